@@ -1,0 +1,451 @@
+//! What happened, as records that one checker judges: from the simulator, from tests with real processes,
+//! from production.
+//!
+//! One record is one JSON object on a line. `Cfg` comes first and `End` last; `seq` grows by one per
+//! source, so that a lost record is seen. The predicates over these records are in `tests/checker/SPEC.md`.
+//!
+//! ```text
+//! {"v":1,"src":"h","seq":7,"t":81200000,"ev":"Link","a":3,"b":1,"state":"cut"}
+//! {"v":1,"src":"p:1.9f2","seq":41,"t":81930211,"ev":"Install","p":[1,2546],"g":0,"lin":"c0","vid":12,
+//!  "members":[[1,2546],[2,77]],"prev":11,"trans":[[1,2546]]}
+//! ```
+
+use alloc::{boxed::Box, collections::BTreeMap, string::String, vec::Vec};
+use core::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Ballot, GroupName, Lineage, NodeId, Token, ViewId};
+
+/// The version of the record format.
+pub const VERSION: u8 = 1;
+
+/// One line of a trace.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// [`VERSION`].
+    pub v: u8,
+    /// Who says so.
+    pub src: Source,
+    /// Grows by one with every record of this source, from 0 or 1.
+    pub seq: u64,
+    /// Nanoseconds on the run's one clock: virtual time in the simulator, `CLOCK_BOOTTIME` in processes.
+    pub t: u64,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// Who emits a record. Fault events are believed only from the harness, outcomes only from clients.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Source {
+    /// `h`: the harness, which injects faults.
+    Harness,
+    /// `p:NODE.INC`: a process under test.
+    Process(Process),
+    /// `c:ID`: a client.
+    Client(String),
+    /// `r:ID`: a resource that checks tokens.
+    Resource(String),
+}
+
+/// The text names no source.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a source: expected h, p:NODE.INC (decimal node, hexadecimal incarnation), c:ID or r:ID")]
+pub struct ParseSourceError;
+
+impl FromStr for Source {
+    type Err = ParseSourceError;
+    fn from_str(text: &str) -> Result<Self, ParseSourceError> {
+        if text == "h" {
+            return Ok(Self::Harness);
+        }
+        match text.split_once(':') {
+            Some(("p", id)) => {
+                let (node, inc) = id.split_once('.').ok_or(ParseSourceError)?;
+                let node = node.parse().map_err(|_| ParseSourceError)?;
+                let inc = u64::from_str_radix(inc, 16).map_err(|_| ParseSourceError)?;
+                Ok(Self::Process(Process(node, inc)))
+            }
+            Some(("c", id)) if !id.is_empty() => Ok(Self::Client(id.into())),
+            Some(("r", id)) if !id.is_empty() => Ok(Self::Resource(id.into())),
+            _ => Err(ParseSourceError),
+        }
+    }
+}
+
+impl TryFrom<String> for Source {
+    type Error = ParseSourceError;
+    fn try_from(text: String) -> Result<Self, ParseSourceError> {
+        text.parse()
+    }
+}
+
+impl From<Source> for String {
+    fn from(source: Source) -> Self {
+        alloc::format!("{source}")
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Harness => f.write_str("h"),
+            Self::Process(p) => write!(f, "p:{}.{:x}", p.0, p.1),
+            Self::Client(id) => write!(f, "c:{id}"),
+            Self::Resource(id) => write!(f, "r:{id}"),
+        }
+    }
+}
+
+/// A process instance, written `[node, inc]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Process(pub u64, pub u64);
+
+impl From<NodeId> for Process {
+    fn from(id: NodeId) -> Self {
+        Self(u64::from(id.node()), id.inc())
+    }
+}
+
+impl fmt::Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{:x}", self.0, self.1)
+    }
+}
+
+/// A group in a trace: 0 is the cluster; a group is named by its name (or a number, in traces of others).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Group {
+    /// By number; 0 is the cluster itself.
+    Number(u64),
+    /// By name.
+    Name(Box<str>),
+}
+
+impl Group {
+    /// The cluster, group 0.
+    pub const CLUSTER: Self = Self::Number(0);
+}
+
+impl Default for Group {
+    fn default() -> Self {
+        Self::CLUSTER
+    }
+}
+
+impl From<&GroupName> for Group {
+    fn from(name: &GroupName) -> Self {
+        Self::Name(name.as_str().into())
+    }
+}
+
+impl fmt::Display for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(0) => f.write_str("cluster"),
+            Self::Number(n) => write!(f, "group {n}"),
+            Self::Name(name) => write!(f, "group {name}"),
+        }
+    }
+}
+
+/// A token as `[lineage number, view, sub]`; the lineage travels beside it, so the first part is 0 here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Tok(pub u64, pub u64, pub u64);
+
+impl Tok {
+    /// The view in which the reign began.
+    pub const fn vid(self) -> u64 {
+        self.1
+    }
+}
+
+impl From<Token> for Tok {
+    fn from(token: Token) -> Self {
+        Self(0, token.get(), 0)
+    }
+}
+
+/// A ballot as `[round, [node, inc]]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Bal(pub u64, pub Process);
+
+impl From<Ballot> for Bal {
+    fn from(ballot: Ballot) -> Self {
+        Self(ballot.round, ballot.node.into())
+    }
+}
+
+/// What a run promises: timing, founding rule and the bounds of the liveness predicates.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Cfg {
+    /// The lease L, in nanoseconds.
+    pub lease: u64,
+    /// The bound on clock drift, as a fraction.
+    pub rho: f64,
+    /// The heartbeat interval, in nanoseconds.
+    #[serde(default)]
+    pub hb: u64,
+    /// `expect` when founding needs a majority of slots, `alone-after` where any node may found after a while
+    /// (then S1-S8 hold per lineage only). Absent means `expect`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bootstrap: Option<String>,
+    /// The founder slots under `expect`, by node number.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub slots: Vec<u64>,
+    /// How many members the core has (K).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub core: Option<u64>,
+    /// Bounds B1..B8 in nanoseconds, by name; what is absent follows from the lease.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub bounds: BTreeMap<String, u64>,
+}
+
+/// Every event of the vocabulary that this build emits or judges.
+///
+/// `P` in a name's comment is the process that the event is about; for taps it is the emitter.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "ev")]
+#[allow(missing_docs, reason = "field names are the vocabulary of SPEC.md; the variants say what they mean")]
+pub enum Event {
+    // Harness.
+    /// The run's configuration; the first record.
+    Cfg(Cfg),
+    /// A process instance starts.
+    Start { p: Process },
+    /// A process instance is gone for good.
+    Crash { p: Process, how: String },
+    /// A process is stopped (SIGSTOP, freezer) ...
+    Pause { p: Process },
+    /// ... and continued.
+    Resume { p: Process },
+    /// The directed link from node `a` to node `b` changes.
+    Link {
+        a: u64,
+        b: u64,
+        state: LinkState,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        par: Option<String>,
+    },
+    /// A clock is tampered with, or its rate is told.
+    Clock {
+        p: Process,
+        kind: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        par: Option<f64>,
+    },
+    /// Global stabilisation time: from here on no fault is injected. `core` lists who is up and connected.
+    #[serde(rename = "GST")]
+    Gst { core: Vec<Process> },
+    /// The last record; a trace without it is truncated.
+    End {},
+
+    // Membership taps.
+    /// P asks to join the cluster (`g` 0) or a group.
+    Join {
+        p: Process,
+        #[serde(default)]
+        g: Group,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        lin: Option<String>,
+    },
+    /// P leaves the cluster or a group of its own will (step-down is `Leave`, then `Join`).
+    Leave {
+        p: Process,
+        #[serde(default)]
+        g: Group,
+    },
+    /// P installs a view. `idx` is the log entry that made it; `snap` says it came by a snapshot, so that
+    /// `prev` is the view's, not P's own.
+    Install {
+        p: Process,
+        #[serde(default)]
+        g: Group,
+        lin: String,
+        vid: u64,
+        members: Vec<Process>,
+        prev: u64,
+        #[serde(default)]
+        trans: Vec<Process>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        idx: Option<u64>,
+        #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+        snap: bool,
+    },
+    /// An observer P learns a view of a group that it is not in.
+    Watch {
+        p: Process,
+        #[serde(default)]
+        g: Group,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        lin: Option<String>,
+        vid: u64,
+        members: Vec<Process>,
+        prev: u64,
+    },
+    /// P learns that it was removed.
+    Evicted { p: Process, vid: u64 },
+    /// P suspects Q.
+    Suspect { p: Process, q: Process, why: String },
+    /// P withdraws a suspicion.
+    Unsuspect { p: Process, q: Process },
+    /// P has no valid lease any more: it is silent until its next `Install` or `Primary`.
+    NoPrimary { p: Process },
+    /// P's lease is valid again, in the same view.
+    Primary { p: Process },
+    /// The core in force from entry `idx` on, by rank (the first is its senior).
+    Core { lin: String, idx: u64, members: Vec<Process> },
+    /// P, a core member, accepts the entry `digest` at `idx` under `ballot`.
+    Accept { p: Process, lin: String, idx: u64, ballot: Bal, digest: String },
+    /// P promises to accept nothing below `ballot`.
+    Promise { p: Process, lin: String, ballot: Bal },
+    /// P grants the coordinator `to` authority until `until` (run's clock, as the granter bounds it).
+    Grant { p: Process, to: Process, until: u64 },
+    /// P has proof that Q is dead. `leased`: P held an unexpired lease when the proof came.
+    Proof {
+        p: Process,
+        q: Process,
+        how: String,
+        #[serde(default)]
+        leased: bool,
+    },
+    /// P's lease ran out.
+    LeaseEnd { p: Process },
+
+    // Leadership.
+    /// P begins to act for the group under a token.
+    LeadStart {
+        p: Process,
+        #[serde(default)]
+        g: Group,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        lin: Option<String>,
+        tok: Tok,
+    },
+    /// P acted as leader.
+    LeadAct {
+        p: Process,
+        #[serde(default)]
+        g: Group,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        lin: Option<String>,
+        tok: Tok,
+        #[serde(default)]
+        op: String,
+    },
+    /// P stopped acting; nothing was done under the token after `until`, if that is given.
+    LeadEnd {
+        p: Process,
+        #[serde(default)]
+        g: Group,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        lin: Option<String>,
+        tok: Tok,
+        why: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        until: Option<u64>,
+    },
+    /// A resource was asked to act under a token, and did (`ok`) or refused.
+    Effect {
+        r: String,
+        #[serde(default)]
+        g: Group,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        lin: Option<String>,
+        tok: Tok,
+        p: Process,
+        #[serde(default)]
+        op: String,
+        ok: bool,
+    },
+    /// A client asked who leads, and was told `p` under `tok`.
+    WhoLeads {
+        c: String,
+        #[serde(default)]
+        g: Group,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        lin: Option<String>,
+        p: Process,
+        tok: Tok,
+    },
+}
+
+/// What a directed link does to messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "the words say it")]
+pub enum LinkState {
+    Ok,
+    Cut,
+    Loss,
+    Delay,
+    Dup,
+    Reorder,
+    Corrupt,
+}
+
+/// How a lineage is written in a trace.
+pub fn lin(lineage: Lineage) -> String {
+    alloc::format!("{lineage}")
+}
+
+/// The number of a view, or 0 for none.
+pub fn vid(view: ViewId) -> u64 {
+    view.get()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::{string::ToString, vec};
+
+    fn record(event: Event) -> Record {
+        Record { v: VERSION, src: Source::Process(Process(1, 0x9f2)), seq: 41, t: 81_930_211, event }
+    }
+
+    #[test]
+    fn a_record_reads_as_the_vocabulary_says() {
+        let install = record(Event::Install {
+            p: Process(1, 2546),
+            g: Group::CLUSTER,
+            lin: "c0".to_string(),
+            vid: 12,
+            members: vec![Process(1, 2546), Process(2, 77)],
+            prev: 11,
+            trans: vec![Process(1, 2546)],
+            idx: None,
+            snap: false,
+        });
+        let text = "{\"v\":1,\"src\":\"p:1.9f2\",\"seq\":41,\"t\":81930211,\"ev\":\"Install\",\"p\":[1,2546],\
+                    \"g\":0,\"lin\":\"c0\",\"vid\":12,\"members\":[[1,2546],[2,77]],\"prev\":11,\"trans\":[[1,2546]]}";
+        assert_eq!(serde_json::to_string(&install).expect("serialises"), text);
+        assert_eq!(serde_json::from_str::<Record>(text).expect("parses"), install);
+    }
+
+    #[test]
+    fn unknown_fields_are_ignored_and_unknown_events_refused() {
+        let gst = "{\"v\":1,\"src\":\"h\",\"seq\":0,\"t\":5,\"ev\":\"GST\",\"core\":[[1,1]],\"note\":\"x\"}";
+        assert!(serde_json::from_str::<Record>(gst).is_ok());
+        let odd = "{\"v\":1,\"src\":\"h\",\"seq\":0,\"t\":5,\"ev\":\"Sing\"}";
+        assert!(serde_json::from_str::<Record>(odd).is_err());
+    }
+
+    #[test]
+    fn sources_survive_their_text() {
+        for text in ["h", "p:1.9f2", "c:8", "r:db"] {
+            assert_eq!(text.parse::<Source>().expect(text).to_string(), text);
+        }
+        for bad in ["", "x", "p:1", "p:1.zz", "c:", "h:1"] {
+            assert!(bad.parse::<Source>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn groups_are_numbers_or_names() {
+        assert_eq!(serde_json::from_str::<Group>("0").expect("number"), Group::CLUSTER);
+        assert_eq!(serde_json::from_str::<Group>("\"kv\"").expect("name"), Group::Name("kv".into()));
+    }
+}
