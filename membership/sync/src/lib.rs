@@ -1,1 +1,23 @@
-//! To come.
+//! The memory that threads share, and nothing else: each cell is small, lives alone and is model-checked.
+//!
+//! | cell | written by | read by | answers |
+//! | --- | --- | --- | --- |
+//! | [`LeaderCell`] under a [`NodeLease`] | the control thread | every application thread | may I act for the group now? |
+//! | [`Snapshot`] | one publisher | every worker | what is the newest table? |
+//! | [`PartitionGate`] | every worker | the mover | is any request still inside? |
+//!
+//! Nothing here waits, does I/O or knows an async runtime. Every ordering is argued beside its line. The
+//! models in `tests/loom_*.rs` name, for each claim, the step whose weakening makes the model fail; run
+//! them with `RUSTFLAGS='--cfg loom' cargo test -p membership-sync --release --target-dir target/loom`.
+#![deny(unsafe_code)]
+
+mod gate;
+mod lease_cell;
+#[cfg(not(loom))]
+mod lease_page;
+mod shim;
+mod snapshot;
+
+pub use gate::{Inside, PartitionGate};
+pub use lease_cell::{LeaderCell, LeaseMemoryError, NodeLease};
+pub use snapshot::{Reader, Snapshot};
