@@ -1,1 +1,27 @@
-//! To come.
+//! The router's pure core: what a request is, which partition it belongs to, and which clone should answer.
+//!
+//! `request -> extract key -> pmap -> RACS -> pick clone (l2P) -> forward`: everything on that line that needs
+//! neither socket nor clock is here. Bytes come in as slices and are described by offsets; time and randomness
+//! are arguments. Strangers' bytes become typed refusals, never panics, and are never repaired.
+//!
+//! | module | question it answers |
+//! | --- | --- |
+//! | [`key`] | what 64-bit number stands for this key? |
+//! | [`pmap`] | which partition, and which RACS holds it? |
+//! | [`l2p`], [`racs`] | which physical server stands for which clone, and which clone acts now? |
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod key;
+pub mod l2p;
+pub mod pmap;
+pub mod racs;
+
+pub use key::KeyHash;
+pub use l2p::{L2p, LogicalId, PhysicalId};
+pub use pmap::{Epoch, PartitionId, Pmap, RacsId};
+pub use racs::Racs;

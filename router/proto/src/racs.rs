@@ -1,0 +1,331 @@
+//! One RACS: ranked clones, who of them acts as leader, and which clone a request goes to.
+
+use alloc::{boxed::Box, vec::Vec};
+
+use membership_types::{Instant, Rank};
+
+use crate::{
+    l2p::{L2p, Loads, LogicalId, PhysicalId},
+    pmap::Epoch,
+};
+
+/// A reliable array of cloned servers, as of one view.
+#[derive(Clone, Debug)]
+pub struct Racs {
+    name: Box<str>,
+    /// In rank order.
+    clones: Box<[LogicalId]>,
+    leader: Option<Rank>,
+    epoch: Epoch,
+}
+
+/// What a request does to the data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// It changes nothing, so any clone may answer it and repeating it harms nobody.
+    Read,
+    /// It may change data, so it is sent once.
+    Update,
+}
+
+/// Who answers reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Reads {
+    /// The better of two clones drawn at random: the one with fewer requests in flight.
+    #[default]
+    LeastLoaded,
+    /// The leader.
+    Leader,
+}
+
+/// Who takes updates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Updates {
+    /// The leader.
+    #[default]
+    Leader,
+    /// Any clone, chosen as for least-loaded reads: for servers without state of their own.
+    Any,
+}
+
+/// How clones are chosen for the two kinds of requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Policy {
+    /// Who answers reads.
+    pub reads: Reads,
+    /// Who takes updates.
+    pub updates: Updates,
+}
+
+impl Policy {
+    /// Whether requests of this kind go to the leader alone.
+    pub fn leader_only(self, access: Access) -> bool {
+        match access {
+            Access::Read => self.reads == Reads::Leader,
+            Access::Update => self.updates == Updates::Leader,
+        }
+    }
+}
+
+/// What a choice is made from, besides the RACS itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Circumstances<'a, L> {
+    /// How the service wants clones chosen.
+    pub policy: Policy,
+    /// Which physical server stands for which clone.
+    pub l2p: &'a L2p,
+    /// What is known of the physical servers.
+    pub loads: &'a L,
+    /// The time.
+    pub now: Instant,
+}
+
+/// The servers that a request has been to in vain.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tried {
+    servers: [Option<PhysicalId>; Self::MAX],
+}
+
+impl Tried {
+    /// How many servers one request may go to.
+    pub const MAX: usize = 3;
+
+    /// Notes a failed attempt. Returns whether another one is allowed.
+    pub fn add(&mut self, server: PhysicalId) -> bool {
+        if let Some(free) = self.servers.iter_mut().find(|tried| tried.is_none()) {
+            *free = Some(server);
+        }
+        self.servers.iter().any(Option::is_none)
+    }
+
+    /// Whether the request was there.
+    pub fn contains(&self, server: PhysicalId) -> bool {
+        self.servers.contains(&Some(server))
+    }
+}
+
+/// Where a request goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pick {
+    /// To this clone.
+    Clone(LogicalId),
+    /// Nowhere yet: the leader is unknown or was tried in vain, or the RACS has no clone at all. The next view
+    /// may tell.
+    Wait,
+    /// Nowhere: every clone was tried in vain.
+    Exhausted,
+}
+
+impl Racs {
+    /// The RACS with these clones in rank order. `epoch` is the view that says so; `leader` is the rank that may
+    /// act, `None` while nobody may.
+    pub fn new(name: &str, clones: Vec<LogicalId>, leader: Option<Rank>, epoch: Epoch) -> Self {
+        let leader = leader.filter(|rank| (rank.get() as usize) < clones.len());
+        Self { name: name.into(), clones: clones.into_boxed_slice(), leader, epoch }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its clones in rank order.
+    pub fn clones(&self) -> &[LogicalId] {
+        &self.clones
+    }
+
+    /// The clone that takes updates, if one may.
+    pub fn leader(&self) -> Option<LogicalId> {
+        self.leader.map(|rank| self.clones[rank.get() as usize])
+    }
+
+    /// The view that this is.
+    pub const fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Chooses the clone for one attempt at a request. `random` is 64 fresh random bits.
+    ///
+    /// Servers that were tried are never chosen again. Servers just seen failing are avoided while another
+    /// clone is left; the leader is never avoided, because nobody can stand in for it.
+    pub fn pick<L: Loads>(
+        &self,
+        access: Access,
+        at: Circumstances<'_, L>,
+        random: u64,
+        tried: &Tried,
+    ) -> Pick {
+        let Circumstances { policy, l2p, loads, now } = at;
+        if policy.leader_only(access) {
+            return match self.leader() {
+                Some(leader) if !tried.contains(l2p.get(leader).physical) => Pick::Clone(leader),
+                _ => Pick::Wait,
+            };
+        }
+        if self.clones.is_empty() {
+            return Pick::Wait;
+        }
+        let untried = |clone: &LogicalId| !tried.contains(l2p.get(*clone).physical);
+        let sound = |clone: &LogicalId| untried(clone) && loads.avoid_until(l2p.get(*clone).physical) <= now;
+        let chosen = self.least_loaded(sound, l2p, loads, random);
+        match chosen.or_else(|| self.least_loaded(untried, l2p, loads, random)) {
+            Some(clone) => Pick::Clone(clone),
+            None => Pick::Exhausted,
+        }
+    }
+
+    /// The power of two choices: draws two different clones among the eligible and takes the less loaded.
+    ///
+    /// Source: Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001.
+    fn least_loaded(
+        &self,
+        eligible: impl Fn(&LogicalId) -> bool,
+        l2p: &L2p,
+        loads: &impl Loads,
+        random: u64,
+    ) -> Option<LogicalId> {
+        let count = self.clones.iter().filter(|clone| eligible(clone)).count() as u64;
+        let nth = |n: u64| self.clones.iter().copied().filter(|clone| eligible(clone)).nth(n as usize);
+        match count {
+            0 => None,
+            1 => nth(0),
+            _ => {
+                let first = (random & 0xffff_ffff) % count;
+                let second = (first + 1 + (random >> 32) % (count - 1)) % count;
+                let (first, second) = (nth(first)?, nth(second)?);
+                let load = |clone| loads.in_flight(l2p.get(clone).physical);
+                Some(if load(second) < load(first) { second } else { first })
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::{format, vec};
+    use core::time::Duration;
+
+    use crate::l2p::{Logical, Physicals};
+    use membership_types::Rng;
+
+    struct Fixed {
+        in_flight: Vec<u32>,
+        avoid_until: Vec<Instant>,
+    }
+
+    impl Loads for Fixed {
+        fn in_flight(&self, server: PhysicalId) -> u32 {
+            self.in_flight[server.index()]
+        }
+        fn avoid_until(&self, server: PhysicalId) -> Instant {
+            self.avoid_until[server.index()]
+        }
+    }
+
+    const NOW: Instant = Instant::from_nanos(1_000_000);
+
+    fn circumstances<'a>(policy: Policy, l2p: &'a L2p, loads: &'a Fixed) -> Circumstances<'a, Fixed> {
+        Circumstances { policy, l2p, loads, now: NOW }
+    }
+
+    fn three() -> (Racs, L2p, Fixed) {
+        let mut l2p = L2p::default();
+        let mut physicals = Physicals::default();
+        let clones = (0..3)
+            .map(|at| {
+                let addr = format!("127.0.0.1:{}", 9000 + at).parse().unwrap();
+                l2p.add(Logical { name: format!("c{at}").into(), physical: physicals.id_of(addr), addr })
+            })
+            .collect();
+        let loads = Fixed { in_flight: vec![0; 3], avoid_until: vec![Instant::ZERO; 3] };
+        (Racs::new("r", clones, Some(Rank::LEADER), Epoch::new(7)), l2p, loads)
+    }
+
+    fn picks(racs: &Racs, l2p: &L2p, loads: &Fixed, access: Access, tried: &Tried) -> [u32; 3] {
+        let mut rng = Rng::seeded(1);
+        let mut hits = [0; 3];
+        for _ in 0..3000 {
+            match racs.pick(access, circumstances(Policy::default(), l2p, loads), rng.next_u64(), tried) {
+                Pick::Clone(clone) => hits[l2p.get(clone).physical.index()] += 1,
+                other => panic!("{other:?}"),
+            }
+        }
+        hits
+    }
+
+    #[test]
+    fn equal_clones_share_reads_and_updates_stay_with_the_leader() {
+        let (racs, l2p, loads) = three();
+        let hits = picks(&racs, &l2p, &loads, Access::Read, &Tried::default());
+        assert!(hits.iter().all(|&n| n > 800), "{hits:?}");
+        assert_eq!(picks(&racs, &l2p, &loads, Access::Update, &Tried::default()), [3000, 0, 0]);
+    }
+
+    #[test]
+    fn the_busiest_of_three_is_never_the_better_of_two() {
+        let (racs, l2p, mut loads) = three();
+        loads.in_flight = vec![5, 90, 7];
+        let hits = picks(&racs, &l2p, &loads, Access::Read, &Tried::default());
+        assert_eq!(hits[1], 0);
+        assert!(hits[0] > hits[2], "{hits:?}");
+    }
+
+    #[test]
+    fn a_server_just_seen_failing_is_avoided_until_it_is_the_last() {
+        let (racs, l2p, mut loads) = three();
+        loads.avoid_until[0] = NOW.after(Duration::from_millis(1));
+        assert_eq!(picks(&racs, &l2p, &loads, Access::Read, &Tried::default())[0], 0);
+        loads.avoid_until = vec![NOW.after(Duration::from_millis(1)); 3];
+        let hits = picks(&racs, &l2p, &loads, Access::Read, &Tried::default());
+        assert!(hits.iter().all(|&n| n > 800), "all avoided is as good as none: {hits:?}");
+        loads.avoid_until = vec![NOW; 3];
+        assert!(picks(&racs, &l2p, &loads, Access::Read, &Tried::default())[0] > 0);
+    }
+
+    #[test]
+    fn tried_servers_are_not_tried_again() {
+        let (racs, l2p, loads) = three();
+        let pick = |access, tried: &Tried| {
+            let at = circumstances(Policy::default(), &l2p, &loads);
+            racs.pick(access, at, 0x0000_0001_0000_0002, tried)
+        };
+        let mut tried = Tried::default();
+        let mut seen = vec![];
+        while let Pick::Clone(clone) = pick(Access::Read, &tried) {
+            let server = l2p.get(clone).physical;
+            assert!(!seen.contains(&server));
+            seen.push(server);
+            assert_eq!(tried.add(server), seen.len() < Tried::MAX);
+        }
+        assert_eq!(seen.len(), 3);
+        assert_eq!(pick(Access::Read, &tried), Pick::Exhausted);
+        assert_eq!(pick(Access::Update, &tried), Pick::Wait, "another view may bring another leader");
+    }
+
+    #[test]
+    fn without_leader_updates_wait_and_reads_go_on() {
+        let (racs, l2p, loads) = three();
+        let racs = Racs::new("r", racs.clones().to_vec(), None, Epoch::new(8));
+        let tried = Tried::default();
+        let pick =
+            |racs: &Racs, access, policy| racs.pick(access, circumstances(policy, &l2p, &loads), 0, &tried);
+        assert_eq!(pick(&racs, Access::Update, Policy::default()), Pick::Wait);
+        assert!(matches!(pick(&racs, Access::Read, Policy::default()), Pick::Clone(_)));
+        let any = Policy { updates: Updates::Any, ..Policy::default() };
+        assert!(matches!(pick(&racs, Access::Update, any), Pick::Clone(_)));
+        let leader = Policy { reads: Reads::Leader, ..Policy::default() };
+        assert_eq!(pick(&racs, Access::Read, leader), Pick::Wait);
+        let nobody = Racs::new("r", vec![], Some(Rank::LEADER), Epoch::new(9));
+        assert_eq!(pick(&nobody, Access::Read, Policy::default()), Pick::Wait);
+    }
+
+    #[test]
+    fn logical_servers_at_one_address_share_a_physical_one() {
+        let mut physicals = Physicals::default();
+        let a = physicals.id_of("127.0.0.1:1".parse().unwrap());
+        let b = physicals.id_of("127.0.0.1:2".parse().unwrap());
+        assert_ne!(a, b);
+        assert_eq!(physicals.id_of("127.0.0.1:1".parse().unwrap()), a);
+    }
+}
