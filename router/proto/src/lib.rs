@@ -9,6 +9,8 @@
 //! | [`key`] | what 64-bit number stands for this key? |
 //! | [`pmap`] | which partition, and which RACS holds it? |
 //! | [`l2p`], [`racs`] | which physical server stands for which clone, and which clone acts now? |
+//! | [`http`] | where does this message end, and which of its bytes go on? |
+//! | [`extract`] | where in the request is the key? |
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -16,6 +18,8 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod extract;
+pub mod http;
 pub mod key;
 pub mod l2p;
 pub mod pmap;

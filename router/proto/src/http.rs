@@ -1,0 +1,148 @@
+//! HTTP/1.1 as a router must read it: where a message ends, what it asks, and which of its bytes go on.
+//!
+//! Nothing is repaired. Two readers who disagree on where a message ends let a stranger smuggle a request past
+//! one of them, so whatever RFC 9112 calls malformed, and whatever it merely tolerates, is refused with a typed
+//! [`Refusal`]. Heads are described by offsets and forwarded as slices of the bytes that came in, minus the
+//! fields that concern one hop only.
+
+mod chunked;
+mod fields;
+mod framing;
+mod head;
+
+pub use chunked::{Advance, ChunkedScanner};
+pub use fields::{Field, Fields, Span};
+pub use framing::Body;
+pub use head::{HeadScan, Method, RequestHead, ResponseHead, Version};
+
+/// The longest head, request line and blank line included, in bytes.
+pub const MAX_HEAD: usize = 32 * 1024;
+
+/// The most fields in a head.
+pub const MAX_FIELDS: usize = 100;
+
+/// Why a message was refused. None of its bytes may go on, and its connection ends: nobody can say where the
+/// next message starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// The first byte cannot start a request.
+    #[error("this is not HTTP")]
+    NotHttp,
+    /// A request of HTTP/0.9: a line without a version.
+    #[error("HTTP/0.9 is not served; use HTTP/1.1")]
+    Http09,
+    /// The preface of HTTP/2 with prior knowledge.
+    #[error("HTTP/2 is not built yet; use HTTP/1.1")]
+    Http2,
+    /// Neither HTTP/1.0 nor HTTP/1.1.
+    #[error("the version is neither HTTP/1.1 nor HTTP/1.0")]
+    Version,
+    /// The request line is not `method SP target SP version CRLF`.
+    #[error("malformed request line")]
+    RequestLine,
+    /// The status line is not `version SP status SP reason CRLF`.
+    #[error("malformed status line")]
+    StatusLine,
+    /// The target has bytes that no target may have, or none of the four forms.
+    #[error("malformed request target")]
+    Target,
+    /// The head is longer than [`MAX_HEAD`].
+    #[error("the head is longer than 32 KiB")]
+    HeadTooLong,
+    /// The head has more than [`MAX_FIELDS`] fields.
+    #[error("the head has more than 100 fields")]
+    TooManyFields,
+    /// A line ends in LF without CR.
+    #[error("a line ends in a bare LF")]
+    BareLf,
+    /// A CR is not followed by LF.
+    #[error("a CR is not followed by LF")]
+    BareCr,
+    /// A field goes on in the next line.
+    #[error("a field is folded over two lines")]
+    ObsFold,
+    /// White space between a field's name and its colon.
+    #[error("white space before a colon")]
+    SpaceBeforeColon,
+    /// A field's name is empty or has bytes that no name may have, or it imitates a framing field.
+    #[error("malformed field name")]
+    FieldName,
+    /// A field's value has NUL or another control character.
+    #[error("a field's value has a control character")]
+    FieldValue,
+    /// `Content-Length` is not a number in digits.
+    #[error("Content-Length is not a number")]
+    ContentLength,
+    /// `Content-Length` is given twice, equal or not.
+    #[error("Content-Length is given more than once")]
+    RepeatedContentLength,
+    /// Both `Content-Length` and `Transfer-Encoding`.
+    #[error("both Content-Length and Transfer-Encoding")]
+    TwoFramings,
+    /// `Transfer-Encoding` is not exactly `chunked`, or is given twice.
+    #[error("Transfer-Encoding is not exactly \"chunked\"")]
+    TransferEncoding,
+    /// `Transfer-Encoding` in a message of HTTP/1.0, which has none.
+    #[error("Transfer-Encoding in HTTP/1.0")]
+    TransferEncodingIn10,
+    /// A request of HTTP/1.1 without `Host`.
+    #[error("Host is missing")]
+    MissingHost,
+    /// `Host` is given twice.
+    #[error("Host is given more than once")]
+    RepeatedHost,
+    /// `Host` is not a host with an optional port.
+    #[error("malformed Host")]
+    Host,
+    /// The target names another authority than `Host`.
+    #[error("the request target and Host disagree")]
+    HostMismatch,
+    /// `Connection` is malformed, too long, or names a field that frames or addresses the message.
+    #[error("Connection is malformed, or names a field that does not concern one hop only")]
+    Connection,
+    /// `Expect` wants something other than `100-continue`.
+    #[error("an expectation other than 100-continue")]
+    Expect,
+    /// The request wants to change the protocol of its connection.
+    #[error("changing protocols (Upgrade) is not built yet")]
+    Upgrade,
+    /// The request wants a tunnel.
+    #[error("CONNECT is not built yet")]
+    Connect,
+    /// A chunk's size is not 1 to 15 hexadecimal digits.
+    #[error("malformed chunk size")]
+    ChunkSize,
+    /// A chunk extension is malformed or too long.
+    #[error("malformed or oversized chunk extension")]
+    ChunkExtension,
+    /// A chunk's data is not followed by CRLF.
+    #[error("a chunk does not end in CRLF")]
+    ChunkEnd,
+    /// The trailer section is malformed, too long, or has a field that frames or addresses a message.
+    #[error("malformed, oversized or forbidden trailer field")]
+    Trailer,
+    /// The field that holds the key is given twice, so which one the server reads is anybody's guess.
+    #[error("the field that holds the key is given more than once")]
+    RepeatedKey,
+    /// The path holds the key and has `.` or `..` segments, so the server may read another key out of it.
+    #[error("the path holds the key and has a . or .. segment")]
+    DotSegment,
+    /// The key has a `%` that is not followed by two hexadecimal digits.
+    #[error("the key has a malformed percent-encoding")]
+    KeyEncoding,
+    /// A response that says "switching protocols" to a request that did not ask for it.
+    #[error("the server switches protocols unasked")]
+    UnaskedUpgrade,
+}
+
+impl Refusal {
+    /// The status that tells the client: 400, or 417 and 501 where those say it better.
+    pub const fn status(self) -> u16 {
+        match self {
+            Self::Upgrade | Self::Connect => 501,
+            Self::Expect => 417,
+            _ => 400,
+        }
+    }
+}
