@@ -11,6 +11,7 @@
 //! | [`l2p`], [`racs`] | which physical server stands for which clone, and which clone acts now? |
 //! | [`http`] | where does this message end, and which of its bytes go on? |
 //! | [`extract`] | where in the request is the key? |
+//! | [`resp`] | the same questions for Redis commands and replies, pipelined and split by partition |
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -24,6 +25,7 @@ pub mod key;
 pub mod l2p;
 pub mod pmap;
 pub mod racs;
+pub mod resp;
 
 pub use key::KeyHash;
 pub use l2p::{L2p, LogicalId, PhysicalId};

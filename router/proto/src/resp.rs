@@ -1,0 +1,66 @@
+//! The Redis protocol (RESP2) as a router must read it: where commands and replies end, which key decides,
+//! how a command over many keys is split by server, and in which order replies leave.
+//!
+//! Nothing is decoded into objects: commands and replies are byte ranges that are copied once into the buffer
+//! they leave from.
+
+mod command;
+mod local;
+mod pipeline;
+mod reorder;
+mod reply;
+mod request;
+mod split;
+
+pub use command::{Command, Family, Keys, Local, MAX_NAME, lookup};
+pub use local::{After, answer};
+pub use pipeline::{Flight, Pipeline, Sent};
+pub use reorder::{Reorder, Seq};
+pub use reply::{ReplyError, ReplyScanner};
+pub use request::{Args, Limits, ProtocolError, Scan, Scanner};
+pub use split::{Gather, SubCommand};
+
+/// Appends an integer in decimal.
+fn push_number(out: &mut alloc::vec::Vec<u8>, number: u64) {
+    let mut digits = [0; 20];
+    let mut at = digits.len();
+    let mut rest = number;
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[at..]);
+}
+
+/// Appends a header line such as `*3\r\n`.
+fn push_header(out: &mut alloc::vec::Vec<u8>, kind: u8, number: u64) {
+    out.push(kind);
+    push_number(out, number);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Appends a bulk string.
+fn push_bulk(out: &mut alloc::vec::Vec<u8>, text: &[u8]) {
+    push_header(out, b'$', text.len() as u64);
+    out.extend_from_slice(text);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Appends an error reply: `-`, the text with line ends made harmless, CRLF.
+pub fn push_error(out: &mut alloc::vec::Vec<u8>, text: core::fmt::Arguments<'_>) {
+    struct OneLine<'a>(&'a mut alloc::vec::Vec<u8>);
+    impl core::fmt::Write for OneLine<'_> {
+        fn write_str(&mut self, text: &str) -> core::fmt::Result {
+            self.0.extend(text.bytes().map(|byte| if byte < b' ' { b' ' } else { byte }));
+            Ok(())
+        }
+    }
+    out.push(b'-');
+    // Writing to a vector cannot fail, and a value that cannot print itself leaves a shorter line.
+    let _ = core::fmt::write(&mut OneLine(out), text);
+    out.extend_from_slice(b"\r\n");
+}

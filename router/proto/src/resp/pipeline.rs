@@ -1,0 +1,184 @@
+//! One connection to a server, shared by many clients: commands in the order sent, each kept until answered.
+
+use alloc::{collections::VecDeque, vec::Vec};
+
+/// How far a command got before its connection failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// Not whole: the server cannot have executed it, for it never saw its end.
+    Not,
+    /// Whole: nobody knows whether it was executed.
+    Perhaps,
+}
+
+/// A command that a failed connection leaves behind.
+#[derive(Debug)]
+pub struct Flight<'a, T> {
+    /// Whose it is.
+    pub tag: T,
+    /// The command as it was sent, or would have been.
+    pub command: &'a [u8],
+    /// How far it got.
+    pub sent: Sent,
+}
+
+#[derive(Clone, Debug)]
+struct Pending<T> {
+    tag: T,
+    len: u32,
+}
+
+/// The outbound bytes of one connection, and whom each reply is for.
+///
+/// Commands stay in the buffer until they are answered, so that a failed connection gives them back without a
+/// second copy having been kept.
+#[derive(Clone, Debug)]
+pub struct Pipeline<T> {
+    bytes: Vec<u8>,
+    /// Where the oldest unanswered command starts.
+    head: usize,
+    /// What has been written to the connection ends here.
+    written: usize,
+    pending: VecDeque<Pending<T>>,
+}
+
+impl<T> Default for Pipeline<T> {
+    fn default() -> Self {
+        Self { bytes: Vec::new(), head: 0, written: 0, pending: VecDeque::new() }
+    }
+}
+
+impl<T> Pipeline<T> {
+    /// Appends a command; `tag` comes back with its reply.
+    pub fn push(&mut self, command: &[u8], tag: T) {
+        self.bytes.extend_from_slice(command);
+        let len = u32::try_from(command.len()).expect("commands are limited far below 4 GiB");
+        self.pending.push_back(Pending { tag, len });
+    }
+
+    /// How many commands have no reply yet.
+    pub fn len(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Whether every command has its reply.
+    pub fn is_empty(&self) -> bool {
+        self.pending.is_empty()
+    }
+
+    /// The bytes to write next.
+    pub fn unwritten(&self) -> &[u8] {
+        &self.bytes[self.written..]
+    }
+
+    /// Notes that the first `len` of [`Pipeline::unwritten`] were written.
+    ///
+    /// # Panics
+    /// If there were not as many.
+    pub fn wrote(&mut self, len: usize) {
+        self.written += len;
+        assert!(self.written <= self.bytes.len(), "more written than there was");
+    }
+
+    /// Takes the oldest command off, because its reply is there. `None` if no command was written whole that could
+    /// be answered: the server speaks unasked.
+    pub fn answered(&mut self) -> Option<T> {
+        let len = self.pending.front()?.len as usize;
+        if self.head + len > self.written {
+            return None;
+        }
+        self.head += len;
+        let tag = self.pending.pop_front()?.tag;
+        self.tidy();
+        Some(tag)
+    }
+
+    /// The connection failed: hands every unanswered command to `each`, oldest first, and starts anew.
+    pub fn fail(&mut self, mut each: impl FnMut(Flight<'_, T>)) {
+        let mut start = self.head;
+        for Pending { tag, len } in self.pending.drain(..) {
+            let end = start + len as usize;
+            let sent = if end <= self.written { Sent::Perhaps } else { Sent::Not };
+            each(Flight { tag, command: &self.bytes[start..end], sent });
+            start = end;
+        }
+        self.bytes.clear();
+        (self.head, self.written) = (0, 0);
+    }
+
+    fn tidy(&mut self) {
+        const WORTHWHILE: usize = 64 * 1024;
+        if self.head == self.bytes.len() {
+            self.bytes.clear();
+            self.bytes.shrink_to(4 * WORTHWHILE);
+            (self.head, self.written) = (0, 0);
+        } else if self.head > WORTHWHILE && self.head > self.bytes.len() / 2 {
+            self.bytes.drain(..self.head);
+            self.written -= self.head;
+            self.head = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::{format, vec};
+    use membership_types::Rng;
+
+    #[test]
+    fn tags_come_back_in_order_and_bytes_leave_once() {
+        let mut rng = Rng::seeded(9);
+        let (mut pipeline, mut wire, mut sent, mut expected) = (Pipeline::default(), vec![], vec![], 0);
+        for tag in 0..20_000u32 {
+            let command = format!("command {tag};").into_bytes();
+            pipeline.push(&command, tag);
+            sent.extend_from_slice(&command);
+            let len = rng.below(pipeline.unwritten().len() as u64 + 1) as usize;
+            wire.extend_from_slice(&pipeline.unwritten()[..len]);
+            pipeline.wrote(len);
+            while rng.chance(650) {
+                match pipeline.answered() {
+                    Some(answered) => {
+                        assert_eq!(answered, expected);
+                        expected += 1;
+                    }
+                    None => break,
+                }
+            }
+            assert!(pipeline.bytes.len() < 200 * 1024);
+        }
+        assert_eq!(wire, sent[..wire.len()]);
+        assert!(expected > 15_000, "{expected}");
+    }
+
+    #[test]
+    fn a_failed_connection_tells_what_the_server_may_have_seen() {
+        let mut pipeline = Pipeline::default();
+        for tag in 0..4 {
+            pipeline.push(b"12345", tag);
+        }
+        pipeline.wrote(14);
+        assert_eq!(pipeline.answered(), Some(0));
+        let mut left = vec![];
+        pipeline.fail(|flight| left.push((flight.tag, flight.command.to_vec(), flight.sent)));
+        // The third is one byte short: a server that waits for that byte cannot have executed it.
+        let command = b"12345".to_vec();
+        assert_eq!(
+            left,
+            [(1, command.clone(), Sent::Perhaps), (2, command.clone(), Sent::Not), (3, command, Sent::Not)]
+        );
+        assert!(pipeline.is_empty() && pipeline.unwritten().is_empty());
+    }
+
+    #[test]
+    fn a_reply_before_its_command_was_sent_is_nobodys() {
+        let mut pipeline = Pipeline::default();
+        assert_eq!(pipeline.answered(), None::<u32>);
+        pipeline.push(b"12345", 1);
+        pipeline.wrote(4);
+        assert_eq!(pipeline.answered(), None);
+        pipeline.wrote(1);
+        assert_eq!(pipeline.answered(), Some(1));
+    }
+}

@@ -1,0 +1,235 @@
+//! Commands as clients send them: arrays of bulk strings, walked in place.
+
+use alloc::vec::Vec;
+use core::ops::Range;
+
+/// How large a command may be. Nothing is reserved ahead of the bytes that have arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Most arguments, the command's name included.
+    pub args: usize,
+    /// Longest argument, in bytes.
+    pub bulk: usize,
+    /// Longest command, in bytes. Below 2^32.
+    pub command: usize,
+}
+
+impl Default for Limits {
+    /// 1 Mi arguments as in Redis, 8 MiB an argument, 64 MiB a command.
+    fn default() -> Self {
+        Self { args: 1 << 20, bulk: 8 << 20, command: 64 << 20 }
+    }
+}
+
+/// The longest inline command, in bytes. Only people at a terminal write them.
+const MAX_INLINE: usize = 1024;
+
+/// Where a command's arguments lie, as offsets from its first byte.
+#[derive(Clone, Debug, Default)]
+pub struct Args(Vec<(u32, u32)>);
+
+impl Args {
+    /// How many arguments there are, the command's name included.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The bytes of an argument; `command` is what was scanned.
+    ///
+    /// # Panics
+    /// If there is no such argument.
+    pub fn get<'a>(&self, command: &'a [u8], at: usize) -> &'a [u8] {
+        let (start, end) = self.0[at];
+        &command[start as usize..end as usize]
+    }
+
+    /// The bytes of an argument with its `$len` line and its line end, ready to go into another command.
+    ///
+    /// # Panics
+    /// If there is no such argument.
+    pub fn raw<'a>(&self, command: &'a [u8], at: usize) -> &'a [u8] {
+        let (start, end) = self.0[at];
+        let len = end - start;
+        let digits = len.checked_ilog10().unwrap_or(0) + 1; // lengths are written without leading zeros
+        let header = digits + 3;
+        &command[(start - header) as usize..end as usize + 2]
+    }
+
+    /// Forgets the arguments, keeps the room.
+    fn clear(&mut self) {
+        self.0.clear();
+        self.0.shrink_to(1024);
+    }
+}
+
+/// What the bytes so far amount to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scan {
+    /// Bytes are missing.
+    Incomplete,
+    /// A command of this many bytes, whose arguments are in [`Args`]: at least one.
+    Command(usize),
+    /// An inline command of this many bytes, line end included; its words are in [`Args`], perhaps none.
+    Inline(usize),
+    /// An empty array of this many bytes: Redis answers nothing to it.
+    Empty(usize),
+}
+
+/// The client does not speak RESP. Its connection ends, for nobody can say where the next command starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProtocolError {
+    /// The number of arguments is not one, or beyond the limit.
+    #[error("Protocol error: invalid multibulk length")]
+    ArgCount,
+    /// An argument does not start with `$`.
+    #[error("Protocol error: expected '$', got {0:?}")]
+    ExpectedBulk(char),
+    /// An argument's length is not a number without leading zeros, or beyond the limit.
+    #[error("Protocol error: invalid bulk length")]
+    BulkLength,
+    /// An argument is not followed by CRLF.
+    #[error("Protocol error: an argument does not end in CRLF")]
+    BulkEnd,
+    /// The command is longer than the limit.
+    #[error("Protocol error: too big command")]
+    TooLong,
+    /// An inline command is too long or has control characters.
+    #[error("Protocol error: malformed inline command")]
+    Inline,
+}
+
+/// Finds commands in a buffer that grows. Resumes where it stopped, so that a large command that comes in many
+/// pieces is walked once.
+#[derive(Clone, Debug, Default)]
+pub struct Scanner {
+    /// Offset of the next header line from the command's first byte; 0 before the array's.
+    at: usize,
+    /// Arguments still to come.
+    left: usize,
+}
+
+impl Scanner {
+    /// Looks for a whole command at the start of `input`. Between calls that answer [`Scan::Incomplete`] the
+    /// input may move in memory and grow, but its bytes stay.
+    ///
+    /// # Errors
+    /// See [`ProtocolError`]; the scanner is of no further use.
+    pub fn scan(&mut self, input: &[u8], args: &mut Args, limits: &Limits) -> Result<Scan, ProtocolError> {
+        if self.at == 0 {
+            match input.first() {
+                None => return Ok(Scan::Incomplete),
+                Some(b'*') => {}
+                Some(_) => return inline(input, args),
+            }
+            let Some((count, next)) = number(input, 1, ProtocolError::ArgCount)? else {
+                return Ok(Scan::Incomplete);
+            };
+            args.clear();
+            match count {
+                Number::MinusOne | Number::Is(0) => return Ok(Scan::Empty(next)),
+                Number::Is(count) if count <= limits.args => self.left = count,
+                Number::Is(_) => return Err(ProtocolError::ArgCount),
+            }
+            self.at = next;
+        }
+        while self.left > 0 {
+            match input.get(self.at) {
+                None => return Ok(Scan::Incomplete),
+                Some(b'$') => {}
+                Some(&other) => return Err(ProtocolError::ExpectedBulk(other as char)),
+            }
+            let Some((len, start)) = number(input, self.at + 1, ProtocolError::BulkLength)? else {
+                return Ok(Scan::Incomplete);
+            };
+            let Number::Is(len) = len else { return Err(ProtocolError::BulkLength) };
+            if len > limits.bulk {
+                return Err(ProtocolError::BulkLength);
+            }
+            let end = start + len;
+            if end + 2 > limits.command {
+                return Err(ProtocolError::TooLong);
+            }
+            match input.get(end..end + 2) {
+                None => return Ok(Scan::Incomplete),
+                Some(b"\r\n") => {}
+                Some(_) => return Err(ProtocolError::BulkEnd),
+            }
+            args.0.push((start as u32, end as u32));
+            self.at = end + 2;
+            self.left -= 1;
+        }
+        let len = self.at;
+        self.at = 0;
+        Ok(Scan::Command(len))
+    }
+
+    /// How many bytes the command in hand needs at least, as far as is known: room worth having.
+    pub fn wants(&self, input: &[u8]) -> usize {
+        match number(input, self.at + 1, ProtocolError::BulkLength) {
+            Ok(Some((Number::Is(len), start))) if self.at > 0 => start.saturating_add(len).saturating_add(2),
+            _ => input.len() + 1,
+        }
+    }
+}
+
+enum Number {
+    MinusOne,
+    Is(usize),
+}
+
+/// Reads a canonical number and its CRLF. Returns the number and the offset behind the CRLF, `None` while bytes
+/// are missing.
+fn number(input: &[u8], from: usize, error: ProtocolError) -> Result<Option<(Number, usize)>, ProtocolError> {
+    let mut at = from;
+    let mut value = 0usize;
+    loop {
+        match input.get(at) {
+            None => return Ok(None),
+            // 2^31 is beyond every limit and far from overflow.
+            Some(digit @ b'0'..=b'9') if value < 1 << 31 => value = value * 10 + usize::from(digit - b'0'),
+            Some(b'\r') if at > from => break,
+            Some(b'-') if at == from => match input.get(from..(from + 4).min(input.len())) {
+                Some(b"-1\r\n") => return Ok(Some((Number::MinusOne, from + 4))),
+                Some(part) if b"-1\r\n".starts_with(part) => return Ok(None),
+                _ => return Err(error),
+            },
+            Some(_) => return Err(error),
+        }
+        at += 1;
+    }
+    if at > from + 1 && input[from] == b'0' {
+        return Err(error);
+    }
+    match input.get(at + 1) {
+        None => Ok(None),
+        Some(b'\n') => Ok(Some((Number::Is(value), at + 2))),
+        Some(_) => Err(error),
+    }
+}
+
+fn inline(input: &[u8], args: &mut Args) -> Result<Scan, ProtocolError> {
+    let Some(lf) = memchr::memchr(b'\n', &input[..input.len().min(MAX_INLINE)]) else {
+        return if input.len() >= MAX_INLINE { Err(ProtocolError::Inline) } else { Ok(Scan::Incomplete) };
+    };
+    let line = input[..lf].strip_suffix(b"\r").unwrap_or(&input[..lf]);
+    if line.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t') {
+        return Err(ProtocolError::Inline);
+    }
+    args.clear();
+    let is_space = |at: usize| matches!(line[at], b' ' | b'\t');
+    let mut at = 0;
+    while at < line.len() {
+        let word: Range<usize> = at..(at..line.len()).find(|&at| is_space(at)).unwrap_or(line.len());
+        at = word.end + 1;
+        if !word.is_empty() {
+            args.0.push((word.start as u32, word.end as u32));
+        }
+    }
+    Ok(Scan::Inline(lf + 1))
+}

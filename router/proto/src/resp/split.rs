@@ -1,0 +1,163 @@
+//! A command over many keys whose keys live on several servers: one command per server, one reply out of theirs.
+
+use alloc::vec::Vec;
+
+use super::{
+    Args, Family, push_error, push_header,
+    reply::{ReplyScanner, length},
+};
+
+/// The part of a split command that goes to one server.
+#[derive(Clone, Copy, Debug)]
+pub struct SubCommand<'a> {
+    command: &'a [u8],
+    args: &'a Args,
+    family: Family,
+}
+
+impl<'a> SubCommand<'a> {
+    /// Parts of this command, as it was scanned.
+    pub const fn of(command: &'a [u8], args: &'a Args, family: Family) -> Self {
+        Self { command, args, family }
+    }
+
+    /// How many keys the whole command has, or `None` if its arguments do not come out even.
+    pub fn keys(&self) -> Option<usize> {
+        let (rest, step) = (self.args.len() - 1, self.family.step());
+        (rest > 0 && rest.is_multiple_of(step)).then_some(rest / step)
+    }
+
+    /// The key at this position, from 0.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn key(&self, at: usize) -> &'a [u8] {
+        self.args.get(self.command, 1 + at * self.family.step())
+    }
+
+    /// Appends the sub-command of `part`: that of the keys whose entry in `parts` says so, in their order.
+    pub fn write(&self, parts: &[u16], part: u16, out: &mut Vec<u8>) {
+        let step = self.family.step();
+        let count = parts.iter().filter(|&&of| of == part).count();
+        push_header(out, b'*', (1 + count * step) as u64);
+        out.extend_from_slice(self.args.raw(self.command, 0));
+        for (at, _) in parts.iter().enumerate().filter(|&(_, &of)| of == part) {
+            for arg in 0..step {
+                out.extend_from_slice(self.args.raw(self.command, 1 + at * step + arg));
+            }
+        }
+    }
+}
+
+/// The replies to the parts of one split command, until all are there.
+#[derive(Clone, Debug)]
+pub struct Gather {
+    family: Family,
+    /// Which part each key went to, in the order of the keys.
+    parts: Vec<u16>,
+    replies: Vec<Option<Vec<u8>>>,
+    missing: usize,
+}
+
+impl Gather {
+    /// Waits for `count` replies; `parts` says which part each key belongs to.
+    pub fn new(family: Family, parts: Vec<u16>, count: u16) -> Self {
+        debug_assert!(parts.iter().all(|&part| part < count));
+        Self { family, parts, replies: alloc::vec![None; count.into()], missing: count.into() }
+    }
+
+    /// Takes the reply to one part. Returns whether all are there.
+    ///
+    /// # Panics
+    /// If the part has its reply already.
+    pub fn put(&mut self, part: u16, reply: &[u8]) -> bool {
+        let place = &mut self.replies[usize::from(part)];
+        assert!(place.replace(reply.to_vec()).is_none(), "a second reply for one part");
+        self.missing -= 1;
+        self.missing == 0
+    }
+
+    /// Bytes of the replies so far.
+    pub fn kept(&self) -> usize {
+        self.replies.iter().flatten().map(Vec::len).sum()
+    }
+
+    /// Appends the one reply that the client waits for.
+    ///
+    /// `MGET`: one element per key, in the order of the keys; where a part failed, its error stands for each of its
+    /// keys. `MSET`: `OK`, or the first error. The counting ones: the sum, or the first error.
+    ///
+    /// # Panics
+    /// If a reply is missing.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        let replies: Vec<&[u8]> =
+            self.replies.iter().map(|reply| reply.as_deref().expect("all replies are there")).collect();
+        match self.family {
+            Family::Mget => self.write_array(&replies, out),
+            Family::Mset => match replies.iter().find(|reply| **reply != b"+OK\r\n") {
+                None => out.extend_from_slice(b"+OK\r\n"),
+                Some(other) => push_failure(other, "MSET", out),
+            },
+            Family::CountUpdate | Family::CountRead => {
+                let mut sum = 0u64;
+                for reply in replies {
+                    match integer(reply) {
+                        Some(count) => sum += count,
+                        None => return push_failure(reply, "counting command", out),
+                    }
+                }
+                push_header(out, b':', sum);
+            }
+        }
+    }
+
+    fn write_array(&self, replies: &[&[u8]], out: &mut Vec<u8>) {
+        let mut elements: Vec<Elements<'_>> = (0u16..)
+            .zip(replies)
+            .map(|(part, reply)| Elements::of(reply, self.parts.iter().filter(|&&of| of == part).count()))
+            .collect();
+        push_header(out, b'*', self.parts.len() as u64);
+        for &part in &self.parts {
+            match elements[usize::from(part)].next() {
+                Some(element) => out.extend_from_slice(element),
+                None => push_failure(replies[usize::from(part)], "MGET", out),
+            }
+        }
+    }
+}
+
+/// The elements of an array reply that has as many as it should; none of any other reply.
+struct Elements<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Elements<'a> {
+    fn of(reply: &'a [u8], count: usize) -> Self {
+        let parse = || {
+            let lf = memchr::memchr(b'\n', reply)?;
+            let line = reply[..lf].strip_suffix(b"\r")?.strip_prefix(b"*")?;
+            (length(line).ok()? == Some(count as u64)).then_some(&reply[lf + 1..])
+        };
+        Self { rest: parse().unwrap_or_default() }
+    }
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let len = ReplyScanner::default().scan(self.rest).ok().flatten()?;
+        let (element, rest) = self.rest.split_at(len);
+        self.rest = rest;
+        Some(element)
+    }
+}
+
+fn integer(reply: &[u8]) -> Option<u64> {
+    length(reply.strip_prefix(b":")?.strip_suffix(b"\r\n")?).ok().flatten()
+}
+
+/// Passes an error on as it is; says so of anything else that does not fit.
+fn push_failure(reply: &[u8], what: &str, out: &mut Vec<u8>) {
+    if reply.starts_with(b"-") {
+        out.extend_from_slice(reply);
+    } else {
+        push_error(out, format_args!("ERR phalanx: a server's reply to its part of a {what} does not fit"));
+    }
+}
