@@ -44,8 +44,8 @@ impl<K> From<K> for Topics<K> {
 
 /// Publishes events under topics `K` to everyone who follows them. A cheap handle: clones are one bus.
 ///
-/// All publications of one bus are in one order, and every subscription sees them in it. When the last handle is
-/// dropped, subscriptions end after what they still hold.
+/// All publications of one bus are in one order, and every subscription sees them in it. When the last handle
+/// is dropped, subscriptions end after what they still hold.
 pub struct Bus<K: Ord + Clone, E: Clone> {
     shared: Arc<Shared<K, E>>,
 }
@@ -61,8 +61,8 @@ pub(crate) struct State<K, E> {
 /// Kept while it has a value or someone follows it by name.
 struct Topic<K, E> {
     current: Option<E>,
-    /// By subscription id. While the topic has a value, whoever matches it by a pattern is in here too, so that
-    /// publishing asks no pattern.
+    /// By subscription id. While the topic has a value, whoever matches it by a pattern is in here too, so
+    /// that publishing asks no pattern.
     followers: BTreeMap<u64, Arc<Queue<K, E>>>,
 }
 
@@ -97,10 +97,11 @@ impl<K: Ord + Clone, E: Clone> Bus<K, E> {
         after.replaced = known.current.replace(event);
     }
 
-    /// Tells everyone who follows the topic its `last` event, and forgets it: later subscribers do not get it.
+    /// Tells everyone who follows the topic its `last` event, and forgets it: later subscribers do not get
+    /// it.
     ///
-    /// False, and nobody is told, if the topic has no value. A subscriber that missed it in a gap sees that the
-    /// topic is not among the current values that follow the gap.
+    /// False, and nobody is told, if the topic has no value. A subscriber that missed it in a gap sees that
+    /// the topic is not among the current values that follow the gap.
     pub fn retire(&self, topic: &K, last: E) -> bool {
         let mut after = AfterUnlock::default();
         let mut state = self.shared.lock();
@@ -248,8 +249,8 @@ impl<K: Ord + Clone, E: Clone> Drop for Shared<K, E> {
     }
 }
 
-/// What must not happen under the lock, because it may run code of the user's: waking and dropping. Declare it
-/// before the guard, so that it is dropped after it.
+/// What must not happen under the lock, because it may run code of the user's: waking and dropping. Declare
+/// it before the guard, so that it is dropped after it.
 struct AfterUnlock<K, E> {
     wakers: Vec<Waker>,
     fallen: Vec<Delivery<K, E>>,

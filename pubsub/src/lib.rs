@@ -1,8 +1,8 @@
 //! The event bus inside every node: who else must hear that something changed?
 //!
 //! A topic has a current value. A [`Subscription`] yields the current value of every topic that it follows
-//! first, then every later change, in the order of publication and across topics. So it does not matter when one
-//! subscribes: state plus changes is always the state.
+//! first, then every later change, in the order of publication and across topics. So it does not matter when
+//! one subscribes: state plus changes is always the state.
 //!
 //! ```
 //! use pubsub::{Bus, Delivery::{Change, Current}};
@@ -24,8 +24,9 @@
 //! changes it missed, then the values that are current when it takes the gap, then changes again. Nothing is
 //! lost silently, and a slow subscriber costs neither the publisher nor other subscribers anything.
 //!
-//! Topics and events are cloned once per subscription, under a lock: make them cheap, an `Arc` or a few words.
-//! There is no task and no timer in here; any async runtime will do, or none ([`Subscription::try_next`]).
+//! Topics and events are cloned once per subscription, under a lock: make them cheap, an `Arc` or a few
+//! words. There is no task and no timer in here; any async runtime will do, or none
+//! ([`Subscription::try_next`]).
 #![forbid(unsafe_code)]
 
 mod bus;

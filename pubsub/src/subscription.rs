@@ -14,7 +14,8 @@ use crate::bus::Shared;
 /// What a [`Subscription`] yields.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Delivery<K, E> {
-    /// The value that a topic had when the subscription began, or when it caught up after a [`Gap`](Self::Gap).
+    /// The value that a topic had when the subscription began, or when it caught up after a
+    /// [`Gap`](Self::Gap).
     Current {
         /// The topic.
         topic: K,
@@ -28,8 +29,8 @@ pub enum Delivery<K, E> {
         /// What was published.
         event: E,
     },
-    /// The subscriber was too slow, and changes were dropped. The current values follow: take them for the whole
-    /// state, and forget a topic that is not among them.
+    /// The subscriber was too slow, and changes were dropped. The current values follow: take them for the
+    /// whole state, and forget a topic that is not among them.
     Gap {
         /// How many changes were dropped since the last delivery.
         missed: u64,
@@ -89,7 +90,8 @@ impl<K: Ord + Clone, E: Clone> Subscription<K, E> {
         }
     }
 
-    /// As [`Subscription::next`], for hand-written futures. The waker of the last call is the one that is woken.
+    /// As [`Subscription::next`], for hand-written futures. The waker of the last call is the one that is
+    /// woken.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Delivery<K, E>>> {
         self.take(Some(cx.waker()))
     }
@@ -166,8 +168,8 @@ impl<K, E> Queue<K, E> {
         self.lock().deliveries = current.into();
     }
 
-    /// Adds a change, or counts it as missed. Gives whom to wake, and what fell out of an overflowing queue, to
-    /// be dropped without a lock.
+    /// Adds a change, or counts it as missed. Gives whom to wake, and what fell out of an overflowing queue,
+    /// to be dropped without a lock.
     pub(crate) fn push(&self, change: impl FnOnce() -> Delivery<K, E>) -> Pushed<K, E> {
         let mut pending = self.lock();
         let mut fallen = VecDeque::new();
@@ -185,8 +187,9 @@ impl<K, E> Queue<K, E> {
         Pushed { waker: pending.waker.take(), fallen }
     }
 
-    /// If something was missed: gives the gap, to be delivered before all else, and queues the current values.
-    /// Called under the bus's lock, so that nothing is published between the values and the changes after them.
+    /// If something was missed: gives the gap, to be delivered before all else, and queues the current
+    /// values. Called under the bus's lock, so that nothing is published between the values and the changes
+    /// after them.
     pub(crate) fn catch_up(&self, current: impl FnOnce() -> Vec<Delivery<K, E>>) -> Option<Delivery<K, E>> {
         let mut pending = self.lock();
         if pending.missed == 0 {

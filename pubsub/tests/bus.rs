@@ -1,5 +1,5 @@
-//! The bus as its subscribers see it. An event is a number that grows by one with every publication, so that a
-//! lost, repeated or reordered one shows.
+//! The bus as its subscribers see it. An event is a number that grows by one with every publication, so that
+//! a lost, repeated or reordered one shows.
 
 use std::{
     num::NonZeroUsize,

@@ -40,9 +40,10 @@ impl PartitionGate {
 
     /// An open gate that calls `on_drained` when the last request has left while it is frozen.
     ///
-    /// It is called by the guard that leaves, on that thread, once for every [`freeze`](PartitionGate::freeze)
-    /// that answered false and was not thawed before. It must not block or panic: wake the mover, which then asks
-    /// [`is_drained`](PartitionGate::is_drained) (by then the gate may have been thawed and frozen anew).
+    /// It is called by the guard that leaves, on that thread, once for every
+    /// [`freeze`](PartitionGate::freeze) that answered false and was not thawed before. It must not block or
+    /// panic: wake the mover, which then asks [`is_drained`](PartitionGate::is_drained) (by then the gate may
+    /// have been thawed and frozen anew).
     pub fn notifying(on_drained: impl Fn() + Send + Sync + 'static) -> Self {
         Self { state: AtomicUsize::new(0), on_drained: Some(Box::new(on_drained)) }
     }
@@ -53,12 +54,12 @@ impl PartitionGate {
         Self::enter_by(self)
     }
 
-    /// As [`enter`](PartitionGate::enter), with a guard that keeps an `Arc<PartitionGate>`, or whatever leads to
-    /// the gate: for requests that outlive the borrow.
+    /// As [`enter`](PartitionGate::enter), with a guard that keeps an `Arc<PartitionGate>`, or whatever leads
+    /// to the gate: for requests that outlive the borrow.
     #[inline]
     pub fn enter_by<G: Deref<Target = Self>>(gate: G) -> Option<Inside<G>> {
-        // A compare-and-swap loop, and not an addition that is taken back where the gate was frozen: nobody is
-        // ever counted who was not let in, so a drained gate is drained for good.
+        // A compare-and-swap loop, and not an addition that is taken back where the gate was frozen: nobody
+        // is ever counted who was not let in, so a drained gate is drained for good.
         // Acquire: who enters sees what was written before `thaw`, the new owner above all.
         // Relaxed on failure: a refused request learns nothing but that it has to wait.
         let let_in = |state: usize| (state & FROZEN == 0).then(|| state + ONE);
@@ -68,12 +69,14 @@ impl PartitionGate {
         }
     }
 
-    /// Lets nobody in any more. True if nobody is inside either: then the gate is drained, and nobody is told.
+    /// Lets nobody in any more. True if nobody is inside either: then the gate is drained, and nobody is
+    /// told.
     ///
     /// Freezing a frozen gate changes nothing and answers the same question again.
     pub fn freeze(&self) -> bool {
-        // Acquire: if nobody is inside, what was done inside happened before. It pairs with the release of each
-        // guard, since all steps on the word are read-modify-writes and so continue one release sequence.
+        // Acquire: if nobody is inside, what was done inside happened before. It pairs with the release of
+        // each guard, since all steps on the word are read-modify-writes and so continue one release
+        // sequence.
         self.state.fetch_or(FROZEN, Ordering::Acquire) & !FROZEN == 0
     }
 

@@ -14,10 +14,10 @@
 //! - *An old token is never combined with a later lease.* The control thread stops before it extends. If U
 //!   reads an end written after that stop, U's acquire pairs with the release of `extend`, so T2 finds the
 //!   token cleared, or a later one.
-//! - *A new token is never combined with an earlier, longer lease.* If T1 reads a token that was set after the
-//!   lease was shortened, T1's acquire pairs with the release of `lead`, so U reads the shorter end.
-//! - So if T1 and T2 read the same `lead`, the end that U read (or a later one) was in force together with the
-//!   token, from the later of their two writes on. Both were written before C, and C < U.
+//! - *A new token is never combined with an earlier, longer lease.* If T1 reads a token that was set after
+//!   the lease was shortened, T1's acquire pairs with the release of `lead`, so U reads the shorter end.
+//! - So if T1 and T2 read the same `lead`, the end that U read (or a later one) was in force together with
+//!   the token, from the later of their two writes on. Both were written before C, and C < U.
 //! - If T1 and T2 read two `lead`s of the same token (a reign goes on after a gap), then the second one
 //!   happened between T1 and T2, and `lead` asks for an unexpired lease: that is the instant.
 //!
@@ -44,9 +44,7 @@ const NOT_LEADING: u64 = 0;
 #[non_exhaustive]
 pub enum LeaseMemoryError {
     /// The kernel gave no page at all: the process is at a limit of memory or of mappings.
-    #[error(
-        "no page of memory for the lease: raise the limits on memory or mappings (ulimit -v, vm.max_map_count)"
-    )]
+    #[error("no page of memory for the lease: raise ulimit -v or vm.max_map_count")]
     Map(#[source] io::Error),
     /// The kernel does not wipe pages on fork: Linux before 4.14, or a sandbox. A program that never forks
     /// without exec loses nothing with [`NodeLease::kept_on_fork`].
@@ -73,8 +71,8 @@ impl NodeLease {
         Ok(Self { page: Arc::new(LeasePage::wiped_on_fork(NEVER)?) })
     }
 
-    /// As [`NodeLease::new`], for kernels that do not wipe pages: a child that is forked without exec believes
-    /// for the rest of the lease that it is this node. For programs that never fork so.
+    /// As [`NodeLease::new`], for kernels that do not wipe pages: a child that is forked without exec
+    /// believes for the rest of the lease that it is this node. For programs that never fork so.
     ///
     /// # Errors
     /// [`LeaseMemoryError::Map`] if the kernel gives no page.
@@ -102,9 +100,9 @@ impl NodeLease {
     /// For the control thread: authority may come to depend on a further, shorter grant. A question that is
     /// being answered meanwhile may still be answered by the longer end.
     pub fn shorten(&self, until: u64) -> bool {
-        // Relaxed: whoever reads the shorter end and answers true could have answered so by the longer one. To a
-        // token that is set after this, `lead` releases it; an `extend` before it stays released, because a
-        // read-modify-write continues its release sequence.
+        // Relaxed: whoever reads the shorter end and answers true could have answered so by the longer one.
+        // To a token that is set after this, `lead` releases it; an `extend` before it stays released,
+        // because a read-modify-write continues its release sequence.
         self.change(Ordering::Relaxed, |end| end.min(until.max(NEVER)))
     }
 
@@ -113,8 +111,8 @@ impl NodeLease {
     /// From any thread: the control thread cannot undo it by an extension that was under way.
     pub fn revoke(&self) {
         // Relaxed: the value is final, so whoever learns of the revocation in any way that happens after it
-        // reads it by coherence. Nobody concludes anything else from reading it. A swap, so that this step too
-        // reads and writes, and an extension comes wholly before it or wholly after.
+        // reads it by coherence. Nobody concludes anything else from reading it. A swap, so that this step
+        // too reads and writes, and an extension comes wholly before it or wholly after.
         self.page.until().swap(REVOKED, Ordering::Relaxed);
     }
 
@@ -162,7 +160,8 @@ impl LeaderCell {
 
     /// Whether this node leads under `token` now, by `clock` (nanoseconds of `CLOCK_BOOTTIME`).
     ///
-    /// False once the lease lapsed or was revoked, after [`stop`](LeaderCell::stop), and for every other token.
+    /// False once the lease lapsed or was revoked, after [`stop`](LeaderCell::stop), and for every other
+    /// token.
     #[inline]
     pub fn is_current(&self, token: u64, clock: impl Fn() -> u64) -> bool {
         token != NOT_LEADING && self.token() == token && self.confirm(token, clock)

@@ -25,8 +25,8 @@ impl LeasePage {
     /// A page that a forked child finds zeroed (`MADV_WIPEONFORK`).
     pub(crate) fn wiped_on_fork(until: u64) -> Result<Self, LeaseMemoryError> {
         let page = Self::map()?;
-        // SAFETY: the range is exactly the mapping that `page` owns; the advice changes only what a later fork
-        // copies. On an error `page` unmaps it.
+        // SAFETY: the range is exactly the mapping that `page` owns; the advice changes only what a later
+        // fork copies. On an error `page` unmaps it.
         unsafe { rustix::mm::madvise(page.until.as_ptr().cast(), page.len, Advice::LinuxWipeOnFork) }
             .map_err(|error| LeaseMemoryError::WipeOnFork(error.into()))?;
         page.until().store(until, Ordering::Relaxed); // nobody else knows the page yet

@@ -2,13 +2,17 @@
 //!
 //! | cell | written by | read by | answers |
 //! | --- | --- | --- | --- |
-//! | [`LeaderCell`] under a [`NodeLease`] | the control thread | every application thread | may I act for the group now? |
+//! | [`LeaderCell`] under a [`NodeLease`] | the control thread | application threads | may I act now? |
 //! | [`Snapshot`] | one publisher | every worker | what is the newest table? |
 //! | [`PartitionGate`] | every worker | the mover | is any request still inside? |
 //!
-//! Nothing here waits, does I/O or knows an async runtime. Every ordering is argued beside its line. The
-//! models in `tests/loom_*.rs` name, for each claim, the step whose weakening makes the model fail; run
-//! them with `RUSTFLAGS='--cfg loom' cargo test -p membership-sync --release --target-dir target/loom`.
+//! Nothing here waits, but for a short lock, or does I/O, or knows an async runtime. Every ordering is argued
+//! beside its line. The models in `tests/loom_*.rs` name, for each claim, the step whose weakening makes the
+//! model fail. To run them:
+//!
+//! ```text
+//! RUSTFLAGS='--cfg loom' cargo test -p membership-sync --release --target-dir target/loom
+//! ```
 #![deny(unsafe_code)]
 
 mod gate;

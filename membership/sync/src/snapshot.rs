@@ -55,8 +55,8 @@ impl<T> Snapshot<T> {
 
     /// Replaces the value and gives its version: one more than the last.
     ///
-    /// Whoever hears of the publication, however indirectly, loads this value or a newer one. The old value is
-    /// freed with the last reader that holds it, on that reader's thread.
+    /// Whoever hears of the publication, however indirectly, loads this value or a newer one. The old value
+    /// is freed with the last reader that holds it, on that reader's thread.
     pub fn publish(&mut self, value: ValueArc<T>) -> u64 {
         self.version += 1;
         let mut newest = self.shared.lock();

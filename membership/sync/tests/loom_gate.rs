@@ -21,8 +21,9 @@ fn request(gate: &PartitionGate, at_work: &AtomicBool) {
 
 /// A partition never flips while a request for it is still inside.
 ///
-/// Found when weakened: Relaxed instead of Release where a guard leaves; Relaxed instead of Acquire in `freeze`,
-/// or in `is_drained`; the count read before the bit is set; in `enter`, a look at the bit and then an addition.
+/// Found when weakened: Relaxed instead of Release where a guard leaves; Relaxed instead of Acquire in
+/// `freeze`, or in `is_drained`; the count read before the bit is set; in `enter`, a look at the bit and then
+/// an addition.
 #[test]
 fn a_gate_never_reports_drained_while_a_request_is_at_work() {
     loom::model(|| {

@@ -116,8 +116,9 @@ fn a_revocation_is_not_undone_by_an_extension_under_way() {
 
 /// A reign may go on under its token after a gap; the gap itself stays closed.
 ///
-/// The node leads until 10, lapses, stops, gets a lease until 30 at time 20 and leads again. An answer of true
-/// with the clock between 10 and 20 would be the old token under the new lease.
+/// The node leads until 10, lapses, stops, gets a lease until 30 at time 20 and leads again. An answer of
+/// true with the clock between 10 and 20 would be the old token under the new lease.
+///
 /// Found when weakened: Relaxed instead of Release in `extend`; Relaxed instead of Acquire at the load of the
 /// lease end; `extend` before `stop` in the control thread.
 #[test]

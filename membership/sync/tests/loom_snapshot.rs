@@ -46,8 +46,8 @@ fn a_reader_never_goes_back_and_sees_the_value_of_its_version() {
 /// Who hears of a publication loads it or a newer one.
 ///
 /// No ordering of the version carries this: the message's own release and acquire do, and the lock publishes
-/// the value. Found when weakened: the message sent before `publish`; Relaxed instead of Release at the message;
-/// the version not stored.
+/// the value. Found when weakened: the message sent before `publish`; Relaxed instead of Release at the
+/// message; the version not stored.
 #[test]
 fn whoever_heard_of_a_publication_loads_it() {
     loom::model(|| {
