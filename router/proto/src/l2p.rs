@@ -5,7 +5,7 @@
 //! change of the maps.
 
 use alloc::{boxed::Box, collections::BTreeMap, vec::Vec};
-use core::net::SocketAddr;
+use core::{net::SocketAddr, num::NonZeroU32};
 
 use membership_types::Instant;
 
@@ -15,12 +15,12 @@ pub struct LogicalId(u32);
 
 /// One physical server of this process, for as long as the process lives. Ids are never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PhysicalId(u32);
+pub struct PhysicalId(NonZeroU32);
 
 impl PhysicalId {
     /// The number, dense from 0: an index for whoever keeps state per physical server.
     pub const fn index(self) -> usize {
-        self.0 as usize
+        self.0.get() as usize - 1
     }
 }
 
@@ -31,8 +31,9 @@ pub struct Physicals(BTreeMap<SocketAddr, PhysicalId>);
 impl Physicals {
     /// The id of the server at this address; a new one if it was never heard of.
     pub fn id_of(&mut self, addr: SocketAddr) -> PhysicalId {
-        let next = u32::try_from(self.0.len()).expect("fewer than 2^32 servers in one process's life");
-        *self.0.entry(addr).or_insert(PhysicalId(next))
+        let next = u32::try_from(self.0.len() + 1).ok().and_then(NonZeroU32::new);
+        let next = PhysicalId(next.expect("fewer than 2^32 servers in one process's life"));
+        *self.0.entry(addr).or_insert(next)
     }
 }
 

@@ -7,8 +7,8 @@ use super::{
 
 /// The longest extension of one chunk, in bytes; nobody uses them, and long ones only make parsers work.
 const MAX_EXTENSION: u16 = 128;
-/// The most bytes that all extensions of one body may have.
-const MAX_EXTENSIONS: u16 = 4096;
+/// How many bytes of extensions a body may have beyond 16 a chunk and what its data outweighs.
+const MAX_EXCESS: u64 = 4096;
 /// The longest trailer section, in bytes.
 const MAX_TRAILER: u16 = 4096;
 /// The longest name of a trailer field, in bytes.
@@ -22,7 +22,8 @@ pub struct ChunkedScanner {
     left: u64,
     /// Bytes of the extension in hand.
     extension: u16,
-    extensions: u16,
+    /// Bytes of extensions that no data has made up for.
+    excess: u64,
     trailer: u16,
     name: [u8; MAX_NAME],
     name_len: u8,
@@ -60,7 +61,7 @@ pub struct Advance {
 impl Default for ChunkedScanner {
     fn default() -> Self {
         let state = State::Size { digits: 0 };
-        Self { state, left: 0, extension: 0, extensions: 0, trailer: 0, name: [0; MAX_NAME], name_len: 0 }
+        Self { state, left: 0, extension: 0, excess: 0, trailer: 0, name: [0; MAX_NAME], name_len: 0 }
     }
 }
 
@@ -104,12 +105,17 @@ impl ChunkedScanner {
             },
             State::Extension => {
                 self.extension += 1;
-                self.extensions += 1;
                 match byte {
-                    b'\r' => Ok(State::SizeLf),
-                    _ if self.extension > MAX_EXTENSION || self.extensions > MAX_EXTENSIONS => {
-                        Err(Refusal::ChunkExtension)
+                    b'\r' => {
+                        let weight = self.excess + u64::from(self.extension);
+                        self.excess = weight.saturating_sub(16 + self.left);
+                        if self.excess > MAX_EXCESS {
+                            Err(Refusal::ChunkExtension)
+                        } else {
+                            Ok(State::SizeLf)
+                        }
                     }
+                    _ if self.extension > MAX_EXTENSION => Err(Refusal::ChunkExtension),
                     b'\t' | b' '..=b'~' | 0x80.. => Ok(State::Extension),
                     _ => Err(Refusal::ChunkExtension),
                 }

@@ -22,6 +22,9 @@ pub struct Flight<'a, T> {
     pub sent: Sent,
 }
 
+/// Answered bytes are cut off when there are this many of them.
+const WORTHWHILE: usize = 64 * 1024;
+
 #[derive(Clone, Debug)]
 struct Pending<T> {
     tag: T,
@@ -80,17 +83,19 @@ impl<T> Pipeline<T> {
         assert!(self.written <= self.bytes.len(), "more written than there was");
     }
 
-    /// Takes the oldest command off, because its reply is there. `None` if no command was written whole that could
-    /// be answered: the server speaks unasked.
-    pub fn answered(&mut self) -> Option<T> {
+    /// Takes the oldest command off, because its reply is there, and returns its tag and its length. `None` if no
+    /// command was written whole that could be answered: the server speaks unasked.
+    pub fn answered(&mut self) -> Option<(T, usize)> {
         let len = self.pending.front()?.len as usize;
         if self.head + len > self.written {
             return None;
         }
         self.head += len;
         let tag = self.pending.pop_front()?.tag;
-        self.tidy();
-        Some(tag)
+        if self.head == self.bytes.len() || self.head > WORTHWHILE {
+            self.tidy();
+        }
+        Some((tag, len))
     }
 
     /// The connection failed: hands every unanswered command to `each`, oldest first, and starts anew.
@@ -106,13 +111,13 @@ impl<T> Pipeline<T> {
         (self.head, self.written) = (0, 0);
     }
 
+    #[cold]
     fn tidy(&mut self) {
-        const WORTHWHILE: usize = 64 * 1024;
         if self.head == self.bytes.len() {
             self.bytes.clear();
             self.bytes.shrink_to(4 * WORTHWHILE);
             (self.head, self.written) = (0, 0);
-        } else if self.head > WORTHWHILE && self.head > self.bytes.len() / 2 {
+        } else if self.head > self.bytes.len() / 2 {
             self.bytes.drain(..self.head);
             self.written -= self.head;
             self.head = 0;
@@ -139,7 +144,7 @@ mod tests {
             pipeline.wrote(len);
             while rng.chance(650) {
                 match pipeline.answered() {
-                    Some(answered) => {
+                    Some((answered, _)) => {
                         assert_eq!(answered, expected);
                         expected += 1;
                     }
@@ -159,7 +164,7 @@ mod tests {
             pipeline.push(b"12345", tag);
         }
         pipeline.wrote(14);
-        assert_eq!(pipeline.answered(), Some(0));
+        assert_eq!(pipeline.answered(), Some((0, 5)));
         let mut left = vec![];
         pipeline.fail(|flight| left.push((flight.tag, flight.command.to_vec(), flight.sent)));
         // The third is one byte short: a server that waits for that byte cannot have executed it.
@@ -174,11 +179,11 @@ mod tests {
     #[test]
     fn a_reply_before_its_command_was_sent_is_nobodys() {
         let mut pipeline = Pipeline::default();
-        assert_eq!(pipeline.answered(), None::<u32>);
+        assert_eq!(pipeline.answered(), None::<(u32, usize)>);
         pipeline.push(b"12345", 1);
         pipeline.wrote(4);
         assert_eq!(pipeline.answered(), None);
         pipeline.wrote(1);
-        assert_eq!(pipeline.answered(), Some(1));
+        assert_eq!(pipeline.answered(), Some((1, 5)));
     }
 }
