@@ -1,0 +1,177 @@
+//! The router's configuration: TOML, checked once, at the door.
+//!
+//! Every mistake is reported with file, line, what is wrong and what would be right. A [`Config`] that exists
+//! can be served; what may still fail is the machine (a port in use).
+
+mod check;
+mod raw;
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use router_proto::{Pmap, extract::Extract, pmap::PartitionId, racs::Policy};
+
+/// A configuration that can be served.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub(crate) services: Vec<Arc<Service>>,
+}
+
+/// What a configuration is checked against, besides itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Surroundings<'a> {
+    /// Whether this process follows groups (it has a rendezvous): without, `group =` names nobody.
+    pub follows_groups: bool,
+    /// Top-level keys of the same file that somebody else reads.
+    pub others_keys: &'a [&'a str],
+}
+
+/// One service: an address, a protocol, a partition map, and the RACS behind it.
+#[derive(Clone, Debug)]
+pub(crate) struct Service {
+    pub name: Box<str>,
+    pub listen: SocketAddr,
+    pub protocol: Protocol,
+    pub policy: Policy,
+    /// Whether responses say which partition, server and epoch they came from.
+    pub expose: bool,
+    pub pmap: Arc<Pmap>,
+    pub racs: Vec<RacsConfig>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Protocol {
+    Http {
+        extract: Extract,
+        /// Where requests without a key go; nowhere if `None`.
+        no_key: Option<PartitionId>,
+    },
+    Redis,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct RacsConfig {
+    pub name: Box<str>,
+    pub source: Source,
+}
+
+/// Where a RACS' clones come from.
+#[derive(Clone, Debug)]
+pub(crate) enum Source {
+    /// From the views of this group.
+    Group(Box<str>),
+    /// From the configuration; the first leads.
+    Servers(Vec<(Box<str>, SocketAddr)>),
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// The first mistake found; nothing was started.
+    pub fn load(path: &Path, surroundings: Surroundings<'_>) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
+            file: path.into(),
+            line: None,
+            message: format!("cannot be read: {error}"),
+        })?;
+        Self::parse(&text, path, surroundings)
+    }
+
+    /// Checks a text; `file` is what messages call it. Host names are resolved here, once.
+    ///
+    /// # Errors
+    /// The first mistake found.
+    ///
+    /// # Examples
+    /// ```
+    /// use router::{Config, Surroundings};
+    ///
+    /// let text = r#"
+    ///     [[service]]
+    ///     name = "inventory"
+    ///     listen = "127.0.0.1:0"
+    ///     protocol = "http"
+    ///     key = "header:x-key"
+    ///     [service.pmap]
+    ///     style = "slots"
+    ///     partitions = 64
+    ///     [[service.racs]]
+    ///     name = "a"
+    ///     servers = ["127.0.0.1:9001", "127.0.0.1:9002"] # the first leads
+    /// "#;
+    /// let config = Config::parse(text, "router.toml".as_ref(), Surroundings::default())?;
+    /// assert_eq!(config.services().collect::<Vec<_>>(), ["inventory"]);
+    ///
+    /// let typo = text.replace("partitions", "partition");
+    /// let error = Config::parse(&typo, "router.toml".as_ref(), Surroundings::default()).unwrap_err();
+    /// assert!(error.to_string().starts_with("router.toml:9: unknown field `partition`"));
+    /// # Ok::<(), router::ConfigError>(())
+    /// ```
+    pub fn parse(text: &str, file: &Path, surroundings: Surroundings<'_>) -> Result<Self, ConfigError> {
+        check::config(text, surroundings).map_err(|mistake| ConfigError {
+            file: file.into(),
+            line: mistake.at.map(|at| 1 + text[..at.min(text.len())].matches('\n').count()),
+            message: mistake.message,
+        })
+    }
+
+    /// The names of the services, in the order of the file.
+    pub fn services(&self) -> impl Iterator<Item = &str> {
+        self.services.iter().map(|service| &*service.name)
+    }
+
+    /// The names of the groups whose views must be fed to the router, each once.
+    pub fn groups(&self) -> Vec<&str> {
+        let racs = self.services.iter().flat_map(|service| &service.racs);
+        let mut groups: Vec<&str> = racs
+            .filter_map(|racs| match &racs.source {
+                Source::Group(group) => Some(&**group),
+                Source::Servers(_) => None,
+            })
+            .collect();
+        groups.sort_unstable();
+        groups.dedup();
+        groups
+    }
+}
+
+/// The configuration cannot be served. Nothing was started or changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    file: PathBuf,
+    line: Option<usize>,
+    message: String,
+}
+
+impl ConfigError {
+    /// The file, as it was named.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// The line, from 1; `None` where the mistake has none (an unreadable file, nothing in it).
+    pub fn line(&self) -> Option<usize> {
+        self.line
+    }
+
+    /// What is wrong, and what would be right.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            Some(line) => write!(f, "{}:{line}: {}", self.file.display(), self.message),
+            None => write!(f, "{}: {}", self.file.display(), self.message),
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {}

@@ -1,0 +1,332 @@
+//! From what is written to what can be served.
+
+use std::{
+    net::{SocketAddr, ToSocketAddrs},
+    ops::Range,
+    sync::Arc,
+};
+
+use membership_types::GroupName;
+use router_proto::{
+    Epoch, Pmap, RacsId,
+    extract::Extract,
+    pmap::{PartitionId, PmapError, RangeSpec, Ranges, Slots},
+    racs::{Policy, Reads, Updates},
+};
+use toml::{Spanned, de::DeTable};
+
+use super::{Config, Protocol, RacsConfig, Service, Source, Surroundings, raw};
+use crate::placement;
+
+/// What is wrong, and where in the text.
+pub(super) struct Mistake {
+    pub at: Option<usize>,
+    pub message: String,
+}
+
+type Checked<T> = Result<T, Mistake>;
+
+fn mistake<T>(at: Range<usize>, message: impl Into<String>) -> Checked<T> {
+    Err(Mistake { at: Some(at.start), message: message.into() })
+}
+
+/// Refuses with a message about this value.
+fn wrong<T, V>(value: &Spanned<V>, message: impl Into<String>) -> Checked<T> {
+    mistake(value.span(), message)
+}
+
+impl From<toml::de::Error> for Mistake {
+    fn from(error: toml::de::Error) -> Self {
+        Self { at: error.span().map(|span| span.start), message: error.message().into() }
+    }
+}
+
+pub(super) fn config(text: &str, surroundings: Surroundings<'_>) -> Checked<Config> {
+    for key in DeTable::parse(text)?.get_ref().keys() {
+        let name = key.get_ref();
+        if name != "service" && !surroundings.others_keys.contains(&&**name) {
+            return mistake(key.span(), format!("unknown key `{name}`: services are written [[service]]"));
+        }
+    }
+    let file: raw::File = toml::from_str(text)?;
+    if file.service.is_empty() {
+        return Err(Mistake { at: None, message: "no service: write at least one [[service]]".into() });
+    }
+    let mut services: Vec<Arc<Service>> = Vec::new();
+    for written in &file.service {
+        let service = service(written, surroundings)?;
+        let raw = written.get_ref();
+        if services.iter().any(|other| other.name == service.name) {
+            return wrong(&raw.name, format!("two services are named {:?}: names must differ", service.name));
+        }
+        if let Some(other) = services.iter().find(|other| overlap(other.listen, service.listen)) {
+            let message = format!(
+                "service {:?} listens on {} already, which takes {}: give each service a port of its own",
+                other.name, other.listen, service.listen
+            );
+            return wrong(&raw.listen, message);
+        }
+        services.push(Arc::new(service));
+    }
+    Ok(Config { services })
+}
+
+fn service(written: &Spanned<raw::Service>, surroundings: Surroundings<'_>) -> Checked<Service> {
+    let raw = written.get_ref();
+    let name = name(&raw.name)?;
+    let listen = address(&raw.listen)?;
+    let racs = raw.racs.iter().map(|racs| self::racs(racs, surroundings)).collect::<Checked<Vec<_>>>()?;
+    if racs.is_empty() {
+        return wrong(written, "the service has no RACS: write at least one [[service.racs]]");
+    }
+    for (at, one) in racs.iter().enumerate() {
+        if racs[..at].iter().any(|other| other.name == one.name) {
+            let message = format!("two RACS of this service are named {:?}: names must differ", one.name);
+            return wrong(&raw.racs[at].get_ref().name, message);
+        }
+    }
+    let pmap = pmap(&raw.pmap, &racs)?;
+    let protocol = protocol(written, &pmap)?;
+    let policy = Policy { reads: reads(raw.reads.as_ref())?, updates: updates(raw.updates.as_ref())? };
+    Ok(Service { name, listen, protocol, policy, expose: raw.expose, pmap: Arc::new(pmap), racs })
+}
+
+fn protocol(written: &Spanned<raw::Service>, pmap: &Pmap) -> Checked<Protocol> {
+    let raw = written.get_ref();
+    match raw.protocol.get_ref().as_str() {
+        "http" => {
+            let Some(key) = &raw.key else {
+                return wrong(written, "`key` is missing: http needs one, such as key = \"header:x-key\"");
+            };
+            let extract = match Extract::compile(key.get_ref().iter()) {
+                Ok(extract) => extract,
+                Err(error) => return wrong(key, error.to_string()),
+            };
+            Ok(Protocol::Http { extract, no_key: no_key(raw.no_key.as_ref(), pmap)? })
+        }
+        "redis" => {
+            if let Some(key) = &raw.key {
+                return wrong(key, "`key` does not apply to redis: a command says itself where its keys are");
+            }
+            if let Some(no_key) = &raw.no_key {
+                return wrong(no_key, "`no_key` does not apply to redis: leave it out");
+            }
+            if raw.expose {
+                return wrong(written, "`expose` does not apply to redis: replies have no headers");
+            }
+            Ok(Protocol::Redis)
+        }
+        planned @ ("memcached" | "frames" | "tcp") => {
+            wrong(&raw.protocol, format!("the protocol {planned:?} is not built yet: use http or redis"))
+        }
+        unknown => wrong(&raw.protocol, format!("unknown protocol {unknown:?}: use http or redis")),
+    }
+}
+
+fn no_key(written: Option<&Spanned<String>>, pmap: &Pmap) -> Checked<Option<PartitionId>> {
+    let Some(written) = written else { return Ok(None) };
+    match written.get_ref().as_str() {
+        "reject" => Ok(None),
+        planned @ ("source" | "scatter") => {
+            wrong(written, format!("no_key = {planned:?} is not built yet: use reject or partition:NAME"))
+        }
+        other => {
+            let Some(name) = other.strip_prefix("partition:") else {
+                return wrong(written, format!("unknown no_key {other:?}: use reject or partition:NAME"));
+            };
+            match pmap.by_name(name) {
+                Some(partition) => Ok(Some(partition)),
+                None => {
+                    let last = pmap.name(PartitionId::new(pmap.len().get() - 1));
+                    let first = pmap.name(PartitionId::new(0));
+                    wrong(
+                        written,
+                        format!("there is no partition {name:?}: they are named {first} to {last}"),
+                    )
+                }
+            }
+        }
+    }
+}
+
+fn reads(written: Option<&Spanned<String>>) -> Checked<Reads> {
+    let Some(written) = written else { return Ok(Reads::default()) };
+    match written.get_ref().as_str() {
+        "least-loaded" => Ok(Reads::LeastLoaded),
+        "leader" => Ok(Reads::Leader),
+        "sticky" => wrong(written, "reads = \"sticky\" is not built yet: use least-loaded or leader"),
+        other => wrong(written, format!("unknown choice {other:?} for reads: use least-loaded or leader")),
+    }
+}
+
+fn updates(written: Option<&Spanned<String>>) -> Checked<Updates> {
+    let Some(written) = written else { return Ok(Updates::default()) };
+    match written.get_ref().as_str() {
+        "leader" => Ok(Updates::Leader),
+        "any" => Ok(Updates::Any),
+        other => wrong(
+            written,
+            format!("unknown choice {other:?} for updates: use leader, or any for stateless clones"),
+        ),
+    }
+}
+
+fn pmap(written: &Spanned<raw::Pmap>, racs: &[RacsConfig]) -> Checked<Pmap> {
+    let raw = written.get_ref();
+    let count = u32::try_from(racs.len()).expect("a file has fewer than 2^32 RACS");
+    match raw.style.get_ref().as_str() {
+        "slots" => {
+            if let Some(ranges) = &raw.ranges {
+                return wrong(ranges, "`ranges` does not apply to style slots: give partitions instead");
+            }
+            let Some(partitions) = &raw.partitions else {
+                return wrong(
+                    written,
+                    "`partitions` is missing: say how many slots, such as partitions = 64",
+                );
+            };
+            let slots = u32::try_from(*partitions.get_ref()).ok().filter(|n| (1..=Slots::MAX).contains(n));
+            let Some(slots) = slots else {
+                let message = format!("{} partitions: give 1 to {}", partitions.get_ref(), Slots::MAX);
+                return wrong(partitions, message);
+            };
+            let names: Vec<&str> = racs.iter().map(|racs| &*racs.name).collect();
+            match Slots::new(placement::owners(slots, &names), count) {
+                Ok(slots) => Ok(Pmap::slots(Epoch::FIRST, slots)),
+                Err(error) => wrong(partitions, error.to_string()),
+            }
+        }
+        "ranges" => {
+            if let Some(partitions) = &raw.partitions {
+                return wrong(partitions, "`partitions` does not apply to style ranges: give ranges instead");
+            }
+            let Some(ranges) = &raw.ranges else {
+                let example = "ranges = [{ from = \"\", racs = \"a\" }]";
+                return wrong(written, format!("`ranges` is missing: write them, such as {example}"));
+            };
+            self::ranges(ranges, racs, count)
+        }
+        "table" => wrong(&raw.style, "the style \"table\" is not built yet: use slots or ranges"),
+        other => wrong(&raw.style, format!("unknown style {other:?}: use slots or ranges")),
+    }
+}
+
+fn ranges(written: &Spanned<Vec<Spanned<raw::Range>>>, racs: &[RacsConfig], count: u32) -> Checked<Pmap> {
+    let mut specs = Vec::new();
+    for (at, range) in written.get_ref().iter().enumerate() {
+        let raw = range.get_ref();
+        let owner = racs.iter().position(|racs| *racs.name == *raw.racs.get_ref());
+        let Some(owner) = owner else {
+            let known: Vec<&str> = racs.iter().map(|racs| &*racs.name).collect();
+            let message = format!(
+                "there is no RACS {:?} in this service: there are {}",
+                raw.racs.get_ref(),
+                known.join(", ")
+            );
+            return wrong(&raw.racs, message);
+        };
+        let name = match &raw.name {
+            Some(name) => self::name(name)?.into(),
+            None => at.to_string(),
+        };
+        let racs = RacsId::new(u32::try_from(owner).expect("counted above"));
+        specs.push(RangeSpec { from: raw.from.get_ref().clone().into_bytes(), racs, name });
+    }
+    match Ranges::new(specs, count) {
+        Ok(ranges) => Ok(Pmap::ranges(Epoch::FIRST, ranges)),
+        Err(error) => {
+            let list = written.get_ref();
+            let at = match error {
+                PmapError::Overlap { index, .. } | PmapError::Duplicate { index, .. } => {
+                    list[index].get_ref().from.span()
+                }
+                PmapError::Gap { .. } => list[0].get_ref().from.span(),
+                _ => written.span(),
+            };
+            mistake(at, error.to_string())
+        }
+    }
+}
+
+fn racs(written: &Spanned<raw::Racs>, surroundings: Surroundings<'_>) -> Checked<RacsConfig> {
+    let raw = written.get_ref();
+    let name = name(&raw.name)?;
+    let source = match (&raw.group, &raw.servers) {
+        (Some(group), Some(_)) => {
+            return wrong(group, "both `group` and `servers`: clones come from one or the other");
+        }
+        (None, None) => {
+            let message =
+                format!("RACS {name:?} is empty: give servers = [\"host:port\"], or group = \"NAME\"");
+            return wrong(written, message);
+        }
+        (Some(group), None) => {
+            if let Err(error) = GroupName::new(group.get_ref()) {
+                return wrong(group, error.to_string());
+            }
+            if !surroundings.follows_groups {
+                let message = "`group` needs a rendezvous, and there is none: start with --rendezvous URL, or list servers";
+                return wrong(group, message);
+            }
+            Source::Group(group.get_ref().as_str().into())
+        }
+        (None, Some(servers)) => Source::Servers(self::servers(servers, &name)?),
+    };
+    Ok(RacsConfig { name, source })
+}
+
+fn servers(written: &Spanned<Vec<Spanned<String>>>, racs: &str) -> Checked<Vec<(Box<str>, SocketAddr)>> {
+    let mut servers: Vec<(Box<str>, SocketAddr)> = Vec::new();
+    for server in written.get_ref() {
+        let addr = address(server)?;
+        if addr.port() == 0 {
+            return wrong(server, format!("{:?} has no port to connect to", server.get_ref()));
+        }
+        if servers.iter().any(|(_, other)| *other == addr) {
+            return wrong(
+                server,
+                format!("{:?} is listed twice in RACS {racs:?}: list each clone once", server.get_ref()),
+            );
+        }
+        servers.push((server.get_ref().as_str().into(), addr));
+    }
+    if servers.is_empty() {
+        return wrong(written, format!("RACS {racs:?} is empty: list at least one server"));
+    }
+    Ok(servers)
+}
+
+/// The names of services, RACS and partitions appear in headers, JSON and metrics: they are as group names are.
+fn name(written: &Spanned<String>) -> Checked<Box<str>> {
+    match GroupName::new(written.get_ref()) {
+        Ok(name) => Ok(name.as_str().into()),
+        Err(_) => {
+            let message = format!(
+                "{:?} is no name: use 1 to 128 characters out of A-Z a-z 0-9 . _ : / -",
+                written.get_ref()
+            );
+            wrong(written, message)
+        }
+    }
+}
+
+fn address(written: &Spanned<String>) -> Checked<SocketAddr> {
+    let text = written.get_ref();
+    if let Ok(addr) = text.parse() {
+        return Ok(addr);
+    }
+    match text.to_socket_addrs().map(|mut found| found.next()) {
+        Ok(Some(addr)) => Ok(addr),
+        Ok(None) => wrong(written, format!("{text:?} has no address")),
+        Err(error) => {
+            wrong(written, format!("{text:?} is no address ({error}): write host:port or [v6]:port"))
+        }
+    }
+}
+
+/// Whether listening on both is impossible. Port 0 is any free one.
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    let same_host = a.ip() == b.ip()
+        || (a.is_ipv4() == b.is_ipv4() && (a.ip().is_unspecified() || b.ip().is_unspecified()));
+    a.port() != 0 && a.port() == b.port() && same_host
+}

@@ -1,0 +1,68 @@
+//! The file as it is written: names and types, with the place of each value.
+
+use serde::Deserialize;
+use toml::Spanned;
+
+#[derive(Deserialize)]
+pub(super) struct File {
+    #[serde(default)]
+    pub service: Vec<Spanned<Service>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Service {
+    pub name: Spanned<String>,
+    pub listen: Spanned<String>,
+    pub protocol: Spanned<String>,
+    pub key: Option<Spanned<OneOrMany>>,
+    pub no_key: Option<Spanned<String>>,
+    pub reads: Option<Spanned<String>>,
+    pub updates: Option<Spanned<String>>,
+    #[serde(default)]
+    pub expose: bool,
+    pub pmap: Spanned<Pmap>,
+    #[serde(default)]
+    pub racs: Vec<Spanned<Racs>>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected a text or a list of texts")]
+pub(super) enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl OneOrMany {
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        let list = match self {
+            Self::One(one) => std::slice::from_ref(one),
+            Self::Many(many) => many,
+        };
+        list.iter().map(String::as_str)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Pmap {
+    pub style: Spanned<String>,
+    pub partitions: Option<Spanned<i64>>,
+    pub ranges: Option<Spanned<Vec<Spanned<Range>>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Range {
+    pub from: Spanned<String>,
+    pub racs: Spanned<String>,
+    pub name: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Racs {
+    pub name: Spanned<String>,
+    pub group: Option<Spanned<String>>,
+    pub servers: Option<Spanned<Vec<Spanned<String>>>>,
+}

@@ -1,0 +1,222 @@
+//! The HTTP side: one task per client connection, which owns the client's socket and, while a request is under
+//! way, a connection to a server.
+
+mod answer;
+mod connection;
+mod exchange;
+
+use std::{
+    cell::{Cell, RefCell},
+    io::Write,
+    rc::Rc,
+};
+
+use membership_sync::Reader;
+use membership_types::Instant;
+use router_proto::{
+    PartitionId, RacsId,
+    extract::Extract,
+    http::{Body, Method, Refusal, RequestHead, Version},
+    racs::{Access, Circumstances, Pick, Policy, Tried},
+};
+use tokio::net::TcpStream;
+
+use crate::{
+    config::{Protocol, Service},
+    stats::Counters,
+    table::Table,
+    worker::{Buf, Deadline, DeadlineId, Server, Worker},
+};
+
+pub(crate) use answer::TOO_MANY_CLIENTS;
+
+/// One HTTP service on one worker.
+pub(crate) struct HttpService {
+    worker: Rc<Worker>,
+    name: Box<str>,
+    policy: Policy,
+    expose: bool,
+    extract: Extract,
+    no_key: Option<PartitionId>,
+    pub table: RefCell<Reader<Table>>,
+    /// Who waits for each RACS.
+    waiting: Vec<RefCell<Vec<DeadlineId>>>,
+    /// Counts the changes of tables, so that who waits sees one even if it was woken for something else.
+    changes: Cell<u64>,
+    pub counters: Counters,
+    /// Room for keys that must be decoded.
+    scratch: RefCell<Vec<u8>>,
+}
+
+/// What is needed of a request once its head is on its way.
+struct Request {
+    method: Method,
+    version: Version,
+    access: Access,
+    body: Body,
+    persistent: bool,
+    expects_continue: bool,
+    partition: PartitionId,
+    racs: RacsId,
+}
+
+/// Why a request is not routed.
+enum NotRouted {
+    Malformed(Refusal),
+    NoKey {
+        /// Whether the client's connection can go on.
+        persistent: bool,
+        /// Whether the request was HEAD.
+        head_only: bool,
+    },
+}
+
+/// Where an attempt goes.
+enum Target {
+    Server(Rc<Server>),
+    /// Nowhere before the RACS' next view.
+    Wait,
+    /// Nowhere any more.
+    Exhausted,
+}
+
+/// Serves one client until it or the router has had enough.
+pub(crate) async fn serve(service: Rc<HttpService>, stream: TcpStream) {
+    connection::Connection::new(service, stream).serve().await;
+}
+
+impl HttpService {
+    pub fn new(worker: &Rc<Worker>, service: &Service, mut table: Reader<Table>) -> Self {
+        let Protocol::Http { extract, no_key } = &service.protocol else {
+            unreachable!("only services of this protocol come here");
+        };
+        table.load();
+        Self {
+            worker: Rc::clone(worker),
+            name: service.name.clone(),
+            policy: service.policy,
+            expose: service.expose,
+            extract: extract.clone(),
+            no_key: *no_key,
+            table: RefCell::new(table),
+            waiting: service.racs.iter().map(|_| RefCell::default()).collect(),
+            changes: Cell::new(0),
+            counters: Counters::default(),
+            scratch: RefCell::default(),
+        }
+    }
+
+    /// Wakes everyone who waits for a view.
+    pub fn tables_changed(&self) {
+        self.changes.set(self.changes.get() + 1);
+        for waiting in &self.waiting {
+            for id in &*waiting.borrow() {
+                self.worker.clock.wake(*id);
+            }
+        }
+    }
+
+    /// Reads a whole head: finds its partition, and writes to `outgoing` what goes on of it.
+    fn prepare(&self, head: &[u8], outgoing: &mut Buf) -> Result<Request, NotRouted> {
+        let parsed = RequestHead::parse(head).map_err(NotRouted::Malformed)?;
+        let mut table = self.table.borrow_mut();
+        let table = table.load();
+        let mut scratch = self.scratch.borrow_mut();
+        let partition = match self.extract.key(&parsed, head, &mut scratch).map_err(NotRouted::Malformed)? {
+            Some(key) => table.pmap.locate(key),
+            None => self.no_key.ok_or(NotRouted::NoKey {
+                persistent: parsed.persistent() && parsed.body() == Body::None,
+                head_only: parsed.method() == Method::Head,
+            })?,
+        };
+        for slice in parsed.forward(head) {
+            outgoing.extend(slice, &self.worker.buffers);
+        }
+        outgoing.extend(b"\r\n", &self.worker.buffers);
+        Ok(Request {
+            method: parsed.method(),
+            version: parsed.version(),
+            access: if parsed.method().is_safe() { Access::Read } else { Access::Update },
+            body: parsed.body(),
+            persistent: parsed.persistent(),
+            expects_continue: parsed.expects_continue(),
+            partition,
+            racs: table.pmap.racs(partition),
+        })
+    }
+
+    /// Chooses where the next attempt goes; writes the lines to `labels` that tell the client so, if it is to know.
+    fn pick(&self, request: &Request, tried: &Tried, labels: &mut Vec<u8>) -> Target {
+        let mut table = self.table.borrow_mut();
+        let table = table.load();
+        let racs = table.racs(request.racs);
+        let worker = &*self.worker;
+        let now = worker.clock.now();
+        let at = Circumstances { policy: self.policy, l2p: &table.l2p, loads: &worker.servers, now };
+        let picked = racs.pick(request.access, at, worker.random(), tried);
+        if self.expose {
+            labels.clear();
+            let (partition, epoch) = (table.pmap.name(request.partition), racs.epoch());
+            write!(labels, "x-phalanx-partition: {partition}\r\nx-phalanx-epoch: {epoch}\r\n")
+                .expect("writing to memory");
+        }
+        match picked {
+            Pick::Clone(clone) => {
+                let logical = table.l2p.get(clone);
+                let server = worker.servers.get(logical.physical, logical.addr);
+                if self.policy.leader_only(request.access) && server.refused_until() > now {
+                    return Target::Wait;
+                }
+                if self.expose {
+                    write!(labels, "x-phalanx-server: {}\r\n", logical.name).expect("writing to memory");
+                }
+                Target::Server(server)
+            }
+            Pick::Wait => Target::Wait,
+            Pick::Exhausted => Target::Exhausted,
+        }
+    }
+
+    fn partition_name(&self, partition: PartitionId) -> String {
+        self.table.borrow_mut().load().pmap.name(partition).to_string()
+    }
+
+    /// Takes a place among those who wait for a RACS; `None` if there are too many.
+    fn queue(&self, racs: RacsId, deadline: &Deadline) -> Option<Place<'_>> {
+        let queue = &self.waiting[racs.get() as usize];
+        if queue.borrow().len() >= self.worker.limits.waiting {
+            return None;
+        }
+        queue.borrow_mut().push(deadline.id());
+        Some(Place { queue, id: deadline.id() })
+    }
+
+    /// Waits for another table, or for the time to try the old one again. Returns false once `until` has passed.
+    async fn next_try(&self, deadline: &Deadline, until: Instant) -> bool {
+        let seen = self.changes.get();
+        let clock = &self.worker.clock;
+        deadline.arm_at(until.min(clock.now().after(self.worker.limits.avoid)));
+        std::future::poll_fn(|cx| {
+            let passed = deadline.passed(cx);
+            if passed || self.changes.get() != seen {
+                std::task::Poll::Ready(())
+            } else {
+                std::task::Poll::Pending
+            }
+        })
+        .await;
+        clock.now() < until
+    }
+}
+
+/// A place among those who wait for a RACS.
+struct Place<'a> {
+    queue: &'a RefCell<Vec<DeadlineId>>,
+    id: DeadlineId,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.queue.borrow_mut().retain(|id| *id != self.id);
+    }
+}

@@ -1,0 +1,125 @@
+//! The router's own answers: short JSON bodies that say what is wrong, where, and whether to try again.
+
+use std::io::Write;
+
+use router_proto::http::Refusal;
+
+/// For a client that is not served at all.
+pub(crate) const TOO_MANY_CLIENTS: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n\
+    Content-Type: application/json\r\nContent-Length: 73\r\nConnection: close\r\n\r\n\
+    {\"error\":\"too many clients\",\"service\":null,\"partition\":null,\"retry\":true}";
+
+/// An answer of the router itself.
+pub(super) struct Answer<'a> {
+    pub kind: Kind,
+    pub service: &'a str,
+    /// The partition's name, if the request came so far.
+    pub partition: Option<&'a str>,
+    /// Lines that tell where the request was routed.
+    pub labels: &'a [u8],
+    pub close: bool,
+    /// Whether the request was HEAD, whose response has no body.
+    pub head_only: bool,
+}
+
+pub(super) enum Kind {
+    Refused(Refusal),
+    NoKey,
+    HeadTimeout,
+    /// Nobody may answer now, and nothing was done.
+    Unavailable(&'static str),
+    /// An update may have been carried out, or not.
+    Unknown,
+    /// A read failed in a way that another attempt by the router could not mend.
+    BadGateway(&'static str),
+}
+
+impl Answer<'_> {
+    /// Appends the whole response.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        let (status, reason, error, retry) = match &self.kind {
+            Kind::Refused(refusal) => {
+                let reason = match refusal.status() {
+                    417 => "Expectation Failed",
+                    501 => "Not Implemented",
+                    _ => "Bad Request",
+                };
+                (refusal.status(), reason, refusal.to_string(), false)
+            }
+            Kind::NoKey => (400, "Bad Request", "the request has no key".into(), false),
+            Kind::HeadTimeout => (408, "Request Timeout", "the head took too long".into(), true),
+            Kind::Unavailable(why) => (503, "Service Unavailable", (*why).into(), true),
+            Kind::Unknown => (
+                502,
+                "Bad Gateway",
+                "outcome unknown: the server failed with this update under way".into(),
+                false,
+            ),
+            Kind::BadGateway(why) => (502, "Bad Gateway", (*why).into(), true),
+        };
+        let error = error.replace('\\', "\\\\").replace('"', "\\\"");
+        let partition = self.partition.map_or("null".into(), |name| format!("\"{name}\""));
+        let body = format!(
+            "{{\"error\":\"{error}\",\"service\":\"{}\",\"partition\":{partition},\"retry\":{retry}}}",
+            self.service
+        );
+        let retry_after = if status == 503 { "Retry-After: 1\r\n" } else { "" };
+        let connection = if self.close { "Connection: close\r\n" } else { "" };
+        let written = write!(
+            out,
+            "HTTP/1.1 {status} {reason}\r\n{retry_after}Content-Type: application/json\r\nContent-Length: {}\r\n\
+             {connection}",
+            body.len()
+        );
+        written.expect("writing to memory");
+        out.extend_from_slice(self.labels);
+        out.extend_from_slice(b"\r\n");
+        if !self.head_only {
+            out.extend_from_slice(body.as_bytes());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use router_proto::http::{Body, HeadScan, Method, ResponseHead};
+
+    #[test]
+    fn answers_are_well_formed_and_their_bodies_are_json() {
+        let kinds = [
+            Kind::Refused(Refusal::TransferEncoding), // its text has quotation marks
+            Kind::NoKey,
+            Kind::HeadTimeout,
+            Kind::Unavailable("no leader"),
+            Kind::Unknown,
+            Kind::BadGateway("x"),
+        ];
+        let mut all: Vec<Vec<u8>> = kinds
+            .into_iter()
+            .map(|kind| {
+                let labels = b"x-phalanx-partition: 7\r\n";
+                let answer = Answer {
+                    kind,
+                    service: "s",
+                    partition: Some("7"),
+                    labels,
+                    close: false,
+                    head_only: false,
+                };
+                let mut out = vec![];
+                answer.write(&mut out);
+                out
+            })
+            .collect();
+        all.push(TOO_MANY_CLIENTS.to_vec());
+        for out in all {
+            let end = HeadScan::default().response(&out).unwrap().unwrap();
+            let head = ResponseHead::parse(&out[..end], Method::Get).unwrap();
+            let body: serde_json::Value = serde_json::from_slice(&out[end..]).unwrap();
+            assert_eq!(head.body(), Body::Length((out.len() - end) as u64));
+            assert!(body["error"].is_string() && body["retry"].is_boolean());
+            assert_eq!(head.fields().values(&out, b"retry-after").count(), usize::from(head.status() == 503));
+        }
+    }
+}

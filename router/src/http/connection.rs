@@ -1,0 +1,451 @@
+//! One client's connection: heads in, attempts at servers, responses out, in the order of the requests.
+
+use std::{
+    mem::MaybeUninit,
+    ops::Range,
+    pin::{Pin, pin},
+    rc::Rc,
+    task::Poll,
+    time::Duration,
+};
+
+use membership_types::Instant;
+use router_proto::{
+    http::{HeadScan, Method, Refusal},
+    racs::{Access, Tried},
+};
+use tokio::{io::AsyncWrite, net::TcpStream};
+
+use super::{
+    HttpService, NotRouted, Request, Target,
+    answer::{Answer, Kind},
+    exchange::{CONTINUE, Exchange, Failure, Fault, Head, Transfer},
+};
+use crate::worker::{Buf, Deadline, InFlight, Server};
+
+/// Room for a read.
+const ROOM: usize = 4 * 1024;
+/// How long a client that is being sent away may be silent before it hangs up, and how long it may go on sending.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_IN_ALL: Duration = Duration::from_secs(10);
+/// How long a client that is connected but has not asked anything yet may take while the router drains.
+const LAST_CHANCE: Duration = Duration::from_millis(300);
+
+pub(super) struct Connection {
+    service: Rc<HttpService>,
+    client: TcpStream,
+    deadline: Deadline,
+    /// From the client.
+    input: Buf,
+    /// The request as it goes to the server; then the head of its response.
+    outgoing: Buf,
+    /// From the server.
+    incoming: Buf,
+    /// Lines that tell the client where its request was routed.
+    labels: Vec<u8>,
+}
+
+/// Why there is no further request.
+enum End {
+    /// The client has nothing more to say, or need not be told.
+    Gone,
+    Refused(Refusal),
+    TimedOut,
+}
+
+/// Whether the client's connection goes on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Next {
+    Request,
+    /// Hang up once everything written has arrived.
+    Close,
+    /// Hang up so that the client notices: a response is incomplete.
+    Cut,
+}
+
+impl Next {
+    fn persistent(persistent: bool) -> Self {
+        if persistent { Self::Request } else { Self::Close }
+    }
+}
+
+impl Connection {
+    pub fn new(service: Rc<HttpService>, client: TcpStream) -> Self {
+        let deadline = Deadline::new(&service.worker.clock);
+        let (input, outgoing, incoming) = Default::default();
+        Self { service, client, deadline, input, outgoing, incoming, labels: Vec::new() }
+    }
+
+    pub async fn serve(mut self) {
+        let mut served = false;
+        loop {
+            let next = match self.head(served).await {
+                Ok(place) => self.request(place).await,
+                Err(End::Gone) => return,
+                Err(End::Refused(refusal)) => {
+                    self.service.counters.refused.add(1);
+                    self.say(Kind::Refused(refusal), None, false, false).await
+                }
+                Err(End::TimedOut) => {
+                    self.service.counters.refused.add(1);
+                    self.say(Kind::HeadTimeout, None, false, false).await
+                }
+            };
+            served = true;
+            let buffers = &self.service.worker.buffers;
+            self.outgoing.free(buffers);
+            self.incoming.free(buffers);
+            self.input.rest(buffers);
+            match next {
+                Next::Request => {}
+                Next::Close => return self.linger().await,
+                Next::Cut => {
+                    // With a plain end, a client could take a body that ends with the connection for whole.
+                    let _ = self.client.set_zero_linger();
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Waits for a whole head, which is left in `input`.
+    async fn head(&mut self, served: bool) -> Result<Range<usize>, End> {
+        let worker = &self.service.worker;
+        let mut scan = HeadScan::default();
+        let mut started = !self.input.is_empty();
+        let mut last_chance = false;
+        self.deadline.arm(if started { worker.limits.head } else { worker.limits.idle });
+        std::future::poll_fn(|cx| {
+            loop {
+                match scan.request(self.input.bytes()) {
+                    Ok(Some(place)) => return Poll::Ready(Ok(place)),
+                    Ok(None) => {}
+                    Err(refusal) => return Poll::Ready(Err(End::Refused(refusal))),
+                }
+                match self.input.poll_read(&mut self.client, cx, ROOM, &worker.buffers) {
+                    Poll::Ready(Ok(len)) if len > 0 => {
+                        if !started {
+                            started = true;
+                            self.deadline.arm(worker.limits.head);
+                        }
+                    }
+                    Poll::Ready(_) => return Poll::Ready(Err(End::Gone)),
+                    Poll::Pending => break,
+                }
+            }
+            if worker.is_draining() && !started {
+                if served {
+                    return Poll::Ready(Err(End::Gone));
+                }
+                if !last_chance {
+                    last_chance = true;
+                    self.deadline.arm(LAST_CHANCE);
+                }
+            }
+            if self.deadline.passed(cx) {
+                return Poll::Ready(Err(if started { End::TimedOut } else { End::Gone }));
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Serves the request whose head lies at `place` of `input`.
+    async fn request(&mut self, place: Range<usize>) -> Next {
+        let service = Rc::clone(&self.service);
+        let buffers = &service.worker.buffers;
+        let end = place.end;
+        let request = match service.prepare(&self.input.bytes()[place], &mut self.outgoing) {
+            Ok(request) => request,
+            Err(NotRouted::Malformed(refusal)) => {
+                service.counters.refused.add(1);
+                return self.say(Kind::Refused(refusal), None, false, false).await;
+            }
+            Err(NotRouted::NoKey { persistent, head_only }) => {
+                service.counters.refused.add(1);
+                self.input.consume(end);
+                return self.say(Kind::NoKey, None, persistent, head_only).await;
+            }
+        };
+        service.counters.requests.add(1);
+        self.input.consume(end);
+        let head_len = self.outgoing.len();
+        let mut upload = Transfer::new(request.body);
+        if let Err(refusal) = upload.admit(&self.input) {
+            service.counters.refused.add(1);
+            return self.say(Kind::Refused(refusal), Some(&request), false, false).await;
+        }
+        // What has come of the body rides with the head, and can be sent again with it.
+        self.outgoing.extend(&self.input.bytes()[..upload.admitted], buffers);
+        self.input.consume(upload.admitted);
+        upload.admitted = 0;
+        self.input.rest(buffers);
+        self.attempts(&service, &request, head_len, &mut upload).await
+    }
+
+    async fn attempts(
+        &mut self,
+        service: &HttpService,
+        request: &Request,
+        head_len: usize,
+        upload: &mut Transfer,
+    ) -> Next {
+        let limits = &service.worker.limits;
+        let clock = &service.worker.clock;
+        let mut tried = Tried::default();
+        let (mut fresh, mut more) = (false, true);
+        let mut attempts = 0;
+        let mut interim_left = if request.expects_continue && !upload.is_over() { CONTINUE.len() } else { 0 };
+        let mut waiting: Option<(Instant, super::Place<'_>)> = None;
+        loop {
+            let server = match service.pick(request, &tried, &mut self.labels) {
+                Target::Server(server) if more => server,
+                Target::Server(_) | Target::Exhausted => {
+                    return self
+                        .unavailable(request, upload, "no clone of the partition's RACS answers")
+                        .await;
+                }
+                Target::Wait => {
+                    let until = match &waiting {
+                        Some((until, _)) => *until,
+                        None => {
+                            let Some(place) = service.queue(request.racs, &self.deadline) else {
+                                return self
+                                    .unavailable(request, upload, "too many requests wait for a leader")
+                                    .await;
+                            };
+                            service.counters.waited.add(1);
+                            let until = clock.now().after(limits.wait);
+                            waiting = Some((until, place));
+                            until
+                        }
+                    };
+                    if !service.next_try(&self.deadline, until).await {
+                        return self.unavailable(request, upload, "the partition's RACS has no leader").await;
+                    }
+                    // Nothing was sent, and the servers may be other ones now, or well again.
+                    (tried, more) = (Tried::default(), true);
+                    continue;
+                }
+            };
+            attempts += 1;
+            if attempts > 1 {
+                service.counters.retried.add(1);
+            }
+            let Some((mut stream, reused)) = self.connect(&server, fresh, request.access).await else {
+                server.refused(clock.now(), limits.avoid);
+                more = tried.add(server.id);
+                continue;
+            };
+            waiting = None;
+            let in_flight = InFlight::to(&server);
+            let mut exchange = Exchange {
+                worker: &service.worker,
+                deadline: &self.deadline,
+                client: &mut self.client,
+                server: &mut stream,
+                input: &mut self.input,
+                outgoing: &mut self.outgoing,
+                head_len,
+                sent: 0,
+                upload,
+                interim_left: &mut interim_left,
+                incoming: &mut self.incoming,
+                method: request.method,
+                scan: HeadScan::default(),
+                interims: 0,
+            };
+            let turned = match exchange.send().await {
+                Ok(len) => exchange.turn(len, request, &self.labels),
+                Err(failure) => Err(failure),
+            };
+            let failure = match turned {
+                Ok(head) => match exchange.relay(&head).await {
+                    Ok(()) => {
+                        drop(in_flight);
+                        if head.server_persistent && upload.is_over() && self.incoming.is_empty() {
+                            self.keep(&server, stream, &head);
+                        }
+                        return Next::persistent(head.client_persistent);
+                    }
+                    Err(failure) => failure,
+                },
+                Err(failure) => failure,
+            };
+            drop(in_flight);
+            match failure {
+                Failure::Client(None) | Failure::Broken => return Next::Cut,
+                Failure::Client(Some(refusal)) => {
+                    service.counters.refused.add(1);
+                    return self.say(Kind::Refused(refusal), Some(request), false, false).await;
+                }
+                Failure::Server(fault) => {
+                    self.incoming.clear();
+                    let stale = reused && !fault.answered && !fault.late;
+                    if !stale {
+                        server.failed(clock.now(), limits.avoid);
+                    }
+                    if let Some(kind) = verdict(request, upload, fault, attempts) {
+                        if matches!(kind, Kind::Unknown) {
+                            service.counters.unknown.add(1);
+                        } else {
+                            service.counters.unavailable.add(1);
+                        }
+                        let persistent = request.persistent && upload.is_over();
+                        let head_only = request.method == Method::Head;
+                        return self.say(kind, Some(request), persistent, head_only).await;
+                    }
+                    if stale {
+                        // The server closed a connection that it had no use for; it may be in the best of health.
+                        fresh = true;
+                    } else if request.access == Access::Read {
+                        more = tried.add(server.id);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A connection to a server, and whether it was used before; `None` if none can be made.
+    async fn connect(&mut self, server: &Server, fresh: bool, access: Access) -> Option<(TcpStream, bool)> {
+        while !fresh && let Some(stream) = server.take_idle() {
+            // A read that meets a connection just closed is repeated. An update is not, so for it the kernel is asked
+            // once more: what is left is the time that a FIN takes from there to here.
+            if access == Access::Read || !is_closed(&stream) {
+                return Some((stream, true));
+            }
+        }
+        self.deadline.arm(self.service.worker.limits.connect);
+        let mut connecting = pin!(TcpStream::connect(server.addr));
+        let connected = std::future::poll_fn(|cx| match connecting.as_mut().poll(cx) {
+            Poll::Ready(result) => Poll::Ready(result.ok()),
+            Poll::Pending if self.deadline.passed(cx) => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        });
+        let stream = connected.await?;
+        stream.set_nodelay(true).ok()?;
+        Some((stream, false))
+    }
+
+    fn keep(&self, server: &Server, stream: TcpStream, head: &Head) {
+        let worker = &self.service.worker;
+        let limits = &worker.limits;
+        // The server says when it will close: stop a second before.
+        let announced =
+            head.keep_alive_timeout_s.map(|s| Duration::from_secs(u64::from(s).saturating_sub(1)));
+        let keep = announced.map_or(limits.pool_idle, |announced| announced.min(limits.pool_idle));
+        if !keep.is_zero() && !worker.is_draining() {
+            server.keep(stream, worker.clock.now().after(keep), limits.pool_size);
+        }
+    }
+
+    async fn unavailable(&mut self, request: &Request, upload: &Transfer, why: &'static str) -> Next {
+        self.service.counters.unavailable.add(1);
+        let persistent = request.persistent && upload.is_over();
+        let head_only = request.method == Method::Head;
+        self.say(Kind::Unavailable(why), Some(request), persistent, head_only).await
+    }
+
+    /// Answers in the router's own name.
+    async fn say(
+        &mut self,
+        kind: Kind,
+        request: Option<&Request>,
+        persistent: bool,
+        head_only: bool,
+    ) -> Next {
+        let service = &self.service;
+        let persistent = persistent && !service.worker.is_draining();
+        let partition = request.map(|request| service.partition_name(request.partition));
+        let labels = if request.is_some() { &*self.labels } else { &[] };
+        let answer = Answer {
+            kind,
+            service: &service.name,
+            partition: partition.as_deref(),
+            labels,
+            close: !persistent,
+            head_only,
+        };
+        let mut text = Vec::new();
+        answer.write(&mut text);
+        let mut sent = 0;
+        self.deadline.arm(service.worker.limits.stall);
+        let written = std::future::poll_fn(|cx| {
+            while sent < text.len() {
+                match Pin::new(&mut self.client).poll_write(cx, &text[sent..]) {
+                    Poll::Ready(Ok(len)) if len > 0 => sent += len,
+                    Poll::Ready(_) => return Poll::Ready(false),
+                    Poll::Pending if self.deadline.passed(cx) => return Poll::Ready(false),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            Poll::Ready(true)
+        });
+        if written.await { Next::persistent(persistent) } else { Next::Cut }
+    }
+
+    /// Hangs up, but not before the client has had the time to read what was written: closing a socket with unread
+    /// input makes the kernel throw away what the client has not read yet.
+    async fn linger(&mut self) {
+        let clock = &self.service.worker.clock;
+        let end = clock.now().after(LINGER_IN_ALL);
+        let mut shut = false;
+        self.deadline.arm(LINGER);
+        std::future::poll_fn(|cx| {
+            if !shut {
+                match Pin::new(&mut self.client).poll_shutdown(cx) {
+                    Poll::Ready(Ok(())) => shut = true,
+                    Poll::Ready(Err(_)) => return Poll::Ready(()),
+                    Poll::Pending => {}
+                }
+            }
+            loop {
+                self.input.clear();
+                match self.input.poll_read(&mut self.client, cx, ROOM, &self.service.worker.buffers) {
+                    Poll::Ready(Ok(len)) if len > 0 && clock.now() < end => self.deadline.arm(LINGER),
+                    Poll::Pending if !self.deadline.passed(cx) => return Poll::Pending,
+                    _ => return Poll::Ready(()),
+                }
+            }
+        })
+        .await;
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let buffers = &self.service.worker.buffers;
+        self.input.free(buffers);
+        self.outgoing.free(buffers);
+        self.incoming.free(buffers);
+    }
+}
+
+/// What to tell the client after a server failed; `None` if the request may be sent again.
+///
+/// Once only: an update that the server may have seen whole is never sent again, and neither is anything of which
+/// a part is gone from the buffer.
+fn verdict(request: &Request, upload: &Transfer, fault: Fault, attempts: u32) -> Option<Kind> {
+    /// Connections that may fail one after the other without the server having seen the request.
+    const MAX_ATTEMPTS: u32 = 5;
+    let harmless = request.access == Access::Read || !fault.delivered;
+    if !harmless {
+        return Some(Kind::Unknown);
+    }
+    if fault.garbled {
+        return Some(Kind::BadGateway("the server's response is not HTTP/1.1 as it should be"));
+    }
+    if upload.begun {
+        return Some(Kind::BadGateway("the server failed while the request's body was on its way"));
+    }
+    if attempts >= MAX_ATTEMPTS {
+        return Some(Kind::Unavailable("connections to the partition's servers fail"));
+    }
+    None
+}
+
+/// Asks the kernel whether a connection has ended: tokio only knows what it was told in the last turn of the loop.
+fn is_closed(stream: &TcpStream) -> bool {
+    let peeked = socket2::SockRef::from(stream).peek(&mut [MaybeUninit::uninit()]);
+    !matches!(peeked, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+}

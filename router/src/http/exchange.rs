@@ -1,0 +1,366 @@
+//! One attempt at one request: bytes in both directions between a client and a server, until the response has
+//! passed or the attempt has failed.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use router_proto::http::{Body, ChunkedScanner, HeadScan, Method, Refusal, ResponseHead, Version};
+use tokio::{io::AsyncWrite, net::TcpStream};
+
+use super::Request;
+use crate::worker::{Buf, Deadline, Worker};
+
+/// Room for a read.
+const ROOM: usize = 4 * 1024;
+/// Body bytes up to this many are copied behind the head, so that both leave in one plain write.
+const COPIED: usize = 4 * 1024;
+/// Interim responses that a server may send for one request.
+const MAX_INTERIM: u32 = 8;
+pub(super) const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// What is still to come of a body from its sender, and what of it may go on.
+pub(super) struct Transfer {
+    rest: Rest,
+    /// Bytes at the front of the buffer that belong to the body and have been validated.
+    pub admitted: usize,
+    /// Whether bytes have left the buffer for good.
+    pub begun: bool,
+}
+
+enum Rest {
+    Done,
+    Length(u64),
+    Chunked(Box<ChunkedScanner>),
+    UntilClose,
+}
+
+impl Transfer {
+    pub fn new(body: Body) -> Self {
+        let rest = match body {
+            Body::None | Body::Length(0) => Rest::Done,
+            Body::Length(len) => Rest::Length(len),
+            Body::Chunked => Rest::Chunked(Box::default()),
+            Body::UntilClose => Rest::UntilClose,
+        };
+        Self { rest, admitted: 0, begun: false }
+    }
+
+    /// Whether the whole body has been seen and passed on.
+    pub fn is_over(&self) -> bool {
+        self.admitted == 0 && matches!(self.rest, Rest::Done)
+    }
+
+    /// Notes that admitted bytes have left the buffer.
+    fn left(&mut self, len: usize) {
+        self.admitted -= len;
+        self.begun |= len > 0;
+    }
+
+    /// Looks at the bytes in the buffer. Afterwards [`Transfer::admitted`] of them may go on.
+    pub fn admit(&mut self, buf: &Buf) -> Result<(), Refusal> {
+        let fresh = &buf.bytes()[self.admitted..];
+        self.admitted += match &mut self.rest {
+            Rest::Done => 0,
+            Rest::UntilClose => fresh.len(),
+            Rest::Length(left) => {
+                let len = fresh.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+                *left -= len as u64;
+                if *left == 0 {
+                    self.rest = Rest::Done;
+                }
+                len
+            }
+            Rest::Chunked(scanner) => {
+                let advance = scanner.advance(fresh)?;
+                if advance.done {
+                    self.rest = Rest::Done;
+                }
+                advance.len
+            }
+        };
+        Ok(())
+    }
+}
+
+/// How an attempt failed.
+pub(super) enum Failure {
+    /// The client is gone, or sent a malformed body after its head: nothing can be said to it but perhaps this.
+    Client(Option<Refusal>),
+    /// The server failed before any byte of a response was passed on.
+    Server(Fault),
+    /// The server failed with its response under way; the client must see a broken connection.
+    Broken,
+}
+
+/// What is known of a server's failure.
+#[derive(Clone, Copy)]
+pub(super) struct Fault {
+    /// Whether the server may have seen the whole head, and so may have done what it says.
+    pub delivered: bool,
+    /// Whether anything came back.
+    pub answered: bool,
+    /// Whether it was too slow rather than gone.
+    pub late: bool,
+    /// Whether what came back was not HTTP.
+    pub garbled: bool,
+}
+
+/// What a response's head says, once it has been turned into the client's.
+pub(super) struct Head {
+    pub body: Body,
+    /// Whether the server's connection can be used again.
+    pub server_persistent: bool,
+    pub keep_alive_timeout_s: Option<u32>,
+    /// Whether the client's connection goes on.
+    pub client_persistent: bool,
+    /// Whether the request's body is still on its way to the server.
+    pub upload_goes_on: bool,
+}
+
+/// Both sides of one attempt.
+pub(super) struct Exchange<'a> {
+    pub worker: &'a Worker,
+    pub deadline: &'a Deadline,
+    pub client: &'a mut TcpStream,
+    pub server: &'a mut TcpStream,
+    /// From the client, behind the head.
+    pub input: &'a mut Buf,
+    /// The head and what came with it; then the response's head.
+    pub outgoing: &'a mut Buf,
+    /// How much of `outgoing` is the head.
+    pub head_len: usize,
+    /// How much of `outgoing` the server's socket has taken.
+    pub sent: usize,
+    pub upload: &'a mut Transfer,
+    /// Bytes of `100 Continue` that are still to be sent to the client.
+    pub interim_left: &'a mut usize,
+    /// From the server.
+    pub incoming: &'a mut Buf,
+    pub method: Method,
+    pub scan: HeadScan,
+    pub interims: u32,
+}
+
+impl Exchange<'_> {
+    /// Sends the request and waits for the head of its response, which is left in `incoming` in front of what
+    /// came with it. Returns the head's length.
+    ///
+    /// `outgoing` stays as it was, so that the request can be sent again if this fails.
+    pub async fn send(&mut self) -> Result<usize, Failure> {
+        let limits = &self.worker.limits;
+        self.deadline.arm(limits.response);
+        std::future::poll_fn(|cx| {
+            let before = (self.sent, self.upload.admitted, self.input.len());
+            let requested = self.poll_request(cx);
+            if before != (self.sent, self.upload.admitted, self.input.len()) {
+                self.deadline.arm(limits.response);
+            }
+            let server_failed = match requested {
+                Poll::Ready(Err(Upload::Client(refusal))) => {
+                    return Poll::Ready(Err(Failure::Client(refusal)));
+                }
+                // It may have answered before it closed.
+                Poll::Ready(Err(Upload::Server)) => true,
+                Poll::Ready(Ok(())) | Poll::Pending => false,
+            };
+            match self.poll_head(cx) {
+                Poll::Ready(result) => Poll::Ready(result),
+                Poll::Pending if server_failed => Poll::Ready(Err(self.fault(false, false))),
+                Poll::Pending if self.deadline.passed(cx) => Poll::Ready(Err(self.fault(true, false))),
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    fn fault(&self, late: bool, garbled: bool) -> Failure {
+        let answered = !self.incoming.is_empty() || self.interims > 0;
+        Failure::Server(Fault { delivered: self.sent >= self.head_len, answered, late, garbled })
+    }
+
+    /// Writes `outgoing`, then the rest of the body as the client sends it.
+    fn poll_request(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Upload>> {
+        while self.sent < self.outgoing.len() {
+            match ready!(Pin::new(&mut *self.server).poll_write(cx, &self.outgoing.bytes()[self.sent..])) {
+                Ok(len) if len > 0 => self.sent += len,
+                _ => return Poll::Ready(Err(Upload::Server)),
+            }
+        }
+        self.poll_upload(cx)
+    }
+
+    fn poll_upload(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Upload>> {
+        while !self.upload.is_over() {
+            if self.upload.admitted > 0 {
+                let bytes = &self.input.bytes()[..self.upload.admitted];
+                match ready!(Pin::new(&mut *self.server).poll_write(cx, bytes)) {
+                    Ok(len) if len > 0 => {
+                        self.input.consume(len);
+                        self.upload.left(len);
+                    }
+                    _ => return Poll::Ready(Err(Upload::Server)),
+                }
+                continue;
+            }
+            while *self.interim_left > 0 {
+                let text = &CONTINUE[CONTINUE.len() - *self.interim_left..];
+                match ready!(Pin::new(&mut *self.client).poll_write(cx, text)) {
+                    Ok(len) if len > 0 => *self.interim_left -= len,
+                    _ => return Poll::Ready(Err(Upload::Client(None))),
+                }
+            }
+            if self.input.is_empty() {
+                match ready!(self.input.poll_read(self.client, cx, ROOM, &self.worker.buffers)) {
+                    Ok(len) if len > 0 => {}
+                    _ => return Poll::Ready(Err(Upload::Client(None))),
+                }
+            }
+            if let Err(refusal) = self.upload.admit(self.input) {
+                return Poll::Ready(Err(Upload::Client(Some(refusal))));
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Failure>> {
+        loop {
+            match self.scan.response(self.incoming.bytes()) {
+                Err(_) => return Poll::Ready(Err(self.fault(false, true))),
+                Ok(Some(len)) if looks_interim(&self.incoming.bytes()[..len]) => {
+                    // The router has told the client to continue by itself; other news of this kind can be missed.
+                    let parsed = ResponseHead::parse(&self.incoming.bytes()[..len], self.method);
+                    self.interims += 1;
+                    if parsed.is_err() || self.interims > MAX_INTERIM {
+                        return Poll::Ready(Err(self.fault(false, true)));
+                    }
+                    self.incoming.consume(len);
+                    self.scan = HeadScan::default();
+                    continue;
+                }
+                Ok(Some(len)) => return Poll::Ready(Ok(len)),
+                Ok(None) => {}
+            }
+            match ready!(self.incoming.poll_read(self.server, cx, ROOM, &self.worker.buffers)) {
+                Ok(len) if len > 0 => {}
+                _ => return Poll::Ready(Err(self.fault(false, false))),
+            }
+        }
+    }
+
+    /// Turns the response's head, the first `len` bytes of `incoming`, into the client's, which replaces the request
+    /// in `outgoing`.
+    pub fn turn(&mut self, len: usize, request: &Request, labels: &[u8]) -> Result<Head, Failure> {
+        let head = &self.incoming.bytes()[..len];
+        let Ok(parsed) = ResponseHead::parse(head, request.method) else {
+            return Err(self.fault(false, true));
+        };
+        let body = parsed.body();
+        let http10 = request.version == Version::Http10;
+        if http10 && body == Body::Chunked {
+            return Err(self.fault(false, true));
+        }
+        let sent = self.sent == self.outgoing.len();
+        let uploaded = sent && self.upload.is_over();
+        let client_persistent =
+            request.persistent && uploaded && body != Body::UntilClose && !self.worker.is_draining();
+        let buffers = &self.worker.buffers;
+        self.outgoing.clear();
+        for slice in parsed.forward(head) {
+            self.outgoing.extend(slice, buffers);
+        }
+        self.outgoing.extend(labels, buffers);
+        match (client_persistent, http10) {
+            (false, _) => self.outgoing.extend(b"Connection: close\r\n\r\n", buffers),
+            (true, true) => self.outgoing.extend(b"Connection: keep-alive\r\n\r\n", buffers),
+            (true, false) => self.outgoing.extend(b"\r\n", buffers),
+        }
+        let (server_persistent, keep_alive_timeout_s) = (parsed.persistent(), parsed.keep_alive_timeout_s());
+        self.incoming.consume(len);
+        // Part of the request may still be in the buffer that now holds the response: the server has answered
+        // without it, and need not get it.
+        let upload_goes_on = sent && !uploaded;
+        Ok(Head { body, server_persistent, keep_alive_timeout_s, client_persistent, upload_goes_on })
+    }
+
+    /// Passes the response on: the head in `outgoing`, then the body; meanwhile the rest of the request, if it goes
+    /// on.
+    pub async fn relay(&mut self, head: &Head) -> Result<(), Failure> {
+        let stall = self.worker.limits.stall;
+        let mut download = Transfer::new(head.body);
+        self.deadline.arm(stall);
+        std::future::poll_fn(|cx| {
+            if head.upload_goes_on {
+                // Whether it comes to its end is seen afterwards; the response is worth having in any case.
+                let _ = self.poll_upload(cx);
+            }
+            let before = (self.outgoing.len(), download.admitted, self.incoming.len());
+            let result = self.poll_download(cx, &mut download);
+            if result.is_pending() {
+                if before != (self.outgoing.len(), download.admitted, self.incoming.len()) {
+                    self.deadline.arm(stall);
+                }
+                if self.deadline.passed(cx) {
+                    return Poll::Ready(Err(Failure::Broken));
+                }
+            }
+            result
+        })
+        .await
+    }
+
+    fn poll_download(&mut self, cx: &mut Context<'_>, download: &mut Transfer) -> Poll<Result<(), Failure>> {
+        loop {
+            if download.admit(self.incoming).is_err() {
+                return Poll::Ready(Err(Failure::Broken));
+            }
+            if download.admitted > 0 && download.admitted <= COPIED && !self.outgoing.is_empty() {
+                self.outgoing.extend(&self.incoming.bytes()[..download.admitted], &self.worker.buffers);
+                self.incoming.consume(download.admitted);
+                download.left(download.admitted);
+            }
+            let body = &self.incoming.bytes()[..download.admitted];
+            if !self.outgoing.is_empty() || !body.is_empty() {
+                let head = self.outgoing.bytes();
+                let written = match (head, body) {
+                    (head, []) => Pin::new(&mut *self.client).poll_write(cx, head),
+                    ([], body) => Pin::new(&mut *self.client).poll_write(cx, body),
+                    (head, body) => {
+                        let both = [io::IoSlice::new(head), io::IoSlice::new(body)];
+                        Pin::new(&mut *self.client).poll_write_vectored(cx, &both)
+                    }
+                };
+                match ready!(written) {
+                    Ok(len) if len > 0 => {
+                        let of_head = len.min(self.outgoing.len());
+                        self.outgoing.consume(of_head);
+                        self.incoming.consume(len - of_head);
+                        download.left(len - of_head);
+                    }
+                    _ => return Poll::Ready(Err(Failure::Client(None))),
+                }
+                continue;
+            }
+            if download.is_over() {
+                return Poll::Ready(Ok(()));
+            }
+            match ready!(self.incoming.poll_read(self.server, cx, ROOM, &self.worker.buffers)) {
+                Ok(0) if matches!(download.rest, Rest::UntilClose) => download.rest = Rest::Done,
+                Ok(len) if len > 0 => {}
+                _ => return Poll::Ready(Err(Failure::Broken)),
+            }
+        }
+    }
+}
+
+enum Upload {
+    Client(Option<Refusal>),
+    Server,
+}
+
+/// Whether a head says that another one follows. 101 does not: it ends HTTP, and nobody asked for that.
+fn looks_interim(head: &[u8]) -> bool {
+    head.get(8..10) == Some(b" 1") && head.get(9..12) != Some(b"101")
+}

@@ -1,0 +1,61 @@
+//! How long the router waits, and how much it keeps, before it gives up: all in one place.
+
+use std::time::Duration;
+
+/// Limits of a router. The defaults suit services inside a data centre.
+///
+/// Times are kept by a coarse clock: what should happen after `t` happens between `t` and `t` + 60 ms.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Limits {
+    /// From the first byte of a request's head to its last. 5 s; longer lets slow-loris clients hold more memory.
+    pub head: Duration,
+    /// Between two requests of one client connection. 60 s.
+    pub idle: Duration,
+    /// For a TCP connection to a server to be made. 1 s; longer delays the attempt at another clone.
+    pub connect: Duration,
+    /// From a request's last byte to the first of its response. 30 s; shorter cuts off slow requests.
+    pub response: Duration,
+    /// Without any progress on a body or a response, in either direction. 30 s.
+    pub stall: Duration,
+    /// How long a connection to a server is kept without use. 50 s: below what servers usually keep.
+    pub pool_idle: Duration,
+    /// Most unused connections that a worker keeps to one server. 128.
+    pub pool_size: usize,
+    /// How long a request that nobody may answer yet waits for the next view of its RACS. 5 s.
+    pub wait: Duration,
+    /// Most requests that wait for one RACS, over all workers. 1000; the next one is refused at once.
+    pub waiting: usize,
+    /// How long a server that was just seen failing is avoided while another clone is left. 250 ms.
+    pub avoid: Duration,
+    /// Most client connections of one worker. 10 000; the next one is told so and closed.
+    pub clients: usize,
+    /// Most Redis commands of one client that have no reply yet; then its input waits. 1024.
+    pub pipeline: usize,
+    /// Most bytes of one Redis client's commands without reply, or of replies that it has not read; then its
+    /// input waits. 1 MiB; one command or reply may be larger.
+    pub backlog: usize,
+    /// Bytes of replies that a Redis client may leave unread before it is cut off. 256 MiB.
+    pub unread: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            head: Duration::from_secs(5),
+            idle: Duration::from_secs(60),
+            connect: Duration::from_secs(1),
+            response: Duration::from_secs(30),
+            stall: Duration::from_secs(30),
+            pool_idle: Duration::from_secs(50),
+            pool_size: 128,
+            wait: Duration::from_secs(5),
+            waiting: 1000,
+            avoid: Duration::from_millis(250),
+            clients: 10_000,
+            pipeline: 1024,
+            backlog: 1 << 20,
+            unread: 256 << 20,
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! The connection to one server that all clients of a worker share.
+
+use std::{
+    cell::{Cell, RefCell},
+    pin::{Pin, pin},
+    rc::Rc,
+    task::{Context, Poll, Waker},
+};
+
+use router_proto::{
+    racs::Access,
+    resp::{Flight, Pipeline, ReplyScanner, Sent},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+use super::{MAX_FAILURES, Tag, Target, waiting};
+use crate::worker::{Deadline, Server, Worker};
+
+/// Commands on their way to one server, and whom their replies are for.
+pub(crate) struct Upstream {
+    server: Rc<Server>,
+    pipeline: RefCell<Pipeline<Tag>>,
+    waker: RefCell<Option<Waker>>,
+    /// Whether the task knows already that there is something to write.
+    told: Cell<bool>,
+    /// Nobody will send anything here any more.
+    retired: Cell<bool>,
+}
+
+impl Upstream {
+    /// Starts to connect. Commands may be pushed at once.
+    pub(super) fn start(worker: &Rc<Worker>, server: &Rc<Server>) -> Rc<Self> {
+        let upstream = Rc::new(Self {
+            server: Rc::clone(server),
+            pipeline: RefCell::default(),
+            waker: RefCell::default(),
+            told: Cell::new(false),
+            retired: Cell::new(false),
+        });
+        let task = Task {
+            worker: Rc::clone(worker),
+            upstream: Rc::clone(&upstream),
+            deadline: Deadline::new(&worker.clock),
+            scratch: vec![0; super::READ].into(),
+            rest: Vec::new(),
+            scanner: ReplyScanner::default(),
+        };
+        tokio::task::spawn_local(task.run());
+        upstream
+    }
+
+    /// Appends a command; it is written at the end of this turn of the loop.
+    pub(super) fn push(&self, command: &[u8], tag: Tag) {
+        self.server.engage();
+        self.pipeline.borrow_mut().push(command, tag);
+        if !self.told.replace(true) {
+            self.wake();
+        }
+    }
+
+    /// Ends the connection once nothing is under way.
+    pub(crate) fn retire(&self) {
+        self.retired.set(true);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+}
+
+struct Task {
+    worker: Rc<Worker>,
+    upstream: Rc<Upstream>,
+    deadline: Deadline,
+    scratch: Box<[u8]>,
+    /// An incomplete reply.
+    rest: Vec<u8>,
+    scanner: ReplyScanner,
+}
+
+/// How a connection ended.
+enum End {
+    /// None could be made.
+    Refused,
+    /// It failed, or the server was silent for too long, or spoke nonsense.
+    Failed,
+    /// Nothing was under way.
+    Idle,
+}
+
+impl Task {
+    async fn run(mut self) {
+        let end = match self.connect().await {
+            None => End::Refused,
+            Some(mut stream) => std::future::poll_fn(|cx| self.poll(&mut stream, cx)).await,
+        };
+        let server = Rc::clone(&self.upstream.server);
+        // Whoever sends something to this server from now on starts a new connection.
+        server.redis.borrow_mut().take_if(|current| Rc::ptr_eq(current, &self.upstream));
+        let (now, avoid) = (self.worker.clock.now(), self.worker.limits.avoid);
+        match end {
+            End::Refused => server.refused(now, avoid),
+            End::Failed => server.failed(now, avoid),
+            End::Idle => {}
+        }
+        self.hand_back(matches!(end, End::Refused));
+    }
+
+    async fn connect(&mut self) -> Option<TcpStream> {
+        self.deadline.arm(self.worker.limits.connect);
+        let mut connecting = pin!(TcpStream::connect(self.upstream.server.addr));
+        let connected = std::future::poll_fn(|cx| match connecting.as_mut().poll(cx) {
+            Poll::Ready(result) => Poll::Ready(result.ok()),
+            Poll::Pending if self.deadline.passed(cx) => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        });
+        let stream = connected.await?;
+        self.deadline.disarm();
+        stream.set_nodelay(true).ok()?;
+        Some(stream)
+    }
+
+    fn poll(&mut self, stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<End> {
+        let upstream = Rc::clone(&self.upstream);
+        {
+            let mut waker = upstream.waker.borrow_mut();
+            if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                *waker = Some(cx.waker().clone());
+            }
+        }
+        upstream.told.set(false);
+        loop {
+            let mut pipeline = upstream.pipeline.borrow_mut();
+            let bytes = pipeline.unwritten();
+            if bytes.is_empty() {
+                break;
+            }
+            match Pin::new(&mut *stream).poll_write(cx, bytes) {
+                Poll::Ready(Ok(len)) if len > 0 => pipeline.wrote(len),
+                // What has arrived is still worth reading: replies that came before the connection failed.
+                Poll::Ready(_) => {
+                    drop(pipeline);
+                    let _ = self.poll_replies(stream, cx);
+                    return Poll::Ready(End::Failed);
+                }
+                Poll::Pending => break,
+            }
+        }
+        if let Poll::Ready(end) = self.poll_replies(stream, cx) {
+            return Poll::Ready(end);
+        }
+        if upstream.pipeline.borrow().is_empty() {
+            self.deadline.disarm();
+            if upstream.retired.get() {
+                return Poll::Ready(End::Idle);
+            }
+        } else if !self.deadline.is_armed() {
+            self.deadline.arm(self.worker.limits.response);
+        }
+        if self.deadline.passed(cx) { Poll::Ready(End::Failed) } else { Poll::Pending }
+    }
+
+    /// Reads and delivers until nothing more is there.
+    fn poll_replies(&mut self, stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<End> {
+        loop {
+            let mut buffer = ReadBuf::new(&mut self.scratch);
+            match Pin::new(&mut *stream).poll_read(cx, &mut buffer) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
+                Poll::Ready(_) => {
+                    let idle = self.upstream.pipeline.borrow().is_empty();
+                    return Poll::Ready(if idle { End::Idle } else { End::Failed });
+                }
+            }
+            // Any byte is progress; the next look re-arms if replies are missing.
+            self.deadline.disarm();
+            let len = buffer.filled().len();
+            let delivered = if self.rest.is_empty() {
+                let done = deliver(&self.upstream, &mut self.scanner, &self.scratch[..len]);
+                done.map(|done| self.rest.extend_from_slice(&self.scratch[done..len]))
+            } else {
+                self.rest.extend_from_slice(&self.scratch[..len]);
+                let done = deliver(&self.upstream, &mut self.scanner, &self.rest);
+                done.map(|done| {
+                    self.rest.drain(..done);
+                    if self.rest.is_empty() {
+                        self.rest.shrink_to(super::READ);
+                    }
+                })
+            };
+            if delivered.is_err() {
+                tracing::warn!(server = %self.upstream.server.addr, "a server's reply is not RESP, or was not asked for");
+                return Poll::Ready(End::Failed);
+            }
+        }
+    }
+
+    /// Decides about every command without reply: reads go to another clone, updates that the server cannot have
+    /// executed to whoever leads, and of the rest nobody knows.
+    fn hand_back(&mut self, refused: bool) {
+        let mut left: Vec<(Tag, Box<[u8]>, Sent)> = Vec::new();
+        self.upstream
+            .pipeline
+            .borrow_mut()
+            .fail(|Flight { tag, command, sent }| left.push((tag, command.into(), sent)));
+        let mut to_wait = Vec::new();
+        for (mut tag, command, sent) in left {
+            self.upstream.server.settle();
+            let service = Rc::clone(&tag.client.service);
+            if tag.client.is_gone() && tag.access == Access::Read {
+                continue;
+            }
+            if sent == Sent::Perhaps && tag.access == Access::Update {
+                service.counters.unknown.add(1);
+                let text = format_args!(
+                    "ERR phalanx: outcome unknown: the server failed with this update under way"
+                );
+                tag.deliver_error(command.len(), text);
+                continue;
+            }
+            service.counters.retried.add(1);
+            // A leader that cannot be reached is waited for; any other server is one of a few that are tried.
+            let leader_only = service.policy.leader_only(tag.access);
+            tag.failures += u8::from(!(refused && leader_only));
+            let more = !refused || tag.tried.add(self.upstream.server.id) || leader_only;
+            if tag.failures >= MAX_FAILURES || !more {
+                service.unavailable(tag, command.len(), "connections to the partition's servers fail");
+                continue;
+            }
+            match service.pick(&tag) {
+                Target::Server(server) => service.push(&server, &command, tag),
+                Target::Exhausted => {
+                    service.unavailable(tag, command.len(), "no clone of the partition's RACS answers");
+                }
+                Target::Wait => to_wait.push((tag, command)),
+            }
+        }
+        waiting::wait_again(to_wait);
+    }
+}
+
+/// Delivers the replies at the start of `input`. Returns how many bytes they have.
+fn deliver(upstream: &Upstream, scanner: &mut ReplyScanner, input: &[u8]) -> Result<usize, ()> {
+    let mut done = 0;
+    while done < input.len() {
+        let Some(len) = scanner.scan(&input[done..]).map_err(drop)? else { break };
+        let (tag, command_len) = upstream.pipeline.borrow_mut().answered().ok_or(())?;
+        upstream.server.settle();
+        tag.deliver(command_len, &input[done..done + len]);
+        done += len;
+    }
+    Ok(done)
+}

@@ -1,0 +1,229 @@
+//! What workers route by: one immutable table per service, replaced as a whole when a view changes.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use membership_sync::{Reader, Snapshot};
+use membership_types::Rank;
+use router_proto::{
+    Epoch, L2p, Pmap, Racs, RacsId,
+    l2p::{Logical, Physicals},
+};
+
+use crate::config::{Config, Service, Source};
+
+/// The clones of a group as one of its views lists them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupClones {
+    /// The view's id. Older views than the last one fed are ignored.
+    pub epoch: u64,
+    /// Position in `clones` of the member that acts as leader; `None` while nobody may.
+    pub leader: Option<usize>,
+    /// The members that answer requests, in rank order.
+    pub clones: Vec<CloneAt>,
+}
+
+/// One clone: its name, and where it listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CloneAt {
+    /// As its group knows it.
+    pub name: String,
+    /// The address that requests are sent to.
+    pub addr: SocketAddr,
+}
+
+/// Why a group's view was not taken over. The tables are as before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum UpdateError {
+    /// No RACS of the configuration follows this group.
+    #[error("no RACS follows this group")]
+    UnknownGroup,
+    /// The leader is none of the clones.
+    #[error("the leader is none of the {0} clones")]
+    Leader(usize),
+    /// A newer view was taken over before; this one is history.
+    #[error("view {0} was taken over before, which is newer")]
+    Stale(u64),
+}
+
+/// All that a request needs: the partition of its key, the RACS that holds it, and its clones' addresses.
+#[derive(Debug)]
+pub(crate) struct Table {
+    pub pmap: Arc<Pmap>,
+    pub l2p: L2p,
+    racs: Vec<Racs>,
+}
+
+impl Table {
+    pub fn racs(&self, id: RacsId) -> &Racs {
+        &self.racs[id.get() as usize]
+    }
+}
+
+/// Builds tables and publishes them. One per router.
+pub(crate) struct Publisher {
+    physicals: Physicals,
+    services: Vec<Published>,
+}
+
+struct Published {
+    service: Arc<Service>,
+    /// What each RACS consists of, as of its newest view.
+    racs: Vec<GroupClones>,
+    snapshot: Snapshot<Table>,
+}
+
+impl Publisher {
+    /// Starts with what the configuration says: static RACS have their servers, groups nobody yet.
+    pub fn new(config: &Config) -> Self {
+        let mut physicals = Physicals::default();
+        let services = config
+            .services
+            .iter()
+            .map(|service| {
+                let racs: Vec<GroupClones> = service.racs.iter().map(|racs| initial(&racs.source)).collect();
+                let table = build(service, &racs, &mut physicals);
+                Published { service: Arc::clone(service), racs, snapshot: Snapshot::new(Arc::new(table)) }
+            })
+            .collect();
+        Self { physicals, services }
+    }
+
+    /// A reader of each service's tables, for one worker.
+    pub fn readers(&self) -> Vec<Reader<Table>> {
+        self.services.iter().map(|published| published.snapshot.reader()).collect()
+    }
+
+    /// Takes over a group's view in every RACS that follows the group.
+    pub fn update_group(&mut self, group: &str, clones: &GroupClones) -> Result<(), UpdateError> {
+        if clones.leader.is_some_and(|leader| leader >= clones.clones.len()) {
+            return Err(UpdateError::Leader(clones.clones.len()));
+        }
+        let (mut followed, mut newer) = (false, None);
+        for published in &mut self.services {
+            let mut changed = false;
+            for (racs, current) in published.service.racs.iter().zip(&mut published.racs) {
+                if !matches!(&racs.source, Source::Group(name) if **name == *group) {
+                    continue;
+                }
+                followed = true;
+                if clones.epoch < current.epoch {
+                    newer = Some(current.epoch);
+                } else if clones != current {
+                    *current = clones.clone();
+                    changed = true;
+                }
+            }
+            if changed {
+                let table = build(&published.service, &published.racs, &mut self.physicals);
+                published.snapshot.publish(Arc::new(table));
+            }
+        }
+        match newer {
+            _ if !followed => Err(UpdateError::UnknownGroup),
+            Some(epoch) => Err(UpdateError::Stale(epoch)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn initial(source: &Source) -> GroupClones {
+    match source {
+        Source::Group(_) => GroupClones { epoch: 0, leader: None, clones: vec![] },
+        Source::Servers(servers) => GroupClones {
+            epoch: Epoch::FIRST.get(),
+            leader: Some(0),
+            clones: servers
+                .iter()
+                .map(|(name, addr)| CloneAt { name: name.to_string(), addr: *addr })
+                .collect(),
+        },
+    }
+}
+
+fn build(service: &Service, clones: &[GroupClones], physicals: &mut Physicals) -> Table {
+    let mut l2p = L2p::default();
+    let racs = service.racs.iter().zip(clones).map(|(racs, view)| {
+        let ids = view.clones.iter().map(|clone| {
+            let physical = physicals.id_of(clone.addr);
+            l2p.add(Logical { name: clone.name.as_str().into(), physical, addr: clone.addr })
+        });
+        let ids = ids.collect();
+        Racs::new(&racs.name, ids, view.leader.map(Rank::at), Epoch::new(view.epoch))
+    });
+    let racs = racs.collect();
+    Table { pmap: Arc::clone(&service.pmap), l2p, racs }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Surroundings;
+
+    fn config() -> Config {
+        let text = r#"
+            [[service]]
+            name = "s"
+            listen = "127.0.0.1:0"
+            protocol = "redis"
+            pmap = { style = "slots", partitions = 4 }
+            racs = [{ name = "a", group = "g" }, { name = "b", servers = ["127.0.0.1:1", "127.0.0.1:2"] }]
+        "#;
+        Config::parse(text, "t".as_ref(), Surroundings { follows_groups: true, others_keys: &[] }).unwrap()
+    }
+
+    fn view(epoch: u64, leader: Option<usize>, ports: &[u16]) -> GroupClones {
+        let clone = |port: &u16| CloneAt { name: format!("n{port}"), addr: ([127, 0, 0, 1], *port).into() };
+        GroupClones { epoch, leader, clones: ports.iter().map(clone).collect() }
+    }
+
+    #[test]
+    fn a_view_replaces_the_clones_and_keeps_what_is_known_of_a_server() {
+        let mut publisher = Publisher::new(&config());
+        let mut reader = publisher.readers().remove(0);
+        let a = RacsId::new(0);
+        assert!(reader.load().racs(a).clones().is_empty());
+        assert_eq!(
+            reader.load().racs(RacsId::new(1)).leader().map(|id| reader.cached().l2p.get(id).addr.port()),
+            Some(1)
+        );
+
+        publisher.update_group("g", &view(7, Some(0), &[2, 3])).unwrap();
+        let table = reader.load();
+        let shared = table.l2p.get(table.racs(a).leader().unwrap()).physical;
+        assert_eq!(
+            shared,
+            table.l2p.get(table.racs(RacsId::new(1)).clones()[1]).physical,
+            "one address, one server"
+        );
+        assert_eq!(table.racs(a).epoch(), Epoch::new(7));
+
+        publisher.update_group("g", &view(9, Some(1), &[3, 2])).unwrap();
+        let table = reader.load();
+        assert_eq!(
+            table.l2p.get(table.racs(a).leader().unwrap()).physical,
+            shared,
+            "its id survives the change"
+        );
+    }
+
+    #[test]
+    fn old_views_and_strange_ones_change_nothing() {
+        let mut publisher = Publisher::new(&config());
+        let mut reader = publisher.readers().remove(0);
+        publisher.update_group("g", &view(7, Some(0), &[2, 3])).unwrap();
+        let version = {
+            reader.load();
+            reader.version()
+        };
+        assert_eq!(publisher.update_group("g", &view(6, Some(0), &[3])), Err(UpdateError::Stale(7)));
+        assert_eq!(publisher.update_group("h", &view(8, None, &[])), Err(UpdateError::UnknownGroup));
+        assert_eq!(publisher.update_group("g", &view(8, Some(2), &[2, 3])), Err(UpdateError::Leader(2)));
+        assert_eq!(publisher.update_group("g", &view(7, Some(0), &[2, 3])), Ok(()), "the same view again");
+        reader.load();
+        assert_eq!(reader.version(), version);
+        // The same view may lose its leader: its lease ran out before the next view is known.
+        publisher.update_group("g", &view(7, None, &[2, 3])).unwrap();
+        assert_eq!(reader.load().racs(RacsId::new(0)).leader(), None);
+    }
+}

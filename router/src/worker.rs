@@ -1,0 +1,297 @@
+//! One worker: an OS thread with its own runtime, listeners, clients and connections to servers.
+//!
+//! Nothing on the path of a request is shared with another thread but the table's snapshot. The runtime is tokio's
+//! `LocalRuntime` and not a `LocalSet`: waking a task of a `LocalSet` from the I/O driver wakes the set through the
+//! runtime's eventfd, one system call per turn of the loop.
+
+mod buffer;
+mod clock;
+mod server;
+
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    net::TcpListener,
+    rc::Rc,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
+
+use membership_sync::Reader;
+use membership_types::Rng;
+use tokio::{net::TcpStream, sync::mpsc, sync::oneshot};
+
+pub(crate) use buffer::Buf;
+pub(crate) use clock::{Clock, Deadline, DeadlineId};
+pub(crate) use server::{InFlight, Server};
+
+use crate::{
+    config::{Protocol, Service},
+    http::HttpService,
+    limits::Limits,
+    redis::RedisService,
+    stats::{Counters, ServiceStats},
+    table::Table,
+};
+
+/// What all services of one worker share.
+pub(crate) struct Worker {
+    pub limits: Limits,
+    pub clock: Rc<Clock>,
+    pub buffers: buffer::Buffers,
+    pub servers: server::Servers,
+    random: RefCell<Rng>,
+    draining: Cell<bool>,
+    clients: Cell<usize>,
+}
+
+impl Worker {
+    /// Whether the router is going down: what is under way ends, nothing new begins.
+    pub fn is_draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    /// 64 random bits, for choices that need no secrecy.
+    pub fn random(&self) -> u64 {
+        self.random.borrow_mut().next_u64()
+    }
+}
+
+/// What a worker is started with.
+pub(crate) struct Setup {
+    pub limits: Limits,
+    pub seed: u64,
+    pub services: Vec<ServiceSetup>,
+    pub control: mpsc::UnboundedReceiver<Control>,
+}
+
+pub(crate) struct ServiceSetup {
+    pub service: Arc<Service>,
+    pub listener: TcpListener,
+    pub table: Reader<Table>,
+}
+
+/// What a worker is told.
+pub(crate) enum Control {
+    /// Some service has a new table.
+    TablesChanged,
+    /// Say what you have counted.
+    Stats(oneshot::Sender<Vec<ServiceStats>>),
+    /// Finish what is under way, then end; after this long end anyway.
+    Shutdown(Duration),
+}
+
+/// The protocol's side of a service on one worker.
+#[derive(Clone)]
+enum Front {
+    Http(Rc<HttpService>),
+    Redis(Rc<RedisService>),
+}
+
+impl Front {
+    fn counters(&self) -> &Counters {
+        match self {
+            Self::Http(service) => &service.counters,
+            Self::Redis(service) => &service.counters,
+        }
+    }
+
+    fn tables_changed(&self) {
+        match self {
+            Self::Http(service) => service.tables_changed(),
+            Self::Redis(service) => service.tables_changed(),
+        }
+    }
+
+    fn names(&self, id: router_proto::PhysicalId) -> bool {
+        let named = |table: &mut Reader<Table>| table.load().l2p.iter().any(|logical| logical.physical == id);
+        match self {
+            Self::Http(service) => named(&mut service.table.borrow_mut()),
+            Self::Redis(service) => named(&mut service.table.borrow_mut()),
+        }
+    }
+
+    async fn serve(self, stream: TcpStream) {
+        match self {
+            Self::Http(service) => crate::http::serve(service, stream).await,
+            Self::Redis(service) => crate::redis::serve(service, stream).await,
+        }
+    }
+
+    /// Tells a client that there are too many, if that can be said at once.
+    fn shed(&self, stream: &TcpStream) {
+        let text: &[u8] = match self {
+            Self::Http(_) => crate::http::TOO_MANY_CLIENTS,
+            Self::Redis(_) => crate::redis::TOO_MANY_CLIENTS,
+        };
+        let _ = stream.try_write(text);
+    }
+}
+
+/// Runs a worker on this thread until it is told to shut down.
+///
+/// # Errors
+/// The runtime or a listener cannot be set up.
+pub(crate) fn run(setup: Setup) -> io::Result<()> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default())?;
+    runtime.block_on(work(setup))
+}
+
+async fn work(setup: Setup) -> io::Result<()> {
+    let Setup { limits, seed, services, mut control } = setup;
+    let worker = Rc::new(Worker {
+        limits,
+        clock: Rc::new(Clock::new()),
+        buffers: buffer::Buffers::default(),
+        servers: server::Servers::default(),
+        random: RefCell::new(Rng::seeded(seed)),
+        draining: Cell::new(false),
+        clients: Cell::new(0),
+    });
+    let clock = Rc::clone(&worker.clock);
+    tokio::task::spawn_local(async move { clock.run().await });
+
+    let mut fronts = Vec::new();
+    for ServiceSetup { service, listener, table } in services {
+        let front = match &service.protocol {
+            Protocol::Http { .. } => Front::Http(Rc::new(HttpService::new(&worker, &service, table))),
+            Protocol::Redis => Front::Redis(RedisService::start(&worker, &service, table)),
+        };
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        tokio::task::spawn_local(accept(Rc::clone(&worker), listener, front.clone()));
+        fronts.push((service.name.clone(), front));
+    }
+    tokio::task::spawn_local(sweep(
+        Rc::clone(&worker),
+        fronts.iter().map(|(_, front)| front.clone()).collect(),
+    ));
+
+    let grace = loop {
+        match control.recv().await {
+            Some(Control::TablesChanged) => fronts.iter().for_each(|(_, front)| front.tables_changed()),
+            Some(Control::Stats(reply)) => {
+                let stats = fronts.iter().map(|(name, front)| front.counters().read(name)).collect();
+                let _ = reply.send(stats); // whoever asked may have gone
+            }
+            Some(Control::Shutdown(grace)) => break grace,
+            // Every handle is gone: nobody can feed views or stop this worker in an orderly way.
+            None => break Duration::ZERO,
+        }
+    };
+    worker.draining.set(true);
+    worker.clock.wake_all();
+    let deadline = Deadline::new(&worker.clock);
+    deadline.arm(grace);
+    let drained = std::future::poll_fn(|cx| {
+        let passed = deadline.passed(cx);
+        while let Poll::Ready(message) = control.poll_recv(cx) {
+            match message {
+                Some(Control::TablesChanged) => fronts.iter().for_each(|(_, front)| front.tables_changed()),
+                Some(Control::Stats(_)) => {}
+                Some(Control::Shutdown(_)) => return Poll::Ready(false),
+                None => break,
+            }
+        }
+        if worker.clients.get() == 0 {
+            return Poll::Ready(true);
+        }
+        if passed { Poll::Ready(false) } else { Poll::Pending }
+    });
+    // The last client to go wakes nobody; the deadlines' ticks do, soon enough.
+    let ticks = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            worker.clock.wake(deadline.id());
+        }
+    };
+    let drained = race(drained, ticks).await;
+    tracing::info!(drained, clients = worker.clients.get(), "worker ends");
+    Ok(())
+}
+
+/// Runs `forever` beside `main` until `main` is done.
+async fn race<T>(
+    main: impl Future<Output = T>,
+    forever: impl Future<Output = std::convert::Infallible>,
+) -> T {
+    let (mut main, mut forever) = (std::pin::pin!(main), std::pin::pin!(forever));
+    std::future::poll_fn(|cx| {
+        let _never = forever.as_mut().poll(cx);
+        main.as_mut().poll(cx)
+    })
+    .await
+}
+
+/// Accepts a service's clients on this worker until the router drains; then those that are already in the queue.
+async fn accept(worker: Rc<Worker>, listener: tokio::net::TcpListener, front: Front) {
+    let drain = Deadline::new(&worker.clock);
+    loop {
+        let accepted = std::future::poll_fn(|cx| {
+            drain.passed(cx); // only to be woken when the router drains
+            match listener.poll_accept(cx) {
+                Poll::Pending if worker.is_draining() => Poll::Ready(None),
+                other => other.map(Some),
+            }
+        });
+        match accepted.await {
+            None => return,
+            Some(Ok((stream, _))) => admit(&worker, &front, stream),
+            Some(Err(error)) => {
+                // Out of descriptors, most likely: pending connections stay in the queue meanwhile.
+                tracing::warn!(%error, "cannot accept");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+fn admit(worker: &Rc<Worker>, front: &Front, stream: TcpStream) {
+    let counters = front.counters();
+    if worker.clients.get() >= worker.limits.clients {
+        counters.shed.add(1);
+        front.shed(&stream);
+        return;
+    }
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "client gone before it was served");
+        return;
+    }
+    counters.accepted.add(1);
+    let guard = Present::enter(worker, front);
+    let served = front.clone().serve(stream);
+    tokio::task::spawn_local(async move {
+        served.await;
+        drop(guard);
+    });
+}
+
+/// A client that is being served.
+struct Present {
+    worker: Rc<Worker>,
+    front: Front,
+}
+
+impl Present {
+    fn enter(worker: &Rc<Worker>, front: &Front) -> Self {
+        worker.clients.set(worker.clients.get() + 1);
+        front.counters().clients.add(1);
+        Self { worker: Rc::clone(worker), front: front.clone() }
+    }
+}
+
+impl Drop for Present {
+    fn drop(&mut self) {
+        self.worker.clients.set(self.worker.clients.get() - 1);
+        self.front.counters().clients.sub(1);
+    }
+}
+
+/// Once a second ends connections that nobody will use again.
+async fn sweep(worker: Rc<Worker>, fronts: Vec<Front>) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        worker.servers.sweep(worker.clock.now(), |id| fronts.iter().any(|front| front.names(id)));
+    }
+}

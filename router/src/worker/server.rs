@@ -1,0 +1,176 @@
+//! What one worker knows of the physical servers, whatever maps name them: load, failures, connections.
+
+use std::{
+    cell::{Cell, RefCell},
+    net::SocketAddr,
+    rc::Rc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use membership_types::Instant;
+use router_proto::l2p::{Loads, PhysicalId};
+use tokio::net::TcpStream;
+
+use crate::redis::Upstream;
+
+/// One physical server, as one worker sees it.
+pub(crate) struct Server {
+    pub id: PhysicalId,
+    pub addr: SocketAddr,
+    in_flight: Cell<u32>,
+    avoid_until: Cell<Instant>,
+    refused_until: Cell<Instant>,
+    /// Unused connections for HTTP; the one used last is taken first.
+    idle: RefCell<Vec<Idle>>,
+    /// The connection that all Redis clients of this worker share.
+    pub redis: RefCell<Option<Rc<Upstream>>>,
+}
+
+struct Idle {
+    stream: TcpStream,
+    until: Instant,
+}
+
+impl Server {
+    fn new(id: PhysicalId, addr: SocketAddr) -> Self {
+        Self {
+            id,
+            addr,
+            in_flight: Cell::new(0),
+            avoid_until: Cell::new(Instant::ZERO),
+            refused_until: Cell::new(Instant::ZERO),
+            idle: RefCell::default(),
+            redis: RefCell::default(),
+        }
+    }
+
+    /// Notes that requests go there: the count is taken back by [`Server::settle`].
+    pub fn engage(&self) {
+        self.in_flight.set(self.in_flight.get() + 1);
+    }
+
+    /// Notes that a request is no longer there.
+    pub fn settle(&self) {
+        self.in_flight.set(self.in_flight.get() - 1);
+    }
+
+    /// Notes that a connection or a request there just failed.
+    pub fn failed(&self, now: Instant, avoid: Duration) {
+        self.avoid_until.set(now.after(avoid));
+    }
+
+    /// Notes that no connection can be made: nobody needs to try for a while.
+    pub fn refused(&self, now: Instant, avoid: Duration) {
+        self.failed(now, avoid);
+        self.refused_until.set(now.after(avoid));
+    }
+
+    /// Until when attempts to connect are pointless.
+    pub fn refused_until(&self) -> Instant {
+        self.refused_until.get()
+    }
+
+    /// Takes the unused connection that was used last, if one is alive. Ends those that are not.
+    ///
+    /// Whether the server closed it costs no system call: its FIN was reported with the other events, and a
+    /// connection on which nothing was reported is pending. Where something was reported a read tells.
+    pub fn take_idle(&self) -> Option<TcpStream> {
+        loop {
+            let Idle { stream, .. } = self.idle.borrow_mut().pop()?;
+            if is_quiet(&stream) {
+                return Some(stream);
+            }
+        }
+    }
+
+    /// Keeps a connection for later requests.
+    pub fn keep(&self, stream: TcpStream, until: Instant, most: usize) {
+        let mut idle = self.idle.borrow_mut();
+        if idle.len() >= most {
+            idle.remove(0);
+        }
+        idle.push(Idle { stream, until });
+    }
+
+    /// Ends unused connections that are too old or that the server has closed.
+    fn sweep(&self, now: Instant) {
+        self.idle.borrow_mut().retain(|idle| idle.until > now && is_quiet(&idle.stream));
+    }
+}
+
+/// Whether neither bytes nor an end nor an error have arrived on a connection that should be silent.
+fn is_quiet(stream: &TcpStream) -> bool {
+    match stream.poll_read_ready(&mut Context::from_waker(Waker::noop())) {
+        Poll::Pending => true,
+        // The last read may have filled its buffer exactly, so that tokio thinks there is more.
+        Poll::Ready(Ok(())) => {
+            matches!(stream.try_read(&mut [0]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+        }
+        Poll::Ready(Err(_)) => false,
+    }
+}
+
+/// A request on its way to a server and back.
+pub(crate) struct InFlight(Rc<Server>);
+
+impl InFlight {
+    pub fn to(server: &Rc<Server>) -> Self {
+        server.engage();
+        Self(Rc::clone(server))
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.settle();
+    }
+}
+
+/// All servers that this worker has had to do with, by id.
+#[derive(Default)]
+pub(crate) struct Servers(RefCell<Vec<Option<Rc<Server>>>>);
+
+impl Servers {
+    /// The server of this id; a new one if this worker has not met it.
+    pub fn get(&self, id: PhysicalId, addr: SocketAddr) -> Rc<Server> {
+        let mut servers = self.0.borrow_mut();
+        if servers.len() <= id.index() {
+            servers.resize_with(id.index() + 1, || None);
+        }
+        Rc::clone(servers[id.index()].get_or_insert_with(|| Rc::new(Server::new(id, addr))))
+    }
+
+    /// Ends unused connections that are too old or closed, and all of servers that no table names any more.
+    pub fn sweep(&self, now: Instant, named: impl Fn(PhysicalId) -> bool) {
+        for place in &mut *self.0.borrow_mut() {
+            let Some(server) = place else { continue };
+            if named(server.id) {
+                server.sweep(now);
+            } else {
+                server.idle.borrow_mut().clear();
+                if let Some(upstream) = &*server.redis.borrow() {
+                    upstream.retire();
+                }
+                // A count of one is this list's own: nobody is on the way there.
+                if Rc::strong_count(server) == 1 {
+                    *place = None;
+                }
+            }
+        }
+    }
+
+    fn with<T>(&self, id: PhysicalId, read: impl FnOnce(&Server) -> T) -> Option<T> {
+        self.0.borrow().get(id.index()).and_then(|server| server.as_deref().map(read))
+    }
+}
+
+impl Loads for Servers {
+    fn in_flight(&self, server: PhysicalId) -> u32 {
+        self.with(server, |server| server.in_flight.get()).unwrap_or(0)
+    }
+
+    fn avoid_until(&self, server: PhysicalId) -> Instant {
+        self.with(server, |server| server.avoid_until.get()).unwrap_or(Instant::ZERO)
+    }
+}

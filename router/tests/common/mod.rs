@@ -1,0 +1,427 @@
+//! What the tests are made of: servers that do as they are told, clients that say exactly what they are given.
+#![allow(dead_code, clippy::unwrap_used, reason = "every test uses a part, and may panic")]
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use router::{CloneAt, Config, GroupClones, Limits, Options, RouterHandle, Surroundings};
+
+/// Longer than anything in a test takes, shorter than a person's patience.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A server whose behaviour is a function of the connection.
+pub struct FakeServer {
+    pub addr: SocketAddr,
+    /// Everything that was received, request by request or command by command.
+    pub seen: Arc<Mutex<Vec<String>>>,
+    pub connections: Arc<AtomicUsize>,
+    live: Arc<Mutex<Option<Vec<TcpStream>>>>,
+    acceptor: Option<thread::JoinHandle<()>>,
+}
+
+/// What a server's behaviour sees of one connection.
+pub struct Peer {
+    pub stream: TcpStream,
+    pub reader: BufReader<TcpStream>,
+    /// How many connections came before.
+    pub number: usize,
+    seen: Arc<Mutex<Vec<String>>>,
+}
+
+impl FakeServer {
+    pub fn start(behaviour: impl Fn(&mut Peer) + Send + Sync + 'static) -> Self {
+        Self::start_at("127.0.0.1:0".parse().unwrap(), behaviour)
+    }
+
+    pub fn start_at(addr: SocketAddr, behaviour: impl Fn(&mut Peer) + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind(addr).unwrap();
+        let addr = listener.local_addr().unwrap();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let connections = Arc::new(AtomicUsize::new(0));
+        let live = Arc::new(Mutex::new(Some(Vec::new())));
+        let behaviour = Arc::new(behaviour);
+        let (seen2, connections2, live2) = (seen.clone(), connections.clone(), live.clone());
+        let acceptor = thread::spawn(move || {
+            while let Ok((stream, _)) = listener.accept() {
+                match &mut *live2.lock().unwrap() {
+                    Some(live) => live.push(stream.try_clone().unwrap()),
+                    None => return,
+                }
+                let number = connections2.fetch_add(1, Ordering::SeqCst);
+                let (behaviour, seen) = (behaviour.clone(), seen2.clone());
+                thread::spawn(move || {
+                    stream.set_nodelay(true).unwrap();
+                    let reader = BufReader::new(stream.try_clone().unwrap());
+                    let mut peer = Peer { stream, reader, number, seen };
+                    behaviour(&mut peer);
+                    let _ = peer.stream.shutdown(Shutdown::Both);
+                });
+            }
+        });
+        Self { addr, seen, connections, live, acceptor: Some(acceptor) }
+    }
+
+    /// Answers every request with its name and the request's body.
+    pub fn echo(name: &'static str) -> Self {
+        Self::start(move |peer| {
+            while let Some(request) = peer.request() {
+                peer.respond(&format!("{name}:{}", String::from_utf8_lossy(&request.body)));
+            }
+        })
+    }
+
+    pub fn seen(&self) -> Vec<String> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+
+    /// Ends every connection at once, with RST if something is unread; new ones are welcome.
+    pub fn cut(&self) {
+        for stream in self.live.lock().unwrap().iter_mut().flatten() {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// As if the process had been killed: no connections, no listener.
+    pub fn kill(&mut self) {
+        let live = self.live.lock().unwrap().take();
+        let Some(acceptor) = self.acceptor.take() else { return };
+        for stream in live.into_iter().flatten() {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+        let _ = TcpStream::connect(self.addr); // wakes the acceptor, which ends and closes the listener
+        acceptor.join().unwrap();
+    }
+}
+
+impl Drop for FakeServer {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+pub struct Request {
+    pub head: String,
+    pub body: Vec<u8>,
+}
+
+impl Peer {
+    /// The next request, whole; `None` at the end of the connection.
+    pub fn request(&mut self) -> Option<Request> {
+        let head = self.head()?;
+        let body = read_body(&mut self.reader, &head, false)?;
+        Some(Request { head, body })
+    }
+
+    /// The head of the next request.
+    pub fn head(&mut self) -> Option<String> {
+        let head = read_head(&mut self.reader)?;
+        self.seen.lock().unwrap().push(head.clone());
+        Some(head)
+    }
+
+    pub fn respond(&mut self, body: &str) {
+        self.send(&format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
+    }
+
+    pub fn send(&mut self, text: &str) {
+        let _ = self.stream.write_all(text.as_bytes());
+    }
+
+    /// Ends the connection so that the other side sees a reset.
+    pub fn reset(&mut self) {
+        let socket = socket2::SockRef::from(&self.stream);
+        socket.set_linger(Some(Duration::ZERO)).unwrap();
+        // The descriptor lives on in the reader and the server's list, so say it by shutting down with unread input.
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+
+    /// The next Redis command.
+    pub fn command(&mut self) -> Option<Vec<String>> {
+        let args = read_command(&mut self.reader)?;
+        self.seen.lock().unwrap().push(args.join(" "));
+        Some(args)
+    }
+}
+
+pub fn read_head(reader: &mut impl BufRead) -> Option<String> {
+    let mut head = String::new();
+    loop {
+        let from = head.len();
+        if in_time(reader.read_line(&mut head))? == 0 {
+            return None;
+        }
+        if &head[from..] == "\r\n" {
+            return Some(head);
+        }
+    }
+}
+
+/// What was read; `None` if the connection broke. To hear nothing for so long is a failure of its own.
+fn in_time<T>(read: std::io::Result<T>) -> Option<T> {
+    match read {
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+            panic!("nothing came in {PATIENCE:?}")
+        }
+        other => other.ok(),
+    }
+}
+
+fn field<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+    head.lines().skip(1).find_map(|line| {
+        let (field, value) = line.split_once(':')?;
+        field.eq_ignore_ascii_case(name).then(|| value.trim())
+    })
+}
+
+fn read_body(reader: &mut impl BufRead, head: &str, until_close: bool) -> Option<Vec<u8>> {
+    let mut body = Vec::new();
+    if field(head, "transfer-encoding").is_some() {
+        loop {
+            let mut line = String::new();
+            in_time(reader.read_line(&mut line))?;
+            let size = usize::from_str_radix(line.trim().split(';').next()?, 16).ok()?;
+            let mut chunk = vec![0; size + 2];
+            if size == 0 {
+                loop {
+                    let mut trailer = String::new();
+                    if in_time(reader.read_line(&mut trailer))? == 0 {
+                        return None;
+                    }
+                    if trailer == "\r\n" {
+                        return Some(body);
+                    }
+                }
+            }
+            in_time(reader.read_exact(&mut chunk))?;
+            body.extend_from_slice(&chunk[..size]);
+        }
+    } else if let Some(len) = field(head, "content-length") {
+        body.resize(len.parse().ok()?, 0);
+        in_time(reader.read_exact(&mut body))?;
+    } else if until_close {
+        in_time(reader.read_to_end(&mut body))?;
+    }
+    Some(body)
+}
+
+fn read_command(reader: &mut impl BufRead) -> Option<Vec<String>> {
+    let mut line = String::new();
+    reader.read_line(&mut line).ok().filter(|len| *len > 0)?;
+    let count = line.trim().strip_prefix('*')?.parse().ok()?;
+    (0..count).map(|_| read_bulk(reader)).collect()
+}
+
+fn read_bulk(reader: &mut impl BufRead) -> Option<String> {
+    let mut line = String::new();
+    reader.read_line(&mut line).ok().filter(|len| *len > 0)?;
+    let len: usize = line.trim().strip_prefix('$')?.parse().ok()?;
+    let mut text = vec![0; len + 2];
+    reader.read_exact(&mut text).ok()?;
+    text.truncate(len);
+    String::from_utf8(text).ok()
+}
+
+#[derive(Debug)]
+pub struct Response {
+    pub status: u16,
+    pub head: String,
+    pub body: String,
+}
+
+impl Response {
+    pub fn field(&self, name: &str) -> Option<&str> {
+        field(&self.head, name)
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.body).unwrap()
+    }
+}
+
+/// A client that says exactly what it is given.
+pub struct Client {
+    pub stream: TcpStream,
+    pub reader: BufReader<TcpStream>,
+}
+
+impl Client {
+    pub fn connect(addr: SocketAddr) -> Self {
+        let stream = TcpStream::connect(addr).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let reader = BufReader::new(stream.try_clone().unwrap());
+        Self { stream, reader }
+    }
+
+    pub fn send(&mut self, text: impl AsRef<[u8]>) {
+        self.stream.write_all(text.as_ref()).unwrap();
+    }
+
+    /// The next response; `None` if the connection ends before it is whole.
+    pub fn try_response(&mut self) -> Option<Response> {
+        self.try_response_to("GET")
+    }
+
+    pub fn try_response_to(&mut self, method: &str) -> Option<Response> {
+        let head = read_head(&mut self.reader)?;
+        let status = head.split(' ').nth(1)?.parse().ok()?;
+        let bodiless = method == "HEAD" || status == 204 || status == 304 || status < 200;
+        let body = if bodiless { vec![] } else { read_body(&mut self.reader, &head, true)? };
+        Some(Response { status, head, body: String::from_utf8(body).unwrap() })
+    }
+
+    pub fn response(&mut self) -> Response {
+        self.try_response().expect("a response")
+    }
+
+    /// One request without body.
+    pub fn get(&mut self, key: &str) -> Response {
+        self.send(format!("GET /x HTTP/1.1\r\nHost: h\r\nX-Key: {key}\r\n\r\n"));
+        self.response()
+    }
+
+    pub fn post(&mut self, key: &str, body: &str) -> Response {
+        self.send(post(key, body));
+        self.response()
+    }
+
+    /// Whether the other side has ended the connection, with nothing more to read.
+    pub fn is_closed(&mut self) -> bool {
+        matches!(self.reader.read(&mut [0]), Ok(0)) || self.was_reset()
+    }
+
+    fn was_reset(&mut self) -> bool {
+        matches!(self.stream.read(&mut [0]), Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset)
+    }
+
+    /// The next Redis reply, as it came.
+    pub fn reply(&mut self) -> String {
+        let mut line = String::new();
+        assert!(self.reader.read_line(&mut line).unwrap() > 0, "the connection ended instead of a reply");
+        let rest = &line.clone()[1..];
+        match line.as_bytes()[0] {
+            b'$' if rest != "-1\r\n" => {
+                let mut text = vec![0; rest.trim().parse::<usize>().unwrap() + 2];
+                self.reader.read_exact(&mut text).unwrap();
+                line + std::str::from_utf8(&text).unwrap()
+            }
+            b'*' if rest != "-1\r\n" => {
+                (0..rest.trim().parse::<usize>().unwrap()).fold(line, |all, _| all + &self.reply())
+            }
+            _ => line,
+        }
+    }
+
+    pub fn command(&mut self, args: &[&str]) -> String {
+        self.send(command(args));
+        self.reply()
+    }
+}
+
+pub fn post(key: &str, body: &str) -> String {
+    format!("POST /x HTTP/1.1\r\nHost: h\r\nX-Key: {key}\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+}
+
+pub fn command(args: &[&str]) -> String {
+    args.iter()
+        .fold(format!("*{}\r\n", args.len()), |text, arg| text + &format!("${}\r\n{arg}\r\n", arg.len()))
+}
+
+/// A router under test; it ends with the test.
+pub struct Router {
+    pub handle: RouterHandle,
+}
+
+impl Drop for Router {
+    fn drop(&mut self) {
+        self.handle.shutdown(Duration::ZERO);
+    }
+}
+
+impl Router {
+    pub fn start(config: &str) -> Self {
+        Self::with(config, 1, |_| {})
+    }
+
+    pub fn with(config: &str, workers: usize, adjust: impl FnOnce(&mut Limits)) -> Self {
+        let surroundings = Surroundings { follows_groups: true, others_keys: &[] };
+        let config = Config::parse(config, "test.toml".as_ref(), surroundings).unwrap();
+        let mut limits = Limits::default();
+        adjust(&mut limits);
+        let handle = router::start(&config, Options::new().workers(workers).limits(limits)).unwrap();
+        Self { handle }
+    }
+
+    pub fn addr(&self) -> SocketAddr {
+        self.handle.serving()[0].listen
+    }
+
+    pub fn client(&self) -> Client {
+        Client::connect(self.addr())
+    }
+
+    pub fn stats(&self) -> router::ServiceStats {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(self.handle.stats()).remove(0)
+    }
+}
+
+/// A service with `key` in `X-Key`, 16 slots, and these RACS of static servers.
+pub fn http(racs: &[&[SocketAddr]]) -> String {
+    service("http", "key = \"header:x-key\"\nexpose = true", racs)
+}
+
+pub fn redis(racs: &[&[SocketAddr]]) -> String {
+    service("redis", "", racs)
+}
+
+pub fn service(protocol: &str, more: &str, racs: &[&[SocketAddr]]) -> String {
+    let mut text = header(protocol, more);
+    for (at, servers) in racs.iter().enumerate() {
+        let list: Vec<String> = servers.iter().map(|addr| format!("\"{addr}\"")).collect();
+        text += &format!("[[service.racs]]\nname = \"r{at}\"\nservers = [{}]\n", list.join(", "));
+    }
+    text
+}
+
+/// A service whose only RACS follows the group `g`.
+pub fn grouped(protocol: &str, more: &str) -> String {
+    header(protocol, more) + "[[service.racs]]\nname = \"r0\"\ngroup = \"g\"\n"
+}
+
+fn header(protocol: &str, more: &str) -> String {
+    format!(
+        "[[service]]\nname = \"s\"\nlisten = \"127.0.0.1:0\"\nprotocol = \"{protocol}\"\n{more}\n\
+         [service.pmap]\nstyle = \"slots\"\npartitions = 16\n"
+    )
+}
+
+pub fn view(epoch: u64, leader: Option<usize>, addrs: &[SocketAddr]) -> GroupClones {
+    let clone = |(at, addr): (usize, &SocketAddr)| CloneAt { name: format!("n{at}"), addr: *addr };
+    GroupClones { epoch, leader, clones: addrs.iter().enumerate().map(clone).collect() }
+}
+
+/// An address at which nobody listens.
+pub fn nobody() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// Waits until a condition holds.
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "not in time: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}

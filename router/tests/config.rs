@@ -1,0 +1,193 @@
+//! Configurations that cannot work are refused with the line, what is wrong, and what would be right.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use router::{Config, ConfigError, Surroundings};
+
+const GOOD: &str = r#"[[service]]
+name     = "inventory"
+listen   = "127.0.0.1:8080"
+protocol = "http"
+key      = ["header:x-key", "path:/items/{key}/*"]
+no_key   = "reject"
+reads    = "least-loaded"
+updates  = "leader"
+[service.pmap]
+style = "ranges"
+ranges = [{ from = "", racs = "a" }, { from = "B", racs = "b", name = "B-C" }]
+[[service.racs]]
+name  = "a"
+group = "inventory-a"
+[[service.racs]]
+name = "b"
+servers = ["127.0.0.1:9001", "127.0.0.1:9002"]
+
+[[service]]
+name = "cache"
+listen = "127.0.0.1:6380"
+protocol = "redis"
+pmap = { style = "slots", partitions = 64 }
+racs = [{ name = "a", servers = ["[::1]:6379"] }]
+"#;
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(
+        text,
+        "router.toml".as_ref(),
+        Surroundings { follows_groups: true, others_keys: &["cluster"] },
+    )
+}
+
+#[test]
+fn a_good_configuration_is_taken() {
+    let config = parse(GOOD).unwrap();
+    assert_eq!(config.services().collect::<Vec<_>>(), ["inventory", "cache"]);
+    assert_eq!(config.groups(), ["inventory-a"]);
+    parse(&format!("cluster = \"mine\"\n{GOOD}")).expect("keys of others are theirs");
+    parse(&GOOD.replace("\"reject\"", "\"partition:B-C\"")).expect("a range is known by its name");
+    parse(&GOOD.replace("\"reject\"", "\"partition:0\"")).expect("or by its number, if it has none");
+}
+
+#[test]
+fn mistakes_are_reported_with_their_line_and_the_remedy() {
+    // What is replaced by what, the line, and what the message says.
+    let rows: &[(&str, &str, usize, &[&str])] = &[
+        ("name     =", "nome     =", 2, &["unknown field `nome`", "expected one of", "`name`"]),
+        ("name     = \"inventory\"\n", "", 1, &["missing field `name`"]),
+        ("\"inventory\"", "\"in ventory\"", 2, &["\"in ventory\" is no name", "1 to 128 characters"]),
+        ("\"cache\"", "\"inventory\"", 20, &["two services are named \"inventory\"", "must differ"]),
+        ("127.0.0.1:8080", "8080", 3, &["\"8080\" is no address", "host:port"]),
+        (
+            "127.0.0.1:6380",
+            "127.0.0.1:8080",
+            21,
+            &["\"inventory\" listens on 127.0.0.1:8080 already", "a port of its own"],
+        ),
+        ("127.0.0.1:6380", "0.0.0.0:8080", 21, &["\"inventory\" listens on 127.0.0.1:8080 already"]),
+        ("\"http\"", "\"https\"", 4, &["unknown protocol \"https\"", "use http or redis"]),
+        ("\"http\"", "\"memcached\"", 4, &["\"memcached\" is not built yet", "use http or redis"]),
+        ("\"http\"", "\"frames\"", 4, &["not built yet"]),
+        ("\"http\"", "\"tcp\"", 4, &["not built yet"]),
+        (
+            "key      = [\"header:x-key\", \"path:/items/{key}/*\"]\n",
+            "",
+            1,
+            &["`key` is missing", "key = \"header:x-key\""],
+        ),
+        ("[\"header:x-key\", \"path:/items/{key}/*\"]", "[]", 5, &["no extractor"]),
+        ("\"header:x-key\"", "\"query:id\"", 5, &["\"query:id\" is not built yet", "header:NAME"]),
+        ("\"header:x-key\"", "\"cookie:sid\"", 5, &["not built yet"]),
+        ("\"header:x-key\"", "\"json:/user/id\"", 5, &["not built yet"]),
+        ("\"header:x-key\"", "\"x-key\"", 5, &["unknown extractor \"x-key\"", "header:NAME"]),
+        ("/items/{key}/*", "/items/*", 5, &["has no {key}"]),
+        (
+            "protocol = \"redis\"",
+            "protocol = \"redis\"\nkey = \"header:k\"",
+            23,
+            &["`key` does not apply to redis"],
+        ),
+        (
+            "protocol = \"redis\"",
+            "protocol = \"redis\"\nno_key = \"reject\"",
+            23,
+            &["`no_key` does not apply to redis"],
+        ),
+        (
+            "protocol = \"redis\"",
+            "protocol = \"redis\"\nexpose = true",
+            19,
+            &["`expose` does not apply to redis"],
+        ),
+        (
+            "\"reject\"",
+            "\"scatter\"",
+            6,
+            &["no_key = \"scatter\" is not built yet", "reject or partition:NAME"],
+        ),
+        ("\"reject\"", "\"source\"", 6, &["not built yet"]),
+        ("\"reject\"", "\"drop\"", 6, &["unknown no_key \"drop\""]),
+        ("\"reject\"", "\"partition:7\"", 6, &["no partition \"7\"", "0 to B-C"]),
+        ("\"least-loaded\"", "\"sticky\"", 7, &["\"sticky\" is not built yet", "least-loaded or leader"]),
+        ("\"least-loaded\"", "\"any\"", 7, &["unknown choice \"any\" for reads"]),
+        ("updates  = \"leader\"", "updates = \"all\"", 8, &["unknown choice \"all\" for updates"]),
+        ("\"ranges\"", "\"table\"", 10, &["\"table\" is not built yet", "slots or ranges"]),
+        ("\"ranges\"", "\"ring\"", 10, &["unknown style \"ring\""]),
+        ("\"ranges\"", "\"slots\"", 11, &["`ranges` does not apply to style slots"]),
+        (
+            "ranges = [{ from = \"\", racs = \"a\" }, { from = \"B\", racs = \"b\", name = \"B-C\" }]\n",
+            "",
+            9,
+            &["`ranges` is missing"],
+        ),
+        ("from = \"\"", "from = \"A\"", 11, &["keys below \"A\" belong to no range", "from = \"\""]),
+        ("from = \"B\"", "from = \"\"", 11, &["ranges 0 and 1 both start at \"\"", "remove one"]),
+        (
+            "{ from = \"B\"",
+            "{ from = \"C\", racs = \"a\" }, { from = \"B\"",
+            11,
+            &["range 2 starts at \"B\"", "overlap", "sort"],
+        ),
+        ("racs = \"b\"", "racs = \"c\"", 11, &["no RACS \"c\"", "a, b"]),
+        ("from = \"B\"", "form = \"B\"", 11, &["unknown field `form`"]),
+        ("name = \"B-C\"", "name = \"0\"", 11, &["two partitions are named \"0\""]),
+        ("partitions = 64", "partitions = 0", 23, &["0 partitions", "give 1 to 1048576"]),
+        ("partitions = 64", "partitions = -1", 23, &["-1 partitions"]),
+        ("partitions = 64", "partitions = 9999999", 23, &["9999999 partitions"]),
+        (", partitions = 64", "", 23, &["`partitions` is missing"]),
+        ("partitions = 64", "partitions = 64, ranges = []", 23, &["`ranges` does not apply to style slots"]),
+        ("partitions = 64", "partitions = \"64\"", 23, &["invalid type"]),
+        ("name = \"b\"\n", "name = \"a\"\n", 16, &["two RACS of this service are named \"a\""]),
+        (
+            "servers = [\"127.0.0.1:9001\", \"127.0.0.1:9002\"]\n",
+            "",
+            15,
+            &["RACS \"b\" is empty", "servers = [\"host:port\"]"],
+        ),
+        ("[\"127.0.0.1:9001\", \"127.0.0.1:9002\"]", "[]", 17, &["RACS \"b\" is empty"]),
+        ("127.0.0.1:9002", "127.0.0.1:9001", 17, &["listed twice in RACS \"b\""]),
+        ("127.0.0.1:9002", "127.0.0.1", 17, &["is no address"]),
+        ("127.0.0.1:9002", "127.0.0.1:0", 17, &["no port to connect to"]),
+        (
+            "group = \"inventory-a\"",
+            "group = \"inventory-a\"\nservers = [\"127.0.0.1:1\"]",
+            14,
+            &["both `group` and `servers`"],
+        ),
+        ("\"inventory-a\"", "\"inventory a\"", 14, &["group name has 1 to 128 characters"]),
+        (
+            "racs = [{ name = \"a\", servers = [\"[::1]:6379\"] }]",
+            "racs = []",
+            19,
+            &["no RACS", "[[service.racs]]"],
+        ),
+        (
+            "[[service]]\nname     =",
+            "workers = 2\n[[service]]\nname     =",
+            1,
+            &["unknown key `workers`", "[[service]]"],
+        ),
+        ("\"inventory\"\n", "\"inventory\n", 2, &[]),
+    ];
+    for (from, to, line, says) in rows {
+        assert_eq!(GOOD.matches(from).count(), 1, "the row's text must be there once: {from}");
+        let error = parse(&GOOD.replace(from, to)).expect_err(to);
+        assert_eq!(error.line(), Some(*line), "{to}: {error}");
+        for part in *says {
+            assert!(error.message().contains(part), "{to}: {error}");
+        }
+        assert!(error.to_string().starts_with(&format!("router.toml:{line}: ")), "{error}");
+    }
+}
+
+#[test]
+fn groups_need_somebody_who_follows_them() {
+    let error = Config::parse(GOOD, "f".as_ref(), Surroundings::default()).unwrap_err();
+    assert_eq!(error.line(), Some(14));
+    assert!(error.message().contains("rendezvous"), "{error}");
+}
+
+#[test]
+fn an_empty_or_missing_file_is_refused() {
+    assert!(parse("").unwrap_err().message().contains("at least one [[service]]"));
+    let error = Config::load("/nonexistent/router.toml".as_ref(), Surroundings::default()).unwrap_err();
+    assert!(error.to_string().starts_with("/nonexistent/router.toml: cannot be read: "), "{error}");
+}

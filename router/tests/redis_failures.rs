@@ -1,0 +1,315 @@
+//! Redis when servers fail: what is sent again, what waits, and what the client is told.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use std::{
+    sync::{Arc, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+use common::*;
+
+/// Answers every command with its name and the command's last argument.
+fn echo(name: &'static str) -> FakeServer {
+    FakeServer::start(move |peer| {
+        while let Some(args) = peer.command() {
+            let text = format!("{name}:{}", args.last().unwrap());
+            peer.send(&format!("${}\r\n{text}\r\n", text.len()));
+        }
+    })
+}
+
+fn bulk(text: &str) -> String {
+    format!("${}\r\n{text}\r\n", text.len())
+}
+
+const UNKNOWN: &str = "-ERR phalanx: outcome unknown: the server failed with this update under way\r\n";
+
+#[test]
+fn reads_move_to_another_clone_and_updates_are_not_repeated() {
+    // Takes four commands, answers the first, and dies.
+    let dying = FakeServer::start(|peer| {
+        for _ in 0..4 {
+            peer.command();
+        }
+        peer.send("$3\r\none\r\n");
+    });
+    let well = echo("b");
+    let router = Router::start(
+        &(redis(&[&[dying.addr, well.addr]]) + "\n")
+            .replace("[service.pmap]", "reads = \"leader\"\n[service.pmap]"),
+    );
+    let mut client = router.client();
+    client.send(
+        command(&["GET", "1"])
+            + &command(&["SET", "k", "2"])
+            + &command(&["SET", "k", "3"])
+            + &command(&["SET", "k", "4"]),
+    );
+    assert_eq!(client.reply(), "$3\r\none\r\n", "what was answered is answered");
+    assert_eq!([client.reply(), client.reply(), client.reply()], [UNKNOWN, UNKNOWN, UNKNOWN]);
+    assert_eq!(well.seen(), Vec::<String>::new());
+    assert_eq!(router.stats().unknown, 3);
+
+    let dying = FakeServer::start(|peer| {
+        peer.command();
+        peer.send("$100\r\nhalf a repl");
+    });
+    let router = Router::start(&redis(&[&[dying.addr, well.addr]]));
+    for n in 0..20 {
+        let n = n.to_string();
+        assert_eq!(router.client().command(&["GET", &n]), bulk(&format!("b:{n}")));
+    }
+}
+
+#[test]
+fn replies_stay_in_order_when_reads_are_repeated() {
+    // Answers three commands of each connection and hangs up: every batch is cut somewhere.
+    let flaky = FakeServer::start(|peer| {
+        for _ in 0..3 {
+            let Some(args) = peer.command() else { return };
+            peer.send(&bulk(&format!("x:{}", args[1])));
+        }
+    });
+    let well = echo("x");
+    let router = Router::start(&redis(&[&[flaky.addr, well.addr]]));
+    let mut client = router.client();
+    for round in 0..30 {
+        client.send((0..20).map(|n| command(&["GET", &format!("{round}.{n}")])).collect::<String>());
+        for n in 0..20 {
+            assert_eq!(client.reply(), bulk(&format!("x:{round}.{n}")));
+        }
+    }
+}
+
+#[test]
+fn updates_wait_in_order_for_the_next_leader() {
+    let (mut old, new) = (echo("old"), echo("new"));
+    let router = Router::start(&grouped("redis", ""));
+    router.handle.update_group("g", &view(7, Some(0), &[old.addr, new.addr])).unwrap();
+    let mut client = router.client();
+    assert_eq!(client.command(&["SET", "k", "0"]), bulk("old:0"));
+    old.kill();
+    // The router hears of the end of the shared connection, so that these find nobody who listens, and wait.
+    thread::sleep(Duration::from_millis(20));
+    let mut clients: Vec<Client> = (0..5).map(|_| router.client()).collect();
+    for (id, client) in clients.iter_mut().enumerate() {
+        client.send((0..20).map(|n| command(&["SET", "k", &format!("{id}.{n}")])).collect::<String>());
+    }
+    eventually("all wait", || router.stats().waited == 100);
+    // A further one must not overtake them.
+    clients[0].send(command(&["SET", "k", "0.20"]));
+    thread::sleep(Duration::from_millis(100));
+    let release = Instant::now();
+    router.handle.update_group("g", &view(9, Some(0), &[new.addr])).unwrap();
+    for (id, client) in clients.iter_mut().enumerate() {
+        for n in 0..20 + usize::from(id == 0) {
+            assert_eq!(client.reply(), bulk(&format!("new:{id}.{n}")));
+        }
+    }
+    assert!(release.elapsed() < Duration::from_millis(500));
+    // What the server saw of each client is in that client's order.
+    for id in 0..5 {
+        let of_client: Vec<String> =
+            new.seen().into_iter().filter(|seen| seen.contains(&format!(" {id}."))).collect();
+        let in_order: Vec<String> = (0..of_client.len()).map(|n| format!("SET k {id}.{n}")).collect();
+        assert_eq!(of_client, in_order);
+    }
+}
+
+#[test]
+fn waiting_is_bounded_in_time_and_number() {
+    let router = Router::with(&grouped("redis", ""), 1, |limits| {
+        limits.wait = Duration::from_millis(300);
+        limits.waiting = 3;
+    });
+    router.handle.update_group("g", &view(7, None, &[])).unwrap();
+    let mut client = router.client();
+    let start = Instant::now();
+    client.send(command(&["SET", "a", "1"]).repeat(3));
+    eventually("three wait", || router.stats().waited == 3);
+    let mut other = router.client();
+    assert_eq!(
+        other.command(&["SET", "a", "1"]),
+        "-TRYAGAIN phalanx: too many commands wait for a leader; nothing was done\r\n"
+    );
+    assert!(start.elapsed() < Duration::from_millis(280));
+    for _ in 0..3 {
+        assert_eq!(
+            client.reply(),
+            "-TRYAGAIN phalanx: the partition's RACS has no leader; nothing was done\r\n"
+        );
+    }
+    assert!((300..600).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
+    assert_eq!(router.stats().unavailable, 4);
+}
+
+#[test]
+fn a_static_leader_that_comes_back_gets_the_updates_that_waited() {
+    let addr = nobody();
+    let router = Router::start(&redis(&[&[addr]]));
+    let mut client = router.client();
+    client.send(command(&["SET", "k", "1"]) + &command(&["SET", "k", "2"]));
+    thread::sleep(Duration::from_millis(300));
+    let server = FakeServer::start_at(addr, |peer| {
+        while peer.command().is_some() {
+            peer.send("+back\r\n");
+        }
+    });
+    assert_eq!([client.reply(), client.reply()], ["+back\r\n", "+back\r\n"]);
+    assert_eq!(server.seen(), ["SET k 1", "SET k 2"]);
+}
+
+#[test]
+fn reads_fail_at_once_when_no_clone_answers() {
+    let router = Router::start(&redis(&[&[nobody(), nobody()]]));
+    let mut client = router.client();
+    let start = Instant::now();
+    for _ in 0..3 {
+        assert!(client.command(&["GET", "k"]).starts_with("-TRYAGAIN phalanx: "));
+    }
+    assert!(start.elapsed() < Duration::from_secs(2));
+    assert_eq!(client.command(&["PING"]), "+PONG\r\n", "the client's connection goes on");
+}
+
+#[test]
+fn a_stuck_server_does_not_stop_the_replies_of_the_others() {
+    let gate = Arc::new(Mutex::new(()));
+    let held = gate.lock().unwrap();
+    let gate2 = gate.clone();
+    let stuck = FakeServer::start(move |peer| {
+        while let Some(args) = peer.command() {
+            drop(gate2.lock().unwrap());
+            peer.send(&bulk(&args[1]));
+        }
+    });
+    let quick = FakeServer::start(|peer| {
+        while let Some(args) = peer.command() {
+            peer.send(&bulk(&args[1]));
+        }
+    });
+    let router = Router::start(&redis(&[&[stuck.addr], &[quick.addr]]));
+    // Find out which keys live where, without touching the stuck one.
+    let keys: Vec<String> = (0..40).map(|n| format!("k{n}")).collect();
+    let mut probe: Vec<Client> = keys.iter().map(|_| router.client()).collect();
+    for (client, key) in probe.iter_mut().zip(&keys) {
+        client.send(command(&["GET", key]));
+    }
+    eventually("some arrive at each", || !stuck.seen().is_empty() && !quick.seen().is_empty());
+    thread::sleep(Duration::from_millis(100));
+    let quick_key = quick.seen()[0].split(' ').nth(1).unwrap().to_owned();
+    let stuck_key = stuck.seen()[0].split(' ').nth(1).unwrap().to_owned();
+
+    let mut waiting = router.client();
+    waiting.send(command(&["GET", &stuck_key]) + &command(&["GET", &quick_key]));
+    let mut other = router.client();
+    for _ in 0..100 {
+        assert_eq!(other.command(&["GET", &quick_key]), bulk(&quick_key));
+    }
+    waiting.stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    assert!(
+        std::io::Read::read(&mut waiting.stream, &mut [0]).is_err(),
+        "its second reply waits for its first"
+    );
+    drop(held);
+    waiting.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!([waiting.reply(), waiting.reply()], [bulk(&stuck_key), bulk(&quick_key)]);
+}
+
+#[test]
+fn a_silent_server_is_given_up() {
+    let silent = FakeServer::start(|peer| while peer.command().is_some() {});
+    let well = echo("b");
+    let router = Router::with(&redis(&[&[silent.addr, well.addr]]), 1, |limits| {
+        limits.response = Duration::from_millis(200);
+    });
+    for _ in 0..10 {
+        assert_eq!(router.client().command(&["GET", "k"]), bulk("b:k"));
+    }
+    assert_eq!(router.client().command(&["SET", "k", "v"]), UNKNOWN);
+}
+
+#[test]
+fn a_server_that_speaks_nonsense_or_unasked_is_cut_off() {
+    for nonsense in ["hello\r\n", "+OK\n", "$3\r\nabcd\r\n", ">1\r\n+push\r\n"] {
+        let server = FakeServer::start(move |peer| {
+            while peer.command().is_some() {
+                peer.send(nonsense);
+            }
+        });
+        let well = echo("b");
+        let router = Router::start(&redis(&[&[server.addr, well.addr]]));
+        for _ in 0..5 {
+            assert_eq!(router.client().command(&["GET", "k"]), bulk("b:k"), "{nonsense:?}");
+        }
+    }
+    // A second reply to one command must not answer the next.
+    let server = FakeServer::start(|peer| {
+        while let Some(args) = peer.command() {
+            peer.send(&(bulk(&args[1]) + "+poison\r\n"));
+        }
+    });
+    let router = Router::start(&redis(&[&[server.addr]]));
+    let mut client = router.client();
+    for n in 0..20 {
+        let n = n.to_string();
+        let reply = client.command(&["GET", &n]);
+        assert!(reply == bulk(&n) || reply.starts_with("-TRYAGAIN"), "{reply}");
+    }
+}
+
+#[test]
+fn a_client_that_does_not_read_is_held_back_and_costs_the_others_nothing() {
+    let value = "v".repeat(100_000);
+    let reply = bulk(&value);
+    let server = FakeServer::start(move |peer| {
+        while peer.command().is_some() {
+            peer.send(&reply);
+        }
+    });
+    let router =
+        Router::with(&redis(&[&[server.addr]]), 1, |limits| limits.stall = Duration::from_millis(500));
+    let mut lazy = router.client();
+    lazy.stream.set_nonblocking(true).unwrap();
+    // Asks for a gigabyte and reads nothing.
+    let batch = command(&["GET", "k"]).repeat(10_000);
+    let sent = std::io::Write::write(&mut lazy.stream, batch.as_bytes()).unwrap();
+    assert!(sent > 10_000);
+    let mut other = router.client();
+    for _ in 0..20 {
+        assert_eq!(other.command(&["GET", "k"]).len(), 100_011);
+    }
+    let asked = server.seen().len();
+    assert!(asked < 1_500, "it is not asked for more than may be under way: {asked}");
+    eventually("the lazy client is cut off", || router.stats().clients == 1);
+}
+
+#[test]
+fn parts_of_a_split_command_fail_one_by_one() {
+    let dying = FakeServer::start(|peer| drop(peer.command()));
+    let well = FakeServer::start(|peer| {
+        while let Some(args) = peer.command() {
+            match args[0].as_str() {
+                "MGET" => {
+                    peer.send(&(format!("*{}\r\n", args.len() - 1) + &"$2\r\nok\r\n".repeat(args.len() - 1)))
+                }
+                "MSET" => peer.send("+OK\r\n"),
+                _ => peer.send(&format!(":{}\r\n", args.len() - 1)),
+            }
+        }
+    });
+    let router = Router::start(&redis(&[&[dying.addr], &[well.addr]]));
+    let mut client = router.client();
+    let keys: Vec<String> = (0..20).map(|n| format!("k{n}")).collect();
+    let mget: Vec<&str> = std::iter::once("MGET").chain(keys.iter().map(String::as_str)).collect();
+    let reply = client.command(&mget);
+    assert!(reply.starts_with("*20\r\n") && reply.contains("$2\r\nok\r\n"), "{reply}");
+    assert!(reply.contains("-TRYAGAIN phalanx: "), "{reply}");
+    let mset: Vec<&str> =
+        std::iter::once("MSET").chain(keys.iter().flat_map(|key| [key.as_str(), "v"])).collect();
+    assert_eq!(client.command(&mset), UNKNOWN);
+    let del: Vec<&str> = std::iter::once("DEL").chain(keys.iter().map(String::as_str)).collect();
+    assert_eq!(client.command(&del), UNKNOWN);
+}
