@@ -14,7 +14,7 @@ use std::{
 use membership_sync::Reader;
 use membership_types::Instant;
 use router_proto::{
-    PartitionId, RacsId,
+    PartitionId, PhysicalId, RacsId,
     extract::Extract,
     http::{Body, Method, Refusal, RequestHead, Version},
     racs::{Access, Circumstances, Pick, Policy, Tried},
@@ -38,11 +38,13 @@ pub(crate) struct HttpService {
     expose: bool,
     extract: Extract,
     no_key: Option<PartitionId>,
-    pub table: RefCell<Reader<Table>>,
+    table: RefCell<Reader<Table>>,
     /// Who waits for each RACS.
     waiting: Vec<RefCell<Vec<DeadlineId>>>,
     /// Counts the changes of tables, so that who waits sees one even if it was woken for something else.
     changes: Cell<u64>,
+    /// How many requests wait for a connection to be made.
+    connecting: Cell<usize>,
     pub counters: Counters,
     /// Room for keys that must be decoded.
     scratch: RefCell<Vec<u8>>,
@@ -101,6 +103,7 @@ impl HttpService {
             table: RefCell::new(table),
             waiting: service.racs.iter().map(|_| RefCell::default()).collect(),
             changes: Cell::new(0),
+            connecting: Cell::new(0),
             counters: Counters::default(),
             scratch: RefCell::default(),
         }
@@ -114,6 +117,26 @@ impl HttpService {
                 self.worker.clock.wake(*id);
             }
         }
+        if self.connecting.get() > 0 {
+            self.worker.clock.wake_all();
+        }
+    }
+
+    /// Whether the newest table has this server.
+    pub fn names(&self, id: PhysicalId) -> bool {
+        self.table.borrow_mut().load().l2p.iter().any(|logical| logical.physical == id)
+    }
+
+    /// Counts a request that waits for a connection.
+    fn connecting(&self) -> impl Drop {
+        struct Counted<'a>(&'a Cell<usize>);
+        impl Drop for Counted<'_> {
+            fn drop(&mut self) {
+                self.0.set(self.0.get() - 1);
+            }
+        }
+        self.connecting.set(self.connecting.get() + 1);
+        Counted(&self.connecting)
     }
 
     /// Reads a whole head: finds its partition, and writes to `outgoing` what goes on of it.

@@ -12,6 +12,8 @@
 //!   an update that provably did not reach a server waits for the next leader, for a while.
 //! * A read whose server fails is repeated on another clone, unless part of its response was passed on already.
 //! * The k-th response on a connection belongs to the k-th request.
+#![forbid(unsafe_code)]
+
 mod config;
 mod http;
 mod limits;

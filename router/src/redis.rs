@@ -18,7 +18,7 @@ use std::{
 use membership_sync::Reader;
 use membership_types::Instant;
 use router_proto::{
-    RacsId,
+    PhysicalId, RacsId,
     key::tagged,
     racs::{Access, Circumstances, Pick, Policy, Tried},
     resp::{self, After, Args, Family, Gather, Keys, Seq, SubCommand},
@@ -44,7 +44,7 @@ const READ: usize = 64 * 1024;
 pub(crate) struct RedisService {
     worker: Rc<Worker>,
     policy: Policy,
-    pub table: RefCell<Reader<Table>>,
+    table: RefCell<Reader<Table>>,
     /// Commands that nobody may take yet, for each RACS.
     waiting: Vec<RefCell<Waiting>>,
     /// Whether somebody looks after them.
@@ -101,6 +101,11 @@ impl RedisService {
             limits: resp::Limits::default(),
             counters: Counters::default(),
         })
+    }
+
+    /// Whether the newest table has this server.
+    pub fn names(&self, id: PhysicalId) -> bool {
+        self.table.borrow_mut().load().l2p.iter().any(|logical| logical.physical == id)
     }
 
     /// Routes one command, whose arguments are given, or answers it. Returns whether the client goes on.

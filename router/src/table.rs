@@ -146,13 +146,19 @@ fn build(service: &Service, clones: &[GroupClones], physicals: &mut Physicals) -
     let racs = service.racs.iter().zip(clones).map(|(racs, view)| {
         let ids = view.clones.iter().map(|clone| {
             let physical = physicals.id_of(clone.addr);
-            l2p.add(Logical { name: clone.name.as_str().into(), physical, addr: clone.addr })
+            l2p.add(Logical { name: printable(&clone.name), physical, addr: clone.addr })
         });
         let ids = ids.collect();
         Racs::new(&racs.name, ids, view.leader.map(Rank::at), Epoch::new(view.epoch))
     });
     let racs = racs.collect();
     Table { pmap: Arc::clone(&service.pmap), l2p, racs }
+}
+
+/// A name as it may stand in a header: members choose theirs freely.
+fn printable(name: &str) -> Box<str> {
+    let shown = name.chars().map(|c| if c.is_ascii_graphic() { c } else { '_' });
+    shown.take(256).collect::<String>().into()
 }
 
 #[cfg(test)]
@@ -205,6 +211,11 @@ mod tests {
             shared,
             "its id survives the change"
         );
+    }
+
+    #[test]
+    fn names_cannot_end_a_header_line() {
+        assert_eq!(&*printable("node 1\r\nx-admin: yes\u{e9}"), "node_1__x-admin:_yes_");
     }
 
     #[test]

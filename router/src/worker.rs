@@ -20,6 +20,7 @@ use std::{
 
 use membership_sync::Reader;
 use membership_types::Rng;
+use router_proto::PhysicalId;
 use tokio::{net::TcpStream, sync::mpsc, sync::oneshot};
 
 pub(crate) use buffer::Buf;
@@ -104,11 +105,10 @@ impl Front {
         }
     }
 
-    fn names(&self, id: router_proto::PhysicalId) -> bool {
-        let named = |table: &mut Reader<Table>| table.load().l2p.iter().any(|logical| logical.physical == id);
+    fn names(&self, id: PhysicalId) -> bool {
         match self {
-            Self::Http(service) => named(&mut service.table.borrow_mut()),
-            Self::Redis(service) => named(&mut service.table.borrow_mut()),
+            Self::Http(service) => service.names(id),
+            Self::Redis(service) => service.names(id),
         }
     }
 
@@ -168,9 +168,13 @@ async fn work(setup: Setup) -> io::Result<()> {
         fronts.iter().map(|(_, front)| front.clone()).collect(),
     ));
 
+    let tables_changed = || {
+        worker.servers.abandon(|id| fronts.iter().any(|(_, front)| front.names(id)));
+        fronts.iter().for_each(|(_, front)| front.tables_changed());
+    };
     let grace = loop {
         match control.recv().await {
-            Some(Control::TablesChanged) => fronts.iter().for_each(|(_, front)| front.tables_changed()),
+            Some(Control::TablesChanged) => tables_changed(),
             Some(Control::Stats(reply)) => {
                 let stats = fronts.iter().map(|(name, front)| front.counters().read(name)).collect();
                 let _ = reply.send(stats); // whoever asked may have gone
@@ -188,7 +192,7 @@ async fn work(setup: Setup) -> io::Result<()> {
         let passed = deadline.passed(cx);
         while let Poll::Ready(message) = control.poll_recv(cx) {
             match message {
-                Some(Control::TablesChanged) => fronts.iter().for_each(|(_, front)| front.tables_changed()),
+                Some(Control::TablesChanged) => tables_changed(),
                 Some(Control::Stats(_)) => {}
                 Some(Control::Shutdown(_)) => return Poll::Ready(false),
                 None => break,

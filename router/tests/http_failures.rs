@@ -362,3 +362,53 @@ fn a_server_is_known_by_its_address_however_the_views_change() {
     release.send(()).unwrap();
     assert_eq!(client.response().body, "slow");
 }
+
+#[test]
+fn slow_is_not_stuck() {
+    // Bytes come in time, but the whole takes longer than the time in which some byte must come.
+    let server = FakeServer::start(|peer| {
+        while let Some(request) = peer.request() {
+            peer.send(&format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", request.body.len()));
+            for byte in request.body {
+                thread::sleep(Duration::from_millis(60));
+                peer.send(std::str::from_utf8(&[byte]).unwrap());
+            }
+        }
+    });
+    let router = Router::with(&http(&[&[server.addr]]), 1, |limits| {
+        limits.response = Duration::from_millis(300);
+        limits.stall = Duration::from_millis(300);
+    });
+    let mut client = router.client();
+    client.send("POST / HTTP/1.1\r\nHost: h\r\nX-Key: k\r\nContent-Length: 12\r\n\r\n");
+    for byte in b"hello, world" {
+        thread::sleep(Duration::from_millis(60));
+        client.send([*byte]);
+    }
+    assert_eq!(client.response().body, "hello, world");
+    // A client that stops in the middle is stuck, and its server is not to blame.
+    client.send("POST / HTTP/1.1\r\nHost: h\r\nX-Key: k\r\nContent-Length: 12\r\n\r\nhello");
+    let response = client.response();
+    assert_eq!((response.status, response.field("connection")), (408, Some("close")));
+    assert_eq!(router.stats().unknown, 0);
+}
+
+#[test]
+fn a_view_frees_requests_from_a_leader_that_does_not_even_refuse() {
+    // Without the view this takes as long as a connection may take.
+    let (dark, _held) = black_hole();
+    let new = FakeServer::echo("new");
+    let router = Router::with(&grouped("http", "key = \"header:x-key\""), 1, |limits| {
+        limits.connect = Duration::from_secs(8);
+    });
+    router.handle.update_group("g", &view(7, Some(0), &[dark])).unwrap();
+    let start = Instant::now();
+    let mut clients: Vec<Client> = (0..3).map(|_| router.client()).collect();
+    clients.iter_mut().for_each(|client| client.send(post("k", "x")));
+    thread::sleep(Duration::from_millis(200));
+    router.handle.update_group("g", &view(9, Some(0), &[new.addr])).unwrap();
+    for mut client in clients {
+        assert_eq!(client.response().body, "new:x");
+    }
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+}

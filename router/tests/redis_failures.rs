@@ -313,3 +313,21 @@ fn parts_of_a_split_command_fail_one_by_one() {
     let del: Vec<&str> = std::iter::once("DEL").chain(keys.iter().map(String::as_str)).collect();
     assert_eq!(client.command(&del), UNKNOWN);
 }
+
+#[test]
+fn a_view_frees_commands_from_a_leader_that_does_not_even_refuse() {
+    // Without the view this takes as long as a connection may take.
+    let (dark, _held) = black_hole();
+    let new = echo("new");
+    let router = Router::with(&grouped("redis", ""), 1, |limits| limits.connect = Duration::from_secs(8));
+    router.handle.update_group("g", &view(7, Some(0), &[dark])).unwrap();
+    let start = Instant::now();
+    let mut client = router.client();
+    client.send((0..10).map(|n| command(&["SET", "k", &n.to_string()])).collect::<String>());
+    thread::sleep(Duration::from_millis(200));
+    router.handle.update_group("g", &view(9, Some(0), &[new.addr])).unwrap();
+    for n in 0..10 {
+        assert_eq!(client.reply(), bulk(&format!("new:{n}")));
+    }
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+}

@@ -25,7 +25,8 @@ pub(super) struct Answer<'a> {
 pub(super) enum Kind {
     Refused(Refusal),
     NoKey,
-    HeadTimeout,
+    /// The client did not finish its request in time.
+    Timeout(&'static str),
     /// Nobody may answer now, and nothing was done.
     Unavailable(&'static str),
     /// An update may have been carried out, or not.
@@ -47,7 +48,7 @@ impl Answer<'_> {
                 (refusal.status(), reason, refusal.to_string(), false)
             }
             Kind::NoKey => (400, "Bad Request", "the request has no key".into(), false),
-            Kind::HeadTimeout => (408, "Request Timeout", "the head took too long".into(), true),
+            Kind::Timeout(what) => (408, "Request Timeout", (*what).into(), true),
             Kind::Unavailable(why) => (503, "Service Unavailable", (*why).into(), true),
             Kind::Unknown => (
                 502,
@@ -90,7 +91,7 @@ mod tests {
         let kinds = [
             Kind::Refused(Refusal::TransferEncoding), // its text has quotation marks
             Kind::NoKey,
-            Kind::HeadTimeout,
+            Kind::Timeout("x"),
             Kind::Unavailable("no leader"),
             Kind::Unknown,
             Kind::BadGateway("x"),

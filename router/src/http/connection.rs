@@ -88,7 +88,7 @@ impl Connection {
                 }
                 Err(End::TimedOut) => {
                     self.service.counters.refused.add(1);
-                    self.say(Kind::HeadTimeout, None, false, false).await
+                    self.say(Kind::Timeout("the head took too long"), None, false, false).await
                 }
             };
             served = true;
@@ -154,6 +154,7 @@ impl Connection {
     async fn request(&mut self, place: Range<usize>) -> Next {
         let service = Rc::clone(&self.service);
         let buffers = &service.worker.buffers;
+        self.labels.clear();
         let end = place.end;
         let request = match service.prepare(&self.input.bytes()[place], &mut self.outgoing) {
             Ok(request) => request,
@@ -254,6 +255,7 @@ impl Connection {
                 method: request.method,
                 scan: HeadScan::default(),
                 interims: 0,
+                moved: 0,
             };
             let turned = match exchange.send().await {
                 Ok(len) => exchange.turn(len, request, &self.labels),
@@ -274,10 +276,16 @@ impl Connection {
             };
             drop(in_flight);
             match failure {
-                Failure::Client(None) | Failure::Broken => return Next::Cut,
-                Failure::Client(Some(refusal)) => {
+                Failure::Client | Failure::Broken => return Next::Cut,
+                Failure::Malformed(refusal) => {
                     service.counters.refused.add(1);
                     return self.say(Kind::Refused(refusal), Some(request), false, false).await;
+                }
+                Failure::SlowClient => {
+                    service.counters.refused.add(1);
+                    return self
+                        .say(Kind::Timeout("the body took too long"), Some(request), false, false)
+                        .await;
                 }
                 Failure::Server(fault) => {
                     self.incoming.clear();
@@ -316,11 +324,17 @@ impl Connection {
             }
         }
         self.deadline.arm(self.service.worker.limits.connect);
+        let _connecting = self.service.connecting();
+        let mut seen = self.service.changes.get();
         let mut connecting = pin!(TcpStream::connect(server.addr));
-        let connected = std::future::poll_fn(|cx| match connecting.as_mut().poll(cx) {
-            Poll::Ready(result) => Poll::Ready(result.ok()),
-            Poll::Pending if self.deadline.passed(cx) => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
+        let connected = std::future::poll_fn(|cx| {
+            if let Poll::Ready(result) = connecting.as_mut().poll(cx) {
+                return Poll::Ready(result.ok());
+            }
+            // A view that came meanwhile may say that nobody need wait for this server any more.
+            let changes = self.service.changes.get();
+            let given_up = std::mem::replace(&mut seen, changes) != changes && !self.service.names(server.id);
+            if self.deadline.passed(cx) || given_up { Poll::Ready(None) } else { Poll::Pending }
         });
         let stream = connected.await?;
         stream.set_nodelay(true).ok()?;

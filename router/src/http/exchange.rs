@@ -87,8 +87,12 @@ impl Transfer {
 
 /// How an attempt failed.
 pub(super) enum Failure {
-    /// The client is gone, or sent a malformed body after its head: nothing can be said to it but perhaps this.
-    Client(Option<Refusal>),
+    /// The client is gone.
+    Client,
+    /// The client's body is malformed.
+    Malformed(Refusal),
+    /// The client does not send the body that it announced.
+    SlowClient,
     /// The server failed before any byte of a response was passed on.
     Server(Fault),
     /// The server failed with its response under way; the client must see a broken connection.
@@ -142,6 +146,8 @@ pub(super) struct Exchange<'a> {
     pub method: Method,
     pub scan: HeadScan,
     pub interims: u32,
+    /// Bytes that have been read or written, in any direction: as long as it grows, nobody is stuck.
+    pub moved: u64,
 }
 
 impl Exchange<'_> {
@@ -153,15 +159,13 @@ impl Exchange<'_> {
         let limits = &self.worker.limits;
         self.deadline.arm(limits.response);
         std::future::poll_fn(|cx| {
-            let before = (self.sent, self.upload.admitted, self.input.len());
+            let before = self.moved;
             let requested = self.poll_request(cx);
-            if before != (self.sent, self.upload.admitted, self.input.len()) {
+            if self.moved > before {
                 self.deadline.arm(limits.response);
             }
             let server_failed = match requested {
-                Poll::Ready(Err(Upload::Client(refusal))) => {
-                    return Poll::Ready(Err(Failure::Client(refusal)));
-                }
+                Poll::Ready(Err(Upload::Client(failure))) => return Poll::Ready(Err(failure)),
                 // It may have answered before it closed.
                 Poll::Ready(Err(Upload::Server)) => true,
                 Poll::Ready(Ok(())) | Poll::Pending => false,
@@ -169,7 +173,11 @@ impl Exchange<'_> {
             match self.poll_head(cx) {
                 Poll::Ready(result) => Poll::Ready(result),
                 Poll::Pending if server_failed => Poll::Ready(Err(self.fault(false, false))),
-                Poll::Pending if self.deadline.passed(cx) => Poll::Ready(Err(self.fault(true, false))),
+                Poll::Pending if self.deadline.passed(cx) => Poll::Ready(Err(if self.waits_for_client() {
+                    Failure::SlowClient
+                } else {
+                    self.fault(true, false)
+                })),
                 Poll::Pending => Poll::Pending,
             }
         })
@@ -181,11 +189,18 @@ impl Exchange<'_> {
         Failure::Server(Fault { delivered: self.sent >= self.head_len, answered, late, garbled })
     }
 
+    fn waits_for_client(&self) -> bool {
+        self.sent == self.outgoing.len() && !self.upload.is_over() && self.upload.admitted == 0
+    }
+
     /// Writes `outgoing`, then the rest of the body as the client sends it.
     fn poll_request(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Upload>> {
         while self.sent < self.outgoing.len() {
             match ready!(Pin::new(&mut *self.server).poll_write(cx, &self.outgoing.bytes()[self.sent..])) {
-                Ok(len) if len > 0 => self.sent += len,
+                Ok(len) if len > 0 => {
+                    self.sent += len;
+                    self.moved += len as u64;
+                }
                 _ => return Poll::Ready(Err(Upload::Server)),
             }
         }
@@ -200,6 +215,7 @@ impl Exchange<'_> {
                     Ok(len) if len > 0 => {
                         self.input.consume(len);
                         self.upload.left(len);
+                        self.moved += len as u64;
                     }
                     _ => return Poll::Ready(Err(Upload::Server)),
                 }
@@ -209,17 +225,17 @@ impl Exchange<'_> {
                 let text = &CONTINUE[CONTINUE.len() - *self.interim_left..];
                 match ready!(Pin::new(&mut *self.client).poll_write(cx, text)) {
                     Ok(len) if len > 0 => *self.interim_left -= len,
-                    _ => return Poll::Ready(Err(Upload::Client(None))),
+                    _ => return Poll::Ready(Err(Upload::Client(Failure::Client))),
                 }
             }
             if self.input.is_empty() {
                 match ready!(self.input.poll_read(self.client, cx, ROOM, &self.worker.buffers)) {
-                    Ok(len) if len > 0 => {}
-                    _ => return Poll::Ready(Err(Upload::Client(None))),
+                    Ok(len) if len > 0 => self.moved += len as u64,
+                    _ => return Poll::Ready(Err(Upload::Client(Failure::Client))),
                 }
             }
             if let Err(refusal) = self.upload.admit(self.input) {
-                return Poll::Ready(Err(Upload::Client(Some(refusal))));
+                return Poll::Ready(Err(Upload::Client(Failure::Malformed(refusal))));
             }
         }
         Poll::Ready(Ok(()))
@@ -292,14 +308,14 @@ impl Exchange<'_> {
         let mut download = Transfer::new(head.body);
         self.deadline.arm(stall);
         std::future::poll_fn(|cx| {
+            let before = self.moved;
             if head.upload_goes_on {
                 // Whether it comes to its end is seen afterwards; the response is worth having in any case.
                 let _ = self.poll_upload(cx);
             }
-            let before = (self.outgoing.len(), download.admitted, self.incoming.len());
             let result = self.poll_download(cx, &mut download);
             if result.is_pending() {
-                if before != (self.outgoing.len(), download.admitted, self.incoming.len()) {
+                if self.moved > before {
                     self.deadline.arm(stall);
                 }
                 if self.deadline.passed(cx) {
@@ -338,8 +354,9 @@ impl Exchange<'_> {
                         self.outgoing.consume(of_head);
                         self.incoming.consume(len - of_head);
                         download.left(len - of_head);
+                        self.moved += len as u64;
                     }
-                    _ => return Poll::Ready(Err(Failure::Client(None))),
+                    _ => return Poll::Ready(Err(Failure::Client)),
                 }
                 continue;
             }
@@ -348,15 +365,16 @@ impl Exchange<'_> {
             }
             match ready!(self.incoming.poll_read(self.server, cx, ROOM, &self.worker.buffers)) {
                 Ok(0) if matches!(download.rest, Rest::UntilClose) => download.rest = Rest::Done,
-                Ok(len) if len > 0 => {}
+                Ok(len) if len > 0 => self.moved += len as u64,
                 _ => return Poll::Ready(Err(Failure::Broken)),
             }
         }
     }
 }
 
+/// On which side the sending of a request failed.
 enum Upload {
-    Client(Option<Refusal>),
+    Client(Failure),
     Server,
 }
 

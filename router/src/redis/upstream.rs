@@ -61,10 +61,17 @@ impl Upstream {
         }
     }
 
-    /// Ends the connection once nothing is under way.
+    /// No table has the server any more: ends the connection once nothing is under way, at once if it is not made yet.
     pub(crate) fn retire(&self) {
         self.retired.set(true);
         self.wake();
+    }
+
+    fn woken_by(&self, cx: &Context<'_>) {
+        let mut waker = self.waker.borrow_mut();
+        if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            *waker = Some(cx.waker().clone());
+        }
     }
 
     fn wake(&self) {
@@ -101,8 +108,7 @@ impl Task {
             Some(mut stream) => std::future::poll_fn(|cx| self.poll(&mut stream, cx)).await,
         };
         let server = Rc::clone(&self.upstream.server);
-        // Whoever sends something to this server from now on starts a new connection.
-        server.redis.borrow_mut().take_if(|current| Rc::ptr_eq(current, &self.upstream));
+        self.detach();
         let (now, avoid) = (self.worker.clock.now(), self.worker.limits.avoid);
         match end {
             End::Refused => server.refused(now, avoid),
@@ -112,13 +118,21 @@ impl Task {
         self.hand_back(matches!(end, End::Refused));
     }
 
+    /// Whoever sends something to this server from now on starts a new connection.
+    fn detach(&self) {
+        self.upstream.server.redis.borrow_mut().take_if(|current| Rc::ptr_eq(current, &self.upstream));
+    }
+
     async fn connect(&mut self) -> Option<TcpStream> {
         self.deadline.arm(self.worker.limits.connect);
         let mut connecting = pin!(TcpStream::connect(self.upstream.server.addr));
-        let connected = std::future::poll_fn(|cx| match connecting.as_mut().poll(cx) {
-            Poll::Ready(result) => Poll::Ready(result.ok()),
-            Poll::Pending if self.deadline.passed(cx) => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
+        let upstream = &self.upstream;
+        let connected = std::future::poll_fn(|cx| {
+            if let Poll::Ready(result) = connecting.as_mut().poll(cx) {
+                return Poll::Ready(result.ok());
+            }
+            upstream.woken_by(cx);
+            if self.deadline.passed(cx) || upstream.retired.get() { Poll::Ready(None) } else { Poll::Pending }
         });
         let stream = connected.await?;
         self.deadline.disarm();
@@ -128,12 +142,7 @@ impl Task {
 
     fn poll(&mut self, stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<End> {
         let upstream = Rc::clone(&self.upstream);
-        {
-            let mut waker = upstream.waker.borrow_mut();
-            if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-                *waker = Some(cx.waker().clone());
-            }
-        }
+        upstream.woken_by(cx);
         upstream.told.set(false);
         loop {
             let mut pipeline = upstream.pipeline.borrow_mut();
@@ -242,6 +251,19 @@ impl Task {
             }
         }
         waiting::wait_again(to_wait);
+    }
+}
+
+impl Drop for Task {
+    /// Only a panic, or the end of the router, leaves commands behind: nobody would ever answer them, and nothing is
+    /// known of them.
+    fn drop(&mut self) {
+        self.detach();
+        let Ok(mut pipeline) = self.upstream.pipeline.try_borrow_mut() else { return };
+        pipeline.fail(|Flight { tag, command, .. }| {
+            self.upstream.server.settle();
+            tag.deliver_error(command.len(), format_args!("ERR phalanx: outcome unknown: the router failed"));
+        });
     }
 }
 

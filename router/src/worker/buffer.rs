@@ -122,9 +122,18 @@ impl Buf {
         }
         self.reserve(room, buffers);
         let mut free = ReadBuf::new(&mut self.data[self.end..]);
-        std::task::ready!(Pin::new(stream).poll_read(cx, &mut free))?;
-        let len = free.filled().len();
-        self.end += len;
-        Poll::Ready(Ok(len))
+        match Pin::new(stream).poll_read(cx, &mut free) {
+            Poll::Ready(Ok(())) => {
+                let len = free.filled().len();
+                self.end += len;
+                Poll::Ready(Ok(len))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => {
+                // Fresh connections are taken for readable until the first read tells otherwise.
+                self.rest(buffers);
+                Poll::Pending
+            }
+        }
     }
 }

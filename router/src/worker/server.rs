@@ -141,17 +141,24 @@ impl Servers {
         Rc::clone(servers[id.index()].get_or_insert_with(|| Rc::new(Server::new(id, addr))))
     }
 
-    /// Ends unused connections that are too old or closed, and all of servers that no table names any more.
+    /// Ends unused connections to servers that no table names any more.
+    pub fn abandon(&self, named: impl Fn(PhysicalId) -> bool) {
+        for server in self.0.borrow().iter().flatten().filter(|server| !named(server.id)) {
+            server.idle.borrow_mut().clear();
+            if let Some(upstream) = &*server.redis.borrow() {
+                upstream.retire();
+            }
+        }
+    }
+
+    /// Ends unused connections that are too old or closed, and forgets servers that no table names any more.
     pub fn sweep(&self, now: Instant, named: impl Fn(PhysicalId) -> bool) {
+        self.abandon(&named);
         for place in &mut *self.0.borrow_mut() {
             let Some(server) = place else { continue };
             if named(server.id) {
                 server.sweep(now);
             } else {
-                server.idle.borrow_mut().clear();
-                if let Some(upstream) = &*server.redis.borrow() {
-                    upstream.retire();
-                }
                 // A count of one is this list's own: nobody is on the way there.
                 if Rc::strong_count(server) == 1 {
                     *place = None;

@@ -425,3 +425,27 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         thread::sleep(Duration::from_millis(5));
     }
 }
+
+/// An address at which connections are neither made nor refused, as if its machine had lost power; for as long as
+/// what comes with it is kept.
+pub fn black_hole() -> (SocketAddr, impl Drop) {
+    let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    listener.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+    listener.listen(0).unwrap();
+    let addr = listener.local_addr().unwrap().as_socket().unwrap();
+    // Once its queue is full the kernel drops what comes.
+    let mut queued = vec![];
+    while let Ok(stream) = TcpStream::connect_timeout(&addr, Duration::from_millis(200)) {
+        queued.push(stream);
+    }
+    (addr, Held { _listener: listener, _queued: queued })
+}
+
+struct Held {
+    _listener: socket2::Socket,
+    _queued: Vec<TcpStream>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {}
+}

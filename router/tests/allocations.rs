@@ -1,0 +1,110 @@
+//! In steady state a request costs no allocation: a budget that is easily lost and hard to find again.
+//!
+//! One test, alone in its process: the count is the process's, and while it runs nobody else may allocate.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+};
+
+use common::Router;
+
+struct Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+// SAFETY: every call goes to the system's allocator as it is; counting touches no memory of the caller's.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+
+    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.realloc(ptr, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// A server that answers every so many bytes with the same bytes, without allocating.
+fn server(request_len: usize, response: &'static [u8]) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            stream.set_nodelay(true).unwrap();
+            thread::spawn(move || {
+                let mut buffer = vec![0; request_len];
+                while stream.read_exact(&mut buffer).is_ok() && stream.write_all(response).is_ok() {}
+            });
+        }
+    });
+    addr
+}
+
+/// Sends the same bytes again and again and takes the same bytes back; returns how many allocations that cost.
+fn allocations(router: &Router, request: &[u8], response_len: usize, rounds: usize) -> u64 {
+    let mut client = TcpStream::connect(router.addr()).unwrap();
+    client.set_nodelay(true).unwrap();
+    let mut buffer = vec![0; response_len];
+    let mut run = |rounds| {
+        for _ in 0..rounds {
+            client.write_all(request).unwrap();
+            client.read_exact(&mut buffer).unwrap();
+        }
+    };
+    run(200);
+    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    run(rounds);
+    ALLOCATIONS.load(Ordering::Relaxed) - before
+}
+
+#[test]
+fn a_request_in_steady_state_allocates_nothing() {
+    const ROUNDS: usize = 2_000;
+    // Timers, sweeps and the like may allocate now and then, whatever the requests do.
+    const STRAY: u64 = 20;
+
+    let request = b"GET /item HTTP/1.1\r\nHost: h\r\nX-Key: abc\r\nAccept: */*\r\n\r\n";
+    let response = b"HTTP/1.1 200 OK\r\nServer: s\r\nContent-Length: 5\r\n\r\nhello";
+    let addr = server(request.len(), response);
+    let plain = Router::start(&common::service("http", "key = \"header:x-key\"", &[&[addr]]));
+    let http = allocations(&plain, request, response.len(), ROUNDS);
+
+    let exposing = Router::start(&common::http(&[&[addr]]));
+    let lines = format!("x-phalanx-partition: 7\r\nx-phalanx-epoch: 1\r\nx-phalanx-server: {addr}\r\n");
+    let exposed_len = response.len() + lines.len();
+    let exposed = allocations(&exposing, request, exposed_len, ROUNDS);
+
+    let post = b"POST /item HTTP/1.1\r\nHost: h\r\nX-Key: abc\r\nContent-Length: 5\r\n\r\nhello";
+    let addr = server(post.len(), response);
+    let posting = Router::start(&common::service("http", "key = \"header:x-key\"", &[&[addr]]));
+    let posted = allocations(&posting, post, response.len(), ROUNDS);
+
+    let get = common::command(&["GET", "some:key"]);
+    let addr = server(get.len(), b"$5\r\nhello\r\n");
+    let redis = Router::start(&common::redis(&[&[addr]]));
+    let batch = get.repeat(32);
+    let commands = allocations(&redis, batch.as_bytes(), 32 * 11, ROUNDS);
+
+    println!(
+        "allocations in {ROUNDS} rounds: http {http}, exposed {exposed}, post {posted}, redis {commands}"
+    );
+    assert!(http <= STRAY && exposed <= STRAY && posted <= STRAY && commands <= STRAY);
+}
