@@ -1,5 +1,5 @@
-//! The HTTP side: one task per client connection, which owns the client's socket and, while a request is under
-//! way, a connection to a server.
+//! The HTTP side: one task per client connection, which owns the client's socket and, while a request is
+//! under way, a connection to a server.
 
 mod answer;
 mod connection;
@@ -168,7 +168,8 @@ impl HttpService {
         })
     }
 
-    /// Chooses where the next attempt goes; writes the lines to `labels` that tell the client so, if it is to know.
+    /// Chooses where the next attempt goes; writes the lines to `labels` that tell the client so, if it is to
+    /// know.
     fn pick(&self, request: &Request, tried: &Tried, labels: &mut Vec<u8>) -> Target {
         let mut table = self.table.borrow_mut();
         let table = table.load();
@@ -214,7 +215,8 @@ impl HttpService {
         Some(Place { queue, id: deadline.id() })
     }
 
-    /// Waits for another table, or for the time to try the old one again. Returns false once `until` has passed.
+    /// Waits for another table, or for the time to try the old one again. Returns false once `until` has
+    /// passed.
     async fn next_try(&self, deadline: &Deadline, until: Instant) -> bool {
         let seen = self.changes.get();
         let clock = &self.worker.clock;

@@ -1,16 +1,17 @@
 //! The routing proxy: `request -> extract key -> pmap -> RACS -> pick clone (l2P) -> forward`.
 //!
-//! A [`Config`] says which services are served where, how their keys are partitioned, and which clones hold each
-//! partition. [`start`] serves them on worker threads, one per core; the [`RouterHandle`] feeds them the views of
-//! groups and stops them.
+//! A [`Config`] says which services are served where, how their keys are partitioned, and which clones hold
+//! each partition. [`start`] serves them on worker threads, one per core; the [`RouterHandle`] feeds them the
+//! views of groups and stops them.
 //!
 //! What a client can rely on:
 //!
-//! * Every request goes to the RACS that the map assigns its key to, or is refused. A sick server changes the clone
-//!   that is chosen, never the partition.
-//! * An update is sent once. If its server fails before it answers, the client is told that the outcome is unknown;
-//!   an update that provably did not reach a server waits for the next leader, for a while.
-//! * A read whose server fails is repeated on another clone, unless part of its response was passed on already.
+//! * Every request goes to the RACS that the map assigns its key to, or is refused. A sick server changes the
+//!   clone that is chosen, never the partition.
+//! * An update is sent once. If its server fails before it answers, the client is told that the outcome is
+//!   unknown; an update that provably did not reach a server waits for the next leader, for a while.
+//! * A read whose server fails is repeated on another clone, unless part of its response was passed on
+//!   already.
 //! * The k-th response on a connection belongs to the k-th request.
 #![forbid(unsafe_code)]
 

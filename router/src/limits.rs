@@ -8,7 +8,8 @@ use std::time::Duration;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// From the first byte of a request's head to its last. 5 s; longer lets slow-loris clients hold more memory.
+    /// From the first byte of a request's head to its last. 5 s; longer lets slow-loris clients hold more
+    /// memory.
     pub head: Duration,
     /// Between two requests of one client connection. 60 s.
     pub idle: Duration,

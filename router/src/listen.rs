@@ -9,11 +9,11 @@ const BACKLOG: i32 = 4096;
 
 /// Opens `count` sockets that listen on `addr` and share its connections.
 ///
-/// `SO_REUSEPORT` lets any number of sockets of one user listen on one port, those of another process included: a
-/// second router on the same port would silently take half of the first one's connections. So the first socket is
-/// bound and listens *without* it, which the kernel refuses if anybody is on the port; only then is it opened to
-/// the others, which are bound with it. A second router fails at its own first socket, at whatever instant it
-/// starts.
+/// `SO_REUSEPORT` lets any number of sockets of one user listen on one port, those of another process
+/// included: a second router on the same port would silently take half of the first one's connections. So the
+/// first socket is bound and listens *without* it, which the kernel refuses if anybody is on the port; only
+/// then is it opened to the others, which are bound with it. A second router fails at its own first socket,
+/// at whatever instant it starts.
 ///
 /// # Errors
 /// Whatever the kernel says, `AddrInUse` above all.

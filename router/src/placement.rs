@@ -1,4 +1,5 @@
-//! Which RACS holds which hash slot: a consistent-hash ring, so that adding a RACS moves its share and no more.
+//! Which RACS holds which hash slot: a consistent-hash ring, so that adding a RACS moves its share and no
+//! more.
 
 use hashring::HashRing;
 use router_proto::{KeyHash, RacsId};
@@ -8,8 +9,9 @@ const POINTS: u32 = 100;
 
 /// One point of a RACS on the ring.
 ///
-/// The ring hashes it through `std::hash::Hash`, whose treatment of text and of `usize` is not fixed for ever; that
-/// of `u64` and `u32` is. The RACS stands by the hash of its name, so that the order in the file does not matter.
+/// The ring hashes it through `std::hash::Hash`, whose treatment of text and of `usize` is not fixed for
+/// ever; that of `u64` and `u32` is. The RACS stands by the hash of its name, so that the order in the file
+/// does not matter.
 #[derive(Clone, Copy, Hash)]
 struct Point {
     racs: u64,

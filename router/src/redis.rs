@@ -1,9 +1,9 @@
 //! The Redis side: commands of all clients of a worker share one pipelined connection to each server.
 //!
-//! A client's task reads commands and appends each to the pipeline of its server; the server's task, which runs
-//! after all clients that had input in this turn of the loop, writes them in one go, reads replies, and puts each
-//! into its place in its client's order. So a batch of commands from many clients costs one write and one read per
-//! server, and one of each per client.
+//! A client's task reads commands and appends each to the pipeline of its server; the server's task, which
+//! runs after all clients that had input in this turn of the loop, writes them in one go, reads replies, and
+//! puts each into its place in its client's order. So a batch of commands from many clients costs one write
+//! and one read per server, and one of each per client.
 
 mod client;
 mod upstream;
@@ -49,8 +49,8 @@ pub(crate) struct RedisService {
     waiting: Vec<RefCell<Waiting>>,
     /// Whether somebody looks after them.
     attended: Cell<bool>,
-    /// What every read goes into. It is looked at before anybody else reads, and only the rest of an incomplete
-    /// command or reply is kept; so idle connections hold no buffer.
+    /// What every read goes into. It is looked at before anybody else reads, and only the rest of an
+    /// incomplete command or reply is kept; so idle connections hold no buffer.
     scratch: RefCell<Box<[u8]>>,
     limits: resp::Limits,
     pub counters: Counters,
@@ -196,8 +196,8 @@ impl RedisService {
         }
     }
 
-    /// Sends a command that has just come in. Where others wait for the same leader it queues behind them, so that
-    /// a client's updates are not overtaken by its own.
+    /// Sends a command that has just come in. Where others wait for the same leader it queues behind them, so
+    /// that a client's updates are not overtaken by its own.
     fn send(self: &Rc<Self>, tag: Tag, command: &[u8]) {
         tag.client.owe(command.len());
         let queue = &self.waiting[tag.racs.get() as usize];

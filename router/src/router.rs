@@ -89,8 +89,8 @@ fn in_use(error: &io::Error) -> &'static str {
 
 /// A running router: feed it views, ask what it has counted, stop it.
 ///
-/// Clones are the same router. It runs until [`RouterHandle::shutdown`], or until the last handle is dropped, which
-/// ends it at once.
+/// Clones are the same router. It runs until [`RouterHandle::shutdown`], or until the last handle is dropped,
+/// which ends it at once.
 #[derive(Clone)]
 pub struct RouterHandle {
     shared: Arc<Shared>,
@@ -176,8 +176,8 @@ impl RouterHandle {
         &self.shared.serving
     }
 
-    /// Takes over a view of a group: from now on requests go to its clones, and updates to its leader. Updates that
-    /// wait for a leader go at once.
+    /// Takes over a view of a group: from now on requests go to its clones, and updates to its leader.
+    /// Updates that wait for a leader go at once.
     ///
     /// Feed every change, the loss of the leader included; feeding the same view again changes nothing.
     ///

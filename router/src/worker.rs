@@ -1,8 +1,8 @@
 //! One worker: an OS thread with its own runtime, listeners, clients and connections to servers.
 //!
-//! Nothing on the path of a request is shared with another thread but the table's snapshot. The runtime is tokio's
-//! `LocalRuntime` and not a `LocalSet`: waking a task of a `LocalSet` from the I/O driver wakes the set through the
-//! runtime's eventfd, one system call per turn of the loop.
+//! Nothing on the path of a request is shared with another thread but the table's snapshot. The runtime is
+//! tokio's `LocalRuntime` and not a `LocalSet`: waking a task of a `LocalSet` from the I/O driver wakes the
+//! set through the runtime's eventfd, one system call per turn of the loop.
 
 mod buffer;
 mod clock;
@@ -228,7 +228,8 @@ async fn race<T>(
     .await
 }
 
-/// Accepts a service's clients on this worker until the router drains; then those that are already in the queue.
+/// Accepts a service's clients on this worker until the router drains; then those that are already in the
+/// queue.
 async fn accept(worker: Rc<Worker>, listener: tokio::net::TcpListener, front: Front) {
     let drain = Deadline::new(&worker.clock);
     loop {

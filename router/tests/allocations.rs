@@ -58,7 +58,8 @@ fn server(request_len: usize, response: &'static [u8]) -> SocketAddr {
     addr
 }
 
-/// Sends the same bytes again and again and takes the same bytes back; returns how many allocations that cost.
+/// Sends the same bytes again and again and takes the same bytes back; returns how many allocations that
+/// cost.
 fn allocations(router: &Router, request: &[u8], response_len: usize, rounds: usize) -> u64 {
     let mut client = TcpStream::connect(router.addr()).unwrap();
     client.set_nodelay(true).unwrap();

@@ -32,12 +32,18 @@ fn a_key_always_reaches_the_racs_that_holds_it() {
 fn heads_go_on_without_the_fields_of_one_hop_and_nothing_is_added() {
     let server = FakeServer::start(|peer| {
         while peer.request().is_some() {
-            peer.send("HTTP/1.1 200 Fine\r\nConnection: X-Hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=9\r\nContent-Length: 2\r\n\r\nok");
+            peer.send(
+                "HTTP/1.1 200 Fine\r\nConnection: X-Hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=9\r\n\
+                 Content-Length: 2\r\n\r\nok",
+            );
         }
     });
     let router = Router::start(&service("http", "key = \"path:/items/{key}/*\"", &[&[server.addr]]));
     let mut client = router.client();
-    client.send("GET http://h/items/k%20?q=1 HTTP/1.1\r\nHost: h\r\nTE: x\r\nConnection: X-Mine\r\nX-Mine: 1\r\nA: b\r\n\r\n");
+    client.send(
+        "GET http://h/items/k%20?q=1 HTTP/1.1\r\nHost: h\r\nTE: x\r\nConnection: X-Mine\r\nX-Mine: 1\r\n\
+         A: b\r\n\r\n",
+    );
     let response = client.response();
     assert_eq!(response.head, "HTTP/1.1 200 Fine\r\nContent-Length: 2\r\n\r\n");
     assert_eq!(server.seen(), ["GET /items/k%20?q=1 HTTP/1.1\r\nHost: h\r\nA: b\r\n\r\n"]);
@@ -183,7 +189,8 @@ fn expect_continue_is_answered_by_the_router() {
 fn interim_responses_stay_behind() {
     let server = FakeServer::start(|peer| {
         while peer.request().is_some() {
-            peer.send("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+            peer.send("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n");
+            peer.respond("ok");
         }
     });
     let router = Router::start(&http(&[&[server.addr]]));
@@ -310,7 +317,9 @@ fn a_request_without_key_is_refused_or_goes_where_the_configuration_says() {
     assert_eq!(response.status, 400);
     assert_eq!(
         response.json(),
-        serde_json::json!({"error": "the request has no key", "service": "s", "partition": null, "retry": false})
+        serde_json::json!({
+            "error": "the request has no key", "service": "s", "partition": null, "retry": false
+        })
     );
     assert_eq!(client.get("k").status, 200, "the connection goes on");
     assert_eq!(router.stats().refused, 1);
@@ -353,7 +362,7 @@ fn smuggling_attempts_reach_no_server() {
         format!("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n{smuggled}"),
         format!("\u{16}\u{3}\u{1}garbage{smuggled}"),
         format!(
-            "GET /ws HTTP/1.1\r\nHost: h\r\nX-Key: k\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n{smuggled}"
+            "GET / HTTP/1.1\r\nHost: h\r\nX-Key: k\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n{smuggled}"
         ),
     ];
     for attempt in &attempts {

@@ -80,7 +80,8 @@ fn a_server_that_closed_an_idle_connection_makes_no_error() {
     for n in 0..50 {
         let body = n.to_string();
         let response = if n % 5 > 0 {
-            // Sometimes at once, so that the end of the connection is still on its way: a read is then repeated.
+            // Sometimes at once, so that the end of the connection is still on its way: a read is then
+            // repeated.
             thread::sleep(Duration::from_millis(n % 3));
             client.get("k")
         } else {

@@ -1,4 +1,5 @@
-//! Redis through the router, as it should go: against servers that do as they are told, and against real ones.
+//! Redis through the router, as it should go: against servers that do as they are told, and against real
+//! ones.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
@@ -12,7 +13,8 @@ use std::{
 
 use common::*;
 
-/// A real redis-server on a free port, with its files in a directory of its own. Killed at the end of the test.
+/// A real redis-server on a free port, with its files in a directory of its own. Killed at the end of the
+/// test.
 struct RealServer {
     child: Child,
     addr: SocketAddr,

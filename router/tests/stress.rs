@@ -6,10 +6,10 @@ mod common;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use common::*;
@@ -17,8 +17,8 @@ use membership_types::Rng;
 
 const FOR: Duration = Duration::from_secs(3);
 
-/// Cuts connections and kills and restarts servers at random until told to stop. Returns how often, and the servers,
-/// which live on.
+/// Cuts connections and kills and restarts servers at random until told to stop. Returns how often, and the
+/// servers, which live on.
 fn trouble(
     seed: u64,
     stop: Arc<AtomicBool>,
@@ -44,6 +44,38 @@ fn trouble(
     })
 }
 
+/// Runs `client` on several threads until the time is up, with trouble all the while. Returns the sums of
+/// what they counted, and how often there was trouble.
+fn under_trouble<const N: usize>(
+    seed: u64,
+    config: impl Fn(&[&[std::net::SocketAddr]]) -> String,
+    start: impl Fn(std::net::SocketAddr) -> FakeServer + Send + 'static,
+    client: impl Fn(&mut Rng, u64, std::net::SocketAddr, &AtomicBool) -> [u64; N] + Send + Sync + 'static,
+) -> ([u64; N], u64) {
+    let servers: Vec<FakeServer> = (0..4).map(|_| start("127.0.0.1:0".parse().unwrap())).collect();
+    let addrs: Vec<_> = servers.iter().map(|server| server.addr).collect();
+    let config = config(&[&addrs[..2], &addrs[2..]]);
+    let router = Router::with(&config, 2, |limits| limits.wait = Duration::from_secs(2));
+    let stop = Arc::new(AtomicBool::new(false));
+    let trouble = trouble(seed, stop.clone(), servers, start);
+    let client = Arc::new(client);
+    let clients: Vec<_> = (0..6u64)
+        .map(|id| {
+            let (stop, client, addr) = (stop.clone(), client.clone(), router.addr());
+            thread::spawn(move || client(&mut Rng::seeded(seed + id), id, addr, &stop))
+        })
+        .collect();
+    thread::sleep(FOR);
+    stop.store(true, Ordering::SeqCst);
+    let (kills, _servers) = trouble.join().unwrap();
+    let mut sums = [0; N];
+    for client in clients {
+        let counts = client.join().unwrap();
+        sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
+    }
+    (sums, kills)
+}
+
 fn http_server(addr: std::net::SocketAddr) -> FakeServer {
     FakeServer::start_at(addr, |peer| {
         let mut rng = Rng::seeded(peer.number as u64);
@@ -66,87 +98,61 @@ fn http_server(addr: std::net::SocketAddr) -> FakeServer {
     })
 }
 
+/// A random request; whether it is a read, and the body of its response.
+fn http_request(rng: &mut Rng, tag: &str) -> (String, bool, String) {
+    let body = "b".repeat(rng.below(300) as usize);
+    let len = body.len();
+    let head = format!("Host: h\r\nX-Key: {}\r\nX-Nonce: {tag}\r\n", rng.below(1000));
+    match rng.below(3) {
+        0 => (format!("GET /x HTTP/1.1\r\n{head}\r\n"), true, format!("{tag}/0")),
+        1 => {
+            let text = format!("POST /x HTTP/1.1\r\n{head}Content-Length: {len}\r\n\r\n{body}");
+            (text, false, format!("{tag}/{len}"))
+        }
+        _ => {
+            let chunk = if len > 0 { format!("{len:x}\r\n{body}\r\n") } else { String::new() };
+            let text = format!("PUT /x HTTP/1.1\r\n{head}Transfer-Encoding: chunked\r\n\r\n{chunk}0\r\n\r\n");
+            (text, false, format!("{tag}/{len}"))
+        }
+    }
+}
+
+/// Sends pipelines of requests and judges each response. Counts reads, updates, unknown updates, failures.
+fn http_client(rng: &mut Rng, id: u64, addr: std::net::SocketAddr, stop: &AtomicBool) -> [u64; 4] {
+    let mut counts = [0; 4];
+    let mut nonce = 0u64;
+    while !stop.load(Ordering::SeqCst) {
+        let mut client = Client::connect(addr);
+        'connection: for _ in 0..rng.between(1, 20) {
+            let requests: Vec<_> = (0..rng.between(1, 8))
+                .map(|_| {
+                    nonce += 1;
+                    http_request(rng, &format!("{id}.{nonce}"))
+                })
+                .collect();
+            client.send(requests.iter().map(|(text, ..)| text.as_str()).collect::<String>());
+            for (_, read, body) in &requests {
+                // A response that was under way when its server died breaks off, and its connection too.
+                let Some(response) = client.try_response() else { break 'connection };
+                match response.status {
+                    200 => {
+                        assert_eq!(response.body, *body, "a response of another request");
+                        counts[usize::from(!read)] += 1;
+                    }
+                    502 if !read => counts[2] += 1,
+                    502 | 503 => counts[3] += 1,
+                    other => panic!("status {other}"),
+                }
+            }
+        }
+    }
+    counts
+}
+
 #[test]
 fn http_responses_stay_with_their_requests_while_servers_die() {
-    let seed = 0x5EED;
-    let any = "127.0.0.1:0".parse().unwrap();
-    let servers: Vec<FakeServer> = (0..4).map(|_| http_server(any)).collect();
-    let addrs: Vec<_> = servers.iter().map(|server| server.addr).collect();
-    let router =
-        Router::with(&http(&[&addrs[..2], &addrs[2..]]), 2, |limits| limits.wait = Duration::from_secs(2));
-    let stop = Arc::new(AtomicBool::new(false));
-    let trouble = trouble(seed, stop.clone(), servers, http_server);
-    let counts: Arc<[AtomicU64; 4]> = Arc::default();
-    let clients: Vec<_> = (0..6u64)
-        .map(|id| {
-            let (stop, counts, addr) = (stop.clone(), counts.clone(), router.addr());
-            thread::spawn(move || {
-                let mut rng = Rng::seeded(seed + id);
-                let mut nonce = 0u64;
-                while !stop.load(Ordering::SeqCst) {
-                    let mut client = Client::connect(addr);
-                    for _ in 0..rng.between(1, 20) {
-                        // A pipeline of reads and updates, with bodies of either framing.
-                        let mut expected = vec![];
-                        let mut batch = String::new();
-                        for _ in 0..rng.between(1, 8) {
-                            nonce += 1;
-                            let tag = format!("{id}.{nonce}");
-                            let body = "b".repeat(rng.below(300) as usize);
-                            let head = format!("Host: h\r\nX-Key: {}\r\nX-Nonce: {tag}\r\n", rng.below(1000));
-                            let (read, len) = match rng.below(3) {
-                                0 => {
-                                    batch += &format!("GET /x HTTP/1.1\r\n{head}\r\n");
-                                    (true, 0)
-                                }
-                                1 => {
-                                    batch += &format!("POST /x HTTP/1.1\r\n{head}Content-Length: {}\r\n\r\n{body}", body.len());
-                                    (false, body.len())
-                                }
-                                _ => {
-                                    let chunk = format!("{:x}\r\n{body}\r\n", body.len()).repeat(usize::from(!body.is_empty()));
-                                    batch += &format!("PUT /x HTTP/1.1\r\n{head}Transfer-Encoding: chunked\r\n\r\n{chunk}0\r\n\r\n");
-                                    (false, body.len())
-                                }
-                            };
-                            expected.push((read, format!("{tag}/{len}")));
-                        }
-                        client.send(&batch);
-                        let mut whole = true;
-                        for (read, body) in expected {
-                            // A response that was under way when its server died breaks off, and its connection too.
-                            let Some(response) = client.try_response() else {
-                                whole = false;
-                                break;
-                            };
-                            match response.status {
-                                200 => {
-                                    assert_eq!(response.body, body, "seed {seed}: a response of another request");
-                                    counts[usize::from(!read)].fetch_add(1, Ordering::SeqCst);
-                                }
-                                502 if !read => drop(counts[2].fetch_add(1, Ordering::SeqCst)),
-                                503 | 502 => drop(counts[3].fetch_add(1, Ordering::SeqCst)),
-                                other => panic!("seed {seed}: status {other}"),
-                            }
-                        }
-                        if !whole {
-                            break;
-                        }
-                    }
-                }
-            })
-        })
-        .collect();
-    let start = Instant::now();
-    thread::sleep(FOR);
-    stop.store(true, Ordering::SeqCst);
-    let (kills, _servers) = trouble.join().unwrap();
-    clients.into_iter().for_each(|client| client.join().unwrap());
-    let [reads, updates, unknown, failed] = [0, 1, 2, 3].map(|at| counts[at].load(Ordering::SeqCst));
-    println!(
-        "{kills} kills, {reads} reads, {updates} updates, {unknown} unknown, {failed} failed, {:?}",
-        start.elapsed()
-    );
+    let ([reads, updates, unknown, failed], kills) = under_trouble(0x5EED, http, http_server, http_client);
+    println!("{kills} kills, {reads} reads, {updates} updates, {unknown} unknown, {failed} failed");
     assert!(kills > 50 && reads > 500 && updates > 500 && unknown > 0, "the test must have tested something");
     assert!(failed < (reads + updates) / 5, "most requests must get through");
 }
@@ -175,93 +181,72 @@ fn redis_server(addr: std::net::SocketAddr) -> FakeServer {
     })
 }
 
+/// A random command, and the texts of its reply: one, or five in an array.
+fn redis_command(rng: &mut Rng, tag: &str) -> (String, Vec<String>) {
+    match rng.below(3) {
+        0 => (command(&["GET", tag]), vec![tag.into()]),
+        1 => (command(&["SET", &rng.below(1000).to_string(), tag]), vec![tag.into()]),
+        _ => {
+            let keys: Vec<String> = (0..5).map(|n| format!("{tag}.{n}")).collect();
+            let args: Vec<&str> = std::iter::once("MGET").chain(keys.iter().map(String::as_str)).collect();
+            (command(&args), keys)
+        }
+    }
+}
+
+/// Whether this is the reply that has these texts. The part of a dead server carries an error for each of its
+/// keys.
+fn is_reply(reply: &str, texts: &[String]) -> bool {
+    let array = texts.len() > 1;
+    let header = if array { format!("*{}\r\n", texts.len()) } else { String::new() };
+    let Some(mut rest) = reply.strip_prefix(&header) else { return false };
+    for text in texts {
+        let good = format!("${}\r\n{text}\r\n", text.len());
+        rest = match (rest.strip_prefix(&good), rest.split_once("\r\n")) {
+            (Some(rest), _) => rest,
+            (None, Some((error, rest))) if array && error.starts_with("-TRYAGAIN") => rest,
+            _ => return false,
+        };
+    }
+    rest.is_empty()
+}
+
+/// Sends pipelines of commands and judges each reply. Counts replies and errors.
+fn redis_client(rng: &mut Rng, id: u64, addr: std::net::SocketAddr, stop: &AtomicBool) -> [u64; 2] {
+    let mut counts = [0; 2];
+    let mut nonce = 0u64;
+    while !stop.load(Ordering::SeqCst) {
+        let mut client = Client::connect(addr);
+        for _ in 0..rng.between(1, 20) {
+            let commands: Vec<_> = (0..rng.between(1, 60))
+                .map(|_| {
+                    nonce += 1;
+                    redis_command(rng, &format!("{id}.{nonce}"))
+                })
+                .collect();
+            client.send(commands.iter().map(|(text, _)| text.as_str()).collect::<String>());
+            if rng.chance(20) {
+                break; // goes away with replies on their way
+            }
+            for (_, texts) in &commands {
+                let reply = client.reply();
+                if reply.starts_with("-TRYAGAIN phalanx: ")
+                    || reply.starts_with("-ERR phalanx: outcome unknown")
+                {
+                    counts[1] += 1;
+                } else {
+                    assert!(is_reply(&reply, texts), "{reply:?} is another command's, not {texts:?}'s");
+                    counts[0] += 1;
+                }
+            }
+        }
+    }
+    counts
+}
+
 #[test]
 fn redis_replies_stay_with_their_commands_while_servers_die() {
-    let seed = 0xCAFE;
-    let any = "127.0.0.1:0".parse().unwrap();
-    let servers: Vec<FakeServer> = (0..4).map(|_| redis_server(any)).collect();
-    let addrs: Vec<_> = servers.iter().map(|server| server.addr).collect();
-    let router =
-        Router::with(&redis(&[&addrs[..2], &addrs[2..]]), 2, |limits| limits.wait = Duration::from_secs(2));
-    let stop = Arc::new(AtomicBool::new(false));
-    let trouble = trouble(seed, stop.clone(), servers, redis_server);
-    let counts: Arc<[AtomicU64; 3]> = Arc::default();
-    let clients: Vec<_> = (0..6u64)
-        .map(|id| {
-            let (stop, counts, addr) = (stop.clone(), counts.clone(), router.addr());
-            thread::spawn(move || {
-                let mut rng = Rng::seeded(seed + id);
-                let mut nonce = 0u64;
-                while !stop.load(Ordering::SeqCst) {
-                    let mut client = Client::connect(addr);
-                    for _ in 0..rng.between(1, 20) {
-                        let mut batch = String::new();
-                        let mut expected = vec![];
-                        for _ in 0..rng.between(1, 60) {
-                            nonce += 1;
-                            let tag = format!("{id}.{nonce}");
-                            match rng.below(3) {
-                                0 => {
-                                    batch += &command(&["GET", &tag]);
-                                    expected.push((1, vec![tag]));
-                                }
-                                1 => {
-                                    batch += &command(&["SET", &rng.below(1000).to_string(), &tag]);
-                                    expected.push((1, vec![tag]));
-                                }
-                                _ => {
-                                    let keys: Vec<String> = (0..5).map(|n| format!("{tag}.{n}")).collect();
-                                    let args: Vec<&str> = std::iter::once("MGET")
-                                        .chain(keys.iter().map(String::as_str))
-                                        .collect();
-                                    batch += &command(&args);
-                                    expected.push((5, keys));
-                                }
-                            }
-                        }
-                        client.send(&batch);
-                        if rng.chance(20) {
-                            break; // goes away with replies on their way
-                        }
-                        for (elements, texts) in expected {
-                            let reply = client.reply();
-                            if reply.starts_with('-') {
-                                let known = reply.starts_with("-TRYAGAIN phalanx")
-                                    || reply.contains("outcome unknown");
-                                assert!(known, "{reply}");
-                                counts[1].fetch_add(1, Ordering::SeqCst);
-                                continue;
-                            }
-                            let mut rest = reply.as_str();
-                            if elements == 5 {
-                                rest = rest.strip_prefix("*5\r\n").unwrap();
-                            }
-                            for text in &texts {
-                                let good = format!("${}\r\n{text}\r\n", text.len());
-                                rest = match rest.strip_prefix(&good) {
-                                    Some(rest) => rest,
-                                    // The part of a dead server carries an error for each of its keys.
-                                    None if elements == 5 && rest.starts_with("-TRYAGAIN") => {
-                                        rest.split_once("\r\n").unwrap().1
-                                    }
-                                    None => panic!(
-                                        "seed {seed}: {reply:?} is another command's reply, not {texts:?}'s"
-                                    ),
-                                };
-                            }
-                            assert_eq!(rest, "");
-                            counts[0].fetch_add(1, Ordering::SeqCst);
-                        }
-                    }
-                }
-            })
-        })
-        .collect();
-    thread::sleep(FOR);
-    stop.store(true, Ordering::SeqCst);
-    let (kills, _servers) = trouble.join().unwrap();
-    clients.into_iter().for_each(|client| client.join().unwrap());
-    let [good, failed, _] = [0, 1, 2].map(|at| counts[at].load(Ordering::SeqCst));
+    let ([good, failed], kills) = under_trouble(0xCAFE, redis, redis_server, redis_client);
     println!("{kills} kills, {good} replies, {failed} errors");
     assert!(kills > 50 && good > 5_000 && failed > 0, "the test must have tested something");
 }

@@ -1,9 +1,9 @@
 //! HTTP/1.1 as a router must read it: where a message ends, what it asks, and which of its bytes go on.
 //!
-//! Nothing is repaired. Two readers who disagree on where a message ends let a stranger smuggle a request past
-//! one of them, so whatever RFC 9112 calls malformed, and whatever it merely tolerates, is refused with a typed
-//! [`Refusal`]. Heads are described by offsets and forwarded as slices of the bytes that came in, minus the
-//! fields that concern one hop only.
+//! Nothing is repaired. Two readers who disagree on where a message ends let a stranger smuggle a request
+//! past one of them, so whatever RFC 9112 calls malformed, and whatever it merely tolerates, is refused with
+//! a typed [`Refusal`]. Heads are described by offsets and forwarded as slices of the bytes that came in,
+//! minus the fields that concern one hop only.
 
 mod chunked;
 mod fields;

@@ -1,8 +1,8 @@
 //! Key bytes to a number: the one hash that places keys, fixed for ever.
 //!
 //! The hash is **XXH3-64, seed 0**, as the xxHash project specifies it (vectors below): a few nanoseconds for
-//! the short keys that routing sees, with an avalanche good enough to cut ranges out of its top bits. It is no
-//! defence against chosen keys; whoever may choose keys may already choose which partition to load.
+//! the short keys that routing sees, with an avalanche good enough to cut ranges out of its top bits. It is
+//! no defence against chosen keys; whoever may choose keys may already choose which partition to load.
 
 use core::num::NonZeroU32;
 
@@ -52,7 +52,8 @@ mod tests {
 
     #[test]
     fn the_hash_is_the_one_the_xxhash_project_publishes() {
-        // The project's sanity buffer and its vectors for XXH3-64 with seed 0, one for each of its code paths.
+        // The project's sanity buffer and its vectors for XXH3-64 with seed 0, one for each of its code
+        // paths.
         let mut generator: u64 = 2_654_435_761;
         let buffer: Vec<u8> = (0..2367)
             .map(|_| {

@@ -1,8 +1,8 @@
 //! The router's pure core: what a request is, which partition it belongs to, and which clone should answer.
 //!
-//! `request -> extract key -> pmap -> RACS -> pick clone (l2P) -> forward`: everything on that line that needs
-//! neither socket nor clock is here. Bytes come in as slices and are described by offsets; time and randomness
-//! are arguments. Strangers' bytes become typed refusals, never panics, and are never repaired.
+//! `request -> extract key -> pmap -> RACS -> pick clone (l2P) -> forward`: everything on that line that
+//! needs neither socket nor clock is here. Bytes come in as slices and are described by offsets; time and
+//! randomness are arguments. Strangers' bytes become typed refusals, never panics, and are never repaired.
 //!
 //! | module | question it answers |
 //! | --- | --- |

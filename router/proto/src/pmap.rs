@@ -99,7 +99,10 @@ pub enum PmapError {
         previous: alloc::string::String,
     },
     /// Two ranges start at the same key, so the first of them is empty.
-    #[error("ranges {before} and {index} both start at {from:?}, so range {before} is empty: remove one", before = .index - 1)]
+    #[error(
+        "ranges {before} and {index} both start at {from:?}, so range {before} is empty: remove one",
+        before = .index - 1
+    )]
     Duplicate {
         /// Position of the second of them, from 0.
         index: usize,

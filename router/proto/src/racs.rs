@@ -109,16 +109,16 @@ impl Tried {
 pub enum Pick {
     /// To this clone.
     Clone(LogicalId),
-    /// Nowhere yet: the leader is unknown or was tried in vain, or the RACS has no clone at all. The next view
-    /// may tell.
+    /// Nowhere yet: the leader is unknown or was tried in vain, or the RACS has no clone at all. The next
+    /// view may tell.
     Wait,
     /// Nowhere: every clone was tried in vain.
     Exhausted,
 }
 
 impl Racs {
-    /// The RACS with these clones in rank order. `epoch` is the view that says so; `leader` is the rank that may
-    /// act, `None` while nobody may.
+    /// The RACS with these clones in rank order. `epoch` is the view that says so; `leader` is the rank that
+    /// may act, `None` while nobody may.
     pub fn new(name: &str, clones: Vec<LogicalId>, leader: Option<Rank>, epoch: Epoch) -> Self {
         let leader = leader.filter(|rank| (rank.get() as usize) < clones.len());
         Self { name: name.into(), clones: clones.into_boxed_slice(), leader, epoch }

@@ -1,5 +1,6 @@
-//! Attempts to make two readers disagree on where a message ends, or to whom it is addressed. Every row must be
-//! refused, for the reason given: a request that is refused for another reason is one typo away from passing.
+//! Attempts to make two readers disagree on where a message ends, or to whom it is addressed. Every row must
+//! be refused, for the reason given: a request that is refused for another reason is one typo away from
+//! passing.
 
 use router_proto::http::{ChunkedScanner, HeadScan, MAX_HEAD, Method, Refusal, RequestHead, ResponseHead};
 

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use membership_types::Rng;
-use proptest::prelude::*;
+use proptest::{collection::vec, prelude::*};
 use router_proto::{
     extract::Extract,
     http::{ChunkedScanner, HeadScan, Method, RequestHead, ResponseHead},
@@ -16,8 +16,9 @@ const CHUNKED: &[u8] = b"5\r\nhello\r\n10;x=\"y\"\r\n0123456789abcdef\r\n00\r\nX
 const COMMANDS: &[u8] =
     b"*1\r\n$4\r\nPING\r\n*3\r\n$3\r\nSET\r\n$0\r\n\r\n$12\r\n*1\r\n$4\r\nQUIT\r\n*0\r\nPING a  b\r\n\
       *-1\r\n*2\r\n$3\r\nget\r\n$10\r\n0123456789\r\n";
-const REPLIES: &[u8] = b"+OK\r\n-ERR x\r\n:12\r\n$-1\r\n$0\r\n\r\n$4\r\n\r\n\r\n\r\n*-1\r\n*0\r\n*3\r\n:1\r\n*2\r\n$1\r\na\r\n*0\r\n+x\r\n\
-      %1\r\n+k\r\n~2\r\n#t\r\n_\r\n|1\r\n+a\r\n:1\r\n,1.5\r\n(123\r\n=7\r\ntxt:abc\r\n!3\r\nERR\r\n";
+const REPLIES: &[u8] = b"+OK\r\n-ERR x\r\n:12\r\n$-1\r\n$0\r\n\r\n$4\r\n\r\n\r\n\r\n*-1\r\n*0\r\n\
+      *3\r\n:1\r\n*2\r\n$1\r\na\r\n*0\r\n+x\r\n%1\r\n+k\r\n~2\r\n#t\r\n_\r\n|1\r\n+a\r\n:1\r\n,1.5\r\n\
+      (123\r\n=7\r\ntxt:abc\r\n!3\r\nERR\r\n";
 
 /// A command's length and arguments.
 type Found = (usize, Vec<Vec<u8>>);
@@ -244,7 +245,8 @@ fn mutated_streams_never_panic_and_cuts_never_matter() {
         }
         read_all(&bytes);
         if round % 8 == 0 {
-            // A refused stream is refused at the same command or reply, for the same reason, however it is cut.
+            // A refused stream is refused at the same command or reply, for the same reason, however it is
+            // cut.
             all_cuts_agree(&bytes, commands).ok();
             all_cuts_agree(&bytes, replies).ok();
             all_cuts_agree(&bytes, body_end).ok();
@@ -256,15 +258,12 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(400) })]
 
     #[test]
-    fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+    fn arbitrary_bytes_never_panic(bytes in vec(any::<u8>(), 0..300)) {
         read_all(&bytes);
     }
 
     #[test]
-    fn written_commands_are_read_back(
-        list in proptest::collection::vec(proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..40), 1..6), 1..8),
-        cut in 0usize..2000,
-    ) {
+    fn written_commands_are_read_back(list in vec(vec(vec(any::<u8>(), 0..40), 1..6), 1..8), cut in 0usize..2000) {
         let mut stream = vec![];
         for args in &list {
             stream.extend_from_slice(format!("*{}\r\n", args.len()).as_bytes());

@@ -265,7 +265,8 @@ fn racs(written: &Spanned<raw::Racs>, surroundings: Surroundings<'_>) -> Checked
                 return wrong(group, error.to_string());
             }
             if !surroundings.follows_groups {
-                let message = "`group` needs a rendezvous, and there is none: start with --rendezvous URL, or list servers";
+                let message = "`group` needs a rendezvous, and there is none: \
+                               start with --rendezvous URL, or list servers";
                 return wrong(group, message);
             }
             Source::Group(group.get_ref().as_str().into())
@@ -296,7 +297,8 @@ fn servers(written: &Spanned<Vec<Spanned<String>>>, racs: &str) -> Checked<Vec<(
     Ok(servers)
 }
 
-/// The names of services, RACS and partitions appear in headers, JSON and metrics: they are as group names are.
+/// The names of services, RACS and partitions appear in headers, JSON and metrics: they are as group names
+/// are.
 fn name(written: &Spanned<String>) -> Checked<Box<str>> {
     match GroupName::new(written.get_ref()) {
         Ok(name) => Ok(name.as_str().into()),

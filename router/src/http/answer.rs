@@ -64,15 +64,16 @@ impl Answer<'_> {
             "{{\"error\":\"{error}\",\"service\":\"{}\",\"partition\":{partition},\"retry\":{retry}}}",
             self.service
         );
-        let retry_after = if status == 503 { "Retry-After: 1\r\n" } else { "" };
-        let connection = if self.close { "Connection: close\r\n" } else { "" };
-        let written = write!(
-            out,
-            "HTTP/1.1 {status} {reason}\r\n{retry_after}Content-Type: application/json\r\nContent-Length: {}\r\n\
-             {connection}",
-            body.len()
-        );
-        written.expect("writing to memory");
+        let mut line = |text: std::fmt::Arguments<'_>| write!(out, "{text}\r\n").expect("writing to memory");
+        line(format_args!("HTTP/1.1 {status} {reason}"));
+        if status == 503 {
+            line(format_args!("Retry-After: 1"));
+        }
+        line(format_args!("Content-Type: application/json"));
+        line(format_args!("Content-Length: {}", body.len()));
+        if self.close {
+            line(format_args!("Connection: close"));
+        }
         out.extend_from_slice(self.labels);
         out.extend_from_slice(b"\r\n");
         if !self.head_only {

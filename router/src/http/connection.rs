@@ -25,7 +25,8 @@ use crate::worker::{Buf, Deadline, InFlight, Server};
 
 /// Room for a read.
 const ROOM: usize = 4 * 1024;
-/// How long a client that is being sent away may be silent before it hangs up, and how long it may go on sending.
+/// How long a client that is being sent away may be silent before it hangs up, and how long it may go on
+/// sending.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_IN_ALL: Duration = Duration::from_secs(10);
 /// How long a client that is connected but has not asked anything yet may take while the router drains.
@@ -304,7 +305,8 @@ impl Connection {
                         return self.say(kind, Some(request), persistent, head_only).await;
                     }
                     if stale {
-                        // The server closed a connection that it had no use for; it may be in the best of health.
+                        // The server closed a connection that it had no use for; it may be in the best of
+                        // health.
                         fresh = true;
                     } else if request.access == Access::Read {
                         more = tried.add(server.id);
@@ -317,8 +319,8 @@ impl Connection {
     /// A connection to a server, and whether it was used before; `None` if none can be made.
     async fn connect(&mut self, server: &Server, fresh: bool, access: Access) -> Option<(TcpStream, bool)> {
         while !fresh && let Some(stream) = server.take_idle() {
-            // A read that meets a connection just closed is repeated. An update is not, so for it the kernel is asked
-            // once more: what is left is the time that a FIN takes from there to here.
+            // A read that meets a connection just closed is repeated. An update is not, so for it the kernel
+            // is asked once more: what is left is the time that a FIN takes from there to here.
             if access == Access::Read || !is_closed(&stream) {
                 return Some((stream, true));
             }
@@ -398,8 +400,8 @@ impl Connection {
         if written.await { Next::persistent(persistent) } else { Next::Cut }
     }
 
-    /// Hangs up, but not before the client has had the time to read what was written: closing a socket with unread
-    /// input makes the kernel throw away what the client has not read yet.
+    /// Hangs up, but not before the client has had the time to read what was written: closing a socket with
+    /// unread input makes the kernel throw away what the client has not read yet.
     async fn linger(&mut self) {
         let clock = &self.service.worker.clock;
         let end = clock.now().after(LINGER_IN_ALL);
@@ -437,8 +439,8 @@ impl Drop for Connection {
 
 /// What to tell the client after a server failed; `None` if the request may be sent again.
 ///
-/// Once only: an update that the server may have seen whole is never sent again, and neither is anything of which
-/// a part is gone from the buffer.
+/// Once only: an update that the server may have seen whole is never sent again, and neither is anything of
+/// which a part is gone from the buffer.
 fn verdict(request: &Request, upload: &Transfer, fault: Fault, attempts: u32) -> Option<Kind> {
     /// Connections that may fail one after the other without the server having seen the request.
     const MAX_ATTEMPTS: u32 = 5;
@@ -458,7 +460,8 @@ fn verdict(request: &Request, upload: &Transfer, fault: Fault, attempts: u32) ->
     None
 }
 
-/// Asks the kernel whether a connection has ended: tokio only knows what it was told in the last turn of the loop.
+/// Asks the kernel whether a connection has ended: tokio only knows what it was told in the last turn of the
+/// loop.
 fn is_closed(stream: &TcpStream) -> bool {
     let peeked = socket2::SockRef::from(stream).peek(&mut [MaybeUninit::uninit()]);
     !matches!(peeked, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)

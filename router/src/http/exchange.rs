@@ -246,7 +246,8 @@ impl Exchange<'_> {
             match self.scan.response(self.incoming.bytes()) {
                 Err(_) => return Poll::Ready(Err(self.fault(false, true))),
                 Ok(Some(len)) if looks_interim(&self.incoming.bytes()[..len]) => {
-                    // The router has told the client to continue by itself; other news of this kind can be missed.
+                    // The router has told the client to continue by itself; other news of this kind can be
+                    // missed.
                     let parsed = ResponseHead::parse(&self.incoming.bytes()[..len], self.method);
                     self.interims += 1;
                     if parsed.is_err() || self.interims > MAX_INTERIM {
@@ -266,8 +267,8 @@ impl Exchange<'_> {
         }
     }
 
-    /// Turns the response's head, the first `len` bytes of `incoming`, into the client's, which replaces the request
-    /// in `outgoing`.
+    /// Turns the response's head, the first `len` bytes of `incoming`, into the client's, which replaces the
+    /// request in `outgoing`.
     pub fn turn(&mut self, len: usize, request: &Request, labels: &[u8]) -> Result<Head, Failure> {
         let head = &self.incoming.bytes()[..len];
         let Ok(parsed) = ResponseHead::parse(head, request.method) else {
@@ -301,8 +302,8 @@ impl Exchange<'_> {
         Ok(Head { body, server_persistent, keep_alive_timeout_s, client_persistent, upload_goes_on })
     }
 
-    /// Passes the response on: the head in `outgoing`, then the body; meanwhile the rest of the request, if it goes
-    /// on.
+    /// Passes the response on: the head in `outgoing`, then the body; meanwhile the rest of the request, if
+    /// it goes on.
     pub async fn relay(&mut self, head: &Head) -> Result<(), Failure> {
         let stall = self.worker.limits.stall;
         let mut download = Transfer::new(head.body);

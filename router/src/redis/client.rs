@@ -117,7 +117,8 @@ pub(super) struct Task {
     deadline: Deadline,
     scanner: Scanner,
     args: Args,
-    /// Input that is not dispatched yet: an incomplete command, or commands beyond what may be under way at once.
+    /// Input that is not dispatched yet: an incomplete command, or commands beyond what may be under way at
+    /// once.
     rest: Vec<u8>,
     /// Whether `rest` may start with a whole command.
     backlog: bool,
@@ -173,12 +174,14 @@ impl Task {
             }
             match self.poll_read(cx) {
                 Poll::Ready(true) => {}
-                // The client may only have shut down its sending side: it gets the replies that it still waits for.
+                // The client may only have shut down its sending side: it gets the replies that it still
+                // waits for.
                 Poll::Ready(false) => self.closing = true,
                 Poll::Pending => break,
             }
         }
-        // Progress disarms it: a client that neither reads its replies nor ends its command is cut off in the end.
+        // Progress disarms it: a client that neither reads its replies nor ends its command is cut off in the
+        // end.
         let stuck = !self.client.state.borrow().out.is_empty() || !(self.rest.is_empty() || self.backlog);
         if stuck && !self.deadline.is_armed() {
             self.deadline.arm(self.service.worker.limits.stall);
@@ -253,7 +256,8 @@ impl Task {
         self.rest = rest;
     }
 
-    /// Dispatches the commands at the start of `input`, as many as may be under way. Returns how many bytes they have.
+    /// Dispatches the commands at the start of `input`, as many as may be under way. Returns how many bytes
+    /// they have.
     fn dispatch(&mut self, input: &[u8]) -> usize {
         let mut done = 0;
         self.backlog = false;

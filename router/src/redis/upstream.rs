@@ -61,7 +61,8 @@ impl Upstream {
         }
     }
 
-    /// No table has the server any more: ends the connection once nothing is under way, at once if it is not made yet.
+    /// No table has the server any more: ends the connection once nothing is under way, at once if it is not
+    /// made yet.
     pub(crate) fn retire(&self) {
         self.retired.set(true);
         self.wake();
@@ -204,14 +205,15 @@ impl Task {
                 })
             };
             if delivered.is_err() {
-                tracing::warn!(server = %self.upstream.server.addr, "a server's reply is not RESP, or was not asked for");
+                let server = self.upstream.server.addr;
+                tracing::warn!(%server, "a server's reply is not RESP, or was not asked for");
                 return Poll::Ready(End::Failed);
             }
         }
     }
 
-    /// Decides about every command without reply: reads go to another clone, updates that the server cannot have
-    /// executed to whoever leads, and of the rest nobody knows.
+    /// Decides about every command without reply: reads go to another clone, updates that the server cannot
+    /// have executed to whoever leads, and of the rest nobody knows.
     fn hand_back(&mut self, refused: bool) {
         let mut left: Vec<(Tag, Box<[u8]>, Sent)> = Vec::new();
         self.upstream
@@ -255,8 +257,8 @@ impl Task {
 }
 
 impl Drop for Task {
-    /// Only a panic, or the end of the router, leaves commands behind: nobody would ever answer them, and nothing is
-    /// known of them.
+    /// Only a panic, or the end of the router, leaves commands behind: nobody would ever answer them, and
+    /// nothing is known of them.
     fn drop(&mut self) {
         self.detach();
         let Ok(mut pipeline) = self.upstream.pipeline.try_borrow_mut() else { return };

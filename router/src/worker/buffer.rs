@@ -108,7 +108,8 @@ impl Buf {
         self.end += bytes.len();
     }
 
-    /// Reads once into the free room, of which there is at least `room`. Zero bytes mean that the peer is done.
+    /// Reads once into the free room, of which there is at least `room`. Zero bytes mean that the peer is
+    /// done.
     pub fn poll_read(
         &mut self,
         stream: &mut TcpStream,

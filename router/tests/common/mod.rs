@@ -1,4 +1,5 @@
-//! What the tests are made of: servers that do as they are told, clients that say exactly what they are given.
+//! What the tests are made of: servers that do as they are told, clients that say exactly what they are
+//! given.
 #![allow(dead_code, clippy::unwrap_used, reason = "every test uses a part, and may panic")]
 
 use std::{
@@ -42,7 +43,14 @@ impl FakeServer {
     }
 
     pub fn start_at(addr: SocketAddr, behaviour: impl Fn(&mut Peer) + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind(addr).unwrap();
+        let mut bound = TcpListener::bind(addr);
+        eventually("the address is free", || {
+            if bound.is_err() {
+                bound = TcpListener::bind(addr);
+            }
+            bound.is_ok()
+        });
+        let listener = bound.unwrap();
         let addr = listener.local_addr().unwrap();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let connections = Arc::new(AtomicUsize::new(0));
@@ -143,7 +151,8 @@ impl Peer {
     pub fn reset(&mut self) {
         let socket = socket2::SockRef::from(&self.stream);
         socket.set_linger(Some(Duration::ZERO)).unwrap();
-        // The descriptor lives on in the reader and the server's list, so say it by shutting down with unread input.
+        // The descriptor lives on in the reader and the server's list, so say it by shutting down with unread
+        // input.
         let _ = self.stream.shutdown(Shutdown::Both);
     }
 
@@ -303,7 +312,7 @@ impl Client {
     }
 
     fn was_reset(&mut self) -> bool {
-        matches!(self.stream.read(&mut [0]), Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset)
+        self.stream.read(&mut [0]).is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset)
     }
 
     /// The next Redis reply, as it came.
@@ -426,8 +435,8 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// An address at which connections are neither made nor refused, as if its machine had lost power; for as long as
-/// what comes with it is kept.
+/// An address at which connections are neither made nor refused, as if its machine had lost power; for as
+/// long as what comes with it is kept.
 pub fn black_hole() -> (SocketAddr, impl Drop) {
     let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     listener.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();

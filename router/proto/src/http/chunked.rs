@@ -146,7 +146,8 @@ impl ChunkedScanner {
             }
             (State::Name, b':') => {
                 let name = &self.name[..self.name_len as usize];
-                // A server that adds trailers to the fields would be told a second framing, or another address.
+                // A server that adds trailers to the fields would be told a second framing, or another
+                // address.
                 let forbidden =
                     [&b"content-length"[..], b"transfer-encoding", b"host", b"connection", b"trailer"];
                 if forbidden.iter().any(|forbidden| same_name(name, forbidden)) {

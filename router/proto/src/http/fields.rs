@@ -110,8 +110,8 @@ impl Fields {
     /// Drops the fields that `Connection` names.
     ///
     /// # Errors
-    /// It names one that frames or addresses the message: whoever sends that wants the next hop to read another
-    /// message than this one does.
+    /// It names one that frames or addresses the message: whoever sends that wants the next hop to read
+    /// another message than this one does.
     pub(super) fn drop_named(&mut self, head: &[u8], name: &[u8]) -> Result<(), Refusal> {
         const NOT_OF_ONE_HOP: [&[u8]; 3] = [b"content-length", b"transfer-encoding", b"host"];
         if NOT_OF_ONE_HOP.iter().any(|forbidden| same_name(name, forbidden)) {

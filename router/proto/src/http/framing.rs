@@ -95,8 +95,8 @@ pub(super) fn read(
                 }
             }
             17 if same_name(name, b"transfer-encoding") => {
-                // Names of codings compare without case, but not every server does: only the spelling on which
-                // all agree passes.
+                // Names of codings compare without case, but not every server does: only the spelling on
+                // which all agree passes.
                 if value != b"chunked" || said.chunked {
                     return Err(Refusal::TransferEncoding);
                 }

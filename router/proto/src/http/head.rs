@@ -20,8 +20,8 @@ pub struct HeadScan {
 }
 
 impl HeadScan {
-    /// Looks for the end of a request's head in `input`, which starts where the head does and only grows between
-    /// calls. Returns the head's place, blank line included; `None` while bytes are missing.
+    /// Looks for the end of a request's head in `input`, which starts where the head does and only grows
+    /// between calls. Returns the head's place, blank line included; `None` while bytes are missing.
     ///
     /// One empty line before the request line is passed over, as RFC 9112 (2.2) asks of servers.
     ///
@@ -125,7 +125,8 @@ impl Method {
         }
     }
 
-    /// Whether the method changes nothing (RFC 9110, 9.2.1), so that any clone may answer it, twice if need be.
+    /// Whether the method changes nothing (RFC 9110, 9.2.1), so that any clone may answer it, twice if need
+    /// be.
     pub const fn is_safe(self) -> bool {
         matches!(self, Self::Get | Self::Head | Self::Options | Self::Trace)
     }
@@ -172,8 +173,8 @@ impl RequestHead {
         match parsed.parse_with_uninit_headers(head, &mut space) {
             Ok(httparse::Status::Complete(len)) if len == head.len() => {}
             Ok(_) => return Err(Refusal::RequestLine),
-            // The line's last word was judged when the line was complete; if the parser finds no version where it
-            // expects one, there is a word too many.
+            // The line's last word was judged when the line was complete; if the parser finds no version
+            // where it expects one, there is a word too many.
             Err(httparse::Error::Version) => {
                 return Err(refusal(head, httparse::Error::Token, Refusal::RequestLine));
             }
@@ -201,7 +202,8 @@ impl RequestHead {
         if method == Method::Connect {
             return Err(Refusal::Connect);
         }
-        // To ignore an offer of HTTP/2 in clear text is every server's right, and clients that make it expect that.
+        // To ignore an offer of HTTP/2 in clear text is every server's right, and clients that make it expect
+        // that.
         if said.upgrade && said.upgrade_to_other_than_h2c {
             return Err(Refusal::Upgrade);
         }
@@ -235,8 +237,8 @@ impl RequestHead {
         self.persistent
     }
 
-    /// Whether the client waits for `100 Continue` before it sends the body. The router answers that itself; the
-    /// field does not go on.
+    /// Whether the client waits for `100 Continue` before it sends the body. The router answers that itself;
+    /// the field does not go on.
     pub const fn expects_continue(&self) -> bool {
         self.expects_continue
     }
@@ -254,8 +256,8 @@ impl RequestHead {
 
     /// The plan for the next hop: these slices in this order, then whatever lines the router adds, then CRLF.
     ///
-    /// They are the head as it came, with an absolute target cut down to path and query, and without the fields
-    /// that concern one hop only. The body's framing goes on as it is.
+    /// They are the head as it came, with an absolute target cut down to path and query, and without the
+    /// fields that concern one hop only. The body's framing goes on as it is.
     pub fn forward<'a>(&'a self, head: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
         let path = self.path_and_query.of(head);
         let root: &[u8] = if matches!(path.first(), Some(b'/' | b'*')) { b"" } else { b"/" };

@@ -32,8 +32,8 @@ impl Ranges {
     /// The map of these ranges; `racs_count` is how many RACS there are.
     ///
     /// # Errors
-    /// No range, a gap (the first bound is not empty), an overlap (not sorted), a duplicate bound or name, or a
-    /// range assigned to a RACS that does not exist.
+    /// No range, a gap (the first bound is not empty), an overlap (not sorted), a duplicate bound or name, or
+    /// a range assigned to a RACS that does not exist.
     pub fn new(ranges: Vec<RangeSpec>, racs_count: u32) -> Result<Self, PmapError> {
         let len = u32::try_from(ranges.len()).map_err(|_| PmapError::TooMany)?;
         let len = NonZeroU32::new(len).ok_or(PmapError::Empty)?;
@@ -71,7 +71,8 @@ impl Ranges {
     pub(super) fn locate(&self, key: &[u8]) -> PartitionId {
         let wanted = prefix(key);
         let end = self.prefixes.partition_point(|&bound| bound <= wanted);
-        // All bounds before `end` are at most the key, except those with the key's own prefix that go on above it.
+        // All bounds before `end` are at most the key, except those with the key's own prefix that go on
+        // above it.
         let mut at = end - 1; // bound 0 is the empty key, whose prefix is 0
         if self.prefixes[at] == wanted && self.ranges[at].from.as_slice() > key {
             let first_above = self.ranges[..at].partition_point(|range| range.from.as_slice() <= key);

@@ -83,8 +83,8 @@ impl<T> Pipeline<T> {
         assert!(self.written <= self.bytes.len(), "more written than there was");
     }
 
-    /// Takes the oldest command off, because its reply is there, and returns its tag and its length. `None` if no
-    /// command was written whole that could be answered: the server speaks unasked.
+    /// Takes the oldest command off, because its reply is there, and returns its tag and its length. `None`
+    /// if no command was written whole that could be answered: the server speaks unasked.
     pub fn answered(&mut self) -> Option<(T, usize)> {
         let len = self.pending.front()?.len as usize;
         if self.head + len > self.written {

@@ -24,7 +24,8 @@ const MAX_VALUES: u64 = 1 << 32;
 /// costs nothing; the types of RESP3 are passed over like their relatives.
 #[derive(Clone, Debug)]
 pub struct ReplyScanner {
-    /// Offset of the next value from the reply's first byte. May lie beyond the input: a bulk is skipped at once.
+    /// Offset of the next value from the reply's first byte. May lie beyond the input: a bulk is skipped at
+    /// once.
     at: usize,
     /// Where to go on searching for the end of the line in hand.
     searched: usize,
@@ -39,9 +40,9 @@ impl Default for ReplyScanner {
 }
 
 impl ReplyScanner {
-    /// Looks for a whole reply at the start of `input` and returns its length; `None` while bytes are missing.
-    /// Until then `input` may move in memory and grow, but its bytes stay. Afterwards the scanner is ready for
-    /// the next reply.
+    /// Looks for a whole reply at the start of `input` and returns its length; `None` while bytes are
+    /// missing. Until then `input` may move in memory and grow, but its bytes stay. Afterwards the scanner is
+    /// ready for the next reply.
     ///
     /// # Errors
     /// See [`ReplyError`]; the scanner is of no further use.

@@ -104,8 +104,8 @@ pub enum ProtocolError {
     Inline,
 }
 
-/// Finds commands in a buffer that grows. Resumes where it stopped, so that a large command that comes in many
-/// pieces is walked once.
+/// Finds commands in a buffer that grows. Resumes where it stopped, so that a large command that comes in
+/// many pieces is walked once.
 #[derive(Clone, Debug, Default)]
 pub struct Scanner {
     /// Offset of the next header line from the command's first byte; 0 before the array's.
@@ -183,8 +183,8 @@ enum Number {
     Is(usize),
 }
 
-/// Reads a canonical number and its CRLF. Returns the number and the offset behind the CRLF, `None` while bytes
-/// are missing.
+/// Reads a canonical number and its CRLF. Returns the number and the offset behind the CRLF, `None` while
+/// bytes are missing.
 fn number(input: &[u8], from: usize, error: ProtocolError) -> Result<Option<(Number, usize)>, ProtocolError> {
     let mut at = from;
     let mut value = 0usize;

@@ -1,4 +1,5 @@
-//! A command over many keys whose keys live on several servers: one command per server, one reply out of theirs.
+//! A command over many keys whose keys live on several servers: one command per server, one reply out of
+//! theirs.
 
 use alloc::vec::Vec;
 
@@ -84,8 +85,8 @@ impl Gather {
 
     /// Appends the one reply that the client waits for.
     ///
-    /// `MGET`: one element per key, in the order of the keys; where a part failed, its error stands for each of its
-    /// keys. `MSET`: `OK`, or the first error. The counting ones: the sum, or the first error.
+    /// `MGET`: one element per key, in the order of the keys; where a part failed, its error stands for each
+    /// of its keys. `MSET`: `OK`, or the first error. The counting ones: the sum, or the first error.
     ///
     /// # Panics
     /// If a reply is missing.
