@@ -266,6 +266,35 @@ fn what_is_not_resp_ends_the_connection_after_the_replies_that_are_due() {
 }
 
 #[test]
+fn a_command_that_breaks_off_reaches_nobody() {
+    let server = FakeServer::start(|peer| {
+        while peer.command().is_some() {
+            peer.send("+OK\r\n");
+        }
+    });
+    let router =
+        Router::with(&redis(&[&[server.addr]]), 1, |limits| limits.stall = Duration::from_millis(200));
+    let whole = command(&["SET", "key", "value"]);
+    for len in 1..whole.len() {
+        router.client().send(&whole[..len]);
+    }
+    // One that is never ended is not kept for ever either.
+    let mut slow = router.client();
+    slow.send(&whole[..20]);
+    assert!(slow.is_closed());
+    eventually("they are gone", || router.stats().clients == 0);
+    assert_eq!(server.seen(), Vec::<String>::new());
+    // In pieces, but whole.
+    let mut client = router.client();
+    for byte in whole.repeat(3).bytes() {
+        client.send([byte]);
+        thread::sleep(Duration::from_micros(200));
+    }
+    assert_eq!([client.reply(), client.reply(), client.reply()], ["+OK\r\n"; 3]);
+    assert_eq!(server.seen(), ["SET key value"; 3]);
+}
+
+#[test]
 fn clients_share_one_connection_and_its_batches() {
     let server = FakeServer::start(|peer| {
         while let Some(args) = peer.command() {

@@ -17,7 +17,7 @@ use router_proto::{
 use tokio::{io::AsyncWrite, net::TcpStream};
 
 use super::{
-    HttpService, NotRouted, Request, Target,
+    HttpService, NotRouted, Place, Request, Target,
     answer::{Answer, Kind},
     exchange::{CONTINUE, Exchange, Failure, Fault, Head, Transfer},
 };
@@ -196,9 +196,10 @@ impl Connection {
         let clock = &service.worker.clock;
         let mut tried = Tried::default();
         let (mut fresh, mut more) = (false, true);
-        let mut attempts = 0;
+        let (mut attempts, mut failures) = (0, 0);
         let mut interim_left = if request.expects_continue && !upload.is_over() { CONTINUE.len() } else { 0 };
-        let mut waiting: Option<(Instant, super::Place<'_>)> = None;
+        // Until when it may wait in all, and its place among those who do.
+        let (mut wait_until, mut place): (Option<Instant>, Option<Place<'_>>) = (None, None);
         loop {
             let server = match service.pick(request, &tried, &mut self.labels) {
                 Target::Server(server) if more => server,
@@ -208,20 +209,17 @@ impl Connection {
                         .await;
                 }
                 Target::Wait => {
-                    let until = match &waiting {
-                        Some((until, _)) => *until,
-                        None => {
-                            let Some(place) = service.queue(request.racs, &self.deadline) else {
-                                return self
-                                    .unavailable(request, upload, "too many requests wait for a leader")
-                                    .await;
-                            };
-                            service.counters.waited.add(1);
-                            let until = clock.now().after(limits.wait);
-                            waiting = Some((until, place));
-                            until
+                    if place.is_none() {
+                        place = service.queue(request.racs, &self.deadline);
+                        if place.is_none() {
+                            let why = "too many requests wait for a leader";
+                            return self.unavailable(request, upload, why).await;
                         }
-                    };
+                    }
+                    let until = *wait_until.get_or_insert_with(|| {
+                        service.counters.waited.add(1);
+                        clock.now().after(limits.wait)
+                    });
                     if !service.next_try(&self.deadline, until).await {
                         return self.unavailable(request, upload, "the partition's RACS has no leader").await;
                     }
@@ -239,7 +237,7 @@ impl Connection {
                 more = tried.add(server.id);
                 continue;
             };
-            waiting = None;
+            place = None;
             let in_flight = InFlight::to(&server);
             let mut exchange = Exchange {
                 worker: &service.worker,
@@ -290,11 +288,12 @@ impl Connection {
                 }
                 Failure::Server(fault) => {
                     self.incoming.clear();
+                    failures += 1;
                     let stale = reused && !fault.answered && !fault.late;
                     if !stale {
                         server.failed(clock.now(), limits.avoid);
                     }
-                    if let Some(kind) = verdict(request, upload, fault, attempts) {
+                    if let Some(kind) = verdict(request, upload, fault, failures) {
                         if matches!(kind, Kind::Unknown) {
                             service.counters.unknown.add(1);
                         } else {
@@ -441,9 +440,9 @@ impl Drop for Connection {
 ///
 /// Once only: an update that the server may have seen whole is never sent again, and neither is anything of
 /// which a part is gone from the buffer.
-fn verdict(request: &Request, upload: &Transfer, fault: Fault, attempts: u32) -> Option<Kind> {
+fn verdict(request: &Request, upload: &Transfer, fault: Fault, failures: u32) -> Option<Kind> {
     /// Connections that may fail one after the other without the server having seen the request.
-    const MAX_ATTEMPTS: u32 = 5;
+    const MAX_FAILURES: u32 = 5;
     let harmless = request.access == Access::Read || !fault.delivered;
     if !harmless {
         return Some(Kind::Unknown);
@@ -454,7 +453,7 @@ fn verdict(request: &Request, upload: &Transfer, fault: Fault, attempts: u32) ->
     if upload.begun {
         return Some(Kind::BadGateway("the server failed while the request's body was on its way"));
     }
-    if attempts >= MAX_ATTEMPTS {
+    if failures >= MAX_FAILURES {
         return Some(Kind::Unavailable("connections to the partition's servers fail"));
     }
     None
