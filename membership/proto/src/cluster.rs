@@ -1,0 +1,593 @@
+//! The machine: one node's membership, from its start to the end of its incarnation.
+
+use alloc::{
+    boxed::Box,
+    collections::{BTreeSet, VecDeque},
+    vec::Vec,
+};
+use core::net::SocketAddr;
+
+use membership_types::{
+    GroupName, Instant, Lineage, Machine, NodeId, Rng, ViewId,
+    trace::{Event, Group},
+};
+
+use crate::{
+    acceptor::{Acceptor, Offer},
+    config::Config,
+    ctx::{Ctx, Dest, End, Output, WhyNot, Wishes},
+    entry::GroupWish,
+    member::Member,
+    msg::{ClusterMsg, Msg, Probe, Tail},
+    plant::Plant,
+    seeking::{Found, Seeking},
+    view::ClusterView,
+};
+
+/// What comes in.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Input {
+    /// A message from another node.
+    Message {
+        /// Who sent it; the transport vouches for that.
+        from: NodeId,
+        /// What it says.
+        msg: Msg,
+    },
+    /// Addresses at which nodes of the cluster may be found; replaces those given before.
+    Rendezvous(Vec<SocketAddr>),
+    /// Proof, from this very host, that a node is dead: its process can run no more code.
+    ProvedDead {
+        /// Who is dead.
+        node: NodeId,
+        /// What the proof is, for the trace.
+        how: &'static str,
+    },
+    /// The application wants something of a group.
+    Wish(GroupWish),
+    /// Begin or end to observe a group.
+    Observe {
+        /// The group.
+        group: GroupName,
+        /// Begin?
+        begin: bool,
+    },
+    /// Leave the cluster.
+    LeaveCluster,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Phase {
+    Seeking(Box<Seeking>),
+    Member(Box<Member>),
+    Ended,
+}
+
+/// One node's membership as a pure machine; see the crate's documentation for the map.
+///
+/// It ends with [`Output::Ended`]; after that it ignores everything, and whoever still wants to take part makes a new
+/// machine with a fresh [`NodeId`] and [`Cluster::highest`] of this one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cluster {
+    ctx: Ctx,
+    phase: Phase,
+}
+
+impl Cluster {
+    /// A node that starts at `now`. `highest` is the highest view id that an earlier incarnation of this process knew
+    /// of ([`ViewId::NONE`] if there was none).
+    pub fn new(config: Config, now: Instant, rng: Rng, highest: ViewId) -> Self {
+        let ctx = Ctx {
+            config,
+            now,
+            started: now,
+            rng,
+            out: VecDeque::new(),
+            rendezvous: Vec::new(),
+            wishes: Wishes::default(),
+            observes: BTreeSet::new(),
+            highest,
+            #[cfg(feature = "plant")]
+            plant: None,
+        };
+        let phase = Phase::Seeking(Box::new(Seeking::new(&ctx)));
+        Self { ctx, phase }
+    }
+
+    /// Plants a bug in this node.
+    #[cfg(feature = "plant")]
+    pub fn plant(&mut self, plant: Option<Plant>) {
+        self.ctx.plant = plant;
+    }
+
+    /// The highest view id that this node knows of.
+    pub fn highest(&self) -> ViewId {
+        self.ctx.highest
+    }
+
+    /// This node's id.
+    pub fn id(&self) -> NodeId {
+        self.ctx.me()
+    }
+
+    /// The lineage that the node is in.
+    pub fn lineage(&self) -> Option<Lineage> {
+        self.member().map(|m| m.lineage)
+    }
+
+    /// The cluster view that the node has installed.
+    pub fn view(&self) -> Option<&ClusterView> {
+        self.member().map(|m| &m.view).filter(|v| v.id != ViewId::NONE)
+    }
+
+    /// The core as far as the node has been told.
+    pub fn core(&self) -> &[NodeId] {
+        self.member().map_or(&[], |m| &m.core)
+    }
+
+    /// The coordinator that the node follows.
+    pub fn coordinator(&self) -> Option<NodeId> {
+        self.member().map(|m| m.following.node)
+    }
+
+    /// Does the node hold the coordinator's office?
+    pub fn is_coordinator(&self) -> bool {
+        self.member().is_some_and(|m| m.office.is_some())
+    }
+
+    /// Until when the node's lease lasts, if it holds one.
+    pub fn lease_until(&self) -> Option<Instant> {
+        self.member().and_then(Member::lease_deadline)
+    }
+
+    /// What the node is busy with, for those who inject faults at the worst moment.
+    pub fn phase_name(&self) -> &'static str {
+        match &self.phase {
+            Phase::Seeking(_) => "seeking",
+            Phase::Ended => "ended",
+            Phase::Member(m) => m.phase_name(),
+        }
+    }
+
+    fn member(&self) -> Option<&Member> {
+        match &self.phase {
+            Phase::Member(member) => Some(member),
+            _ => None,
+        }
+    }
+
+    /// Takes note of the time, and of what time alone has brought about, before anything else.
+    fn wake(&mut self, now: Instant) {
+        // A clock that seems to go back stands still.
+        let now = now.max(self.ctx.now);
+        let due = self.poll_timeout();
+        self.ctx.now = now;
+        if let Phase::Member(member) = &mut self.phase {
+            member.notice_lapse(&mut self.ctx);
+            let late = due.map_or(core::time::Duration::ZERO, |due| now - due);
+            if late > self.ctx.lease() / 4
+                && let Some(office) = &mut member.office
+            {
+                office.stalled(now);
+            }
+        }
+    }
+
+    /// After every input: whatever follows from it.
+    fn settle(&mut self) {
+        let Self { ctx, phase } = self;
+        let end = match phase {
+            Phase::Member(member) => member.settle(ctx),
+            _ => None,
+        };
+        if let Some(end) = end {
+            self.end(end);
+        }
+    }
+
+    fn end(&mut self, end: End) {
+        if let Phase::Member(member) = &mut self.phase {
+            let why = if end == End::Left { WhyNot::Leave } else { WhyNot::Removed };
+            member.stop_leading_all(&mut self.ctx, why);
+            self.ctx.highest = self.ctx.highest.max(member.view.id);
+        }
+        self.phase = Phase::Ended;
+        self.ctx.push(Output::Ended(end));
+    }
+
+    fn found(&mut self, found: Option<Found>) {
+        match found {
+            None => {}
+            Some(Found::Member(member)) => self.phase = Phase::Member(member),
+            Some(Found::End(end)) => self.end(end),
+        }
+    }
+
+    fn on_message(&mut self, from: NodeId, msg: Msg) {
+        let Self { ctx, phase } = self;
+        match phase {
+            Phase::Ended => {}
+            Phase::Seeking(seeking) => {
+                let found = match msg {
+                    Msg::Probe(probe) => seeking.on_probe(ctx, *probe),
+                    Msg::AskPledge { lineage, terms } => {
+                        seeking.on_ask_pledge(ctx, from, lineage, &terms);
+                        None
+                    }
+                    Msg::Pledge { lineage, info, highest } => seeking.on_pledge(ctx, lineage, info, highest),
+                    Msg::Refused(why) => {
+                        seeking.on_refused(ctx, why);
+                        None
+                    }
+                    Msg::In(lineage, msg) => seeking.on_cluster_msg(ctx, from, lineage, msg),
+                    Msg::Join(_) => None,
+                };
+                self.found(found);
+            }
+            Phase::Member(member) => match msg {
+                Msg::Probe(probe) => member.on_probe(ctx, *probe),
+                Msg::Join(join) => member.on_join(ctx, from, *join),
+                Msg::In(lineage, msg) if lineage == member.lineage => {
+                    if let Some(end) = member.on_cluster_msg(ctx, from, msg) {
+                        self.end(end);
+                    }
+                }
+                Msg::AskPledge { lineage, terms } if ctx.planted(Plant::FoundWithStaleSlots) => {
+                    let mut seeking = Seeking::new(ctx);
+                    member.stop_leading_all(ctx, WhyNot::Removed);
+                    seeking.on_ask_pledge(ctx, from, lineage, &terms);
+                    self.phase = Phase::Seeking(Box::new(seeking));
+                }
+                Msg::In(..) | Msg::Refused(_) | Msg::AskPledge { .. } | Msg::Pledge { .. } => {}
+            },
+        }
+    }
+
+    fn on_wish(&mut self, wish: GroupWish) {
+        let group = Group::from(wish.group());
+        let (left, joins) = match wish {
+            GroupWish::Join { .. } => (false, true),
+            GroupWish::Leave { .. } => (true, false),
+            GroupWish::StepDown { .. } => (true, true),
+        };
+        self.ctx.wishes.push(wish.clone());
+        if let Phase::Member(member) = &mut self.phase {
+            member.on_wish(&mut self.ctx, &wish);
+        }
+        if left {
+            self.ctx.trace(|p| Event::Leave { p, g: group.clone() });
+        }
+        if joins {
+            self.ctx.trace(|p| Event::Join { p, g: group, lin: None });
+        }
+    }
+}
+
+impl Machine for Cluster {
+    type Input = Input;
+    type Output = Output;
+
+    fn handle(&mut self, now: Instant, input: Input) {
+        self.wake(now);
+        match input {
+            Input::Message { from, msg } => self.on_message(from, msg),
+            Input::Rendezvous(addresses) => {
+                let news = addresses.iter().any(|a| !self.ctx.rendezvous.contains(a));
+                self.ctx.rendezvous = addresses;
+                if let Phase::Seeking(seeking) = &mut self.phase
+                    && news
+                {
+                    seeking.probe_now(&self.ctx);
+                }
+            }
+            Input::ProvedDead { node, how } => {
+                if let Phase::Member(member) = &mut self.phase {
+                    member.on_death(&mut self.ctx, node, how, None);
+                }
+            }
+            Input::Wish(wish) => self.on_wish(wish),
+            Input::Observe { group, begin } => {
+                if begin {
+                    self.ctx.observes.insert(group.clone());
+                } else {
+                    self.ctx.observes.remove(&group);
+                }
+                if let Phase::Member(member) = &mut self.phase {
+                    member.on_observe(&mut self.ctx, group, begin);
+                }
+            }
+            Input::LeaveCluster => {
+                let end = match &mut self.phase {
+                    Phase::Member(member) => member.leave(&mut self.ctx),
+                    Phase::Seeking(_) => Some(End::Left),
+                    Phase::Ended => None,
+                };
+                if let Some(end) = end {
+                    self.end(end);
+                }
+            }
+        }
+        self.run_due();
+    }
+
+    fn handle_timeout(&mut self, now: Instant) {
+        self.wake(now);
+        self.run_due();
+    }
+
+    fn poll_output(&mut self) -> Option<Output> {
+        self.ctx.out.pop_front()
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        match &self.phase {
+            Phase::Ended => None,
+            Phase::Seeking(seeking) => Some(seeking.deadline()),
+            Phase::Member(member) => Some(member.next_deadline(&self.ctx)),
+        }
+    }
+}
+
+impl Cluster {
+    /// Whatever is due by now.
+    fn run_due(&mut self) {
+        if let Phase::Seeking(seeking) = &mut self.phase {
+            let found = seeking.on_due(&mut self.ctx);
+            self.found(found);
+        }
+        self.settle();
+    }
+}
+
+impl Member {
+    /// Agreement, takeover, heartbeats: all that may follow from an input or from time. Returns how this node's life in
+    /// the lineage ends, if it does.
+    fn settle(&mut self, ctx: &mut Ctx) -> Option<End> {
+        self.check_takeover(ctx);
+        if let Some(end) = self.run_office(ctx) {
+            return Some(end);
+        }
+        self.on_heartbeat_due(ctx);
+        self.on_probe_due(ctx);
+        self.check_give_up(ctx)
+    }
+
+    /// Carries the office on, and tells our own node what it decided.
+    fn run_office(&mut self, ctx: &mut Ctx) -> Option<End> {
+        let (Some(office), Some(acceptor)) = (&mut self.office, &mut self.acceptor) else { return None };
+        office.tick(ctx, acceptor, &self.deaths);
+        office.pump(ctx, acceptor, &self.deaths);
+        let authority = office.authority(ctx, acceptor, &self.deaths);
+        let ballot = office.ballot;
+        let renew = !office.is_dissolving();
+        let updates = core::mem::take(&mut office.to_self);
+        let mut end = None;
+        for update in updates {
+            end = end.or(self.on_update(ctx, update));
+        }
+        if end == Some(End::Left) {
+            self.hand_over(ctx);
+        } else if renew {
+            self.extend_lease(ctx, authority, ballot);
+        } else {
+            self.stop_leading_all(ctx, WhyNot::Removed);
+        }
+        end
+    }
+
+    /// A coordinator that left gives up its office, so that the next rank need not wait.
+    fn hand_over(&mut self, ctx: &mut Ctx) {
+        let (Some(office), Some(acceptor)) = (&self.office, &self.acceptor) else { return };
+        for id in &acceptor.state.core {
+            if let Some(info) = acceptor.state.view.node(*id) {
+                ctx.send(info, self.lineage, ClusterMsg::Release { ballot: office.ballot });
+            }
+        }
+        self.office = None;
+    }
+
+    fn next_deadline(&self, ctx: &Ctx) -> Instant {
+        let office = match (&self.office, &self.acceptor) {
+            (Some(office), Some(acceptor)) => office.deadline(ctx, acceptor),
+            _ => Instant::MAX,
+        };
+        office
+            .min(self.deadline())
+            .min(self.takeover_deadline(ctx))
+            .min(self.meeting.deadline())
+            .min(self.give_up_deadline(ctx))
+    }
+
+    fn phase_name(&self) -> &'static str {
+        match (&self.office, self.takeover.is_candidate()) {
+            (_, true) => "candidate",
+            (Some(office), _) => office.phase_name(),
+            (None, _) if !self.is_installed() => "founding",
+            (None, _) if self.leaving => "leaving",
+            (None, _) => "member",
+        }
+    }
+
+    /// Somebody wants to be admitted.
+    fn on_join(&mut self, ctx: &mut Ctx, from: NodeId, join: crate::msg::Join) {
+        match (&mut self.office, &self.acceptor) {
+            (Some(office), Some(acceptor)) => office.on_join(ctx, acceptor, &self.deaths, from, join),
+            _ => {
+                let info = ctx.config.me.clone();
+                let probe = Probe { info, standing: self.standing(ctx), answer: false };
+                ctx.probe(Dest::Node(from, Some(join.info.addr)), probe);
+            }
+        }
+    }
+
+    fn on_cluster_msg(&mut self, ctx: &mut Ctx, from: NodeId, msg: ClusterMsg) -> Option<End> {
+        match msg {
+            ClusterMsg::Heartbeat(beat) => self.on_heartbeat(ctx, from, *beat),
+            ClusterMsg::Grant(grant) if grant.ballot.node == from => self.on_grant(ctx, grant),
+            ClusterMsg::Follow { ballot } => {
+                if ballot > self.following && ballot.node != ctx.me() {
+                    self.follow(ctx, ballot);
+                    self.send_heartbeat(ctx);
+                }
+            }
+            ClusterMsg::Ask(ask) => self.on_ask(ctx, from, *ask),
+            ClusterMsg::Promise(promise) => self.on_promise(ctx, from, *promise),
+            ClusterMsg::Refuse { ballot, promised, wait } => {
+                self.on_refuse(ctx, from, ballot, promised, wait)
+            }
+            ClusterMsg::Append { ballot, index, entry, sent } if ballot.node == from => {
+                self.on_append(ctx, from, ballot, index, entry, sent);
+            }
+            ClusterMsg::Accepted { ballot, index, echo } => {
+                if let Some(office) = &mut self.office {
+                    office.on_accepted(ctx, from, ballot, index, echo);
+                }
+            }
+            ClusterMsg::Commit { ballot, index } if ballot.node == from => {
+                self.on_commit(ctx, from, ballot, index);
+            }
+            ClusterMsg::Behind { commit } => {
+                if let (Some(office), Some(acceptor)) = (&self.office, &self.acceptor) {
+                    office.catch_up(ctx, acceptor, from, commit);
+                }
+            }
+            ClusterMsg::CatchUp { ballot, tail } if ballot.node == from => {
+                self.on_catch_up(ctx, ballot, tail)
+            }
+            ClusterMsg::Release { ballot } => self.on_release(from, ballot),
+            ClusterMsg::Update(update) if update.ballot.node == from => return self.on_update(ctx, *update),
+            ClusterMsg::Removed { view, index, why } if index >= self.seen() => {
+                let why = why.as_str();
+                self.stop_leading_all(ctx, if self.leaving { WhyNot::Leave } else { WhyNot::Removed });
+                ctx.trace(|p| Event::Evicted { p, vid: view.get() });
+                return Some(if self.leaving { End::Left } else { End::Removed { view, why } });
+            }
+            ClusterMsg::Wishes(wishes) => {
+                if let (Some(office), Some(acceptor)) = (&mut self.office, &self.acceptor) {
+                    office.on_wishes(acceptor, from, wishes);
+                }
+            }
+            ClusterMsg::Observe { group, begin } => {
+                if let (Some(office), Some(acceptor)) = (&mut self.office, &self.acceptor) {
+                    office.on_observe(ctx, acceptor, from, group, begin);
+                }
+            }
+            ClusterMsg::Leave => {
+                if let (Some(office), Some(acceptor)) = (&mut self.office, &self.acceptor) {
+                    office.on_leave(ctx, acceptor, &self.deaths, from);
+                }
+            }
+            ClusterMsg::Stop { up_to } => self.on_stop(ctx, from, up_to),
+            ClusterMsg::Stopped { .. } => {
+                if let Some(office) = &mut self.office {
+                    office.on_stopped(from);
+                }
+            }
+            ClusterMsg::Dead(deaths) => {
+                for (node, witnesses) in deaths.iter() {
+                    self.on_death(ctx, node, "said by a member", Some(witnesses));
+                }
+            }
+            ClusterMsg::Met { lineage, contact, last_view } => self.met(ctx, lineage, contact, last_view),
+            // Whoever speaks under another's ballot is not heard.
+            ClusterMsg::Grant(_)
+            | ClusterMsg::Append { .. }
+            | ClusterMsg::Commit { .. }
+            | ClusterMsg::CatchUp { .. }
+            | ClusterMsg::Update(_)
+            | ClusterMsg::Removed { .. } => {}
+        }
+        None
+    }
+
+    fn on_heartbeat(&mut self, ctx: &mut Ctx, from: NodeId, beat: crate::msg::Heartbeat) {
+        if let (Some(office), Some(acceptor)) = (&mut self.office, &mut self.acceptor) {
+            if let Err(crate::office::Deposed(ballot)) =
+                office.on_heartbeat(ctx, acceptor, &self.deaths, from, beat)
+            {
+                ctx.mark("a coordinator hears of a higher ballot");
+                self.office = None;
+                self.follow(ctx, ballot);
+            }
+        } else {
+            ctx.reply(from, self.lineage, ClusterMsg::Follow { ballot: self.following });
+        }
+    }
+
+    /// A coordinator proposes an entry.
+    fn on_append(
+        &mut self,
+        ctx: &mut Ctx,
+        from: NodeId,
+        ballot: membership_types::Ballot,
+        index: membership_types::LogIndex,
+        entry: alloc::sync::Arc<crate::entry::Entry>,
+        sent: Instant,
+    ) {
+        let Some(acceptor) = &mut self.acceptor else { return };
+        let valid = entry.core.as_ref().is_none_or(|core| !core.is_empty());
+        if !valid {
+            return;
+        }
+        let promised = acceptor.promised.max(self.following);
+        let offer = if ballot < promised {
+            Offer::Refused(promised)
+        } else {
+            acceptor.offer(ctx, ballot, index, entry)
+        };
+        let commit = acceptor.state.index;
+        let answer = match offer {
+            Offer::Accepted => ClusterMsg::Accepted { ballot, index, echo: sent },
+            Offer::Refused(promised) => {
+                ClusterMsg::Refuse { ballot, promised, wait: core::time::Duration::ZERO }
+            }
+            Offer::Behind => {
+                ctx.mark("a core member is behind");
+                ClusterMsg::Behind { commit }
+            }
+        };
+        if !matches!(answer, ClusterMsg::Refuse { .. }) {
+            self.follow(ctx, ballot);
+        }
+        ctx.reply(from, self.lineage, answer);
+    }
+
+    fn on_commit(
+        &mut self,
+        ctx: &mut Ctx,
+        from: NodeId,
+        ballot: membership_types::Ballot,
+        index: membership_types::LogIndex,
+    ) {
+        if !self.follow(ctx, ballot) {
+            return;
+        }
+        let Some(acceptor) = &mut self.acceptor else { return };
+        let next = acceptor.state.index.next();
+        if index < next || index == next && acceptor.commit_accepted(ctx, ballot) {
+            return;
+        }
+        let commit = acceptor.state.index;
+        ctx.reply(from, self.lineage, ClusterMsg::Behind { commit });
+    }
+
+    /// The committed log, from a coordinator that wants us in the core, or because we were behind.
+    fn on_catch_up(&mut self, ctx: &mut Ctx, ballot: membership_types::Ballot, tail: Tail) {
+        if !self.follow(ctx, ballot) {
+            return;
+        }
+        match (&mut self.acceptor, tail) {
+            (Some(acceptor), tail) => {
+                if !acceptor.catch_up(ctx, tail) {
+                    let commit = acceptor.state.index;
+                    ctx.reply(ballot.node, self.lineage, ClusterMsg::Behind { commit });
+                }
+            }
+            (None, Tail::State(state)) if state.lineage == self.lineage => {
+                self.acceptor = Some(Acceptor::new(ctx, ballot, *state));
+            }
+            (None, _) => {}
+        }
+        self.send_heartbeat(ctx);
+    }
+}

@@ -1,0 +1,259 @@
+//! What every part of the machine may use: who we are, what time it is, and where effects go.
+
+use alloc::{
+    boxed::Box,
+    collections::{BTreeSet, VecDeque},
+    string::String,
+    vec::Vec,
+};
+use core::{net::SocketAddr, time::Duration};
+
+use membership_types::{
+    GroupName, Instant, Lineage, NodeId, Rng, Token, ViewId,
+    trace::{Event, Process},
+};
+
+use crate::{
+    config::Config,
+    entry::GroupWish,
+    msg::{ClusterMsg, Msg},
+    view::{ClusterView, NodeInfo, SharedView},
+};
+
+/// Where a message goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dest {
+    /// To this incarnation, over any connection with it, or at this address; to nobody else who listens there.
+    Node(NodeId, Option<SocketAddr>),
+    /// To whoever listens at this address.
+    Addr(SocketAddr),
+}
+
+/// How this node relates to a group whose view it learns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Part {
+    /// It is a member.
+    Member,
+    /// It observes the group.
+    Observer,
+    /// It was a member, and is none any more.
+    Left,
+}
+
+/// Why a node ceased to lead a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WhyNot {
+    /// Its lease ran out.
+    Lease,
+    /// A view came in which it is not the leader, or leads a new reign.
+    View,
+    /// It stepped down.
+    StepDown,
+    /// It leaves the group or the cluster.
+    Leave,
+    /// It was removed, or told to stop.
+    Removed,
+}
+
+impl WhyNot {
+    /// The word that events carry.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Lease => "lease",
+            Self::View => "view",
+            Self::StepDown => "step-down",
+            Self::Leave => "leave",
+            Self::Removed => "removed",
+        }
+    }
+}
+
+/// An effect of the membership machine.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Output {
+    /// Send this, once; what is lost is sent again by itself.
+    Send(Dest, Msg),
+    /// The node installed a cluster view.
+    ClusterView(ClusterView),
+    /// The node learned a group view.
+    View(SharedView, Part),
+    /// The lease lasts until then. What may be done under a token may be done only before that instant.
+    Lease(Instant),
+    /// From now on this node may act for the group under the token, while its lease lasts.
+    Leading {
+        /// The group.
+        group: GroupName,
+        /// The reign's token.
+        token: Token,
+        /// The lineage, which goes with every token.
+        lineage: Lineage,
+    },
+    /// The node no longer acts for the group.
+    NotLeading {
+        /// The group.
+        group: GroupName,
+        /// The reign's token.
+        token: Token,
+        /// Why.
+        why: WhyNot,
+        /// After this instant nothing could be done under the token.
+        until: Instant,
+    },
+    /// The node holds no valid lease: it is blocked, not wrong. The text says what it lacks.
+    Blocked(String),
+    /// The node holds a valid lease again.
+    Unblocked,
+    /// The node is no member any more, for the reason given: this machine is finished. Whoever still wants to take
+    /// part starts again with a fresh [`NodeId`].
+    Ended(End),
+    /// The cluster does not admit this node, for the reason given; it goes on asking.
+    Refused(String),
+    /// A record for the trace.
+    Trace(Event),
+    /// Something worth testing happened; only while tracing.
+    Mark(&'static str),
+}
+
+/// How a machine's life ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It left as it was told to.
+    Left,
+    /// It was removed: by which view, and why.
+    Removed {
+        /// The view without it.
+        view: ViewId,
+        /// Why.
+        why: &'static str,
+    },
+    /// Its cluster dissolved into an elder one, or it gave up a blocked one for this.
+    Dissolved {
+        /// The lineage to join.
+        into: Lineage,
+    },
+    /// It can go no further in its lineage and begins anew.
+    StartOver {
+        /// Why.
+        why: &'static str,
+    },
+}
+
+/// A node's wishes about groups that it has not yet seen applied.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Wishes {
+    last: u64,
+    pub(crate) pending: VecDeque<(u64, GroupWish)>,
+}
+
+impl Wishes {
+    pub(crate) fn push(&mut self, wish: GroupWish) {
+        self.last += 1;
+        self.pending.push_back((self.last, wish));
+    }
+
+    pub(crate) fn done(&mut self, op: u64) {
+        while self.pending.front().is_some_and(|(n, _)| *n <= op) {
+            self.pending.pop_front();
+        }
+    }
+
+    /// Is there a wish to leave the first rank of this group, not yet seen applied?
+    pub(crate) fn giving_up(&self, group: &GroupName) -> bool {
+        self.pending.iter().any(|(_, wish)| {
+            wish.group() == group && matches!(wish, GroupWish::Leave { .. } | GroupWish::StepDown { .. })
+        })
+    }
+
+    pub(crate) fn all(&self) -> Vec<(u64, GroupWish)> {
+        self.pending.iter().cloned().collect()
+    }
+}
+
+/// What every part may use.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Ctx {
+    pub(crate) config: Config,
+    pub(crate) now: Instant,
+    pub(crate) started: Instant,
+    pub(crate) rng: Rng,
+    pub(crate) out: VecDeque<Output>,
+    pub(crate) rendezvous: Vec<SocketAddr>,
+    pub(crate) wishes: Wishes,
+    pub(crate) observes: BTreeSet<GroupName>,
+    pub(crate) highest: ViewId,
+    #[cfg(feature = "plant")]
+    pub(crate) plant: Option<crate::plant::Plant>,
+}
+
+impl Ctx {
+    pub(crate) fn me(&self) -> NodeId {
+        self.config.me.id
+    }
+
+    pub(crate) fn lease(&self) -> Duration {
+        self.config.terms.lease
+    }
+
+    /// L(1-rho): what a holder may trust of a full lease.
+    pub(crate) fn holder_lease(&self) -> Duration {
+        self.config.terms.drift.holder(self.lease())
+    }
+
+    /// How long a granter is bound by a full lease.
+    pub(crate) fn granter_lease(&self) -> Duration {
+        self.config.terms.drift.granter_waits(self.holder_lease())
+    }
+
+    /// This incarnation is older than anything that its predecessor may have supported.
+    pub(crate) fn is_ripe(&self) -> bool {
+        self.now - self.started >= self.config.terms.drift.stretched(self.granter_lease())
+    }
+
+    pub(crate) fn push(&mut self, output: Output) {
+        self.out.push_back(output);
+    }
+
+    pub(crate) fn send(&mut self, to: &NodeInfo, lineage: Lineage, msg: ClusterMsg) {
+        self.push(Output::Send(Dest::Node(to.id, Some(to.addr)), Msg::In(lineage, msg)));
+    }
+
+    pub(crate) fn reply(&mut self, to: NodeId, lineage: Lineage, msg: ClusterMsg) {
+        self.push(Output::Send(Dest::Node(to, None), Msg::In(lineage, msg)));
+    }
+
+    pub(crate) fn trace(&mut self, event: impl FnOnce(Process) -> Event) {
+        if self.config.trace {
+            let event = event(self.me().into());
+            self.push(Output::Trace(event));
+        }
+    }
+
+    /// Notes, while tracing, that a rare path was taken: a set of simulated runs must take each at some time.
+    pub(crate) fn mark(&mut self, what: &'static str) {
+        if self.config.trace {
+            self.push(Output::Mark(what));
+        }
+    }
+
+    #[cfg(feature = "plant")]
+    pub(crate) fn planted(&self, plant: crate::plant::Plant) -> bool {
+        self.plant == Some(plant)
+    }
+
+    #[cfg(not(feature = "plant"))]
+    #[allow(clippy::unused_self, reason = "the same call in both builds")]
+    pub(crate) fn planted(&self, _plant: crate::plant::Plant) -> bool {
+        false
+    }
+
+    /// One of the rendezvous addresses that is not our own.
+    pub(crate) fn random_address(&mut self) -> Option<SocketAddr> {
+        let own = self.config.me.addr;
+        let others: Vec<_> = self.rendezvous.iter().copied().filter(|a| *a != own).collect();
+        self.rng.pick(&others).copied()
+    }
+
+    pub(crate) fn probe(&mut self, to: Dest, probe: crate::msg::Probe) {
+        self.push(Output::Send(to, Msg::Probe(Box::new(probe))));
+    }
+}

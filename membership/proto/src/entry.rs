@@ -1,0 +1,99 @@
+//! What the cluster agrees on: entries of the log, each a batch of commands.
+
+use alloc::{boxed::Box, vec::Vec};
+use core::hash::{Hash, Hasher};
+
+use membership_types::{GroupName, Lineage, LogIndex, NodeId, ViewId};
+use serde::{Deserialize, Serialize};
+
+use crate::view::{NodeInfo, Why};
+
+/// One change, part of an entry.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Command {
+    /// The founders' first view. The first command of the first entry.
+    Found,
+    /// A node joins the cluster, as the junior.
+    Admit(NodeInfo),
+    /// A node is out of the cluster and of all its groups.
+    Remove(NodeId, Why),
+    /// A node's wish about a group. `op` numbers a node's wishes: each counts once.
+    Group {
+        /// Whose wish it is.
+        node: NodeId,
+        /// Its number; one that is not above the last applied is ignored.
+        op: u64,
+        /// The wish.
+        wish: GroupWish,
+    },
+    /// All ids above this one, and a new view with a new token for every group: an elder cluster does this
+    /// before it admits the nodes of one that dissolved into it.
+    Raise(ViewId),
+    /// This lineage ends; its nodes join that one.
+    Dissolve(Lineage),
+}
+
+/// What a node wants of a group.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum GroupWish {
+    /// Be a member, junior to all present ones. Changes the endpoint of one who already is a member.
+    Join {
+        /// The group.
+        group: GroupName,
+        /// Where the member serves.
+        endpoint: Option<Box<str>>,
+    },
+    /// Be no member any more. The node stopped acting for the group before it asked.
+    Leave {
+        /// The group.
+        group: GroupName,
+    },
+    /// Go to the last rank. The node stopped acting for the group before it asked.
+    StepDown {
+        /// The group.
+        group: GroupName,
+    },
+}
+
+impl GroupWish {
+    /// The group that the wish is about.
+    pub fn group(&self) -> &GroupName {
+        match self {
+            Self::Join { group, .. } | Self::Leave { group } | Self::StepDown { group } => group,
+        }
+    }
+}
+
+/// One position of the log.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Entry {
+    /// Applied in order.
+    pub commands: Vec<Command>,
+    /// The core in force from the next entry on, where it changes; never empty.
+    pub core: Option<Vec<NodeId>>,
+}
+
+impl Entry {
+    /// A fingerprint of the entry at its index, for traces: equal entries have equal digests.
+    pub fn digest(&self, index: LogIndex) -> u128 {
+        let mut low = Fnv(0xcbf2_9ce4_8422_2325);
+        let mut high = Fnv(0x8422_2325_cbf2_9ce4);
+        (index, self).hash(&mut low);
+        (self, index).hash(&mut high);
+        (u128::from(high.0) << 64) | u128::from(low.0)
+    }
+}
+
+/// FNV-1a: not for strangers' input, but equal in every process.
+struct Fnv(u64);
+
+impl Hasher for Fnv {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}

@@ -1,0 +1,350 @@
+//! What nodes say to each other.
+//!
+//! Messages may be lost, delayed, doubled and reordered: each carries what makes a late one harmless (lineage,
+//! ballot, index, the sender's clock reading that an answer echoes), and everything that must arrive is repeated
+//! until it is answered.
+
+use alloc::{boxed::Box, string::String, sync::Arc, vec::Vec};
+use core::time::Duration;
+
+use membership_types::{Ballot, GroupName, Instant, Lineage, LogIndex, NodeId, ViewId};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    entry::{Entry, GroupWish},
+    quorum::Deaths,
+    state::{State, Terms},
+    view::{ClusterDelta, ClusterView, NodeInfo, SharedView, Why},
+};
+
+/// A message between two nodes of one cluster name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Msg {
+    /// "This is me, and this is where I stand." Rendezvous, for ever: seekers find clusters with it, clusters
+    /// each other.
+    Probe(Box<Probe>),
+    /// "Admit me." To any member; one that does not coordinate answers with a [`Msg::Probe`] that says who does.
+    Join(Box<Join>),
+    /// "You cannot be admitted", and why, for people.
+    Refused(String),
+    /// A founder asks the holders of the slots to found this lineage with it.
+    AskPledge {
+        /// The lineage to be.
+        lineage: Lineage,
+        /// On what terms.
+        terms: Terms,
+    },
+    /// A fresh slot holder agrees, and until this pledge lapses pledges itself to nobody else.
+    Pledge {
+        /// The lineage to be.
+        lineage: Lineage,
+        /// Who pledges, its slot included.
+        info: NodeInfo,
+        /// The highest view id it ever heard of.
+        highest: ViewId,
+    },
+    /// Everything that happens within one lineage.
+    In(Lineage, ClusterMsg),
+}
+
+/// Where a node stands.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Probe {
+    /// Who speaks.
+    pub info: NodeInfo,
+    /// Its standing.
+    pub standing: Standing,
+    /// Does it want an answer?
+    pub answer: bool,
+}
+
+/// A node is without a view, or in a lineage.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Standing {
+    /// Without a view.
+    Seeking {
+        /// How long it has been looking.
+        waited: Duration,
+        /// Other seekers that it heard of late.
+        hears: Vec<NodeId>,
+        /// May it found on its own after a while?
+        may_found_alone: bool,
+        /// The highest view id it ever heard of.
+        highest: ViewId,
+    },
+    /// In a lineage.
+    Member {
+        /// The lineage.
+        lineage: Lineage,
+        /// Does it hold a valid lease?
+        active: bool,
+        /// Whom it follows as coordinator.
+        coordinator: Option<NodeInfo>,
+        /// The last view id that it knows of.
+        last_view: ViewId,
+    },
+}
+
+/// A wish to be admitted.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Join {
+    /// Who wants to join.
+    pub info: NodeInfo,
+    /// The lease that it was configured with; must be the cluster's.
+    pub lease: Duration,
+    /// View ids up to here were used where it comes from: the cluster raises its own above them first.
+    pub highest: ViewId,
+    /// Its wishes about groups, so that it is admitted and joins in one entry.
+    pub wishes: Vec<(u64, GroupWish)>,
+    /// Groups that it wants to observe.
+    pub observes: Vec<GroupName>,
+}
+
+/// A message within a lineage.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum ClusterMsg {
+    /// Node to coordinator, every heartbeat interval: "I live; I heard your grant."
+    Heartbeat(Box<Heartbeat>),
+    /// Coordinator to node: the answer to a heartbeat, and a lease.
+    Grant(Grant),
+    /// Anyone who is no coordinator, to one who takes it for that: "follow this ballot".
+    Follow {
+        /// The highest ballot known.
+        ballot: Ballot,
+    },
+
+    /// A candidate asks for promises to accept nothing below its ballot.
+    Ask(Box<Ask>),
+    /// A core member promises, and says all that it knows.
+    Promise(Box<Promise>),
+    /// A core member cannot promise, or cannot accept, under this ballot.
+    Refuse {
+        /// The ballot that was refused.
+        ballot: Ballot,
+        /// The highest ballot that it promised.
+        promised: Ballot,
+        /// How long its own grant to another binds it still, as it will measure it.
+        wait: Duration,
+    },
+
+    /// The coordinator proposes an entry. All before `index` is committed.
+    Append {
+        /// The coordinator's ballot.
+        ballot: Ballot,
+        /// The entry's position.
+        index: LogIndex,
+        /// The entry.
+        entry: Arc<Entry>,
+        /// The coordinator's clock; the answer echoes it.
+        sent: Instant,
+    },
+    /// A node stored the entry under this ballot.
+    Accepted {
+        /// The ballot.
+        ballot: Ballot,
+        /// The position.
+        index: LogIndex,
+        /// What [`ClusterMsg::Append`] had in `sent`.
+        echo: Instant,
+    },
+    /// The entry proposed at this index under this ballot is committed.
+    Commit {
+        /// The ballot.
+        ballot: Ballot,
+        /// The position.
+        index: LogIndex,
+    },
+    /// "I lack what is before this; I have committed this far."
+    Behind {
+        /// The last entry that the sender knows to be committed.
+        commit: LogIndex,
+    },
+    /// Committed entries, or the whole state, for one who is behind.
+    CatchUp {
+        /// The sender's ballot.
+        ballot: Ballot,
+        /// What is committed.
+        tail: Tail,
+    },
+    /// The coordinator gives up its authority: grants to it bind nobody any more.
+    Release {
+        /// The ballot under which it held it.
+        ballot: Ballot,
+    },
+
+    /// Coordinator to node: what has been committed that concerns it.
+    Update(Box<Update>),
+    /// "You are no member since this view."
+    Removed {
+        /// The cluster view without the node.
+        view: ViewId,
+        /// The index at which the sender knows that.
+        index: LogIndex,
+        /// Why.
+        why: Why,
+    },
+    /// A node's wishes about groups that it has not seen applied, in order.
+    Wishes(Vec<(u64, GroupWish)>),
+    /// Begin or end to observe a group.
+    Observe {
+        /// The group.
+        group: GroupName,
+        /// Begin?
+        begin: bool,
+    },
+    /// The node leaves the cluster; it has stopped acting for every group.
+    Leave,
+    /// Coordinator to a node that it is about to remove: stop acting for every group up to this view, for ever.
+    Stop {
+        /// The last view id given so far.
+        up_to: ViewId,
+    },
+    /// The node has stopped.
+    Stopped {
+        /// What [`ClusterMsg::Stop`] had.
+        up_to: ViewId,
+    },
+    /// Proofs of death, and who held a lease when they came.
+    Dead(Deaths),
+    /// A member tells the coordinator of another lineage that is active.
+    Met {
+        /// The other lineage.
+        lineage: Lineage,
+        /// Somebody there.
+        contact: NodeInfo,
+        /// The highest view id known there.
+        last_view: ViewId,
+    },
+}
+
+/// A node's sign of life.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// The ballot that it follows.
+    pub ballot: Ballot,
+    /// Its own clock; the answer echoes it, and a lease counts from it.
+    pub sent: Instant,
+    /// The coordinator's clock in the last grant that it heard under this ballot.
+    pub echo: Option<Instant>,
+    /// Is the node bound by that grant as a granter of authority (root of the chain)?
+    pub rooted: bool,
+    /// How far it has been told what concerns it.
+    pub seen: LogIndex,
+    /// How far it has committed the log, if it keeps one.
+    pub commit: Option<LogIndex>,
+    /// Does it answer for its founder slot? Only once its incarnation is older than any authority its
+    /// predecessor in the slot may have supported.
+    pub slot: bool,
+    /// All that a coordinator must know to begin (or begin again) to tell it things.
+    pub hello: Option<Hello>,
+}
+
+/// Where a node stands, for a coordinator that does not know.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Hello {
+    /// The groups that it knows, as member or observer, and the last view of each.
+    pub groups: Vec<(GroupName, ViewId)>,
+    /// The groups that it observes.
+    pub observes: Vec<GroupName>,
+}
+
+/// The coordinator's answer to a heartbeat.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Grant {
+    /// The coordinator's ballot.
+    pub ballot: Ballot,
+    /// The coordinator's clock; the next heartbeat echoes it.
+    pub sent: Instant,
+    /// The node's clock in the heartbeat (or promise) that is answered.
+    pub echo: Option<Instant>,
+    /// The lease, counted from `echo` on the node's clock; zero for none.
+    pub lease: Duration,
+    /// The last entry that the node should have been told of, if the coordinator knows where it stands.
+    pub index: Option<LogIndex>,
+    /// The number of its last wish that was applied.
+    pub wishes_done: u64,
+    /// Answer at once instead of at the next interval?
+    pub answer: bool,
+}
+
+/// A candidate's question.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Ask {
+    /// The candidate's ballot.
+    pub ballot: Ballot,
+    /// How far it has committed.
+    pub commit: LogIndex,
+    /// Its clock; the answer echoes it.
+    pub sent: Instant,
+    /// The deaths it can prove.
+    pub deaths: Deaths,
+}
+
+/// A promise to accept nothing below `ballot`, and all that a new coordinator must know.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Promise {
+    /// The ballot.
+    pub ballot: Ballot,
+    /// What [`Ask`] had in `sent`.
+    pub echo: Instant,
+    /// The promiser's own clock.
+    pub sent: Instant,
+    /// How far it has committed.
+    pub commit: LogIndex,
+    /// What the candidate lacks of that.
+    pub tail: Option<Tail>,
+    /// The entry after `commit` that it accepted, and under which ballot.
+    pub accepted: Option<(Ballot, Arc<Entry>)>,
+    /// How long, as it measures it, authority that it granted to a predecessor may last still.
+    pub left: Duration,
+    /// The deaths it can prove.
+    pub deaths: Deaths,
+}
+
+/// The committed log from some index on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Tail {
+    /// The entries after the index that was asked for.
+    Entries {
+        /// The index before the first of them.
+        after: LogIndex,
+        /// In order.
+        entries: Vec<Arc<Entry>>,
+    },
+    /// The whole state, where the entries are not kept any more.
+    State(Box<State>),
+}
+
+/// What a node is told of the log: only what concerns it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Update {
+    /// The coordinator's ballot.
+    pub ballot: Ballot,
+    /// What it must have been told already; irrelevant where `full` is there.
+    pub prev: LogIndex,
+    /// Up to where it knows all that concerns it after this.
+    pub index: LogIndex,
+    /// The whole cluster view, for a newcomer or one who missed too much.
+    pub full: Option<Full>,
+    /// Cluster views, one after the other, and the entries that made them.
+    pub deltas: Vec<(LogIndex, ClusterDelta)>,
+    /// The core, where it changed (or with `full`).
+    pub core: Option<Vec<NodeId>>,
+    /// The latest view of each of its groups that changed.
+    pub groups: Vec<SharedView>,
+    /// The number of its last wish that was applied.
+    pub wishes_done: u64,
+    /// The lineage into which this one dissolved, and the last view id given here.
+    pub dissolved: Option<(Lineage, ViewId)>,
+}
+
+/// The whole cluster view.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Full {
+    /// The lineage's terms.
+    pub terms: Terms,
+    /// The view.
+    pub view: ClusterView,
+    /// The entry that made it.
+    pub at: LogIndex,
+}

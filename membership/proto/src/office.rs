@@ -1,0 +1,490 @@
+//! The coordinator's office: what the winner of the highest ballot does.
+//!
+//! * `authority.rs`: how long it may believe that nobody has replaced it, and the leases that it passes on.
+//! * `propose.rs`: one entry at a time from queue to commit.
+//! * `removal.rs`: who is silent, and when a node may be removed (the one rule for every way to cease leading).
+//! * `tell.rs`: who is told what.
+//!
+//! An office is held under one ballot; everything that it counted dies with it.
+
+use alloc::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    string::String,
+    sync::Arc,
+    vec::Vec,
+};
+use core::time::Duration;
+
+use membership_types::{Ballot, GroupName, Instant, LogIndex, NodeId};
+
+use crate::{
+    acceptor::Acceptor,
+    ctx::Ctx,
+    entry::{Command, Entry},
+    msg::{ClusterMsg, Heartbeat, Join, Msg, Update},
+    quorum::Deaths,
+    view::{NodeInfo, Why},
+};
+
+mod authority;
+mod propose;
+mod removal;
+mod tell;
+
+pub(crate) use removal::Removal;
+
+/// How many commands may wait for the next entry; beyond that they are dropped, and their senders repeat them.
+const QUEUE_LIMIT: usize = 100_000;
+
+/// What the coordinator knows of another node.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Peer {
+    /// From when on silence counts, if the node never answered: our start in office, or its admission.
+    since: Instant,
+    /// When we last heard from it.
+    heard_at: Instant,
+    /// The node's clock in its latest heartbeat; a grant answers it.
+    heard: Option<Instant>,
+    /// Our clock in the latest grant that it says it heard.
+    answered: Option<Instant>,
+    /// Our clock in the latest grant by which it bound itself to us.
+    rooted: Option<Instant>,
+    /// Our clock in the latest grant that it answered for its founder slot.
+    slot_answered: Option<Instant>,
+    /// No lease that we gave it lasts longer than this, on our clock.
+    granted_until: Instant,
+    /// How far it was told what concerns it, if we know.
+    told: Option<LogIndex>,
+    /// The last entry that it stored under our ballot, and our clock in the proposal that it answered.
+    accepted: (LogIndex, Instant),
+    /// How far it has committed, if it keeps the log.
+    commit: Option<LogIndex>,
+    /// Its latest wish in our queue.
+    queued_op: u64,
+    /// The groups that it observes.
+    observes: BTreeSet<GroupName>,
+}
+
+impl Peer {
+    pub(crate) fn new(since: Instant) -> Self {
+        Self {
+            since,
+            heard_at: since,
+            heard: None,
+            answered: None,
+            rooted: None,
+            slot_answered: None,
+            granted_until: Instant::ZERO,
+            told: None,
+            accepted: (LogIndex::ZERO, Instant::ZERO),
+            commit: None,
+            queued_op: 0,
+            observes: BTreeSet::new(),
+        }
+    }
+}
+
+/// The entry that is being agreed.
+#[derive(Clone, Debug, PartialEq)]
+struct Proposal {
+    index: LogIndex,
+    entry: Arc<Entry>,
+    /// Adopted from a predecessor, and not proposed again before those whom it removes have stopped.
+    held: bool,
+}
+
+/// This lineage is about to end: nobody gets a lease any more.
+#[derive(Clone, Debug, PartialEq)]
+struct Dissolving {
+    into: membership_types::Lineage,
+    /// When every lease has lapsed.
+    ready_at: Instant,
+}
+
+/// How an office was won; see `takeover.rs`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Won {
+    /// The ballot.
+    pub(crate) ballot: Ballot,
+    /// Until when members may hold leases that predecessors gave.
+    pub(crate) horizon: Instant,
+    /// The undecided entry that must be finished first.
+    pub(crate) undecided: Option<Arc<Entry>>,
+    /// The half of the core without which the other half went on alone.
+    pub(crate) without: Vec<NodeId>,
+    /// The predecessor, if its authority lapsed and its death is not proved, and when it was heard last.
+    pub(crate) lapsed: Option<(NodeId, Instant)>,
+    /// The promisers' clocks, to be echoed by the first grants.
+    pub(crate) clocks: BTreeMap<NodeId, Instant>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Office {
+    pub(crate) ballot: Ballot,
+    since: Instant,
+    horizon: Instant,
+    peers: BTreeMap<NodeId, Peer>,
+    observers: BTreeMap<GroupName, BTreeSet<NodeId>>,
+    queue: VecDeque<Command>,
+    proposal: Option<Proposal>,
+    removing: BTreeMap<NodeId, Removal>,
+    /// Nodes that are being brought up to date so that they may join the core.
+    learners: BTreeSet<NodeId>,
+    /// The end of our own last stall, if we had one.
+    stall_end: Option<Instant>,
+    /// Since when a silent node could be removed, while others that are overdue are waited for.
+    cut_since: Option<Instant>,
+    dissolving: Option<Dissolving>,
+    /// The last entry that only half of the core decided: no lease for a core member that has not stored it.
+    half_floor: LogIndex,
+    /// Observed groups of nodes that are not admitted yet.
+    joining: BTreeMap<NodeId, Vec<GroupName>>,
+    /// What authority was when we last looked, to see it rise.
+    authority_seen: Instant,
+    /// The core at the beginning, for one planted bug.
+    first_core: Vec<NodeId>,
+    pub(crate) next_tick: Instant,
+    /// Updates for this very node, to be applied by it.
+    pub(crate) to_self: VecDeque<Update>,
+    /// Why nothing can be agreed any more, if that is so.
+    pub(crate) stuck: Option<String>,
+}
+
+/// A higher ballot is in force: the office is lost.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Deposed(pub(crate) Ballot);
+
+impl Office {
+    /// Takes office: announces the ballot to every node, and begins to finish what was undecided.
+    pub(crate) fn take(ctx: &mut Ctx, acceptor: &mut Acceptor, deaths: &Deaths, won: Won) -> Self {
+        let now = ctx.now;
+        let mut office = Self {
+            ballot: won.ballot,
+            since: now,
+            horizon: won.horizon,
+            peers: BTreeMap::new(),
+            observers: BTreeMap::new(),
+            queue: VecDeque::new(),
+            proposal: None,
+            removing: BTreeMap::new(),
+            learners: BTreeSet::new(),
+            stall_end: None,
+            cut_since: None,
+            dissolving: None,
+            half_floor: LogIndex::ZERO,
+            joining: BTreeMap::new(),
+            authority_seen: Instant::ZERO,
+            first_core: acceptor.state.core.clone(),
+            next_tick: now.after(ctx.config.heartbeat / 2),
+            to_self: VecDeque::new(),
+            stuck: None,
+        };
+        for node in &acceptor.state.view.members {
+            if node.id != ctx.me() {
+                let mut peer = Peer::new(now);
+                peer.heard = won.clocks.get(&node.id).copied();
+                office.peers.insert(node.id, peer);
+            }
+        }
+        if let Some((node, heard)) = won.lapsed
+            && let Some(peer) = office.peers.get_mut(&node)
+        {
+            // It was silent before we came: one interval to answer us is all that it gets.
+            peer.since = heard;
+        }
+        for node in won.without {
+            office.remove(ctx, deaths, node, Why::Silent);
+        }
+        for (node, _) in deaths.iter() {
+            if office.peers.contains_key(&node) {
+                office.remove(ctx, deaths, node, Why::Dead);
+            }
+        }
+        if let Some(entry) = won.undecided {
+            office.adopt(ctx, acceptor, deaths, entry);
+        }
+        let peers: Vec<_> = office.peers.keys().copied().collect();
+        for node in peers {
+            office.grant(ctx, acceptor, deaths, node, true);
+        }
+        office
+    }
+
+    /// Finishes the predecessor's undecided entry under this ballot before anything new.
+    ///
+    /// What the entry removes may have been granted leases since it was proposed (by a coordinator in between that
+    /// never saw the entry), so the conditions for proposing it are awaited again.
+    fn adopt(&mut self, ctx: &mut Ctx, acceptor: &Acceptor, deaths: &Deaths, entry: Arc<Entry>) {
+        for command in &entry.commands {
+            match command {
+                Command::Remove(node, why @ (Why::Silent | Why::Replaced)) => {
+                    self.remove(ctx, deaths, *node, *why);
+                }
+                Command::Dissolve(into) => {
+                    ctx.mark("a winner finishes a dissolution");
+                    self.dissolving = Some(Dissolving { into: *into, ready_at: self.horizon });
+                }
+                _ => {}
+            }
+        }
+        self.proposal = Some(Proposal { index: acceptor.state.index.next(), entry, held: true });
+    }
+
+    /// A node's heartbeat.
+    pub(crate) fn on_heartbeat(
+        &mut self,
+        ctx: &mut Ctx,
+        acceptor: &mut Acceptor,
+        deaths: &Deaths,
+        from: NodeId,
+        beat: Heartbeat,
+    ) -> Result<(), Deposed> {
+        if beat.ballot > self.ballot {
+            return Err(Deposed(beat.ballot));
+        }
+        let Some(peer) = self.peers.get_mut(&from) else {
+            self.turn_away(ctx, acceptor, from, beat.seen);
+            return Ok(());
+        };
+        let now = ctx.now;
+        peer.heard_at = now;
+        peer.heard = peer.heard.max(Some(beat.sent));
+        let first_log = peer.commit.is_none() && beat.commit.is_some();
+        peer.commit = peer.commit.max(beat.commit);
+        if beat.ballot == self.ballot {
+            peer.answered = peer.answered.max(beat.echo);
+            if beat.rooted && beat.commit.is_some() {
+                peer.rooted = peer.rooted.max(beat.echo);
+            }
+            if beat.slot {
+                peer.slot_answered = peer.slot_answered.max(beat.echo);
+            }
+        }
+        if let Some(hello) = beat.hello {
+            self.on_hello(ctx, acceptor, from, beat.seen, hello);
+        }
+        self.unsuspect(ctx, from);
+        self.watch_authority(ctx, acceptor, deaths);
+        self.grant(ctx, acceptor, deaths, from, first_log);
+        Ok(())
+    }
+
+    /// A node wants to be admitted.
+    pub(crate) fn on_join(
+        &mut self,
+        ctx: &mut Ctx,
+        acceptor: &Acceptor,
+        deaths: &Deaths,
+        from: NodeId,
+        join: Join,
+    ) {
+        let id = join.info.id;
+        if id != from || id == ctx.me() {
+            return;
+        }
+        if self.peers.contains_key(&id) {
+            self.tell_all(ctx, acceptor, id);
+            return;
+        }
+        if let Some((view, why)) = acceptor.state.removal_of(id) {
+            let index = acceptor.state.index;
+            ctx.reply(id, acceptor.state.lineage, ClusterMsg::Removed { view, index, why });
+            return;
+        }
+        if join.lease != acceptor.state.terms.lease {
+            let text = alloc::format!(
+                "the cluster's lease is {:?} and this node's {:?}: start it with the cluster's",
+                acceptor.state.terms.lease,
+                join.lease
+            );
+            let to = crate::ctx::Dest::Node(id, Some(join.info.addr));
+            ctx.push(crate::ctx::Output::Send(to, Msg::Refused(text)));
+            return;
+        }
+        let addr = join.info.addr;
+        let predecessors: Vec<NodeId> = acceptor
+            .state
+            .view
+            .members
+            .iter()
+            .filter(|n| n.addr == addr && n.id != id)
+            .map(|n| n.id)
+            .collect();
+        for node in predecessors {
+            ctx.mark("a newer process takes over an address");
+            self.remove(ctx, deaths, node, Why::Replaced);
+        }
+        if self.is_waiting_for_admission(id) || self.dissolving.is_some() {
+            return;
+        }
+        if join.highest > acceptor.state.last_view {
+            ctx.mark("view ids are raised above those of another lineage");
+            self.enqueue(Command::Raise(join.highest));
+        }
+        self.enqueue(Command::Admit(join.info));
+        for (op, wish) in join.wishes {
+            self.enqueue(Command::Group { node: id, op, wish });
+        }
+        self.joining.insert(id, join.observes);
+    }
+
+    /// A node's wishes about groups; those that are queued or applied already are skipped.
+    pub(crate) fn on_wishes(
+        &mut self,
+        acceptor: &Acceptor,
+        from: NodeId,
+        wishes: Vec<(u64, crate::entry::GroupWish)>,
+    ) {
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        let mut last = peer.queued_op.max(acceptor.state.last_op(from));
+        let mut fresh = Vec::new();
+        for (op, wish) in wishes {
+            if op == last + 1 {
+                last = op;
+                fresh.push(Command::Group { node: from, op, wish });
+            }
+        }
+        if self.queue.len() + fresh.len() <= QUEUE_LIMIT {
+            peer.queued_op = last;
+            self.queue.extend(fresh);
+        }
+    }
+
+    /// A wish of the coordinator's own node.
+    pub(crate) fn own_wish(&mut self, ctx: &Ctx, op: u64, wish: crate::entry::GroupWish) {
+        self.enqueue(Command::Group { node: ctx.me(), op, wish });
+    }
+
+    /// A node leaves of its own will; it has stopped acting.
+    pub(crate) fn on_leave(&mut self, ctx: &mut Ctx, acceptor: &Acceptor, deaths: &Deaths, from: NodeId) {
+        if self.peers.contains_key(&from) || from == ctx.me() {
+            self.remove(ctx, deaths, from, Why::Left);
+        } else {
+            self.turn_away(ctx, acceptor, from, LogIndex::ZERO);
+        }
+    }
+
+    /// A node begins or ends to observe a group.
+    pub(crate) fn on_observe(
+        &mut self,
+        ctx: &mut Ctx,
+        acceptor: &Acceptor,
+        from: NodeId,
+        group: GroupName,
+        begin: bool,
+    ) {
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        if begin {
+            peer.observes.insert(group.clone());
+            self.observers.entry(group.clone()).or_default().insert(from);
+            self.tell_group(ctx, acceptor, from, &group);
+        } else {
+            peer.observes.remove(&group);
+            self.forget_observer(&group, from);
+        }
+    }
+
+    /// This lineage is the younger of two: it ends, and its nodes go over.
+    pub(crate) fn dissolve(&mut self, ctx: &mut Ctx, into: membership_types::Lineage) {
+        if self.dissolving.is_none() {
+            let granted = self.peers.values().map(|p| p.granted_until).max();
+            let ready_at = granted.unwrap_or(Instant::ZERO).max(self.horizon).max(ctx.now);
+            ctx.mark("the younger of two lineages dissolves");
+            self.dissolving = Some(Dissolving { into, ready_at });
+            self.queue.clear();
+        }
+    }
+
+    /// May this node's own leadership go on under this office?
+    pub(crate) fn is_dissolving(&self) -> bool {
+        self.dissolving.is_some()
+    }
+
+    /// What the office is busy with, for those who inject faults at the worst moment.
+    pub(crate) fn phase_name(&self) -> &'static str {
+        match &self.proposal {
+            _ if self.dissolving.is_some() => "dissolving",
+            Some(p) if p.entry.core.is_some() => "changing-core",
+            Some(p) if p.held => "adopting",
+            Some(_) => "proposing",
+            None if !self.removing.is_empty() => "removing",
+            None => "coordinating",
+        }
+    }
+
+    /// Our own loop did not run for longer than it should have.
+    pub(crate) fn stalled(&mut self, now: Instant) {
+        self.stall_end = Some(now);
+    }
+
+    /// Takes over what waits in an office that the same node held under a lower ballot.
+    pub(crate) fn inherit(&mut self, before: Self) {
+        self.queue = before.queue;
+        self.joining = before.joining;
+    }
+
+    /// Until when anybody may hold a lease that rests on this office.
+    pub(crate) fn granted_until(&self, ctx: &Ctx, acceptor: &Acceptor, deaths: &Deaths) -> Instant {
+        let granted = self.peers.values().map(|p| p.granted_until).max().unwrap_or(Instant::ZERO);
+        granted.max(self.horizon).max(self.authority(ctx, acceptor, deaths))
+    }
+
+    /// The regular round: silence, repetitions.
+    pub(crate) fn tick(&mut self, ctx: &mut Ctx, acceptor: &mut Acceptor, deaths: &Deaths) {
+        if ctx.now < self.next_tick {
+            return;
+        }
+        self.next_tick = ctx.now.after(ctx.config.heartbeat / 2);
+        self.suspect_the_silent(ctx, deaths);
+        self.repeat_stops(ctx, acceptor);
+        self.repeat_proposal(ctx, acceptor, deaths);
+        self.feed_learners(ctx, acceptor);
+    }
+
+    /// When something may happen without input, besides the tick.
+    pub(crate) fn deadline(&self, ctx: &Ctx, acceptor: &Acceptor) -> Instant {
+        let removals = self.removing.values().map(|r| r.ready_at).filter(|at| *at > ctx.now).min();
+        let dissolve = self.dissolving.as_ref().map(|d| d.ready_at).filter(|at| *at > ctx.now);
+        let cut = self.cut_since.map(|at| at.after(self.cut_window(ctx))).filter(|at| *at > ctx.now);
+        let _ = acceptor;
+        [removals, dissolve, cut].into_iter().flatten().min().unwrap_or(Instant::MAX).min(self.next_tick)
+    }
+
+    fn cut_window(&self, ctx: &Ctx) -> Duration {
+        ctx.config.heartbeat * 2
+    }
+
+    fn enqueue(&mut self, command: Command) {
+        if self.queue.len() < QUEUE_LIMIT {
+            self.queue.push_back(command);
+        }
+    }
+
+    fn is_waiting_for_admission(&self, id: NodeId) -> bool {
+        let is = |c: &Command| matches!(c, Command::Admit(info) if info.id == id);
+        self.queue.iter().any(is) || self.proposal.as_ref().is_some_and(|p| p.entry.commands.iter().any(is))
+    }
+
+    fn forget_observer(&mut self, group: &GroupName, node: NodeId) {
+        if let Some(nodes) = self.observers.get_mut(group) {
+            nodes.remove(&node);
+            if nodes.is_empty() {
+                self.observers.remove(group);
+            }
+        }
+    }
+
+    /// One who is no member (any more) gets one explicit answer.
+    fn turn_away(&self, ctx: &mut Ctx, acceptor: &Acceptor, from: NodeId, seen: LogIndex) {
+        let state = &acceptor.state;
+        let fate = state.removal_of(from);
+        if fate.is_some() || seen <= state.index && seen > LogIndex::ZERO {
+            let (view, why) = fate.unwrap_or((state.view.id, Why::Silent));
+            ctx.reply(from, state.lineage, ClusterMsg::Removed { view, index: state.index, why });
+        }
+    }
+
+    fn info<'a>(&self, acceptor: &'a Acceptor, id: NodeId) -> Option<&'a NodeInfo> {
+        acceptor.state.view.node(id)
+    }
+}

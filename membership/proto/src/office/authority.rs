@@ -1,0 +1,177 @@
+//! How long the coordinator may believe that nobody has replaced it, and the leases that it passes on.
+//!
+//! Authority is the root of every lease. A core member that answers a grant is bound by it: it promises to nobody
+//! else for that long. So while a quorum of the core is bound to us, no other ballot can be won, and whoever holds a
+//! lease from us, which ends no later than our authority, has not been removed.
+
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use membership_types::{Instant, NodeId};
+
+use super::Office;
+use crate::{
+    acceptor::Acceptor,
+    ctx::Ctx,
+    msg::{ClusterMsg, Grant},
+    plant::Plant,
+    quorum::Deaths,
+};
+
+impl Office {
+    /// Until when we have authority; in the past if we have none.
+    ///
+    /// While an entry that changes the core is under way it is the earlier of the two cores' bounds; under
+    /// `expect(n)` a majority of the slots must have answered as well.
+    pub(crate) fn authority(&self, ctx: &Ctx, acceptor: &Acceptor, deaths: &Deaths) -> Instant {
+        let core: &[NodeId] =
+            if ctx.planted(Plant::AuthorityFromOldCore) { &self.first_core } else { &acceptor.state.core };
+        let mut until = self.authority_of(ctx, deaths, core);
+        let next = self.proposal.as_ref().and_then(|p| p.entry.core.as_ref());
+        if let Some(next) = next
+            && !ctx.planted(Plant::AuthorityFromOldCore)
+        {
+            until = until.min(self.authority_of(ctx, deaths, next));
+        }
+        if acceptor.state.terms.slots > 0 {
+            until = until.min(self.authority_of_slots(ctx, acceptor));
+        }
+        until
+    }
+
+    /// Until when a quorum of this core is bound to us.
+    pub(super) fn authority_of(&self, ctx: &Ctx, deaths: &Deaths, core: &[NodeId]) -> Instant {
+        let bound = |id: NodeId| {
+            if id == ctx.me() {
+                return ctx.now.after(ctx.holder_lease());
+            }
+            let rooted = self.peers.get(&id).and_then(|p| p.rooted);
+            rooted.map_or(Instant::ZERO, |sent| sent.after(ctx.holder_lease()))
+        };
+        let mut ends: Vec<(Instant, NodeId)> = core.iter().map(|id| (bound(*id), *id)).collect();
+        ends.sort_unstable_by(|a, b| b.cmp(a));
+        let Some(&(majority, _)) = ends.get(ends.len() / 2) else { return Instant::ZERO };
+        if ends.len() % 2 == 1 {
+            return majority;
+        }
+        let half = ends.len() / 2;
+        let (end_of_half, _) = ends[half - 1];
+        let (with, without): (Vec<_>, Vec<_>) =
+            core.iter().partition(|&&id| ends[..half].iter().any(|(_, h)| *h == id));
+        let fresh = |id: NodeId| self.peers.get(&id).and_then(|p| p.rooted);
+        if end_of_half > majority && self.half_may_go_on(ctx, deaths, core, &with, &without, fresh) {
+            end_of_half
+        } else {
+            majority
+        }
+    }
+
+    /// The rule S2 for exactly half of a core, for a coordinator in office.
+    ///
+    /// `fresh` tells which of our clock readings a member's latest answer echoes.
+    pub(super) fn half_may_go_on(
+        &self,
+        ctx: &Ctx,
+        deaths: &Deaths,
+        core: &[NodeId],
+        with: &[NodeId],
+        without: &[NodeId],
+        fresh: impl Fn(NodeId) -> Option<Instant>,
+    ) -> bool {
+        if deaths.let_half_go_on(with, without) {
+            return true;
+        }
+        let senior = core.first().is_some_and(|s| with.contains(s)) || ctx.planted(Plant::AnyHalf);
+        let Some(lapsed_at) = self.lapsed_at(ctx, deaths, without) else { return false };
+        let answered_since = with.iter().all(|id| {
+            *id == ctx.me()
+                || ctx.planted(Plant::AloneOnOldAnswers)
+                || fresh(*id).is_some_and(|sent| sent >= lapsed_at)
+        });
+        senior && answered_since
+    }
+
+    /// When the last lease of these nodes lapsed, if all have: each is being removed for good, and waited out.
+    fn lapsed_at(&self, ctx: &Ctx, deaths: &Deaths, nodes: &[NodeId]) -> Option<Instant> {
+        if ctx.planted(Plant::AloneAtOnce) {
+            return Some(Instant::ZERO);
+        }
+        nodes.iter().try_fold(Instant::ZERO, |latest, id| {
+            let lapsed = self.removing.get(id)?.lapsed_at(ctx.now);
+            // The dead hold nothing.
+            if deaths.contains(*id) { Some(latest) } else { lapsed.map(|at| at.max(latest)) }
+        })
+    }
+
+    fn authority_of_slots(&self, ctx: &Ctx, acceptor: &Acceptor) -> Instant {
+        let slots = usize::from(acceptor.state.terms.slots);
+        let mut ends: Vec<(u16, Instant)> = Vec::new();
+        for node in &acceptor.state.view.members {
+            let Some(slot) = node.slot else { continue };
+            let end = if node.id != ctx.me() {
+                self.peers.get(&node.id).and_then(|p| p.slot_answered).map(|at| at.after(ctx.holder_lease()))
+            } else {
+                ctx.is_ripe().then(|| ctx.now.after(ctx.holder_lease()))
+            };
+            let end = end.unwrap_or(Instant::ZERO);
+            match ends.iter_mut().find(|(s, _)| *s == slot) {
+                Some((_, best)) => *best = end.max(*best),
+                None => ends.push((slot, end)),
+            }
+        }
+        let mut ends: Vec<Instant> = ends.into_iter().map(|(_, end)| end).collect();
+        ends.sort_unstable_by(|a, b| b.cmp(a));
+        ends.get(slots / 2).copied().unwrap_or(Instant::ZERO)
+    }
+
+    /// Answers a node's latest heartbeat with what is left of our authority.
+    ///
+    /// The node counts the lease from the sending of that heartbeat. It is cut so that, waited out with drift, it
+    /// ends with our authority and not after it.
+    pub(super) fn grant(
+        &mut self,
+        ctx: &mut Ctx,
+        acceptor: &Acceptor,
+        deaths: &Deaths,
+        to: NodeId,
+        answer: bool,
+    ) {
+        let authority = self.authority(ctx, acceptor, deaths);
+        let withheld = self.removing.contains_key(&to) || self.dissolving.is_some();
+        let in_core = acceptor.state.core.contains(&to);
+        let Some(peer) = self.peers.get_mut(&to) else { return };
+        let lacks = in_core && peer.commit.is_none_or(|c| c < self.half_floor);
+        let mut lease = Duration::ZERO;
+        if authority > ctx.now && !withheld && !lacks && peer.heard.is_some() {
+            lease = ctx.config.terms.drift.giveable(authority - ctx.now);
+            peer.granted_until = peer.granted_until.max(authority);
+            if ctx.planted(Plant::GrantNotChained) {
+                lease = ctx.holder_lease();
+            }
+        }
+        let grant = Grant {
+            ballot: self.ballot,
+            sent: ctx.now,
+            echo: peer.heard,
+            lease,
+            index: peer.told,
+            wishes_done: acceptor.state.last_op(to),
+            answer,
+        };
+        let Some(info) = acceptor.state.view.node(to) else { return };
+        ctx.send(info, acceptor.state.lineage, ClusterMsg::Grant(grant));
+    }
+
+    /// Passes new authority on at once if there was none, or hardly any.
+    pub(super) fn watch_authority(&mut self, ctx: &mut Ctx, acceptor: &Acceptor, deaths: &Deaths) {
+        let authority = self.authority(ctx, acceptor, deaths);
+        let was = core::mem::replace(&mut self.authority_seen, authority);
+        if authority > ctx.now && was < ctx.now.after(ctx.config.heartbeat) && authority > was {
+            let waiting: Vec<NodeId> =
+                self.peers.iter().filter(|(_, p)| p.heard.is_some()).map(|(id, _)| *id).collect();
+            for node in waiting {
+                self.grant(ctx, acceptor, deaths, node, false);
+            }
+        }
+    }
+}

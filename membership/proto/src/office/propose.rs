@@ -1,0 +1,337 @@
+//! One entry at a time, from queue to commit.
+//!
+//! Whatever arrived while the previous entry was being agreed goes into the next: removals whose condition holds,
+//! then wishes in order of arrival, then a change of the core.
+
+use alloc::{sync::Arc, vec::Vec};
+
+use membership_types::{Ballot, Instant, LogIndex, NodeId};
+
+use super::{Office, Proposal};
+use crate::{
+    acceptor::{Acceptor, Offer},
+    ctx::Ctx,
+    entry::{Command, Entry},
+    msg::ClusterMsg,
+    plant::Plant,
+    quorum::{Deaths, Share, share},
+    view::{NodeInfo, Why},
+};
+
+impl Office {
+    /// A node stored an entry under a ballot.
+    pub(crate) fn on_accepted(
+        &mut self,
+        ctx: &Ctx,
+        from: NodeId,
+        ballot: Ballot,
+        index: LogIndex,
+        echo: Instant,
+    ) {
+        if ballot != self.ballot && !ctx.planted(Plant::CountOldAcks) {
+            return;
+        }
+        if let Some(peer) = self.peers.get_mut(&from) {
+            peer.heard_at = ctx.now;
+            peer.accepted = peer.accepted.max((index, echo));
+        }
+    }
+
+    /// Carries agreement on as far as it goes now. True if anything was committed.
+    pub(crate) fn pump(&mut self, ctx: &mut Ctx, acceptor: &mut Acceptor, deaths: &Deaths) -> bool {
+        let mut committed = false;
+        loop {
+            if self.proposal.is_none() {
+                let Some(entry) = self.next_entry(ctx, acceptor, deaths) else { break };
+                self.proposal =
+                    Some(Proposal { index: acceptor.state.index.next(), entry: Arc::new(entry), held: true });
+            }
+            if !self.propose(ctx, acceptor, deaths) || !self.is_decided(ctx, acceptor, deaths) {
+                break;
+            }
+            self.commit(ctx, acceptor, deaths);
+            committed = true;
+        }
+        committed
+    }
+
+    /// Sends the entry out if that has not been done and may be done. False if it may not.
+    fn propose(&mut self, ctx: &mut Ctx, acceptor: &mut Acceptor, deaths: &Deaths) -> bool {
+        let Some(proposal) = &self.proposal else { return false };
+        if !proposal.held {
+            return true;
+        }
+        let entry = proposal.entry.clone();
+        if !self.may_be_proposed(ctx, deaths, &entry) {
+            ctx.mark("an adopted removal is waited out again");
+            return false;
+        }
+        let index = proposal.index;
+        if acceptor.offer(ctx, self.ballot, index, entry) != Offer::Accepted {
+            return false;
+        }
+        if let Some(proposal) = &mut self.proposal {
+            proposal.held = false;
+        }
+        self.send_proposal(ctx, acceptor, |_| true);
+        true
+    }
+
+    /// The conditions under which an entry may be proposed, checked for adopted entries too.
+    fn may_be_proposed(&self, ctx: &Ctx, deaths: &Deaths, entry: &Entry) -> bool {
+        if ctx.planted(Plant::AdoptRemovalAtOnce) {
+            return true;
+        }
+        entry.commands.iter().all(|command| match command {
+            Command::Remove(node, _) => {
+                let ready = |r: &super::Removal| r.is_ready(ctx, deaths, *node);
+                *node == ctx.me() || self.removing.get(node).is_none_or(ready)
+            }
+            Command::Dissolve(_) => self.dissolving.as_ref().is_none_or(|d| ctx.now >= d.ready_at),
+            _ => true,
+        })
+    }
+
+    fn send_proposal(&self, ctx: &mut Ctx, acceptor: &Acceptor, to: impl Fn(NodeId) -> bool) {
+        let Some(proposal) = &self.proposal else { return };
+        for node in self.log_keepers(ctx, acceptor) {
+            if !to(node) {
+                continue;
+            }
+            let Some(info) = acceptor.state.view.node(node) else { continue };
+            let append = ClusterMsg::Append {
+                ballot: self.ballot,
+                index: proposal.index,
+                entry: proposal.entry.clone(),
+                sent: ctx.now,
+            };
+            ctx.send(info, acceptor.state.lineage, append);
+        }
+    }
+
+    /// Everyone else who keeps the log: the core, the core to be, and those who learn.
+    fn log_keepers(&self, ctx: &Ctx, acceptor: &Acceptor) -> Vec<NodeId> {
+        let next = self.proposal.as_ref().and_then(|p| p.entry.core.as_ref());
+        let mut nodes: Vec<NodeId> = acceptor
+            .state
+            .core
+            .iter()
+            .chain(next.into_iter().flatten())
+            .chain(&self.learners)
+            .copied()
+            .collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        nodes.retain(|id| *id != ctx.me());
+        nodes
+    }
+
+    fn is_decided(&mut self, ctx: &mut Ctx, acceptor: &Acceptor, deaths: &Deaths) -> bool {
+        let Some(proposal) = &self.proposal else { return false };
+        let index = proposal.index;
+        let core = &acceptor.state.core;
+        let has = |id: NodeId| id == ctx.me() || self.peers.get(&id).is_some_and(|p| p.accepted.0 >= index);
+        match share(core, has) {
+            Share::Majority => true,
+            Share::Half { with, without } => {
+                let fresh = |id: NodeId| self.peers.get(&id).map(|p| p.accepted.1);
+                let decided = self.half_may_go_on(ctx, deaths, core, &with, &without, fresh);
+                if decided {
+                    ctx.mark("half of a core decides an entry");
+                    self.half_floor = index;
+                }
+                decided
+            }
+            Share::Minority => false,
+        }
+    }
+
+    fn commit(&mut self, ctx: &mut Ctx, acceptor: &mut Acceptor, deaths: &Deaths) {
+        let keepers = self.log_keepers(ctx, acceptor);
+        let Some(proposal) = self.proposal.take() else { return };
+        let change = acceptor.commit(ctx, proposal.entry);
+        self.tell(ctx, acceptor, &change);
+        for node in keepers {
+            if let Some(info) = acceptor.state.view.node(node) {
+                let commit = ClusterMsg::Commit { ballot: self.ballot, index: change.index };
+                ctx.send(info, acceptor.state.lineage, commit);
+            }
+        }
+        if change.core.is_some() {
+            ctx.mark("the core changes");
+        }
+        for core in change.core.iter().flatten() {
+            self.learners.remove(core);
+        }
+        self.watch_authority(ctx, acceptor, deaths);
+    }
+
+    /// What to propose next, if there is anything.
+    fn next_entry(&mut self, ctx: &mut Ctx, acceptor: &Acceptor, deaths: &Deaths) -> Option<Entry> {
+        let state = &acceptor.state;
+        if state.dissolved.is_some() || self.stuck.is_some() {
+            return None;
+        }
+        if let Some(dissolving) = &self.dissolving {
+            let commands = [Command::Dissolve(dissolving.into)];
+            return (ctx.now >= dissolving.ready_at).then(|| Entry { commands: commands.into(), core: None });
+        }
+        let mut removals = self.ready_removals(ctx, deaths);
+        let core = self.next_core(ctx, acceptor, deaths, &mut removals);
+        let mut commands: Vec<Command> =
+            removals.iter().map(|(id, why)| Command::Remove(*id, *why)).collect();
+        commands.extend(self.queue.drain(..));
+        if commands.is_empty() && core.is_none() {
+            return None;
+        }
+        self.cut_since = None;
+        let entry = Entry { commands, core };
+        if !state.has_ids_for(&entry) {
+            self.stuck = Some("view ids are used up: this lineage can make no further view".into());
+            return None;
+        }
+        Some(entry)
+    }
+
+    /// The core after these removals, if it changes. Takes back removals of core members that cannot be made up for
+    /// yet: an entry that changes the core is proposed only once each new member has confirmed the log so far and a
+    /// quorum of the new core is bound to us.
+    fn next_core(
+        &mut self,
+        ctx: &mut Ctx,
+        acceptor: &Acceptor,
+        deaths: &Deaths,
+        removals: &mut Vec<(NodeId, Why)>,
+    ) -> Option<Vec<NodeId>> {
+        let state = &acceptor.state;
+        let goes = |id: &NodeId, removals: &[(NodeId, Why)]| removals.iter().any(|(r, _)| r == id);
+        let stay: Vec<NodeId> = state.core.iter().filter(|id| !goes(id, removals)).copied().collect();
+        let mut filled = stay.clone();
+        for node in self.candidates_for_core(ctx, acceptor, deaths) {
+            if filled.len() >= usize::from(state.terms.core_size) || goes(&node.id, removals) {
+                continue;
+            }
+            let confirmed = node.id == ctx.me()
+                || self.peers.get(&node.id).is_some_and(|p| {
+                    p.accepted.0 == state.index || p.commit.is_some_and(|c| c >= state.index)
+                });
+            if confirmed {
+                filled.push(node.id);
+            } else if self.learners.insert(node.id) {
+                self.feed(ctx, acceptor, node.id);
+            }
+        }
+        // By rank, so that the senior of the core is the senior of its nodes.
+        filled.sort_by_key(|id| state.view.rank_of(*id));
+        for next in [filled, stay] {
+            let supported = self.authority_of(ctx, deaths, &next) > ctx.now;
+            if next == state.core {
+                return None;
+            } else if supported && !next.is_empty() {
+                return Some(next);
+            }
+        }
+        if removals.iter().any(|(id, _)| state.core.contains(id)) {
+            ctx.mark("the removal of a core member waits for a new core");
+            removals.retain(|(id, _)| !state.core.contains(id));
+        }
+        None
+    }
+
+    /// Living, eligible nodes outside the core, by rank.
+    fn candidates_for_core<'a>(
+        &self,
+        ctx: &Ctx,
+        acceptor: &'a Acceptor,
+        deaths: &Deaths,
+    ) -> Vec<&'a NodeInfo> {
+        let state = &acceptor.state;
+        let lives = |id: NodeId| {
+            id == ctx.me()
+                || !deaths.contains(id)
+                    && !self.removing.contains_key(&id)
+                    && self
+                        .peers
+                        .get(&id)
+                        .and_then(|p| p.answered)
+                        .is_some_and(|at| ctx.now - at <= ctx.lease())
+        };
+        let missing = usize::from(state.terms.core_size);
+        state
+            .view
+            .members
+            .iter()
+            .filter(|n| n.eligible && !state.core.contains(&n.id) && lives(n.id))
+            .take(missing)
+            .collect()
+    }
+
+    /// Sends the state to one who is to join the core, or who is behind.
+    fn feed(&self, ctx: &mut Ctx, acceptor: &Acceptor, node: NodeId) {
+        let known = self.peers.get(&node).and_then(|p| p.commit).unwrap_or(LogIndex::ZERO);
+        self.catch_up(ctx, acceptor, node, known);
+    }
+
+    /// A log keeper lacks what is after `commit`.
+    pub(crate) fn catch_up(&self, ctx: &mut Ctx, acceptor: &Acceptor, node: NodeId, commit: LogIndex) {
+        let lineage = acceptor.state.lineage;
+        let Some(info) = self.info(acceptor, node) else { return };
+        if let Some(tail) = acceptor.tail_after(commit) {
+            ctx.send(info, lineage, ClusterMsg::CatchUp { ballot: self.ballot, tail });
+        }
+        if let Some(proposal) = self.proposal.as_ref().filter(|p| !p.held) {
+            let append = ClusterMsg::Append {
+                ballot: self.ballot,
+                index: proposal.index,
+                entry: proposal.entry.clone(),
+                sent: ctx.now,
+            };
+            ctx.send(info, lineage, append);
+        }
+    }
+
+    /// Brings learners up to date, and forgets those who do not answer any more.
+    pub(super) fn feed_learners(&mut self, ctx: &mut Ctx, acceptor: &Acceptor) {
+        let state = &acceptor.state;
+        let gone = |id: &NodeId, office: &Self| office.removing.contains_key(id) || !state.view.contains(*id);
+        let drop: Vec<NodeId> = self.learners.iter().filter(|id| gone(id, self)).copied().collect();
+        for id in drop {
+            self.learners.remove(&id);
+        }
+        for id in self.learners.clone() {
+            let commit = self.peers.get(&id).and_then(|p| p.commit);
+            if commit.is_none_or(|c| c < state.index) {
+                self.feed(ctx, acceptor, id);
+            }
+        }
+        // Core members that missed a commit, or more.
+        for id in state.core.clone() {
+            let behind = self.peers.get(&id).is_some_and(|p| {
+                p.commit.is_some_and(|c| c < state.index) && ctx.now - p.heard_at < ctx.config.heartbeat * 3
+            });
+            if behind {
+                self.feed(ctx, acceptor, id);
+            }
+        }
+    }
+
+    /// Sends the proposal again to those who have not answered; to all, if only half of the core can decide it and
+    /// that half must answer anew.
+    pub(super) fn repeat_proposal(&mut self, ctx: &mut Ctx, acceptor: &Acceptor, deaths: &Deaths) {
+        let Some(proposal) = &self.proposal else { return };
+        if proposal.held || self.is_decided(ctx, acceptor, deaths) {
+            return;
+        }
+        let Some(proposal) = &self.proposal else { return };
+        let index = proposal.index;
+        let stuck_at_half = matches!(
+            share(&acceptor.state.core, |id| {
+                id == ctx.me() || self.peers.get(&id).is_some_and(|p| p.accepted.0 >= index)
+            }),
+            Share::Half { .. }
+        );
+        self.send_proposal(ctx, acceptor, |id| {
+            stuck_at_half || self.peers.get(&id).is_none_or(|p| p.accepted.0 < index)
+        });
+    }
+}

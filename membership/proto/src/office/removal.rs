@@ -1,0 +1,167 @@
+//! Who is silent, and when a node may be removed.
+//!
+//! One rule for every way in which a node ceases to lead: the entry is proposed only after (a) its death is proved,
+//! or (b) it said that it stopped (a leaving node stops before it asks), or (c) it is given no lease any more and
+//! every one that it may hold has lapsed.
+
+use alloc::vec::Vec;
+
+use membership_types::{
+    Instant, NodeId, ViewId,
+    trace::{Event, Process},
+};
+
+use super::Office;
+use crate::{acceptor::Acceptor, ctx::Ctx, msg::ClusterMsg, plant::Plant, quorum::Deaths, view::Why};
+
+/// A node that gets no lease any more and will be removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Removal {
+    why: Why,
+    /// When every lease that it may hold has lapsed.
+    pub(super) ready_at: Instant,
+    /// It said that it stopped.
+    stopped: bool,
+}
+
+impl Removal {
+    /// May the removal be proposed?
+    pub(super) fn is_ready(&self, ctx: &Ctx, deaths: &Deaths, node: NodeId) -> bool {
+        matches!(self.why, Why::Left)
+            || deaths.contains(node)
+            || self.stopped
+            || ctx.now >= self.ready_at
+            || ctx.planted(Plant::RemoveWithoutStop)
+    }
+
+    /// When its last lease lapsed, if it has: from then on nothing calls the removal off.
+    pub(super) fn lapsed_at(&self, now: Instant) -> Option<Instant> {
+        (now >= self.ready_at).then_some(self.ready_at)
+    }
+}
+
+impl Office {
+    /// No lease for this node any more; it will be removed. Reasons only grow stronger.
+    pub(super) fn remove(&mut self, ctx: &mut Ctx, deaths: &Deaths, node: NodeId, why: Why) {
+        let granted = self.peers.get(&node).map_or(Instant::ZERO, |p| p.granted_until);
+        let ready_at = granted.max(self.horizon).max(ctx.now);
+        let why = if deaths.contains(node) { Why::Dead } else { why };
+        match self.removing.get_mut(&node) {
+            Some(removal) if matches!(why, Why::Dead | Why::Left) => removal.why = why,
+            Some(_) => {}
+            None => {
+                self.removing.insert(node, Removal { why, ready_at, stopped: false });
+                if matches!(why, Why::Dead | Why::Silent) {
+                    ctx.trace(|p| Event::Suspect { p, q: Process::from(node), why: why.as_str().into() });
+                }
+            }
+        }
+    }
+
+    /// A death was proved.
+    pub(crate) fn on_death(&mut self, ctx: &mut Ctx, deaths: &Deaths, node: NodeId) {
+        if self.peers.contains_key(&node) {
+            self.remove(ctx, deaths, node, Why::Dead);
+        }
+    }
+
+    /// A node said that it stopped acting for every group.
+    pub(crate) fn on_stopped(&mut self, from: NodeId) {
+        if let Some(removal) = self.removing.get_mut(&from) {
+            removal.stopped = true;
+        }
+    }
+
+    /// A suspicion ends when the node shows that it hears us, unless its leases have been waited out already:
+    /// from then on others may act on its absence.
+    pub(super) fn unsuspect(&mut self, ctx: &mut Ctx, node: NodeId) {
+        let Some(removal) = self.removing.get(&node) else { return };
+        let Some(peer) = self.peers.get(&node) else { return };
+        let answered = peer.answered.is_some_and(|at| ctx.now - at <= ctx.lease());
+        if removal.why == Why::Silent && ctx.now < removal.ready_at && answered {
+            self.removing.remove(&node);
+            ctx.trace(|p| Event::Unsuspect { p, q: node.into() });
+            ctx.mark("a suspicion is withdrawn");
+        }
+    }
+
+    /// A node is silent once it has echoed no grant given within the lease, counted from the latest of: its last
+    /// echo, our own start in office, the end of our own last stall.
+    pub(super) fn suspect_the_silent(&mut self, ctx: &mut Ctx, deaths: &Deaths) {
+        let mut silent = Vec::new();
+        for (node, peer) in &self.peers {
+            if self.removing.contains_key(node) {
+                continue;
+            }
+            let mut last = peer.answered.max(self.stall_end).unwrap_or(Instant::ZERO).max(peer.since);
+            if ctx.planted(Plant::DeafIsAlive) {
+                last = last.max(peer.heard_at);
+            }
+            // A predecessor whose authority lapsed was silent towards us before; it has one interval to answer.
+            let heard_of_us = ctx.now >= self.since.after(ctx.config.heartbeat);
+            if ctx.now - last > ctx.lease() && heard_of_us {
+                if ctx.now - peer.heard_at < ctx.config.heartbeat * 2 {
+                    ctx.mark("a deaf node that speaks is suspected");
+                }
+                silent.push(*node);
+            }
+        }
+        for node in silent {
+            self.remove(ctx, deaths, node, Why::Silent);
+        }
+    }
+
+    /// Those whose removal may be proposed now. Silence is held for one cut, so that several nodes that fell silent
+    /// together leave in one view; a proof or a leave closes the cut at once.
+    pub(super) fn ready_removals(&mut self, ctx: &mut Ctx, deaths: &Deaths) -> Vec<(NodeId, Why)> {
+        let mut ready: Vec<(NodeId, Why)> = Vec::new();
+        let mut only_silence = true;
+        for (node, removal) in &self.removing {
+            if removal.is_ready(ctx, deaths, *node) {
+                let why = if deaths.contains(*node) { Why::Dead } else { removal.why };
+                only_silence &= why == Why::Silent;
+                ready.push((*node, why));
+            }
+        }
+        if ready.is_empty() {
+            self.cut_since = None;
+            return ready;
+        }
+        let since = *self.cut_since.get_or_insert(ctx.now);
+        let overdue = ctx.config.heartbeat * 2;
+        let others_fade = self.removing.len() > ready.len()
+            || self
+                .peers
+                .iter()
+                .any(|(id, p)| !self.removing.contains_key(id) && ctx.now - p.heard_at > overdue);
+        if only_silence && others_fade && ctx.now < since.after(self.cut_window(ctx)) {
+            ctx.mark("silence is held for a cut");
+            ready.clear();
+        }
+        if ready.len() > 1 {
+            ctx.mark("several nodes leave in one view");
+        }
+        ready
+    }
+
+    /// Asks a node that speaks but must go to stop, until it says so or is waited out.
+    pub(super) fn repeat_stops(&mut self, ctx: &mut Ctx, acceptor: &Acceptor) {
+        let up_to: ViewId = acceptor.state.last_view;
+        for (node, removal) in &self.removing {
+            if removal.why == Why::Replaced && !removal.stopped {
+                ctx.reply(*node, acceptor.state.lineage, ClusterMsg::Stop { up_to });
+            }
+        }
+    }
+
+    /// Forgets nodes that are no members any more.
+    pub(super) fn forget(&mut self, node: NodeId) {
+        self.removing.remove(&node);
+        self.learners.remove(&node);
+        if let Some(peer) = self.peers.remove(&node) {
+            for group in &peer.observes {
+                self.forget_observer(group, node);
+            }
+        }
+    }
+}

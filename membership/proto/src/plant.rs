@@ -1,0 +1,101 @@
+//! Deliberate bugs, one at a time, to see that the simulator and the checker find them.
+//!
+//! Built only with the feature `plant` and chosen at run time; without it every question is answered "no" at
+//! compile time.
+
+/// A planted bug. Its name is what `phalanx sim --plant NAME` takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Plant {
+    /// A core member promises to a candidate although its grant to another has not lapsed.
+    PromiseEarly,
+    /// The coordinator counts acknowledgements of an older ballot.
+    CountOldAcks,
+    /// A candidate wins with a quorum of the old core although the log that it adopts changes the core.
+    WinInOldCore,
+    /// Across a core change the coordinator takes its authority from the old core alone, for ever.
+    AuthorityFromOldCore,
+    /// A proof of death counts although the prover's own lease had lapsed when it came.
+    LateProof,
+    /// A node counts its lease from the receipt of the grant instead of the sending of its heartbeat.
+    LeaseFromReceipt,
+    /// The coordinator gives full leases instead of what is left of its own authority.
+    GrantNotChained,
+    /// A new coordinator numbers views from its own last view instead of the agreed counter.
+    ReuseViewId,
+    /// A winner adopts nothing that its predecessor left undecided.
+    AdoptNothing,
+    /// A speaking node is removed without waiting for its stop.
+    RemoveWithoutStop,
+    /// Silence is judged by what a node says, not by what it hears: a deaf node stays.
+    DeafIsAlive,
+    /// Slot holders that are in a view already count as fresh founders.
+    FoundWithStaleSlots,
+    /// The senior's half goes on alone at once, without waiting for the other half's leases.
+    AloneAtOnce,
+    /// The senior's half goes on alone on answers that came before the other half's leases lapsed.
+    AloneOnOldAnswers,
+    /// Any half may go on alone, the senior's or not.
+    AnyHalf,
+    /// A coordinator that took over early forgets the leases that its predecessor gave.
+    ForgetPredecessorsLeases,
+    /// A leader's lease is not looked at when its process wakes up.
+    LeaseNeverLapses,
+    /// A member that steps down goes on acting until it sees the new view.
+    StepDownLate,
+    /// A winner re-proposes the removal that its predecessor left undecided without waiting for leases.
+    AdoptRemovalAtOnce,
+    /// A node that missed an update takes the next one as if nothing had been before it.
+    IgnoreGap,
+}
+
+impl Plant {
+    /// All of them.
+    pub const ALL: [Self; 20] = [
+        Self::PromiseEarly,
+        Self::CountOldAcks,
+        Self::WinInOldCore,
+        Self::AuthorityFromOldCore,
+        Self::LateProof,
+        Self::LeaseFromReceipt,
+        Self::GrantNotChained,
+        Self::ReuseViewId,
+        Self::AdoptNothing,
+        Self::RemoveWithoutStop,
+        Self::DeafIsAlive,
+        Self::FoundWithStaleSlots,
+        Self::AloneAtOnce,
+        Self::AloneOnOldAnswers,
+        Self::AnyHalf,
+        Self::ForgetPredecessorsLeases,
+        Self::LeaseNeverLapses,
+        Self::StepDownLate,
+        Self::AdoptRemovalAtOnce,
+        Self::IgnoreGap,
+    ];
+
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::PromiseEarly => "promise-early",
+            Self::CountOldAcks => "count-old-acks",
+            Self::WinInOldCore => "win-in-old-core",
+            Self::AuthorityFromOldCore => "authority-from-old-core",
+            Self::LateProof => "late-proof",
+            Self::LeaseFromReceipt => "lease-from-receipt",
+            Self::GrantNotChained => "grant-not-chained",
+            Self::ReuseViewId => "reuse-view-id",
+            Self::AdoptNothing => "adopt-nothing",
+            Self::RemoveWithoutStop => "remove-without-stop",
+            Self::DeafIsAlive => "deaf-is-alive",
+            Self::FoundWithStaleSlots => "found-with-stale-slots",
+            Self::AloneAtOnce => "alone-at-once",
+            Self::AloneOnOldAnswers => "alone-on-old-answers",
+            Self::AnyHalf => "any-half",
+            Self::ForgetPredecessorsLeases => "forget-predecessors-leases",
+            Self::LeaseNeverLapses => "lease-never-lapses",
+            Self::StepDownLate => "step-down-late",
+            Self::AdoptRemovalAtOnce => "adopt-removal-at-once",
+            Self::IgnoreGap => "ignore-gap",
+        }
+    }
+}

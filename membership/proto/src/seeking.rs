@@ -1,0 +1,411 @@
+//! A node without a view: it looks for a cluster, or founds one.
+//!
+//! Rendezvous gives addresses; [`Probe`]s say who listens there and where it stands. An active cluster is joined. If
+//! there is none:
+//!
+//! * `alone-after(d)`: once some seeker has looked for d, the smallest node id among the seekers that hear each other
+//!   founds, and the others join it.
+//! * `expect(n)`: founders hold numbered slots. The holder of the lowest slot asks the others to pledge themselves to
+//!   the lineage that it is about to found; a majority of all slots must, each fresh (in no view, and pledged to nobody
+//!   else). Any two majorities share a slot, so a second lineage can only come from restarted processes, and those
+//!   answer for their slot only when they are older than any authority that their predecessors supported.
+
+use alloc::{boxed::Box, collections::BTreeMap, string::String, vec::Vec};
+use core::{net::SocketAddr, time::Duration};
+
+use membership_types::{
+    Ballot, Instant, Lineage, LogIndex, NodeId, ViewId,
+    trace::{Event, Group},
+};
+
+use crate::{
+    acceptor::Acceptor,
+    config::Bootstrap,
+    ctx::{Ctx, Dest, End, Output},
+    entry::{Command, Entry},
+    member::Member,
+    msg::{ClusterMsg, Join, Msg, Probe, Standing, Tail},
+    office::{Office, Won},
+    plant::Plant,
+    quorum::Deaths,
+    state::{State, Terms},
+    view::NodeInfo,
+};
+
+/// How many seconds one step of the first view id of a lineage stands for: ids of later lineages are higher as long as
+/// a lineage makes fewer than 2^22 views a second.
+const IDS_PER_SECOND_BITS: u32 = 22;
+
+/// Another node that we heard of late.
+#[derive(Clone, Debug, PartialEq)]
+struct Heard {
+    info: NodeInfo,
+    at: Instant,
+    standing: Standing,
+}
+
+/// A pledge to found a lineage together.
+#[derive(Clone, Debug, PartialEq)]
+struct Pledged {
+    lineage: Lineage,
+    to: NodeId,
+    at: Instant,
+}
+
+/// Our own attempt to found a lineage.
+#[derive(Clone, Debug, PartialEq)]
+struct Founding {
+    lineage: Lineage,
+    since: Instant,
+    pledges: BTreeMap<NodeId, NodeInfo>,
+    highest: ViewId,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Seeking {
+    heard: BTreeMap<NodeId, Heard>,
+    next_probe: Instant,
+    pledged: Option<Pledged>,
+    founding: Option<Founding>,
+    /// Since when a majority of the slots has been heard.
+    majority_since: Option<Instant>,
+    last_refusal: Option<String>,
+}
+
+/// What comes out of seeking.
+pub(crate) enum Found {
+    /// A lineage to be a member of.
+    Member(Box<Member>),
+    /// The end of this incarnation.
+    End(End),
+}
+
+impl Seeking {
+    pub(crate) fn new(ctx: &Ctx) -> Self {
+        Self {
+            heard: BTreeMap::new(),
+            next_probe: ctx.now,
+            pledged: None,
+            founding: None,
+            majority_since: None,
+            last_refusal: None,
+        }
+    }
+
+    pub(crate) fn deadline(&self) -> Instant {
+        self.next_probe
+    }
+
+    /// There are new addresses: no need to wait for the next round.
+    pub(crate) fn probe_now(&mut self, ctx: &Ctx) {
+        self.next_probe = ctx.now;
+    }
+
+    fn is_recent(ctx: &Ctx, at: Instant) -> bool {
+        ctx.now - at <= ctx.config.heartbeat * 5
+    }
+
+    fn recent(&self, ctx: &Ctx) -> impl Iterator<Item = &Heard> {
+        let (now, window) = (ctx.now, ctx.config.heartbeat * 5);
+        self.heard.values().filter(move |h| now - h.at <= window)
+    }
+
+    fn standing(&self, ctx: &Ctx) -> Standing {
+        Standing::Seeking {
+            waited: ctx.now - ctx.started,
+            hears: self.recent(ctx).map(|h| h.info.id).collect(),
+            may_found_alone: ctx.config.me.eligible
+                && matches!(ctx.config.bootstrap, Bootstrap::AloneAfter(_)),
+            highest: ctx.highest,
+        }
+    }
+
+    fn probe(&self, ctx: &mut Ctx, to: Dest, answer: bool) {
+        let probe = Probe { info: ctx.config.me.clone(), standing: self.standing(ctx), answer };
+        ctx.probe(to, probe);
+    }
+
+    /// The regular round of a seeker.
+    pub(crate) fn on_due(&mut self, ctx: &mut Ctx) -> Option<Found> {
+        if ctx.now < self.next_probe {
+            return None;
+        }
+        self.next_probe = ctx.now.after(ctx.config.heartbeat);
+        let own = ctx.config.me.addr;
+        let addresses: Vec<SocketAddr> = ctx.rendezvous.iter().copied().filter(|a| *a != own).collect();
+        for addr in &addresses {
+            self.probe(ctx, Dest::Addr(*addr), true);
+        }
+        let others: Vec<Dest> = self
+            .recent(ctx)
+            .filter(|h| !addresses.contains(&h.info.addr))
+            .map(|h| Dest::Node(h.info.id, Some(h.info.addr)))
+            .collect();
+        for dest in others {
+            self.probe(ctx, dest, true);
+        }
+        self.heard.retain(|_, h| Self::is_recent(ctx, h.at));
+        if self.pledged.as_ref().is_some_and(|p| ctx.now - p.at > ctx.lease()) {
+            self.pledged = None;
+        }
+        self.ask_to_join(ctx);
+        self.try_to_found(ctx)
+    }
+
+    /// Another node says where it stands.
+    pub(crate) fn on_probe(&mut self, ctx: &mut Ctx, probe: Probe) -> Option<Found> {
+        if probe.info.id == ctx.me() {
+            return None;
+        }
+        if probe.answer {
+            self.probe(ctx, Dest::Node(probe.info.id, Some(probe.info.addr)), false);
+        }
+        let first = !self.heard.contains_key(&probe.info.id);
+        let member = matches!(probe.standing, Standing::Member { .. });
+        if let Standing::Seeking { highest, .. } = &probe.standing {
+            ctx.highest = ctx.highest.max(*highest);
+        }
+        let id = probe.info.id;
+        self.heard.insert(id, Heard { info: probe.info, at: ctx.now, standing: probe.standing });
+        if first && member {
+            self.ask_to_join(ctx);
+        }
+        if first { self.try_to_found(ctx) } else { None }
+    }
+
+    /// Asks every coordinator that we heard of to admit us.
+    fn ask_to_join(&mut self, ctx: &mut Ctx) {
+        if self.pledged.is_some() {
+            return;
+        }
+        let mut to: BTreeMap<NodeId, NodeInfo> = BTreeMap::new();
+        for heard in self.recent(ctx) {
+            if let Standing::Member { coordinator, .. } = &heard.standing {
+                let info = coordinator.as_ref().unwrap_or(&heard.info);
+                to.insert(info.id, info.clone());
+            }
+        }
+        for info in to.into_values() {
+            let join = Join {
+                info: ctx.config.me.clone(),
+                lease: ctx.lease(),
+                highest: ctx.highest,
+                wishes: ctx.wishes.all(),
+                observes: ctx.observes.iter().cloned().collect(),
+            };
+            ctx.push(Output::Send(Dest::Node(info.id, Some(info.addr)), Msg::Join(Box::new(join))));
+        }
+    }
+
+    fn try_to_found(&mut self, ctx: &mut Ctx) -> Option<Found> {
+        match ctx.config.bootstrap {
+            Bootstrap::Join => None,
+            Bootstrap::AloneAfter(after) => self.found_alone(ctx, after),
+            Bootstrap::Expect(slots) => self.found_with_slots(ctx, slots),
+        }
+    }
+
+    fn found_alone(&mut self, ctx: &mut Ctx, after: Duration) -> Option<Found> {
+        if !ctx.config.me.eligible {
+            return None;
+        }
+        let mut longest = ctx.now - ctx.started;
+        for heard in self.recent(ctx) {
+            match &heard.standing {
+                Standing::Member { .. } => return None,
+                Standing::Seeking { waited, hears, may_found_alone: true, .. } => {
+                    let mutual = hears.contains(&ctx.me());
+                    if mutual && heard.info.id < ctx.me() {
+                        return None;
+                    }
+                    longest = longest.max(*waited);
+                }
+                Standing::Seeking { .. } => {}
+            }
+        }
+        if longest < after {
+            return None;
+        }
+        ctx.mark("a node founds alone");
+        let me = ctx.config.me.clone();
+        let lineage = new_lineage(ctx);
+        let highest = ctx.highest;
+        Some(Found::Member(Box::new(found(ctx, lineage, [me].into(), highest))))
+    }
+
+    fn found_with_slots(&mut self, ctx: &mut Ctx, slots: u16) -> Option<Found> {
+        let own = ctx.config.me.slot?;
+        let active = |h: &Heard| matches!(h.standing, Standing::Member { active: true, .. });
+        let pledged_elsewhere = self.pledged.as_ref().is_some_and(|p| p.to != ctx.me());
+        if self.recent(ctx).any(active) && !ctx.planted(Plant::FoundWithStaleSlots) || pledged_elsewhere {
+            self.founding = None;
+            return None;
+        }
+        let fresh = |h: &&Heard| {
+            matches!(h.standing, Standing::Seeking { .. }) || ctx.planted(Plant::FoundWithStaleSlots)
+        };
+        let mut holders: Vec<(u16, NodeInfo)> =
+            self.recent(ctx).filter(fresh).filter_map(|h| Some((h.info.slot?, h.info.clone()))).collect();
+        holders.push((own, ctx.config.me.clone()));
+        holders.sort_by_key(|(slot, info)| (*slot, info.id));
+        holders.dedup_by_key(|(slot, _)| *slot);
+        let majority = usize::from(slots) / 2 + 1;
+        if holders.len() < majority || holders.first().is_some_and(|(slot, _)| *slot < own) {
+            self.majority_since = None;
+            self.founding = None;
+            return None;
+        }
+        let since = *self.majority_since.get_or_insert(ctx.now);
+        // The rest may be about to come: one view for all is worth a little patience.
+        let complete = holders.len() == usize::from(slots);
+        if !complete && ctx.now - since < ctx.lease() / 2 {
+            return None;
+        }
+        if self.founding.as_ref().is_none_or(|f| ctx.now - f.since > ctx.lease()) {
+            let lineage = new_lineage(ctx);
+            let me = ctx.config.me.clone();
+            self.pledged = Some(Pledged { lineage, to: me.id, at: ctx.now });
+            let pledges = BTreeMap::from([(me.id, me)]);
+            self.founding = Some(Founding { lineage, since: ctx.now, pledges, highest: ctx.highest });
+        }
+        let (lineage, terms) = (self.founding.as_ref()?.lineage, ctx.config.terms.clone());
+        for (_, info) in holders {
+            if info.id != ctx.me() {
+                let to = Dest::Node(info.id, Some(info.addr));
+                ctx.push(Output::Send(to, Msg::AskPledge { lineage, terms: terms.clone() }));
+            }
+        }
+        self.check_pledges(ctx, slots)
+    }
+
+    /// A founder asks us to found a lineage with it.
+    pub(crate) fn on_ask_pledge(&mut self, ctx: &mut Ctx, from: NodeId, lineage: Lineage, terms: &Terms) {
+        let free = self.pledged.as_ref().is_none_or(|p| p.lineage == lineage);
+        let same = *terms == ctx.config.terms;
+        if ctx.config.me.slot.is_none() || !free || !same {
+            return;
+        }
+        self.pledged = Some(Pledged { lineage, to: from, at: ctx.now });
+        self.founding = None;
+        let pledge = Msg::Pledge { lineage, info: ctx.config.me.clone(), highest: ctx.highest };
+        ctx.push(Output::Send(Dest::Node(from, None), pledge));
+    }
+
+    /// A slot holder pledges itself to us.
+    pub(crate) fn on_pledge(
+        &mut self,
+        ctx: &mut Ctx,
+        lineage: Lineage,
+        info: NodeInfo,
+        highest: ViewId,
+    ) -> Option<Found> {
+        let Bootstrap::Expect(slots) = ctx.config.bootstrap else { return None };
+        let founding = self.founding.as_mut().filter(|f| f.lineage == lineage)?;
+        founding.highest = founding.highest.max(highest);
+        founding.pledges.insert(info.id, info);
+        self.check_pledges(ctx, slots)
+    }
+
+    fn check_pledges(&mut self, ctx: &mut Ctx, slots: u16) -> Option<Found> {
+        let founding = self.founding.as_ref()?;
+        let mut founders: Vec<NodeInfo> = founding.pledges.values().cloned().collect();
+        founders.sort_by_key(|info| info.slot);
+        founders.dedup_by_key(|info| info.slot);
+        let enough = founders.len() > usize::from(slots) / 2;
+        let patient = ctx.now - founding.since < ctx.config.heartbeat * 2;
+        if !enough || patient && founders.len() < usize::from(slots) {
+            return None;
+        }
+        let (lineage, highest) = (founding.lineage, founding.highest);
+        ctx.mark(if founders.len() < usize::from(slots) {
+            "a majority of the slots founds"
+        } else {
+            "all slots found together"
+        });
+        Some(Found::Member(Box::new(found(ctx, lineage, founders, highest))))
+    }
+
+    /// A message from within a lineage reaches us while we have no view: a welcome, the founding, or our removal.
+    pub(crate) fn on_cluster_msg(
+        &mut self,
+        ctx: &mut Ctx,
+        from: NodeId,
+        lineage: Lineage,
+        msg: ClusterMsg,
+    ) -> Option<Found> {
+        let pledged_to = self.pledged.as_ref().map(|p| p.lineage);
+        let elsewhere = pledged_to.is_some_and(|l| l != lineage);
+        match msg {
+            ClusterMsg::Update(update) if !elsewhere => {
+                let full = update.full.as_ref()?;
+                if !full.view.contains(ctx.me()) {
+                    return None;
+                }
+                ctx.config.terms = full.terms.clone();
+                let mut member = Member::new(ctx, lineage, update.ballot);
+                match member.on_update(ctx, *update) {
+                    Some(end) => Some(Found::End(end)),
+                    None => Some(Found::Member(Box::new(member))),
+                }
+            }
+            ClusterMsg::CatchUp { ballot, tail: Tail::State(state) }
+                if pledged_to == Some(lineage)
+                    && state.lineage == lineage
+                    && state.index == LogIndex::ZERO
+                    && ballot.node == from =>
+            {
+                let mut member = Member::new(ctx, lineage, ballot);
+                member.acceptor = Some(Acceptor::new(ctx, ballot, *state));
+                Some(Found::Member(Box::new(member)))
+            }
+            ClusterMsg::Removed { view, why, .. } => {
+                Some(Found::End(End::Removed { view, why: why.as_str() }))
+            }
+            _ => None,
+        }
+    }
+
+    pub(crate) fn on_refused(&mut self, ctx: &mut Ctx, why: String) {
+        if self.last_refusal.as_ref() != Some(&why) {
+            self.last_refusal = Some(why.clone());
+            ctx.push(Output::Refused(why));
+        }
+    }
+}
+
+fn new_lineage(ctx: &mut Ctx) -> Lineage {
+    let seconds = ctx.config.epoch_s + ctx.now.as_nanos() / 1_000_000_000;
+    Lineage::new(seconds, ctx.rng.next_u64())
+}
+
+/// Founds a lineage with these founders, by slot order, and takes its first office.
+fn found(ctx: &mut Ctx, lineage: Lineage, founders: Vec<NodeInfo>, highest: ViewId) -> Member {
+    let terms = ctx.config.terms.clone();
+    let eligible = founders.iter().filter(|n| n.eligible).map(|n| n.id);
+    let core: Vec<NodeId> = eligible.take(usize::from(terms.core_size)).collect();
+    let by_clock = ViewId::new(lineage.founded_s() << IDS_PER_SECOND_BITS);
+    let state = State::before_founding(lineage, terms, by_clock.max(highest), founders, core);
+    let ballot = Ballot { round: 1, node: ctx.me() };
+    ctx.trace(|p| Event::Join { p, g: Group::CLUSTER, lin: Some(membership_types::trace::lin(lineage)) });
+    let mut member = Member::new(ctx, lineage, ballot);
+    let mut acceptor = Acceptor::new(ctx, ballot, state);
+    let won = Won {
+        ballot,
+        horizon: ctx.now,
+        undecided: Some(alloc::sync::Arc::new(Entry { commands: [Command::Found].into(), core: None })),
+        without: Vec::new(),
+        lapsed: None,
+        clocks: BTreeMap::new(),
+    };
+    // The others of the first core get the state that the first entry applies to.
+    for info in acceptor.state.view.members.clone() {
+        if info.id != ctx.me() && acceptor.state.core.contains(&info.id) {
+            let tail = Tail::State(Box::new(acceptor.state.clone()));
+            ctx.send(&info, lineage, ClusterMsg::CatchUp { ballot, tail });
+        }
+    }
+    let office = Office::take(ctx, &mut acceptor, &Deaths::default(), won);
+    member.acceptor = Some(acceptor);
+    member.office = Some(office);
+    member
+}

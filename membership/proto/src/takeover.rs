@@ -1,0 +1,487 @@
+//! Takeover by rank: how a core member becomes coordinator when the present one is lost.
+//!
+//! 1. Somebody is *lost* as coordinator once its death is proved, it released its office or left, or our own grant to
+//!    it has lapsed. The lowest living rank of the core asks at once; rank r waits r steps first.
+//! 2. It asks the core to promise its ballot. A member promises only when it is not bound to another any more, and
+//!    tells all it knows: what is committed, the one entry that it accepted after that, and how long leases that rest
+//!    on its grants may last.
+//! 3. The ballot is won with a quorum of the core in force, and, if the undecided entry to be adopted changes the core,
+//!    of that core too. The winner takes [`Office`](crate::office::Office) and finishes that entry first.
+//! 4. Who is refused for a higher ballot gives way, and tries again after a random, doubling pause, for ever.
+//!
+//! Source: Lamport, "Paxos Made Simple", 2001, section 2.2 (phase 1); the succession by rank is that of ranked group
+//! views, Birman and Joseph, "Exploiting Virtual Synchrony in Distributed Systems", SOSP 1987.
+
+use alloc::{boxed::Box, collections::BTreeMap, sync::Arc, vec::Vec};
+use core::time::Duration;
+
+use membership_types::{Ballot, Instant, LogIndex, NodeId};
+
+use crate::{
+    acceptor::Acceptor,
+    ctx::Ctx,
+    entry::Entry,
+    member::Member,
+    msg::{Ask, ClusterMsg, Promise},
+    office::{Office, Won},
+    plant::Plant,
+    quorum::{Share, share},
+};
+
+/// The longest pause between two attempts is this many steps.
+const LONGEST_PAUSE: u32 = 16;
+
+/// Our part in finding a coordinator.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Takeover {
+    /// When we ask for promises, if nothing happens before.
+    at: Option<Instant>,
+    /// How often we lost since there was a coordinator.
+    attempts: u32,
+    /// The highest round seen anywhere.
+    round: u64,
+    candidate: Option<Candidate>,
+    /// The coordinator said that it gives up its office.
+    released: Option<Ballot>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Candidate {
+    ballot: Ballot,
+    promises: BTreeMap<NodeId, Promised>,
+    next_ask: Instant,
+    /// Since when nothing but the rule for a lone half keeps us from winning, so that the half must answer anew.
+    alone_from: Option<Instant>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Promised {
+    commit: LogIndex,
+    accepted: Option<(Ballot, Arc<Entry>)>,
+    /// When leases that rest on the promiser's grants have lapsed, on our clock.
+    horizon: Instant,
+    /// Our clock in the question that it answered.
+    asked: Instant,
+    /// The promiser's clock.
+    clock: Instant,
+}
+
+impl Takeover {
+    /// There is a coordinator: no need for us.
+    pub(crate) fn called_off(&mut self) {
+        self.at = None;
+        self.attempts = 0;
+        self.candidate = None;
+    }
+
+    /// Do we ask for promises?
+    pub(crate) fn is_candidate(&self) -> bool {
+        self.candidate.is_some()
+    }
+
+    /// When we act without input.
+    pub(crate) fn deadline(&self) -> Instant {
+        let ask = self.candidate.as_ref().map(|c| c.next_ask);
+        ask.into_iter().chain(self.at).min().unwrap_or(Instant::MAX)
+    }
+
+    /// Another ballot is on its way: let it try before we do.
+    fn give_way(&mut self, ctx: &mut Ctx, round: u64, position: u32) {
+        self.round = self.round.max(round);
+        self.candidate = None;
+        let steps = (2 << self.attempts.min(3)).min(LONGEST_PAUSE);
+        let pause = ctx.config.step * (steps + position);
+        let jitter = ctx.rng.below(pause.as_nanos() as u64 / 2 + 1);
+        self.at = Some(ctx.now.after(pause / 2 + Duration::from_nanos(jitter)));
+    }
+}
+
+impl Member {
+    /// Since when there has been no coordinator to wait for, if so.
+    fn coordinator_lost_at(&self, ctx: &Ctx) -> Option<Instant> {
+        let acceptor = self.acceptor.as_ref()?;
+        let coordinator = self.following.node;
+        let given = acceptor.given;
+        if self.deaths.contains(coordinator)
+            || !acceptor.state.view.contains(coordinator)
+            || given.to == Some(coordinator) && given.released
+            || self.takeover.released == Some(self.following)
+        {
+            return Some(ctx.now);
+        }
+        let bound_until = if given.to == Some(coordinator) { given.until } else { Instant::ZERO };
+        let lost_at = bound_until.max(self.heard_at.after(ctx.granter_lease()));
+        (ctx.now >= lost_at).then_some(lost_at)
+    }
+
+    /// When the coordinator may be lost, if nothing is heard until then.
+    pub(crate) fn takeover_deadline(&self, ctx: &Ctx) -> Instant {
+        if self.office.is_some() || !self.is_in_core(ctx) {
+            return self.takeover.deadline();
+        }
+        let given = self.acceptor.as_ref().map_or(Instant::ZERO, |a| a.given.until);
+        let lost_at = given.max(self.heard_at.after(ctx.granter_lease()));
+        let next = if lost_at > ctx.now { lost_at } else { Instant::MAX };
+        self.takeover.deadline().min(next)
+    }
+
+    fn is_in_core(&self, ctx: &Ctx) -> bool {
+        self.is_installed()
+            && !self.leaving
+            && self.acceptor.as_ref().is_some_and(|a| a.state.core.contains(&ctx.me()))
+    }
+
+    /// How many living core members come before us.
+    fn position(&self, ctx: &Ctx) -> u32 {
+        let Some(acceptor) = &self.acceptor else { return 0 };
+        let before = acceptor.state.core.iter().take_while(|id| **id != ctx.me());
+        before.filter(|id| **id != self.following.node && !self.deaths.contains(**id)).count() as u32
+    }
+
+    /// Looks whether it is our turn.
+    pub(crate) fn check_takeover(&mut self, ctx: &mut Ctx) {
+        if self.office.is_none() || self.leaving {
+            if !self.is_in_core(ctx) {
+                self.takeover.at = None;
+                self.takeover.candidate = None;
+                return;
+            }
+            let Some(lost_at) = self.coordinator_lost_at(ctx) else {
+                if self.takeover.candidate.is_none() {
+                    self.takeover.at = None;
+                }
+                return;
+            };
+            if self.takeover.candidate.is_none() && self.takeover.at.is_none() {
+                let wait = ctx.config.step * self.position(ctx);
+                self.takeover.at = Some(lost_at.after(wait));
+            }
+        }
+        if self.takeover.at.is_some_and(|at| ctx.now >= at) {
+            self.takeover.at = None;
+            self.start_candidacy(ctx);
+        } else if let Some(candidate) = &self.takeover.candidate
+            && ctx.now >= candidate.next_ask
+        {
+            self.ask(ctx);
+        }
+    }
+
+    /// Promises our own new ballot and asks for those of others. A coordinator does this too, while in office, when a
+    /// core member has promised a higher ballot to one that cannot win: only a higher one still brings it back.
+    fn start_candidacy(&mut self, ctx: &mut Ctx) {
+        let me = ctx.me();
+        let left = self.own_left(ctx);
+        let Some(acceptor) = &mut self.acceptor else { return };
+        if let Some(wait) = acceptor.bound(ctx, me, &self.deaths) {
+            self.takeover.at = Some(ctx.now.after(wait));
+            return;
+        }
+        let round = self.takeover.round.max(acceptor.promised.round).max(self.following.round) + 1;
+        let ballot = Ballot { round, node: me };
+        acceptor.promise(ctx, ballot);
+        let own = Promised {
+            commit: acceptor.state.index,
+            accepted: acceptor.accepted.clone(),
+            horizon: ctx.now.after(ctx.config.terms.drift.granter_waits(left)),
+            asked: Instant::MAX,
+            clock: ctx.now,
+        };
+        let promises = BTreeMap::from([(me, own)]);
+        self.takeover.round = round;
+        self.takeover.candidate = Some(Candidate { ballot, promises, next_ask: ctx.now, alone_from: None });
+        self.ask(ctx);
+        self.check_win(ctx);
+    }
+
+    /// How long leases may last that rest on our own grants, or on our own authority.
+    fn own_left(&self, ctx: &Ctx) -> Duration {
+        let given = self.acceptor.as_ref().map_or(Duration::ZERO, |a| a.left(ctx.now));
+        let authority = match (&self.office, &self.acceptor) {
+            (Some(office), Some(acceptor)) => office.granted_until(ctx, acceptor, &self.deaths) - ctx.now,
+            _ => Duration::ZERO,
+        };
+        given.max(authority)
+    }
+
+    fn ask(&mut self, ctx: &mut Ctx) {
+        let Some(acceptor) = &self.acceptor else { return };
+        let Some(candidate) = &mut self.takeover.candidate else { return };
+        candidate.next_ask = ctx.now.after(ctx.config.step);
+        let mut cores = acceptor.state.core.clone();
+        for promised in candidate.promises.values() {
+            cores.extend(promised.accepted.iter().filter_map(|(_, e)| e.core.as_ref()).flatten());
+        }
+        cores.sort_unstable();
+        cores.dedup();
+        let question = ClusterMsg::Ask(Box::new(Ask {
+            ballot: candidate.ballot,
+            commit: acceptor.state.index,
+            sent: ctx.now,
+            deaths: self.deaths.clone(),
+        }));
+        for id in cores {
+            if id != ctx.me()
+                && !self.deaths.contains(id)
+                && let Some(info) = acceptor.state.view.node(id)
+            {
+                ctx.send(info, self.lineage, question.clone());
+            }
+        }
+    }
+
+    /// A candidate's question.
+    pub(crate) fn on_ask(&mut self, ctx: &mut Ctx, from: NodeId, ask: Ask) {
+        if ask.ballot.node != from {
+            return;
+        }
+        for (node, witnesses) in ask.deaths.iter() {
+            self.on_death(ctx, node, "said by a candidate", Some(witnesses));
+        }
+        let (position, lineage) = (self.position(ctx), self.lineage);
+        let Some(acceptor) = &mut self.acceptor else { return };
+        if !acceptor.state.view.contains(from) {
+            if let Some((view, why)) = acceptor.state.removal_of(from) {
+                ctx.mark("a removed candidate is told so");
+                let index = acceptor.state.index;
+                ctx.reply(from, lineage, ClusterMsg::Removed { view, index, why });
+            }
+            return;
+        }
+        let refuse = |acceptor: &Acceptor, wait| ClusterMsg::Refuse {
+            ballot: ask.ballot,
+            promised: acceptor.promised,
+            wait,
+        };
+        if ask.ballot < acceptor.promised {
+            let refusal = refuse(acceptor, Duration::ZERO);
+            ctx.reply(from, lineage, refusal);
+            return;
+        }
+        self.takeover.round = self.takeover.round.max(ask.ballot.round);
+        let in_office = match &self.office {
+            Some(office) => office.authority(ctx, acceptor, &self.deaths) - ctx.now,
+            None => Duration::ZERO,
+        };
+        let bound = acceptor.bound(ctx, from, &self.deaths).unwrap_or(Duration::ZERO).max(in_office);
+        if !bound.is_zero() && !ctx.planted(Plant::PromiseEarly) {
+            let refusal = refuse(acceptor, bound);
+            ctx.reply(from, lineage, refusal);
+            return;
+        }
+        let left = acceptor.left(ctx.now);
+        acceptor.promise(ctx, ask.ballot);
+        let promise = Promise {
+            ballot: ask.ballot,
+            echo: ask.sent,
+            sent: ctx.now,
+            commit: acceptor.state.index,
+            tail: acceptor.tail_after(ask.commit),
+            accepted: acceptor.accepted.clone(),
+            left,
+            deaths: self.deaths.clone(),
+        };
+        ctx.reply(from, lineage, ClusterMsg::Promise(Box::new(promise)));
+        self.office = None;
+        self.takeover.give_way(ctx, ask.ballot.round, position);
+    }
+
+    /// A core member promises.
+    pub(crate) fn on_promise(&mut self, ctx: &mut Ctx, from: NodeId, promise: Promise) {
+        let Some(acceptor) = &mut self.acceptor else { return };
+        let Some(candidate) = &mut self.takeover.candidate else { return };
+        if promise.ballot != candidate.ballot {
+            return;
+        }
+        if let Some(tail) = promise.tail {
+            ctx.mark("a candidate learns committed entries from a promise");
+            acceptor.catch_up(ctx, tail);
+        }
+        if promise.commit > acceptor.state.index {
+            return; // What we lack did not come with it; the next question says where we stand.
+        }
+        let promised = Promised {
+            commit: promise.commit,
+            accepted: promise.accepted,
+            horizon: ctx.now.after(ctx.config.terms.drift.granter_waits(promise.left)),
+            asked: promise.echo,
+            clock: promise.sent,
+        };
+        candidate.promises.insert(from, promised);
+        let deaths: Vec<_> = promise.deaths.iter().map(|(n, w)| (n, w.clone())).collect();
+        for (node, witnesses) in deaths {
+            self.on_death(ctx, node, "said by a core member", Some(&witnesses));
+        }
+        self.check_win(ctx);
+    }
+
+    /// A core member cannot promise, or cannot accept from us.
+    pub(crate) fn on_refuse(
+        &mut self,
+        ctx: &mut Ctx,
+        from: NodeId,
+        ballot: Ballot,
+        promised: Ballot,
+        wait: Duration,
+    ) {
+        let position = self.position(ctx);
+        self.takeover.round = self.takeover.round.max(promised.round);
+        if let Some(candidate) = &mut self.takeover.candidate
+            && candidate.ballot == ballot
+        {
+            if promised > ballot {
+                ctx.mark("a candidate gives way to a higher ballot");
+                self.takeover.attempts = self.takeover.attempts.saturating_add(1);
+                self.takeover.give_way(ctx, promised.round, position);
+            } else if !wait.is_zero() {
+                candidate.next_ask = ctx.now.after(wait.max(ctx.config.step).min(ctx.lease()));
+            }
+            return;
+        }
+        let of_core = self.acceptor.as_ref().is_some_and(|a| a.state.core.contains(&from));
+        let in_office = self.office.as_ref().is_some_and(|o| o.ballot == ballot);
+        if in_office && of_core && promised > ballot && self.takeover.candidate.is_none() {
+            self.start_candidacy(ctx);
+        }
+    }
+
+    /// The coordinator gives up its office.
+    pub(crate) fn on_release(&mut self, from: NodeId, ballot: Ballot) {
+        if ballot.node != from {
+            return;
+        }
+        if let Some(acceptor) = &mut self.acceptor
+            && acceptor.given.to == Some(from)
+        {
+            acceptor.given.released = true;
+        }
+        if self.following == ballot {
+            self.takeover.released = Some(ballot);
+        }
+    }
+
+    /// Has our candidate won? Then it takes office.
+    fn check_win(&mut self, ctx: &mut Ctx) {
+        let Some(won) = self.won(ctx) else { return };
+        self.mark_victory(ctx, &won);
+        let Some(acceptor) = &mut self.acceptor else { return };
+        let before = self.office.take();
+        self.takeover.called_off();
+        self.following = won.ballot;
+        if ctx.planted(Plant::ReuseViewId) {
+            acceptor.state.last_view = self.view.id;
+        }
+        let mut office = Office::take(ctx, acceptor, &self.deaths, won);
+        if let Some(before) = before {
+            office.inherit(before);
+        }
+        for (op, wish) in ctx.wishes.all() {
+            office.own_wish(ctx, op, wish);
+        }
+        if self.leaving {
+            office.on_leave(ctx, acceptor, &self.deaths, ctx.config.me.id);
+        }
+        // What we were told by the predecessor may lag behind what we know as core member.
+        let hello = self.hello(ctx);
+        let rest =
+            office.rest_for(self.acceptor.as_ref().expect("it is there"), ctx.me(), self.seen(), &hello);
+        office.to_self.push_back(rest);
+        self.office = Some(office);
+    }
+
+    fn mark_victory(&self, ctx: &mut Ctx, won: &Won) {
+        ctx.mark(if self.office.is_some() {
+            "a coordinator wins a higher ballot of its own"
+        } else if self.deaths.contains(self.following.node) {
+            "takeover after a proof of death"
+        } else if self.takeover.released.is_some() {
+            "takeover after a coordinator left"
+        } else {
+            "takeover after a lease lapsed"
+        });
+        if won.undecided.is_some() {
+            ctx.mark("a winner finishes its predecessor's entry");
+        }
+        if won.undecided.as_ref().is_some_and(|e| e.core.is_some()) {
+            ctx.mark("a winner finishes a change of the core");
+        }
+        if !won.without.is_empty() {
+            ctx.mark("half of a core goes on alone");
+        }
+        if won.horizon > ctx.now {
+            ctx.mark("a takeover before the predecessor's leases lapsed");
+        }
+    }
+
+    /// The terms of victory, once the promises suffice.
+    fn won(&mut self, ctx: &mut Ctx) -> Option<Won> {
+        let acceptor = self.acceptor.as_ref()?;
+        let candidate = self.takeover.candidate.as_ref()?;
+        let state = &acceptor.state;
+        if !state.core.contains(&ctx.me()) {
+            self.takeover.candidate = None;
+            return None;
+        }
+        let latest = candidate.promises.values().filter(|p| p.commit == state.index);
+        let undecided = latest.filter_map(|p| p.accepted.clone()).max_by_key(|(ballot, _)| *ballot);
+        let undecided = undecided.map(|(_, entry)| entry).filter(|_| !ctx.planted(Plant::AdoptNothing));
+        let horizon = candidate.promises.values().map(|p| p.horizon).max().unwrap_or(ctx.now);
+        let next_core = undecided.as_ref().and_then(|e| e.core.clone());
+        let cores = [Some(state.core.clone()), next_core.filter(|_| !ctx.planted(Plant::WinInOldCore))];
+        let mut without = Vec::new();
+        for core in cores.into_iter().flatten() {
+            match share(&core, |id| candidate_has(&self.takeover, id)) {
+                Share::Majority => {}
+                Share::Half { with, without: others } => {
+                    if self.deaths.let_half_go_on(&with, &others) {
+                        ctx.mark("half of a core wins by a proof of death");
+                        continue;
+                    }
+                    if !self.may_go_on_alone(ctx, &core, &with, horizon) {
+                        return None;
+                    }
+                    without.extend(others);
+                }
+                Share::Minority => return None,
+            }
+        }
+        let candidate = self.takeover.candidate.as_ref()?;
+        let predecessor = self.following.node;
+        let lapsed = (predecessor != ctx.me() && !self.deaths.contains(predecessor) && horizon <= ctx.now)
+            .then_some((predecessor, self.heard_at));
+        Some(Won {
+            ballot: candidate.ballot,
+            horizon,
+            undecided,
+            without,
+            lapsed,
+            clocks: candidate.promises.iter().map(|(id, p)| (*id, p.clock)).collect(),
+        })
+    }
+
+    /// The rule S2 for the senior's half without a proof of death: everything that the other half may hold has lapsed,
+    /// and everybody of this half answered a question that was asked after that. Asks anew where that is missing.
+    fn may_go_on_alone(&mut self, ctx: &Ctx, core: &[NodeId], with: &[NodeId], horizon: Instant) -> bool {
+        let Some(candidate) = &mut self.takeover.candidate else { return false };
+        let senior = core.first().is_some_and(|s| with.contains(s)) || ctx.planted(Plant::AnyHalf);
+        if !senior {
+            return false;
+        }
+        if ctx.now < horizon && !ctx.planted(Plant::AloneAtOnce) {
+            candidate.next_ask = candidate.next_ask.min(horizon);
+            return false;
+        }
+        let from = candidate.alone_from.filter(|from| *from >= horizon).unwrap_or(ctx.now);
+        candidate.alone_from = Some(from);
+        let anew = |id: &NodeId| candidate.promises.get(id).is_some_and(|p| p.asked >= from);
+        let all = with.iter().all(anew) || ctx.planted(Plant::AloneOnOldAnswers);
+        if !all {
+            candidate.next_ask = candidate.next_ask.min(ctx.now);
+        }
+        all
+    }
+}
+
+fn candidate_has(takeover: &Takeover, id: NodeId) -> bool {
+    takeover.candidate.as_ref().is_some_and(|c| c.promises.contains_key(&id))
+}
