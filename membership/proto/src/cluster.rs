@@ -344,7 +344,7 @@ impl Member {
     /// the lineage ends, if it does.
     fn settle(&mut self, ctx: &mut Ctx) -> Option<End> {
         self.check_takeover(ctx);
-        if let Some(end) = self.run_office(ctx) {
+        if let Some(end) = self.run_office(ctx).or_else(|| self.check_own_removal(ctx)) {
             return Some(end);
         }
         self.on_heartbeat_due(ctx);
@@ -365,7 +365,7 @@ impl Member {
         for update in updates {
             end = end.or(self.on_update(ctx, update));
         }
-        if end == Some(End::Left) {
+        if matches!(end, Some(End::Left | End::Removed { .. })) {
             self.hand_over(ctx);
         } else if renew {
             self.extend_lease(ctx, authority, ballot);
@@ -410,8 +410,14 @@ impl Member {
 
     /// Somebody wants to be admitted.
     fn on_join(&mut self, ctx: &mut Ctx, from: NodeId, join: crate::msg::Join) {
+        let at_our_address = join.info.addr == ctx.config.me.addr && join.info.id == from;
         match (&mut self.office, &self.acceptor) {
-            (Some(office), Some(acceptor)) => office.on_join(ctx, acceptor, &self.deaths, from, join),
+            (Some(office), Some(acceptor)) => {
+                office.on_join(ctx, acceptor, &self.deaths, from, join);
+                if at_our_address && from != ctx.me() {
+                    self.make_room(ctx);
+                }
+            }
             _ => {
                 let info = ctx.config.me.clone();
                 let probe = Probe { info, standing: self.standing(ctx), answer: false };
@@ -457,10 +463,7 @@ impl Member {
             ClusterMsg::Release { ballot } => self.on_release(from, ballot),
             ClusterMsg::Update(update) if update.ballot.node == from => return self.on_update(ctx, *update),
             ClusterMsg::Removed { view, index, why } if index >= self.seen() => {
-                let why = why.as_str();
-                self.stop_leading_all(ctx, if self.leaving { WhyNot::Leave } else { WhyNot::Removed });
-                ctx.trace(|p| Event::Evicted { p, vid: view.get() });
-                return Some(if self.leaving { End::Left } else { End::Removed { view, why } });
+                return Some(self.out(ctx, view, why.as_str()));
             }
             ClusterMsg::Wishes(wishes) => {
                 if let (Some(office), Some(acceptor)) = (&mut self.office, &self.acceptor) {

@@ -25,7 +25,7 @@ use crate::{
     plant::Plant,
     quorum::Deaths,
     takeover::Takeover,
-    view::{ClusterView, NodeInfo, SharedView},
+    view::{ClusterView, NodeInfo, SharedView, Why},
 };
 
 /// A group that this node is in, or observes.
@@ -68,9 +68,12 @@ pub(crate) struct Member {
     stopped_up_to: ViewId,
     next_heartbeat: Instant,
     hello_due: bool,
+    hello_sent_at: Instant,
     /// Since when we have held no lease.
     pub(crate) blocked_since: Instant,
     pub(crate) leaving: bool,
+    /// We leave because a newer process has our address.
+    replaced: bool,
     pub(crate) acceptor: Option<Acceptor>,
     pub(crate) deaths: Deaths,
     pub(crate) takeover: Takeover,
@@ -93,8 +96,10 @@ impl Member {
             stopped_up_to: ViewId::NONE,
             next_heartbeat: ctx.now,
             hello_due: true,
+            hello_sent_at: Instant::ZERO,
             blocked_since: ctx.now,
             leaving: false,
+            replaced: false,
             acceptor: None,
             deaths: Deaths::default(),
             takeover: Takeover::default(),
@@ -183,9 +188,17 @@ impl Member {
         if told {
             ctx.wishes.done(grant.wishes_done);
         } else {
-            self.hello_due = true;
+            self.ask_for_the_rest(ctx);
         }
-        if grant.answer || !told {
+        if grant.answer {
+            self.send_heartbeat(ctx);
+        }
+    }
+
+    /// We were told things that did not arrive: says where we stand, at once unless that was done just now.
+    fn ask_for_the_rest(&mut self, ctx: &mut Ctx) {
+        self.hello_due = true;
+        if ctx.now >= self.hello_sent_at.after(ctx.config.heartbeat / 2) {
             self.send_heartbeat(ctx);
         }
     }
@@ -281,7 +294,10 @@ impl Member {
             return;
         }
         let beat = self.heartbeat(ctx);
-        self.hello_due = false;
+        if beat.hello.is_some() {
+            self.hello_due = false;
+            self.hello_sent_at = ctx.now;
+        }
         self.to_coordinator(ctx, ClusterMsg::Heartbeat(Box::new(beat)));
     }
 
@@ -295,7 +311,7 @@ impl Member {
             seen: self.seen,
             commit: self.acceptor.as_ref().map(|a| a.state.index),
             slot: ctx.config.me.slot.is_some() && ctx.is_ripe(),
-            hello: (self.hello_due && self.is_installed()).then(|| self.hello(ctx)),
+            hello: self.hello_due.then(|| self.hello(ctx)),
         }
     }
 
@@ -327,8 +343,7 @@ impl Member {
             }
         } else if update.prev > self.seen && !ctx.planted(Plant::IgnoreGap) || first {
             ctx.mark("a node notices that it missed an update");
-            self.hello_due = true;
-            self.send_heartbeat(ctx);
+            self.ask_for_the_rest(ctx);
             return None;
         } else if update.index < self.seen {
             return None;
@@ -342,15 +357,15 @@ impl Member {
                 if !ctx.planted(Plant::IgnoreGap) {
                     // We lack a view in between: ask for everything.
                     self.seen = LogIndex::ZERO;
-                    self.hello_due = true;
-                    self.send_heartbeat(ctx);
+                    self.ask_for_the_rest(ctx);
                     return None;
                 }
                 self.view.id = delta.prev;
                 self.view.apply(delta);
             }
             if !self.view.contains(ctx.me()) {
-                return Some(self.out(ctx, delta));
+                let why = delta.left.iter().find(|(id, _)| *id == ctx.me()).map_or("", |(_, why)| why.as_str());
+                return Some(self.out(ctx, delta.id, why));
             }
             self.installed(ctx, &old, *at, false);
         }
@@ -381,12 +396,22 @@ impl Member {
     }
 
     /// A view without us was committed.
-    fn out(&mut self, ctx: &mut Ctx, delta: &crate::view::ClusterDelta) -> End {
-        self.stop_leading_all(ctx, if self.leaving { WhyNot::Leave } else { WhyNot::Removed });
-        let why = delta.left.iter().find(|(id, _)| *id == ctx.me()).map_or("", |(_, why)| why.as_str());
-        let view = delta.id;
+    pub(crate) fn out(&mut self, ctx: &mut Ctx, view: ViewId, why: &'static str) -> End {
+        let left = self.leaving && !self.replaced;
+        self.stop_leading_all(ctx, if left { WhyNot::Leave } else { WhyNot::Removed });
         ctx.trace(|p| Event::Evicted { p, vid: view.get() });
-        if self.leaving { End::Left } else { End::Removed { view, why } }
+        if left { End::Left } else { End::Removed { view, why } }
+    }
+
+    /// A core member may learn from the log that it has been removed, before anybody tells it.
+    pub(crate) fn check_own_removal(&mut self, ctx: &mut Ctx) -> Option<End> {
+        let state = &self.acceptor.as_ref()?.state;
+        if !self.is_installed() || state.index <= self.seen || state.view.contains(ctx.me()) {
+            return None;
+        }
+        ctx.mark("a core member learns of its removal from the log");
+        let (view, why) = state.removal_of(ctx.me()).unwrap_or((state.view.id, Why::Silent));
+        Some(self.out(ctx, view, why.as_str()))
     }
 
     fn installed(&mut self, ctx: &mut Ctx, old: &ClusterView, at: LogIndex, snap: bool) {
@@ -600,6 +625,18 @@ impl Member {
             _ => self.to_coordinator(ctx, ClusterMsg::Leave),
         }
         None
+    }
+
+    /// A newer process has the address of this coordinator: it stops acting, commits its own removal, and goes.
+    pub(crate) fn make_room(&mut self, ctx: &mut Ctx) {
+        ctx.mark("a coordinator makes room for a newer process at its address");
+        self.stop_leading_all(ctx, WhyNot::Removed);
+        self.leaving = true;
+        self.replaced = true;
+        if let Some(office) = &mut self.office {
+            office.remove(ctx, &self.deaths, ctx.me(), Why::Replaced);
+            office.on_stopped(ctx.me());
+        }
     }
 
     /// A death was proved, here (`by_us`) or by somebody else who says so.

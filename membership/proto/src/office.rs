@@ -307,7 +307,7 @@ impl Office {
             .view
             .members
             .iter()
-            .filter(|n| n.addr == addr && n.id != id)
+            .filter(|n| n.addr == addr && n.id != id && n.id != ctx.me())
             .map(|n| n.id)
             .collect();
         for node in predecessors {

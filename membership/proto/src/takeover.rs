@@ -147,9 +147,8 @@ impl Member {
                 return;
             }
             let Some(lost_at) = self.coordinator_lost_at(ctx) else {
-                if self.takeover.candidate.is_none() {
-                    self.takeover.at = None;
-                }
+                // There is one after all. If it needs our promise, it asks for it.
+                self.takeover.called_off();
                 return;
             };
             if self.takeover.candidate.is_none() && self.takeover.at.is_none() {
@@ -295,7 +294,11 @@ impl Member {
         }
         if let Some(tail) = promise.tail {
             ctx.mark("a candidate learns committed entries from a promise");
+            let before = acceptor.state.index;
             acceptor.catch_up(ctx, tail);
+            if acceptor.state.index > before {
+                self.office = None; // Others committed what this office does not know.
+            }
         }
         if promise.commit > acceptor.state.index {
             return; // What we lack did not come with it; the next question says where we stand.

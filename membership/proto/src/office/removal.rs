@@ -42,7 +42,7 @@ impl Removal {
 
 impl Office {
     /// No lease for this node any more; it will be removed. Reasons only grow stronger.
-    pub(super) fn remove(&mut self, ctx: &mut Ctx, deaths: &Deaths, node: NodeId, why: Why) {
+    pub(crate) fn remove(&mut self, ctx: &mut Ctx, deaths: &Deaths, node: NodeId, why: Why) {
         let granted = self.peers.get(&node).map_or(Instant::ZERO, |p| p.granted_until);
         let ready_at = granted.max(self.horizon).max(ctx.now);
         let why = if deaths.contains(node) { Why::Dead } else { why };

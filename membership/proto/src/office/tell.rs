@@ -51,7 +51,12 @@ impl Office {
                 continue;
             }
             if node == ctx.me() {
-                let update = self.update(acceptor, node, LogIndex::ZERO, change);
+                let founded = change.cluster.iter().flat_map(|d| &d.joined).any(|n| n.id == node);
+                let update = if founded {
+                    self.full_update(acceptor, node, &ctx.observes)
+                } else {
+                    self.update(acceptor, node, LogIndex::ZERO, change)
+                };
                 self.to_self.push_back(update);
             } else if let Some(prev) = self.peers.get(&node).and_then(|p| p.told) {
                 let update = self.update(acceptor, node, prev, change);
@@ -152,6 +157,9 @@ impl Office {
         seen: LogIndex,
         hello: Hello,
     ) {
+        if acceptor.state.view.id == ViewId::NONE {
+            return; // The first view is not decided yet; there is nothing to tell.
+        }
         let Some(peer) = self.peers.get_mut(&from) else { return };
         let dropped: Vec<GroupName> = core::mem::take(&mut peer.observes).into_iter().collect();
         peer.observes = hello.observes.iter().cloned().collect();
