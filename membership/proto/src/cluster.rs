@@ -480,8 +480,8 @@ impl Member {
                     office.on_leave(ctx, acceptor, &self.deaths, from);
                 }
             }
-            ClusterMsg::Stop { up_to } => self.on_stop(ctx, from, up_to),
-            ClusterMsg::Stopped { .. } => {
+            ClusterMsg::Stop => self.on_stop(ctx, from),
+            ClusterMsg::Stopped => {
                 if let Some(office) = &mut self.office {
                     office.on_stopped(from);
                 }

@@ -32,11 +32,13 @@ struct Other {
 pub(crate) struct Meeting {
     others: BTreeMap<Lineage, Other>,
     next_probe: Instant,
+    /// When we last asked somebody of another lineage whether it hears us.
+    asked_at: Instant,
 }
 
 impl Meeting {
     pub(crate) fn new(ctx: &Ctx) -> Self {
-        Self { others: BTreeMap::new(), next_probe: ctx.now }
+        Self { others: BTreeMap::new(), next_probe: ctx.now, asked_at: Instant::ZERO }
     }
 
     pub(crate) fn deadline(&self) -> Instant {
@@ -90,8 +92,13 @@ impl Member {
                 let beat = self.heartbeat(ctx);
                 ctx.send(&info, self.lineage, ClusterMsg::Heartbeat(beat.into()));
             }
-        } else if active {
+        } else if active && !probe.answer {
             self.met(ctx, lineage, probe.info, last_view);
+        } else if active && ctx.now >= self.meeting.asked_at.after(ctx.config.heartbeat) {
+            // Only one that hears us is a cluster to go over to.
+            self.meeting.asked_at = ctx.now;
+            let question = Probe { info: ctx.config.me.clone(), standing: self.standing(ctx), answer: true };
+            ctx.probe(Dest::Node(probe.info.id, Some(probe.info.addr)), question);
         }
     }
 
@@ -111,7 +118,7 @@ impl Member {
             Some(office) if elder && active => office.dissolve(ctx, lineage),
             Some(_) if !elder && news => {
                 // So that the younger one hears of us even if nobody there ever looks here.
-                let probe = Probe { info: ctx.config.me.clone(), standing, answer: false };
+                let probe = Probe { info: ctx.config.me.clone(), standing, answer: true };
                 ctx.probe(Dest::Node(contact.id, Some(contact.addr)), probe);
             }
             Some(_) => {}

@@ -64,8 +64,6 @@ pub(crate) struct Member {
     heard: Option<(Instant, bool)>,
     /// When we last heard from the coordinator.
     pub(crate) heard_at: Instant,
-    /// We never act on group views up to this one: we were told to stop.
-    stopped_up_to: ViewId,
     next_heartbeat: Instant,
     hello_due: bool,
     hello_sent_at: Instant,
@@ -93,7 +91,6 @@ impl Member {
             lease: Lease { until: Instant::ZERO, ballot: None, held: false },
             heard: None,
             heard_at: ctx.now,
-            stopped_up_to: ViewId::NONE,
             next_heartbeat: ctx.now,
             hello_due: true,
             hello_sent_at: Instant::ZERO,
@@ -364,7 +361,8 @@ impl Member {
                 self.view.apply(delta);
             }
             if !self.view.contains(ctx.me()) {
-                let why = delta.left.iter().find(|(id, _)| *id == ctx.me()).map_or("", |(_, why)| why.as_str());
+                let why =
+                    delta.left.iter().find(|(id, _)| *id == ctx.me()).map_or("", |(_, why)| why.as_str());
                 return Some(self.out(ctx, delta.id, why));
             }
             self.installed(ctx, &old, *at, false);
@@ -400,6 +398,7 @@ impl Member {
         let left = self.leaving && !self.replaced;
         self.stop_leading_all(ctx, if left { WhyNot::Leave } else { WhyNot::Removed });
         ctx.trace(|p| Event::Evicted { p, vid: view.get() });
+        let why = if self.replaced { Why::Replaced.as_str() } else { why };
         if left { End::Left } else { End::Removed { view, why } }
     }
 
@@ -494,7 +493,6 @@ impl Member {
         !self.leaving
             && self.holds_lease(ctx.now)
             && known.view.leader() == Some(ctx.me())
-            && known.view.id > self.stopped_up_to
             && self.lease.ballot.is_some_and(|b| b >= known.ballot)
             && !self.office.as_ref().is_some_and(Office::is_dissolving)
             && (!ctx.wishes.giving_up(&known.view.group) || ctx.planted(Plant::StepDownLate))
@@ -549,20 +547,14 @@ impl Member {
         }
     }
 
-    /// The coordinator is about to remove us although we speak: stop for good up to this view.
-    pub(crate) fn on_stop(&mut self, ctx: &mut Ctx, from: NodeId, up_to: ViewId) {
-        self.stopped_up_to = self.stopped_up_to.max(up_to);
+    /// The coordinator is about to remove us although we speak: a newer process has our address. Stops for good, and
+    /// from now on asks to be let go, in case this coordinator does not live to do it.
+    pub(crate) fn on_stop(&mut self, ctx: &mut Ctx, from: NodeId) {
         ctx.mark("a node is told to stop");
-        let acting: Vec<GroupName> = self
-            .groups
-            .iter()
-            .filter(|(_, k)| k.acting.is_some() && k.view.id <= up_to)
-            .map(|(name, _)| name.clone())
-            .collect();
-        for group in acting {
-            self.stop_leading(ctx, &group, WhyNot::Removed);
-        }
-        ctx.reply(from, self.lineage, ClusterMsg::Stopped { up_to });
+        self.stop_leading_all(ctx, WhyNot::Removed);
+        self.leaving = true;
+        self.replaced = true;
+        ctx.reply(from, self.lineage, ClusterMsg::Stopped);
     }
 
     /// The application's wish about a group; it has been noted in `ctx.wishes`.

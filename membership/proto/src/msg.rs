@@ -194,16 +194,10 @@ pub enum ClusterMsg {
     },
     /// The node leaves the cluster; it has stopped acting for every group.
     Leave,
-    /// Coordinator to a node that it is about to remove: stop acting for every group up to this view, for ever.
-    Stop {
-        /// The last view id given so far.
-        up_to: ViewId,
-    },
+    /// Coordinator to a node that it is about to remove: stop acting for every group, for ever.
+    Stop,
     /// The node has stopped.
-    Stopped {
-        /// What [`ClusterMsg::Stop`] had.
-        up_to: ViewId,
-    },
+    Stopped,
     /// Proofs of death, and who held a lease when they came.
     Dead(Deaths),
     /// A member tells the coordinator of another lineage that is active.

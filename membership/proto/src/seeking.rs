@@ -41,6 +41,8 @@ const IDS_PER_SECOND_BITS: u32 = 22;
 struct Heard {
     info: NodeInfo,
     at: Instant,
+    /// When it last answered us: who only speaks, and hears nothing, is no cluster to join.
+    answered_at: Option<Instant>,
     standing: Standing,
 }
 
@@ -166,8 +168,11 @@ impl Seeking {
             ctx.highest = ctx.highest.max(*highest);
         }
         let id = probe.info.id;
-        self.heard.insert(id, Heard { info: probe.info, at: ctx.now, standing: probe.standing });
-        if first && member {
+        let before = self.heard.get(&id).and_then(|h| h.answered_at);
+        let answered_at = if probe.answer { before } else { Some(ctx.now) };
+        let first_answer = before.is_none() && answered_at.is_some();
+        self.heard.insert(id, Heard { info: probe.info, at: ctx.now, answered_at, standing: probe.standing });
+        if (first || first_answer) && member {
             self.ask_to_join(ctx);
         }
         if first { self.try_to_found(ctx) } else { None }
@@ -212,7 +217,10 @@ impl Seeking {
         let mut longest = ctx.now - ctx.started;
         for heard in self.recent(ctx) {
             match &heard.standing {
-                Standing::Member { .. } => return None,
+                Standing::Member { .. } if heard.answered_at.is_some_and(|at| Self::is_recent(ctx, at)) => {
+                    return None;
+                }
+                Standing::Member { .. } => {}
                 Standing::Seeking { waited, hears, may_found_alone: true, .. } => {
                     let mutual = hears.contains(&ctx.me());
                     if mutual && heard.info.id < ctx.me() {
@@ -235,7 +243,10 @@ impl Seeking {
 
     fn found_with_slots(&mut self, ctx: &mut Ctx, slots: u16) -> Option<Found> {
         let own = ctx.config.me.slot?;
-        let active = |h: &Heard| matches!(h.standing, Standing::Member { active: true, .. });
+        let active = |h: &Heard| {
+            matches!(h.standing, Standing::Member { active: true, .. })
+                && h.answered_at.is_some_and(|at| Self::is_recent(ctx, at))
+        };
         let pledged_elsewhere = self.pledged.as_ref().is_some_and(|p| p.to != ctx.me());
         if self.recent(ctx).any(active) && !ctx.planted(Plant::FoundWithStaleSlots) || pledged_elsewhere {
             self.founding = None;

@@ -303,10 +303,13 @@ impl Member {
         if promise.commit > acceptor.state.index {
             return; // What we lack did not come with it; the next question says where we stand.
         }
+        // Who promised grants nothing to others any more: what it said first about leases stays true.
+        let horizon = ctx.now.after(ctx.config.terms.drift.granter_waits(promise.left));
+        let before = candidate.promises.get(&from).map_or(Instant::MAX, |p| p.horizon);
         let promised = Promised {
             commit: promise.commit,
             accepted: promise.accepted,
-            horizon: ctx.now.after(ctx.config.terms.drift.granter_waits(promise.left)),
+            horizon: horizon.min(before),
             asked: promise.echo,
             clock: promise.sent,
         };

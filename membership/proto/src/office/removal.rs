@@ -7,12 +7,14 @@
 use alloc::vec::Vec;
 
 use membership_types::{
-    Instant, NodeId, ViewId,
+    Instant, NodeId,
     trace::{Event, Process},
 };
 
 use super::Office;
-use crate::{acceptor::Acceptor, ctx::Ctx, msg::ClusterMsg, plant::Plant, quorum::Deaths, view::Why};
+use crate::{
+    acceptor::Acceptor, ctx::Ctx, entry::Command, msg::ClusterMsg, plant::Plant, quorum::Deaths, view::Why,
+};
 
 /// A node that gets no lease any more and will be removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,13 +74,15 @@ impl Office {
         }
     }
 
-    /// A suspicion ends when the node shows that it hears us, unless its leases have been waited out already:
-    /// from then on others may act on its absence.
+    /// A suspicion ends when the node shows that it hears us, unless its leases have been waited out already (from
+    /// then on others may act on its absence) or an entry that removes it is under way and cannot be taken back.
     pub(super) fn unsuspect(&mut self, ctx: &mut Ctx, node: NodeId) {
         let Some(removal) = self.removing.get(&node) else { return };
         let Some(peer) = self.peers.get(&node) else { return };
         let answered = peer.answered.is_some_and(|at| ctx.now - at <= ctx.lease());
-        if removal.why == Why::Silent && ctx.now < removal.ready_at && answered {
+        let removes = |c: &Command| matches!(c, Command::Remove(id, _) if *id == node);
+        let under_way = self.proposal.as_ref().is_some_and(|p| p.entry.commands.iter().any(removes));
+        if removal.why == Why::Silent && ctx.now < removal.ready_at && answered && !under_way {
             self.removing.remove(&node);
             ctx.trace(|p| Event::Unsuspect { p, q: node.into() });
             ctx.mark("a suspicion is withdrawn");
@@ -146,10 +150,9 @@ impl Office {
 
     /// Asks a node that speaks but must go to stop, until it says so or is waited out.
     pub(super) fn repeat_stops(&mut self, ctx: &mut Ctx, acceptor: &Acceptor) {
-        let up_to: ViewId = acceptor.state.last_view;
         for (node, removal) in &self.removing {
             if removal.why == Why::Replaced && !removal.stopped {
-                ctx.reply(*node, acceptor.state.lineage, ClusterMsg::Stop { up_to });
+                ctx.reply(*node, acceptor.state.lineage, ClusterMsg::Stop);
             }
         }
     }
