@@ -58,6 +58,8 @@ pub(crate) struct Member {
     pub(crate) view: ClusterView,
     pub(crate) core: Vec<NodeId>,
     seen: LogIndex,
+    /// What we know does not fit what we are told: everything must be told again.
+    start_over: bool,
     groups: BTreeMap<GroupName, Known>,
     lease: Lease,
     /// The coordinator's clock in its last grant under this ballot, and whether we are bound by that grant.
@@ -87,6 +89,7 @@ impl Member {
             view: ClusterView { id: ViewId::NONE, prev: ViewId::NONE, members: Vec::new() },
             core: Vec::new(),
             seen: LogIndex::ZERO,
+            start_over: false,
             groups: BTreeMap::new(),
             lease: Lease { until: Instant::ZERO, ballot: None, held: false },
             heard: None,
@@ -305,7 +308,7 @@ impl Member {
             sent: ctx.now,
             echo,
             rooted,
-            seen: self.seen,
+            seen: self.seen(),
             commit: self.acceptor.as_ref().map(|a| a.state.index),
             slot: ctx.config.me.slot.is_some() && ctx.is_ripe(),
             hello: self.hello_due.then(|| self.hello(ctx)),
@@ -319,8 +322,9 @@ impl Member {
         }
     }
 
+    /// From where on the coordinator should tell us.
     pub(crate) fn seen(&self) -> LogIndex {
-        self.seen
+        if self.start_over { LogIndex::ZERO } else { self.seen }
     }
 
     /// Takes in what the coordinator tells. Returns how this node's life in the lineage ends, if it does.
@@ -329,7 +333,11 @@ impl Member {
             return None;
         }
         let first = !self.is_installed();
+        if update.index < self.seen {
+            return None; // Overtaken by a later one.
+        }
         if let Some(full) = update.full {
+            self.start_over = false;
             if full.view.id > self.view.id {
                 let follows = first || full.view.prev == self.view.id;
                 if !follows {
@@ -342,8 +350,6 @@ impl Member {
             ctx.mark("a node notices that it missed an update");
             self.ask_for_the_rest(ctx);
             return None;
-        } else if update.index < self.seen {
-            return None;
         }
         for (at, delta) in &update.deltas {
             if delta.id <= self.view.id {
@@ -353,7 +359,7 @@ impl Member {
             if !self.view.apply(delta) {
                 if !ctx.planted(Plant::IgnoreGap) {
                     // We lack a view in between: ask for everything.
-                    self.seen = LogIndex::ZERO;
+                    self.start_over = true;
                     self.ask_for_the_rest(ctx);
                     return None;
                 }
