@@ -64,7 +64,8 @@ pub(crate) struct Member {
     lease: Lease,
     /// The coordinator's clock in its last grant under this ballot, and whether we are bound by that grant.
     heard: Option<(Instant, bool)>,
-    /// When we last heard from the coordinator.
+    /// When the coordinator last showed that it hears us, or first appeared. One that speaks but is deaf is as good as
+    /// silent.
     pub(crate) heard_at: Instant,
     next_heartbeat: Instant,
     hello_due: bool,
@@ -140,12 +141,12 @@ impl Member {
         if ballot > self.following {
             self.following = ballot;
             self.heard = None;
+            self.heard_at = ctx.now;
             self.hello_due = true;
         }
         if self.office.as_ref().is_some_and(|o| o.ballot < ballot) {
             self.office = None;
         }
-        self.heard_at = ctx.now;
         true
     }
 
@@ -165,8 +166,10 @@ impl Member {
         if !self.follow(ctx, grant.ballot) || grant.ballot.node == ctx.me() {
             return;
         }
-        self.takeover.called_off();
         let hears_us = grant.echo.is_some_and(|sent| ctx.now - sent <= ctx.lease());
+        if hears_us {
+            self.heard_at = ctx.now;
+        }
         let rooted = match &mut self.acceptor {
             Some(acceptor) if hears_us => {
                 acceptor.promise(ctx, grant.ballot);
