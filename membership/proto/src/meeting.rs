@@ -88,7 +88,7 @@ impl Member {
         if lineage == self.lineage {
             // We may have lost sight of the coordinator, or have been removed: it will tell.
             let lost = !self.holds_lease(ctx.now) && self.office.is_none();
-            if let Some(info) = coordinator.filter(|c| lost && active && c.id != ctx.me()) {
+            if let Some(info) = coordinator.filter(|c| lost && c.id != ctx.me()) {
                 let beat = self.heartbeat(ctx);
                 ctx.send(&info, self.lineage, ClusterMsg::Heartbeat(beat.into()));
             }

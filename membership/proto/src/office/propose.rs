@@ -304,10 +304,10 @@ impl Office {
                 self.feed(ctx, acceptor, id);
             }
         }
-        // Core members that missed a commit, or more.
+        // Core members that missed a commit, or more; or that have no log yet, because the founding did not reach them.
         for id in state.core.clone() {
             let behind = self.peers.get(&id).is_some_and(|p| {
-                p.commit.is_some_and(|c| c < state.index) && ctx.now - p.heard_at < ctx.config.heartbeat * 3
+                p.commit.is_none_or(|c| c < state.index) && ctx.now - p.heard_at < ctx.config.heartbeat * 3
             });
             if behind {
                 self.feed(ctx, acceptor, id);
