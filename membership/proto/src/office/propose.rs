@@ -177,7 +177,13 @@ impl Office {
             return (ctx.now >= dissolving.ready_at).then(|| Entry { commands: commands.into(), core: None });
         }
         let mut removals = self.ready_removals(ctx, deaths);
-        let core = self.next_core(ctx, acceptor, deaths, &mut removals);
+        // Who hears no quorum may be deaf itself: then the silence of others proves nothing, and a core of its choice
+        // would lock everybody else out.
+        let heard = self.authority_of(ctx, deaths, &state.core) > ctx.now;
+        if !heard {
+            removals.retain(|(_, why)| *why != Why::Silent);
+        }
+        let core = self.next_core(ctx, acceptor, deaths, heard, &mut removals);
         let mut commands: Vec<Command> =
             removals.iter().map(|(id, why)| Command::Remove(*id, *why)).collect();
         commands.extend(self.queue.drain(..));
@@ -194,13 +200,14 @@ impl Office {
     }
 
     /// The core after these removals, if it changes. Takes back removals of core members that cannot be made up for
-    /// yet: an entry that changes the core is proposed only once each new member has confirmed the log so far and a
-    /// quorum of the new core is bound to us.
+    /// yet: an entry that changes the core is proposed only while a quorum of the core is bound to us (`heard`), and once
+    /// each new member has confirmed the log so far and a quorum of the new core is bound to us too.
     fn next_core(
         &mut self,
         ctx: &mut Ctx,
         acceptor: &Acceptor,
         deaths: &Deaths,
+        heard: bool,
         removals: &mut Vec<(NodeId, Why)>,
     ) -> Option<Vec<NodeId>> {
         let state = &acceptor.state;
@@ -224,7 +231,7 @@ impl Office {
         // By rank, so that the senior of the core is the senior of its nodes.
         filled.sort_by_key(|id| state.view.rank_of(*id));
         for next in [filled, stay] {
-            let supported = self.authority_of(ctx, deaths, &next) > ctx.now;
+            let supported = heard && self.authority_of(ctx, deaths, &next) > ctx.now;
             if next == state.core {
                 return None;
             } else if supported && !next.is_empty() {
