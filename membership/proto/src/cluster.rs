@@ -17,9 +17,10 @@ use crate::{
     config::Config,
     ctx::{Ctx, Dest, End, Output, WhyNot, Wishes},
     entry::GroupWish,
-    member::Member,
+    member::{Member, Parting},
     msg::{ClusterMsg, Msg, Probe, Tail},
     plant::Plant,
+    quorum::{Share, share},
     seeking::{Found, Seeking},
     view::ClusterView,
 };
@@ -343,6 +344,9 @@ impl Member {
     /// Agreement, takeover, heartbeats: all that may follow from an input or from time. Returns how this node's life in
     /// the lineage ends, if it does.
     fn settle(&mut self, ctx: &mut Ctx) -> Option<End> {
+        if self.parting.is_some() {
+            return self.check_parting(ctx);
+        }
         self.check_takeover(ctx);
         if let Some(end) = self.run_office(ctx).or_else(|| self.check_own_removal(ctx)) {
             return Some(end);
@@ -355,6 +359,12 @@ impl Member {
     /// Carries the office on, and tells our own node what it decided.
     fn run_office(&mut self, ctx: &mut Ctx) -> Option<End> {
         let (Some(office), Some(acceptor)) = (&mut self.office, &mut self.acceptor) else { return None };
+        if office.is_deserted(ctx, acceptor, &self.deaths) {
+            // It may be in force no more; whoever is, will say so when we ask for promises.
+            ctx.mark("a coordinator without a quorum steps down");
+            self.office = None;
+            return None;
+        }
         office.tick(ctx, acceptor, &self.deaths);
         office.pump(ctx, acceptor, &self.deaths);
         let authority = office.authority(ctx, acceptor, &self.deaths);
@@ -366,8 +376,9 @@ impl Member {
             end = end.or(self.on_update(ctx, update));
         }
         if matches!(end, Some(End::Left | End::Removed { .. })) {
-            self.hand_over(ctx);
-        } else if renew {
+            return self.hand_over(ctx, end);
+        }
+        if renew {
             self.extend_lease(ctx, authority, ballot);
         } else {
             self.stop_leading_all(ctx, WhyNot::Removed);
@@ -375,22 +386,45 @@ impl Member {
         end
     }
 
-    /// A coordinator that left gives up its office, so that the next rank need not wait.
-    fn hand_over(&mut self, ctx: &mut Ctx) {
-        let (Some(office), Some(acceptor)) = (&self.office, &self.acceptor) else { return };
-        for id in &acceptor.state.core {
-            if let Some(info) = acceptor.state.view.node(*id) {
-                ctx.send(info, self.lineage, ClusterMsg::Release { ballot: office.ballot });
+    /// A coordinator that is out gives up its office, so that the next rank need not wait. It goes once a quorum of the
+    /// core after it knows that (what only the two of them know must not go with it), or after a lease.
+    fn hand_over(&mut self, ctx: &mut Ctx, end: Option<End>) -> Option<End> {
+        let Some(office) = self.office.take() else { return end };
+        self.parting = Some(Parting {
+            end: end?,
+            ballot: office.ballot,
+            confirmed: BTreeSet::new(),
+            next_word: ctx.now,
+            until: ctx.now.after(ctx.lease()),
+        });
+        self.check_parting(ctx)
+    }
+
+    fn check_parting(&mut self, ctx: &mut Ctx) -> Option<End> {
+        let (Some(parting), Some(acceptor)) = (&mut self.parting, &self.acceptor) else { return None };
+        let core = &acceptor.state.core;
+        let known = matches!(share(core, |id| parting.confirmed.contains(&id)), Share::Majority);
+        if known || core.is_empty() || ctx.now >= parting.until {
+            return self.parting.take().map(|p| p.end);
+        }
+        if ctx.now >= parting.next_word {
+            parting.next_word = ctx.now.after(ctx.config.heartbeat / 2);
+            let (ballot, index) = (parting.ballot, acceptor.state.index);
+            for id in core.iter().filter(|id| !parting.confirmed.contains(id)) {
+                if let Some(info) = acceptor.state.view.node(*id) {
+                    ctx.send(info, self.lineage, ClusterMsg::Commit { ballot, index });
+                    ctx.send(info, self.lineage, ClusterMsg::Release { ballot });
+                }
             }
         }
-        self.office = None;
+        None
     }
 
     fn next_deadline(&self, ctx: &Ctx) -> Instant {
-        let office = match (&self.office, &self.acceptor) {
-            (Some(office), Some(acceptor)) => office.deadline(ctx, acceptor),
-            _ => Instant::MAX,
-        };
+        if let Some(parting) = &self.parting {
+            return parting.next_word.min(parting.until);
+        }
+        let office = self.office.as_ref().map_or(Instant::MAX, |office| office.deadline(ctx));
         office
             .min(self.deadline())
             .min(self.takeover_deadline(ctx))
@@ -403,7 +437,7 @@ impl Member {
             (_, true) => "candidate",
             (Some(office), _) => office.phase_name(),
             (None, _) if !self.is_installed() => "founding",
-            (None, _) if self.leaving => "leaving",
+            (None, _) if self.leaving || self.parting.is_some() => "leaving",
             (None, _) => "member",
         }
     }
@@ -512,6 +546,10 @@ impl Member {
                 self.office = None;
                 self.follow(ctx, ballot);
             }
+        } else if let (Some(parting), Some(acceptor)) = (&mut self.parting, &self.acceptor) {
+            if beat.commit.is_some_and(|c| c >= acceptor.state.index) {
+                parting.confirmed.insert(from);
+            }
         } else {
             ctx.reply(from, self.lineage, ClusterMsg::Follow { ballot: self.following });
         }
@@ -568,6 +606,9 @@ impl Member {
         let Some(acceptor) = &mut self.acceptor else { return };
         let next = acceptor.state.index.next();
         if index < next || index == next && acceptor.commit_accepted(ctx, ballot) {
+            if !acceptor.state.view.contains(ballot.node) {
+                self.send_heartbeat(ctx); // The coordinator is out, and waits to hear that we know.
+            }
             return;
         }
         let commit = acceptor.state.index;

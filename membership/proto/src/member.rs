@@ -50,6 +50,17 @@ struct Lease {
     held: bool,
 }
 
+/// A coordinator that committed its own removal, and has yet to hear that others know.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Parting {
+    pub(crate) end: End,
+    pub(crate) ballot: Ballot,
+    /// Who of the core after us has committed our removal.
+    pub(crate) confirmed: BTreeSet<NodeId>,
+    pub(crate) next_word: Instant,
+    pub(crate) until: Instant,
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Member {
     pub(crate) lineage: Lineage,
@@ -75,6 +86,7 @@ pub(crate) struct Member {
     pub(crate) leaving: bool,
     /// We leave because a newer process has our address.
     replaced: bool,
+    pub(crate) parting: Option<Parting>,
     pub(crate) acceptor: Option<Acceptor>,
     pub(crate) deaths: Deaths,
     pub(crate) takeover: Takeover,
@@ -101,6 +113,7 @@ impl Member {
             blocked_since: ctx.now,
             leaving: false,
             replaced: false,
+            parting: None,
             acceptor: None,
             deaths: Deaths::default(),
             takeover: Takeover::default(),
@@ -332,8 +345,14 @@ impl Member {
 
     /// Takes in what the coordinator tells. Returns how this node's life in the lineage ends, if it does.
     pub(crate) fn on_update(&mut self, ctx: &mut Ctx, update: Update) -> Option<End> {
-        if !self.follow(ctx, update.ballot) {
+        if self.parting.is_some() || !self.follow(ctx, update.ballot) {
             return None;
+        }
+        if let Some(acceptor) = &mut self.acceptor
+            && acceptor.state.index.next() <= update.index
+        {
+            // What this coordinator has committed includes the entry that it proposed to us.
+            acceptor.commit_accepted(ctx, update.ballot);
         }
         let first = !self.is_installed();
         if update.index < self.seen {

@@ -441,12 +441,17 @@ impl Office {
         self.feed_learners(ctx, acceptor);
     }
 
+    /// Has no quorum of the core been bound to us for longer than any of its members can have been bound?
+    pub(crate) fn is_deserted(&self, ctx: &Ctx, acceptor: &Acceptor, deaths: &Deaths) -> bool {
+        let until = self.authority_of(ctx, deaths, &acceptor.state.core).max(self.since);
+        ctx.now >= until.after(ctx.granter_lease())
+    }
+
     /// When something may happen without input, besides the tick.
-    pub(crate) fn deadline(&self, ctx: &Ctx, acceptor: &Acceptor) -> Instant {
+    pub(crate) fn deadline(&self, ctx: &Ctx) -> Instant {
         let removals = self.removing.values().map(|r| r.ready_at).filter(|at| *at > ctx.now).min();
         let dissolve = self.dissolving.as_ref().map(|d| d.ready_at).filter(|at| *at > ctx.now);
         let cut = self.cut_since.map(|at| at.after(self.cut_window(ctx))).filter(|at| *at > ctx.now);
-        let _ = acceptor;
         [removals, dissolve, cut].into_iter().flatten().min().unwrap_or(Instant::MAX).min(self.next_tick)
     }
 

@@ -126,21 +126,19 @@ impl Member {
     }
 
     fn is_in_core(&self, ctx: &Ctx) -> bool {
-        self.is_installed()
-            && !self.leaving
-            && self.acceptor.as_ref().is_some_and(|a| a.state.core.contains(&ctx.me()))
+        self.is_installed() && self.acceptor.as_ref().is_some_and(|a| a.state.core.contains(&ctx.me()))
     }
 
-    /// How many living core members come before us.
+    /// How many living core members come before us: the seniors, and all others before one that is leaving.
     fn position(&self, ctx: &Ctx) -> u32 {
         let Some(acceptor) = &self.acceptor else { return 0 };
-        let before = acceptor.state.core.iter().take_while(|id| **id != ctx.me());
+        let before = acceptor.state.core.iter().take_while(|id| self.leaving || **id != ctx.me());
         before.filter(|id| **id != self.following.node && !self.deaths.contains(**id)).count() as u32
     }
 
     /// Looks whether it is our turn.
     pub(crate) fn check_takeover(&mut self, ctx: &mut Ctx) {
-        if self.office.is_none() || self.leaving {
+        if self.office.is_none() {
             if !self.is_in_core(ctx) {
                 self.takeover.at = None;
                 self.takeover.candidate = None;
