@@ -2,7 +2,8 @@
 //!
 //! Rendezvous probing never stops. Of two active lineages the younger dissolves; halves of one lineage never do, they
 //! just hear of each other again. A node whose lineage is blocked goes over to an active one after a while, or (where
-//! anybody may found) begins anew.
+//! anybody may found) begins anew, or (under `expect(n)`) goes over to a younger one even if that is blocked too: a
+//! majority of the slots has founded it since, and may need just this node.
 
 use alloc::collections::BTreeMap;
 
@@ -23,8 +24,10 @@ const PROBES_WHEN_BLOCKED: usize = 8;
 struct Other {
     contact: NodeInfo,
     last_view: ViewId,
-    /// When it was last heard to be active.
-    active_at: Instant,
+    /// When it was last heard.
+    heard_at: Instant,
+    /// It was active then.
+    active: bool,
 }
 
 /// What a member knows of other lineages.
@@ -75,7 +78,7 @@ impl Member {
             }
         }
         let recent = ctx.lease() * 4;
-        self.meeting.others.retain(|_, other| ctx.now - other.active_at <= recent);
+        self.meeting.others.retain(|_, other| ctx.now - other.heard_at <= recent);
     }
 
     /// Another node says where it stands.
@@ -92,8 +95,13 @@ impl Member {
                 let beat = self.heartbeat(ctx);
                 ctx.send(&info, self.lineage, ClusterMsg::Heartbeat(beat.into()));
             }
-        } else if active && !probe.answer {
-            self.met(ctx, lineage, probe.info, last_view);
+        } else if !probe.answer {
+            if active {
+                self.met(ctx, lineage, probe.info, last_view);
+            } else {
+                let other = Other { contact: probe.info, last_view, heard_at: ctx.now, active };
+                self.meeting.others.insert(lineage, other);
+            }
         } else if active && ctx.now >= self.meeting.asked_at.after(ctx.config.heartbeat) {
             // Only one that hears us is a cluster to go over to.
             self.meeting.asked_at = ctx.now;
@@ -111,7 +119,7 @@ impl Member {
         let news = !self.meeting.others.contains_key(&lineage);
         self.meeting
             .others
-            .insert(lineage, Other { contact: contact.clone(), last_view, active_at: ctx.now });
+            .insert(lineage, Other { contact: contact.clone(), last_view, heard_at: ctx.now, active: true });
         let active = self.holds_lease(ctx.now);
         let standing = self.standing(ctx);
         match &mut self.office {
@@ -139,15 +147,24 @@ impl Member {
         if blocked < ctx.lease() {
             return None;
         }
-        let recent = ctx.lease() * 3;
-        let other = self.meeting.others.iter().find(|(_, o)| ctx.now - o.active_at <= recent);
-        if let Some((into, other)) = other {
+        if self.leaving && blocked >= ctx.lease() * 2 {
+            return Some(End::Left); // Nobody is left to let us go.
+        }
+        let recent = |o: &&Other| ctx.now - o.heard_at <= ctx.lease() * 3;
+        if let Some((into, other)) = self.meeting.others.iter().find(|(_, o)| o.active && recent(o)) {
             ctx.highest = ctx.highest.max(other.last_view);
             return (blocked >= ctx.config.give_up).then_some(End::Dissolved { into: *into });
         }
         match ctx.config.bootstrap {
-            Bootstrap::AloneAfter(d) if blocked >= d.max(ctx.lease()) && !self.leaving => {
+            Bootstrap::AloneAfter(d) if blocked >= d.max(ctx.lease()) => {
                 Some(End::StartOver { why: "its cluster is blocked and no other is in reach" })
+            }
+            _ if ctx.config.terms.slots > 0 && blocked >= ctx.config.give_up * 3 / 2 => {
+                let younger = self.meeting.others.iter().rev().find(|(l, o)| **l > self.lineage && recent(o));
+                younger.map(|(into, _)| {
+                    ctx.mark("a node leaves a blocked lineage for a younger one");
+                    End::Dissolved { into: *into }
+                })
             }
             _ => None,
         }

@@ -215,12 +215,16 @@ impl Seeking {
             return None;
         }
         let mut longest = ctx.now - ctx.started;
+        // A blocked cluster may yet recover, but it is not waited for for ever.
+        let patience_over = longest >= after + ctx.lease() * 3;
         for heard in self.recent(ctx) {
             match &heard.standing {
-                Standing::Member { .. } if heard.answered_at.is_some_and(|at| Self::is_recent(ctx, at)) => {
-                    return None;
+                Standing::Member { active, .. } => {
+                    let answers = heard.answered_at.is_some_and(|at| Self::is_recent(ctx, at));
+                    if answers && (*active || !patience_over) {
+                        return None;
+                    }
                 }
-                Standing::Member { .. } => {}
                 Standing::Seeking { waited, hears, may_found_alone: true, .. } => {
                     let mutual = hears.contains(&ctx.me());
                     if mutual && heard.info.id < ctx.me() {
