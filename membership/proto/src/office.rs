@@ -89,7 +89,9 @@ impl Peer {
 struct Proposal {
     index: LogIndex,
     entry: Arc<Entry>,
-    /// Adopted from a predecessor, and not proposed again before those whom it removes have stopped.
+    /// Begun by a predecessor.
+    adopted: bool,
+    /// Not proposed yet: those whom it removes may not have stopped.
     held: bool,
 }
 
@@ -227,7 +229,7 @@ impl Office {
                 _ => {}
             }
         }
-        self.proposal = Some(Proposal { index: acceptor.state.index.next(), entry, held: true });
+        self.proposal = Some(Proposal { index: acceptor.state.index.next(), entry, adopted: true, held: true });
     }
 
     /// A node's heartbeat.
@@ -404,8 +406,8 @@ impl Office {
     pub(crate) fn phase_name(&self) -> &'static str {
         match &self.proposal {
             _ if self.dissolving.is_some() => "dissolving",
+            Some(p) if p.adopted => "adopting",
             Some(p) if p.entry.core.is_some() => "changing-core",
-            Some(p) if p.held => "adopting",
             Some(_) => "proposing",
             None if !self.removing.is_empty() => "removing",
             None => "coordinating",

@@ -256,8 +256,10 @@ impl Seeking {
             self.founding = None;
             return None;
         }
+        // Whoever does not hear us can neither found with us nor be waited for.
         let fresh = |h: &&Heard| {
-            matches!(h.standing, Standing::Seeking { .. }) || ctx.planted(Plant::FoundWithStaleSlots)
+            matches!(&h.standing, Standing::Seeking { hears, .. } if hears.contains(&ctx.me()))
+                || ctx.planted(Plant::FoundWithStaleSlots)
         };
         let mut holders: Vec<(u16, NodeInfo)> =
             self.recent(ctx).filter(fresh).filter_map(|h| Some((h.info.slot?, h.info.clone()))).collect();

@@ -267,6 +267,7 @@ impl Member {
             return;
         }
         let left = acceptor.left(ctx.now);
+        let news = ask.ballot > acceptor.promised;
         acceptor.promise(ctx, ask.ballot);
         let promise = Promise {
             ballot: ask.ballot,
@@ -280,7 +281,10 @@ impl Member {
         };
         ctx.reply(from, lineage, ClusterMsg::Promise(Box::new(promise)));
         self.office = None;
-        self.takeover.give_way(ctx, ask.ballot.round, position);
+        if news {
+            // Once per ballot: one that asks for ever may be deaf.
+            self.takeover.give_way(ctx, ask.ballot.round, position);
+        }
     }
 
     /// A core member promises.

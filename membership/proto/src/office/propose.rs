@@ -43,8 +43,9 @@ impl Office {
         loop {
             if self.proposal.is_none() {
                 let Some(entry) = self.next_entry(ctx, acceptor, deaths) else { break };
+                let index = acceptor.state.index.next();
                 self.proposal =
-                    Some(Proposal { index: acceptor.state.index.next(), entry: Arc::new(entry), held: true });
+                    Some(Proposal { index, entry: Arc::new(entry), adopted: false, held: true });
             }
             if !self.propose(ctx, acceptor, deaths) || !self.is_decided(ctx, acceptor, deaths) {
                 break;
