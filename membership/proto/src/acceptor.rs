@@ -41,8 +41,6 @@ pub(crate) struct Given {
     pub(crate) to: Option<NodeId>,
     /// As this member measures it; never earlier than the holder believes.
     pub(crate) until: Instant,
-    /// The holder gave it back.
-    pub(crate) released: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -69,26 +67,27 @@ pub(crate) enum Offer {
 
 impl Acceptor {
     pub(crate) fn new(ctx: &mut Ctx, promised: Ballot, state: State) -> Self {
-        let given = Given { to: None, until: Instant::ZERO, released: false };
+        let given = Given { to: None, until: Instant::ZERO };
         let this =
             Self { promised, state, accepted: None, given, recent: VecDeque::new(), recent_commands: 0 };
         this.trace_core(ctx);
         this
     }
 
-    /// May this member promise to `candidate` now, or does its grant to another bind it? If so, how long still.
+    /// May this member promise to `candidate` now, or does its grant to another bind it? If so, how long still. A holder
+    /// that is out of the view has ceased to act before that was agreed.
     pub(crate) fn bound(&self, ctx: &Ctx, candidate: NodeId, deaths: &Deaths) -> Option<Duration> {
         let holder = self.given.to?;
         let free = holder == candidate
-            || self.given.released
+            || !self.state.view.contains(holder)
             || ctx.now >= self.given.until
             || deaths.contains(holder)
             || ctx.planted(Plant::PromiseEarly);
         (!free).then(|| self.given.until - ctx.now)
     }
 
-    /// How long authority that this member granted to anybody may last still, released and dead holders included
-    /// (what they passed on may outlive them).
+    /// How long authority that this member granted to anybody may last still, holders that are dead or out
+    /// included (what they passed on may outlive them).
     pub(crate) fn left(&self, now: Instant) -> Duration {
         self.given.until - now
     }
@@ -105,7 +104,7 @@ impl Acceptor {
     /// Records a grant of authority for one lease from now.
     pub(crate) fn grant(&mut self, ctx: &mut Ctx, to: NodeId) {
         let until = self.given.until.max(ctx.now.after(ctx.granter_lease()));
-        self.given = Given { to: Some(to), until, released: false };
+        self.given = Given { to: Some(to), until };
         ctx.trace(|p| Event::Grant { p, to: to.into(), until: until.as_nanos() });
     }
 

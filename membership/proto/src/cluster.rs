@@ -386,8 +386,8 @@ impl Member {
         end
     }
 
-    /// A coordinator that is out gives up its office, so that the next rank need not wait. It goes once a quorum of the
-    /// core after it knows that (what only the two of them know must not go with it), or after a lease.
+    /// A coordinator that is out tells the core after it, so that the next rank need not wait, and goes once a quorum of
+    /// that core knows (what few know must not go with it), or after a lease.
     fn hand_over(&mut self, ctx: &mut Ctx, end: Option<End>) -> Option<End> {
         let Some(office) = self.office.take() else { return end };
         self.parting = Some(Parting {
@@ -413,7 +413,6 @@ impl Member {
             for id in core.iter().filter(|id| !parting.confirmed.contains(id)) {
                 if let Some(info) = acceptor.state.view.node(*id) {
                     ctx.send(info, self.lineage, ClusterMsg::Commit { ballot, index });
-                    ctx.send(info, self.lineage, ClusterMsg::Release { ballot });
                 }
             }
         }
@@ -489,12 +488,15 @@ impl Member {
             ClusterMsg::Behind { commit } => {
                 if let (Some(office), Some(acceptor)) = (&self.office, &self.acceptor) {
                     office.catch_up(ctx, acceptor, from, commit);
+                } else if let (Some(parting), Some(acceptor)) = (&self.parting, &self.acceptor)
+                    && let Some(tail) = acceptor.tail_after(commit)
+                {
+                    ctx.reply(from, self.lineage, ClusterMsg::CatchUp { ballot: parting.ballot, tail });
                 }
             }
             ClusterMsg::CatchUp { ballot, tail } if ballot.node == from => {
                 self.on_catch_up(ctx, ballot, tail)
             }
-            ClusterMsg::Release { ballot } => self.on_release(from, ballot),
             ClusterMsg::Update(update) if update.ballot.node == from => return self.on_update(ctx, *update),
             ClusterMsg::Removed { view, index, why } if index >= self.seen() => {
                 return Some(self.out(ctx, view, why.as_str()));

@@ -166,11 +166,6 @@ pub enum ClusterMsg {
         /// What is committed.
         tail: Tail,
     },
-    /// The coordinator gives up its authority: grants to it bind nobody any more.
-    Release {
-        /// The ballot under which it held it.
-        ballot: Ballot,
-    },
 
     /// Coordinator to node: what has been committed that concerns it.
     Update(Box<Update>),

@@ -1,7 +1,6 @@
 //! Takeover by rank: how a core member becomes coordinator when the present one is lost.
 //!
-//! 1. Somebody is *lost* as coordinator once its death is proved, it released its office or left, or our own grant to
-//!    it has lapsed. The lowest living rank of the core asks at once; rank r waits r steps first.
+//! 1. Somebody is *lost* as coordinator once its death is proved, it has left, or our own grant to it has lapsed. The lowest living rank of the core asks at once; rank r waits r steps first.
 //! 2. It asks the core to promise its ballot. A member promises only when it is not bound to another any more, and
 //!    tells all it knows: what is committed, the one entry that it accepted after that, and how long leases that rest
 //!    on its grants may last.
@@ -41,8 +40,6 @@ pub(crate) struct Takeover {
     /// The highest round seen anywhere.
     round: u64,
     candidate: Option<Candidate>,
-    /// The coordinator said that it gives up its office.
-    released: Option<Ballot>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -104,8 +101,6 @@ impl Member {
         let given = acceptor.given;
         if self.deaths.contains(coordinator)
             || !acceptor.state.view.contains(coordinator)
-            || given.to == Some(coordinator) && given.released
-            || self.takeover.released == Some(self.following)
         {
             return Some(ctx.now);
         }
@@ -353,21 +348,6 @@ impl Member {
         }
     }
 
-    /// The coordinator gives up its office.
-    pub(crate) fn on_release(&mut self, from: NodeId, ballot: Ballot) {
-        if ballot.node != from {
-            return;
-        }
-        if let Some(acceptor) = &mut self.acceptor
-            && acceptor.given.to == Some(from)
-        {
-            acceptor.given.released = true;
-        }
-        if self.following == ballot {
-            self.takeover.released = Some(ballot);
-        }
-    }
-
     /// Has our candidate won? Then it takes office.
     fn check_win(&mut self, ctx: &mut Ctx) {
         let Some(won) = self.won(ctx) else { return };
@@ -402,7 +382,7 @@ impl Member {
             "a coordinator wins a higher ballot of its own"
         } else if self.deaths.contains(self.following.node) {
             "takeover after a proof of death"
-        } else if self.takeover.released.is_some() {
+        } else if self.acceptor.as_ref().is_some_and(|a| !a.state.view.contains(self.following.node)) {
             "takeover after a coordinator left"
         } else {
             "takeover after a lease lapsed"
