@@ -227,7 +227,6 @@ impl Member {
         self.lease.ballot = self.lease.ballot.max(Some(ballot));
         if until > self.lease.until {
             self.lease.until = until;
-            let until = if ctx.planted(Plant::LeaseNeverLapses) { Instant::MAX } else { until };
             ctx.push(Output::Lease(until));
         }
         if !self.lease.held && self.is_installed() {
@@ -240,7 +239,12 @@ impl Member {
 
     /// Notices that the lease ran out, before anything else is done.
     pub(crate) fn notice_lapse(&mut self, ctx: &mut Ctx) {
-        if !self.lease.held || ctx.now < self.lease.until || ctx.planted(Plant::LeaseNeverLapses) {
+        if !self.lease.held || ctx.now < self.lease.until {
+            return;
+        }
+        if ctx.planted(Plant::LeaseNeverLapses) {
+            self.lease.until = ctx.now.after(ctx.lease());
+            ctx.push(Output::Lease(self.lease.until));
             return;
         }
         self.lease.held = false;

@@ -22,6 +22,7 @@ use crate::{
     ctx::Ctx,
     entry::{Command, Entry},
     msg::{ClusterMsg, Heartbeat, Join, Msg, Update},
+    plant::Plant,
     quorum::Deaths,
     view::{NodeInfo, Why},
 };
@@ -118,6 +119,8 @@ pub(crate) struct Won {
     pub(crate) lapsed: Option<(NodeId, Instant)>,
     /// The promisers' clocks, to be echoed by the first grants.
     pub(crate) clocks: BTreeMap<NodeId, Instant>,
+    /// Who stored an undecided entry under an older ballot; only for a planted bug.
+    pub(crate) stored: Vec<NodeId>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -202,6 +205,13 @@ impl Office {
                 office.remove(ctx, deaths, node, Why::Dead);
             }
         }
+        if ctx.planted(Plant::CountOldAcks) {
+            for id in &won.stored {
+                if let Some(peer) = office.peers.get_mut(id) {
+                    peer.accepted = (acceptor.state.index.next(), now);
+                }
+            }
+        }
         if let Some(entry) = won.undecided {
             office.adopt(ctx, acceptor, deaths, entry);
         }
@@ -229,7 +239,8 @@ impl Office {
                 _ => {}
             }
         }
-        self.proposal = Some(Proposal { index: acceptor.state.index.next(), entry, adopted: true, held: true });
+        self.proposal =
+            Some(Proposal { index: acceptor.state.index.next(), entry, adopted: true, held: true });
     }
 
     /// A node's heartbeat.

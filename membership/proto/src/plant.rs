@@ -6,9 +6,9 @@
 /// A planted bug. Its name is what `phalanx sim --plant NAME` takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Plant {
-    /// A core member promises to a candidate although its grant to another has not lapsed.
+    /// A core member promises to a candidate as if its grant to another had lapsed.
     PromiseEarly,
-    /// The coordinator counts acknowledgements of an older ballot.
+    /// A winner counts those who stored an entry under an older ballot as if they had stored it under its own.
     CountOldAcks,
     /// A candidate wins with a quorum of the old core although the log that it adopts changes the core.
     WinInOldCore,

@@ -413,6 +413,7 @@ fn found(ctx: &mut Ctx, lineage: Lineage, founders: Vec<NodeInfo>, highest: View
         without: Vec::new(),
         lapsed: None,
         clocks: BTreeMap::new(),
+        stored: Vec::new(),
     };
     // The others of the first core get the state that the first entry applies to.
     for info in acceptor.state.view.members.clone() {

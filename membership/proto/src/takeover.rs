@@ -99,9 +99,7 @@ impl Member {
         let acceptor = self.acceptor.as_ref()?;
         let coordinator = self.following.node;
         let given = acceptor.given;
-        if self.deaths.contains(coordinator)
-            || !acceptor.state.view.contains(coordinator)
-        {
+        if self.deaths.contains(coordinator) || !acceptor.state.view.contains(coordinator) {
             return Some(ctx.now);
         }
         let bound_until = if given.to == Some(coordinator) { given.until } else { Instant::ZERO };
@@ -261,7 +259,7 @@ impl Member {
             ctx.reply(from, lineage, refusal);
             return;
         }
-        let left = acceptor.left(ctx.now);
+        let left = if ctx.planted(Plant::PromiseEarly) { Duration::ZERO } else { acceptor.left(ctx.now) };
         let news = ask.ballot > acceptor.promised;
         acceptor.promise(ctx, ask.ballot);
         let promise = Promise {
@@ -413,7 +411,10 @@ impl Member {
         let latest = candidate.promises.values().filter(|p| p.commit == state.index);
         let undecided = latest.filter_map(|p| p.accepted.clone()).max_by_key(|(ballot, _)| *ballot);
         let undecided = undecided.map(|(_, entry)| entry).filter(|_| !ctx.planted(Plant::AdoptNothing));
-        let horizon = candidate.promises.values().map(|p| p.horizon).max().unwrap_or(ctx.now);
+        let mut horizon = candidate.promises.values().map(|p| p.horizon).max().unwrap_or(ctx.now);
+        if ctx.planted(Plant::ForgetPredecessorsLeases) {
+            horizon = ctx.now;
+        }
         let next_core = undecided.as_ref().and_then(|e| e.core.clone());
         let cores = [Some(state.core.clone()), next_core.filter(|_| !ctx.planted(Plant::WinInOldCore))];
         let mut without = Vec::new();
@@ -444,6 +445,12 @@ impl Member {
             without,
             lapsed,
             clocks: candidate.promises.iter().map(|(id, p)| (*id, p.clock)).collect(),
+            stored: candidate
+                .promises
+                .iter()
+                .filter(|(_, p)| p.accepted.is_some())
+                .map(|(id, _)| *id)
+                .collect(),
         })
     }
 

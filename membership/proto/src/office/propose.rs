@@ -28,7 +28,7 @@ impl Office {
         index: LogIndex,
         echo: Instant,
     ) {
-        if ballot != self.ballot && !ctx.planted(Plant::CountOldAcks) {
+        if ballot != self.ballot {
             return;
         }
         if let Some(peer) = self.peers.get_mut(&from) {
@@ -44,8 +44,7 @@ impl Office {
             if self.proposal.is_none() {
                 let Some(entry) = self.next_entry(ctx, acceptor, deaths) else { break };
                 let index = acceptor.state.index.next();
-                self.proposal =
-                    Some(Proposal { index, entry: Arc::new(entry), adopted: false, held: true });
+                self.proposal = Some(Proposal { index, entry: Arc::new(entry), adopted: false, held: true });
             }
             if !self.propose(ctx, acceptor, deaths) || !self.is_decided(ctx, acceptor, deaths) {
                 break;

@@ -1,0 +1,279 @@
+//! Agreement on the log: GM6 a quorum accepted what makes a view before anybody installed it, GM6a no position of
+//! the log is decided twice.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use membership_types::trace::{Bal, Process};
+
+use crate::{
+    book::{At, Book, Evidence, Lin, list},
+    report::Predicate,
+};
+
+/// How many positions of each log are kept. Views are installed by somebody right after their entry is decided, so
+/// that nothing is judged by entries so old.
+const KEPT: usize = 65_536;
+
+/// One entry under one ballot, and who accepted it.
+#[derive(Debug)]
+struct Vote {
+    ballot: Bal,
+    digest: Box<str>,
+    by: BTreeMap<Process, At>,
+}
+
+impl Vote {
+    fn tell(&self, idx: u64) -> impl Iterator<Item = Evidence> + '_ {
+        let Bal(round, node) = self.ballot;
+        self.by.iter().map(move |(p, at)| {
+            (*at, format!("{p} accepts {} at entry {idx} under ballot {round} of {node}", self.digest))
+        })
+    }
+}
+
+#[derive(Debug, Default)]
+struct Position {
+    votes: Vec<Vote>,
+    /// The vote by which the entry is known to be decided.
+    decided: Option<usize>,
+    /// The view that the entry made, and who installed it first.
+    made: Option<(u64, At)>,
+}
+
+#[derive(Debug, Default)]
+struct Log {
+    positions: BTreeMap<u64, Position>,
+    /// The core in force from each entry on.
+    cores: BTreeMap<u64, (Vec<Process>, At)>,
+}
+
+impl Log {
+    fn core_at(&self, idx: u64) -> Option<&(Vec<Process>, At)> {
+        self.cores.range(..=idx).next_back().map(|(_, core)| core)
+    }
+}
+
+/// A first install that no quorum is known for yet; judged once its instant is over, because records of one instant
+/// have no order.
+#[derive(Debug)]
+struct Pending {
+    lin: Lin,
+    idx: u64,
+    vid: u64,
+    by: Process,
+    at: At,
+}
+
+/// The logs of all lineages, and the proofs of death.
+#[derive(Debug, Default)]
+pub(crate) struct Quorum {
+    logs: BTreeMap<Lin, Log>,
+    /// Proofs that came to somebody who held a lease: (prover, dead).
+    proofs: BTreeMap<(Process, Process), At>,
+    pending: Vec<Pending>,
+    /// Nodes that were in a core: those that are known to be eligible.
+    eligible: BTreeSet<u64>,
+}
+
+/// How a set of processes relates to a core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Share {
+    Majority,
+    /// Exactly half, and it has the senior, or a leased proof that one of the other half is dead.
+    GoodHalf,
+    TooFew,
+}
+
+impl Quorum {
+    /// A core member learns which core is in force from an entry on.
+    pub(crate) fn core(&mut self, book: &mut Book, lin: Lin, idx: u64, members: &[Process], at: At) {
+        self.eligible.extend(members.iter().map(|p| p.0));
+        let log = self.logs.entry(lin).or_default();
+        let Some((known, then)) = log.cores.get(&idx) else {
+            log.cores.insert(idx, (members.to_vec(), at));
+            return;
+        };
+        if known != members {
+            let evidence = vec![
+                (*then, format!("the core from entry {idx} on is {}", list(known))),
+                (at, format!("the core from entry {idx} on is {}", list(members))),
+            ];
+            book.violated(Predicate::GM6, format!("two cores are in force from entry {idx} on"), evidence);
+        }
+    }
+
+    /// A process has proof of another one's death.
+    pub(crate) fn proof(&mut self, p: Process, q: Process, leased: bool, at: At) {
+        if leased {
+            self.proofs.entry((p, q)).or_insert(at);
+        }
+    }
+
+    /// A core member accepts an entry.
+    #[allow(clippy::too_many_arguments, reason = "the fields of one event")]
+    pub(crate) fn accept(
+        &mut self,
+        book: &mut Book,
+        lin: Lin,
+        idx: u64,
+        ballot: Bal,
+        digest: &str,
+        p: Process,
+        at: At,
+    ) {
+        let log = self.logs.entry(lin).or_default();
+        let oldest = log.positions.keys().next().copied();
+        if log.positions.len() >= KEPT && oldest.is_some_and(|oldest| idx < oldest) {
+            return;
+        }
+        let position = log.positions.entry(idx).or_default();
+        let found = position.votes.iter().position(|v| v.ballot == ballot && *v.digest == *digest);
+        let vote = found.unwrap_or_else(|| {
+            position.votes.push(Vote { ballot, digest: digest.into(), by: BTreeMap::new() });
+            position.votes.len() - 1
+        });
+        position.votes[vote].by.entry(p).or_insert(at);
+        if found.is_none() {
+            Self::check_one_entry_per_ballot(book, position, idx, vote);
+        }
+        let log = &self.logs[&lin];
+        if log.core_at(idx).is_some_and(|(core, _)| self.share(core, lin, idx, vote) == Share::Majority) {
+            self.decide(book, lin, idx, vote);
+        }
+        let log = self.logs.entry(lin).or_default();
+        if log.positions.len() > KEPT {
+            log.positions.pop_first();
+        }
+    }
+
+    /// A ballot belongs to one coordinator, who proposes one entry for a position.
+    fn check_one_entry_per_ballot(book: &mut Book, position: &Position, idx: u64, vote: usize) {
+        let new = &position.votes[vote];
+        let Some(other) = position.votes.iter().find(|v| v.ballot == new.ballot && v.digest != new.digest) else {
+            return;
+        };
+        let what = format!("ballot {} of {} has two entries {idx}", new.ballot.0, new.ballot.1);
+        book.violated(Predicate::GM6a, what, other.tell(idx).chain(new.tell(idx)).collect());
+    }
+
+    fn share(&self, core: &[Process], lin: Lin, idx: u64, vote: usize) -> Share {
+        let vote = &self.logs[&lin].positions[&idx].votes[vote];
+        self.share_of(core, |p| vote.by.contains_key(&p))
+    }
+
+    fn share_of(&self, core: &[Process], has: impl Fn(Process) -> bool) -> Share {
+        let (with, without): (Vec<Process>, Vec<Process>) = core.iter().partition(|p| has(**p));
+        let proved =
+            || with.iter().any(|p| without.iter().any(|q| self.proofs.contains_key(&(*p, *q))));
+        if with.len() > without.len() {
+            Share::Majority
+        } else if with.len() == without.len() && !core.is_empty() && (has(core[0]) || proved()) {
+            Share::GoodHalf
+        } else {
+            Share::TooFew
+        }
+    }
+
+    /// An entry is known to be decided.
+    fn decide(&mut self, book: &mut Book, lin: Lin, idx: u64, vote: usize) {
+        let Some(position) = self.logs.get_mut(&lin).and_then(|log| log.positions.get_mut(&idx)) else { return };
+        let Some(before) = position.decided else {
+            position.decided = Some(vote);
+            book.judged(Predicate::GM6a);
+            return;
+        };
+        let (first, second) = (&position.votes[before], &position.votes[vote]);
+        if first.digest != second.digest {
+            let what = format!("entry {idx} is decided as {} and as {}", first.digest, second.digest);
+            book.violated(Predicate::GM6a, what, first.tell(idx).chain(second.tell(idx)).collect());
+        }
+    }
+
+    /// A process installs the cluster view that an entry made.
+    pub(crate) fn installed(&mut self, book: &mut Book, lin: Lin, idx: u64, vid: u64, by: Process, at: At) {
+        let Some(log) = self.logs.get_mut(&lin) else { return };
+        if log.positions.keys().next().is_some_and(|oldest| idx < *oldest) && log.positions.len() >= KEPT {
+            return;
+        }
+        let position = log.positions.entry(idx).or_default();
+        match position.made {
+            None => position.made = Some((vid, at)),
+            Some((made, _)) if made == vid => return,
+            Some((made, then)) => {
+                let what = format!("entry {idx} makes view {made} and view {vid}");
+                let evidence = vec![
+                    (then, format!("view {made}, made by entry {idx}, is installed")),
+                    (at, format!("{by} installs view {vid}, made by entry {idx}")),
+                ];
+                book.violated(Predicate::GM6, what, evidence);
+                return;
+            }
+        }
+        let pending = Pending { lin, idx, vid, by, at };
+        if !self.settle(book, &pending) {
+            self.pending.push(pending);
+        }
+    }
+
+    /// Time has come to `t`: what no quorum was found for before is a violation.
+    pub(crate) fn time(&mut self, book: &mut Book, t: u64) {
+        while self.pending.first().is_some_and(|p| p.at.t < t) {
+            let pending = self.pending.remove(0);
+            self.overdue(book, &pending);
+        }
+    }
+
+    /// Is there a quorum for it? True also where the trace does not say who decides.
+    fn settle(&mut self, book: &mut Book, pending: &Pending) -> bool {
+        let Pending { lin, idx, .. } = *pending;
+        let log = &self.logs[&lin];
+        let Some((core, _)) = log.core_at(idx) else { return false };
+        let votes = log.positions.get(&idx).map_or(0, |p| p.votes.len());
+        let shares: Vec<Share> = (0..votes).map(|vote| self.share(core, lin, idx, vote)).collect();
+        let majority = shares.iter().position(|s| *s == Share::Majority);
+        let halves: Vec<usize> = (0..votes).filter(|v| shares[*v] == Share::GoodHalf).collect();
+        if let Some(vote) = majority.or_else(|| halves.first().copied()) {
+            book.judged(Predicate::GM6);
+            // Which of two halves went on cannot be told from what they accepted.
+            if majority.is_some() || halves.len() == 1 {
+                self.decide(book, lin, idx, vote);
+            }
+            return true;
+        }
+        false
+    }
+
+    fn overdue(&mut self, book: &mut Book, pending: &Pending) {
+        if self.settle(book, pending) {
+            return;
+        }
+        let Pending { lin, idx, vid, by, at } = *pending;
+        let log = &self.logs[&lin];
+        let Some((core, then)) = log.core_at(idx) else { return };
+        let mut evidence = vec![
+            (*then, format!("the core is {}", list(core))),
+            (at, format!("{by} installs view {vid}, made by entry {idx}")),
+        ];
+        let votes = log.positions.get(&idx).map_or(&[][..], |p| &p.votes);
+        let best = votes.iter().max_by_key(|v| v.by.keys().filter(|p| core.contains(p)).count());
+        let got = best.map_or(0, |v| v.by.keys().filter(|p| core.contains(p)).count());
+        evidence.extend(best.into_iter().flat_map(|v| v.tell(idx)));
+        let what = format!("view {vid} is installed, but {got} of {} in the core accepted entry {idx}", core.len());
+        book.violated(Predicate::GM6, what, evidence);
+    }
+
+    /// The core in force after everything that the trace tells of a lineage.
+    pub(crate) fn last_core(&self, lin: Lin) -> Option<&(Vec<Process>, At)> {
+        self.logs.get(&lin)?.core_at(u64::MAX)
+    }
+
+    /// Is the process's node known to be eligible for a core? Where no core is told, anybody counts.
+    pub(crate) fn may_decide(&self, p: Process) -> bool {
+        self.eligible.is_empty() || self.eligible.contains(&p.0)
+    }
+
+    /// Could these processes decide in a core (S2), as far as the trace tells?
+    pub(crate) fn can_decide(&self, core: &[Process], living: &BTreeSet<Process>) -> bool {
+        self.share_of(core, |p| living.contains(&p)) != Share::TooFew
+    }
+}

@@ -1,0 +1,370 @@
+//! What goes wrong, and when it is mended.
+
+use std::str::FromStr;
+
+use membership_types::trace::{Event, LinkState, Source};
+
+use crate::{
+    network::Cut,
+    process::Life,
+    world::{Action, Ambush, World},
+};
+
+/// A kind of fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// A process dies; a new incarnation starts later.
+    Crash,
+    /// A process dies in the middle of what it says, in a chosen phase of the protocol.
+    KillInPhase,
+    /// Everybody dies at once and starts again.
+    RestartAll,
+    /// A process is stopped and continued.
+    Pause,
+    /// Every process is stopped at once and continued.
+    PauseAll,
+    /// Connections break: what is under way is lost.
+    Break,
+    /// Links become slow.
+    Delay,
+    /// Links are cut in one direction.
+    OneWay,
+    /// The network falls into two parts.
+    Partition,
+    /// Some pairs cannot reach each other, though others reach both.
+    Partial,
+    /// One process is cut off from all others.
+    Isolate,
+    /// Several new processes start at the same instant.
+    JoinStorm,
+    /// A new process takes over the address of one that still runs elsewhere.
+    Replace,
+    /// A process leaves as it should, and comes back later.
+    Leave,
+    /// The network splits when some process is in the middle of something.
+    SplitInPhase,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 15] = [
+        Self::Crash,
+        Self::KillInPhase,
+        Self::RestartAll,
+        Self::Pause,
+        Self::PauseAll,
+        Self::Break,
+        Self::Delay,
+        Self::OneWay,
+        Self::Partition,
+        Self::Partial,
+        Self::Isolate,
+        Self::JoinStorm,
+        Self::Replace,
+        Self::Leave,
+        Self::SplitInPhase,
+    ];
+
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Crash => "crash",
+            Self::KillInPhase => "kill-in-phase",
+            Self::RestartAll => "restart-all",
+            Self::Pause => "pause",
+            Self::PauseAll => "pause-all",
+            Self::Break => "break",
+            Self::Delay => "delay",
+            Self::OneWay => "one-way",
+            Self::Partition => "partition",
+            Self::Partial => "partial",
+            Self::Isolate => "isolate",
+            Self::JoinStorm => "join-storm",
+            Self::Replace => "replace",
+            Self::Leave => "leave",
+            Self::SplitInPhase => "split-in-phase",
+        }
+    }
+}
+
+/// The text names no kind of fault.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no such kind of fault; there are: {}", Kind::ALL.map(Kind::name).join(", "))]
+pub struct UnknownKind;
+
+impl FromStr for Kind {
+    type Err = UnknownKind;
+    fn from_str(name: &str) -> Result<Self, UnknownKind> {
+        Self::ALL.into_iter().find(|k| k.name() == name).ok_or(UnknownKind)
+    }
+}
+
+/// The phases in which [`Kind::KillInPhase`] strikes.
+pub(crate) const PHASES: [&str; 9] = [
+    "candidate",
+    "adopting",
+    "proposing",
+    "changing-core",
+    "removing",
+    "dissolving",
+    "coordinating",
+    "founding",
+    "leaving",
+];
+
+impl World {
+    /// Injects one fault of a kind that this run has.
+    pub(crate) fn inject(&mut self) {
+        let kinds = self.params.kinds.clone();
+        let Some(kind) = self.rng.pick(&kinds).copied() else { return };
+        if self.strike(kind) {
+            *self.faults.entry(kind).or_insert(0) += 1;
+        }
+    }
+
+    /// Injects this kind of fault. False if nothing was there to be hit.
+    pub(crate) fn strike(&mut self, kind: Kind) -> bool {
+        let lease = self.params.lease.as_nanos() as u64;
+        match kind {
+            Kind::Crash => {
+                let Some(p) = self.target() else { return false };
+                // Now and then the next one goes with it.
+                let count = if self.rng.chance(150) { 2 } else { 1 };
+                self.crash_and_restart(p, lease);
+                for _ in 1..count {
+                    if let Some(p) = self.target() {
+                        self.crash_and_restart(p, lease);
+                    }
+                }
+            }
+            Kind::KillInPhase => {
+                let phase = *self.rng.pick(&PHASES).expect("not empty");
+                self.ambush = Some(Ambush { phase, until: self.now + 6 * lease, kill: true });
+            }
+            Kind::SplitInPhase => {
+                let phase = *self.rng.pick(&PHASES).expect("not empty");
+                self.ambush = Some(Ambush { phase, until: self.now + 6 * lease, kill: false });
+            }
+            Kind::RestartAll => {
+                if !self.rng.chance(250) {
+                    return false;
+                }
+                for p in self.up() {
+                    self.crash_and_restart(p, lease);
+                }
+            }
+            Kind::Pause => {
+                let Some(p) = self.target() else { return false };
+                let length = self.some_length(lease);
+                self.pause(p, length);
+            }
+            Kind::PauseAll => {
+                let length = self.some_length(lease);
+                for p in self.up() {
+                    let more = self.rng.below(1 + lease / 50);
+                    self.pause(p, length + more);
+                }
+                self.mark("every process is stopped at once");
+            }
+            Kind::Break => {
+                let Some((a, b)) = self.pair() else { return false };
+                self.lose_in_flight(a, b);
+                let length = self.rng.below(60_000_000);
+                self.cut_both(a, b, Cut::Lose, length);
+            }
+            Kind::Delay => {
+                let Some((a, b)) = self.pair() else { return false };
+                let by = self.rng.between(lease / 20, lease + lease / 2);
+                let length = self.rng.between(lease / 2, 5 * lease);
+                let one_way = self.rng.chance(500);
+                self.slow(a, b, by, length);
+                if !one_way {
+                    self.slow(b, a, by, length);
+                }
+            }
+            Kind::OneWay => {
+                let Some(p) = self.target() else { return false };
+                let length = self.some_length(lease);
+                let how = self.some_cut();
+                let place = self.processes[p].place;
+                let others: Vec<usize> = self.places().into_iter().filter(|o| *o != place).collect();
+                let hit: Vec<usize> = if self.rng.chance(500) {
+                    others
+                } else {
+                    self.rng.pick(&others).copied().into_iter().collect()
+                };
+                let deaf = self.rng.chance(500);
+                for other in hit {
+                    let (from, to) = if deaf { (other, place) } else { (place, other) };
+                    self.cut(from, to, how, length);
+                }
+            }
+            Kind::Partition => self.split(),
+            Kind::Partial => {
+                let length = self.some_length(lease);
+                for _ in 0..self.rng.between(1, 3) {
+                    if let Some((a, b)) = self.pair() {
+                        let how = self.some_cut();
+                        self.cut_both(a, b, how, length);
+                    }
+                }
+            }
+            Kind::Isolate => {
+                let Some(p) = self.target() else { return false };
+                let length = self.some_length(lease);
+                let how = self.some_cut();
+                let place = self.processes[p].place;
+                for other in self.places() {
+                    if other != place {
+                        self.cut_both(place, other, how, length);
+                    }
+                }
+            }
+            Kind::JoinStorm => {
+                let free: Vec<usize> = (self.params.nodes..self.params.nodes + self.params.extra)
+                    .filter(|m| self.process_on(*m).is_none())
+                    .collect();
+                if free.is_empty() {
+                    return false;
+                }
+                for machine in free {
+                    self.push(self.now, Action::Start { machine });
+                    let stay = self.rng.between(lease, 10 * lease);
+                    self.push(self.now + stay, Action::Retire { machine });
+                }
+            }
+            Kind::Replace => {
+                let Some(p) = self.target() else { return false };
+                // A founder slot is an address, and is taken to have one living process at a time.
+                if self.processes[p].info.slot.is_some() {
+                    return false;
+                }
+                self.replace(p);
+            }
+            Kind::Leave => {
+                let Some(p) = self.target() else { return false };
+                let machine = self.processes[p].machine;
+                self.leave(p);
+                let back = self.now + self.rng.between(lease / 10, 3 * lease);
+                self.push(back, Action::Start { machine });
+            }
+        }
+        true
+    }
+
+    fn crash_and_restart(&mut self, p: usize, lease: u64) {
+        let machine = self.processes[p].machine;
+        self.crash(p, "killed");
+        if machine < self.params.nodes && self.rng.chance(850) {
+            let back = self.now + self.rng.between(1_000_000, 3 * lease);
+            self.push(back, Action::Start { machine });
+        }
+    }
+
+    /// Somebody who runs; often the coordinator or a leader.
+    pub(crate) fn target(&mut self) -> Option<usize> {
+        let up = self.up();
+        let coordinators: Vec<usize> =
+            up.iter().copied().filter(|p| self.processes[*p].cluster.is_coordinator()).collect();
+        let leaders: Vec<usize> =
+            up.iter().copied().filter(|p| !self.processes[*p].app.leads.is_empty()).collect();
+        let pool = match self.rng.below(100) {
+            0..35 if !coordinators.is_empty() => coordinators,
+            35..60 if !leaders.is_empty() => leaders,
+            _ => up,
+        };
+        self.rng.pick(&pool).copied()
+    }
+
+    fn pair(&mut self) -> Option<(usize, usize)> {
+        let places = self.places();
+        let a = *self.rng.pick(&places)?;
+        let b = *self.rng.pick(&places)?;
+        (a != b).then_some((a, b))
+    }
+
+    /// Around the lengths at which protocols break: a little less or more than a lease, and long ones.
+    fn some_length(&mut self, lease: u64) -> u64 {
+        let base = *self
+            .rng
+            .pick(&[lease / 3, lease / 2, lease, lease, 2 * lease, 3 * lease, 8 * lease])
+            .expect("not empty");
+        base + self.rng.below(base / 4 + 1)
+    }
+
+    /// Splits the network in two for a while.
+    pub(crate) fn split(&mut self) {
+        let lease = self.params.lease.as_nanos() as u64;
+        let places = self.places();
+        let length = self.some_length(lease);
+        let how = self.some_cut();
+        let side: Vec<bool> = places.iter().map(|_| self.rng.chance(500)).collect();
+        for (i, a) in places.iter().enumerate() {
+            for (j, b) in places.iter().enumerate() {
+                if side[i] != side[j] {
+                    self.cut(*a, *b, how, length);
+                }
+            }
+        }
+    }
+
+    fn some_cut(&mut self) -> Cut {
+        if self.rng.chance(600) { Cut::Lose } else { Cut::Hold }
+    }
+
+    fn cut_both(&mut self, a: usize, b: usize, how: Cut, length: u64) {
+        self.cut(a, b, how, length);
+        self.cut(b, a, how, length);
+    }
+
+    pub(crate) fn cut(&mut self, from: usize, to: usize, how: Cut, length: u64) {
+        if self.network.is_faulty(from, to) {
+            return;
+        }
+        self.network.cut(from, to, how);
+        self.note_link(from, to, LinkState::Cut);
+        self.push(self.now + length, Action::Heal { from, to });
+    }
+
+    fn slow(&mut self, from: usize, to: usize, by: u64, length: u64) {
+        if self.network.is_faulty(from, to) {
+            return;
+        }
+        self.network.slow_down(from, to, by);
+        self.note_link(from, to, LinkState::Delay);
+        self.push(self.now + length, Action::Heal { from, to });
+    }
+
+    /// Mends a link; what it held arrives.
+    pub(crate) fn heal(&mut self, from: usize, to: usize) {
+        if !self.network.is_faulty(from, to) {
+            return;
+        }
+        self.network.heal(from, to);
+        self.note_link(from, to, LinkState::Ok);
+        self.release_held(from, to);
+    }
+
+    fn note_link(&mut self, from: usize, to: usize, state: LinkState) {
+        let link = Event::Link { a: from as u64, b: to as u64, state, par: None };
+        self.record(Source::Harness, link);
+    }
+
+    fn pause(&mut self, p: usize, length: u64) {
+        self.stop(p);
+        self.push(self.now + length, Action::Resume { p });
+    }
+
+    /// Stops a process where it stands.
+    pub(crate) fn stop(&mut self, p: usize) {
+        if !self.processes[p].is_up() {
+            return;
+        }
+        if !self.processes[p].app.leads.is_empty() {
+            self.mark("a leader is stopped");
+        }
+        self.processes[p].life = Life::Paused;
+        let process = self.processes[p].id.into();
+        self.record(Source::Harness, Event::Pause { p: process });
+    }
+}

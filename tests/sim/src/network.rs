@@ -1,0 +1,133 @@
+//! The network between places: delays, losses, cuts.
+//!
+//! A place is where a process runs. Every ordered pair of places is a directed link. Messages of one link keep their
+//! order, as those of a connection do, unless the run reorders; a cut link either loses what is sent (the connection
+//! broke) or holds it and releases it all at once when it heals (as a kernel's send buffer does).
+
+use std::collections::BTreeMap;
+
+use membership_types::Rng;
+
+/// What a directed link does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// Messages are lost.
+    Lose,
+    /// Messages wait for the heal.
+    Hold,
+}
+
+/// What becomes of one message.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It arrives at these times (twice, if it is doubled).
+    Arrives(Vec<u64>),
+    /// It waits for the heal.
+    Held,
+    /// It is lost.
+    Lost,
+}
+
+/// How unruly a run's network is; drawn once per seed.
+#[derive(Clone, Debug)]
+pub(crate) struct Manners {
+    pub(crate) delay_min: u64,
+    pub(crate) delay_max: u64,
+    pub(crate) loss_per_mille: u64,
+    pub(crate) double_per_mille: u64,
+    pub(crate) reorders: bool,
+}
+
+impl Manners {
+    pub(crate) fn draw(rng: &mut Rng) -> Self {
+        let wild = rng.chance(400);
+        let slowest = if rng.chance(200) { 40_000_000 } else { 4_000_000 };
+        Self {
+            delay_min: rng.between(10_000, 200_000),
+            delay_max: rng.between(300_000, slowest),
+            loss_per_mille: if wild { rng.below(60) } else { 0 },
+            double_per_mille: if wild { rng.below(60) } else { 0 },
+            reorders: wild && rng.chance(500),
+        }
+    }
+
+    pub(crate) fn calm(&mut self) {
+        self.loss_per_mille = 0;
+        self.double_per_mille = 0;
+        self.delay_max = self.delay_max.min(4_000_000);
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Network {
+    pub(crate) manners: Manners,
+    cuts: BTreeMap<(usize, usize), Cut>,
+    slow: BTreeMap<(usize, usize), u64>,
+    last: BTreeMap<(usize, usize), u64>,
+    rng: Rng,
+}
+
+impl Network {
+    pub(crate) fn new(manners: Manners, rng: Rng) -> Self {
+        Self { manners, cuts: BTreeMap::new(), slow: BTreeMap::new(), last: BTreeMap::new(), rng }
+    }
+
+    /// The directed link loses or holds what is sent from now on.
+    pub(crate) fn cut(&mut self, from: usize, to: usize, how: Cut) {
+        self.cuts.insert((from, to), how);
+    }
+
+    /// The directed link takes this much longer.
+    pub(crate) fn slow_down(&mut self, from: usize, to: usize, by: u64) {
+        self.slow.insert((from, to), by);
+    }
+
+    /// The directed link is as it should be.
+    pub(crate) fn heal(&mut self, from: usize, to: usize) {
+        self.cuts.remove(&(from, to));
+        self.slow.remove(&(from, to));
+    }
+
+    pub(crate) fn is_cut(&self, from: usize, to: usize) -> bool {
+        self.cuts.contains_key(&(from, to))
+    }
+
+    pub(crate) fn is_faulty(&self, from: usize, to: usize) -> bool {
+        self.is_cut(from, to) || self.slow.contains_key(&(from, to))
+    }
+
+    /// Draws what becomes of a message sent at `now`.
+    pub(crate) fn send(&mut self, now: u64, from: usize, to: usize) -> Fate {
+        match self.cuts.get(&(from, to)) {
+            Some(Cut::Lose) => return Fate::Lost,
+            Some(Cut::Hold) => return Fate::Held,
+            None => {}
+        }
+        if from != to && self.rng.chance(self.manners.loss_per_mille) {
+            return Fate::Lost;
+        }
+        let mut times = vec![self.arrival(now, from, to)];
+        if from != to && self.rng.chance(self.manners.double_per_mille) {
+            times.push(self.arrival(now, from, to));
+        }
+        Fate::Arrives(times)
+    }
+
+    /// When a message that leaves now arrives.
+    pub(crate) fn arrival(&mut self, now: u64, from: usize, to: usize) -> u64 {
+        let (min, max) = (self.manners.delay_min, self.manners.delay_max.max(self.manners.delay_min));
+        // Most are fast; a few take their time.
+        let delay = if self.rng.chance(900) {
+            self.rng.between(min, min + (max - min) / 8)
+        } else {
+            self.rng.between(min, max)
+        };
+        let at = now + delay + self.slow.get(&(from, to)).copied().unwrap_or(0);
+        if self.manners.reorders {
+            return at;
+        }
+        let last = self.last.entry((from, to)).or_insert(0);
+        *last = at.max(*last + 1);
+        *last
+    }
+}

@@ -1,0 +1,135 @@
+//! What one seed's run looks like: drawn at random, so that every run stresses another mixture.
+
+use std::time::Duration;
+
+use membership_types::Rng;
+
+use crate::{faults::Kind, network::Manners};
+
+/// How the run ends: what is still broken when calm begins and everyone else must get along.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// Everything is healed and restarted.
+    AllWell,
+    /// One machine stays down.
+    OneDown,
+    /// One process hears nothing, but is heard.
+    OneDeaf,
+    /// One process hears, but is not heard.
+    OneMute,
+    /// One process is cut off.
+    OneIsolated,
+    /// One process stays stopped.
+    OneStopped,
+    /// Most of the core goes down at once, for good.
+    CoreLost,
+}
+
+/// The run's make-up.
+#[derive(Clone, Debug)]
+pub(crate) struct Params {
+    /// How many machines there are from the start.
+    pub(crate) nodes: usize,
+    /// How many may be added by join storms.
+    pub(crate) extra: usize,
+    /// Which host each machine is on; processes on one host can prove each other's death.
+    pub(crate) hosts: Vec<usize>,
+    pub(crate) lease: Duration,
+    pub(crate) heartbeat: Duration,
+    pub(crate) core_size: u16,
+    /// Founder slots; 0 where anybody may found.
+    pub(crate) slots: u16,
+    pub(crate) alone_after: Duration,
+    /// Machines that may not sit in the core.
+    pub(crate) ineligible: Vec<usize>,
+    pub(crate) groups: usize,
+    pub(crate) kinds: Vec<Kind>,
+    /// The mean pause between faults, in nanoseconds.
+    pub(crate) fault_every: u64,
+    /// How long faults are injected.
+    pub(crate) faults_for: u64,
+    pub(crate) manners: Manners,
+    pub(crate) ending: Ending,
+    /// The largest deviation of a clock, in parts per million.
+    pub(crate) drift_ppm: u64,
+}
+
+impl Params {
+    /// Draws the make-up of a run with `nodes` machines (random within 3 to 7 if not given).
+    pub(crate) fn draw(rng: &mut Rng, nodes: Option<usize>, hours: Option<f64>, kinds: &[Kind]) -> Self {
+        let nodes = nodes.unwrap_or_else(|| rng.between(3, 7) as usize);
+        let lease = Duration::from_millis(*rng.pick(&[500, 1000, 1000, 1000, 2000]).expect("not empty"));
+        let hosts = match rng.below(3) {
+            0 => vec![0; nodes],
+            1 => (0..nodes).collect(),
+            _ => (0..nodes).map(|_| rng.below(3) as usize).collect(),
+        };
+        let expect = rng.chance(500);
+        let slots = match expect {
+            false => 0,
+            true if rng.chance(700) => nodes as u16,
+            true => rng.between(nodes.min(2) as u64, nodes as u64) as u16,
+        };
+        let chosen = choose_kinds(rng, kinds);
+        let faults_for = match hours {
+            Some(hours) => (hours * 3600e9) as u64,
+            None => 60_000_000_000,
+        };
+        let endings = [
+            (Ending::AllWell, 400),
+            (Ending::OneDown, 120),
+            (Ending::OneDeaf, 120),
+            (Ending::OneMute, 80),
+            (Ending::OneIsolated, 100),
+            (Ending::OneStopped, 80),
+            (Ending::CoreLost, 100),
+        ];
+        let mut ineligible = Vec::new();
+        if nodes > 3 && rng.chance(250) {
+            ineligible.push(rng.below(nodes as u64) as usize);
+        }
+        Self {
+            nodes,
+            extra: 3,
+            hosts,
+            lease,
+            heartbeat: lease / *rng.pick(&[5, 10, 10]).expect("not empty"),
+            core_size: *rng.pick(&[2, 3, 4, 4, 5, 5, 5, 5]).expect("not empty"),
+            slots,
+            alone_after: lease * rng.between(1, 3) as u32,
+            ineligible,
+            groups: rng.between(1, 3) as usize,
+            kinds: chosen,
+            fault_every: rng.between(800, 5_000) * 1_000_000,
+            faults_for,
+            manners: Manners::draw(rng),
+            ending: weighted(rng, &endings),
+            drift_ppm: *rng.pick(&[0, 200, 5000, 5000]).expect("not empty"),
+        }
+    }
+}
+
+/// Some kinds are off in every run, so that the others are not drowned; two are on at least.
+fn choose_kinds(rng: &mut Rng, allowed: &[Kind]) -> Vec<Kind> {
+    let mut chosen: Vec<Kind> = allowed.iter().copied().filter(|_| rng.chance(450)).collect();
+    while chosen.len() < 2.min(allowed.len()) {
+        if let Some(kind) = rng.pick(allowed).copied()
+            && !chosen.contains(&kind)
+        {
+            chosen.push(kind);
+        }
+    }
+    chosen
+}
+
+fn weighted<T: Copy>(rng: &mut Rng, items: &[(T, u64)]) -> T {
+    let total: u64 = items.iter().map(|(_, w)| w).sum();
+    let mut at = rng.below(total);
+    for (item, weight) in items {
+        if at < *weight {
+            return *item;
+        }
+        at -= weight;
+    }
+    items[0].0
+}

@@ -1,0 +1,72 @@
+//! A simulated process: one membership machine, its clock, and an application that acts when it leads.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::SocketAddr,
+};
+
+use membership_proto::{Cluster, Input, NodeInfo};
+use membership_types::{GroupName, Instant, NodeId, Token};
+
+use crate::clock::Clock;
+
+/// What a process does now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Life {
+    /// It runs.
+    Up,
+    /// It is stopped (SIGSTOP); what reaches it waits.
+    Paused,
+    /// Its incarnation is over, by a crash or by itself.
+    Gone,
+}
+
+/// The application on a process: it wants to be in groups, and acts for those that it leads.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct App {
+    /// The groups that it joins, again after every restart.
+    pub(crate) wants: BTreeSet<GroupName>,
+    /// The groups that it observes.
+    pub(crate) observes: BTreeSet<GroupName>,
+    /// What it may act for, as the machine's outputs said.
+    pub(crate) leads: BTreeMap<GroupName, Token>,
+    /// Until when, on the process's clock.
+    pub(crate) lease: Instant,
+}
+
+pub(crate) struct Process {
+    pub(crate) id: NodeId,
+    /// Which of the run's machines it is (the node part of its id).
+    pub(crate) machine: usize,
+    /// Where it is in the network.
+    pub(crate) place: usize,
+    /// Processes on one host can prove each other's death.
+    pub(crate) host: usize,
+    pub(crate) info: NodeInfo,
+    pub(crate) clock: Clock,
+    pub(crate) cluster: Cluster,
+    pub(crate) app: App,
+    pub(crate) life: Life,
+    /// It crashed, so that its host's other processes have proof.
+    pub(crate) crashed: bool,
+    /// What arrived while it was paused.
+    pub(crate) inbox: VecDeque<Input>,
+    /// The earliest wake-up that is scheduled.
+    pub(crate) wake_at: Option<u64>,
+    /// It was killed in the middle of its outputs: this many more come out.
+    pub(crate) fuse: Option<u64>,
+}
+
+impl Process {
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.info.addr
+    }
+
+    pub(crate) fn is_up(&self) -> bool {
+        self.life == Life::Up
+    }
+
+    pub(crate) fn is_gone(&self) -> bool {
+        self.life == Life::Gone
+    }
+}

@@ -1,0 +1,169 @@
+//! What runs amount to.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
+
+use checker::Report;
+
+use crate::{faults::Kind, world::World};
+
+/// Rare things that a large enough set of runs must have seen, or it proves little.
+pub const MARKERS: [&str; 47] = [
+    "a candidate dies",
+    "a candidate gives way to a higher ballot",
+    "a candidate learns committed entries from a promise",
+    "a connection breaks with messages under way",
+    "a coordinator dies while an entry is agreed",
+    "a coordinator dies while it waits for leases to lapse",
+    "a coordinator dies while its lineage dissolves",
+    "a coordinator dies while the core changes",
+    "a coordinator hears of a higher ballot",
+    "a coordinator wins a higher ballot of its own",
+    "a core member is behind",
+    "a deaf node that speaks is suspected",
+    "a founder dies before the first view",
+    "a joiner dies",
+    "a leader goes on under its token after a lease gap",
+    "a leader is stopped",
+    "a leaving node dies",
+    "a majority of the slots founds",
+    "a newer process takes over an address",
+    "a node begins anew",
+    "a node founds alone",
+    "a node goes over to another lineage",
+    "a node installs a view from a snapshot",
+    "a node is told to stop",
+    "a node leaves and is let go",
+    "a node notices that it missed an update",
+    "a removed candidate is told so",
+    "a removed node is told so",
+    "a resource refuses a token",
+    "a suspicion is withdrawn",
+    "a takeover before the predecessor's leases lapsed",
+    "a winner dies before it finished its predecessor's entry",
+    "a winner finishes a change of the core",
+    "a winner finishes its predecessor's entry",
+    "all slots found together",
+    "an address moves while its old process runs on",
+    "an adopted removal is waited out again",
+    "every process is stopped at once",
+    "half of a core decides an entry",
+    "half of a core goes on alone",
+    "half of a core wins by a proof of death",
+    "several nodes leave in one view",
+    "silence is held for a cut",
+    "takeover after a coordinator left",
+    "takeover after a lease lapsed",
+    "takeover after a proof of death",
+    "two leaders die in a row",
+];
+
+/// One run's outcome.
+#[derive(Debug)]
+pub struct Run {
+    /// The seed that replays it.
+    pub seed: u64,
+    /// The checker's verdict.
+    pub report: Report,
+    /// The hash of all records, if it was asked for.
+    pub hash: Option<u64>,
+    /// Whether the trace file could be written.
+    pub written: io::Result<()>,
+    /// Steps of the event loop.
+    pub events: u64,
+    /// Records of the trace.
+    pub records: u64,
+    /// Faults injected, by kind.
+    pub faults: BTreeMap<Kind, u64>,
+    /// View installations.
+    pub views: u64,
+    /// Simulated nanoseconds.
+    pub simulated_ns: u64,
+    /// Rare things that happened.
+    pub marks: BTreeSet<&'static str>,
+    /// When, in nanoseconds, machines kept each other busy without end; the run stopped there.
+    pub livelock: Option<u64>,
+}
+
+impl Run {
+    pub(crate) fn of(seed: u64, world: World) -> Self {
+        let World { recorder, events, faults, views, now, marks, livelock, .. } = world;
+        let records = recorder.records;
+        let (report, hash, written) = recorder.finish();
+        Self {
+            seed,
+            report,
+            hash,
+            written,
+            events,
+            records,
+            faults,
+            views,
+            simulated_ns: now,
+            marks,
+            livelock,
+        }
+    }
+
+    /// Did any predicate fail, or is the trace itself unusable?
+    pub fn failed(&self) -> bool {
+        self.livelock.is_some() || self.report.failed()
+    }
+}
+
+/// Many runs' outcome.
+#[derive(Clone, Debug, Default)]
+pub struct Totals {
+    /// How many runs.
+    pub seeds: u64,
+    /// Steps of the event loop.
+    pub events: u64,
+    /// Faults injected.
+    pub faults: u64,
+    /// View installations.
+    pub views: u64,
+    /// Simulated nanoseconds.
+    pub simulated_ns: u64,
+    /// Rare things that happened.
+    pub marks: BTreeSet<&'static str>,
+    /// Predicates that failed, over all runs.
+    pub violations: u64,
+    /// The seeds of failed runs.
+    pub failed: Vec<u64>,
+}
+
+impl Totals {
+    /// Adds one run.
+    pub fn add(&mut self, run: &Run) {
+        self.seeds += 1;
+        self.events += run.events;
+        self.faults += run.faults.values().sum::<u64>();
+        self.views += run.views;
+        self.simulated_ns += run.simulated_ns;
+        self.marks.extend(&run.marks);
+        if run.failed() {
+            self.violations += (run.report.violations() as u64).max(1);
+            self.failed.push(run.seed);
+        }
+    }
+
+    /// Adds another sum.
+    pub fn merge(&mut self, other: Self) {
+        self.seeds += other.seeds;
+        self.events += other.events;
+        self.faults += other.faults;
+        self.views += other.views;
+        self.simulated_ns += other.simulated_ns;
+        self.marks.extend(other.marks);
+        self.violations += other.violations;
+        self.failed.extend(other.failed);
+        self.failed.sort_unstable();
+    }
+
+    /// Rare things that never happened.
+    pub fn unhit(&self) -> Vec<&'static str> {
+        MARKERS.into_iter().filter(|m| !self.marks.contains(m)).collect()
+    }
+}

@@ -1,0 +1,888 @@
+//! The world: true time, one queue of what happens next, and everything that exists.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::SocketAddr,
+};
+
+use membership_proto::{
+    Bootstrap, Cluster, Config, Dest, End, GroupWish, Input, Msg, NodeInfo, Output, Plant,
+};
+use membership_types::{
+    GroupName, Instant, Lineage, Machine, NodeId, Rng, Token, ViewId,
+    trace::{Event, Group, Process as P, Source},
+};
+
+use crate::{
+    clock::Clock,
+    faults::Kind,
+    network::{Cut, Fate, Network},
+    params::{Ending, Params},
+    process::{App, Life, Process},
+    recorder::Recorder,
+};
+
+/// What happens at some instant.
+#[derive(Debug)]
+pub(crate) enum Action {
+    /// A machine without a process gets one.
+    Start { machine: usize },
+    /// Something reaches a process.
+    Deliver { p: usize, input: Input },
+    /// A message reaches whoever listens at an address.
+    DeliverAt { addr: SocketAddr, from: NodeId, msg: Msg },
+    /// A process's timer.
+    Wake { p: usize },
+    /// An application looks around and acts.
+    App { p: usize },
+    /// A link is mended.
+    Heal { from: usize, to: usize },
+    /// A stopped process goes on.
+    Resume { p: usize },
+    /// A machine of a join storm goes away.
+    Retire { machine: usize },
+    /// The next fault.
+    Fault,
+    /// A client asks around who leads.
+    Ask,
+}
+
+/// A fault that waits for the worst moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ambush {
+    pub(crate) phase: &'static str,
+    pub(crate) until: u64,
+    /// Kill the process; else split the network.
+    pub(crate) kill: bool,
+}
+
+/// What went over a link that was cut, and waits for it.
+struct Held {
+    from: usize,
+    to: usize,
+    action: Action,
+}
+
+pub(crate) struct World {
+    pub(crate) now: u64,
+    queue: BTreeMap<(u64, u64), Action>,
+    order: u64,
+    pub(crate) params: Params,
+    pub(crate) rng: Rng,
+    seeds: Rng,
+    pub(crate) network: Network,
+    pub(crate) processes: Vec<Process>,
+    by_id: BTreeMap<NodeId, usize>,
+    listening: BTreeMap<SocketAddr, usize>,
+    held: VecDeque<Held>,
+    pub(crate) recorder: Recorder,
+    /// What the resource of each group has seen: the highest token, and its lineage.
+    resources: BTreeMap<GroupName, (Token, Lineage)>,
+    pub(crate) faults: BTreeMap<Kind, u64>,
+    pub(crate) marks: BTreeSet<&'static str>,
+    pub(crate) views: u64,
+    pub(crate) events: u64,
+    /// Strike the next process that is seen in this phase, until then.
+    pub(crate) ambush: Option<Ambush>,
+    /// No fault is injected any more.
+    pub(crate) calm: bool,
+    plant: Option<Plant>,
+    /// Places that are never mended.
+    outcast: BTreeSet<usize>,
+    next_place: usize,
+    last_killed_leader: Option<u64>,
+    /// How many events there were in the present window of time.
+    window: (u64, u64),
+    /// When machines kept each other busy without end; the run stops there.
+    pub(crate) livelock: Option<u64>,
+}
+
+/// 100 ms.
+const LIVELOCK_WINDOW: u64 = 100_000_000;
+/// More events than this in one window are no use to anybody.
+const LIVELOCK_EVENTS: u64 = 200_000;
+
+/// The start of simulated wall-clock time, in seconds since 2020.
+const EPOCH_S: u64 = 200_000_000;
+
+pub(crate) fn address(machine: usize) -> SocketAddr {
+    SocketAddr::from(([10, 0, (machine >> 8) as u8, machine as u8], 7000))
+}
+
+fn group(index: usize) -> GroupName {
+    GroupName::new(&format!("g{index}")).expect("a valid name")
+}
+
+impl World {
+    pub(crate) fn new(mut rng: Rng, params: Params, recorder: Recorder, plant: Option<Plant>) -> Self {
+        let network = Network::new(params.manners.clone(), rng.split());
+        let seeds = rng.split();
+        let next_place = params.nodes + params.extra;
+        let mut world = Self {
+            now: 1_000_000,
+            queue: BTreeMap::new(),
+            order: 0,
+            params,
+            rng,
+            seeds,
+            network,
+            processes: Vec::new(),
+            by_id: BTreeMap::new(),
+            listening: BTreeMap::new(),
+            held: VecDeque::new(),
+            recorder,
+            resources: BTreeMap::new(),
+            faults: BTreeMap::new(),
+            marks: BTreeSet::new(),
+            views: 0,
+            events: 0,
+            ambush: None,
+            calm: false,
+            plant,
+            outcast: BTreeSet::new(),
+            next_place,
+            last_killed_leader: None,
+            window: (0, 0),
+            livelock: None,
+        };
+        world.record_cfg();
+        world
+    }
+
+    fn record_cfg(&mut self) {
+        let lease = self.params.lease.as_nanos() as u64;
+        let bounds = [("B1", 8 * lease), ("B6", 8 * lease), ("B9", 8 * lease)];
+        let cfg = membership_types::trace::Cfg {
+            lease,
+            rho: 0.005,
+            hb: self.params.heartbeat.as_nanos() as u64,
+            bootstrap: Some(if self.params.slots > 0 { "expect" } else { "alone-after" }.into()),
+            slots: (0..u64::from(self.params.slots)).collect(),
+            core: Some(u64::from(self.params.core_size)),
+            bounds: bounds.into_iter().map(|(name, ns)| (name.to_string(), ns)).collect(),
+        };
+        self.record(Source::Harness, Event::Cfg(cfg));
+    }
+
+    pub(crate) fn record(&mut self, src: Source, event: Event) {
+        self.recorder.record(self.now, src, event);
+    }
+
+    pub(crate) fn mark(&mut self, what: &'static str) {
+        self.marks.insert(what);
+    }
+
+    pub(crate) fn push(&mut self, at: u64, action: Action) {
+        self.order += 1;
+        self.queue.insert((at.max(self.now), self.order), action);
+    }
+
+    /// Runs until the given true time.
+    pub(crate) fn run_until(&mut self, end: u64) {
+        while let Some(entry) = self.queue.first_entry() {
+            let (at, _) = *entry.key();
+            if at > end {
+                break;
+            }
+            let action = entry.remove();
+            self.now = at;
+            self.events += 1;
+            if self.is_livelock() {
+                break;
+            }
+            self.perform(action);
+        }
+        self.now = end;
+    }
+
+    /// So much in so little time means that machines keep each other busy for nothing.
+    fn is_livelock(&mut self) -> bool {
+        let window = self.now / LIVELOCK_WINDOW;
+        if window != self.window.0 {
+            self.window = (window, 0);
+        }
+        self.window.1 += 1;
+        if self.window.1 > LIVELOCK_EVENTS {
+            self.livelock = Some(self.now);
+        }
+        self.livelock.is_some()
+    }
+
+    fn perform(&mut self, action: Action) {
+        match action {
+            Action::Start { machine } => self.start(machine),
+            Action::Deliver { p, input } => self.deliver(p, input),
+            Action::DeliverAt { addr, from, msg } => {
+                if let Some(p) = self.listening.get(&addr).copied() {
+                    self.deliver(p, Input::Message { from, msg });
+                }
+            }
+            Action::Wake { p } => {
+                if self.processes[p].wake_at.is_some_and(|at| at <= self.now) {
+                    self.processes[p].wake_at = None;
+                }
+                if self.processes[p].is_up() {
+                    self.step(p, None);
+                }
+            }
+            Action::App { p } => self.run_app(p),
+            Action::Heal { from, to } => {
+                if !self.outcast.contains(&from) && !self.outcast.contains(&to) {
+                    self.heal(from, to);
+                }
+            }
+            Action::Resume { p } => self.resume(p),
+            Action::Retire { machine } => {
+                if let Some(p) = self.process_on(machine) {
+                    if self.rng.chance(500) {
+                        self.crash(p, "killed");
+                    } else {
+                        self.leave(p);
+                    }
+                }
+            }
+            Action::Fault => {
+                if !self.calm {
+                    self.inject();
+                    let pause = self.rng.between(self.params.fault_every / 4, 2 * self.params.fault_every);
+                    self.push(self.now + pause, Action::Fault);
+                }
+            }
+            Action::Ask => self.ask_who_leads(),
+        }
+    }
+
+    // ---- processes -------------------------------------------------------------------------------------------------
+
+    /// The process that listens at a machine's address, if there is one.
+    pub(crate) fn process_on(&self, machine: usize) -> Option<usize> {
+        self.listening.get(&address(machine)).copied()
+    }
+
+    /// All that run.
+    pub(crate) fn up(&self) -> Vec<usize> {
+        (0..self.processes.len()).filter(|p| self.processes[*p].is_up()).collect()
+    }
+
+    /// All places where something is.
+    pub(crate) fn places(&self) -> Vec<usize> {
+        self.processes.iter().filter(|p| !p.is_gone()).map(|p| p.place).collect()
+    }
+
+    /// Starts a process on a machine that has none.
+    pub(crate) fn start(&mut self, machine: usize) {
+        if self.process_on(machine).is_none() {
+            let app = self.wanted(machine);
+            self.spawn(machine, machine, app, ViewId::NONE);
+        }
+    }
+
+    /// The groups that processes of this machine want: always the same ones.
+    fn wanted(&self, machine: usize) -> App {
+        let mut app = App::default();
+        for g in 0..self.params.groups {
+            if machine.is_multiple_of(g + 1) || machine < 2 {
+                app.wants.insert(group(g));
+            } else {
+                app.observes.insert(group(g));
+            }
+        }
+        app
+    }
+
+    fn spawn(&mut self, machine: usize, place: usize, app: App, highest: ViewId) {
+        let params = &self.params;
+        let inc = self.seeds.next_u64() >> 20;
+        let id = NodeId::new(machine as u32, inc);
+        let founder = machine < params.nodes;
+        let slot = (machine < usize::from(params.slots)).then_some(machine as u16);
+        let eligible = !params.ineligible.contains(&machine) && (founder || (machine * 7 + 3) % 10 < 7);
+        let info =
+            NodeInfo { id, name: format!("n{machine}").into(), addr: address(machine), eligible, slot };
+        let bootstrap = match (slot, founder) {
+            (Some(_), _) => Bootstrap::Expect(params.slots),
+            (None, true) if params.slots == 0 => Bootstrap::AloneAfter(params.alone_after),
+            _ => Bootstrap::Join,
+        };
+        let mut config = Config::new(info.clone(), bootstrap, params.lease).expect("within the ranges");
+        config.heartbeat = params.heartbeat;
+        config.terms.core_size = params.core_size;
+        config.terms.slots = params.slots;
+        config.epoch_s = EPOCH_S;
+        config.trace = true;
+        let ppm = self.seeds.between(0, 2 * params.drift_ppm) as i64 - params.drift_ppm as i64;
+        // All clocks of one host agree; wall clocks start near each other.
+        let clock = Clock::new(0, 0, ppm);
+        let now = clock.local(self.now);
+        let rng = self.seeds.split();
+        #[allow(unused_mut, reason = "planting needs it")]
+        let mut cluster = Cluster::new(config, now, rng, highest);
+        #[cfg(feature = "plant")]
+        cluster.plant(self.plant);
+        let _ = self.plant;
+        let host = self.params.hosts.get(machine).copied().unwrap_or(1000 + machine);
+        let p = self.processes.len();
+        let wants = app.wants.clone();
+        let observes = app.observes.clone();
+        let app = App { wants, observes, ..App::default() };
+        self.processes.push(Process {
+            id,
+            machine,
+            place,
+            host,
+            info,
+            clock,
+            cluster,
+            app,
+            life: Life::Up,
+            crashed: false,
+            inbox: VecDeque::new(),
+            wake_at: None,
+            fuse: None,
+        });
+        self.by_id.insert(id, p);
+        if place == machine {
+            self.listening.insert(address(machine), p);
+        }
+        self.record(Source::Harness, Event::Start { p: id.into() });
+        let rendezvous = (0..self.params.nodes).map(address).collect();
+        self.step(p, Some(Input::Rendezvous(rendezvous)));
+        for group in self.processes[p].app.wants.clone() {
+            let endpoint = Some(format!("10.1.0.{machine}:80").into());
+            self.step(p, Some(Input::Wish(GroupWish::Join { group, endpoint })));
+        }
+        for group in self.processes[p].app.observes.clone() {
+            self.step(p, Some(Input::Observe { group, begin: true }));
+        }
+        let first = self.rng.below(self.params.lease.as_nanos() as u64 / 2);
+        self.push(self.now + first, Action::App { p });
+    }
+
+    /// A process dies. Others on its host will have proof of that.
+    pub(crate) fn crash(&mut self, p: usize, how: &'static str) {
+        if self.processes[p].is_gone() {
+            return;
+        }
+        if !self.processes[p].app.leads.is_empty() {
+            if self
+                .last_killed_leader
+                .is_some_and(|at| self.now - at < 2 * self.params.lease.as_nanos() as u64)
+            {
+                self.mark("two leaders die in a row");
+            }
+            self.last_killed_leader = Some(self.now);
+        }
+        match self.processes[p].cluster.phase_name() {
+            "seeking" => self.mark("a joiner dies"),
+            "candidate" => self.mark("a candidate dies"),
+            "adopting" => self.mark("a winner dies before it finished its predecessor's entry"),
+            "proposing" => self.mark("a coordinator dies while an entry is agreed"),
+            "changing-core" => self.mark("a coordinator dies while the core changes"),
+            "removing" => self.mark("a coordinator dies while it waits for leases to lapse"),
+            "dissolving" => self.mark("a coordinator dies while its lineage dissolves"),
+            "coordinating" => self.mark("an idle coordinator dies"),
+            "founding" => self.mark("a founder dies before the first view"),
+            "leaving" => self.mark("a leaving node dies"),
+            _ => {}
+        }
+        self.gone(p, how);
+        self.processes[p].crashed = true;
+        let (dead, host) = (self.processes[p].id, self.processes[p].host);
+        for other in 0..self.processes.len() {
+            if !self.processes[other].is_gone() && self.processes[other].host == host {
+                self.prove(other, dead);
+            }
+        }
+    }
+
+    /// Proof of a death reaches a process on the same host: mostly at once, sometimes late.
+    fn prove(&mut self, to: usize, dead: NodeId) {
+        let delay = if self.rng.chance(930) {
+            self.rng.between(50_000, 2_000_000)
+        } else {
+            self.rng.below(2 * self.params.lease.as_nanos() as u64)
+        };
+        let input = Input::ProvedDead { node: dead, how: "pidfd" };
+        self.push(self.now + delay, Action::Deliver { p: to, input });
+    }
+
+    fn gone(&mut self, p: usize, how: &str) {
+        let process = &mut self.processes[p];
+        process.life = Life::Gone;
+        process.inbox.clear();
+        process.app.leads.clear();
+        let (addr, id) = (process.addr(), process.id);
+        if self.listening.get(&addr) == Some(&p) {
+            self.listening.remove(&addr);
+        }
+        self.record(Source::Harness, Event::Crash { p: id.into(), how: how.to_string() });
+    }
+
+    /// A new process takes over the address of one that goes on running elsewhere.
+    pub(crate) fn replace(&mut self, p: usize) {
+        let machine = self.processes[p].machine;
+        if self.process_on(machine) != Some(p) {
+            return;
+        }
+        self.mark("an address moves while its old process runs on");
+        let place = self.next_place;
+        self.next_place += 1;
+        self.processes[p].place = place;
+        // It is another host now, as far as proofs go.
+        self.processes[p].host = 5000 + place;
+        self.listening.remove(&address(machine));
+        self.start(machine);
+    }
+
+    pub(crate) fn leave(&mut self, p: usize) {
+        if self.processes[p].is_up() {
+            self.step(p, Some(Input::LeaveCluster));
+        }
+    }
+
+    fn resume(&mut self, p: usize) {
+        if self.processes[p].life != Life::Paused {
+            return;
+        }
+        self.processes[p].life = Life::Up;
+        let id = self.processes[p].id;
+        self.record(Source::Harness, Event::Resume { p: id.into() });
+        let inbox = std::mem::take(&mut self.processes[p].inbox);
+        let timer_first = self.rng.chance(500);
+        if timer_first {
+            self.step(p, None);
+        }
+        for input in inbox {
+            if self.processes[p].is_up() {
+                self.step(p, Some(input));
+            }
+        }
+        if !timer_first && self.processes[p].is_up() {
+            self.step(p, None);
+        }
+        if self.processes[p].is_up() {
+            self.push(self.now, Action::App { p });
+        }
+    }
+
+    fn deliver(&mut self, p: usize, input: Input) {
+        match self.processes[p].life {
+            Life::Up => self.step(p, Some(input)),
+            Life::Paused => self.processes[p].inbox.push_back(input),
+            Life::Gone => {}
+        }
+    }
+
+    // ---- one step of one process ------------------------------------------------------------------------------------
+
+    fn step(&mut self, p: usize, input: Option<Input>) {
+        let process = &mut self.processes[p];
+        let now = process.clock.local(self.now);
+        match input {
+            Some(input) => process.cluster.handle(now, input),
+            None => process.cluster.handle_timeout(now),
+        }
+        self.spring_ambush(p);
+        while let Some(output) = self.processes[p].cluster.poll_output() {
+            if self.processes[p].fuse == Some(0) {
+                self.processes[p].fuse = None;
+                self.crash(p, "killed in the middle of a step");
+                self.restart_later(p);
+                return;
+            }
+            if let Some(fuse) = &mut self.processes[p].fuse {
+                *fuse -= 1;
+            }
+            self.carry_out(p, output);
+            if self.processes[p].is_gone() {
+                return;
+            }
+        }
+        if self.processes[p].fuse.take().is_some() {
+            self.crash(p, "killed after a step");
+            self.restart_later(p);
+            return;
+        }
+        self.schedule(p);
+    }
+
+    fn restart_later(&mut self, p: usize) {
+        let machine = self.processes[p].machine;
+        if machine < self.params.nodes {
+            let back = self.rng.between(1_000_000, 3 * self.params.lease.as_nanos() as u64);
+            self.push(self.now + back, Action::Start { machine });
+        }
+    }
+
+    /// Strikes a process that is in the phase for which an ambush waits.
+    fn spring_ambush(&mut self, p: usize) {
+        let Some(ambush) = self.ambush else { return };
+        if self.calm || self.now > ambush.until {
+            self.ambush = None;
+        } else if self.processes[p].cluster.phase_name() == ambush.phase {
+            self.ambush = None;
+            match ambush.kill {
+                true => self.processes[p].fuse = Some(self.rng.below(6)),
+                false => self.split(),
+            }
+        }
+    }
+
+    fn schedule(&mut self, p: usize) {
+        let process = &mut self.processes[p];
+        let Some(due) = process.cluster.poll_timeout() else { return };
+        let at = process.clock.global(due).max(self.now + 1);
+        if process.wake_at.is_none_or(|w| at < w) {
+            process.wake_at = Some(at);
+            self.push(at, Action::Wake { p });
+        }
+    }
+
+    fn carry_out(&mut self, p: usize, output: Output) {
+        let id = self.processes[p].id;
+        match output {
+            Output::Send(dest, msg) => self.send(p, dest, msg),
+            Output::Trace(event) => {
+                let event = self.in_true_time(p, event);
+                if matches!(&event, Event::Install { .. }) {
+                    self.views += 1;
+                }
+                self.record(Source::Process(id.into()), event);
+            }
+            Output::Mark(what) => self.mark(what),
+            Output::Lease(until) => {
+                self.processes[p].app.lease = until;
+                // Now and then the application acts at the last possible moment.
+                if !self.processes[p].app.leads.is_empty() && self.rng.chance(60) {
+                    let at = self.processes[p].clock.global(until);
+                    self.push(at.saturating_sub(1), Action::App { p });
+                }
+            }
+            Output::Leading { group, token, .. } => {
+                self.processes[p].app.leads.insert(group, token);
+                if self.rng.chance(300) {
+                    self.act(p);
+                }
+            }
+            Output::NotLeading { group, .. } => {
+                self.processes[p].app.leads.remove(&group);
+            }
+            Output::ClusterView(view) => {
+                let host = self.processes[p].host;
+                for node in view.members {
+                    let dead = self.by_id.get(&node.id).map(|q| &self.processes[*q]);
+                    if dead.is_some_and(|d| d.crashed && d.host == host) {
+                        self.prove(p, node.id);
+                    }
+                }
+            }
+            Output::Ended(end) => self.ended(p, &end),
+            Output::Blocked(_) | Output::Unblocked | Output::View(..) | Output::Refused(_) => {}
+        }
+    }
+
+    /// The machine's incarnation is over; whoever did not leave for good begins a new one in the same process.
+    fn ended(&mut self, p: usize, end: &End) {
+        let process = &self.processes[p];
+        let (machine, place) = (process.machine, process.place);
+        let highest = process.cluster.highest();
+        let app = process.app.clone();
+        match end {
+            End::Left => self.mark("a node leaves and is let go"),
+            End::Removed { .. } => self.mark("a removed node is told so"),
+            End::Dissolved { .. } => self.mark("a node goes over to another lineage"),
+            End::StartOver { .. } => self.mark("a node begins anew"),
+        }
+        self.gone(p, &format!("ended: {end:?}"));
+        let listens = place == machine;
+        if *end != End::Left && listens {
+            self.spawn(machine, place, app, highest);
+        }
+    }
+
+    /// Clock readings in a process's records, as true times.
+    fn in_true_time(&self, p: usize, mut event: Event) -> Event {
+        let clock = &self.processes[p].clock;
+        match &mut event {
+            Event::Grant { until, .. } | Event::LeadEnd { until: Some(until), .. } => {
+                *until = clock.global(Instant::from_nanos(*until));
+            }
+            _ => {}
+        }
+        event
+    }
+
+    // ---- messages ---------------------------------------------------------------------------------------------------
+
+    fn send(&mut self, p: usize, dest: Dest, msg: Msg) {
+        let (from, place) = (self.processes[p].id, self.processes[p].place);
+        let to = match dest {
+            Dest::Node(id, _) => self.by_id.get(&id).copied(),
+            Dest::Addr(addr) => self.listening.get(&addr).copied(),
+        };
+        let Some(to) = to.filter(|q| !self.processes[*q].is_gone()) else { return };
+        let to_place = self.processes[to].place;
+        let msg = self.through_the_codec(msg);
+        let fate = self.network.send(self.now, place, to_place);
+        let action = |msg: Msg| match dest {
+            Dest::Node(..) => Action::Deliver { p: to, input: Input::Message { from, msg } },
+            Dest::Addr(addr) => Action::DeliverAt { addr, from, msg },
+        };
+        match fate {
+            Fate::Lost => {}
+            Fate::Held => {
+                let action = action(msg);
+                self.held.push_back(Held { from: place, to: to_place, action });
+            }
+            Fate::Arrives(times) => {
+                for at in times {
+                    self.push(at, action(msg.clone()));
+                }
+            }
+        }
+    }
+
+    /// Some messages are really encoded and decoded, so that what the wire does is not assumed.
+    fn through_the_codec(&mut self, msg: Msg) -> Msg {
+        if !self.rng.chance(15) {
+            return msg;
+        }
+        let bytes = rmp_serde::to_vec_named(&msg).expect("every message can be encoded");
+        let back: Msg = rmp_serde::from_slice(&bytes).expect("every message can be decoded");
+        assert!(back == msg, "a message changes on the wire: {msg:?} became {back:?}");
+        back
+    }
+
+    /// What a link held while it was cut arrives after all.
+    pub(crate) fn release_held(&mut self, from: usize, to: usize) {
+        let held = std::mem::take(&mut self.held);
+        for item in held {
+            if item.from == from && item.to == to {
+                self.mark("messages held by a cut link arrive late");
+                let at = self.network.arrival(self.now, from, to);
+                self.push(at, item.action);
+            } else {
+                self.held.push_back(item);
+            }
+        }
+    }
+
+    /// Connections between two places break: what is under way between them is lost.
+    pub(crate) fn lose_in_flight(&mut self, a: usize, b: usize) {
+        let place = |p: usize| self.processes[p].place;
+        let sender = |id: &NodeId| self.by_id.get(id).map(|p| place(*p));
+        let lost: Vec<(u64, u64)> = self
+            .queue
+            .iter()
+            .filter(|(_, action)| {
+                let ends = match action {
+                    Action::Deliver { p, input: Input::Message { from, .. } } => {
+                        (sender(from), Some(place(*p)))
+                    }
+                    Action::DeliverAt { addr, from, .. } => {
+                        (sender(from), self.listening.get(addr).map(|p| place(*p)))
+                    }
+                    _ => (None, None),
+                };
+                ends == (Some(a), Some(b)) || ends == (Some(b), Some(a))
+            })
+            .map(|(key, _)| *key)
+            .collect();
+        if !lost.is_empty() {
+            self.mark("a connection breaks with messages under way");
+        }
+        for key in lost {
+            self.queue.remove(&key);
+        }
+    }
+
+    // ---- applications -----------------------------------------------------------------------------------------------
+
+    fn run_app(&mut self, p: usize) {
+        if !self.processes[p].is_up() {
+            return;
+        }
+        self.act(p);
+        if !self.calm && self.rng.chance(25) {
+            self.change_mind(p);
+        }
+        let lease = self.params.lease.as_nanos() as u64;
+        let next = self.rng.between(lease / 6, lease / 2);
+        self.push(self.now + next, Action::App { p });
+    }
+
+    /// Does, for every group that it leads, what only the leader may: each time it checks first.
+    fn act(&mut self, p: usize) {
+        let process = &self.processes[p];
+        let (id, lineage) = (process.id, process.cluster.lineage());
+        if process.clock.local(self.now) >= process.app.lease {
+            return;
+        }
+        let Some(lineage) = lineage else { return };
+        for (name, token) in process.app.leads.clone() {
+            let g = Group::from(&name);
+            let lin = Some(membership_types::trace::lin(lineage));
+            let act = Event::LeadAct {
+                p: id.into(),
+                g: g.clone(),
+                lin: lin.clone(),
+                tok: token.into(),
+                op: "w".into(),
+            };
+            self.record(Source::Process(id.into()), act);
+            let seen = self.resources.get(&name).copied();
+            let ok = seen.is_none_or(|(t, l)| token > t || token == t && lineage == l);
+            if ok {
+                self.resources.insert(name.clone(), (token, lineage));
+            } else {
+                self.mark("a resource refuses a token");
+            }
+            let r = format!("r-{name}");
+            let effect =
+                Event::Effect { r: r.clone(), g, lin, tok: token.into(), p: id.into(), op: "w".into(), ok };
+            self.record(Source::Resource(r), effect);
+        }
+    }
+
+    /// The application steps down, leaves a group, or joins it again.
+    fn change_mind(&mut self, p: usize) {
+        let groups: Vec<GroupName> = (0..self.params.groups).map(group).collect();
+        let Some(group) = self.rng.pick(&groups).cloned() else { return };
+        let leads = self.processes[p].app.leads.contains_key(&group);
+        let member = self.processes[p].app.wants.contains(&group);
+        let wish = match (member, leads, self.rng.below(3)) {
+            (true, true, 0..2) | (true, false, 0) => GroupWish::StepDown { group },
+            (true, ..) => {
+                self.processes[p].app.wants.remove(&group);
+                GroupWish::Leave { group }
+            }
+            (false, ..) => {
+                self.processes[p].app.wants.insert(group.clone());
+                GroupWish::Join { group, endpoint: None }
+            }
+        };
+        self.step(p, Some(Input::Wish(wish)));
+    }
+
+    /// A client asks a process that acts as leader; it is told the token.
+    fn ask_who_leads(&mut self) {
+        let name = group(0);
+        let acting: Vec<(P, Token, Lineage)> = self
+            .processes
+            .iter()
+            .filter(|p| p.is_up() && p.clock.local(self.now) < p.app.lease)
+            .filter_map(|p| Some((p.id.into(), *p.app.leads.get(&name)?, p.cluster.lineage()?)))
+            .collect();
+        if let Some((p, token, lineage)) = self.rng.pick(&acting).copied() {
+            let c = "1".to_string();
+            let lin = Some(membership_types::trace::lin(lineage));
+            let answer = Event::WhoLeads { c: c.clone(), g: Group::from(&name), lin, p, tok: token.into() };
+            self.record(Source::Client(c), answer);
+        }
+        let next = self.rng.between(100_000_000, 900_000_000);
+        self.push(self.now + next, Action::Ask);
+    }
+
+    // ---- the end of a run -------------------------------------------------------------------------------------------
+
+    /// Faults end here; what the ending wants broken stays broken, everything else is mended and restarted.
+    pub(crate) fn calm_down(&mut self) {
+        self.calm = true;
+        self.ambush = None;
+        self.network.manners.calm();
+        let victim = match self.params.ending {
+            Ending::AllWell | Ending::CoreLost => None,
+            _ => self.target(),
+        };
+        let places: BTreeSet<usize> = self.places().into_iter().collect();
+        for a in &places {
+            for b in &places {
+                self.heal(*a, *b);
+            }
+        }
+        // Links of places where nothing is any more.
+        for a in 0..self.next_place {
+            for b in 0..self.next_place {
+                self.heal(a, b);
+            }
+        }
+        for p in 0..self.processes.len() {
+            self.resume(p);
+        }
+        for machine in 0..self.params.nodes {
+            let victims = victim.is_some_and(|v| self.processes[v].machine == machine);
+            if !victims || self.params.ending != Ending::OneDown {
+                self.push(self.now + 1_000_000, Action::Start { machine });
+            }
+        }
+        if let Some(v) = victim.filter(|v| !self.processes[*v].is_gone()) {
+            self.break_for_good(v);
+        }
+        if self.params.ending == Ending::CoreLost {
+            self.lose_the_core();
+        }
+    }
+
+    fn break_for_good(&mut self, v: usize) {
+        let place = self.processes[v].place;
+        let others: Vec<usize> = (0..self.next_place).filter(|o| *o != place).collect();
+        let forever = u64::MAX / 4;
+        match self.params.ending {
+            Ending::OneDown => {
+                self.crash(v, "killed");
+                self.forget_starts(self.processes[v].machine);
+            }
+            Ending::OneStopped => self.stop(v),
+            Ending::OneDeaf => others.iter().for_each(|o| self.cut(*o, place, Cut::Lose, forever)),
+            Ending::OneMute => others.iter().for_each(|o| self.cut(place, *o, Cut::Lose, forever)),
+            Ending::OneIsolated => others.iter().for_each(|o| {
+                self.cut(*o, place, Cut::Lose, forever);
+                self.cut(place, *o, Cut::Lose, forever);
+            }),
+            Ending::AllWell | Ending::CoreLost => {}
+        }
+        self.outcast.insert(place);
+    }
+
+    /// Most of the core dies at once and is never restarted.
+    fn lose_the_core(&mut self) {
+        let coordinators: Vec<usize> =
+            self.up().into_iter().filter(|p| self.processes[*p].cluster.is_coordinator()).collect();
+        let Some(c) = coordinators.first() else { return };
+        let core = self.processes[*c].cluster.core().to_vec();
+        let doomed = core.len() / 2 + 1;
+        for id in core.into_iter().take(doomed) {
+            if let Some(p) = self.by_id.get(&id).copied() {
+                let machine = self.processes[p].machine;
+                self.crash(p, "killed");
+                self.forget_starts(machine);
+            }
+        }
+    }
+
+    /// A machine stays down, whatever was planned for it.
+    fn forget_starts(&mut self, machine: usize) {
+        self.queue.retain(|_, action| !matches!(action, Action::Start { machine: m } if *m == machine));
+    }
+
+    /// Says who is up and connected, and that no fault comes any more.
+    pub(crate) fn declare_stable(&mut self) {
+        let core: Vec<P> = self
+            .processes
+            .iter()
+            .filter(|p| p.is_up() && !self.outcast.contains(&p.place))
+            .map(|p| p.id.into())
+            .collect();
+        self.record(Source::Harness, Event::Gst { core });
+    }
+
+    pub(crate) fn finish(&mut self) {
+        for p in 0..self.processes.len() {
+            if !self.processes[p].is_gone() {
+                let id = self.processes[p].id;
+                self.record(Source::Process(id.into()), Event::End {});
+            }
+        }
+        self.record(Source::Harness, Event::End {});
+    }
+}
