@@ -351,6 +351,7 @@ impl Member {
         if let Some(end) = self.run_office(ctx).or_else(|| self.check_own_removal(ctx)) {
             return Some(end);
         }
+        self.notice_want_of_lease(ctx);
         self.on_heartbeat_due(ctx);
         self.on_probe_due(ctx);
         self.check_give_up(ctx)

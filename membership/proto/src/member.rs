@@ -83,6 +83,7 @@ pub(crate) struct Member {
     hello_sent_at: Instant,
     /// Since when we have held no lease.
     pub(crate) blocked_since: Instant,
+    said_blocked: bool,
     pub(crate) leaving: bool,
     /// We leave because a newer process has our address.
     replaced: bool,
@@ -111,6 +112,7 @@ impl Member {
             hello_due: true,
             hello_sent_at: Instant::ZERO,
             blocked_since: ctx.now,
+            said_blocked: false,
             leaving: false,
             replaced: false,
             parting: None,
@@ -231,6 +233,7 @@ impl Member {
         }
         if !self.lease.held && self.is_installed() {
             self.lease.held = true;
+            self.said_blocked = false;
             ctx.push(Output::Unblocked);
             ctx.trace(|p| Event::Primary { p });
         }
@@ -248,9 +251,22 @@ impl Member {
             return;
         }
         self.lease.held = false;
+        self.said_blocked = true;
         self.blocked_since = self.lease.until;
         self.stop_leading_all(ctx, WhyNot::Lease);
         ctx.trace(|p| Event::LeaseEnd { p });
+        ctx.trace(|p| Event::NoPrimary { p });
+        let why = self.why_blocked(ctx);
+        ctx.push(Output::Blocked(why));
+    }
+
+    /// Says once that no lease has come for as long as one lasts, where none came since the node was admitted.
+    pub(crate) fn notice_want_of_lease(&mut self, ctx: &mut Ctx) {
+        let waited = ctx.now - self.blocked_since;
+        if self.lease.held || self.said_blocked || !self.is_installed() || waited < ctx.lease() {
+            return;
+        }
+        self.said_blocked = true;
         ctx.trace(|p| Event::NoPrimary { p });
         let why = self.why_blocked(ctx);
         ctx.push(Output::Blocked(why));

@@ -122,7 +122,12 @@ impl Book {
     }
 
     /// The predicate is violated. Only the first violation is kept with its proof.
-    pub(crate) fn violated(&mut self, predicate: Predicate, explanation: impl Into<String>, evidence: Vec<Evidence>) {
+    pub(crate) fn violated(
+        &mut self,
+        predicate: Predicate,
+        explanation: impl Into<String>,
+        evidence: Vec<Evidence>,
+    ) {
         let docket = self.docket(predicate);
         docket.judged += 1;
         if docket.waived.is_some() {

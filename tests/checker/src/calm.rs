@@ -250,7 +250,8 @@ impl Liveness {
             Some((lin, then, other)) if lin != title.lin => {
                 let (a, b) = (book.names.lin_name(lin), book.names.lin_name(title.lin));
                 let what = format!("lineages {a} and {b} both act, long after they could have met");
-                let evidence = vec![calm.told(), (then, other.tell(book, "leads")), (at, title.tell(book, verb))];
+                let evidence =
+                    vec![calm.told(), (then, other.tell(book, "leads")), (at, title.tell(book, verb))];
                 book.violated(Predicate::GM11, what, evidence);
             }
             Some(_) => {}
@@ -364,7 +365,8 @@ impl Liveness {
                 break;
             };
             let view = scene.views.view(lin, Grp::CLUSTER, seat.vid);
-            let members: BTreeSet<Process> = view.into_iter().flat_map(|v| v.members.iter().copied()).collect();
+            let members: BTreeSet<Process> =
+                view.into_iter().flat_map(|v| v.members.iter().copied()).collect();
             if view.is_some() && members != calm.living {
                 let extra: Vec<Process> = members.difference(&calm.living).copied().collect();
                 let missing: Vec<Process> = calm.living.difference(&members).copied().collect();
@@ -382,7 +384,10 @@ impl Liveness {
                 let what = format!("{q} has view {vid} and {p} has view {}", seat.vid);
                 let evidence = vec![
                     (at, format!("{q} installs view {vid} of lineage {}", book.names.lin_name(first_lin))),
-                    (seat.at, format!("{p} installs view {} of lineage {}", seat.vid, book.names.lin_name(lin))),
+                    (
+                        seat.at,
+                        format!("{p} installs view {} of lineage {}", seat.vid, book.names.lin_name(lin)),
+                    ),
                 ];
                 wrong = Some((what, evidence));
                 break;
@@ -443,7 +448,7 @@ impl Liveness {
             Ok(calm) => calm,
             Err(why) => return book.idle(Predicate::LV5, why),
         };
-        let gone: BTreeMap<&Process, &At> = 
+        let gone: BTreeMap<&Process, &At> =
             self.crashed.iter().map(|(p, (at, _))| (p, at)).filter(|(_, at)| at.t <= t).collect();
         if gone.is_empty() {
             return book.idle(Predicate::LV5, "nobody crashed");
@@ -484,7 +489,8 @@ impl Liveness {
             lost.insert(home);
             book.judged(Predicate::LV9);
             let Some((standing, at)) = self.standing.get(p).copied() else { continue };
-            let claims = standing == Standing::Primary || standing == Standing::Installed && !self.tells_primary;
+            let claims =
+                standing == Standing::Primary || standing == Standing::Installed && !self.tells_primary;
             if !claims {
                 continue;
             }
@@ -524,8 +530,8 @@ impl Calm {
 
     /// Can the living decide in a lineage? `None` if the trace does not tell.
     fn decides(&self, scene: Scene<'_>, lin: Lin) -> Option<bool> {
-        if let Some((core, _)) = scene.quorum.last_core(lin) {
-            return Some(scene.quorum.can_decide(core, &self.living));
+        if let Some(can) = scene.quorum.can_decide(lin, &self.living) {
+            return Some(can);
         }
         let (_, view) = scene.views.history(lin, Grp::CLUSTER)?.views.last_key_value()?;
         let left = view.members.iter().filter(|p| self.living.contains(p)).count();

@@ -113,7 +113,10 @@ impl Chain {
         step(self, book, wills, view.prev, told.vid);
         // The next view may have been installed before this one was heard of.
         let next = self.next.get(&told.vid).copied();
-        let later = views.range((Excluded(told.vid), Unbounded)).find(|(_, v)| v.prev == told.vid).map(|(vid, _)| *vid);
+        let later = views
+            .range((Excluded(told.vid), Unbounded))
+            .find(|(_, v)| v.prev == told.vid)
+            .map(|(vid, _)| *vid);
         if let Some(next) = next.or(later) {
             step(self, book, wills, told.vid, next);
         }

@@ -204,7 +204,9 @@ fn sane(cfg: &Cfg) -> Result<(), &'static str> {
     }
     match cfg.bootstrap.as_deref() {
         None => Ok(()),
-        Some(word) if word.starts_with("expect") || word.starts_with("alone-after") || word == "join" => Ok(()),
+        Some(word) if word.starts_with("expect") || word.starts_with("alone-after") || word == "join" => {
+            Ok(())
+        }
         Some(_) => Err("bootstrap is neither expect nor alone-after nor join"),
     }
 }

@@ -45,6 +45,8 @@ mod title;
 mod views;
 mod zombie;
 
+use std::collections::BTreeMap;
+
 use membership_types::trace::{Event, Group, LinkState, Process, Record, Source, Tok};
 
 pub use read::{MAX_LINE, Merged, ReadError, check_files, read_files};
@@ -83,6 +85,8 @@ pub struct Checker {
     liveness: Liveness,
     accuracy: Accuracy,
     last: Option<At>,
+    /// When each process wrote its latest record.
+    heard: BTreeMap<Process, u64>,
 }
 
 impl Checker {
@@ -103,6 +107,9 @@ impl Checker {
             self.time(at.t);
         }
         self.last = Some(at);
+        if let Source::Process(p) = src {
+            self.heard.insert(*p, at.t);
+        }
         match event {
             Event::Cfg(cfg) => {
                 self.intake.open(src);
@@ -125,7 +132,7 @@ impl Checker {
             | Event::LeadEnd { .. }
             | Event::Effect { .. }
             | Event::WhoLeads { .. } => self.leadership(event, at),
-            _ => self.membership(event, at),
+            _ => self.membership(event, if let Source::Process(p) = src { Some(*p) } else { None }, at),
         }
     }
 
@@ -149,8 +156,8 @@ impl Checker {
                 if !by_itself {
                     self.accuracy.fault("a process crashed");
                 }
-                let asleep = self.zombies.asleep_since(*p, at.t);
-                let close = asleep.map_or(Close::Crashed(at.t), Close::Unknown);
+                // Nobody can tell when it would have noticed that its lease was over, had it run until then.
+                let close = Close::Unknown(self.heard.get(p).copied().unwrap_or(0));
                 for title in self.reigns.open_of(*p) {
                     self.reigns.close(&mut self.book, title, close, at);
                 }
@@ -199,7 +206,7 @@ impl Checker {
         self.liveness.disturb(at.t, "a clock was tampered with");
     }
 
-    fn membership(&mut self, event: &Event, at: At) {
+    fn membership(&mut self, event: &Event, by: Option<Process>, at: At) {
         match event {
             Event::Join { p, g, .. } => {
                 let group = self.book.names.group(g);
@@ -246,7 +253,7 @@ impl Checker {
             }
             Event::Core { lin, idx, members } => {
                 let lin = self.book.names.lin(lin);
-                self.quorum.core(&mut self.book, lin, *idx, members, at);
+                self.quorum.core(&mut self.book, lin, *idx, members, by, at);
             }
             Event::Accept { p, lin, idx, ballot, digest } => {
                 let lin = self.book.names.lin(lin);

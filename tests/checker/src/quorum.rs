@@ -73,6 +73,8 @@ pub(crate) struct Quorum {
     pending: Vec<Pending>,
     /// Nodes that were in a core: those that are known to be eligible.
     eligible: BTreeSet<u64>,
+    /// The latest core that each process told, by the entry from which it is in force.
+    told: BTreeMap<(Lin, Process), u64>,
 }
 
 /// How a set of processes relates to a core.
@@ -86,7 +88,19 @@ enum Share {
 
 impl Quorum {
     /// A core member learns which core is in force from an entry on.
-    pub(crate) fn core(&mut self, book: &mut Book, lin: Lin, idx: u64, members: &[Process], at: At) {
+    pub(crate) fn core(
+        &mut self,
+        book: &mut Book,
+        lin: Lin,
+        idx: u64,
+        members: &[Process],
+        by: Option<Process>,
+        at: At,
+    ) {
+        if let Some(by) = by {
+            let known = self.told.entry((lin, by)).or_default();
+            *known = (*known).max(idx);
+        }
         self.eligible.extend(members.iter().map(|p| p.0));
         let log = self.logs.entry(lin).or_default();
         let Some((known, then)) = log.cores.get(&idx) else {
@@ -149,7 +163,8 @@ impl Quorum {
     /// A ballot belongs to one coordinator, who proposes one entry for a position.
     fn check_one_entry_per_ballot(book: &mut Book, position: &Position, idx: u64, vote: usize) {
         let new = &position.votes[vote];
-        let Some(other) = position.votes.iter().find(|v| v.ballot == new.ballot && v.digest != new.digest) else {
+        let Some(other) = position.votes.iter().find(|v| v.ballot == new.ballot && v.digest != new.digest)
+        else {
             return;
         };
         let what = format!("ballot {} of {} has two entries {idx}", new.ballot.0, new.ballot.1);
@@ -163,8 +178,7 @@ impl Quorum {
 
     fn share_of(&self, core: &[Process], has: impl Fn(Process) -> bool) -> Share {
         let (with, without): (Vec<Process>, Vec<Process>) = core.iter().partition(|p| has(**p));
-        let proved =
-            || with.iter().any(|p| without.iter().any(|q| self.proofs.contains_key(&(*p, *q))));
+        let proved = || with.iter().any(|p| without.iter().any(|q| self.proofs.contains_key(&(*p, *q))));
         if with.len() > without.len() {
             Share::Majority
         } else if with.len() == without.len() && !core.is_empty() && (has(core[0]) || proved()) {
@@ -176,7 +190,9 @@ impl Quorum {
 
     /// An entry is known to be decided.
     fn decide(&mut self, book: &mut Book, lin: Lin, idx: u64, vote: usize) {
-        let Some(position) = self.logs.get_mut(&lin).and_then(|log| log.positions.get_mut(&idx)) else { return };
+        let Some(position) = self.logs.get_mut(&lin).and_then(|log| log.positions.get_mut(&idx)) else {
+            return;
+        };
         let Some(before) = position.decided else {
             position.decided = Some(vote);
             book.judged(Predicate::GM6a);
@@ -258,7 +274,8 @@ impl Quorum {
         let best = votes.iter().max_by_key(|v| v.by.keys().filter(|p| core.contains(p)).count());
         let got = best.map_or(0, |v| v.by.keys().filter(|p| core.contains(p)).count());
         evidence.extend(best.into_iter().flat_map(|v| v.tell(idx)));
-        let what = format!("view {vid} is installed, but {got} of {} in the core accepted entry {idx}", core.len());
+        let what =
+            format!("view {vid} is installed, but {got} of {} in the core accepted entry {idx}", core.len());
         book.violated(Predicate::GM6, what, evidence);
     }
 
@@ -272,8 +289,14 @@ impl Quorum {
         self.eligible.is_empty() || self.eligible.contains(&p.0)
     }
 
-    /// Could these processes decide in a core (S2), as far as the trace tells?
-    pub(crate) fn can_decide(&self, core: &[Process], living: &BTreeSet<Process>) -> bool {
-        self.share_of(core, |p| living.contains(&p)) != Share::TooFew
+    /// Could these processes decide in a lineage (S2), as far as the trace tells? In the latest core, and in the cores
+    /// that its living members know: a change that only the dead knew of cannot be finished.
+    pub(crate) fn can_decide(&self, lin: Lin, living: &BTreeSet<Process>) -> Option<bool> {
+        let (core, _) = self.last_core(lin)?;
+        let log = self.logs.get(&lin)?;
+        let known = |p: &Process| log.core_at(*self.told.get(&(lin, *p))?).map(|(core, _)| core);
+        let cores = core.iter().filter(|p| living.contains(p)).filter_map(known).chain([core]);
+        let enough = |core: &Vec<Process>| self.share_of(core, |p| living.contains(&p)) != Share::TooFew;
+        Some(cores.into_iter().all(enough))
     }
 }

@@ -154,7 +154,8 @@ pub fn read_files<P: AsRef<Path>>(paths: &[P]) -> Result<Merged, ReadError> {
 impl Merged {
     /// Where the records of a source break off, as `file:line`.
     fn place_of(&self, src: &Source) -> Option<String> {
-        let is_of = |file: &&Lines| file.ends.as_ref().is_some_and(|(first, last)| first == src || last == src);
+        let is_of =
+            |file: &&Lines| file.ends.as_ref().is_some_and(|(first, last)| first == src || last == src);
         let file = self.files.iter().find(is_of)?;
         let how = if file.cut_off { " breaks off" } else { " is the last" };
         Some(format!("{}:{}{how}", file.path.display(), file.line))

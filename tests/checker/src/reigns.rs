@@ -1,7 +1,7 @@
 //! Reigns as intervals of time: LD2 a reign is over before the next one begins, GM11 lineages do not lead at once.
 //!
 //! A reign lasts from `LeadStart` until the instant that `LeadEnd` gives (which may have been written later), or
-//! until its process crashed. Whether an interval reached into another one is judged when its end is known.
+//! until the last record of a process that crashed. Whether an interval reached into another one is judged when its end is known.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -57,8 +57,6 @@ struct Stage {
 pub(crate) enum Close {
     /// `LeadEnd`: nothing was done after the instant.
     Said(u64),
-    /// The process crashed then.
-    Crashed(u64),
     /// Nobody knows: nothing is held against it after its last act or this instant, if that is later.
     Unknown(u64),
 }
@@ -151,7 +149,6 @@ impl Reigns {
         let at_least = reign.last_act.map_or(reign.start.t, |act| act.t.max(reign.start.t));
         let (end, ended) = match close {
             Close::Said(until) => (until.min(at.t), "ends its reign"),
-            Close::Crashed(t) => (t, "crashes"),
             Close::Unknown(t) => (t, "has not ended its reign"),
         };
         let end = end.max(at_least);
@@ -175,7 +172,8 @@ impl Reigns {
                 continue;
             };
             let until = format!("{}; it could act until {end} ns", title.tell(book, ended));
-            let acted = reign.last_act.filter(|act| act.t >= began.t).map(|act| (act, title.tell(book, "acts")));
+            let acted =
+                reign.last_act.filter(|act| act.t >= began.t).map(|act| (act, title.tell(book, "acts")));
             let evidence: Vec<Evidence> = [
                 (reign.start, title.tell(book, "begins to lead")),
                 (*began, next.tell(book, "begins to lead")),

@@ -7,7 +7,10 @@ use serde::{Serialize, Serializer};
 
 /// A predicate over traces; `SPEC.md` of this crate states each one in full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[allow(missing_docs, reason = "the names are those of SPEC.md; `Predicate::claim` says what each one claims")]
+#[allow(
+    missing_docs,
+    reason = "the names are those of SPEC.md; `Predicate::claim` says what each one claims"
+)]
 pub enum Predicate {
     GM1,
     GM2,

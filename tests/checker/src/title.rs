@@ -35,7 +35,11 @@ impl Titles {
             let theirs = Title { p: owner, ..title };
             let evidence =
                 vec![(since, theirs.tell(book, "begins to lead")), (at, title.tell(book, "begins to lead"))];
-            book.violated(Predicate::LD1, format!("{owner} and {p} both lead under {}", token(tok)), evidence);
+            book.violated(
+                Predicate::LD1,
+                format!("{owner} and {p} both lead under {}", token(tok)),
+                evidence,
+            );
         }
         let Some(seat) = views.seat(p, lin, group) else {
             let of = book.names.group_name(group);

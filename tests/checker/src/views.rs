@@ -170,7 +170,8 @@ impl Views {
                 (told.at, self.tell(book, told, "takes")),
             ];
             let (of, vid) = (book.names.group_name(told.group), told.vid);
-            let explanation = format!("{} and {} have different {what} of view {vid} of {of}", known.by, told.p);
+            let explanation =
+                format!("{} and {} have different {what} of view {vid} of {of}", known.by, told.p);
             book.violated(Predicate::GM4, explanation, evidence);
         }
     }
