@@ -493,6 +493,20 @@ impl Member {
                     && let Some(tail) = acceptor.tail_after(commit)
                 {
                     ctx.reply(from, self.lineage, ClusterMsg::CatchUp { ballot: parting.ballot, tail });
+                } else if let Some(acceptor) = &self.acceptor
+                    && self.takeover.is_candidate()
+                    && commit == membership_types::LogIndex::ZERO
+                {
+                    ctx.reply(from, self.lineage, ClusterMsg::Log(Box::new(acceptor.state.clone())));
+                }
+            }
+            ClusterMsg::Log(state) => {
+                // One that never had a log has promised, accepted and granted nothing: it may begin with any prefix.
+                if self.acceptor.is_none() && state.lineage == self.lineage && state.core.contains(&ctx.me())
+                {
+                    ctx.mark("a core member gets its first log from a candidate");
+                    let lowest = membership_types::Ballot { round: 0, node: ctx.me() };
+                    self.acceptor = Some(Acceptor::new(ctx, lowest, *state));
                 }
             }
             ClusterMsg::CatchUp { ballot, tail } if ballot.node == from => {

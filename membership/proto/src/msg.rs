@@ -167,6 +167,8 @@ pub enum ClusterMsg {
         tail: Tail,
     },
 
+    /// A candidate to a core member that has no log yet: what is committed as far as the candidate knows.
+    Log(Box<State>),
     /// Coordinator to node: what has been committed that concerns it.
     Update(Box<Update>),
     /// "You are no member since this view."

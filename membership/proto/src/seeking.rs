@@ -375,6 +375,24 @@ impl Seeking {
                 member.acceptor = Some(Acceptor::new(ctx, ballot, *state));
                 Some(Found::Member(Box::new(member)))
             }
+            // We are in a core without knowing: the founding did not reach us, and its coordinator is gone or deaf.
+            ClusterMsg::Ask(_) if !elsewhere => {
+                ctx.reply(from, lineage, ClusterMsg::Behind { commit: LogIndex::ZERO });
+                None
+            }
+            ClusterMsg::Log(state)
+                if !elsewhere
+                    && state.lineage == lineage
+                    && state.core.contains(&ctx.me())
+                    && state.view.contains(ctx.me()) =>
+            {
+                ctx.mark("a core member gets its first log from a candidate");
+                ctx.config.terms = state.terms.clone();
+                let lowest = Ballot { round: 0, node: ctx.me() };
+                let mut member = Member::new(ctx, lineage, lowest);
+                member.acceptor = Some(Acceptor::new(ctx, lowest, *state));
+                Some(Found::Member(Box::new(member)))
+            }
             ClusterMsg::Removed { view, why, .. } => {
                 Some(Found::End(End::Removed { view, why: why.as_str() }))
             }

@@ -46,6 +46,7 @@ pub(crate) struct Takeover {
 struct Candidate {
     ballot: Ballot,
     promises: BTreeMap<NodeId, Promised>,
+    asked_at: Instant,
     next_ask: Instant,
     /// Since when nothing but the rule for a lone half keeps us from winning, so that the half must answer anew.
     alone_from: Option<Instant>,
@@ -154,6 +155,7 @@ impl Member {
             && ctx.now >= candidate.next_ask
         {
             self.ask(ctx);
+            self.check_win(ctx); // Time alone may have made a half good enough.
         }
     }
 
@@ -179,7 +181,8 @@ impl Member {
         };
         let promises = BTreeMap::from([(me, own)]);
         self.takeover.round = round;
-        self.takeover.candidate = Some(Candidate { ballot, promises, next_ask: ctx.now, alone_from: None });
+        self.takeover.candidate =
+            Some(Candidate { ballot, promises, asked_at: ctx.now, next_ask: ctx.now, alone_from: None });
         self.ask(ctx);
         self.check_win(ctx);
     }
@@ -197,6 +200,7 @@ impl Member {
     fn ask(&mut self, ctx: &mut Ctx) {
         let Some(acceptor) = &self.acceptor else { return };
         let Some(candidate) = &mut self.takeover.candidate else { return };
+        candidate.asked_at = ctx.now;
         candidate.next_ask = ctx.now.after(ctx.config.step);
         let mut cores = acceptor.state.core.clone();
         for promised in candidate.promises.values() {
@@ -229,7 +233,13 @@ impl Member {
             self.on_death(ctx, node, "said by a candidate", Some(witnesses));
         }
         let (position, lineage) = (self.position(ctx), self.lineage);
-        let Some(acceptor) = &mut self.acceptor else { return };
+        let Some(acceptor) = &mut self.acceptor else {
+            if self.core.contains(&ctx.me()) {
+                // The founding did not reach us; the candidate has a log to begin with.
+                ctx.reply(from, lineage, ClusterMsg::Behind { commit: LogIndex::ZERO });
+            }
+            return;
+        };
         if !acceptor.state.view.contains(from) {
             if let Some((view, why)) = acceptor.state.removal_of(from) {
                 ctx.mark("a removed candidate is told so");
@@ -464,13 +474,13 @@ impl Member {
         }
         if ctx.now < horizon && !ctx.planted(Plant::AloneAtOnce) {
             candidate.next_ask = candidate.next_ask.min(horizon);
-            return false;
+            return false; // Asked again then.
         }
         let from = candidate.alone_from.filter(|from| *from >= horizon).unwrap_or(ctx.now);
         candidate.alone_from = Some(from);
         let anew = |id: &NodeId| candidate.promises.get(id).is_some_and(|p| p.asked >= from);
         let all = with.iter().all(anew) || ctx.planted(Plant::AloneOnOldAnswers);
-        if !all {
+        if !all && candidate.asked_at < from {
             candidate.next_ask = candidate.next_ask.min(ctx.now);
         }
         all
