@@ -877,12 +877,6 @@ impl World {
     }
 
     pub(crate) fn finish(&mut self) {
-            for p in &self.processes {
-                if p.is_up() {
-                    eprintln!("{:?}\n", p.cluster);
-                }
-            }
-        }
         for p in 0..self.processes.len() {
             if !self.processes[p].is_gone() {
                 let id = self.processes[p].id;
