@@ -368,7 +368,7 @@ impl Member {
         }
         office.tick(ctx, acceptor, &self.deaths);
         office.pump(ctx, acceptor, &self.deaths);
-        let authority = office.authority(ctx, acceptor, &self.deaths);
+        let authority = office.own_lease(ctx, acceptor, &self.deaths);
         let ballot = office.ballot;
         let renew = !office.is_dissolving();
         let updates = core::mem::take(&mut office.to_self);

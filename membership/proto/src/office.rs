@@ -146,6 +146,11 @@ pub(crate) struct Office {
     joining: BTreeMap<NodeId, Vec<GroupName>>,
     /// What authority was when we last looked, to see it rise.
     authority_seen: Instant,
+    /// No lease that rests on this office, our own included, lasts longer than this.
+    given_until: Instant,
+    /// The core that we are about to propose. Leases end no later than its support from now on, so that its support
+    /// comes to cover all that were given.
+    wanted: Option<Vec<NodeId>>,
     /// The core at the beginning, for one planted bug.
     first_core: Vec<NodeId>,
     pub(crate) next_tick: Instant,
@@ -179,6 +184,8 @@ impl Office {
             half_floor: LogIndex::ZERO,
             joining: BTreeMap::new(),
             authority_seen: Instant::ZERO,
+            given_until: Instant::ZERO,
+            wanted: None,
             first_core: acceptor.state.core.clone(),
             next_tick: now.after(ctx.config.heartbeat / 2),
             to_self: VecDeque::new(),
@@ -215,6 +222,9 @@ impl Office {
         if let Some(entry) = won.undecided {
             office.adopt(ctx, acceptor, deaths, entry);
         }
+        let living: Vec<NodeId> =
+            acceptor.state.core.iter().filter(|id| !deaths.contains(**id)).copied().collect();
+        office.wanted = (living != acceptor.state.core).then_some(living);
         let peers: Vec<_> = office.peers.keys().copied().collect();
         for node in peers {
             office.grant(ctx, acceptor, deaths, node, true);

@@ -14,6 +14,8 @@ pub enum Plant {
     WinInOldCore,
     /// Across a core change the coordinator takes its authority from the old core alone, for ever.
     AuthorityFromOldCore,
+    /// A new core comes into force although it is bound for less long than leases last that were given before.
+    CoreNotCovering,
     /// A proof of death counts although the prover's own lease had lapsed when it came.
     LateProof,
     /// A node counts its lease from the receipt of the grant instead of the sending of its heartbeat.
@@ -50,11 +52,12 @@ pub enum Plant {
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::PromiseEarly,
         Self::CountOldAcks,
         Self::WinInOldCore,
         Self::AuthorityFromOldCore,
+        Self::CoreNotCovering,
         Self::LateProof,
         Self::LeaseFromReceipt,
         Self::GrantNotChained,
@@ -80,6 +83,7 @@ impl Plant {
             Self::CountOldAcks => "count-old-acks",
             Self::WinInOldCore => "win-in-old-core",
             Self::AuthorityFromOldCore => "authority-from-old-core",
+            Self::CoreNotCovering => "core-not-covering",
             Self::LateProof => "late-proof",
             Self::LeaseFromReceipt => "lease-from-receipt",
             Self::GrantNotChained => "grant-not-chained",

@@ -440,7 +440,10 @@ fn found(ctx: &mut Ctx, lineage: Lineage, founders: Vec<NodeInfo>, highest: View
             ctx.send(&info, lineage, ClusterMsg::CatchUp { ballot, tail });
         }
     }
-    let office = Office::take(ctx, &mut acceptor, &Deaths::default(), won);
+    let mut office = Office::take(ctx, &mut acceptor, &Deaths::default(), won);
+    for (op, wish) in ctx.wishes.all() {
+        office.own_wish(ctx, op, wish);
+    }
     member.acceptor = Some(acceptor);
     member.office = Some(office);
     member

@@ -2,7 +2,8 @@
 //!
 //! Authority is the root of every lease. A core member that answers a grant is bound by it: it promises to nobody
 //! else for that long. So while a quorum of the core is bound to us, no other ballot can be won, and whoever holds a
-//! lease from us, which ends no later than our authority, has not been removed.
+//! lease from us, which ends no later than our authority, has not been removed. A new core comes into force only once
+//! its own binding covers every lease given before.
 
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -33,10 +34,30 @@ impl Office {
         {
             until = until.min(self.authority_of(ctx, deaths, next));
         }
+        if let Some(wanted) = &self.wanted {
+            let support = self.authority_of(ctx, deaths, wanted);
+            if support > ctx.now && !ctx.planted(Plant::AuthorityFromOldCore) {
+                until = until.min(support);
+            }
+        }
         if acceptor.state.terms.slots > 0 {
             until = until.min(self.authority_of_slots(ctx, acceptor));
         }
         until
+    }
+
+    /// The lease that our own node takes from this office: authority as it is now.
+    pub(crate) fn own_lease(&mut self, ctx: &Ctx, acceptor: &Acceptor, deaths: &Deaths) -> Instant {
+        let authority = self.authority(ctx, acceptor, deaths);
+        self.given_until = self.given_until.max(authority);
+        authority
+    }
+
+    /// Is a quorum of this core bound to us for as long as any lease that rests on this office? Else the next
+    /// coordinator, which hears only from this core, might take over while such a lease still lasts.
+    pub(super) fn is_covered_by(&self, ctx: &Ctx, deaths: &Deaths, core: &[NodeId]) -> bool {
+        let until = self.authority_of(ctx, deaths, core);
+        until > ctx.now && (until >= self.given_until || ctx.planted(Plant::CoreNotCovering))
     }
 
     /// Until when a quorum of this core is bound to us.
@@ -145,6 +166,7 @@ impl Office {
         if authority > ctx.now && !withheld && !lacks && peer.heard.is_some() {
             lease = ctx.config.terms.drift.giveable(authority - ctx.now);
             peer.granted_until = peer.granted_until.max(authority);
+            self.given_until = self.given_until.max(authority);
             if ctx.planted(Plant::GrantNotChained) {
                 lease = ctx.holder_lease();
             }

@@ -230,12 +230,19 @@ impl Office {
         }
         // By rank, so that the senior of the core is the senior of its nodes.
         filled.sort_by_key(|id| state.view.rank_of(*id));
+        self.wanted = None;
         for next in [filled, stay] {
-            let supported = heard && self.authority_of(ctx, deaths, &next) > ctx.now;
             if next == state.core {
                 return None;
-            } else if supported && !next.is_empty() {
+            }
+            if next.is_empty() || !heard {
+                continue;
+            }
+            if self.is_covered_by(ctx, deaths, &next) {
                 return Some(next);
+            }
+            if self.wanted.is_none() && self.authority_of(ctx, deaths, &next) > ctx.now {
+                self.wanted = Some(next);
             }
         }
         if removals.iter().any(|(id, _)| state.core.contains(id)) {
