@@ -65,10 +65,8 @@ fn made_up() -> Vec<Record> {
     trace.say(Source::Harness, Event::Cfg(cfg));
     trace.say(Source::Harness, Event::Link { a: 1, b: 2, state: LinkState::Loss, par: None });
     let members: Vec<Process> = (1..=5).map(|n| Process(n, 7)).collect();
-    trace.say(
-        Source::Process(members[0]),
-        Event::Core { lin: "c0".into(), idx: 1, members: members.clone() },
-    );
+    trace
+        .say(Source::Process(members[0]), Event::Core { lin: "c0".into(), idx: 1, members: members.clone() });
     let mut vid = 0;
     let mut leaders: Vec<Option<(Process, Tok)>> = vec![None; GROUPS as usize];
     let mut cluster = 0;
@@ -101,10 +99,12 @@ fn made_up() -> Vec<Record> {
         // All leaders act.
         for (at, leader) in leaders.iter().enumerate() {
             let Some((p, tok)) = *leader else { continue };
-            let (g, lin, op) = (Group::Name(format!("g{at}").into()), Some("c0".to_string()), "w".to_string());
+            let (g, lin, op) =
+                (Group::Name(format!("g{at}").into()), Some("c0".to_string()), "w".to_string());
             let act = Event::LeadAct { p, g: g.clone(), lin: lin.clone(), tok, op: op.clone() };
             trace.say(Source::Process(p), act);
-            let effect = Event::Effect { r: "db".into(), g: g.clone(), lin: lin.clone(), tok, p, op, ok: true };
+            let effect =
+                Event::Effect { r: "db".into(), g: g.clone(), lin: lin.clone(), tok, p, op, ok: true };
             trace.say(Source::Resource("db".into()), effect);
             if (at as u64 + turn).is_multiple_of(7) {
                 trace.say(Source::Client("c".into()), Event::WhoLeads { c: "c".into(), g, lin, p, tok });

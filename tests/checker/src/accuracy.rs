@@ -1,5 +1,7 @@
 //! LV6: in a run without faults nobody is suspected, and nobody is excluded who did not leave.
 
+use std::collections::BTreeMap;
+
 use membership_types::trace::Process;
 
 use crate::{
@@ -14,9 +16,29 @@ pub(crate) struct Accuracy {
     fault: Option<&'static str>,
     suspicion: Option<(At, String)>,
     installs: bool,
+    /// How many processes of each node run, as the harness tells.
+    running: BTreeMap<u64, u64>,
 }
 
 impl Accuracy {
+    /// A process starts. A second one of a node takes over its address, which is a fault.
+    pub(crate) fn start(&mut self, p: Process) {
+        let running = self.running.entry(p.0).or_default();
+        *running += 1;
+        if *running > 1 {
+            self.fault("an address was taken over");
+        }
+    }
+
+    pub(crate) fn crash(&mut self, p: Process, by_itself: bool) {
+        if !by_itself {
+            self.fault("a process crashed");
+        }
+        if let Some(running) = self.running.get_mut(&p.0) {
+            *running = running.saturating_sub(1);
+        }
+    }
+
     /// Something happened that excuses suspicions.
     pub(crate) fn fault(&mut self, what: &'static str) {
         self.fault.get_or_insert(what);

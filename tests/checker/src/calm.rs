@@ -331,12 +331,13 @@ impl Liveness {
             homes.iter().copied().filter(|lin| calm.decides(scene, *lin) == Some(true)).collect();
         // Under `expect` a lineage needs a majority of the founder slots besides its quorum; so do founders.
         let has_slots = |lin: Option<Lin>| calm.holds_slots(terms, |p| views.home(p) == lin);
-        let can_found = has_slots(None) && calm.seekers(views).any(|p| scene.quorum.may_decide(p));
+        let by_slots = !terms.slots().is_empty();
+        let can_found = has_slots(None) && calm.seekers(views).any(|p| by_slots || views.may_found(p));
         if decide.iter().any(|lin| has_slots(Some(*lin))) || can_found {
             return Ok(calm);
         }
         if homes.is_empty() && has_slots(None) {
-            return Err("nobody of the living is known to be eligible for a core".into());
+            return Err("nobody of the living is known to be able to found".into());
         }
         if !decide.is_empty() || homes.is_empty() {
             return Err("nobody holds a majority of the founder slots".into());

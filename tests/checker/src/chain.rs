@@ -8,7 +8,7 @@ use std::{
 use membership_types::trace::Process;
 
 use crate::{
-    book::{At, Book, Evidence, Grp, list},
+    book::{At, Book, Evidence, Grp, Lin, list},
     report::Predicate,
     views::{Told, View},
 };
@@ -42,11 +42,19 @@ pub(crate) struct Wills {
 
 #[derive(Debug, Default)]
 struct Will {
-    /// How often the member asked to leave (or to step down) and has not been seen leaving or moving since.
+    /// How often the member asked to leave (or to step down).
     asked: u64,
-    /// The steps in which it was seen doing so: after the first view, up to the second. A step that spans several
-    /// views shows the same leaving as one of the smaller steps.
-    seen: VecDeque<(u64, u64)>,
+    /// What came of it in each lineage: two may have admitted the member, who went to one of them.
+    done: BTreeMap<Lin, Done>,
+}
+
+#[derive(Debug, Default)]
+struct Done {
+    /// How often the member was seen leaving, or moving.
+    count: u64,
+    /// The latest steps in which it was: after the first view, up to the second. A step that spans several views shows the
+    /// same leaving as one of the smaller steps.
+    steps: VecDeque<(u64, u64)>,
 }
 
 impl Wills {
@@ -56,19 +64,20 @@ impl Wills {
     }
 
     /// Had it asked for what the step from a view to another one shows?
-    fn spend(&mut self, p: Process, group: Grp, (from, to): (u64, u64)) -> bool {
+    fn spend(&mut self, p: Process, (lin, group): (Lin, Grp), (from, to): (u64, u64)) -> bool {
         let Some(will) = self.wills.get_mut(&(p, group)) else { return false };
-        if let Some(known) = will.seen.iter_mut().find(|(a, b)| from < *b && *a < to) {
+        let done = will.done.entry(lin).or_default();
+        if let Some(known) = done.steps.iter_mut().find(|(a, b)| from < *b && *a < to) {
             *known = (known.0.max(from), known.1.min(to));
             return true;
         }
-        if will.asked == 0 {
+        if done.count == will.asked {
             return false;
         }
-        will.asked -= 1;
-        will.seen.push_back((from, to));
-        if will.seen.len() > STEPS_KEPT {
-            will.seen.pop_front();
+        done.count += 1;
+        done.steps.push_back((from, to));
+        if done.steps.len() > STEPS_KEPT {
+            done.steps.pop_front();
         }
         true
     }
@@ -107,7 +116,7 @@ impl Chain {
         }
         let step = |chain: &mut Self, book: &mut Book, wills: &mut Wills, from: u64, to: u64| {
             if let (Some(old), Some(new)) = (views.get(&from), views.get(&to)) {
-                chain.step(book, wills, told.group, (from, old), (to, new));
+                chain.step(book, wills, (told.lin, told.group), (from, old), (to, new));
             }
         };
         step(self, book, wills, view.prev, told.vid);
@@ -209,14 +218,14 @@ impl Chain {
         &mut self,
         book: &mut Book,
         wills: &mut Wills,
-        group: Grp,
+        (lin, group): (Lin, Grp),
         (from, old): (u64, &View),
         (to, new): (u64, &View),
     ) {
-        self.check_ranks(book, wills, group, (from, old), (to, new));
+        self.check_ranks(book, wills, (lin, group), (from, old), (to, new));
         let remain: BTreeSet<&Process> = new.members.iter().collect();
         for who in old.members.iter().filter(|p| !remain.contains(p)) {
-            let asked = wills.spend(*who, group, (from, to));
+            let asked = wills.spend(*who, (lin, group), (from, to));
             if group != Grp::CLUSTER {
                 continue;
             }
@@ -235,7 +244,7 @@ impl Chain {
         &self,
         book: &mut Book,
         wills: &mut Wills,
-        group: Grp,
+        (lin, group): (Lin, Grp),
         (from, old): (u64, &View),
         (to, new): (u64, &View),
     ) {
@@ -251,7 +260,7 @@ impl Chain {
                 continue;
             }
             let Some(was) = was else { continue };
-            if group != Grp::CLUSTER && wills.spend(*member, group, (from, to)) {
+            if group != Grp::CLUSTER && wills.spend(*member, (lin, group), (from, to)) {
                 continue;
             }
             let of = book.names.group_name(group);

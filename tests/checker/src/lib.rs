@@ -85,8 +85,8 @@ pub struct Checker {
     liveness: Liveness,
     accuracy: Accuracy,
     last: Option<At>,
-    /// When each process wrote its latest record.
-    heard: BTreeMap<Process, u64>,
+    /// The latest two instants at which each process wrote records.
+    heard: BTreeMap<Process, [u64; 2]>,
 }
 
 impl Checker {
@@ -108,7 +108,10 @@ impl Checker {
         }
         self.last = Some(at);
         if let Source::Process(p) = src {
-            self.heard.insert(*p, at.t);
+            let heard = self.heard.entry(*p).or_default();
+            if heard[1] < at.t {
+                *heard = [heard[1], at.t];
+            }
         }
         match event {
             Event::Cfg(cfg) => {
@@ -148,16 +151,19 @@ impl Checker {
 
     fn harness(&mut self, event: &Event, at: At) {
         match event {
-            Event::Start { p } => self.liveness.start(*p, at),
+            Event::Start { p } => {
+                self.accuracy.start(*p);
+                self.liveness.start(*p, at);
+            }
             Event::Crash { p, how } => {
                 self.intake.excuse(*p);
                 // Who ends its incarnation itself has not been hit by anything.
                 let by_itself = how.starts_with("ended");
-                if !by_itself {
-                    self.accuracy.fault("a process crashed");
-                }
-                // Nobody can tell when it would have noticed that its lease was over, had it run until then.
-                let close = Close::Unknown(self.heard.get(p).copied().unwrap_or(0));
+                self.accuracy.crash(*p, by_itself);
+                // Nobody can tell when it would have noticed that its lease was over, had it run until then; and the
+                // records of its last instant may be incomplete.
+                let [before, last] = self.heard.get(p).copied().unwrap_or_default();
+                let close = Close::Unknown(if last < at.t { last } else { before });
                 for title in self.reigns.open_of(*p) {
                     self.reigns.close(&mut self.book, title, close, at);
                 }
@@ -172,11 +178,9 @@ impl Checker {
                 let lapsed = self.terms.as_ref().map_or(u64::MAX, Terms::lapsed_after);
                 self.zombies.resume(&mut self.book, &self.reigns, *p, at, lapsed);
             }
-            Event::Link { state, .. } => {
-                if *state != LinkState::Ok {
-                    self.accuracy.fault("a link was disturbed");
-                    self.liveness.disturb(at.t, "a link was disturbed");
-                }
+            Event::Link { state, .. } if *state != LinkState::Ok => {
+                self.accuracy.fault("a link was disturbed");
+                self.liveness.disturb(at.t, "a link was disturbed");
             }
             Event::Clock { p, kind, par } => self.clock(*p, kind, *par, at),
             Event::Gst { core } => {

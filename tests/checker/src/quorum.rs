@@ -71,8 +71,6 @@ pub(crate) struct Quorum {
     /// Proofs that came to somebody who held a lease: (prover, dead).
     proofs: BTreeMap<(Process, Process), At>,
     pending: Vec<Pending>,
-    /// Nodes that were in a core: those that are known to be eligible.
-    eligible: BTreeSet<u64>,
     /// The latest core that each process told, by the entry from which it is in force.
     told: BTreeMap<(Lin, Process), u64>,
 }
@@ -101,7 +99,6 @@ impl Quorum {
             let known = self.told.entry((lin, by)).or_default();
             *known = (*known).max(idx);
         }
-        self.eligible.extend(members.iter().map(|p| p.0));
         let log = self.logs.entry(lin).or_default();
         let Some((known, then)) = log.cores.get(&idx) else {
             log.cores.insert(idx, (members.to_vec(), at));
@@ -282,11 +279,6 @@ impl Quorum {
     /// The core in force after everything that the trace tells of a lineage.
     pub(crate) fn last_core(&self, lin: Lin) -> Option<&(Vec<Process>, At)> {
         self.logs.get(&lin)?.core_at(u64::MAX)
-    }
-
-    /// Is the process's node known to be eligible for a core? Where no core is told, anybody counts.
-    pub(crate) fn may_decide(&self, p: Process) -> bool {
-        self.eligible.is_empty() || self.eligible.contains(&p.0)
     }
 
     /// Could these processes decide in a lineage (S2), as far as the trace tells? In the latest core, and in the cores

@@ -1,7 +1,8 @@
 //! Reigns as intervals of time: LD2 a reign is over before the next one begins, GM11 lineages do not lead at once.
 //!
-//! A reign lasts from `LeadStart` until the instant that `LeadEnd` gives (which may have been written later), or
-//! until the last record of a process that crashed. Whether an interval reached into another one is judged when its end is known.
+//! A reign lasts from `LeadStart` until the instant that `LeadEnd` gives (which may have been written later), or until
+//! a process that crashed was last heard of before. Whether an interval reached into another one is judged when its end
+//! is known.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 

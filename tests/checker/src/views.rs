@@ -2,7 +2,7 @@
 //!
 //! It keeps the views that others judge by: those of each lineage and group, and where each process stands.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use membership_types::trace::Process;
 
@@ -72,6 +72,8 @@ pub(crate) struct Views {
     seats: BTreeMap<(Process, Lin, Grp), Seat>,
     watched: BTreeMap<(Process, Lin, Grp), (u64, At)>,
     homes: BTreeMap<Process, Lin>,
+    /// Nodes that were first in the first cluster view of a lineage.
+    founders: BTreeSet<u64>,
     pub(crate) wills: Wills,
 }
 
@@ -95,6 +97,9 @@ impl Views {
         self.seats.insert((p, lin, group), Seat { vid, at, not_first });
         if group == Grp::CLUSTER {
             self.homes.insert(p, lin);
+            if told.prev == 0 {
+                self.founders.extend(members.first().map(|founder| founder.0));
+            }
         }
     }
 
@@ -194,6 +199,11 @@ impl Views {
     /// The lineage of a process's latest cluster view.
     pub(crate) fn home(&self, p: Process) -> Option<Lin> {
         self.homes.get(&p).copied()
+    }
+
+    /// Is the process's node known to be able to found? Where nobody ever founded, anybody may be.
+    pub(crate) fn may_found(&self, p: Process) -> bool {
+        self.founders.is_empty() || self.founders.contains(&p.0)
     }
 
     /// The groups that the process has had a view of in a lineage, the cluster left out.

@@ -77,9 +77,7 @@ fn relabelled(record: &Record, before: &[Record], after: &[Record]) -> Vec<(&'st
             if cluster {
                 mutants.push(("GM5: other id", install(vid + 1000, &members, prev, idx)));
             }
-            let earlier = |r: &Record| {
-                matches!(&r.event, Event::Install { p: q, g: h, vid, .. } if *q == p && *h == g && *vid > 0)
-            };
+            let earlier = |r: &Record| matches!(&r.event, Event::Install { p: q, g: h, vid, .. } if *q == p && *h == g && *vid > 0);
             if before.iter().any(earlier) {
                 mutants.push(("GM2: an old id", install(1, &members, 0, idx)));
             }
@@ -94,8 +92,12 @@ fn relabelled(record: &Record, before: &[Record], after: &[Record]) -> Vec<(&'st
         }
         Event::LeadAct { p, g, tok, op, .. } => {
             let other = if p == B { C } else { B };
-            let act = |p, lin: &str, tok| {
-                Event::LeadAct { p, g: g.clone(), lin: Some(lin.into()), tok, op: op.clone() }
+            let act = |p, lin: &str, tok| Event::LeadAct {
+                p,
+                g: g.clone(),
+                lin: Some(lin.into()),
+                tok,
+                op: op.clone(),
             };
             mutants.push(("LD1: another one acts", act(other, LIN, tok)));
             mutants.push(("LD1: acts in another lineage", act(p, "c1", tok)));
@@ -112,11 +114,9 @@ fn relabelled(record: &Record, before: &[Record], after: &[Record]) -> Vec<(&'st
                 mutants.push(("LD2: ended too late", end(tok, None)));
             }
         }
-        Event::Effect { r, g, lin, tok, p, op, .. } => {
-            if before.iter().any(|r| matches!(r.event, Event::Effect { .. })) {
-                let tok = Tok(0, tok.1 - 10, 0);
-                mutants.push(("LD3: a lower token", Event::Effect { r, g, lin, tok, p, op, ok: true }));
-            }
+        Event::Effect { r, g, lin, tok, p, op, .. } if before.iter().any(is_effect) => {
+            let tok = Tok(0, tok.1 - 10, 0);
+            mutants.push(("LD3: a lower token", Event::Effect { r, g, lin, tok, p, op, ok: true }));
         }
         Event::WhoLeads { c, g, lin, p, tok } => {
             let told = |p, tok| Event::WhoLeads { c: c.clone(), g: g.clone(), lin: lin.clone(), p, tok };
@@ -153,12 +153,17 @@ fn relabelled(record: &Record, before: &[Record], after: &[Record]) -> Vec<(&'st
     mutants
 }
 
+fn is_effect(record: &Record) -> bool {
+    matches!(record.event, Event::Effect { .. })
+}
+
 /// Who says it, after a change.
 fn speaker(event: &Event, src: &Source) -> Source {
     match (event, src) {
-        (Event::LeadStart { p, .. } | Event::LeadAct { p, .. } | Event::Leave { p, .. }, Source::Process(_)) => {
-            Source::Process(*p)
-        }
+        (
+            Event::LeadStart { p, .. } | Event::LeadAct { p, .. } | Event::Leave { p, .. },
+            Source::Process(_),
+        ) => Source::Process(*p),
         _ => src.clone(),
     }
 }
@@ -193,9 +198,7 @@ fn relabelled_events_are_violations() {
 fn needed(record: &Record, before: &[Record], after: &[Record]) -> Option<&'static str> {
     match &record.event {
         Event::Install { p, g, idx, snap: false, .. } => {
-            let same = |r: &Record| {
-                matches!(&r.event, Event::Install { p: q, g: h, snap: false, .. } if q == p && h == g)
-            };
+            let same = |r: &Record| matches!(&r.event, Event::Install { p: q, g: h, snap: false, .. } if q == p && h == g);
             let between = before.iter().any(same) && after.iter().any(same);
             (between && idx.is_some()).then_some("GM7: a view is skipped")
         }
@@ -252,7 +255,9 @@ fn ordered(first: &Event, second: &Event) -> Option<&'static str> {
         (Event::LeadEnd { p, tok, .. }, Event::LeadStart { p: q, tok: next, .. }) if p != q && tok < next => {
             Some("LD2: the successor begins before the end")
         }
-        (Event::Effect { tok, .. }, Event::Effect { tok: next, .. }) if tok < next => Some("LD3: tokens decrease"),
+        (Event::Effect { tok, .. }, Event::Effect { tok: next, .. }) if tok < next => {
+            Some("LD3: tokens decrease")
+        }
         (Event::WhoLeads { tok, .. }, Event::WhoLeads { tok: next, .. }) if tok < next => {
             Some("LD5: answers go back")
         }

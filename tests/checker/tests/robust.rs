@@ -142,7 +142,13 @@ fn a_killed_process_may_leave_half_a_line() {
     let harness = |crashes: bool| {
         let mut records = vec![life[0].clone()];
         if crashes {
-            records.push(Record { v: VERSION, src: Source::Harness, seq: 2, t: 9 * MS, event: crash.clone() });
+            records.push(Record {
+                v: VERSION,
+                src: Source::Harness,
+                seq: 2,
+                t: 9 * MS,
+                event: crash.clone(),
+            });
         }
         records.push(Record { seq: records.len() as u64 + 1, ..end.clone() });
         Scratch::of(&records)
@@ -185,14 +191,19 @@ fn witnesses_are_short_and_point_to_records() {
     for verdict in report.failures() {
         assert!(verdict.witness.len() <= checker::Verdict::MAX_WITNESS);
         for witness in &verdict.witness {
-            let found = records.iter().any(|r| (&r.src, r.seq, r.t) == (&witness.src, witness.seq, witness.t));
+            let found =
+                records.iter().any(|r| (&r.src, r.seq, r.t) == (&witness.src, witness.seq, witness.t));
             assert!(found, "{witness}");
         }
     }
 }
 
 /// A record from a few random numbers: a small world, so that events have to do with each other.
-fn random_record(n: &[u8; 12], src_seq: &mut std::collections::BTreeMap<Source, u64>, now: &mut u64) -> Record {
+fn random_record(
+    n: &[u8; 12],
+    src_seq: &mut std::collections::BTreeMap<Source, u64>,
+    now: &mut u64,
+) -> Record {
     let who = |byte: u8| [A, B, C, Process(1, 11), Process(u64::MAX, u64::MAX)][usize::from(byte) % 5];
     let (p, q) = (who(n[1]), who(n[2]));
     let g = [group(""), group("kv"), group("fs")][usize::from(n[3]) % 3].clone();
@@ -229,7 +240,7 @@ fn random_record(n: &[u8; 12], src_seq: &mut std::collections::BTreeMap<Source, 
             members,
             prev: id(n[8]),
             trans: Vec::new(),
-            idx: (n[9] % 2 == 0).then(|| id(n[10])),
+            idx: (n[9].is_multiple_of(2)).then(|| id(n[10])),
             snap: n[11].is_multiple_of(4),
         },
         14 => Event::Watch { p, g, lin: maybe, vid: id(n[7]), members, prev: id(n[8]) },
@@ -238,15 +249,25 @@ fn random_record(n: &[u8; 12], src_seq: &mut std::collections::BTreeMap<Source, 
         17 => Event::NoPrimary { p },
         18 => Event::Primary { p },
         19 => Event::Core { lin, idx: id(n[7]), members },
-        20 => Event::Accept { p, lin, idx: id(n[7]), ballot: Bal(id(n[8]), q), digest: format!("{}", n[9] % 2) },
-        21 => Event::Proof { p, q, how: String::new(), leased: n[9] % 2 == 0 },
+        20 => {
+            Event::Accept { p, lin, idx: id(n[7]), ballot: Bal(id(n[8]), q), digest: format!("{}", n[9] % 2) }
+        }
+        21 => Event::Proof { p, q, how: String::new(), leased: n[9].is_multiple_of(2) },
         22 => Event::LeadStart { p, g, lin: maybe, tok },
         23 => Event::LeadAct { p, g, lin: maybe, tok, op: String::new() },
         24 => {
-            let until = (n[10] % 2 == 0).then(|| id(n[11]));
+            let until = (n[10].is_multiple_of(2)).then(|| id(n[11]));
             Event::LeadEnd { p, g, lin: maybe, tok, why: String::new(), until }
         }
-        25 => Event::Effect { r: "r".into(), g, lin: maybe, tok, p, op: String::new(), ok: n[9] % 2 == 0 },
+        25 => Event::Effect {
+            r: "r".into(),
+            g,
+            lin: maybe,
+            tok,
+            p,
+            op: String::new(),
+            ok: n[9].is_multiple_of(2),
+        },
         _ => Event::WhoLeads { c: "c".into(), g, lin: maybe, p, tok },
     };
     let src = match (&event, n[11] % 16) {

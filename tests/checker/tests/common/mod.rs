@@ -63,7 +63,15 @@ impl Story {
         self
     }
 
-    pub fn install(self, p: Process, g: &str, vid: u64, prev: u64, idx: Option<u64>, members: &[Process]) -> Self {
+    pub fn install(
+        self,
+        p: Process,
+        g: &str,
+        vid: u64,
+        prev: u64,
+        idx: Option<u64>,
+        members: &[Process],
+    ) -> Self {
         let (g, lin, members, snap) = (group(g), LIN.to_string(), members.to_vec(), prev != 0 && p.1 > 90);
         self.process(p, Event::Install { p, g, lin, vid, members, prev, trans: Vec::new(), idx, snap })
     }
