@@ -1,1 +1,27 @@
-//! Phalanx.
+//! Phalanx: ranked groups with leaders, a router that follows them, and a wrapper for unmodified servers, with no outside
+//! coordination server.
+//!
+//! ```no_run
+//! use phalanx::Node;
+//!
+//! # async fn tower() -> Result<(), Box<dyn std::error::Error>> {
+//! let node = Node::builder().name("tower-1").rendezvous("file:/run/towers".parse()?).start().await?;
+//! let group = node.join("air-traffic-control", None).await?;
+//! let leadership = group.until_leader().await?;
+//! while leadership.is_current() {
+//!     // Only one member of the group is here at any time. What leaves this process carries leadership.token().
+//! }
+//! # Ok(()) }
+//! ```
+//!
+//! The crates behind it: [`membership`] (nodes, groups, leadership), [`router`] (the routing proxy as a library),
+//! [`pubsub`] (the event stream inside a process), [`backplane`] (servers as child processes).
+#![forbid(unsafe_code)]
+
+pub use backplane;
+pub use membership::{
+    self, Bootstrap, Event, Events, GroupName, Leadership, Membership, Node, NodeBuilder, NodeId, Observer,
+    Rendezvous, Token, View, ViewId, Views, What,
+};
+pub use pubsub;
+pub use router;

@@ -1,1 +1,71 @@
-//! To come.
+//! Who is in the group, in which rank, and who leads: membership as a library, without any outside coordination server.
+//!
+//! A [`Node`] joins a cluster; on it live [`Membership`]s and [`Observer`]s of groups. Rank 0 of a group leads, under a
+//! lease and a fencing token: see [`Leadership`].
+//!
+//! ```no_run
+//! use membership::Node;
+//!
+//! # async fn demo() -> Result<(), Box<dyn std::error::Error>> {
+//! let node = Node::builder()
+//!     .name("tower-1")
+//!     .rendezvous("file:/run/towers".parse()?)
+//!     .start()
+//!     .await?;
+//! let group = node.join("air-traffic-control", None).await?;
+//! let leadership = group.until_leader().await?;
+//! while leadership.is_current() {
+//!     // Act; every effect carries `leadership.token()`.
+//! }
+//! # Ok(()) }
+//! ```
+//!
+//! # Map
+//!
+//! The protocol is the pure machine of `membership-proto`; this crate is the thin shell that gives it time, messages and
+//! addresses, and carries out what it says.
+//!
+//! | file | idea |
+//! | --- | --- |
+//! | `node.rs`, `group.rs` | the handles that applications use |
+//! | `event.rs`, `status.rs` | what a node tells: streams of events, and how things stand |
+//! | `start.rs` | from a configuration to running threads |
+//! | `control.rs` | the control thread: inputs to the machine, outputs of it |
+//! | `wire.rs`, `handshake.rs`, `transport.rs` | frames, introductions, connections |
+//! | `death.rs` | processes on one host: showing it, and proof of death |
+//! | `rendezvous.rs` | how a starting process finds the cluster |
+//! | `admin.rs`, `metrics.rs`, `trace.rs` | what operators and checkers read |
+//! | `panic.rs` | a panic ends the lease first |
+//! | `clock.rs`, `error.rs` | the one clock; what can go wrong |
+//!
+//! Each node has one control thread (and one for its admin API and one for its trace, if it has them). All queues are
+//! bounded; the protocol sends again what was lost.
+
+mod admin;
+pub mod clock;
+mod control;
+mod death;
+mod error;
+mod event;
+mod group;
+mod handshake;
+mod metrics;
+mod node;
+mod panic;
+mod rendezvous;
+mod start;
+mod status;
+mod trace;
+mod transport;
+mod wire;
+
+pub use admin::{AdminRequest, AdminResponse, Extensions};
+pub use error::{GroupError, JoinError, NotMember, StartError};
+pub use event::{Event, Events, Member, View, Views, What};
+pub use group::{Leadership, Lost, Membership, Observer};
+pub use membership_proto::{Bootstrap, ClusterView, ConfigError, NodeInfo, WhyNot};
+pub use membership_types::{GroupName, InvalidGroupName, Lineage, NodeId, Rank, Token, ViewId};
+pub use node::{Node, NodeBuilder};
+pub use prometheus_client::registry::Registry;
+pub use rendezvous::{ParseRendezvousError, Rendezvous};
+pub use status::{GroupStatus, Status};

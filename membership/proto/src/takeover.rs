@@ -365,7 +365,7 @@ impl Member {
         self.takeover.called_off();
         self.following = won.ballot;
         if ctx.planted(Plant::ReuseViewId) {
-            acceptor.state.last_view = self.view.id;
+            acceptor.state.last_view = acceptor.state.view.id;
         }
         let mut office = Office::take(ctx, acceptor, &self.deaths, won);
         if let Some(before) = before {

@@ -293,12 +293,29 @@ impl World {
     }
 
     /// Splits the network in two for a while.
-    pub(crate) fn split(&mut self) {
-        let lease = self.params.lease.as_nanos() as u64;
+    fn split(&mut self) {
         let places = self.places();
+        let side: Vec<bool> = places.iter().map(|_| self.rng.chance(500)).collect();
+        self.split_by(&places, &side);
+    }
+
+    /// Splits the network: the process and those outside its core on one side, the others of the core on the other; or
+    /// anyhow.
+    pub(crate) fn split_around(&mut self, p: usize) {
+        if self.rng.chance(400) {
+            return self.split();
+        }
+        let core = self.processes[p].cluster.core().to_vec();
+        let living: Vec<usize> = (0..self.processes.len()).filter(|q| !self.processes[*q].is_gone()).collect();
+        let places: Vec<usize> = living.iter().map(|q| self.processes[*q].place).collect();
+        let side: Vec<bool> = living.iter().map(|q| *q != p && core.contains(&self.processes[*q].id)).collect();
+        self.split_by(&places, &side);
+    }
+
+    fn split_by(&mut self, places: &[usize], side: &[bool]) {
+        let lease = self.params.lease.as_nanos() as u64;
         let length = self.some_length(lease);
         let how = self.some_cut();
-        let side: Vec<bool> = places.iter().map(|_| self.rng.chance(500)).collect();
         for (i, a) in places.iter().enumerate() {
             for (j, b) in places.iter().enumerate() {
                 if side[i] != side[j] {

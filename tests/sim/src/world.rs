@@ -39,6 +39,8 @@ pub(crate) enum Action {
     Heal { from: usize, to: usize },
     /// A stopped process goes on.
     Resume { p: usize },
+    /// The network splits around a process that was in the middle of something.
+    SplitAround { p: usize },
     /// A machine of a join storm goes away.
     Retire { machine: usize },
     /// The next fault.
@@ -232,6 +234,11 @@ impl World {
                 }
             }
             Action::Resume { p } => self.resume(p),
+            Action::SplitAround { p } => {
+                if !self.calm {
+                    self.split_around(p);
+                }
+            }
             Action::Retire { machine } => {
                 if let Some(p) = self.process_on(machine) {
                     if self.rng.chance(500) {
@@ -523,7 +530,11 @@ impl World {
             self.ambush = None;
             match ambush.kill {
                 true => self.processes[p].fuse = Some(self.rng.below(6)),
-                false => self.split(),
+                false => {
+                    // What was just sent may get through, what follows from it may not.
+                    let soon = self.rng.below(4_000_000);
+                    self.push(self.now + soon, Action::SplitAround { p });
+                }
             }
         }
     }

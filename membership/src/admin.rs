@@ -1,0 +1,380 @@
+//! The admin API: HTTP for operators, probes and dashboards, on a thread of its own.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    io,
+    net::TcpListener,
+    sync::{Arc, Mutex},
+    thread,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{
+    Method, Request, Response,
+    body::Incoming,
+    header::{ALLOW, CONTENT_TYPE, HeaderValue},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::registry::Registry;
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+
+use crate::{
+    event::View,
+    metrics::Metrics,
+    node::{Shared, lock},
+    status::{GroupStatus, Status},
+};
+
+/// How many connections are served at once; the next ones wait in the listen queue.
+const CONNECTIONS: usize = 64;
+/// The longest request head, in bytes.
+const HEAD: usize = 16 * 1024;
+/// The longest body, in bytes.
+const BODY: usize = 64 * 1024;
+/// How long a client may take for its head, and then for its body.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a connection may live: whoever wants more connects again.
+const LIFE: Duration = Duration::from_secs(300);
+
+/// A request to a route that a caller added.
+#[derive(Clone, Debug)]
+pub struct AdminRequest {
+    /// The method, in capitals.
+    pub method: String,
+    /// The whole path, which begins with the route's prefix.
+    pub path: String,
+    /// What follows the question mark, if there is one.
+    pub query: Option<String>,
+    /// The body; at most 64 KiB.
+    pub body: Vec<u8>,
+}
+
+/// The answer to it.
+#[derive(Clone, Debug)]
+pub struct AdminResponse {
+    /// The HTTP status.
+    pub status: u16,
+    /// The media type of the body.
+    pub content_type: &'static str,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+impl AdminResponse {
+    /// A JSON answer.
+    pub fn json(status: u16, body: &Value) -> Self {
+        Self { status, content_type: "application/json", body: body.to_string().into_bytes() }
+    }
+
+    /// `{"error": …}`.
+    pub fn error(status: u16, error: impl Into<String>) -> Self {
+        Self::json(status, &serde_json::json!({ "error": error.into() }))
+    }
+}
+
+type Handler = Arc<dyn Fn(&AdminRequest) -> AdminResponse + Send + Sync>;
+
+/// What callers add to a node's admin API. A cheap handle.
+#[derive(Clone)]
+pub struct Extensions {
+    routes: Arc<Mutex<BTreeMap<String, Handler>>>,
+    metrics: Arc<Metrics>,
+}
+
+impl Extensions {
+    pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
+        Self { routes: Arc::default(), metrics }
+    }
+
+    /// Adds a route: `handler` answers requests for `prefix` and for everything below it (`prefix/…`), of any method. The
+    /// longest prefix counts; the node's own paths go before. Adding a prefix again replaces its handler.
+    ///
+    /// The handler runs on the thread of the admin API: it should answer from memory.
+    pub fn route(
+        &self,
+        prefix: &str,
+        handler: impl Fn(&AdminRequest) -> AdminResponse + Send + Sync + 'static,
+    ) {
+        lock(&self.routes).insert(prefix.trim_end_matches('/').to_owned(), Arc::new(handler));
+    }
+
+    /// Lets a caller register its own metrics, which `/metrics` then shows.
+    pub fn with_registry<T>(&self, with: impl FnOnce(&mut Registry) -> T) -> T {
+        self.metrics.with_registry(with)
+    }
+
+    /// What `/metrics` shows.
+    pub fn metrics_text(&self) -> String {
+        self.metrics.text()
+    }
+
+    fn handler(&self, path: &str) -> Option<Handler> {
+        let routes = lock(&self.routes);
+        let below = |prefix: &str| {
+            path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        routes.iter().rev().find(|(prefix, _)| below(prefix)).map(|(_, handler)| Arc::clone(handler))
+    }
+}
+
+/// Serves the admin API on a thread of its own until the node has stopped.
+pub(crate) fn serve(listener: TcpListener, shared: Arc<Shared>) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+    thread::Builder::new().name("phalanx-admin".into()).spawn(move || {
+        runtime.block_on(async {
+            let mut finished = shared.finished.subscribe();
+            tokio::select! {
+                () = accept(listener, &shared) => {}
+                _stopped = finished.wait_for(|finished| *finished) => {}
+            }
+        });
+    })?;
+    Ok(())
+}
+
+async fn accept(listener: TcpListener, shared: &Arc<Shared>) {
+    let listener = match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::error!(%error, "the admin API cannot be served");
+            return;
+        }
+    };
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Most often too many open files: waiting is all that helps.
+                tracing::warn!(%error, "the admin API cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                continue;
+            }
+        };
+        let shared = Arc::clone(shared);
+        tokio::spawn(async move {
+            let service = service_fn(|request| answer(request, &shared));
+            let mut http = hyper::server::conn::http1::Builder::new();
+            http.timer(TokioTimer::new()).header_read_timeout(PATIENCE).max_buf_size(HEAD);
+            let connection = http.serve_connection(TokioIo::new(stream), service);
+            // What goes wrong on a connection is the client's affair.
+            let _outcome = tokio::time::timeout(LIFE, connection).await;
+            drop(place);
+        });
+    }
+}
+
+async fn answer(request: Request<Incoming>, shared: &Shared) -> Result<Response<Full<Bytes>>, Infallible> {
+    let path = request.uri().path().to_owned();
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    let own = own_answer(&path, shared);
+    let answer = match own {
+        Some(_) if !reads => {
+            let mut response = respond(AdminResponse::error(405, "only GET and HEAD are allowed here"));
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return Ok(response);
+        }
+        Some(answer) => answer,
+        None => match shared.extensions.handler(&path) {
+            None => AdminResponse::error(404, format!("there is no {path} here; see /v1/status")),
+            Some(handler) => match read(request).await {
+                Ok(request) => handler(&request),
+                Err(refusal) => refusal,
+            },
+        },
+    };
+    Ok(respond(answer))
+}
+
+async fn read(request: Request<Incoming>) -> Result<AdminRequest, AdminResponse> {
+    let method = request.method().to_string();
+    let path = request.uri().path().to_owned();
+    let query = request.uri().query().map(str::to_owned);
+    let body = Limited::new(request.into_body(), BODY).collect();
+    match tokio::time::timeout(PATIENCE, body).await {
+        Ok(Ok(body)) => Ok(AdminRequest { method, path, query, body: body.to_bytes().into() }),
+        Ok(Err(_)) => {
+            Err(AdminResponse::error(413, format!("a body has at most {BODY} bytes, and must be whole")))
+        }
+        Err(_) => Err(AdminResponse::error(408, "the body did not come in time")),
+    }
+}
+
+fn respond(answer: AdminResponse) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(answer.body)));
+    *response.status_mut() =
+        hyper::StatusCode::from_u16(answer.status).unwrap_or(hyper::StatusCode::INTERNAL_SERVER_ERROR);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(answer.content_type));
+    response
+}
+
+/// The node's own paths.
+fn own_answer(path: &str, shared: &Shared) -> Option<AdminResponse> {
+    let status = shared.status();
+    Some(match path {
+        "/healthz" => AdminResponse::json(200, &json!({ "ok": true })),
+        "/readyz" => {
+            let ready = status.is_ready();
+            let why = match (ready, &status.blocked, &status.view) {
+                (true, ..) => None,
+                (false, Some(why), _) => Some(why.clone()),
+                (false, None, None) => Some("in no view yet".to_owned()),
+                (false, None, Some(_)) => Some("no valid lease".to_owned()),
+            };
+            AdminResponse::json(if ready { 200 } else { 503 }, &json!({ "ready": ready, "why": why }))
+        }
+        "/metrics" => AdminResponse {
+            status: 200,
+            content_type: "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            body: shared.metrics.text().into_bytes(),
+        },
+        "/v1/status" => AdminResponse::json(200, &status_json(shared, &status)),
+        "/v1/view" => AdminResponse::json(200, &view_json(&status)),
+        "/v1/groups" => {
+            let groups: Vec<Value> =
+                status.groups.iter().map(|(name, g)| group_json(name.as_str(), g, &status)).collect();
+            AdminResponse::json(200, &json!({ "groups": groups }))
+        }
+        _ => {
+            let name = percent_decoded(path.strip_prefix("/v1/groups/")?);
+            match status.groups.iter().find(|(group, _)| group.as_str() == name) {
+                Some((name, group)) => AdminResponse::json(200, &group_json(name.as_str(), group, &status)),
+                None => {
+                    AdminResponse::error(404, format!("this node is not in {name:?} and does not observe it"))
+                }
+            }
+        }
+    })
+}
+
+fn status_json(shared: &Shared, status: &Status) -> Value {
+    let view = status.view.as_deref();
+    json!({
+        "node": &*shared.name,
+        "id": status.id.to_string(),
+        "cluster": shared.cluster,
+        "listen": shared.listen.to_string(),
+        "advertise": shared.advertise.to_string(),
+        "admin": shared.admin.map(|a| a.to_string()),
+        "labels": shared.labels,
+        "bootstrap": shared.bootstrap,
+        "guarantees": shared.guarantees,
+        "phase": status.phase,
+        "ready": status.is_ready(),
+        "blocked": status.blocked,
+        "lineage": status.lineage.map(|l| l.to_string()),
+        "view": view.map(|v| v.id.get()),
+        "rank": view.and_then(|v| v.rank_of(status.id)).map(|r| r.get()),
+        "nodes": view.map(|v| v.members.len()),
+        "coordinator": status.coordinator.map(|c| name_of(status, c)),
+        "core": status.core.iter().map(|id| name_of(status, *id)).collect::<Vec<_>>(),
+        "lease_until_ns": status.lease_until_ns,
+        "now_ns": crate::clock::now_ns(),
+        "groups": status.groups.keys().map(|g| g.as_str()).collect::<Vec<_>>(),
+        "leading": status.groups.iter().filter(|(_, g)| g.leading.is_some()).map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
+    })
+}
+
+fn name_of(status: &Status, id: membership_types::NodeId) -> String {
+    let known = status.view.as_ref().and_then(|v| v.node(id));
+    known.map_or_else(|| id.to_string(), |n| n.name.to_string())
+}
+
+fn view_json(status: &Status) -> Value {
+    let Some(view) = &status.view else { return json!({ "view": null, "members": [] }) };
+    let members: Vec<Value> = view
+        .members
+        .iter()
+        .enumerate()
+        .map(|(rank, node)| {
+            json!({
+                "rank": rank,
+                "node": &*node.name,
+                "id": node.id.to_string(),
+                "addr": node.addr.to_string(),
+                "core": status.core.contains(&node.id),
+                "coordinator": status.coordinator == Some(node.id),
+                "self": node.id == status.id,
+            })
+        })
+        .collect();
+    json!({
+        "view": view.id.get(),
+        "prev": view.prev.get(),
+        "lineage": status.lineage.map(|l| l.to_string()),
+        "members": members,
+    })
+}
+
+fn group_json(name: &str, group: &GroupStatus, status: &Status) -> Value {
+    let view: Option<&View> = group.view.as_deref();
+    let members: Vec<Value> = view.map(|v| &v.members[..]).unwrap_or_default().iter().enumerate().map(|(rank, member)| {
+        json!({ "rank": rank, "node": &*member.name, "id": member.node.to_string(), "endpoint": member.endpoint.as_deref() })
+    }).collect();
+    json!({
+        "group": name,
+        "view": view.map(|v| v.id.get()),
+        "prev": view.map(|v| v.prev.get()),
+        "token": view.map(|v| v.token.get()),
+        "lineage": view.map(|v| v.lineage.to_string()),
+        "leader": view.and_then(View::leader).map(|l| &*l.name),
+        "rank": view.and_then(|v| v.rank_of(status.id)).map(|r| r.get()),
+        "leading": group.leading.is_some(),
+        "members": members,
+    })
+}
+
+/// Group names may have slashes and colons, which some clients write as %2F and %3A.
+fn percent_decoded(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let hex = bytes.get(at + 1..at + 3).and_then(|h| std::str::from_utf8(h).ok());
+        match (bytes[at], hex.and_then(|h| u8::from_str_radix(h, 16).ok())) {
+            (b'%', Some(byte)) => {
+                out.push(byte);
+                at += 3;
+            }
+            (byte, _) => {
+                out.push(byte);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percent_signs_that_are_no_escapes_stay() {
+        assert_eq!(percent_decoded("a%2Fb%3ac%"), "a/b:c%");
+        assert_eq!(percent_decoded("%zz%2"), "%zz%2");
+    }
+
+    #[test]
+    fn the_longest_route_answers_and_neighbours_do_not() {
+        let extensions = Extensions::new(Arc::new(Metrics::new()));
+        for prefix in ["/v1/services", "/v1/services/kv"] {
+            let body = prefix.to_owned();
+            extensions.route(prefix, move |_| AdminResponse::error(200, body.clone()));
+        }
+        let request =
+            AdminRequest { method: "GET".into(), path: String::new(), query: None, body: Vec::new() };
+        let body =
+            |path: &str| extensions.handler(path).map(|h| String::from_utf8(h(&request).body).expect("JSON"));
+        assert_eq!(body("/v1/services/kv/pmap").expect("kv"), r#"{"error":"/v1/services/kv"}"#);
+        assert_eq!(body("/v1/services/other").expect("all"), r#"{"error":"/v1/services"}"#);
+        assert_eq!(body("/v1/servicesx"), None);
+    }
+}

@@ -1,0 +1,631 @@
+//! The control thread: it gives the machine time, messages and wishes, and carries out what the machine says, in order.
+//!
+//! It is a thread of its own, so that a busy application does not get its node removed. Nothing on it waits for
+//! anything but its own sockets and queues.
+//!
+//! Of leadership: the cell that applications ask is set only after the machine said so, and cleared before anybody is
+//! told that it no longer holds. If the process was stopped between what the machine decided and what is done about it
+//! here, the lease may have run out meanwhile. So before each event the clock is read, and a lease that has lapsed is
+//! told first.
+
+mod groups;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use membership_proto::{Cluster, ClusterView, Config, End, Input, Output, WhyNot};
+use membership_sync::{NodeLease, Snapshot};
+use membership_types::{
+    GroupName, Instant, Machine, NodeId, Rng, ViewId,
+    trace::{Cfg, Event as TraceEvent, Group},
+};
+use tokio::{
+    sync::mpsc,
+    task::LocalSet,
+    time::{Sleep, sleep, timeout},
+};
+
+use crate::{
+    clock,
+    control::groups::Slot,
+    death::{Door, Neighbours},
+    error::StartError,
+    event::{Event, NodeBus, Said, Topic, What},
+    handshake::Hello,
+    metrics::Counts,
+    node::{Command, Shared, lock},
+    panic::Guarded,
+    rendezvous::{Finder, Steering},
+    start,
+    status::Status,
+    trace::Tracer,
+    transport::{Arrived, Transport},
+};
+
+/// How many arrivals wait for the machine; then connections are read no further.
+const ARRIVALS: usize = 1024;
+/// How many of them are handled before timers and commands get a turn.
+const TURN: usize = 64;
+/// What is left of connections when the node stops has this long to be written.
+const FAREWELL: Duration = Duration::from_millis(300);
+const SECOND: Duration = Duration::from_secs(1);
+/// Deaths are remembered until the view no longer has the dead, but no more than this.
+const DEAD_KEPT: usize = 1024;
+
+/// All that a control thread begins with.
+pub(crate) struct Setup {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) bus: NodeBus,
+    pub(crate) status: Snapshot<Status>,
+    pub(crate) commands: mpsc::Receiver<Command>,
+    pub(crate) config: Config,
+    pub(crate) listener: TcpListener,
+    pub(crate) finder: Finder,
+    pub(crate) door: Option<Door>,
+    pub(crate) tracer: Option<Tracer>,
+    pub(crate) rejoin: bool,
+    /// Does a panic end the lease?
+    pub(crate) guard: bool,
+}
+
+/// Starts the control thread. When this returns, the node has begun.
+pub(crate) fn spawn(setup: Setup) -> Result<(), StartError> {
+    // Wherever this ends early, the admin API ends too.
+    let finished = Finished(Arc::clone(&setup.shared));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .max_blocking_threads(4)
+        .build()
+        .map_err(StartError::System)?;
+    let lease = NodeLease::new()?;
+    let seed = start::random().map_err(StartError::System)?;
+    let (begun, has_begun) = std::sync::mpsc::sync_channel(1);
+    let body = move || {
+        // Declared first, dropped last: whatever happens, handles learn that the node has stopped.
+        let _finished = finished;
+        LocalSet::new().block_on(&runtime, async move {
+            let (driver, arrivals, commands) = match Driver::new(setup, lease, Rng::seeded(seed)) {
+                Ok(parts) => parts,
+                Err(error) => {
+                    let _waiting = begun.send(Err(error));
+                    return;
+                }
+            };
+            let _waiting = begun.send(Ok(()));
+            driver.run(arrivals, commands).await;
+        });
+        runtime.shutdown_timeout(FAREWELL);
+    };
+    thread::Builder::new().name("phalanx-control".into()).spawn(body).map_err(StartError::System)?;
+    let gone = || StartError::System(std::io::Error::other("the control thread ended at once"));
+    has_begun.recv().map_err(|_| gone())?.map_err(StartError::System)
+}
+
+/// Ends the node's streams and waits, also where the control thread panicked.
+struct Finished(Arc<Shared>);
+
+impl Drop for Finished {
+    fn drop(&mut self) {
+        // In this order: who has seen the end of the streams finds the node stopped.
+        let bus = lock(&self.0.bus).take();
+        self.0.finished.send_replace(true);
+        drop(bus);
+    }
+}
+
+/// Why the node is to stop, and until when it may take.
+struct Stopping {
+    until: Instant,
+}
+
+struct Driver {
+    shared: Arc<Shared>,
+    bus: NodeBus,
+    status: Snapshot<Status>,
+    counts: Counts,
+    config: Config,
+    machine: Cluster,
+    rng: Rng,
+    transport: Transport,
+    steering: Steering,
+    tracer: Option<Tracer>,
+    rejoin: bool,
+    guard: bool,
+
+    lease: NodeLease,
+    _guarded: Option<Guarded>,
+    lease_until: Instant,
+    /// The machine leads groups of which nobody is told so, because the lease lapsed before it noticed.
+    suspended: bool,
+    /// A panic somewhere has ended the lease: this incarnation goes, and another one comes.
+    revoked: bool,
+
+    /// Names as they are shown, of all nodes of the view and of our own.
+    names: BTreeMap<NodeId, Arc<str>>,
+    view: Option<Arc<ClusterView>>,
+    blocked: Option<String>,
+    groups: BTreeMap<GroupName, Slot>,
+    /// The addresses that rendezvous gave last.
+    addresses: Vec<SocketAddr>,
+    /// Proved deaths of nodes that may still be in a view to come.
+    dead: VecDeque<NodeId>,
+    /// The node's own current state, as events.
+    own_state: Vec<Event>,
+    /// What is to go into the machine once its outputs are carried out.
+    inputs: VecDeque<Input>,
+    end: Option<End>,
+    /// Something in the status changed that is not read from the machine.
+    changed: bool,
+    stopping: Option<Stopping>,
+    /// The node has stopped: why.
+    over: Option<String>,
+}
+
+impl Driver {
+    #[allow(clippy::type_complexity, reason = "what run() takes")]
+    fn new(
+        setup: Setup,
+        lease: NodeLease,
+        mut rng: Rng,
+    ) -> std::io::Result<(Self, mpsc::Receiver<Arrived>, mpsc::Receiver<Command>)> {
+        let (arrived, arrivals) = mpsc::channel(ARRIVALS);
+        let Setup { shared, bus, status, commands, config, listener, finder, door, tracer, rejoin, guard } =
+            setup;
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let me = Hello {
+            cluster: shared.cluster.clone(),
+            node: config.me.id,
+            name: config.me.name.to_string(),
+            addr: config.me.addr,
+            lineage: None,
+            near: door.as_ref().map(|door| door.name.clone()),
+        };
+        let counts = shared.metrics.count.clone();
+        let neighbours = door.map(Neighbours::new);
+        let transport = Transport::new(me, config.terms.lease, arrived.clone(), neighbours, counts.clone());
+        transport.accept(listener);
+        let steering = finder.run(config.me.id, arrived);
+        let machine = Cluster::new(config.clone(), clock::now(), Rng::seeded(rng.next_u64()), ViewId::NONE);
+        let mut driver = Self {
+            shared,
+            bus,
+            status,
+            counts,
+            config,
+            machine,
+            rng,
+            transport,
+            steering,
+            tracer,
+            rejoin,
+            guard,
+            _guarded: guard.then(|| Guarded::new(lease.clone())),
+            lease,
+            lease_until: Instant::ZERO,
+            suspended: false,
+            revoked: false,
+            names: BTreeMap::new(),
+            view: None,
+            blocked: None,
+            groups: BTreeMap::new(),
+            addresses: Vec::new(),
+            dead: VecDeque::new(),
+            own_state: Vec::new(),
+            inputs: VecDeque::new(),
+            end: None,
+            changed: true,
+            stopping: None,
+            over: None,
+        };
+        driver.begun();
+        driver.pump();
+        Ok((driver, arrivals, commands))
+    }
+
+    /// An incarnation begins: the first thing that anybody hears of it.
+    fn begun(&mut self) {
+        self.counts.incarnations.inc();
+        let id = self.config.me.id;
+        self.names = BTreeMap::from([(id, Arc::clone(&self.shared.name))]);
+        if let Some(tracer) = &mut self.tracer {
+            tracer.begin(id);
+            tracer.record(TraceEvent::Cfg(Cfg {
+                lease: self.config.terms.lease.as_nanos() as u64,
+                rho: self.config.terms.drift.stretched(SECOND).saturating_sub(SECOND).as_nanos() as f64 / 1e9,
+                hb: self.config.heartbeat.as_nanos() as u64,
+                bootstrap: self.shared.bootstrap.split('=').next().map(str::to_owned),
+                slots: Vec::new(),
+                core: Some(u64::from(self.config.terms.core_size)),
+                bounds: BTreeMap::new(),
+            }));
+        }
+        let shared = &self.shared;
+        tracing::info!(name = &*shared.name, %id, listen = %shared.listen, cluster = shared.cluster, "node started");
+        self.say(What::Started { listen: self.shared.listen, admin: self.shared.admin });
+    }
+
+    async fn run(mut self, mut arrivals: mpsc::Receiver<Arrived>, mut commands: mpsc::Receiver<Command>) {
+        let shared = Arc::clone(&self.shared);
+        let mut timer = Box::pin(sleep(Duration::ZERO));
+        let mut handles = true;
+        while self.over.is_none() {
+            let due = self.arm(&mut timer);
+            tokio::select! {
+                biased;
+                command = commands.recv(), if handles => match command {
+                    Some(command) => self.on_command(command),
+                    None => {
+                        handles = false;
+                        self.stop();
+                    }
+                },
+                () = shared.wake.notified() => self.on_dropped(),
+                Some(arrived) = arrivals.recv() => {
+                    let mut next = Some(arrived);
+                    for _ in 0..TURN {
+                        let Some(arrived) = next.take() else { break };
+                        self.on_arrived(arrived);
+                        next = arrivals.try_recv().ok();
+                    }
+                    if let Some(arrived) = next {
+                        self.on_arrived(arrived);
+                    }
+                }
+                () = timer.as_mut(), if due => self.on_time(),
+            }
+        }
+        self.finish().await;
+    }
+
+    /// Sets the timer to when the machine, or we, must do something even if nothing comes. False for never.
+    fn arm(&mut self, timer: &mut std::pin::Pin<Box<Sleep>>) -> bool {
+        let own = self.stopping.as_ref().map(|s| s.until);
+        let Some(at) = self.machine.poll_timeout().into_iter().chain(own).min() else { return false };
+        let pause = (at - clock::now()).min(Duration::from_secs(3600));
+        timer.as_mut().reset(tokio::time::Instant::now() + pause);
+        true
+    }
+
+    fn on_time(&mut self) {
+        let now = clock::now();
+        if self.stopping.as_ref().is_some_and(|s| now >= s.until) {
+            tracing::warn!("the cluster did not let the node go in time: it will be removed as silent");
+            self.over = Some("left without an answer of the cluster".to_owned());
+            return;
+        }
+        if self.machine.poll_timeout().is_some_and(|due| due <= now) {
+            self.machine.handle_timeout(now);
+        }
+        self.pump();
+    }
+
+    fn on_arrived(&mut self, arrived: Arrived) {
+        match arrived {
+            // What was meant for an earlier incarnation of this process says nothing about this one.
+            Arrived::Message { to, from, msg } if to == self.config.me.id => {
+                self.input(Input::Message { from, msg })
+            }
+            Arrived::Message { .. } => {}
+            Arrived::Dead(node) => {
+                self.dead.push_back(node);
+                if self.dead.len() > DEAD_KEPT {
+                    self.dead.pop_front();
+                }
+                self.input(Input::ProvedDead { node, how: "pidfd" });
+            }
+            Arrived::Addresses(addresses) => {
+                self.addresses.clone_from(&addresses);
+                self.input(Input::Rendezvous(addresses));
+            }
+        }
+    }
+
+    fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Stop => self.stop(),
+            Command::Join { group, endpoint, handle } => self.join(group, endpoint, handle),
+            Command::Leave { group, done } => self.leave(group, Some(done)),
+            Command::StepDown { group, done } => self.step_down(group, done),
+            Command::Observe { group, handle } => self.observe(group, handle),
+        }
+        self.pump();
+    }
+
+    fn on_dropped(&mut self) {
+        let dropped = std::mem::take(&mut *lock(&self.shared.dropped));
+        for (group, handle) in dropped {
+            self.handle_dropped(group, handle);
+        }
+        self.pump();
+    }
+
+    /// Leaves the cluster, within bounds.
+    fn stop(&mut self) {
+        if self.stopping.is_some() {
+            return;
+        }
+        let patience = (self.config.terms.lease * 3).max(Duration::from_secs(2));
+        self.stopping = Some(Stopping { until: clock::now().after(patience) });
+        self.inputs.push_back(Input::LeaveCluster);
+        self.pump();
+    }
+
+    fn input(&mut self, input: Input) {
+        self.inputs.push_back(input);
+        self.pump();
+    }
+
+    /// One input after the other, each followed by all that comes of it.
+    fn pump(&mut self) {
+        loop {
+            while let Some(output) = self.machine.poll_output() {
+                self.carry_out(output);
+            }
+            if let Some(end) = self.end.take() {
+                self.incarnation_over(end);
+                if self.over.is_some() {
+                    return;
+                }
+                continue;
+            }
+            let Some(input) = self.inputs.pop_front() else { break };
+            self.machine.handle(clock::now(), input);
+        }
+        self.refresh_status();
+    }
+
+    fn carry_out(&mut self, output: Output) {
+        match output {
+            Output::Send(to, msg) => self.transport.send(to, &msg),
+            Output::Lease(until) => self.extend_lease(until),
+            Output::ClusterView(view) => self.install(view),
+            Output::View(view, part) => self.learn(&view, part),
+            Output::Leading { group, token, lineage } => self.begin_leading(group, token, lineage),
+            Output::NotLeading { group, token, why, until } => self.end_leading(&group, token, why, until),
+            Output::Blocked(why) => {
+                self.counts.blocked.inc();
+                self.blocked = Some(why.clone());
+                tracing::warn!(why, "blocked");
+                self.say(What::Blocked { why });
+            }
+            Output::Unblocked => {
+                self.blocked = None;
+                tracing::info!("unblocked");
+                self.say(What::Unblocked);
+            }
+            Output::Refused(why) => {
+                tracing::warn!(why, "a cluster does not admit this node");
+                self.say(What::Refused { why });
+            }
+            Output::Ended(end) => self.end = Some(end),
+            Output::Trace(event) => self.trace(event),
+            Output::Mark(_) => {}
+        }
+    }
+
+    fn install(&mut self, view: ClusterView) {
+        let view = Arc::new(view);
+        self.counts.views.inc();
+        self.counts.members.set(i64::try_from(view.members.len()).unwrap_or(i64::MAX));
+        self.names = shown_names(&view);
+        // A death that was proved before the dead was in our view counts now.
+        let late = self.dead.iter().filter(|node| view.contains(**node));
+        self.inputs.extend(late.map(|node| Input::ProvedDead { node: *node, how: "pidfd" }));
+        if let Some(neighbours) = self.transport.neighbours() {
+            neighbours.keep(&self.transport, |node| view.contains(node));
+        }
+        if self.view.is_none() && self.machine.is_coordinator() {
+            // A founder has nobody to whom it could have told its wishes before.
+            self.wish_again();
+        }
+        self.transport.set_lineage(self.machine.lineage());
+        self.steering.set_seeking(false);
+        let rank = view.rank_of(self.config.me.id).map(|r| r.get());
+        tracing::info!(view = %view.id, members = view.members.len(), rank, "cluster view installed");
+        self.view = Some(Arc::clone(&view));
+        self.say(What::ClusterView(view));
+    }
+
+    /// The machine says that the lease lasts until then.
+    fn extend_lease(&mut self, until: Instant) {
+        self.notice_lapse();
+        if !self.lease.extend(until.as_nanos()) {
+            self.lease_was_revoked();
+            return;
+        }
+        self.counts.leases.inc();
+        self.lease_until = self.lease_until.max(until);
+        self.changed = true;
+        self.resume_leading();
+    }
+
+    /// A panic somewhere in this process ended the lease for ever: this incarnation leaves, another one follows.
+    fn lease_was_revoked(&mut self) {
+        if self.revoked {
+            return;
+        }
+        self.revoked = true;
+        tracing::error!("a panic in this process ended the node's lease: this incarnation leaves");
+        self.lease_until = self.lease_until.min(clock::now());
+        self.suspend_leading(WhyNot::Lease, self.lease_until);
+        self.inputs.push_back(Input::LeaveCluster);
+    }
+
+    /// If the lease has run out by now, that is the first thing to be told.
+    fn notice_lapse(&mut self) {
+        if clock::now() >= self.lease_until {
+            self.suspend_leading(WhyNot::Lease, self.lease_until);
+        }
+    }
+
+    fn trace(&mut self, mut event: TraceEvent) {
+        if let TraceEvent::LeadEnd { g: Group::Name(name), until, .. } = &mut event
+            && let Ok(name) = GroupName::new(name)
+        {
+            // Until the cell is cleared the application may act.
+            *until = Some(self.stop_acting(&name).as_nanos());
+        }
+        if let Some(tracer) = &mut self.tracer {
+            tracer.record(event);
+        }
+    }
+
+    // ---- telling ----------------------------------------------------------------------------------------------------
+
+    fn event(&self, group: Option<GroupName>, what: What) -> Event {
+        let node = self.config.me.id;
+        let name = self.names.get(&node).unwrap_or(&self.shared.name);
+        Event { name: Arc::clone(name), node, at_ns: clock::now_ns(), group, what }
+    }
+
+    /// Tells something about the node itself.
+    fn say(&mut self, what: What) {
+        self.notice_lapse();
+        let event = self.event(None, what);
+        match &event.what {
+            What::Started { .. } => self.own_state = vec![event.clone()],
+            What::ClusterView(_) | What::Refused { .. } => {
+                self.own_state.retain(|e| !matches!(e.what, What::ClusterView(_) | What::Refused { .. }));
+                self.own_state.push(event.clone());
+            }
+            What::Blocked { .. } | What::Unblocked => {
+                self.own_state.retain(|e| !matches!(e.what, What::Blocked { .. }));
+                if self.blocked.is_some() {
+                    self.own_state.push(event.clone());
+                }
+            }
+            _ => {}
+        }
+        self.changed = true;
+        self.refresh_status();
+        let said = Said { event, state: self.own_state.clone(), lead: None, last_end: None };
+        self.bus.publish(Topic::Node, Arc::new(said));
+    }
+
+    /// Puts what changed into the status; before anything is told, so that who hears of it finds it there.
+    fn refresh_status(&mut self) {
+        let now = self.shared.status();
+        let (phase, coordinator, core) =
+            (self.machine.phase_name(), self.machine.coordinator(), self.machine.core());
+        if !self.changed && now.phase == phase && now.coordinator == coordinator && now.core == core {
+            return;
+        }
+        let groups = if self.changed { Arc::new(self.group_statuses()) } else { Arc::clone(&now.groups) };
+        self.changed = false;
+        self.status.publish(Arc::new(Status {
+            id: self.config.me.id,
+            phase,
+            lineage: self.machine.lineage(),
+            view: self.view.clone(),
+            core: core.to_vec(),
+            coordinator,
+            blocked: self.blocked.clone(),
+            lease_until_ns: self.lease_until.as_nanos(),
+            groups,
+        }));
+    }
+
+    // ---- ends -------------------------------------------------------------------------------------------------------
+
+    /// The machine's life is over: tells so, and begins another one unless the node is to stop.
+    fn incarnation_over(&mut self, end: End) {
+        let highest = self.machine.highest();
+        self.lease.revoke();
+        self.lease_until = self.lease_until.min(clock::now());
+        self.suspend_leading(WhyNot::Removed, self.lease_until);
+        self.view = None;
+        self.blocked = None;
+        self.own_state.retain(|e| matches!(e.what, What::Started { .. }));
+        let leaves = self.stopping.is_some();
+        let why = match end {
+            End::Left if self.revoked && !leaves => {
+                let why = "a panic in this process ended its lease";
+                self.say(What::StartOver { why: why.to_owned() });
+                why
+            }
+            End::Left => "left",
+            End::Removed { view, why } => {
+                tracing::warn!(%view, why, "removed from the cluster");
+                self.say(What::Removed { view, why: why.to_owned() });
+                "removed"
+            }
+            End::Dissolved { into } => {
+                tracing::warn!(%into, "the cluster dissolved into another one");
+                self.say(What::Dissolved { into });
+                "its cluster dissolved"
+            }
+            End::StartOver { why } => {
+                tracing::warn!(why, "the node begins anew");
+                self.say(What::StartOver { why: why.to_owned() });
+                why
+            }
+        };
+        self.groups_over();
+        if let Some(tracer) = &mut self.tracer {
+            tracer.record(TraceEvent::End {});
+        }
+        if leaves || !self.rejoin {
+            self.over = Some(why.to_owned());
+        } else if let Err(error) = self.begin_again(highest) {
+            tracing::error!(%error, "the node cannot begin anew");
+            self.over = Some(format!("cannot begin anew: {error}"));
+        }
+    }
+
+    /// A fresh incarnation, with the wishes of the last one.
+    fn begin_again(&mut self, highest: ViewId) -> Result<(), StartError> {
+        let id = start::fresh_id(&self.config.me.name)?;
+        self.lease = NodeLease::new()?;
+        self._guarded = self.guard.then(|| Guarded::new(self.lease.clone()));
+        self.lease_until = Instant::ZERO;
+        self.revoked = false;
+        self.config.me.id = id;
+        self.transport.renew(id);
+        self.steering.set_id(id);
+        self.steering.set_seeking(true);
+        self.inputs.clear();
+        let rng = Rng::seeded(self.rng.next_u64());
+        self.machine = Cluster::new(self.config.clone(), clock::now(), rng, highest);
+        self.begun();
+        self.inputs.push_back(Input::Rendezvous(self.addresses.clone()));
+        self.wish_again();
+        Ok(())
+    }
+
+    async fn finish(mut self) {
+        let why = self.over.take().unwrap_or_default();
+        // Whatever else is told or written: nothing is done under a lease any more.
+        self.lease.revoke();
+        self.lease_until = self.lease_until.min(clock::now());
+        self.suspend_leading(WhyNot::Leave, self.lease_until);
+        self.groups_over();
+        self.say(What::Ended { why });
+        // At once, but neither waits for the other, or for a file server that does not answer.
+        let _in_time = timeout(FAREWELL, self.steering.withdraw()).await;
+        self.transport.shutdown(FAREWELL).await;
+        if let Some(tracer) = self.tracer.take() {
+            tracer.finish();
+        }
+    }
+}
+
+/// The names of a view's nodes; where several have the same one, with the id.
+fn shown_names(view: &ClusterView) -> BTreeMap<NodeId, Arc<str>> {
+    let mut seen = BTreeSet::new();
+    let twice: BTreeSet<&str> =
+        view.members.iter().map(|n| &*n.name).filter(|name| !seen.insert(*name)).collect();
+    let shown = |node: &membership_proto::NodeInfo| {
+        if twice.contains(&*node.name) {
+            format!("{}#{}", node.name, node.id).into()
+        } else {
+            (*node.name).into()
+        }
+    };
+    view.members.iter().map(|node| (node.id, shown(node))).collect()
+}

@@ -1,0 +1,370 @@
+//! The node's groups: what applications want of them, what is known of them, and how the node leads them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use membership_proto::{GroupView, GroupWish, Input, Part, SharedView, WhyNot};
+use membership_sync::LeaderCell;
+use membership_types::{GroupName, Instant, Lineage, Token, ViewId};
+use tokio::sync::oneshot;
+
+use super::Driver;
+use crate::{
+    clock,
+    event::{Event, Lead, Member, Said, Topic, View, What},
+    status::GroupStatus,
+};
+
+/// One group at this node.
+#[derive(Default)]
+pub(super) struct Slot {
+    wanted: Option<Wanted>,
+    /// Handles of observers.
+    observers: BTreeSet<u64>,
+    view: Option<Arc<View>>,
+    /// The event that told of it.
+    view_event: Option<Event>,
+    /// Is the node a member, by that view?
+    member: bool,
+    acting: Option<Acting>,
+    last_end: Option<Event>,
+    /// Told when the node is no member any more.
+    left: Vec<oneshot::Sender<()>>,
+    /// Told when a view comes that is newer than this one.
+    stepped_down: Vec<(Option<ViewId>, oneshot::Sender<()>)>,
+}
+
+/// An application wants the node to be a member.
+struct Wanted {
+    endpoint: Option<Box<str>>,
+    handle: u64,
+    leaving: Leaving,
+    /// Stepping down waits for the first view.
+    steps_down: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Leaving {
+    No,
+    /// As soon as the node is a member: a wish that overtakes the joining would leave nobody knowing how it ended.
+    Once,
+    Asked,
+}
+
+/// The machine says that the node leads.
+struct Acting {
+    lead: Lead,
+    /// The event that told of it; `None` while the lease has lapsed before the machine noticed.
+    told: Option<Event>,
+}
+
+impl Driver {
+    // ---- wishes -----------------------------------------------------------------------------------------------------
+
+    pub(super) fn join(&mut self, group: GroupName, endpoint: Option<Box<str>>, handle: u64) {
+        if self.stopping.is_some() {
+            return;
+        }
+        let slot = self.groups.entry(group.clone()).or_default();
+        let again =
+            slot.wanted.as_ref().is_some_and(|w| w.leaving != Leaving::Asked && w.endpoint == endpoint);
+        slot.wanted =
+            Some(Wanted { endpoint: endpoint.clone(), handle, leaving: Leaving::No, steps_down: false });
+        // Whoever waits for the end of the membership that this one replaces waits no longer.
+        slot.left.clear();
+        if !again {
+            self.inputs.push_back(Input::Wish(GroupWish::Join { group, endpoint }));
+        }
+    }
+
+    pub(super) fn leave(&mut self, group: GroupName, done: Option<oneshot::Sender<()>>) {
+        let Some(slot) = self.groups.get_mut(&group) else { return };
+        let Some(wanted) = &mut slot.wanted else { return };
+        slot.left.extend(done);
+        match (wanted.leaving, slot.member) {
+            (Leaving::Asked, _) => {}
+            (_, false) => wanted.leaving = Leaving::Once,
+            (_, true) => {
+                wanted.leaving = Leaving::Asked;
+                self.inputs.push_back(Input::Wish(GroupWish::Leave { group }));
+            }
+        }
+    }
+
+    pub(super) fn step_down(&mut self, group: GroupName, done: oneshot::Sender<()>) {
+        let Some(slot) = self.groups.get_mut(&group) else { return };
+        let Some(wanted) = &mut slot.wanted else { return };
+        slot.stepped_down.push((slot.view.as_ref().filter(|_| slot.member).map(|v| v.id), done));
+        if slot.member {
+            self.inputs.push_back(Input::Wish(GroupWish::StepDown { group }));
+        } else {
+            wanted.steps_down = true;
+        }
+    }
+
+    pub(super) fn observe(&mut self, group: GroupName, handle: u64) {
+        let slot = self.groups.entry(group.clone()).or_default();
+        let first = slot.observers.is_empty();
+        slot.observers.insert(handle);
+        if first {
+            self.inputs.push_back(Input::Observe { group, begin: true });
+        }
+    }
+
+    pub(super) fn handle_dropped(&mut self, group: GroupName, handle: u64) {
+        let Some(slot) = self.groups.get_mut(&group) else { return };
+        if slot.observers.remove(&handle) && slot.observers.is_empty() {
+            self.inputs.push_back(Input::Observe { group: group.clone(), begin: false });
+            if !slot.member && slot.wanted.is_none() {
+                // Nobody wants to hear of it any more; who still holds a stream is told that this is the end.
+                let event = self.event(Some(group.clone()), What::Out { left: true });
+                self.tell_group(&group, event);
+            }
+        } else if slot.wanted.as_ref().is_some_and(|w| w.handle == handle) {
+            self.leave(group, None);
+        }
+    }
+
+    /// A fresh incarnation wants what the last one wanted.
+    pub(super) fn wish_again(&mut self) {
+        for (group, slot) in &self.groups {
+            if let Some(wanted) = &slot.wanted {
+                let (group, endpoint) = (group.clone(), wanted.endpoint.clone());
+                self.inputs.push_back(Input::Wish(GroupWish::Join { group, endpoint }));
+            }
+            if !slot.observers.is_empty() {
+                self.inputs.push_back(Input::Observe { group: group.clone(), begin: true });
+            }
+        }
+    }
+
+    // ---- views ------------------------------------------------------------------------------------------------------
+
+    /// The machine learned a view of a group.
+    pub(super) fn learn(&mut self, view: &SharedView, part: Part) {
+        self.notice_lapse();
+        self.counts.group_views.inc();
+        let (group, me) = (view.group.clone(), self.config.me.id);
+        let view = Arc::new(self.named(view));
+        let rank = view.rank_of(me);
+        let slot = self.groups.entry(group.clone()).or_default();
+        let was_member = slot.member;
+        slot.member = rank.is_some();
+        slot.view = Some(Arc::clone(&view));
+        for (seen, done) in std::mem::take(&mut slot.stepped_down) {
+            // Told to step down before the first view: that one comes first.
+            if slot.member && seen.is_none_or(|seen| view.id <= seen) {
+                slot.stepped_down.push((seen.or(Some(view.id)), done));
+            } else {
+                let _gone = done.send(());
+            }
+        }
+        if let Some(wanted) = slot.wanted.as_mut().filter(|_| rank.is_some()) {
+            if std::mem::take(&mut wanted.steps_down) {
+                self.inputs.push_back(Input::Wish(GroupWish::StepDown { group: group.clone() }));
+            }
+            if wanted.leaving == Leaving::Once {
+                wanted.leaving = Leaving::Asked;
+                self.inputs.push_back(Input::Wish(GroupWish::Leave { group: group.clone() }));
+            }
+        }
+        let leader = view.leader().map(|l| &*l.name);
+        tracing::debug!(%group, view = %view.id, members = view.members.len(), rank = rank.map(|r| r.get()), leader, "group view");
+        let event = self.event(Some(group.clone()), What::View(Arc::clone(&view)));
+        let slot = self.groups.get_mut(&group).expect("just made");
+        slot.view_event = Some(event.clone());
+        self.tell_group(&group, event);
+        let is_out = part == Part::Left || was_member && rank.is_none();
+        if is_out {
+            self.out(&group);
+        }
+    }
+
+    /// A view of the group without this node is known.
+    fn out(&mut self, group: &GroupName) {
+        let Some(slot) = self.groups.get_mut(group) else { return };
+        let asked = slot.wanted.as_ref().is_none_or(|w| w.leaving == Leaving::Asked);
+        self.tell_out(group, asked);
+    }
+
+    /// The node is no member any more; if it left on request, it wants to be none.
+    fn tell_out(&mut self, group: &GroupName, left: bool) {
+        let event = self.event(Some(group.clone()), What::Out { left });
+        let Some(slot) = self.groups.get_mut(group) else { return };
+        if slot.observers.is_empty() {
+            slot.view = None;
+            slot.view_event = None;
+        }
+        let waiting = if left {
+            slot.wanted = None;
+            std::mem::take(&mut slot.left)
+        } else {
+            Vec::new()
+        };
+        self.tell_group(group, event);
+        for done in waiting {
+            let _gone = done.send(());
+        }
+    }
+
+    /// The incarnation is over: the node is in no group, until the next one is admitted.
+    pub(super) fn groups_over(&mut self) {
+        let groups: Vec<GroupName> = self.groups.keys().cloned().collect();
+        for group in groups {
+            let Some(slot) = self.groups.get_mut(&group) else { continue };
+            for (_, done) in std::mem::take(&mut slot.stepped_down) {
+                let _gone = done.send(());
+            }
+            slot.member = false;
+            let Some(wanted) = &slot.wanted else { continue };
+            let left = wanted.leaving != Leaving::No || self.stopping.is_some() || self.over.is_some();
+            self.tell_out(&group, left);
+        }
+        self.changed = true;
+    }
+
+    fn named(&self, view: &GroupView) -> View {
+        let member = |member: &membership_proto::Member| Member {
+            node: member.node,
+            name: self.names.get(&member.node).cloned().unwrap_or_else(|| member.node.to_string().into()),
+            endpoint: member.endpoint.as_deref().map(Arc::from),
+        };
+        View {
+            group: view.group.clone(),
+            lineage: view.lineage,
+            id: view.id,
+            prev: view.prev,
+            token: view.token,
+            members: view.members.iter().map(member).collect(),
+        }
+    }
+
+    // ---- leading ----------------------------------------------------------------------------------------------------
+
+    pub(super) fn begin_leading(&mut self, group: GroupName, token: Token, lineage: Lineage) {
+        self.notice_lapse();
+        let cell = Arc::new(LeaderCell::new(self.lease.clone()));
+        let slot = self.groups.entry(group.clone()).or_default();
+        slot.acting = Some(Acting { lead: Lead { cell, token, lineage }, told: None });
+        self.tell_leading(&group);
+    }
+
+    /// The lease goes on: so does what was suspended.
+    pub(super) fn resume_leading(&mut self) {
+        if !std::mem::take(&mut self.suspended) {
+            return;
+        }
+        let untold = |slot: &Slot| slot.acting.as_ref().is_some_and(|a| a.told.is_none());
+        let ready: Vec<GroupName> =
+            self.groups.iter().filter(|(_, slot)| untold(slot)).map(|(group, _)| group.clone()).collect();
+        for group in ready {
+            self.tell_leading(&group);
+        }
+    }
+
+    fn tell_leading(&mut self, group: &GroupName) {
+        let Some(acting) = self.groups.get(group).and_then(|s| s.acting.as_ref()) else { return };
+        let lead = acting.lead.clone();
+        // The clock is read for the event before anybody can act.
+        let event =
+            self.event(Some(group.clone()), What::Leading { token: lead.token, lineage: lead.lineage });
+        if event.at_ns >= self.lease_until.as_nanos() || self.revoked {
+            self.suspended = true;
+            return;
+        }
+        lead.cell.lead(lead.token.get());
+        if let Some(acting) = self.groups.get_mut(group).and_then(|s| s.acting.as_mut()) {
+            acting.told = Some(event.clone());
+        }
+        self.counts.reigns.inc();
+        self.counts.leading.inc();
+        tracing::info!(%group, token = %lead.token, "leading");
+        self.tell_group(group, event);
+    }
+
+    /// The machine says that we do not lead the group any more.
+    pub(super) fn end_leading(&mut self, group: &GroupName, token: Token, why: WhyNot, until: Instant) {
+        self.notice_lapse();
+        let Some(slot) = self.groups.get_mut(group) else { return };
+        let Some(acting) = slot.acting.take_if(|a| a.lead.token == token) else { return };
+        // The cell may have been cleared, and the clock read, already: for the trace.
+        acting.lead.cell.stop();
+        let until = if why == WhyNot::Lease { until } else { self.lease_until.min(clock::now()) };
+        if acting.told.is_some() {
+            self.tell_end(group, &acting.lead, why, until);
+        }
+    }
+
+    /// Clears the cell of a group, and gives the end of all that was possible under it.
+    pub(super) fn stop_acting(&mut self, group: &GroupName) -> Instant {
+        if let Some(acting) = self.groups.get(group).and_then(|slot| slot.acting.as_ref()) {
+            acting.lead.cell.stop();
+        }
+        self.lease_until.min(clock::now())
+    }
+
+    /// We lead nothing until the lease goes on: told before anything else.
+    pub(super) fn suspend_leading(&mut self, why: WhyNot, until: Instant) {
+        let told: Vec<(GroupName, Lead)> = self
+            .groups
+            .iter_mut()
+            .filter_map(|(group, slot)| {
+                let acting = slot.acting.as_mut()?;
+                acting.told.take()?;
+                Some((group.clone(), acting.lead.clone()))
+            })
+            .collect();
+        self.suspended |= !told.is_empty();
+        for (_, lead) in &told {
+            lead.cell.stop();
+        }
+        for (group, lead) in told {
+            self.tell_end(&group, &lead, why, until);
+        }
+    }
+
+    fn tell_end(&mut self, group: &GroupName, lead: &Lead, why: WhyNot, until: Instant) {
+        self.counts.leading.dec();
+        tracing::info!(%group, token = %lead.token, why = why.as_str(), "not leading");
+        let (token, lineage, until_ns) = (lead.token, lead.lineage, until.as_nanos());
+        let event = self.event(Some(group.clone()), What::NotLeading { token, lineage, why, until_ns });
+        if let Some(slot) = self.groups.get_mut(group) {
+            slot.last_end = Some(event.clone());
+        }
+        self.tell_group(group, event);
+    }
+
+    // ---- telling ----------------------------------------------------------------------------------------------------
+
+    /// Tells something about a group, with the group's state after it. A group that nobody wants is forgotten with that.
+    fn tell_group(&mut self, group: &GroupName, event: Event) {
+        let Some(slot) = self.groups.get(group) else { return };
+        let acting = slot.acting.as_ref().filter(|a| a.told.is_some());
+        let state = slot.view_event.iter().chain(acting.and_then(|a| a.told.as_ref())).cloned().collect();
+        let lead = acting.map(|a| a.lead.clone());
+        let said = Arc::new(Said { event, state, lead, last_end: slot.last_end.clone() });
+        let used = slot.wanted.is_some() || slot.member || !slot.observers.is_empty();
+        if !used {
+            self.groups.remove(group);
+        }
+        self.changed = true;
+        self.refresh_status();
+        let topic = Topic::Group(group.clone());
+        if used {
+            self.bus.publish(topic, said);
+        } else {
+            self.bus.retire(&topic, said);
+        }
+    }
+
+    pub(super) fn group_statuses(&self) -> BTreeMap<GroupName, GroupStatus> {
+        let status = |slot: &Slot| GroupStatus {
+            view: slot.view.clone(),
+            member: slot.member,
+            leading: slot.acting.as_ref().filter(|a| a.told.is_some()).map(|a| a.lead.token),
+        };
+        self.groups.iter().map(|(group, slot)| (group.clone(), status(slot))).collect()
+    }
+}

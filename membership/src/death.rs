@@ -1,0 +1,446 @@
+//! Proof of death on one host: a process that is gone is known to be gone at once, without waiting for a lease.
+//!
+//! That two processes share a host is shown, and not inferred from addresses or names. Each listens on a local socket
+//! with an unguessable name, which it tells over its connections with other nodes. Whoever connects to it exchanges
+//! memory with it: each side makes a piece of anonymous memory and hands it over (only processes on one kernel can), then
+//! writes a random number into its own; the number that a side finds in the other's memory goes back over the connection
+//! between the *nodes*. When our own number comes back from a node, that node's process is the one at the other end of
+//! the local socket, and the kernel's handle of that process (its pidfd, which no later process can inherit) is a handle
+//! of the node's process.
+//!
+//! A readable pidfd says that the whole process is gone: all its threads, so every incarnation that lived in it. That
+//! connections break, or that nobody listens any more, proves nothing. An incarnation that ends within a living process
+//! is no death: its pidfd stays silent.
+
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    io::{self, ErrorKind},
+    mem::MaybeUninit,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+        linux::net::SocketAddrExt,
+        unix::net as unix,
+    },
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use membership_types::NodeId;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::{MemfdFlags, ftruncate, memfd_create},
+    io::{pread, pwrite},
+    net::{
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+        SendFlags, recvmsg, sendmsg,
+    },
+    process::{PidfdFlags, getpid, getuid, pidfd_open},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, Interest, unix::AsyncFd},
+    net::{UnixListener, UnixStream},
+    sync::{Semaphore, oneshot},
+    task::{AbortHandle, spawn_local},
+    time::timeout,
+};
+
+use crate::{clock, transport::Transport};
+
+/// How long one attempt to show that two processes share a host may take.
+const ATTEMPT: Duration = Duration::from_secs(2);
+/// Pauses before the attempts: the other side may not know of our connection yet.
+const PAUSES: [Duration; 4] =
+    [Duration::ZERO, Duration::from_millis(50), Duration::from_millis(500), Duration::from_secs(2)];
+/// How many strangers are met on the local socket at once.
+const MEETINGS: usize = 64;
+/// How many processes are watched.
+const WATCHED: usize = 4096;
+/// A node that was never in a view, or is in none any more, is watched for this long.
+const KEPT: Duration = Duration::from_secs(60);
+/// A node id on the local socket, and two descriptors with it: the shared memory, and a pidfd.
+const CARD: usize = 16;
+const DESCRIPTORS: usize = 2;
+
+/// The processes on this host that are watched. A cheap handle; lives on the control thread.
+#[derive(Clone)]
+pub(crate) struct Neighbours(Rc<Inner>);
+
+struct Inner {
+    listener: RefCell<Option<unix::UnixListener>>,
+    awaited: RefCell<Vec<Awaited>>,
+    watched: RefCell<BTreeMap<NodeId, Watch>>,
+}
+
+/// A number that must come back from a node.
+struct Awaited {
+    from: NodeId,
+    number: [u8; 16],
+    shown: oneshot::Sender<()>,
+}
+
+struct Watch {
+    task: AbortHandle,
+    since: u64,
+}
+
+/// Where processes on this host can meet this one: a local socket whose name nobody can guess.
+pub(crate) struct Door {
+    /// What other nodes are told.
+    pub(crate) name: String,
+    listener: unix::UnixListener,
+}
+
+impl Door {
+    pub(crate) fn open() -> io::Result<Self> {
+        let name = format!("phalanx-{:032x}", u128::from_le_bytes(random()?));
+        let addr = unix::SocketAddr::from_abstract_name(&name)?;
+        let listener = unix::UnixListener::bind_addr(&addr)?;
+        listener.set_nonblocking(true)?;
+        Ok(Self { name, listener })
+    }
+}
+
+impl Neighbours {
+    pub(crate) fn new(door: Door) -> Self {
+        let listener = RefCell::new(Some(door.listener));
+        Self(Rc::new(Inner { listener, awaited: RefCell::default(), watched: RefCell::default() }))
+    }
+
+    /// Meets whoever connects, for as long as the control thread lives.
+    pub(crate) fn serve(&self, transport: Transport) {
+        let Some(listener) = self.0.listener.take() else { return };
+        let neighbours = self.clone();
+        spawn_local(async move {
+            let listener = match UnixListener::from_std(listener) {
+                Ok(listener) => listener,
+                Err(error) => {
+                    tracing::warn!(%error, "deaths on this host cannot be proved: leases are waited out");
+                    return;
+                }
+            };
+            let places = Arc::new(Semaphore::new(MEETINGS));
+            loop {
+                match listener.accept().await {
+                    Ok((stream, _)) => {
+                        // Beyond the limit connections are closed; who is honest tries again.
+                        let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
+                        let (neighbours, transport) = (neighbours.clone(), transport.clone());
+                        spawn_local(async move {
+                            neighbours.attempt(stream, None, &transport).await;
+                            drop(place);
+                        });
+                    }
+                    Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+                }
+            }
+        });
+    }
+
+    /// A node that we connected to says that its process can be met at `name`. If that is on another host, nothing is
+    /// there.
+    pub(crate) fn meet(&self, transport: Transport, node: NodeId, name: String) {
+        let Ok(addr) = unix::SocketAddr::from_abstract_name(&name) else { return };
+        if self.is_watched(node) {
+            return;
+        }
+        let neighbours = self.clone();
+        spawn_local(async move {
+            for pause in PAUSES {
+                tokio::time::sleep(pause).await;
+                if neighbours.is_watched(node) || !transport.is_linked(node) {
+                    return;
+                }
+                // A local connection is made at once, or refused.
+                let stream = unix::UnixStream::connect_addr(&addr).and_then(|stream| {
+                    stream.set_nonblocking(true)?;
+                    UnixStream::from_std(stream)
+                });
+                match stream {
+                    Ok(stream) => neighbours.attempt(stream, Some(node), &transport).await,
+                    Err(error) => {
+                        tracing::trace!(%node, %error, "not on this host");
+                        return;
+                    }
+                }
+            }
+        });
+    }
+
+    async fn attempt(&self, stream: UnixStream, expected: Option<NodeId>, transport: &Transport) {
+        match timeout(ATTEMPT, self.exchange(stream, expected, transport)).await {
+            Ok(Ok((node, pidfd))) => self.watch(node, pidfd, transport),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "a process on this host could not be shown to be a node")
+            }
+            Err(_) => tracing::debug!("a process on this host did not show in time that it is a node"),
+        }
+    }
+
+    /// Both sides do the same. Gives the node at the other end of the local socket, and the handle of its process.
+    async fn exchange(
+        &self,
+        mut stream: UnixStream,
+        expected: Option<NodeId>,
+        transport: &Transport,
+    ) -> io::Result<(NodeId, OwnedFd)> {
+        let peer = stream.peer_cred()?;
+        if peer.uid() != getuid().as_raw() {
+            return Err(refused("it runs as another user"));
+        }
+        let me = transport.me();
+        let memory = memfd_create("phalanx-number", MemfdFlags::CLOEXEC)?;
+        ftruncate(&memory, 16)?;
+        let own = pidfd_open(getpid(), PidfdFlags::empty())?;
+        send_card(&stream, me, [memory.as_fd(), own.as_fd()]).await?;
+        let (node, their_memory, sent_pidfd) = receive_card(&stream).await?;
+        if expected.is_some_and(|expected| expected != node) {
+            return Err(refused("it is another incarnation by now"));
+        }
+        let pidfd = match peer_pidfd(&stream) {
+            Ok(pidfd) => pidfd,
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOPROTOOPT | libc::EINVAL)) => {
+                checked_pidfd(sent_pidfd, peer.pid())?
+            }
+            Err(error) => return Err(error),
+        };
+        // Only now, with the other's memory in hand and ours in the other's: what is read is shared, and no copy.
+        let number: [u8; 16] = random()?;
+        let (shown, came_back) = oneshot::channel();
+        let waiting = Awaiting { neighbours: self, number };
+        self.0.awaited.borrow_mut().push(Awaited { from: node, number, shown });
+        pwrite(&memory, &number, 0)?;
+        stream.write_all(&[1]).await?;
+        stream.read_exact(&mut [0]).await?;
+        let mut found = [0; 16];
+        if pread(&their_memory, &mut found, 0)? != found.len() {
+            return Err(refused("it shares no memory"));
+        }
+        // The connection between the nodes may still be on its last step.
+        while !transport.send_shown(node, found) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        came_back.await.map_err(|_| refused("it was given up"))?;
+        drop(waiting);
+        if transport.me() != me {
+            return Err(refused("this node is another incarnation by now"));
+        }
+        Ok((node, pidfd))
+    }
+
+    /// A node says which number it found in the memory that we share with it.
+    pub(crate) fn on_shown(&self, from: NodeId, number: [u8; 16]) {
+        let mut awaited = self.0.awaited.borrow_mut();
+        if let Some(at) = awaited.iter().position(|a| a.from == from && a.number == number) {
+            // The attempt may have timed out.
+            let _given_up = awaited.swap_remove(at).shown.send(());
+        }
+    }
+
+    fn is_watched(&self, node: NodeId) -> bool {
+        self.0.watched.borrow().contains_key(&node)
+    }
+
+    /// From now on the death of the process is a proof of the node's.
+    fn watch(&self, node: NodeId, pidfd: OwnedFd, transport: &Transport) {
+        let mut watched = self.0.watched.borrow_mut();
+        if watched.contains_key(&node) || watched.len() == WATCHED {
+            return;
+        }
+        tracing::debug!(%node, "shown to be on this host: its death will be proved");
+        let (neighbours, transport) = (self.clone(), transport.clone());
+        transport.counts().neighbours.inc();
+        let task = spawn_local(async move {
+            match dead(pidfd).await {
+                Ok(()) => {
+                    tracing::debug!(%node, "its process is dead");
+                    transport.report_dead(node).await;
+                }
+                Err(error) => tracing::warn!(%node, %error, "a process on this host cannot be watched"),
+            }
+            if neighbours.0.watched.borrow_mut().remove(&node).is_some() {
+                transport.counts().neighbours.dec();
+            }
+        });
+        watched.insert(node, Watch { task: task.abort_handle(), since: clock::now_ns() });
+    }
+
+    /// Ends watches of nodes that are long gone from the view.
+    pub(crate) fn keep(&self, transport: &Transport, is_member: impl Fn(NodeId) -> bool) {
+        let now = clock::now_ns();
+        self.0.watched.borrow_mut().retain(|node, watch| {
+            let keep = is_member(*node) || now.saturating_sub(watch.since) < KEPT.as_nanos() as u64;
+            if !keep {
+                watch.task.abort();
+                transport.counts().neighbours.dec();
+            }
+            keep
+        });
+    }
+}
+
+/// A number is not waited for any longer than the attempt that it belongs to.
+struct Awaiting<'a> {
+    neighbours: &'a Neighbours,
+    number: [u8; 16],
+}
+
+impl Drop for Awaiting<'_> {
+    fn drop(&mut self) {
+        self.neighbours.0.awaited.borrow_mut().retain(|awaited| awaited.number != self.number);
+    }
+}
+
+/// Waits until the process is gone.
+async fn dead(pidfd: OwnedFd) -> io::Result<()> {
+    // SAFETY: the descriptor is owned, is the same in every call of `as_raw_fd`, and stays open until it is dropped, which
+    // happens after it was taken off the event queue.
+    #[allow(unsafe_code, reason = "there is no safe constructor")]
+    let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE)? };
+    loop {
+        let mut ready = pidfd.readable().await?;
+        // Asked again, because a proof must not rest on a wake-up that may be spurious.
+        let mut fds = [PollFd::new(pidfd.get_ref(), PollFlags::IN)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        if poll(&mut fds, Some(&now))? == 1 && fds[0].revents().contains(PollFlags::IN) {
+            return Ok(());
+        }
+        ready.clear_ready();
+    }
+}
+
+/// The handle of the process at the other end, from the kernel (Linux 6.5).
+fn peer_pidfd(stream: &UnixStream) -> io::Result<OwnedFd> {
+    #[cfg(any(target_arch = "sparc", target_arch = "sparc64"))]
+    const SO_PEERPIDFD: libc::c_int = 0x0056;
+    #[cfg(not(any(target_arch = "sparc", target_arch = "sparc64")))]
+    const SO_PEERPIDFD: libc::c_int = 77;
+    let mut fd: RawFd = -1;
+    let mut size = size_of::<RawFd>() as libc::socklen_t;
+    // SAFETY: the socket is open, and `fd` and `size` are valid for writing as many bytes as `size` says.
+    #[allow(unsafe_code, reason = "no safe interface to this option exists")]
+    let status = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PEERPIDFD,
+            (&raw mut fd).cast(),
+            &raw mut size,
+        )
+    };
+    if status != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call succeeded, so the kernel has put a fresh descriptor there, which nobody else owns.
+    #[allow(unsafe_code, reason = "no safe interface to this option exists")]
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A handle that the other side sent, for older kernels: taken if it is one, and of that very process.
+fn checked_pidfd(sent: OwnedFd, peer: Option<i32>) -> io::Result<OwnedFd> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", sent.as_raw_fd()))?;
+    let pid = info
+        .lines()
+        .find_map(|line| line.strip_prefix("Pid:"))
+        .and_then(|pid| pid.trim().parse::<i32>().ok());
+    match (pid, peer) {
+        (Some(pid), Some(peer)) if pid == peer && pid > 0 => Ok(sent),
+        _ => Err(refused("it sent no handle of itself")),
+    }
+}
+
+async fn send_card(
+    stream: &UnixStream,
+    me: NodeId,
+    descriptors: [BorrowedFd<'_>; DESCRIPTORS],
+) -> io::Result<()> {
+    let mut card = [0; CARD];
+    card[..4].copy_from_slice(&me.node().to_le_bytes());
+    card[4..12].copy_from_slice(&me.inc().to_le_bytes());
+    let sent = stream
+        .async_io(Interest::WRITABLE, || {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+            let mut ancillary = SendAncillaryBuffer::new(&mut space);
+            if !ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+                return Err(ErrorKind::OutOfMemory.into());
+            }
+            Ok(sendmsg(stream, &[io::IoSlice::new(&card)], &mut ancillary, SendFlags::NOSIGNAL)?)
+        })
+        .await?;
+    if sent == CARD { Ok(()) } else { Err(refused("it takes no sixteen bytes")) }
+}
+
+async fn receive_card(stream: &UnixStream) -> io::Result<(NodeId, OwnedFd, OwnedFd)> {
+    let mut card = [0; CARD];
+    let mut fds: Vec<OwnedFd> = Vec::new();
+    let received = stream
+        .async_io(Interest::READABLE, || {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+            let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+            let mut parts = [io::IoSliceMut::new(&mut card)];
+            let message = recvmsg(stream, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+            for part in ancillary.drain() {
+                if let RecvAncillaryMessage::ScmRights(rights) = part {
+                    fds.extend(rights);
+                }
+            }
+            Ok(message.bytes)
+        })
+        .await?;
+    let descriptors: Result<[OwnedFd; DESCRIPTORS], _> = fds.try_into();
+    match descriptors {
+        Ok([memory, pidfd]) if received == CARD => {
+            let node = u32::from_le_bytes(card[..4].try_into().expect("four bytes"));
+            let inc = u64::from_le_bytes(card[4..12].try_into().expect("eight bytes"));
+            Ok((NodeId::new(node, inc), memory, pidfd))
+        }
+        _ => Err(refused("it does not introduce itself as nodes do")),
+    }
+}
+
+fn random() -> io::Result<[u8; 16]> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(io::Error::other)?;
+    Ok(bytes)
+}
+
+fn refused(why: &'static str) -> io::Error {
+    io::Error::other(why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_pidfd_is_silent_while_the_process_lives_and_tells_at_once_that_it_died() {
+        let mut child = std::process::Command::new("sleep").arg("100").spawn().expect("sleep exists");
+        let pid = rustix::process::Pid::from_child(&child);
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).expect("our own child");
+        let mut death = Box::pin(dead(pidfd));
+        assert!(timeout(Duration::from_millis(50), &mut death).await.is_err(), "it lives");
+        child.kill().expect("our own child");
+        timeout(Duration::from_secs(10), death).await.expect("told in time").expect("watched");
+        child.wait().expect("reaped after the proof: a zombie runs no code");
+    }
+
+    #[tokio::test]
+    async fn the_kernel_or_else_the_other_side_gives_a_handle_of_the_process_at_the_other_end() {
+        let (one, two) = UnixStream::pair().expect("a pair");
+        let own = pidfd_open(getpid(), PidfdFlags::empty()).expect("ourselves");
+        let me = NodeId::new(7, 9);
+        let memory = memfd_create("test", MemfdFlags::CLOEXEC).expect("memory");
+        send_card(&one, me, [memory.as_fd(), own.as_fd()]).await.expect("sent");
+        let (node, _, sent) = receive_card(&two).await.expect("received");
+        assert_eq!(node, me);
+        let pid = i32::try_from(std::process::id()).expect("a pid");
+        assert!(checked_pidfd(sent.try_clone().expect("a copy"), Some(pid)).is_ok());
+        assert!(checked_pidfd(sent, Some(pid + 1)).is_err(), "of another process");
+        assert!(checked_pidfd(memory, Some(pid)).is_err(), "no pidfd at all");
+        match peer_pidfd(&two) {
+            Ok(pidfd) => assert!(checked_pidfd(pidfd, Some(pid)).is_ok()),
+            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::ENOPROTOOPT), "{error}"),
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! What a node is to a group: a member that may lead, or an observer.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use membership_proto::WhyNot;
+use membership_types::{GroupName, Lineage, Token};
+use pubsub::Delivery;
+use tokio::sync::oneshot;
+
+use crate::{
+    clock,
+    error::NotMember,
+    event::{Event, Events, Lead, Said, Topic, View, Views, What},
+    node::{Command, Node},
+};
+
+/// The node's membership in one group. Clones are the same membership.
+///
+/// It outlives incarnations of the node: one that was removed joins the group again, as its junior. When the last handle
+/// is dropped the node leaves the group; [`Membership::leave`] waits for that.
+#[derive(Clone)]
+pub struct Membership {
+    pub(crate) inner: Arc<MembershipInner>,
+}
+
+pub(crate) struct MembershipInner {
+    node: Node,
+    group: GroupName,
+    pub(crate) handle: u64,
+    /// It was told to leave, and not to join since.
+    pub(crate) left: AtomicBool,
+}
+
+impl MembershipInner {
+    pub(crate) fn new(node: Node, group: GroupName, handle: u64) -> Arc<Self> {
+        Arc::new(Self { node, group, handle, left: AtomicBool::new(false) })
+    }
+}
+
+impl Drop for MembershipInner {
+    fn drop(&mut self) {
+        self.node.inner.handle_dropped(&self.group, self.handle);
+    }
+}
+
+impl Membership {
+    /// The group.
+    pub fn group(&self) -> &GroupName {
+        &self.inner.group
+    }
+
+    /// The node.
+    pub fn node(&self) -> &Node {
+        &self.inner.node
+    }
+
+    /// The last view that is known, while the node is a member.
+    pub fn view(&self) -> Option<Arc<View>> {
+        let status = self.inner.node.status();
+        status.groups.get(&self.inner.group).filter(|g| g.member).and_then(|g| g.view.clone())
+    }
+
+    /// The group's events, and the node's own, in the one order in which they happened: the current state first, then
+    /// every change.
+    ///
+    /// After losing its lease a leader finds [`What::NotLeading`] before any other event of the group.
+    pub fn events(&self) -> Events {
+        Events::new(self.inner.node.inner.shared.follow(&self.inner.group))
+    }
+
+    /// The group's views: the current one first, then every change.
+    pub fn views(&self) -> Views {
+        Views::new(self.events())
+    }
+
+    /// Waits until this node leads the group, and returns the [`Leadership`] to act under.
+    ///
+    /// Rank 0 leads; rank is order of joining. Cancel-safe: dropping the future gives nothing up.
+    ///
+    /// # Errors
+    /// [`NotMember`] once the node left the group or stopped. A removal is no error: the node rejoins (unless it was told
+    /// not to), and may lead later.
+    pub async fn until_leader(&self) -> Result<Leadership, NotMember> {
+        let mut events = self.inner.node.inner.shared.follow(&self.inner.group).ok_or(NotMember::Stopped)?;
+        loop {
+            if self.inner.left.load(Ordering::Acquire) {
+                return Err(NotMember::Left);
+            }
+            let said = match events.next().await {
+                None => return Err(NotMember::Stopped),
+                Some(Delivery::Gap { .. } | Delivery::Current { topic: Topic::Node, .. }) => continue,
+                Some(Delivery::Change { topic: Topic::Node, .. }) => continue,
+                Some(Delivery::Current { event, .. } | Delivery::Change { event, .. }) => event,
+            };
+            if let Some(lead) = &said.lead
+                && lead.cell.is_current(lead.token.get(), clock::now_ns)
+            {
+                return Ok(Leadership { membership: self.clone(), lead: lead.clone() });
+            }
+        }
+    }
+
+    /// Gives up the first rank: the node stops leading at once, goes to the last rank, and goes on as a member. Returns
+    /// when a view says so, or when the node has stopped.
+    ///
+    /// Cancel-safe: a dropped future steps down all the same.
+    pub async fn step_down(&self) {
+        let (done, told) = oneshot::channel();
+        let group = self.inner.group.clone();
+        // Where the node has stopped, the command comes back: dropped here, so that nobody waits for it.
+        drop(self.inner.node.inner.commands.send(Command::StepDown { group, done }).await);
+        let _told = told.await;
+    }
+
+    /// Leaves the group: the node stops leading it at once. Returns when a view without the node is known, or when the
+    /// node has stopped.
+    ///
+    /// A node that is not in the group's view yet is admitted first: bound the wait where that may never happen.
+    /// Cancel-safe: a dropped future leaves all the same. To be a member again, [`Node::join`].
+    pub async fn leave(&self) {
+        self.inner.left.store(true, Ordering::Release);
+        let (done, told) = oneshot::channel();
+        let group = self.inner.group.clone();
+        // Where the node has stopped, the command comes back: dropped here, so that nobody waits for it.
+        drop(self.inner.node.inner.commands.send(Command::Leave { group, done }).await);
+        let _told = told.await;
+    }
+}
+
+/// The right to act for a group, as long as it lasts. Ask [`Leadership::is_current`] before every effect, and let the
+/// [`token`](Leadership::token) go with it. It keeps the membership: who drops all other handles stays a member.
+#[derive(Clone)]
+pub struct Leadership {
+    membership: Membership,
+    lead: Lead,
+}
+
+/// How a leadership ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// The token that it had.
+    pub token: Token,
+    /// Why it ended; `None` if the node stopped in a way that nobody could tell.
+    pub why: Option<WhyNot>,
+    /// `CLOCK_BOOTTIME` in nanoseconds after which nothing could be done under the token, where that is known.
+    pub until_ns: Option<u64>,
+}
+
+impl Leadership {
+    /// Does this node lead the group, at this instant, under this leadership's token?
+    ///
+    /// A read of the local clock and of three words of memory, no I/O: cheap enough for every request. Between the
+    /// answer and the act a pause is possible; only the token, checked by whoever carries the effect out, survives it.
+    #[inline]
+    pub fn is_current(&self) -> bool {
+        self.lead.cell.is_current(self.lead.token.get(), clock::now_ns)
+    }
+
+    /// The fencing token, while the leadership is current.
+    #[inline]
+    pub fn token(&self) -> Option<Token> {
+        self.is_current().then_some(self.lead.token)
+    }
+
+    /// The lineage, which goes with every token: resources refuse an equal token of another lineage.
+    pub fn lineage(&self) -> Lineage {
+        self.lead.lineage
+    }
+
+    /// The group.
+    pub fn group(&self) -> &GroupName {
+        self.membership.group()
+    }
+
+    /// Waits until the leadership is lost.
+    ///
+    /// For work that must stop by itself; it is told by the control thread, a moment later than
+    /// [`is_current`](Leadership::is_current) becomes false. A lapse of the lease ends a leadership, even where the reign
+    /// goes on under the same token: ask [`Membership::until_leader`] again. Cancel-safe.
+    pub async fn lost(&self) -> Lost {
+        let token = self.lead.token;
+        let unknown = Lost { token, why: None, until_ns: None };
+        let inner = &self.membership.inner;
+        let Some(mut events) = inner.node.inner.shared.follow(&inner.group) else { return unknown };
+        loop {
+            let said = match events.next().await {
+                None => return unknown,
+                Some(Delivery::Gap { .. } | Delivery::Current { topic: Topic::Node, .. }) => continue,
+                Some(Delivery::Change { topic: Topic::Node, .. }) => continue,
+                Some(Delivery::Current { event, .. } | Delivery::Change { event, .. }) => event,
+            };
+            let same = |lead: &Lead| lead.token == token && Arc::ptr_eq(&lead.cell, &self.lead.cell);
+            if !said.lead.as_ref().is_some_and(same) {
+                return self.how(&said).unwrap_or(unknown);
+            }
+        }
+    }
+
+    fn how(&self, said: &Said) -> Option<Lost> {
+        let ended = |event: &Event| match event.what {
+            What::NotLeading { token, why, until_ns, .. } if token == self.lead.token => {
+                Some(Lost { token, why: Some(why), until_ns: Some(until_ns) })
+            }
+            _ => None,
+        };
+        ended(&said.event).or_else(|| said.last_end.as_ref().and_then(ended))
+    }
+}
+
+impl std::fmt::Debug for Leadership {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Leadership")
+            .field("group", self.group())
+            .field("lead", &self.lead)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Follows a group's views without being in it. Clones are the same observer; when the last is dropped, observing ends.
+///
+/// What an observer knows is a hint: by the time it is read, the group may have a newer view.
+#[derive(Clone)]
+pub struct Observer {
+    pub(crate) inner: Arc<ObserverInner>,
+}
+
+pub(crate) struct ObserverInner {
+    node: Node,
+    group: GroupName,
+    pub(crate) handle: u64,
+}
+
+impl ObserverInner {
+    pub(crate) fn new(node: Node, group: GroupName, handle: u64) -> Arc<Self> {
+        Arc::new(Self { node, group, handle })
+    }
+}
+
+impl Drop for ObserverInner {
+    fn drop(&mut self) {
+        self.node.inner.handle_dropped(&self.group, self.handle);
+    }
+}
+
+impl Observer {
+    /// The group.
+    pub fn group(&self) -> &GroupName {
+        &self.inner.group
+    }
+
+    /// The node.
+    pub fn node(&self) -> &Node {
+        &self.inner.node
+    }
+
+    /// The last view that is known.
+    pub fn view(&self) -> Option<Arc<View>> {
+        self.inner.node.status().groups.get(&self.inner.group).and_then(|g| g.view.clone())
+    }
+
+    /// The group's views: the current one first, then every change. A group without members has a view with the id
+    /// [`ViewId::NONE`](membership_types::ViewId::NONE), or an empty one.
+    pub fn views(&self) -> Views {
+        Views::new(self.events())
+    }
+
+    /// The group's events, and the node's own, in the one order in which they happened: the current state first.
+    pub fn events(&self) -> Events {
+        Events::new(self.inner.node.inner.shared.follow(&self.inner.group))
+    }
+}

@@ -1,0 +1,476 @@
+//! The node: how it is configured and started, and what its owner asks of it.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use membership_proto::Bootstrap;
+use membership_sync::Reader;
+use membership_types::{GroupName, NodeId};
+use pubsub::Topics;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+
+use crate::{
+    admin::Extensions,
+    error::{GroupError, JoinError, StartError},
+    event::{Events, NodeBus, NodeSubscription, Topic, What},
+    group::{Membership, MembershipInner, Observer, ObserverInner},
+    metrics::Metrics,
+    rendezvous::Rendezvous,
+    start,
+    status::Status,
+};
+
+/// How many changes a reader of events may be behind before it gets a gap.
+const BACKLOG: std::num::NonZeroUsize = std::num::NonZeroUsize::new(8192).expect("not zero");
+
+/// A node's configuration; every rule is checked by [`NodeBuilder::start`].
+#[derive(Clone)]
+#[must_use = "a node begins with start()"]
+pub struct NodeBuilder {
+    pub(crate) cluster: String,
+    pub(crate) name: Option<String>,
+    pub(crate) listen: SocketAddr,
+    pub(crate) advertise: Option<SocketAddr>,
+    pub(crate) rendezvous: Vec<Rendezvous>,
+    pub(crate) bootstrap: Bootstrap,
+    pub(crate) lease: Duration,
+    pub(crate) heartbeat: Option<Duration>,
+    pub(crate) core: bool,
+    pub(crate) give_up: Option<Duration>,
+    pub(crate) join_timeout: Duration,
+    pub(crate) insecure: bool,
+    pub(crate) admin: Option<SocketAddr>,
+    pub(crate) trace: Option<PathBuf>,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) rejoin: bool,
+    pub(crate) panic_hook: bool,
+}
+
+impl Default for NodeBuilder {
+    fn default() -> Self {
+        Self {
+            cluster: "default".to_owned(),
+            name: None,
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            advertise: None,
+            rendezvous: Vec::new(),
+            bootstrap: Bootstrap::AloneAfter(Duration::from_secs(1)),
+            lease: Duration::from_secs(1),
+            heartbeat: None,
+            core: true,
+            give_up: None,
+            join_timeout: Duration::from_secs(30),
+            insecure: false,
+            admin: None,
+            trace: None,
+            labels: BTreeMap::new(),
+            rejoin: true,
+            panic_hook: true,
+        }
+    }
+}
+
+impl NodeBuilder {
+    /// The cluster's name; default `default`. Nodes of other clusters are refused. 1 to 64 characters out of
+    /// `A-Z a-z 0-9 . _ -`, not beginning with a dot.
+    pub fn cluster(mut self, name: impl Into<String>) -> Self {
+        self.cluster = name.into();
+        self
+    }
+
+    /// The node's name, for people; default host name and process id. 1 to 128 bytes without control characters. Where
+    /// several nodes share one, events show `name#id`.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Where to listen for other nodes; default `127.0.0.1:0` (any free port). Beyond loopback only with
+    /// [`insecure`](Self::insecure).
+    pub fn listen(mut self, addr: SocketAddr) -> Self {
+        self.listen = addr;
+        self
+    }
+
+    /// The address by which others reach this node; default where it listens. Must be given where it listens on all
+    /// interfaces. Port 0 stands for the port that it listens on.
+    pub fn advertise(mut self, addr: SocketAddr) -> Self {
+        self.advertise = Some(addr);
+        self
+    }
+
+    /// One more way to find the cluster; several may be used at once. Without any, the node founds a cluster on its own.
+    pub fn rendezvous(mut self, provider: Rendezvous) -> Self {
+        self.rendezvous.push(provider);
+        self
+    }
+
+    /// What to do when there is no cluster; default `AloneAfter` one second.
+    pub fn bootstrap(mut self, bootstrap: Bootstrap) -> Self {
+        self.bootstrap = bootstrap;
+        self
+    }
+
+    /// The lease, 20 ms to 60 s; default 1 s. Equal at all nodes of a cluster. Longer: fewer false removals, slower
+    /// takeover from a leader that is cut off or stopped (not from one that is proved dead).
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.lease = lease;
+        self
+    }
+
+    /// The heartbeat interval, 1 ms up to a third of the lease; default a tenth of it.
+    pub fn heartbeat(mut self, interval: Duration) -> Self {
+        self.heartbeat = Some(interval);
+        self
+    }
+
+    /// May this node sit in the core, which decides views? Default yes.
+    pub fn core(mut self, eligible: bool) -> Self {
+        self.core = eligible;
+        self
+    }
+
+    /// How long a node of a blocked cluster waits before it goes over to another active one of the same name; default
+    /// ten leases.
+    pub fn give_up(mut self, after: Duration) -> Self {
+        self.give_up = Some(after);
+        self
+    }
+
+    /// How long [`Node::joined`] waits; default 30 s. The node itself goes on trying for ever.
+    pub fn join_timeout(mut self, timeout: Duration) -> Self {
+        self.join_timeout = timeout;
+        self
+    }
+
+    /// Allows to listen beyond loopback although nothing authenticates other nodes yet. Default no.
+    pub fn insecure(mut self, insecure: bool) -> Self {
+        self.insecure = insecure;
+        self
+    }
+
+    /// Where to serve the admin API (HTTP); default nowhere. Beyond loopback only with [`insecure`](Self::insecure).
+    pub fn admin(mut self, addr: SocketAddr) -> Self {
+        self.admin = Some(addr);
+        self
+    }
+
+    /// Where to write trace records, one JSON object on a line; the file is begun anew. Default nowhere.
+    pub fn trace(mut self, path: impl Into<PathBuf>) -> Self {
+        self.trace = Some(path.into());
+        self
+    }
+
+    /// A label of the node, such as `zone`, `rack` or `dc`; shown in its status.
+    pub fn label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.labels.insert(key.into(), value.into());
+        self
+    }
+
+    /// What follows when this incarnation is removed, or its cluster dissolves: with `true` (the default) a fresh one
+    /// that joins all groups again and observes what was observed; with `false` the node stops.
+    pub fn rejoin(mut self, rejoin: bool) -> Self {
+        self.rejoin = rejoin;
+        self
+    }
+
+    /// Whether a panic of any thread of this process ends the node's lease before anything else happens (the hook that
+    /// was set before is called next). The node then rejoins as a new incarnation, or stops. Default yes.
+    pub fn panic_hook(mut self, install: bool) -> Self {
+        self.panic_hook = install;
+        self
+    }
+
+    /// Starts the node. It listens when this returns, and joins meanwhile: see [`Node::joined`].
+    ///
+    /// Must be called within a tokio runtime with its drivers enabled; the node itself runs on threads of its own, and
+    /// outlives that runtime.
+    ///
+    /// # Errors
+    /// A [`StartError`] says what is wrong. Nothing is left behind.
+    pub async fn start(self) -> Result<Node, StartError> {
+        start::start(self).await
+    }
+}
+
+/// A running node: the handle by which it is used. Clones are the same node.
+///
+/// When the last handle (this, [`Membership`]s and [`Observer`]s) is dropped, the node leaves the cluster and stops, as
+/// long as the process lives for that. [`Node::leave`] waits for it.
+///
+/// # Examples
+/// ```no_run
+/// # async fn demo() -> Result<(), Box<dyn std::error::Error>> {
+/// let node = membership::Node::builder().name("tower").start().await?;
+/// node.joined().await?;
+/// let group = node.join("atc", None).await?;
+/// let leadership = group.until_leader().await?;
+/// while leadership.is_current() {
+///     // act, with leadership.token() on every effect
+/// }
+/// node.leave().await;
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Node {
+    pub(crate) inner: Arc<Inner>,
+}
+
+/// What every handle keeps alive.
+pub(crate) struct Inner {
+    pub(crate) shared: Arc<Shared>,
+    /// The control thread sees the end of this queue when the last handle is gone.
+    pub(crate) commands: mpsc::Sender<Command>,
+    handles: Mutex<BTreeMap<GroupName, Handles>>,
+    next_handle: AtomicU64,
+}
+
+#[derive(Default)]
+struct Handles {
+    member: Weak<MembershipInner>,
+    observer: Weak<ObserverInner>,
+}
+
+/// What handles and the node's threads share.
+pub(crate) struct Shared {
+    pub(crate) cluster: String,
+    pub(crate) listen: SocketAddr,
+    pub(crate) advertise: SocketAddr,
+    pub(crate) admin: Option<SocketAddr>,
+    pub(crate) name: Arc<str>,
+    pub(crate) join_timeout: Duration,
+    pub(crate) labels: BTreeMap<String, String>,
+    /// The founding rule, in words.
+    pub(crate) bootstrap: String,
+    /// For whom the guarantees hold: the cluster, or each lineage alone.
+    pub(crate) guarantees: &'static str,
+    /// Gone once the node has stopped.
+    pub(crate) bus: Mutex<Option<NodeBus>>,
+    pub(crate) status: Reader<Status>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) extensions: Extensions,
+    /// Handles that were dropped, for the control thread to notice.
+    pub(crate) dropped: Mutex<Vec<(GroupName, u64)>>,
+    pub(crate) wake: Notify,
+    /// True once the control thread has finished.
+    pub(crate) finished: watch::Sender<bool>,
+}
+
+/// What handles ask of the control thread.
+pub(crate) enum Command {
+    Join { group: GroupName, endpoint: Option<Box<str>>, handle: u64 },
+    Leave { group: GroupName, done: oneshot::Sender<()> },
+    StepDown { group: GroupName, done: oneshot::Sender<()> },
+    Observe { group: GroupName, handle: u64 },
+    Stop,
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What these locks guard is whole after every statement, so a panic elsewhere leaves nothing half done.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    pub(crate) fn subscribe(&self, topics: Topics<Topic>) -> Option<NodeSubscription> {
+        lock(&self.bus).as_ref().map(|bus| bus.subscribe_within(BACKLOG, topics))
+    }
+
+    /// The node's own events and those of one group.
+    pub(crate) fn follow(&self, group: &GroupName) -> Option<NodeSubscription> {
+        let group = Topic::Group(group.clone());
+        self.subscribe(Topics::matching(move |topic| *topic == Topic::Node || *topic == group))
+    }
+
+    pub(crate) fn status(&self) -> Arc<Status> {
+        let mut reader = self.status.clone();
+        reader.load();
+        Arc::clone(reader.cached())
+    }
+}
+
+impl Inner {
+    /// A membership or an observer has no handle any more.
+    pub(crate) fn handle_dropped(&self, group: &GroupName, handle: u64) {
+        let mut handles = lock(&self.handles);
+        let unused = |h: &Handles| h.member.strong_count() == 0 && h.observer.strong_count() == 0;
+        if handles.get(group).is_some_and(unused) {
+            handles.remove(group);
+        }
+        drop(handles);
+        lock(&self.shared.dropped).push((group.clone(), handle));
+        self.shared.wake.notify_one();
+    }
+}
+
+impl Node {
+    /// A configuration with usual values: see [`NodeBuilder`].
+    pub fn builder() -> NodeBuilder {
+        NodeBuilder::default()
+    }
+
+    pub(crate) fn new(shared: Arc<Shared>, commands: mpsc::Sender<Command>) -> Self {
+        let handles = Mutex::default();
+        Self { inner: Arc::new(Inner { shared, commands, handles, next_handle: AtomicU64::new(1) }) }
+    }
+
+    /// The id of the node's present incarnation.
+    pub fn id(&self) -> NodeId {
+        self.status().id
+    }
+
+    /// The node's name.
+    pub fn name(&self) -> &str {
+        &self.inner.shared.name
+    }
+
+    /// Where the node listens.
+    pub fn listen_addr(&self) -> SocketAddr {
+        self.inner.shared.listen
+    }
+
+    /// The address by which others reach it.
+    pub fn advertise_addr(&self) -> SocketAddr {
+        self.inner.shared.advertise
+    }
+
+    /// Where the admin API listens, if there is one.
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.inner.shared.admin
+    }
+
+    /// What callers add to the admin API: routes and metrics.
+    pub fn extensions(&self) -> &Extensions {
+        &self.inner.shared.extensions
+    }
+
+    /// How things stand at this node.
+    pub fn status(&self) -> Arc<Status> {
+        self.inner.shared.status()
+    }
+
+    /// The node's own events, without those of groups: the current state first, then every change.
+    pub fn events(&self) -> Events {
+        Events::new(self.inner.shared.subscribe(Topics::One(Topic::Node)))
+    }
+
+    /// The node's events and those of every group that it is in or observes, in the one order in which they happened.
+    pub fn all_events(&self) -> Events {
+        Events::new(self.inner.shared.subscribe(Topics::all()))
+    }
+
+    /// Waits until the node is in a view, at most the configured join timeout from now on.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// [`JoinError`]; after a timeout the node goes on trying.
+    pub async fn joined(&self) -> Result<(), JoinError> {
+        self.wait_joined(self.inner.shared.join_timeout).await
+    }
+
+    /// As [`Node::joined`], with a timeout of its own. Needs a tokio runtime with timers.
+    ///
+    /// # Errors
+    /// [`JoinError`]; after a timeout the node goes on trying.
+    pub async fn wait_joined(&self, timeout: Duration) -> Result<(), JoinError> {
+        let mut events = self.events();
+        let mut why = None;
+        let seen = async {
+            loop {
+                match events.next().await.map(|e| e.what) {
+                    None => return Err(JoinError::Stopped),
+                    Some(What::ClusterView(_)) => return Ok(()),
+                    Some(What::Refused { why: reason }) => why = Some(reason),
+                    Some(_) => {}
+                }
+            }
+        };
+        match tokio::time::timeout(timeout, seen).await {
+            Ok(result) => result,
+            Err(_) => Err(JoinError::Timeout { waited: timeout, why }),
+        }
+    }
+
+    /// Makes the node a member of a group, with the endpoint where it serves. The membership outlives incarnations of
+    /// the node. Returns at once; the first view comes when the cluster has agreed on it.
+    ///
+    /// Of one node there is at most one member in a group: joining again gives the same membership, with the new
+    /// endpoint. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`GroupError`]; nothing was changed.
+    pub async fn join(&self, group: &str, endpoint: Option<String>) -> Result<Membership, GroupError> {
+        let group = GroupName::new(group)?;
+        let permit = self.inner.commands.reserve().await.map_err(|_| GroupError::Stopped)?;
+        let mut handles = lock(&self.inner.handles);
+        let known = handles.entry(group.clone()).or_default();
+        let member = known.member.upgrade().unwrap_or_else(|| {
+            let fresh = MembershipInner::new(self.clone(), group.clone(), self.next_handle());
+            known.member = Arc::downgrade(&fresh);
+            fresh
+        });
+        member.left.store(false, Ordering::Release);
+        // Under the lock, so that commands have the order of the handles.
+        permit.send(Command::Join { group, endpoint: endpoint.map(Into::into), handle: member.handle });
+        Ok(Membership { inner: member })
+    }
+
+    /// Follows a group's views without being in it. Observing outlives incarnations of the node. Returns at once; the
+    /// first view comes as soon as the node is in a cluster.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// [`GroupError`]; nothing was changed.
+    pub async fn observe(&self, group: &str) -> Result<Observer, GroupError> {
+        let group = GroupName::new(group)?;
+        let permit = self.inner.commands.reserve().await.map_err(|_| GroupError::Stopped)?;
+        let mut handles = lock(&self.inner.handles);
+        let known = handles.entry(group.clone()).or_default();
+        let observer = known.observer.upgrade().unwrap_or_else(|| {
+            let fresh = ObserverInner::new(self.clone(), group.clone(), self.next_handle());
+            known.observer = Arc::downgrade(&fresh);
+            fresh
+        });
+        permit.send(Command::Observe { group, handle: observer.handle });
+        Ok(Observer { inner: observer })
+    }
+
+    /// Leaves all groups and the cluster, and stops: returns when the cluster has let the node go, or after three leases
+    /// (at least two seconds) without that.
+    ///
+    /// Cancel-safe: a dropped future leaves all the same.
+    pub async fn leave(&self) {
+        // An error says that the control thread has finished already.
+        let _finished = self.inner.commands.send(Command::Stop).await;
+        self.stopped().await;
+    }
+
+    /// Waits until the node has stopped, for whatever reason.
+    pub async fn stopped(&self) {
+        let mut finished = self.inner.shared.finished.subscribe();
+        // It fails when the sender is gone, which the handle that we hold prevents.
+        let _closed = finished.wait_for(|finished| *finished).await;
+    }
+
+    fn next_handle(&self) -> u64 {
+        self.inner.next_handle.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node")
+            .field("name", &self.name())
+            .field("listen", &self.listen_addr())
+            .finish_non_exhaustive()
+    }
+}

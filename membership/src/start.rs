@@ -1,0 +1,294 @@
+//! From a configuration to running threads: every rule is checked here, before anything runs.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use membership_proto::{Bootstrap, Config, NodeInfo};
+use membership_sync::Snapshot;
+use membership_types::NodeId;
+use tokio::{
+    net::lookup_host,
+    sync::{Notify, mpsc, watch},
+};
+
+use crate::{
+    admin::{self, Extensions},
+    clock,
+    control::{self, Setup},
+    death::Door,
+    error::StartError,
+    event::NodeBus,
+    metrics::Metrics,
+    node::{Node, NodeBuilder, Shared},
+    rendezvous::{Finder, Registry, Rendezvous},
+    status::Status,
+    trace::Tracer,
+};
+
+/// How many commands of applications wait for the control thread; then they wait themselves.
+const COMMANDS: usize = 256;
+/// How long host names of founder slots are looked up.
+const LOOKUP: Duration = Duration::from_secs(5);
+
+pub(crate) async fn start(builder: NodeBuilder) -> Result<Node, StartError> {
+    check_names(&builder)?;
+    let listener = listen("listen", builder.listen, builder.insecure)?;
+    let listen = listener.local_addr().map_err(StartError::System)?;
+    let advertise = advertised(&builder, listen)?;
+    let admin = match builder.admin {
+        None => None,
+        Some(addr) => {
+            let listener = self::listen("admin", addr, builder.insecure)?;
+            let addr = listener.local_addr().map_err(StartError::System)?;
+            Some((listener, addr))
+        }
+    };
+    let name = match &builder.name {
+        Some(name) => name.clone(),
+        None => format!("{}-{}", host_name(), std::process::id()),
+    };
+    let id = fresh_id(&name)?;
+    let registries = open_registries(&builder, &name, advertise, id)?;
+    let slot = founder_slot(&builder, advertise, id, &registries).await;
+    // Whatever fails from here on gives the slot back.
+    let started = slot.and_then(|slot| {
+        let me = NodeInfo { id, name: name.as_str().into(), addr: advertise, eligible: builder.core, slot };
+        let config = configuration(&builder, me)?;
+        run(&builder, config, listener, listen, admin, registries.clone())
+    });
+    if started.is_err() {
+        for (_, registry) in &registries {
+            registry.withdraw();
+        }
+    }
+    started
+}
+
+fn run(
+    builder: &NodeBuilder,
+    config: Config,
+    listener: TcpListener,
+    listen: SocketAddr,
+    admin: Option<(TcpListener, SocketAddr)>,
+    registries: Vec<(String, Arc<Registry>)>,
+) -> Result<Node, StartError> {
+    let metrics = Arc::new(Metrics::new());
+    let tracer = match &builder.trace {
+        None => None,
+        Some(path) => {
+            let created = Tracer::create(path, metrics.count.trace_lost.clone());
+            Some(created.map_err(|source| StartError::Trace { path: path.clone(), source })?)
+        }
+    };
+    let door = match Door::open() {
+        Ok(door) => Some(door),
+        Err(error) => {
+            tracing::warn!(%error, "deaths on this host cannot be proved: leases are waited out");
+            None
+        }
+    };
+    let bus = NodeBus::new();
+    let status = Snapshot::new(Arc::new(Status::begin(config.me.id)));
+    let (commands, commands_of) = mpsc::channel(COMMANDS);
+    let shared = Arc::new(Shared {
+        cluster: builder.cluster.clone(),
+        listen,
+        advertise: config.me.addr,
+        admin: admin.as_ref().map(|(_, addr)| *addr),
+        name: config.me.name.as_ref().into(),
+        join_timeout: builder.join_timeout,
+        labels: builder.labels.clone(),
+        bootstrap: match builder.bootstrap {
+            Bootstrap::Expect(n) => format!("expect={n}"),
+            Bootstrap::AloneAfter(after) => format!("alone-after={after:?}"),
+            Bootstrap::Join => "join".to_owned(),
+        },
+        guarantees: match builder.bootstrap {
+            Bootstrap::AloneAfter(_) => "per lineage: any node may found a cluster (alone-after)",
+            Bootstrap::Expect(_) | Bootstrap::Join => "per cluster",
+        },
+        bus: Mutex::new(Some(bus.clone())),
+        status: status.reader(),
+        extensions: Extensions::new(Arc::clone(&metrics)),
+        metrics,
+        dropped: Mutex::default(),
+        wake: Notify::new(),
+        finished: watch::Sender::new(false),
+    });
+    if let Some((listener, _)) = admin {
+        admin::serve(listener, Arc::clone(&shared)).map_err(StartError::System)?;
+    }
+    control::spawn(Setup {
+        shared: Arc::clone(&shared),
+        bus,
+        status,
+        commands: commands_of,
+        config,
+        listener,
+        finder: Finder::new(&builder.rendezvous, registries),
+        door,
+        tracer,
+        rejoin: builder.rejoin,
+        guard: builder.panic_hook,
+    })?;
+    Ok(Node::new(shared, commands))
+}
+
+fn check_names(builder: &NodeBuilder) -> Result<(), StartError> {
+    let cluster = &builder.cluster;
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    if !(1..=64).contains(&cluster.len()) || !cluster.bytes().all(allowed) || cluster.starts_with('.') {
+        let rule = "give 1 to 64 characters out of A-Z a-z 0-9 . _ -, not beginning with a dot";
+        return Err(StartError::setting("cluster", format!("{cluster:?} is no cluster name: {rule}")));
+    }
+    if let Some(name) = &builder.name
+        && (!(1..=128).contains(&name.len()) || name.chars().any(char::is_control))
+    {
+        let rule = "give 1 to 128 bytes without control characters";
+        return Err(StartError::setting("name", format!("{name:?} is no name for a node: {rule}")));
+    }
+    Ok(())
+}
+
+fn listen(flag: &'static str, addr: SocketAddr, insecure: bool) -> Result<TcpListener, StartError> {
+    if !addr.ip().is_loopback() && !insecure {
+        let problem = format!(
+            "{addr} is reachable from other machines, and nothing authenticates who connects: give a loopback address, \
+             or --insecure where the network itself is trusted"
+        );
+        return Err(StartError::setting(flag, problem));
+    }
+    let listener = TcpListener::bind(addr).map_err(|source| StartError::Listen { flag, addr, source })?;
+    listener.set_nonblocking(true).map_err(StartError::System)?;
+    Ok(listener)
+}
+
+fn advertised(builder: &NodeBuilder, listen: SocketAddr) -> Result<SocketAddr, StartError> {
+    let mut addr = builder.advertise.unwrap_or(listen);
+    if addr.port() == 0 {
+        addr.set_port(listen.port());
+    }
+    if addr.ip().is_unspecified() {
+        let problem = match builder.advertise {
+            Some(_) => format!("{addr} is no address that others can connect to: give one of this machine"),
+            None => format!(
+                "needed because {listen} listens on all interfaces: say by which address others reach it"
+            ),
+        };
+        return Err(StartError::setting("advertise", problem));
+    }
+    Ok(addr)
+}
+
+fn configuration(builder: &NodeBuilder, me: NodeInfo) -> Result<Config, StartError> {
+    let mut config = Config::new(me, builder.bootstrap, builder.lease)?;
+    if let Some(heartbeat) = builder.heartbeat {
+        config.heartbeat = heartbeat;
+    }
+    if let Some(give_up) = builder.give_up {
+        config.give_up = give_up;
+    }
+    config.epoch_s = clock::booted_s();
+    config.trace = builder.trace.is_some();
+    Ok(config.checked()?)
+}
+
+fn open_registries(
+    builder: &NodeBuilder,
+    name: &str,
+    addr: SocketAddr,
+    id: NodeId,
+) -> Result<Vec<(String, Arc<Registry>)>, StartError> {
+    let mut registries = Vec::new();
+    for provider in &builder.rendezvous {
+        if let Rendezvous::File(dir) = provider {
+            let url = provider.to_string();
+            match Registry::open(dir, &builder.cluster, name, addr, id) {
+                Ok(registry) => registries.push((url, Arc::new(registry))),
+                Err(source) => return Err(StartError::Rendezvous { url, source }),
+            }
+        }
+    }
+    Ok(registries)
+}
+
+/// The founder slot of this node under `expect(n)`: its place in the static list, or the first free one of the registry.
+async fn founder_slot(
+    builder: &NodeBuilder,
+    own: SocketAddr,
+    id: NodeId,
+    registries: &[(String, Arc<Registry>)],
+) -> Result<Option<u16>, StartError> {
+    let Bootstrap::Expect(count) = builder.bootstrap else { return Ok(None) };
+    if !(1..=1000).contains(&count) {
+        return Ok(None); // The configuration's own check says what is wrong.
+    }
+    let listed = builder.rendezvous.iter().find_map(|provider| match provider {
+        Rendezvous::Static(items) => Some(items),
+        Rendezvous::File(_) => None,
+    });
+    if let Some(items) = listed {
+        if items.len() < usize::from(count) {
+            let problem = format!(
+                "expect={count} needs {count} addresses in the static: list, which has {}",
+                items.len()
+            );
+            return Err(StartError::setting("bootstrap", problem));
+        }
+        for (slot, item) in (0..count).zip(items) {
+            let is_own = match item.parse::<SocketAddr>() {
+                Ok(addr) => addr == own,
+                Err(_) => tokio::time::timeout(LOOKUP, lookup_host(item))
+                    .await
+                    .is_ok_and(|found| found.is_ok_and(|mut found| found.any(|addr| addr == own))),
+            };
+            if is_own {
+                return Ok(Some(slot));
+            }
+        }
+        let problem = format!(
+            "{own} is not among the first {count} addresses of the static: list, which are the founders: start this node \
+             with --bootstrap join, or give --listen or --advertise as it is in the list"
+        );
+        return Err(StartError::setting("bootstrap", problem));
+    }
+    if let Some((url, registry)) = registries.first() {
+        let taken = registry.take_slot(count, id);
+        return match taken.map_err(|source| StartError::Rendezvous { url: url.clone(), source })? {
+            Some(slot) => Ok(Some(slot)),
+            None => {
+                let holders = registry.holders(count);
+                let problem = format!(
+                    "all {count} founder slots of {url} are taken (by {holders}): start this node with --bootstrap join"
+                );
+                Err(StartError::setting("bootstrap", problem))
+            }
+        };
+    }
+    if count == 1 {
+        return Ok(Some(0)); // Alone, and nobody else to agree with.
+    }
+    let problem =
+        format!("expect={count} needs a --rendezvous by which founders know each other: static: or file:");
+    Err(StartError::setting("bootstrap", problem))
+}
+
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// An id that no other incarnation has: a hash of the name, and fresh random bits.
+pub(crate) fn fresh_id(name: &str) -> Result<NodeId, StartError> {
+    let node =
+        name.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    Ok(NodeId::new(node, random().map_err(StartError::System)?))
+}
+
+/// From the operating system.
+pub(crate) fn random() -> io::Result<u64> {
+    getrandom::u64().map_err(io::Error::other)
+}

@@ -1,0 +1,625 @@
+//! Connections: who is reached over which one, and what happens to those that do not belong.
+//!
+//! Everything here lives on the control thread. Sending never waits: each connection has a bounded queue which loses its
+//! oldest frames, because the protocol says everything again that must arrive. Receiving waits for the machine.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, HashMap, VecDeque},
+    io,
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use membership_proto::{Dest, Msg};
+use membership_types::NodeId;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpListener, TcpStream},
+    sync::{Notify, mpsc},
+    task::spawn_local,
+    time::timeout,
+};
+
+use crate::{
+    clock,
+    death::Neighbours,
+    handshake::{self, Hello, Refusal},
+    metrics::Counts,
+    wire::{self, Frame, FrameRef, Frames, Garbage, MAX_FRAME},
+};
+
+/// Connections that have not introduced themselves yet. One more displaces the oldest of them.
+const STRANGERS: usize = 256;
+/// Connections with one incarnation: each side may have made one, and another while the first was breaking.
+const LINKS_PER_NODE: usize = 4;
+/// Frames and bytes that wait for a connection.
+const WAITING_FRAMES: usize = 4096;
+const WAITING_BYTES: usize = 2 * MAX_FRAME;
+/// Frames that wait for a connection that is being made.
+const WAITING_FOR_DIAL: usize = 64;
+/// How many bytes go out in one write.
+const BATCH: usize = 256 * 1024;
+/// How long a stranger may take to introduce itself.
+const INTRODUCTION: Duration = Duration::from_secs(3);
+/// An unused connection is closed after this.
+const IDLE: Duration = Duration::from_secs(60);
+/// Pauses after failed attempts to connect double from the first to the second.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(15), Duration::from_millis(500));
+/// The pause after one of the two nodes refused the other.
+const REJECTED_PAUSE: Duration = Duration::from_secs(2);
+/// How many addresses are remembered that nobody wants to reach at the moment.
+const REMEMBERED: usize = 4096;
+/// The same complaint about the same host is logged once in this time.
+const QUIET: Duration = Duration::from_secs(30);
+
+/// What comes in from the surroundings, for the control loop.
+pub(crate) enum Arrived {
+    /// A message that reached the incarnation `to`.
+    Message { to: NodeId, from: NodeId, msg: Msg },
+    /// Proof of a death on this host.
+    Dead(NodeId),
+    /// The addresses that rendezvous gives.
+    Addresses(Vec<SocketAddr>),
+}
+
+/// All connections of a node. A cheap handle.
+#[derive(Clone)]
+pub(crate) struct Transport(Rc<Net>);
+
+struct Net {
+    me: RefCell<Rc<Hello>>,
+    links: RefCell<BTreeMap<NodeId, Vec<Rc<Link>>>>,
+    dials: RefCell<HashMap<SocketAddr, Dial>>,
+    strangers: RefCell<VecDeque<Rc<Notify>>>,
+    arrived: mpsc::Sender<Arrived>,
+    neighbours: Option<Neighbours>,
+    counts: Counts,
+    complaints: RefCell<HashMap<(&'static str, IpAddr), u64>>,
+    /// How long to try to connect, and how long bytes may stay unconfirmed.
+    patience: Duration,
+    /// Connections whose tasks run.
+    open: Cell<usize>,
+    closed: Notify,
+}
+
+/// A connection with a node that has introduced itself.
+struct Link {
+    peer: Hello,
+    /// The incarnation of ours that it was made with.
+    me: NodeId,
+    queue: RefCell<VecDeque<Bytes>>,
+    bytes: Cell<usize>,
+    /// Something waits, or the connection is to be closed.
+    wake: Notify,
+    closing: Cell<bool>,
+    used: Cell<u64>,
+}
+
+/// An address that we wanted to reach.
+#[derive(Default)]
+struct Dial {
+    state: DialState,
+    failures: u32,
+    not_before: u64,
+}
+
+#[derive(Default)]
+enum DialState {
+    #[default]
+    Idle,
+    /// Frames wait, each for whom it is meant if not for whoever answers.
+    Busy(VecDeque<(Option<NodeId>, Bytes)>),
+    Up(Rc<Link>),
+}
+
+impl Link {
+    /// Queues a frame; the oldest ones go where there is no room. Gives how many.
+    fn post(&self, frame: Bytes) -> u64 {
+        let mut queue = self.queue.borrow_mut();
+        let mut lost = 0;
+        self.bytes.set(self.bytes.get() + frame.len());
+        queue.push_back(frame);
+        while queue.len() > WAITING_FRAMES || self.bytes.get() > WAITING_BYTES && queue.len() > 1 {
+            let Some(oldest) = queue.pop_front() else { break };
+            self.bytes.set(self.bytes.get() - oldest.len());
+            lost += 1;
+        }
+        self.used.set(clock::now_ns());
+        self.wake.notify_one();
+        lost
+    }
+
+    /// What is to be written next; `None` once the connection is to be closed and nothing waits.
+    async fn batch(&self) -> Option<BytesMut> {
+        loop {
+            let mut batch = BytesMut::new();
+            while let Some(frame) = {
+                let mut queue = self.queue.borrow_mut();
+                let fits = queue.front().is_some_and(|f| batch.is_empty() || batch.len() + f.len() <= BATCH);
+                if fits { queue.pop_front() } else { None }
+            } {
+                self.bytes.set(self.bytes.get() - frame.len());
+                batch.extend_from_slice(&frame);
+            }
+            if !batch.is_empty() {
+                return Some(batch);
+            }
+            if self.closing.get() {
+                return None;
+            }
+            self.wake.notified().await;
+        }
+    }
+
+    /// No more frames; what waits is still written.
+    fn close(&self) {
+        self.closing.set(true);
+        self.wake.notify_one();
+    }
+}
+
+impl Transport {
+    /// Connections of the incarnation `me`. What arrives goes into the queue.
+    pub(crate) fn new(
+        me: Hello,
+        lease: Duration,
+        arrived: mpsc::Sender<Arrived>,
+        neighbours: Option<Neighbours>,
+        counts: Counts,
+    ) -> Self {
+        let net = Rc::new(Net {
+            me: RefCell::new(Rc::new(me)),
+            links: RefCell::default(),
+            dials: RefCell::default(),
+            strangers: RefCell::default(),
+            arrived,
+            neighbours,
+            counts,
+            complaints: RefCell::default(),
+            patience: lease.clamp(Duration::from_millis(500), Duration::from_secs(5)),
+            open: Cell::new(0),
+            closed: Notify::new(),
+        });
+        if let Some(neighbours) = &net.neighbours {
+            neighbours.serve(Transport(Rc::clone(&net)));
+        }
+        let weak = Rc::downgrade(&net);
+        spawn_local(async move {
+            loop {
+                tokio::time::sleep(IDLE / 4).await;
+                let Some(net) = weak.upgrade() else { return };
+                net.tidy();
+            }
+        });
+        Self(net)
+    }
+
+    /// Accepts connections for as long as the control thread lives.
+    pub(crate) fn accept(&self, listener: TcpListener) {
+        let net = Rc::clone(&self.0);
+        spawn_local(async move {
+            loop {
+                match listener.accept().await {
+                    Ok((stream, from)) => {
+                        net.counts.accepted.inc();
+                        spawn_local(Rc::clone(&net).welcome(stream, from));
+                    }
+                    Err(error) => {
+                        // Most often too many open files: waiting is all that helps.
+                        net.complain("accept", IpAddr::from([0, 0, 0, 0]), || {
+                            tracing::warn!(%error, "cannot accept connections");
+                        });
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                }
+            }
+        });
+    }
+
+    /// Sends a message once, as far as that is possible now.
+    pub(crate) fn send(&self, to: Dest, msg: &Msg) {
+        match wire::encode(&FrameRef::Msg(msg), MAX_FRAME) {
+            Ok(frame) => self.0.send(to, frame),
+            Err(size) => {
+                self.0.counts.dropped.inc();
+                tracing::error!(size, limit = MAX_FRAME, "a message is too large to be sent");
+            }
+        }
+    }
+
+    /// The incarnation that others are told of.
+    pub(crate) fn me(&self) -> NodeId {
+        self.0.me.borrow().node
+    }
+
+    /// Tells a node over a connection that exists which number was found in memory shared with it. False without one.
+    pub(crate) fn send_shown(&self, to: NodeId, number: [u8; 16]) -> bool {
+        let Some(link) = self.0.link_with(to) else { return false };
+        let frame = wire::encode(&FrameRef::Shown(number), MAX_FRAME).expect("sixteen bytes fit");
+        self.0.post(&link, frame);
+        true
+    }
+
+    /// Is there a connection with this incarnation?
+    pub(crate) fn is_linked(&self, node: NodeId) -> bool {
+        self.0.link_with(node).is_some()
+    }
+
+    /// Tells the control loop of a death.
+    pub(crate) async fn report_dead(&self, node: NodeId) {
+        self.0.counts.proofs.inc();
+        // The queue is closed only when the node stops.
+        let _stopping = self.0.arrived.send(Arrived::Dead(node)).await;
+    }
+
+    /// Which processes on this host are watched.
+    pub(crate) fn neighbours(&self) -> Option<&Neighbours> {
+        self.0.neighbours.as_ref()
+    }
+
+    pub(crate) fn counts(&self) -> &Counts {
+        &self.0.counts
+    }
+
+    /// The lineage that new connections are told of.
+    pub(crate) fn set_lineage(&self, lineage: Option<membership_types::Lineage>) {
+        let mut me = self.0.me.borrow_mut();
+        if me.lineage != lineage {
+            *me = Rc::new(Hello { lineage, ..Hello::clone(&me) });
+        }
+    }
+
+    /// A new incarnation: connections of the old one are closed once what waits has been written.
+    pub(crate) fn renew(&self, node: NodeId) {
+        {
+            let mut me = self.0.me.borrow_mut();
+            *me = Rc::new(Hello { node, lineage: None, ..Hello::clone(&me) });
+        }
+        self.close_all();
+    }
+
+    fn close_all(&self) {
+        let links = std::mem::take(&mut *self.0.links.borrow_mut());
+        for link in links.into_values().flatten() {
+            link.close();
+        }
+        self.0.dials.borrow_mut().retain(|_, dial| matches!(dial.state, DialState::Busy(_)));
+    }
+
+    /// Closes everything; waits a moment until what waits has been written.
+    pub(crate) async fn shutdown(&self, patience: Duration) {
+        self.close_all();
+        let closed = async {
+            while self.0.open.get() > 0 {
+                self.0.closed.notified().await;
+            }
+        };
+        if timeout(patience, closed).await.is_err() {
+            tracing::debug!(open = self.0.open.get(), "connections are cut");
+        }
+    }
+}
+
+impl Net {
+    fn link_with(&self, node: NodeId) -> Option<Rc<Link>> {
+        let links = self.links.borrow();
+        links.get(&node)?.iter().find(|link| !link.closing.get()).cloned()
+    }
+
+    fn post(&self, link: &Link, frame: Bytes) {
+        self.counts.sent.inc();
+        self.counts.dropped.inc_by(link.post(frame));
+    }
+
+    fn send(self: &Rc<Self>, to: Dest, frame: Bytes) {
+        match to {
+            Dest::Node(node, addr) => match (self.link_with(node), addr) {
+                (Some(link), _) => self.post(&link, frame),
+                (None, Some(addr)) => self.send_to(addr, Some(node), frame),
+                (None, None) => {
+                    self.counts.undeliverable.inc();
+                }
+            },
+            Dest::Addr(addr) => self.send_to(addr, None, frame),
+        }
+    }
+
+    /// Over the connection to an address, which is made if there is none.
+    fn send_to(self: &Rc<Self>, addr: SocketAddr, meant_for: Option<NodeId>, frame: Bytes) {
+        let mut dials = self.dials.borrow_mut();
+        let dial = dials.entry(addr).or_default();
+        match &mut dial.state {
+            DialState::Up(link) if !link.closing.get() => {
+                let link = Rc::clone(link);
+                drop(dials);
+                if meant_for.is_none_or(|node| node == link.peer.node) {
+                    self.post(&link, frame);
+                } else {
+                    // Another incarnation listens there now.
+                    self.counts.undeliverable.inc();
+                }
+            }
+            DialState::Busy(queue) => {
+                if queue.len() == WAITING_FOR_DIAL {
+                    queue.pop_front();
+                    self.counts.dropped.inc();
+                }
+                queue.push_back((meant_for, frame));
+            }
+            DialState::Idle | DialState::Up(_) if clock::now_ns() < dial.not_before => {
+                self.counts.dropped.inc();
+            }
+            DialState::Idle | DialState::Up(_) => {
+                dial.state = DialState::Busy(VecDeque::from([(meant_for, frame)]));
+                spawn_local(Rc::clone(self).dial(addr));
+            }
+        }
+    }
+
+    async fn dial(self: Rc<Self>, addr: SocketAddr) {
+        self.counts.dials.inc();
+        let me = Rc::clone(&self.me.borrow());
+        let attempt = async {
+            let mut stream = TcpStream::connect(addr).await?;
+            self.prepare(&stream)?;
+            let (hello, frames) = handshake::initiate(&mut stream, &me).await?;
+            Ok::<_, Refusal>((stream, hello, frames))
+        };
+        match timeout(self.patience, attempt).await {
+            Ok(Ok((stream, hello, frames))) if self.me.borrow().node == me.node => {
+                let link = self.register(&me, hello);
+                let waiting = {
+                    let mut dials = self.dials.borrow_mut();
+                    let dial = dials.entry(addr).or_default();
+                    dial.failures = 0;
+                    std::mem::replace(&mut dial.state, DialState::Up(Rc::clone(&link)))
+                };
+                if let DialState::Busy(queue) = waiting {
+                    for (meant_for, frame) in queue {
+                        if meant_for.is_none_or(|node| node == link.peer.node) {
+                            self.post(&link, frame);
+                        } else {
+                            self.counts.undeliverable.inc();
+                        }
+                    }
+                }
+                if let (Some(neighbours), Some(near)) = (&self.neighbours, &link.peer.near) {
+                    neighbours.meet(Transport(Rc::clone(&self)), link.peer.node, near.clone());
+                }
+                self.serve(link, stream, frames, addr).await;
+                if let Some(dial) = self.dials.borrow_mut().get_mut(&addr)
+                    && matches!(&dial.state, DialState::Up(link) if link.closing.get())
+                {
+                    dial.state = DialState::Idle;
+                    dial.not_before = clock::now().after(PAUSES.0).as_nanos();
+                }
+            }
+            Ok(Ok(_)) => self.dial_failed(addr, None),
+            Ok(Err(refusal)) => {
+                self.complain_of(&refusal, addr, "connecting");
+                self.dial_failed(addr, Some(&refusal));
+            }
+            Err(_) => {
+                self.complain("no answer", addr.ip(), || {
+                    tracing::debug!(%addr, "no answer to an attempt to connect");
+                });
+                self.dial_failed(addr, None);
+            }
+        }
+    }
+
+    fn dial_failed(&self, addr: SocketAddr, refusal: Option<&Refusal>) {
+        self.counts.dial_failures.inc();
+        let mut dials = self.dials.borrow_mut();
+        let dial = dials.entry(addr).or_default();
+        if let DialState::Busy(queue) = std::mem::take(&mut dial.state) {
+            self.counts.dropped.inc_by(queue.len() as u64);
+        }
+        let doubled = PAUSES.0.saturating_mul(1 << dial.failures.min(10)).min(PAUSES.1);
+        let pause = if refusal.is_some_and(Refusal::is_reject) { REJECTED_PAUSE } else { doubled };
+        dial.failures = dial.failures.saturating_add(1);
+        dial.not_before = clock::now().after(pause).as_nanos();
+    }
+
+    /// A connection that was made to us.
+    async fn welcome(self: Rc<Self>, mut stream: TcpStream, from: SocketAddr) {
+        let displaced = Rc::new(Notify::new());
+        {
+            let mut strangers = self.strangers.borrow_mut();
+            if strangers.len() == STRANGERS
+                && let Some(oldest) = strangers.pop_front()
+            {
+                self.counts.overrun.inc();
+                oldest.notify_one();
+            }
+            strangers.push_back(Rc::clone(&displaced));
+        }
+        let me = Rc::clone(&self.me.borrow());
+        let introduction = async {
+            self.prepare(&stream)?;
+            handshake::respond(&mut stream, &me).await
+        };
+        let outcome = tokio::select! {
+            outcome = timeout(INTRODUCTION, introduction) => Some(outcome),
+            () = displaced.notified() => None,
+        };
+        self.strangers.borrow_mut().retain(|stranger| !Rc::ptr_eq(stranger, &displaced));
+        match outcome {
+            Some(Ok(Ok((hello, frames)))) if self.me.borrow().node == me.node => {
+                let link = self.register(&me, hello);
+                self.serve(link, stream, frames, from).await;
+            }
+            Some(Ok(Ok(_))) => {}
+            Some(Ok(Err(refusal))) => self.complain_of(&refusal, from, "a connection was made"),
+            Some(Err(_)) => {
+                self.counts.silent.inc();
+                self.complain("silent", from.ip(), || {
+                    tracing::warn!(%from, "a connection is closed: no introduction came in {INTRODUCTION:?}");
+                });
+            }
+            None => self.complain("displaced", from.ip(), || {
+                tracing::warn!(%from, "a connection is closed: too many have not introduced themselves");
+            }),
+        }
+    }
+
+    /// No waiting for more bytes, and a dead connection is noticed.
+    fn prepare(&self, stream: &TcpStream) -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        let socket = SockRef::from(stream);
+        let alive =
+            TcpKeepalive::new().with_time(Duration::from_secs(15)).with_interval(Duration::from_secs(5));
+        socket.set_tcp_keepalive(&alive)?;
+        socket.set_tcp_user_timeout(Some(self.patience.max(Duration::from_secs(2)) * 4))
+    }
+
+    fn register(&self, me: &Hello, peer: Hello) -> Rc<Link> {
+        tracing::debug!(peer = %peer.node, name = peer.name, addr = %peer.addr, "connected");
+        let link = Rc::new(Link {
+            me: me.node,
+            queue: RefCell::default(),
+            bytes: Cell::new(0),
+            wake: Notify::new(),
+            closing: Cell::new(false),
+            used: Cell::new(clock::now_ns()),
+            peer,
+        });
+        let mut links = self.links.borrow_mut();
+        let known = links.entry(link.peer.node).or_default();
+        if known.len() == LINKS_PER_NODE {
+            known.remove(0).close();
+        }
+        known.push(Rc::clone(&link));
+        self.counts.links.inc();
+        self.open.set(self.open.get() + 1);
+        link
+    }
+
+    /// Carries frames until the connection ends.
+    async fn serve(&self, link: Rc<Link>, mut stream: TcpStream, mut frames: Frames, addr: SocketAddr) {
+        let (mut read, mut write) = stream.split();
+        let reading = async {
+            loop {
+                while let Some(payload) = frames.next()? {
+                    link.used.set(clock::now_ns());
+                    match wire::decode::<Frame>(&payload)? {
+                        Frame::Msg(msg) => {
+                            self.counts.received.inc();
+                            let arrived = Arrived::Message { to: link.me, from: link.peer.node, msg };
+                            if self.arrived.send(arrived).await.is_err() {
+                                return Ok(());
+                            }
+                        }
+                        Frame::Shown(number) => {
+                            if let Some(neighbours) = &self.neighbours {
+                                neighbours.on_shown(link.peer.node, number);
+                            }
+                        }
+                    }
+                }
+                if !frames.fill(&mut read).await? {
+                    return Ok(());
+                }
+            }
+        };
+        let writing = async {
+            while let Some(batch) = link.batch().await {
+                write.write_all(&batch).await?;
+            }
+            write.shutdown().await
+        };
+        let outcome: Result<(), Broken> = tokio::select! {
+            outcome = reading => outcome,
+            outcome = writing => outcome.map_err(Broken::Io),
+        };
+        link.closing.set(true);
+        self.counts.dropped.inc_by(link.queue.take().len() as u64);
+        self.forget(&link);
+        if let Err(broken) = outcome {
+            let (peer, name) = (link.peer.node, &link.peer.name);
+            match broken {
+                Broken::Io(error) => tracing::debug!(%peer, name, %error, "a connection broke"),
+                Broken::Garbage(garbage) => {
+                    self.counts.garbage.inc();
+                    self.complain("garbage", addr.ip(), || {
+                        tracing::warn!(%peer, name, %addr, "a connection is closed: {garbage}");
+                    });
+                }
+            }
+        }
+    }
+
+    fn forget(&self, link: &Rc<Link>) {
+        let mut links = self.links.borrow_mut();
+        if let Some(known) = links.get_mut(&link.peer.node) {
+            known.retain(|other| !Rc::ptr_eq(other, link));
+            if known.is_empty() {
+                links.remove(&link.peer.node);
+            }
+        }
+        self.counts.links.dec();
+        self.open.set(self.open.get() - 1);
+        self.closed.notify_one();
+    }
+
+    /// Now and then: closes what is not used, forgets what is not wanted.
+    fn tidy(&self) {
+        let now = clock::now_ns();
+        let idle = IDLE.as_nanos() as u64;
+        for link in self.links.borrow().values().flatten() {
+            if now.saturating_sub(link.used.get()) > idle {
+                link.close();
+            }
+        }
+        let mut dials = self.dials.borrow_mut();
+        if dials.len() > REMEMBERED {
+            dials.retain(|_, dial| !matches!(dial.state, DialState::Idle));
+        }
+    }
+
+    fn complain_of(&self, refusal: &Refusal, addr: SocketAddr, when: &'static str) {
+        if refusal.is_garbage() {
+            self.counts.garbage.inc();
+        } else if refusal.is_reject() {
+            self.counts.rejected.inc();
+        }
+        match refusal {
+            Refusal::Io(_) | Refusal::Closed | Refusal::Myself => {
+                tracing::debug!(%addr, %refusal, "{when}: no introduction")
+            }
+            _ => self.complain("refused", addr.ip(), || tracing::warn!(%addr, "{when}: {refusal}")),
+        }
+    }
+
+    /// Logs a complaint about a host, unless the same was logged just now.
+    fn complain(&self, kind: &'static str, about: IpAddr, log: impl FnOnce()) {
+        let mut complaints = self.complaints.borrow_mut();
+        let now = clock::now_ns();
+        complaints.retain(|_, at| now.saturating_sub(*at) < QUIET.as_nanos() as u64);
+        if complaints.len() < REMEMBERED && !complaints.contains_key(&(kind, about)) {
+            complaints.insert((kind, about), now);
+            log();
+        }
+    }
+}
+
+enum Broken {
+    Io(io::Error),
+    Garbage(Garbage),
+}
+
+impl From<io::Error> for Broken {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl From<Garbage> for Broken {
+    fn from(garbage: Garbage) -> Self {
+        Self::Garbage(garbage)
+    }
+}

@@ -1,0 +1,171 @@
+//! Frames on a connection: a length of four bytes, most significant first, then one value in MessagePack.
+
+use std::io;
+
+use bytes::{Buf, Bytes, BytesMut};
+use membership_proto::Msg;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+/// The largest frame between nodes that know each other: a snapshot of some ten thousand nodes and groups.
+pub(crate) const MAX_FRAME: usize = 8 * 1024 * 1024;
+/// The largest frame of a stranger.
+pub(crate) const MAX_GREETING: usize = 4 * 1024;
+/// Bytes of the length.
+const LENGTH: usize = 4;
+
+/// What travels on a connection after the introduction.
+#[derive(Debug, Deserialize)]
+pub(crate) enum Frame {
+    /// A message of the protocol.
+    Msg(Msg),
+    /// The number that the sender found in memory shared with the receiver.
+    Shown([u8; 16]),
+}
+
+/// The same, to be written.
+#[derive(Debug, Serialize)]
+#[serde(rename = "Frame")]
+pub(crate) enum FrameRef<'a> {
+    Msg(&'a Msg),
+    Shown([u8; 16]),
+}
+
+/// What came in is no frame.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Garbage {
+    #[error("a frame of {size} bytes exceeds the limit of {max} bytes")]
+    TooLarge { size: usize, max: usize },
+    #[error("a frame does not decode: {0}")]
+    Undecodable(String),
+    #[error("a frame has {0} bytes too many")]
+    Trailing(usize),
+}
+
+/// Encodes one frame. The error gives the size that was too large: nothing would take it.
+pub(crate) fn encode<T: Serialize>(value: &T, max: usize) -> Result<Bytes, usize> {
+    let mut out = vec![0; LENGTH];
+    rmp_serde::encode::write_named(&mut out, value)
+        .expect("our own types encode, and a Vec takes everything");
+    let size = out.len() - LENGTH;
+    match u32::try_from(size) {
+        Ok(length) if size <= max => {
+            out[..LENGTH].copy_from_slice(&length.to_be_bytes());
+            Ok(out.into())
+        }
+        _ => Err(size),
+    }
+}
+
+/// Decodes what is within a frame, all of it.
+pub(crate) fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, Garbage> {
+    let mut decoder = rmp_serde::Deserializer::new(io::Cursor::new(payload));
+    let value = T::deserialize(&mut decoder).map_err(|e| Garbage::Undecodable(e.to_string()))?;
+    let consumed = usize::try_from(decoder.position()).unwrap_or(usize::MAX);
+    match payload.len().checked_sub(consumed) {
+        Some(0) => Ok(value),
+        rest => Err(Garbage::Trailing(rest.unwrap_or(0))),
+    }
+}
+
+/// Cuts a stream of bytes into frames. It holds one frame at most, besides one read.
+#[derive(Debug)]
+pub(crate) struct Frames {
+    buffer: BytesMut,
+    max: usize,
+}
+
+impl Frames {
+    pub(crate) fn new(max: usize) -> Self {
+        Self { buffer: BytesMut::new(), max }
+    }
+
+    /// From now on larger frames are welcome.
+    pub(crate) fn set_max(&mut self, max: usize) {
+        self.max = max;
+    }
+
+    /// The payload of the next frame, once all of it is here.
+    pub(crate) fn next(&mut self) -> Result<Option<Bytes>, Garbage> {
+        let Some(head) = self.buffer.first_chunk::<LENGTH>() else { return Ok(None) };
+        let size = usize::try_from(u32::from_be_bytes(*head)).unwrap_or(usize::MAX);
+        if size > self.max {
+            return Err(Garbage::TooLarge { size, max: self.max });
+        }
+        if self.buffer.len() < LENGTH + size {
+            return Ok(None);
+        }
+        self.buffer.advance(LENGTH);
+        Ok(Some(self.buffer.split_to(size).freeze()))
+    }
+
+    /// Exactly `N` bytes without a length, once they are here.
+    pub(crate) fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let taken = *self.buffer.first_chunk::<N>()?;
+        self.buffer.advance(N);
+        Some(taken)
+    }
+
+    /// Reads what there is. False at the end of the stream. Memory grows only as bytes come in.
+    pub(crate) async fn fill(&mut self, from: &mut (impl AsyncRead + Unpin)) -> io::Result<bool> {
+        self.buffer.reserve(4096);
+        Ok(from.read_buf(&mut self.buffer).await? > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused() -> Msg {
+        Msg::Refused("no".into())
+    }
+
+    fn frames(bytes: &[u8]) -> Frames {
+        Frames { buffer: bytes.into(), max: 100 }
+    }
+
+    #[test]
+    fn frames_come_out_as_they_went_in_however_they_are_cut() {
+        let one = encode(&FrameRef::Msg(&refused()), MAX_FRAME).expect("small");
+        let two = encode(&FrameRef::Shown([7; 16]), MAX_FRAME).expect("small");
+        let all = [&one[..], &two[..]].concat();
+        for cut in 0..all.len() {
+            let mut frames = frames(&all[..cut]);
+            let mut got = Vec::new();
+            for rest in [&[], &all[cut..]] {
+                frames.buffer.extend_from_slice(rest);
+                while let Some(payload) = frames.next().expect("no garbage") {
+                    got.push(decode::<Frame>(&payload).expect("decodes"));
+                }
+            }
+            assert!(
+                matches!(&got[..], [Frame::Msg(msg), Frame::Shown([7, ..])] if *msg == refused()),
+                "{cut}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_frame_beyond_the_limit_is_refused_by_its_length_alone() {
+        assert!(matches!(
+            frames(&101_u32.to_be_bytes()).next(),
+            Err(Garbage::TooLarge { size: 101, max: 100 })
+        ));
+        assert_eq!(encode(&"x".repeat(200), 100), Err(202));
+    }
+
+    #[test]
+    fn nonsense_and_leftovers_are_garbage_and_never_panic() {
+        let mut rng = membership_types::Rng::seeded(1);
+        for _ in 0..2000 {
+            let bytes: Vec<u8> = (0..rng.below(64)).map(|_| rng.next_u64() as u8).collect();
+            let _ = decode::<Frame>(&bytes);
+        }
+        let mut good = encode(&FrameRef::Msg(&refused()), MAX_FRAME).expect("small")[LENGTH..].to_vec();
+        good.push(0);
+        assert!(matches!(decode::<Frame>(&good), Err(Garbage::Trailing(1))));
+        good.truncate(good.len() - 2);
+        assert!(matches!(decode::<Frame>(&good), Err(Garbage::Undecodable(_))));
+    }
+}

@@ -1,0 +1,153 @@
+//! The admin API, as curl sees it.
+
+use std::{net::SocketAddr, time::Duration};
+
+use membership::{AdminResponse, Bootstrap, Node};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use crate::harness::{Place, loopback, quiet, view, within};
+
+/// One request on a connection of its own. Gives the status, the head and the body.
+async fn request(addr: SocketAddr, head: &str) -> (u16, String, String) {
+    let mut stream = TcpStream::connect(addr).await.expect("listens");
+    // A server that refuses may close before all is written.
+    let _cut_short =
+        stream.write_all(format!("{head}\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes()).await;
+    let mut answer = Vec::new();
+    within("an answer", stream.read_to_end(&mut answer)).await.expect("an answer");
+    let answer = String::from_utf8(answer).expect("text");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).expect("a status");
+    (status, head.to_ascii_lowercase(), body.to_owned())
+}
+
+async fn get(addr: SocketAddr, path: &str) -> (u16, Value) {
+    let (status, _, body) = request(addr, &format!("GET {path} HTTP/1.1")).await;
+    (status, serde_json::from_str(&body).expect("JSON"))
+}
+
+async fn admin_of(place: &Place) -> (Node, SocketAddr) {
+    let builder = place.builder("a").admin(loopback()).label("zone", "east");
+    let node = builder.start().await.expect("starts");
+    let addr = node.admin_addr().expect("asked for");
+    (node, addr)
+}
+
+#[tokio::test]
+async fn operators_find_out_how_things_stand() {
+    let place = Place::new();
+    let (node, addr) = admin_of(&place).await;
+    let member = node.join("kv/1", Some("10.0.0.1:1".into())).await.expect("runs");
+    within("it leads", member.until_leader()).await.expect("a member");
+    assert_eq!(get(addr, "/healthz").await, (200, json!({ "ok": true })));
+    assert_eq!(get(addr, "/readyz").await.0, 200);
+    let (_, status) = get(addr, "/v1/status").await;
+    assert_eq!(status["node"], "a");
+    assert_eq!(status["id"], node.id().to_string());
+    assert_eq!(status["labels"], json!({ "zone": "east" }));
+    assert_eq!((&status["rank"], &status["nodes"], &status["ready"]), (&json!(0), &json!(1), &json!(true)));
+    assert_eq!((&status["coordinator"], &status["leading"]), (&json!("a"), &json!(["kv/1"])));
+    let (_, view) = get(addr, "/v1/view").await;
+    assert_eq!(view["members"][0]["addr"], node.listen_addr().to_string());
+    assert_eq!(view["view"], status["view"]);
+    let (_, groups) = get(addr, "/v1/groups").await;
+    assert_eq!(groups["groups"][0]["leader"], "a");
+    for path in ["/v1/groups/kv/1", "/v1/groups/kv%2F1"] {
+        let (code, group) = get(addr, path).await;
+        assert_eq!((code, &group["members"][0]["endpoint"]), (200, &json!("10.0.0.1:1")), "{path}");
+        assert_eq!(group["token"], member.view().expect("a member").token.get());
+    }
+    let (status, head, metrics) = request(addr, "GET /metrics HTTP/1.1").await;
+    assert!(status == 200 && head.contains("text"), "{head}");
+    assert!(
+        metrics.contains("phalanx_leading_groups 1") && metrics.contains("# HELP phalanx_cluster_views"),
+        "{metrics}"
+    );
+    place.judge([node]).await;
+}
+
+#[tokio::test]
+async fn what_is_not_there_and_what_is_not_allowed_is_answered_in_json() {
+    let place = Place::new();
+    let (node, addr) = admin_of(&place).await;
+    for (head, status) in [
+        ("GET /nothing HTTP/1.1", 404),
+        ("GET /v1/groups/unknown HTTP/1.1", 404),
+        ("POST /v1/status HTTP/1.1\r\ncontent-length: 0", 405),
+        ("DELETE /v1/groups/unknown HTTP/1.1", 405),
+    ] {
+        let (code, headers, body) = request(addr, head).await;
+        assert_eq!(code, status, "{head}");
+        assert!(headers.contains("application/json"), "{headers}");
+        assert!(status != 405 || headers.contains("allow: get, head"), "{headers}");
+        assert!(serde_json::from_str::<Value>(&body).expect("JSON")["error"].is_string(), "{body}");
+    }
+    let long = "x".repeat(40_000);
+    let (code, ..) = request(addr, &format!("GET /healthz HTTP/1.1\r\nlong: {long}")).await;
+    assert_eq!(code, 431, "a head without end is refused");
+    assert_eq!(get(addr, "/healthz").await.0, 200, "and the API goes on");
+    place.judge([node]).await;
+}
+
+#[tokio::test]
+async fn a_node_in_no_view_is_alive_but_not_ready() {
+    let node = quiet("a").bootstrap(Bootstrap::Join).admin(loopback());
+    let node = node.start().await.expect("starts");
+    let addr = node.admin_addr().expect("asked for");
+    assert_eq!(get(addr, "/healthz").await.0, 200);
+    let (code, why) = get(addr, "/readyz").await;
+    assert_eq!((code, &why["ready"]), (503, &json!(false)));
+    assert!(why["why"].as_str().expect("a reason").contains("no view"));
+    assert_eq!(get(addr, "/v1/view").await.1["view"], Value::Null);
+    within("leaving", node.leave()).await;
+    within("the API ends with the node", async {
+        while answers_for(addr, &node).await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+}
+
+/// Does the admin API of this very node answer? Its port may be another one's by now.
+async fn answers_for(addr: SocketAddr, node: &Node) -> bool {
+    let Ok(mut stream) = TcpStream::connect(addr).await else { return false };
+    let mut answer = Vec::new();
+    let _refused = stream.write_all(b"GET /v1/status HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+    let _refused = stream.read_to_end(&mut answer).await;
+    String::from_utf8_lossy(&answer).contains(&node.id().to_string())
+}
+
+#[tokio::test]
+async fn callers_add_routes_and_metrics() {
+    let place = Place::new();
+    let (node, addr) = admin_of(&place).await;
+    node.extensions().route("/v1/services", |request| {
+        AdminResponse::json(
+            200,
+            &json!({ "path": request.path, "method": request.method, "size": request.body.len() }),
+        )
+    });
+    let counter = prometheus_client::metrics::counter::Counter::<u64>::default();
+    counter.inc_by(7);
+    node.extensions()
+        .with_registry(|registry| registry.register("router_requests", "Requests", counter.clone()));
+    assert_eq!(get(addr, "/v1/services/kv").await.1["path"], "/v1/services/kv");
+    let (code, _, body) = request(addr, "POST /v1/services HTTP/1.1\r\ncontent-length: 0").await;
+    assert!(code == 200 && body.contains("POST"), "{body}");
+    assert!(request(addr, "GET /metrics HTTP/1.1").await.2.contains("router_requests_total 7"));
+    let huge = format!("POST /v1/services HTTP/1.1\r\ncontent-length: {}", 1 << 20);
+    let mut stream = TcpStream::connect(addr).await.expect("listens");
+    stream.write_all(format!("{huge}\r\nhost: x\r\n\r\n").as_bytes()).await.expect("written");
+    let _cut_short = stream.write_all(&vec![0; 1 << 18]).await;
+    let mut answer = vec![0; 64];
+    let count = within("an answer", stream.read(&mut answer)).await.expect("an answer");
+    assert!(String::from_utf8_lossy(&answer[..count]).contains("413"), "{answer:?}");
+    let other = place.node("b").await;
+    let member = other.join("g", None).await.expect("runs");
+    within("joined", view(&mut member.views(), |v| v.members.len() == 1)).await;
+    place.judge([node, other]).await;
+}

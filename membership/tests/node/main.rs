@@ -1,0 +1,11 @@
+//! Nodes as applications see them: real sockets, real threads, real processes.
+//!
+//! Nothing here asserts how long anything takes; every wait is bounded generously instead, because a shared machine may
+//! stall any process for seconds.
+
+mod admin;
+mod groups;
+mod harness;
+mod process;
+mod starts;
+mod strangers;

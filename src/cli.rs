@@ -1,0 +1,159 @@
+//! The command line: what each command takes, and what it exits with.
+
+use std::{fmt, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+mod bench;
+mod check;
+mod demo;
+mod events;
+mod flags;
+mod inventory;
+mod join;
+mod operate;
+mod proc;
+mod route;
+mod run;
+mod sim;
+
+/// Exit codes, as the README lists them.
+pub(crate) mod exit {
+    /// What was checked is wrong, or a failure not named here.
+    pub(crate) const FAILED: u8 = 1;
+    /// Usage or configuration.
+    pub(crate) const USAGE: u8 = 2;
+    /// Could not join in time.
+    pub(crate) const NOT_JOINED: u8 = 3;
+    /// Removed from the cluster.
+    pub(crate) const REMOVED: u8 = 4;
+}
+
+/// Why a command ends without success: what to print, and what to exit with.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    code: u8,
+    text: String,
+}
+
+impl Failure {
+    pub(crate) fn new(code: u8, text: impl Into<String>) -> Self {
+        Self { code, text: text.into() }
+    }
+
+    pub(crate) fn usage(text: impl Into<String>) -> Self {
+        Self::new(exit::USAGE, text)
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::new(exit::FAILED, format!("{:#}", error.into()))
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// What a command comes to: its exit code.
+pub(crate) type Outcome = Result<u8, Failure>;
+
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("PHALANX_COMMIT"), ")");
+
+/// Services that are partitioned and replicated: ranked groups with leaders, a router that follows them, unmodified
+/// servers as members. No outside coordination server.
+#[derive(Parser)]
+#[command(name = "phalanx", version = VERSION, max_term_width = 100)]
+struct Cli {
+    /// Print JSON, one object a line, on standard output.
+    #[arg(long, global = true)]
+    json: bool,
+    /// What to log on standard error: error, warn, info, debug or trace.
+    #[arg(long, global = true, value_name = "LEVEL", env = "PHALANX_LOG", default_value = "warn")]
+    log: tracing::Level,
+    /// Be killed when the process that started this one dies.
+    #[arg(long, global = true, hide = true)]
+    die_with_parent: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// A whole array of partitioned, cloned servers on this machine: live load through a router while leaders are killed.
+    Demo(demo::Demo),
+    /// A plain node: it may sit in the core and serves the admin API.
+    Agent(join::Agent),
+    /// A node that is a member of GROUP; prints events, reads commands (step-down, leave) from standard input.
+    Join(join::Join),
+    /// A node that observes GROUP and prints its views.
+    Watch(join::Watch),
+    /// Runs an unmodified server as a member of a group: `phalanx run --group G --endpoint ADDR -- CMD…`
+    Run(run::Run),
+    /// The routing proxy.
+    Router(route::Router),
+    /// How a node stands, asked at its admin API.
+    Status(operate::Status),
+    /// The cluster's view, or a group's, asked at a node's admin API.
+    View(operate::View),
+    /// The simulator: hostile runs of the membership protocol, judged by the checker.
+    Sim(sim::Sim),
+    /// The checker: judges traces.
+    Check(check::Check),
+    /// The project's own benchmarks.
+    Bench(bench::Bench),
+    /// The demo's server.
+    #[command(hide = true)]
+    Inventory(inventory::Inventory),
+}
+
+/// Runs the command that the arguments name.
+pub(crate) fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let code = if error.use_stderr() { exit::USAGE } else { 0 };
+            // Nothing can be done if even this cannot be printed.
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    tracing_subscriber::fmt().with_max_level(cli.log).with_writer(std::io::stderr).with_target(false).init();
+    if cli.die_with_parent
+        && let Err(error) =
+            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+    {
+        eprintln!("phalanx: --die-with-parent: {error}");
+        return ExitCode::from(exit::FAILED);
+    }
+    let json = cli.json;
+    let outcome = match cli.command {
+        Command::Demo(demo) => block_on(demo.run(json)),
+        Command::Agent(agent) => block_on(agent.run(json)),
+        Command::Join(join) => block_on(join.run(json)),
+        Command::Watch(watch) => block_on(watch.run(json)),
+        Command::Run(run) => block_on(run.run(json)),
+        Command::Router(router) => block_on(router.run(json)),
+        Command::Status(status) => status.run(json),
+        Command::View(view) => view.run(json),
+        Command::Sim(sim) => sim.run(json),
+        Command::Check(check) => check.run(json),
+        Command::Bench(bench) => block_on(bench.run(json)),
+        Command::Inventory(inventory) => block_on(inventory.run()),
+    };
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            eprintln!("phalanx: {failure}");
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn block_on(command: impl Future<Output = Outcome>) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(command)
+}

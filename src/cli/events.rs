@@ -1,0 +1,89 @@
+//! How events are printed: one JSON object a line, or a line for people. Each is written at once.
+
+use std::io::{self, Write};
+
+use membership::{Event, What};
+use serde_json::{Value, json};
+
+/// The event as the JSON object that the documentation describes; `None` for what commands do not print.
+pub(crate) fn to_json(event: &Event) -> Option<Value> {
+    let group = event.group.as_ref().map(ToString::to_string);
+    let mut object = match &event.what {
+        What::Started { listen, admin } => {
+            json!({"event": "started", "id": event.node.to_string(), "listen": listen, "admin": admin})
+        }
+        What::Refused { why } => json!({"event": "refused", "why": why}),
+        What::Blocked { why } => json!({"event": "blocked", "why": why}),
+        What::Unblocked => json!({"event": "unblocked"}),
+        What::Removed { view, why } => json!({"event": "removed", "view": view.get(), "why": why}),
+        What::Dissolved { into } => json!({"event": "dissolved", "into": format!("lineage {into}")}),
+        What::StartOver { why } => json!({"event": "start_over", "why": why}),
+        What::Ended { why } => json!({"event": "ended", "why": why}),
+        What::View(view) => {
+            let members: Vec<&str> = view.members.iter().map(|m| &*m.name).collect();
+            json!({
+                "event": "view",
+                "view": view.id.get(),
+                "rank": view.rank_of(event.node).map(membership::Rank::get),
+                "leader": members.first(),
+                "members": members,
+                "prev": view.prev.get(),
+            })
+        }
+        What::Leading { token, lineage } => {
+            json!({"event": "leading", "token": token.get(), "lineage": lineage.to_string()})
+        }
+        What::NotLeading { token, why, until_ns, .. } => json!({
+            "event": "not_leading",
+            "token": token.get(),
+            "why": why.as_str(),
+            "until_ns": until_ns,
+        }),
+        What::Missed { count } => json!({"event": "missed", "count": count}),
+        _ => return None,
+    };
+    object["node"] = json!(&*event.name);
+    object["at_ns"] = json!(event.at_ns);
+    if let Some(group) = group {
+        object["group"] = json!(group);
+    }
+    Some(object)
+}
+
+/// The event as a line for people.
+fn to_text(event: &Event, object: &Value) -> String {
+    let name = &event.name;
+    let group = event.group.as_ref().map_or(String::new(), |g| format!(" of {g}"));
+    match &event.what {
+        What::Started { listen, .. } => format!("{name} ({}) listens on {listen}", event.node),
+        What::View(view) => {
+            let members: Vec<&str> = view.members.iter().map(|m| &*m.name).collect();
+            format!(
+                "view {}{group}: {}",
+                view.id,
+                if members.is_empty() { "nobody".into() } else { members.join(", ") }
+            )
+        }
+        What::Leading { token, .. } => format!("{name} leads{group}, token {token}"),
+        What::NotLeading { why, token, .. } => {
+            format!("{name} does not lead{group} any more (token {token}): {}", why.as_str())
+        }
+        _ => {
+            let word = object["event"].as_str().unwrap_or_default();
+            let why = object["why"].as_str().or(object["into"].as_str()).unwrap_or_default();
+            format!("{name} {word} {why}").trim_end().to_string()
+        }
+    }
+}
+
+/// Prints an event. False once standard output is closed.
+pub(crate) fn print(event: &Event, json: bool) -> bool {
+    let Some(object) = to_json(event) else { return true };
+    line(&if json { object.to_string() } else { to_text(event, &object) })
+}
+
+/// Prints one line at once. False once standard output is closed.
+pub(crate) fn line(text: &str) -> bool {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{text}").and_then(|()| out.flush()).is_ok()
+}

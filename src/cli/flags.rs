@@ -1,0 +1,287 @@
+//! The flags of every command that starts a node, from the command line, the environment, and a TOML file, in this order.
+
+use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+
+use clap::Args;
+use membership::{Bootstrap, Node, NodeBuilder, Rendezvous, StartError};
+use serde::{Deserialize, Deserializer, de::Error as _};
+
+use super::Failure;
+
+/// A duration, written `300ms`, `2s` or `1m`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Time(pub(crate) Duration);
+
+impl FromStr for Time {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is not a duration: write it like 300ms, 2s or 1m");
+        let at = text.find(|c: char| c.is_ascii_alphabetic()).ok_or_else(wrong)?;
+        let (number, unit) = text.split_at(at);
+        let number: f64 = number.parse().map_err(|_| wrong())?;
+        let seconds = match unit {
+            "us" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return Err(wrong()),
+        };
+        Duration::try_from_secs_f64(number * seconds).map(Self).map_err(|_| wrong())
+    }
+}
+
+/// `expect=N`, `alone-after=DUR` or `join`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Founding(pub(crate) Bootstrap);
+
+impl FromStr for Founding {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is no way to begin: give expect=N, alone-after=DUR or join");
+        Ok(Self(match text.split_once('=') {
+            None if text == "join" => Bootstrap::Join,
+            Some(("expect", n)) => Bootstrap::Expect(n.parse().map_err(|_| wrong())?),
+            Some(("alone-after", d)) => Bootstrap::AloneAfter(d.parse::<Time>()?.0),
+            _ => return Err(wrong()),
+        }))
+    }
+}
+
+/// `yes` or `no`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct YesNo(pub(crate) bool);
+
+impl FromStr for YesNo {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "yes" | "true" => Ok(Self(true)),
+            "no" | "false" => Ok(Self(false)),
+            _ => Err(format!("`{text}` is neither yes nor no")),
+        }
+    }
+}
+
+fn from_text<'de, T: FromStr<Err: fmt::Display>, D: Deserializer<'de>>(d: D) -> Result<Option<T>, D::Error> {
+    let text = String::deserialize(d)?;
+    text.parse().map(Some).map_err(D::Error::custom)
+}
+
+fn many_from_text<'de, T: FromStr<Err: fmt::Display>, D: Deserializer<'de>>(
+    d: D,
+) -> Result<Vec<T>, D::Error> {
+    let texts = Vec::<String>::deserialize(d)?;
+    texts.iter().map(|text| text.parse().map_err(D::Error::custom)).collect()
+}
+
+/// `KEY=VALUE`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Label(String, String);
+
+impl FromStr for Label {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (key, value) =
+            text.split_once('=').ok_or_else(|| format!("`{text}` is no label: give KEY=VALUE"))?;
+        Ok(Self(key.into(), value.into()))
+    }
+}
+
+/// The flags. What is not given has the node's own default.
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+#[command(next_help_heading = "The node")]
+pub(crate) struct NodeFlags {
+    /// The cluster's name; nodes of other names are turned away [default: default].
+    #[arg(long, env = "PHALANX_CLUSTER", value_name = "NAME")]
+    cluster: Option<String>,
+    /// This node's name, for people [default: host-pid].
+    #[arg(long, env = "PHALANX_NAME", value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Where to listen for other nodes; port 0 is any free one [default: 127.0.0.1:0].
+    #[arg(long, env = "PHALANX_LISTEN", value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+    /// Where other nodes reach this one, if that differs.
+    #[arg(long, env = "PHALANX_ADVERTISE", value_name = "ADDR")]
+    advertise: Option<SocketAddr>,
+    /// How to find the cluster: static:HOST:PORT,… or file:DIR; may be repeated.
+    #[arg(long, env = "PHALANX_RENDEZVOUS", value_name = "URL", value_delimiter = ';')]
+    #[serde(deserialize_with = "many_from_text")]
+    pub(crate) rendezvous: Vec<Rendezvous>,
+    /// What to do where there is no cluster: expect=N, alone-after=DUR or join [default: alone-after=1s].
+    #[arg(long, env = "PHALANX_BOOTSTRAP", value_name = "HOW")]
+    #[serde(deserialize_with = "from_text")]
+    bootstrap: Option<Founding>,
+    /// How long a node may act without hearing from the core; longer is calmer, shorter fails over faster [default: 1s].
+    #[arg(long, env = "PHALANX_LEASE", value_name = "DUR")]
+    #[serde(deserialize_with = "from_text")]
+    lease: Option<Time>,
+    /// How often nodes speak [default: a tenth of the lease].
+    #[arg(long, env = "PHALANX_HEARTBEAT", value_name = "DUR")]
+    #[serde(deserialize_with = "from_text")]
+    heartbeat: Option<Time>,
+    /// A label of this node, KEY=VALUE; may be repeated.
+    #[arg(long, env = "PHALANX_LABEL", value_name = "K=V")]
+    #[serde(deserialize_with = "many_from_text")]
+    label: Vec<Label>,
+    /// Listen beyond loopback without authentication.
+    #[arg(long, env = "PHALANX_INSECURE")]
+    insecure: bool,
+    /// Where to serve the admin API (HTTP).
+    #[arg(long, env = "PHALANX_ADMIN", value_name = "ADDR")]
+    admin: Option<SocketAddr>,
+    /// May this node sit in the core that decides? yes or no [default: no for watch and router, else yes].
+    #[arg(long, env = "PHALANX_CORE", value_name = "YES|NO")]
+    #[serde(deserialize_with = "from_text")]
+    core: Option<YesNo>,
+    /// How long a node of a blocked cluster waits before it goes over to another one [default: 10 leases].
+    #[arg(long, env = "PHALANX_GIVE_UP", value_name = "DUR")]
+    #[serde(deserialize_with = "from_text")]
+    give_up: Option<Time>,
+    /// Exit with 3 if no cluster took this node in by then [default: 30s].
+    #[arg(long, env = "PHALANX_JOIN_TIMEOUT", value_name = "DUR")]
+    #[serde(deserialize_with = "from_text")]
+    join_timeout: Option<Time>,
+    /// Write a trace for `phalanx check` to this file.
+    #[arg(long, env = "PHALANX_TRACE", value_name = "FILE")]
+    trace: Option<PathBuf>,
+}
+
+impl NodeFlags {
+    /// The keys of a configuration file.
+    pub(crate) const KEYS: [&'static str; 16] = [
+        "cluster",
+        "name",
+        "listen",
+        "advertise",
+        "rendezvous",
+        "bootstrap",
+        "lease",
+        "heartbeat",
+        "label",
+        "insecure",
+        "admin",
+        "core",
+        "give-up",
+        "join-timeout",
+        "trace",
+        "log",
+    ];
+
+    /// These flags, and what a file says about those that are not given. `others` are further keys of that file.
+    pub(crate) fn or_file(self, file: &std::path::Path, others: &[&str]) -> Result<Self, Failure> {
+        let at = file.display();
+        let text =
+            std::fs::read_to_string(file).map_err(|e| Failure::usage(format!("--config {at}: {e}")))?;
+        let table: toml::Table = toml::from_str(&text).map_err(|e| Failure::usage(format!("{at}: {e}")))?;
+        for key in table.keys() {
+            if !Self::KEYS.contains(&key.as_str()) && !others.contains(&key.as_str()) {
+                let line = text
+                    .lines()
+                    .position(|l| l.trim_start().trim_start_matches('[').starts_with(key.as_str()));
+                let line = line.map_or(0, |l| l + 1);
+                let known = Self::KEYS.join(", ");
+                return Err(Failure::usage(format!("{at}:{line}: unknown key `{key}`; there are {known}")));
+            }
+        }
+        let base: Self = toml::from_str(&text).map_err(|e| Failure::usage(format!("{at}: {e}")))?;
+        Ok(Self {
+            cluster: self.cluster.or(base.cluster),
+            name: self.name.or(base.name),
+            listen: self.listen.or(base.listen),
+            advertise: self.advertise.or(base.advertise),
+            rendezvous: if self.rendezvous.is_empty() { base.rendezvous } else { self.rendezvous },
+            bootstrap: self.bootstrap.or(base.bootstrap),
+            lease: self.lease.or(base.lease),
+            heartbeat: self.heartbeat.or(base.heartbeat),
+            label: if self.label.is_empty() { base.label } else { self.label },
+            insecure: self.insecure || base.insecure,
+            admin: self.admin.or(base.admin),
+            core: self.core.or(base.core),
+            give_up: self.give_up.or(base.give_up),
+            join_timeout: self.join_timeout.or(base.join_timeout),
+            trace: self.trace.or(base.trace),
+        })
+    }
+
+    /// A node with these settings; `core` where the flags do not say.
+    pub(crate) fn builder(self, core: bool) -> NodeBuilder {
+        let mut b = Node::builder().core(self.core.map_or(core, |yes| yes.0)).insecure(self.insecure);
+        b = match self.cluster {
+            Some(cluster) => b.cluster(cluster),
+            None => b,
+        };
+        b = match self.name {
+            Some(name) => b.name(name),
+            None => b,
+        };
+        b = self.listen.map_or_else(|| b.clone(), |addr| b.clone().listen(addr));
+        b = self.advertise.map_or_else(|| b.clone(), |addr| b.clone().advertise(addr));
+        b = self.bootstrap.map_or_else(|| b.clone(), |how| b.clone().bootstrap(how.0));
+        b = self.lease.map_or_else(|| b.clone(), |d| b.clone().lease(d.0));
+        b = self.heartbeat.map_or_else(|| b.clone(), |d| b.clone().heartbeat(d.0));
+        b = self.admin.map_or_else(|| b.clone(), |addr| b.clone().admin(addr));
+        b = self.give_up.map_or_else(|| b.clone(), |d| b.clone().give_up(d.0));
+        b = self.join_timeout.map_or_else(|| b.clone(), |d| b.clone().join_timeout(d.0));
+        b = match self.trace {
+            Some(path) => b.trace(path),
+            None => b,
+        };
+        for url in self.rendezvous {
+            b = b.rendezvous(url);
+        }
+        for Label(key, value) in self.label {
+            b = b.label(key, value);
+        }
+        b
+    }
+}
+
+/// A node that could not start, with the right exit code.
+pub(crate) fn start_failure(error: StartError) -> Failure {
+    let code = if error.is_configuration() { super::exit::USAGE } else { super::exit::FAILED };
+    Failure::new(code, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_written_as_people_write_them() {
+        let read = |text: &str| text.parse::<Time>().map(|t| t.0);
+        assert_eq!(read("300ms"), Ok(Duration::from_millis(300)));
+        assert_eq!(read("2s"), Ok(Duration::from_secs(2)));
+        assert_eq!(read("1.5m"), Ok(Duration::from_secs(90)));
+        for wrong in ["", "5", "s", "-1s", "1d", "1e400s", "nans"] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn ways_to_begin() {
+        let read = |text: &str| text.parse::<Founding>().map(|f| f.0);
+        assert_eq!(read("expect=5"), Ok(Bootstrap::Expect(5)));
+        assert_eq!(read("alone-after=1s"), Ok(Bootstrap::AloneAfter(Duration::from_secs(1))));
+        assert_eq!(read("join"), Ok(Bootstrap::Join));
+        for wrong in ["expect", "expect=x", "alone-after=", "found"] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_file_fills_in_what_flags_leave_open_and_unknown_keys_are_refused() {
+        let file = std::env::temp_dir().join(format!("phalanx-flags-{}.toml", std::process::id()));
+        std::fs::write(&file, "lease = \"2s\"\nname = \"file\"\nrendezvous = [\"file:/nowhere\"]\n")
+            .expect("writable");
+        let flags = NodeFlags { name: Some("flag".into()), ..NodeFlags::default() };
+        let flags = flags.or_file(&file, &[]).expect("valid");
+        assert_eq!((flags.name.as_deref(), flags.lease), (Some("flag"), Some(Time(Duration::from_secs(2)))));
+        assert_eq!(flags.rendezvous.len(), 1);
+        std::fs::write(&file, "name = \"x\"\nleese = \"2s\"\n").expect("writable");
+        let error = NodeFlags::default().or_file(&file, &[]).expect_err("unknown key").to_string();
+        assert!(error.contains(":2:") && error.contains("leese"), "{error}");
+        std::fs::remove_file(&file).expect("it is there");
+    }
+}

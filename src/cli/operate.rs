@@ -1,0 +1,74 @@
+//! `status` and `view`: questions to a node's admin API.
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use serde_json::Value;
+
+use super::{Outcome, events};
+
+/// How the node stands: its view, its lease, the groups that it is in.
+#[derive(Args)]
+pub(crate) struct Status {
+    /// The node's admin API.
+    #[arg(long, env = "PHALANX_ADMIN", value_name = "ADDR")]
+    admin: SocketAddr,
+}
+
+/// The members in rank order, of the cluster or of a group.
+#[derive(Args)]
+pub(crate) struct View {
+    /// The group; the cluster if not given.
+    group: Option<String>,
+    /// The node's admin API.
+    #[arg(long, env = "PHALANX_ADMIN", value_name = "ADDR")]
+    admin: SocketAddr,
+}
+
+/// How long an answer may take.
+const LIMIT: Duration = Duration::from_secs(5);
+/// How long an answer may be.
+const LONGEST: u64 = 16 << 20;
+
+impl Status {
+    pub(crate) fn run(self, json: bool) -> Outcome {
+        show(&get(self.admin, "/v1/status")?, json);
+        Ok(0)
+    }
+}
+
+impl View {
+    pub(crate) fn run(self, json: bool) -> Outcome {
+        let path = self.group.map_or("/v1/view".into(), |group| format!("/v1/groups/{group}"));
+        show(&get(self.admin, &path)?, json);
+        Ok(0)
+    }
+}
+
+fn show(value: &Value, json: bool) {
+    events::line(&if json { value.to_string() } else { format!("{value:#}") });
+}
+
+fn get(admin: SocketAddr, path: &str) -> anyhow::Result<Value> {
+    let asked = || format!("asking http://{admin}{path}");
+    let mut stream = TcpStream::connect_timeout(&admin, LIMIT).with_context(asked)?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n")
+        .with_context(asked)?;
+    let mut answer = String::new();
+    stream.take(LONGEST).read_to_string(&mut answer).with_context(asked)?;
+    let (head, body) =
+        answer.split_once("\r\n\r\n").context("the answer is no HTTP: is this an admin API?")?;
+    let code = head.split_whitespace().nth(1).unwrap_or_default();
+    let value: Value =
+        serde_json::from_str(body).with_context(|| format!("{}: the answer is no JSON", asked()))?;
+    if code != "200" {
+        bail!("{}: {code}: {}", asked(), value["error"].as_str().unwrap_or("no reason given"));
+    }
+    Ok(value)
+}

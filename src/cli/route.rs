@@ -1,0 +1,124 @@
+//! `router`: the routing proxy, fed with the views of the groups that its configuration names.
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use clap::Args;
+use membership::{Node, View, What};
+use router::{CloneAt, Config, GroupClones, Options, RouterHandle, Surroundings};
+use serde_json::json;
+
+use super::{
+    Failure, Outcome, events, exit,
+    flags::NodeFlags,
+    join::{Stops, start},
+};
+
+/// Routes requests by their key to the right clone while membership changes. Static servers need no rendezvous; a RACS
+/// with `group =` does.
+///
+/// Example: phalanx router --config router.toml --rendezvous file:/tmp/rdv
+#[derive(Args)]
+pub(crate) struct Router {
+    /// The configuration (TOML): services, partition maps, servers; node settings may stand in it too.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Worker threads [default: one per core].
+    #[arg(long, value_name = "N")]
+    workers: Option<usize>,
+    /// Only say whether the configuration is right.
+    #[arg(long)]
+    check: bool,
+    #[command(flatten)]
+    node: NodeFlags,
+}
+
+/// How long requests in flight may take when the router stops.
+const DRAIN: Duration = Duration::from_secs(5);
+
+impl Router {
+    pub(crate) async fn run(self, json: bool) -> Outcome {
+        let flags = self.node.or_file(&self.config, &["service"])?;
+        let follows_groups = !flags.rendezvous.is_empty();
+        let surroundings = Surroundings { follows_groups, others_keys: &NodeFlags::KEYS };
+        let config = Config::load(&self.config, surroundings).map_err(|e| Failure::usage(e.to_string()))?;
+        if self.check {
+            let services: Vec<&str> = config.services().collect();
+            let text = json!({"event": "checked", "services": services}).to_string();
+            events::line(&if json { text } else { format!("{}: right", self.config.display()) });
+            return Ok(0);
+        }
+        let mut stops = Stops::new()?;
+        let mut options = Options::new();
+        if let Some(workers) = self.workers {
+            options = options.workers(workers);
+        }
+        let router = router::start(&config, options).map_err(|e| Failure::new(exit::USAGE, e.to_string()))?;
+        for serving in router.serving() {
+            let (service, listen) = (&serving.service, serving.listen);
+            let object = json!({"event": "serving", "service": service, "listen": listen});
+            events::line(&if json { object.to_string() } else { format!("{service} is served on {listen}") });
+        }
+        let groups: Vec<String> = config.groups().into_iter().map(Into::into).collect();
+        let node = if follows_groups { Some(start(flags, false, true).await?) } else { None };
+        tokio::select! {
+            outcome = feed(node.as_ref(), &router, &groups) => outcome?,
+            () = stops.next() => {}
+        }
+        let drained = tokio::task::spawn_blocking(move || router.shutdown(DRAIN));
+        tokio::select! {
+            drained = drained => drained?,
+            () = stops.next() => std::process::exit(130),
+        }
+        if let Some(node) = node {
+            node.leave().await;
+        }
+        Ok(0)
+    }
+}
+
+/// Passes the groups' views on to the router, until the node stops.
+async fn feed(node: Option<&Node>, router: &RouterHandle, groups: &[String]) -> Result<(), Failure> {
+    let Some(node) = node else { return std::future::pending().await };
+    let mut events = node.all_events();
+    let mut observers = Vec::new();
+    for group in groups {
+        observers.push(node.observe(group).await.map_err(|e| Failure::usage(e.to_string()))?);
+    }
+    let mut views: BTreeMap<String, Arc<View>> = BTreeMap::new();
+    let mut ready = false;
+    while let Some(event) = events.next().await {
+        if let (What::View(view), Some(group)) = (&event.what, &event.group) {
+            views.insert(group.to_string(), view.clone());
+            tell(router, group.as_str(), view, ready);
+        }
+        // Without a valid lease our views may be old: reads go on from the last map, updates wait.
+        let is_ready = node.status().is_ready();
+        if is_ready != ready {
+            ready = is_ready;
+            for (group, view) in &views {
+                tell(router, group, view, ready);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn tell(router: &RouterHandle, group: &str, view: &View, ready: bool) {
+    let mut clones = Vec::new();
+    for member in &view.members {
+        let Some(endpoint) = &member.endpoint else { continue };
+        match endpoint.parse::<SocketAddr>() {
+            Ok(addr) => clones.push((member.node, CloneAt { name: member.name.to_string(), addr })),
+            Err(_) => {
+                tracing::warn!("{group}: the endpoint {endpoint} of {} is no IP:PORT: left out", member.name)
+            }
+        }
+    }
+    let leads = view.leader().map(|leader| leader.node);
+    let leader = clones.iter().position(|(node, _)| ready && leads == Some(*node));
+    let clones = clones.into_iter().map(|(_, clone)| clone).collect();
+    let clones = GroupClones { epoch: view.id.get(), leader, clones };
+    if let Err(error) = router.update_group(group, &clones) {
+        tracing::warn!("{group}: {error}");
+    }
+}

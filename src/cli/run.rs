@@ -1,0 +1,136 @@
+//! `run`: an unmodified server as a member of a group.
+
+use std::{
+    ffi::OsString,
+    net::{SocketAddr, ToSocketAddrs},
+    os::unix::process::ExitStatusExt,
+    path::PathBuf,
+    process::ExitStatus,
+    time::Duration,
+};
+
+use backplane::{Child, ChildSpec, Output, SpawnError};
+use clap::Args;
+use tokio::time::Instant;
+
+use super::{
+    Failure, Outcome, events, exit,
+    flags::{NodeFlags, Time},
+    join::{LEAVE_LIMIT, Stops, settings, start},
+};
+
+/// Starts CMD, joins GROUP once its port answers, leaves when it exits, and stops it on TERM. If this wrapper dies, so does
+/// CMD. The exit code is CMD's own.
+///
+/// Example: phalanx run --group kv-a --endpoint 127.0.0.1:6401 --rendezvous file:/tmp/rdv -- redis-server --port 6401
+#[derive(Args)]
+pub(crate) struct Run {
+    /// The group to join.
+    #[arg(long, short)]
+    group: String,
+    /// Where CMD serves; routers forward to it.
+    #[arg(long, value_name = "ADDR")]
+    endpoint: Option<String>,
+    /// How long CMD may take until its port answers.
+    #[arg(long, value_name = "DUR", default_value = "60s")]
+    start_timeout: Time,
+    /// How long CMD has between TERM and KILL.
+    #[arg(long, value_name = "DUR", default_value = "10s")]
+    grace: Time,
+    /// A TOML file with these settings.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    node: NodeFlags,
+    /// The server and its arguments.
+    #[arg(last = true, required = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+impl Run {
+    pub(crate) async fn run(self, json: bool) -> Outcome {
+        let endpoint = self.endpoint.as_deref().map(resolve).transpose()?;
+        let mut stops = Stops::new()?;
+        let node = start(settings(self.node, self.config)?, true, true).await?;
+        let mut spec = ChildSpec::new(self.command);
+        spec.grace = self.grace.0;
+        if json {
+            spec.output = Output::Stderr;
+        }
+        let mut child = match Child::spawn(spec).await {
+            Ok(child) => child,
+            Err(error) => {
+                node.leave().await;
+                let wrong = matches!(error, SpawnError::NoCommand | SpawnError::NotFound(_));
+                let code = if wrong { exit::USAGE } else { exit::FAILED };
+                return Err(Failure::new(code, error.to_string()));
+            }
+        };
+        let printer = tokio::spawn(print_events(node.all_events(), json));
+        let status = if let Some(at) = endpoint {
+            let deadline = Instant::now() + self.start_timeout.0;
+            tokio::select! {
+                ready = backplane::wait_for_port(at, Duration::from_millis(20), deadline) => match ready {
+                    Ok(()) => None,
+                    Err(error) => {
+                        child.stop().await?;
+                        node.leave().await;
+                        return Err(Failure::new(exit::FAILED, error.to_string()));
+                    }
+                },
+                status = child.wait() => Some(status?),
+                () = stops.next() => Some(child.stop().await?),
+            }
+        } else {
+            None
+        };
+        let status = match status {
+            Some(status) => status,
+            None => {
+                let endpoint = self.endpoint.filter(|_| endpoint.is_some());
+                let membership =
+                    node.join(&self.group, endpoint).await.map_err(|e| Failure::usage(e.to_string()))?;
+                let status = tokio::select! {
+                    status = child.wait() => Some(status?),
+                    () = stops.next() => None,
+                };
+                let stop = async {
+                    match status {
+                        Some(status) => Ok(status),
+                        None => {
+                            // Out of the routers' sight first, then down.
+                            let _ = tokio::time::timeout(LEAVE_LIMIT, membership.leave()).await;
+                            child.stop().await
+                        }
+                    }
+                };
+                tokio::select! {
+                    status = stop => status?,
+                    () = stops.next() => std::process::exit(130),
+                }
+            }
+        };
+        node.leave().await;
+        let _ = tokio::time::timeout(LEAVE_LIMIT, printer).await;
+        Ok(code_of(status))
+    }
+}
+
+async fn print_events(mut events: membership::Events, json: bool) {
+    while let Some(event) = events.next().await {
+        // A wrapper goes on for its server's sake even if nobody reads this.
+        let _ = events::print(&event, json);
+    }
+}
+
+fn resolve(endpoint: &str) -> Result<SocketAddr, Failure> {
+    let wrong = |why: String| Failure::usage(format!("--endpoint {endpoint}: {why}; give HOST:PORT"));
+    let mut found = endpoint.to_socket_addrs().map_err(|e| wrong(e.to_string()))?;
+    found.next().ok_or_else(|| wrong("no such host".into()))
+}
+
+/// The child's own code, or 128 and the signal that ended it, as shells do.
+fn code_of(status: ExitStatus) -> u8 {
+    let code = status.code().or_else(|| status.signal().map(|s| 128 + s));
+    code.and_then(|c| u8::try_from(c & 0xff).ok()).unwrap_or(exit::FAILED)
+}
