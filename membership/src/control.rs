@@ -297,6 +297,9 @@ impl Driver {
         if self.stopping.as_ref().is_some_and(|s| now >= s.until) {
             tracing::warn!("the cluster did not let the node go in time: it will be removed as silent");
             self.over = Some("left without an answer of the cluster".to_owned());
+            if let Some(tracer) = &mut self.tracer {
+                tracer.record(TraceEvent::End {});
+            }
             return;
         }
         if self.machine.poll_timeout().is_some_and(|due| due <= now) {
@@ -419,10 +422,6 @@ impl Driver {
         self.inputs.extend(late.map(|node| Input::ProvedDead { node: *node, how: "pidfd" }));
         if let Some(neighbours) = self.transport.neighbours() {
             neighbours.keep(&self.transport, |node| view.contains(node));
-        }
-        if self.view.is_none() && self.machine.is_coordinator() {
-            // A founder has nobody to whom it could have told its wishes before.
-            self.wish_again();
         }
         self.transport.set_lineage(self.machine.lineage());
         self.steering.set_seeking(false);

@@ -1,11 +1,28 @@
-//! `bench`: the project's own benchmarks.
+//! `bench`: the project's own benchmarks. Each prints its percentiles and the floor that was measured in the same run.
+
+use clap::{Args, Subcommand};
+
 use super::Outcome;
-use clap::Args;
-/// To be replaced.
+
+mod takeover;
+
+/// The project's own benchmarks.
 #[derive(Args)]
-pub(crate) struct Bench {}
+pub(crate) struct Bench {
+    #[command(subcommand)]
+    which: Which,
+}
+
+#[derive(Subcommand)]
+enum Which {
+    /// From a leader's end to the next one's beginning: killed, leaving, stopped.
+    Takeover(takeover::Takeover),
+}
+
 impl Bench {
-    pub(crate) async fn run(self, _json: bool) -> Outcome {
-        Ok(0)
+    pub(crate) async fn run(self, json: bool) -> Outcome {
+        match self.which {
+            Which::Takeover(takeover) => takeover.run(json).await,
+        }
     }
 }

@@ -283,12 +283,14 @@ impl Office {
                 peer.slot_answered = peer.slot_answered.max(beat.echo);
             }
         }
+        // A newcomer shows at once that it hears us, so that the core need not wait for it.
+        let newcomer = peer.answered.is_none();
         if let Some(hello) = beat.hello {
             self.on_hello(ctx, acceptor, from, beat.seen, hello);
         }
         self.unsuspect(ctx, from);
         self.watch_authority(ctx, acceptor, deaths);
-        self.grant(ctx, acceptor, deaths, from, first_log);
+        self.grant(ctx, acceptor, deaths, from, first_log || newcomer);
         Ok(())
     }
 

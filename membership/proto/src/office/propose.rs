@@ -230,7 +230,7 @@ impl Office {
         }
         // By rank, so that the senior of the core is the senior of its nodes.
         filled.sort_by_key(|id| state.view.rank_of(*id));
-        self.wanted = None;
+        let wanted_before = self.wanted.take();
         for next in [filled, stay] {
             if next == state.core {
                 return None;
@@ -243,6 +243,14 @@ impl Office {
             }
             if self.wanted.is_none() && self.authority_of(ctx, deaths, &next) > ctx.now {
                 self.wanted = Some(next);
+            }
+        }
+        if let Some(wanted) = self.wanted.clone()
+            && wanted_before != self.wanted
+        {
+            // Its members bind themselves anew when they answer this; no need to wait for their next heartbeats.
+            for node in wanted {
+                self.grant(ctx, acceptor, deaths, node, true);
             }
         }
         if removals.iter().any(|(id, _)| state.core.contains(id)) {

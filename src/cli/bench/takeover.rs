@@ -1,0 +1,333 @@
+//! `bench takeover`: how long a group is without a leader.
+//!
+//! Five processes on this host are members of one group. Again and again its leader is killed, told to leave, or stopped;
+//! what counts is the time from the signal until the next leader says `leading`. A fresh process takes the place of each
+//! that is gone. No two reigns may overlap.
+
+use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
+
+use anyhow::Context as _;
+use clap::Args;
+use membership::clock::now_ns;
+use rustix::process::Signal;
+use serde_json::json;
+use tokio::{
+    io::AsyncReadExt,
+    net::TcpStream,
+    sync::mpsc,
+    time::{Instant, sleep, timeout_at},
+};
+
+use crate::cli::{
+    Failure, Outcome,
+    demo::free_port,
+    events, exit,
+    proc::{Proc, Said},
+};
+
+/// Times from a leader's end to the next one's beginning, beside the floor of this machine: from SIGKILL to the end of
+/// the victim's TCP connections.
+#[derive(Args)]
+pub(crate) struct Takeover {
+    /// How often the leader is killed.
+    #[arg(long, value_name = "N", default_value_t = 300)]
+    times: usize,
+    /// How often it is told to leave [default: a third of --times].
+    #[arg(long, value_name = "N")]
+    leaves: Option<usize>,
+    /// How often it is stopped and continued [default: a thirtieth of --times].
+    #[arg(long, value_name = "N")]
+    stops: Option<usize>,
+    /// How many members the group has.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    nodes: usize,
+    /// The lease.
+    #[arg(long, value_name = "DUR", default_value = "1s")]
+    lease: String,
+}
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A reign as its leader told it, or as it was cut short by a kill.
+struct Reign {
+    who: usize,
+    from: u64,
+    until: Option<u64>,
+}
+
+struct Fleet {
+    dir: PathBuf,
+    lease: String,
+    said: mpsc::Sender<Said>,
+    heard: mpsc::Receiver<Said>,
+    procs: BTreeMap<usize, Proc>,
+    next: usize,
+    /// How many members each process sees.
+    sees: BTreeMap<usize, usize>,
+    reigns: Vec<Reign>,
+    /// The first event of the group after a process was continued.
+    awaiting_first: Option<usize>,
+    wrong: Vec<String>,
+}
+
+impl Takeover {
+    pub(crate) async fn run(self, json: bool) -> Outcome {
+        if !(2..=50).contains(&self.nodes) {
+            return Err(Failure::usage(format!("--nodes {}: give 2 to 50", self.nodes)));
+        }
+        let dir = std::env::temp_dir().join(format!("phalanx-bench-{}", std::process::id()));
+        fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
+        let outcome = self.measure(&dir, json).await;
+        if std::env::var_os("KEEP").is_some() { eprintln!("{}", dir.display()); return outcome; }
+        if let Err(error) = fs::remove_dir_all(&dir) {
+            eprintln!("phalanx: {} stays behind: {error}", dir.display());
+        }
+        outcome
+    }
+
+    async fn measure(&self, dir: &std::path::Path, json: bool) -> Outcome {
+        let floor = floor(self.times.clamp(5, 30)).await?;
+        let (said, heard) = mpsc::channel(4096);
+        let mut fleet = Fleet {
+            dir: dir.to_owned(),
+            lease: self.lease.clone(),
+            said,
+            heard,
+            procs: BTreeMap::new(),
+            next: 0,
+            sees: BTreeMap::new(),
+            reigns: Vec::new(),
+            awaiting_first: None,
+            wrong: Vec::new(),
+        };
+        for _ in 0..self.nodes {
+            fleet.start()?;
+        }
+        // A cluster that has just been founded has a core of one.
+        fleet.until_complete(self.nodes).await?;
+        sleep(Duration::from_secs(1)).await;
+        let mut killed = Vec::new();
+        for n in 0..self.times {
+            fleet.until_complete(self.nodes).await?;
+            killed.push(fleet.kill_leader().await?);
+            fleet.start()?;
+            if n % 50 == 49 {
+                eprintln!("{} of {} kills", n + 1, self.times);
+            }
+        }
+        let mut left = Vec::new();
+        for _ in 0..self.leaves.unwrap_or(self.times.div_ceil(3)) {
+            fleet.until_complete(self.nodes).await?;
+            left.push(fleet.leader_leaves().await?);
+            fleet.start()?;
+        }
+        let mut stopped = Vec::new();
+        for _ in 0..self.stops.unwrap_or(self.times.div_ceil(30)) {
+            fleet.until_complete(self.nodes).await?;
+            stopped.push(fleet.stop_leader().await?);
+        }
+        fleet.until_complete(self.nodes).await?;
+        fleet.check_reigns();
+        for (how, times) in [("floor", floor), ("kill", killed), ("leave", left), ("stop", stopped)] {
+            print(how, times, json);
+        }
+        let overlaps = fleet.wrong.len();
+        for text in &fleet.wrong {
+            eprintln!("phalanx: {text}");
+        }
+        let summary =
+            json!({"event": "summary", "overlaps": overlaps, "lease": self.lease, "nodes": self.nodes});
+        events::line(&if json { summary.to_string() } else { format!("{overlaps} reigns overlapped") });
+        Ok(if overlaps > 0 { exit::FAILED } else { 0 })
+    }
+}
+
+fn print(how: &str, mut times: Vec<f64>, json: bool) {
+    if times.is_empty() {
+        return;
+    }
+    times.sort_by(f64::total_cmp);
+    let at = |q: f64| times[((times.len() - 1) as f64 * q).round() as usize];
+    let (n, p50, p99, max) = (times.len(), at(0.5), at(0.99), at(1.0));
+    let object =
+        json!({"event": "takeover", "how": how, "n": n, "p50_ms": p50, "p99_ms": p99, "max_ms": max});
+    let what = match how {
+        "floor" => "SIGKILL to the end of a connection",
+        "kill" => "SIGKILL of the leader to the next `leading`",
+        "leave" => "SIGTERM of the leader to the next `leading`",
+        _ => "SIGSTOP of the leader to the next `leading`",
+    };
+    let text = format!("{what}: p50 {p50:.2} ms, p99 {p99:.2} ms, longest {max:.2} ms ({n} times)");
+    events::line(&if json { object.to_string() } else { text });
+}
+
+/// From SIGKILL of a small server to the end of a connection with it, on loopback, in milliseconds.
+async fn floor(times: usize) -> Result<Vec<f64>, Failure> {
+    let (said, _heard) = mpsc::channel(16);
+    let mut measured = Vec::new();
+    for _ in 0..times {
+        let at = format!("127.0.0.1:{}", free_port()?);
+        let mut server = Proc::start(&["inventory".into(), "--listen".into(), at.clone()], 0, said.clone())?;
+        let deadline = Instant::now() + PATIENCE;
+        let mut stream = loop {
+            match TcpStream::connect(&at).await {
+                Ok(stream) => break stream,
+                Err(error) if Instant::now() > deadline => return Err(error.into()),
+                Err(_) => sleep(Duration::from_millis(2)).await,
+            }
+        };
+        // Let the server take the connection first.
+        sleep(Duration::from_millis(20)).await;
+        let killed = now_ns();
+        server.signal(Signal::KILL);
+        let mut byte = [0];
+        // An end and a reset are both the news that counts.
+        let _ = stream.read(&mut byte).await;
+        measured.push((now_ns() - killed) as f64 / 1e6);
+        server.gone().await?;
+    }
+    Ok(measured)
+}
+
+impl Fleet {
+    fn start(&mut self) -> Result<(), Failure> {
+        let who = self.next;
+        self.next += 1;
+        let (name, rendezvous) = (format!("n{who}"), format!("file:{}", self.dir.display()));
+        let args =
+            ["join", "g", "--no-stdin", "--name", &name, "--rendezvous", &rendezvous, "--lease", &self.lease];
+        let mut args: Vec<String> = args.map(Into::into).into();
+        args.extend(["--trace".into(), self.dir.join(format!("n{who}.jsonl")).display().to_string()]);
+        self.procs.insert(who, Proc::start(&args, who, self.said.clone())?);
+        Ok(())
+    }
+
+    fn leader(&self) -> Option<usize> {
+        let reign = self.reigns.iter().rev().find(|reign| reign.until.is_none())?;
+        Some(reign.who)
+    }
+
+    /// Takes one event in. Returns who began to lead with it, and when.
+    async fn hear(&mut self, deadline: Instant) -> Result<Option<(usize, u64)>, Failure> {
+        let slow = || Failure::new(exit::FAILED, format!("nothing happened for {PATIENCE:?}"));
+        let said = timeout_at(deadline, self.heard.recv()).await.map_err(|_| slow())?.ok_or_else(slow)?;
+        let Said { who, event } = said;
+        let word = event["event"].as_str().unwrap_or_default();
+        if self.awaiting_first == Some(who) && event["group"] == "g" {
+            self.awaiting_first = None;
+            if word != "not_leading" {
+                self.wrong.push(format!("a leader that was continued said {word} before not_leading"));
+            }
+        }
+        match word {
+            "view" => {
+                self.sees.insert(who, event["members"].as_array().map_or(0, Vec::len));
+            }
+            "removed" => {
+                self.sees.remove(&who);
+            }
+            "leading" => {
+                let from = event["at_ns"].as_u64().unwrap_or_default();
+                self.reigns.push(Reign { who, from, until: None });
+                return Ok(Some((who, from)));
+            }
+            "not_leading" => self.close(who, event["until_ns"].as_u64().unwrap_or_default()),
+            _ => {}
+        }
+        Ok(None)
+    }
+
+    fn close(&mut self, who: usize, until: u64) {
+        if let Some(reign) = self.reigns.iter_mut().rev().find(|r| r.who == who && r.until.is_none()) {
+            reign.until = Some(until);
+        }
+    }
+
+    /// Waits until every process sees the whole group, and one leads it.
+    async fn until_complete(&mut self, nodes: usize) -> Result<(), Failure> {
+        let deadline = Instant::now() + PATIENCE;
+        let complete =
+            |f: &Self| f.procs.keys().all(|who| f.sees.get(who) == Some(&nodes)) && f.leader().is_some();
+        while !complete(self) || self.awaiting_first.is_some() {
+            self.hear(deadline).await?;
+        }
+        // A moment of calm, so that what is measured is the takeover and not the joining.
+        let calm = Instant::now() + Duration::from_millis(150);
+        while Instant::now() < calm {
+            if let Ok(Some(said)) = timeout_at(calm, self.heard.recv()).await {
+                self.said.try_send(said)?;
+                self.hear(deadline).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The next one that leads, other than `old`, and how long after `since` it began, in milliseconds.
+    async fn next_leader(&mut self, old: usize, since: u64) -> Result<f64, Failure> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some((who, at)) = self.hear(deadline).await?
+                && who != old
+            {
+                return Ok(at.saturating_sub(since) as f64 / 1e6);
+            }
+        }
+    }
+
+    fn take_leader(&mut self) -> Result<(usize, Proc), Failure> {
+        let none = || Failure::new(exit::FAILED, "nobody leads");
+        let who = self.leader().ok_or_else(none)?;
+        self.sees.remove(&who);
+        Ok((who, self.procs.remove(&who).ok_or_else(none)?))
+    }
+
+    async fn kill_leader(&mut self) -> Result<f64, Failure> {
+        let (who, mut proc) = self.take_leader()?;
+        let at = now_ns();
+        proc.signal(Signal::KILL);
+        let took = self.next_leader(who, at).await?;
+        self.close(who, at);
+        proc.gone().await?;
+        if took > 100.0 { eprintln!("slow: kill of n{who} at {at} took {took}"); }
+        Ok(took)
+    }
+
+    async fn leader_leaves(&mut self) -> Result<f64, Failure> {
+        let (who, mut proc) = self.take_leader()?;
+        let at = now_ns();
+        proc.signal(Signal::TERM);
+        let took = self.next_leader(who, at).await?;
+        proc.gone().await?;
+        Ok(took)
+    }
+
+    async fn stop_leader(&mut self) -> Result<f64, Failure> {
+        let who = self.leader().ok_or_else(|| Failure::new(exit::FAILED, "nobody leads"))?;
+        let at = now_ns();
+        self.signal(who, Signal::STOP);
+        let took = self.next_leader(who, at).await?;
+        self.awaiting_first = Some(who);
+        self.sees.remove(&who);
+        self.signal(who, Signal::CONT);
+        Ok(took)
+    }
+
+    fn signal(&self, who: usize, signal: Signal) {
+        if let Some(proc) = self.procs.get(&who) {
+            proc.signal(signal);
+        }
+    }
+
+    fn check_reigns(&mut self) {
+        self.reigns.sort_by_key(|reign| reign.from);
+        for pair in self.reigns.windows(2) {
+            if let [a, b] = pair
+                && a.who != b.who
+                && a.until.is_none_or(|until| until > b.from)
+            {
+                let until = a.until.map_or("for ever".into(), |ns| format!("until {ns}"));
+                self.wrong.push(format!("n{} leads {until}, n{} from {}", a.who, b.who, b.from));
+            }
+        }
+    }
+}
