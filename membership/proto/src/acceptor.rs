@@ -139,6 +139,7 @@ impl Acceptor {
                 idx: index.get(),
                 ballot: ballot.into(),
                 digest: alloc::format!("{digest:032x}"),
+                core: entry.core.as_ref().map(|core| core.iter().map(|id| (*id).into()).collect()),
             });
         }
         self.accepted = Some((ballot, entry));

@@ -299,7 +299,16 @@ pub enum Event {
     /// The core in force from entry `idx` on, by rank (the first is its senior).
     Core { lin: String, idx: u64, members: Vec<Process> },
     /// P, a core member, accepts the entry `digest` at `idx` under `ballot`.
-    Accept { p: Process, lin: String, idx: u64, ballot: Bal, digest: String },
+    Accept {
+        p: Process,
+        lin: String,
+        idx: u64,
+        ballot: Bal,
+        digest: String,
+        /// The core that the entry puts in force, if it changes the core.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        core: Option<Vec<Process>>,
+    },
     /// P promises to accept nothing below `ballot`.
     Promise { p: Process, lin: String, ballot: Bal },
     /// P grants the coordinator `to` authority until `until` (run's clock, as the granter bounds it).

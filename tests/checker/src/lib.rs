@@ -259,8 +259,9 @@ impl Checker {
                 let lin = self.book.names.lin(lin);
                 self.quorum.core(&mut self.book, lin, *idx, members, by, at);
             }
-            Event::Accept { p, lin, idx, ballot, digest } => {
+            Event::Accept { p, lin, idx, ballot, digest, core } => {
                 let lin = self.book.names.lin(lin);
+                self.quorum.stored(lin, *idx, *p, core.as_deref());
                 self.quorum.accept(&mut self.book, lin, *idx, *ballot, digest, *p, at);
             }
             Event::Proof { p, q, leased, .. } => self.quorum.proof(*p, *q, *leased, at),

@@ -73,6 +73,8 @@ pub(crate) struct Quorum {
     pending: Vec<Pending>,
     /// The latest core that each process told, by the entry from which it is in force.
     told: BTreeMap<(Lin, Process), u64>,
+    /// The latest entry that each process stored, with the core that it puts in force, where it changes the core.
+    stored: BTreeMap<(Lin, Process), (u64, Option<Vec<Process>>)>,
 }
 
 /// How a set of processes relates to a core.
@@ -281,13 +283,24 @@ impl Quorum {
         self.logs.get(&lin)?.core_at(u64::MAX)
     }
 
-    /// Could these processes decide in a lineage (S2), as far as the trace tells? In the latest core, and in the cores
-    /// that its living members know: a change that only the dead knew of cannot be finished.
+    /// A process stores an entry.
+    pub(crate) fn stored(&mut self, lin: Lin, idx: u64, p: Process, core: Option<&[Process]>) {
+        self.stored.insert((lin, p), (idx, core.map(<[Process]>::to_vec)));
+    }
+
+    /// Could these processes decide in a lineage (S2), as far as the trace tells? In the latest core, in the cores that
+    /// its living members know (a change that only the dead knew of cannot be finished), and in those that entries put in
+    /// force which they stored and may have to finish.
     pub(crate) fn can_decide(&self, lin: Lin, living: &BTreeSet<Process>) -> Option<bool> {
         let (core, _) = self.last_core(lin)?;
         let log = self.logs.get(&lin)?;
         let known = |p: &Process| log.core_at(*self.told.get(&(lin, *p))?).map(|(core, _)| core);
-        let cores = core.iter().filter(|p| living.contains(p)).filter_map(known).chain([core]);
+        let ahead = |p: &Process| {
+            let (idx, core) = self.stored.get(&(lin, *p))?;
+            core.as_ref().filter(|_| self.told.get(&(lin, *p)).is_none_or(|told| idx >= told))
+        };
+        let members = || core.iter().filter(|p| living.contains(p));
+        let cores = members().filter_map(known).chain(members().filter_map(ahead)).chain([core]);
         let enough = |core: &Vec<Process>| self.share_of(core, |p| living.contains(&p)) != Share::TooFew;
         Some(cores.into_iter().all(enough))
     }

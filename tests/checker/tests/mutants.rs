@@ -123,13 +123,14 @@ fn relabelled(record: &Record, before: &[Record], after: &[Record]) -> Vec<(&'st
             mutants.push(("LD5: another one", told(D, tok)));
             mutants.push(("LD5: a token never started", told(p, Tok(0, tok.1 + 1, 0))));
         }
-        Event::Accept { p, lin, idx, ballot, digest } => {
+        Event::Accept { p, lin, idx, ballot, digest, .. } => {
             let accept = |p, idx, ballot, digest: &str| Event::Accept {
                 p,
                 lin: lin.clone(),
                 idx,
                 ballot,
                 digest: digest.into(),
+                core: None,
             };
             mutants.push(("GM6a: another entry", accept(p, idx, ballot, "x")));
             // Other entries make no view of the cluster, or half of their core suffices.

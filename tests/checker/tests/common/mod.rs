@@ -84,6 +84,7 @@ impl Story {
             idx,
             ballot: Bal(round, by[0]),
             digest: format!("{idx:032x}"),
+            core: None,
         };
         self.process(by[0], accept(by[0])).process(by[1], accept(by[1]))
     }
