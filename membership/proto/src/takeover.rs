@@ -48,6 +48,8 @@ struct Candidate {
     promises: BTreeMap<NodeId, Promised>,
     asked_at: Instant,
     next_ask: Instant,
+    /// The core when we began; only for a planted bug.
+    old_core: Vec<NodeId>,
     /// Since when nothing but the rule for a lone half keeps us from winning, so that the half must answer anew.
     alone_from: Option<Instant>,
 }
@@ -180,9 +182,16 @@ impl Member {
             clock: ctx.now,
         };
         let promises = BTreeMap::from([(me, own)]);
+        let old_core = acceptor.state.core.clone();
         self.takeover.round = round;
-        self.takeover.candidate =
-            Some(Candidate { ballot, promises, asked_at: ctx.now, next_ask: ctx.now, alone_from: None });
+        self.takeover.candidate = Some(Candidate {
+            ballot,
+            promises,
+            asked_at: ctx.now,
+            next_ask: ctx.now,
+            old_core,
+            alone_from: None,
+        });
         self.ask(ctx);
         self.check_win(ctx);
     }
@@ -414,7 +423,8 @@ impl Member {
         let acceptor = self.acceptor.as_ref()?;
         let candidate = self.takeover.candidate.as_ref()?;
         let state = &acceptor.state;
-        if !state.core.contains(&ctx.me()) {
+        let win_in_old_core = ctx.planted(Plant::WinInOldCore);
+        if !state.core.contains(&ctx.me()) && !win_in_old_core {
             self.takeover.candidate = None;
             return None;
         }
@@ -426,7 +436,8 @@ impl Member {
             horizon = ctx.now;
         }
         let next_core = undecided.as_ref().and_then(|e| e.core.clone());
-        let cores = [Some(state.core.clone()), next_core.filter(|_| !ctx.planted(Plant::WinInOldCore))];
+        let core = if win_in_old_core { candidate.old_core.clone() } else { state.core.clone() };
+        let cores = [Some(core), next_core.filter(|_| !win_in_old_core)];
         let mut without = Vec::new();
         for core in cores.into_iter().flatten() {
             match share(&core, |id| candidate_has(&self.takeover, id)) {

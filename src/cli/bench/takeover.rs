@@ -78,7 +78,6 @@ impl Takeover {
         let dir = std::env::temp_dir().join(format!("phalanx-bench-{}", std::process::id()));
         fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
         let outcome = self.measure(&dir, json).await;
-        if std::env::var_os("KEEP").is_some() { eprintln!("{}", dir.display()); return outcome; }
         if let Err(error) = fs::remove_dir_all(&dir) {
             eprintln!("phalanx: {} stays behind: {error}", dir.display());
         }
@@ -288,7 +287,6 @@ impl Fleet {
         let took = self.next_leader(who, at).await?;
         self.close(who, at);
         proc.gone().await?;
-        if took > 100.0 { eprintln!("slow: kill of n{who} at {at} took {took}"); }
         Ok(took)
     }
 

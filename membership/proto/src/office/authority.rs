@@ -57,7 +57,7 @@ impl Office {
     /// coordinator, which hears only from this core, might take over while such a lease still lasts.
     pub(super) fn is_covered_by(&self, ctx: &Ctx, deaths: &Deaths, core: &[NodeId]) -> bool {
         let until = self.authority_of(ctx, deaths, core);
-        until > ctx.now && (until >= self.given_until || ctx.planted(Plant::CoreNotCovering))
+        until > ctx.now && until >= self.given_until
     }
 
     /// Until when a quorum of this core is bound to us.
