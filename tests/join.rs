@@ -1,0 +1,181 @@
+//! Groups of real processes: ranks, succession, leaving, stopping, strangers.
+
+mod common;
+
+use std::{io::Write, net::TcpStream};
+
+use common::{Dir, Proc, assert_no_overlap};
+use phalanx::membership;
+use serde_json::Value;
+
+fn names(view: &Value) -> Vec<&str> {
+    view["members"].as_array().expect("members").iter().filter_map(Value::as_str).collect()
+}
+
+fn now_ns() -> u64 {
+    membership::clock::now_ns()
+}
+
+/// `n` members, all of which see each other.
+fn group_of(n: usize, dir: &Dir, more: &[&str]) -> Vec<Proc> {
+    let start = |i: usize| Proc::join("g", &format!("n{i}"), &dir.rendezvous(), more);
+    let mut procs: Vec<Proc> = (0..n).map(start).collect();
+    let views: Vec<Value> = procs.iter_mut().map(|p| p.until_members(n)).collect();
+    for view in &views {
+        assert_eq!(names(view), names(&views[0]), "everyone sees the same ranks");
+        assert_eq!(view["view"], views[0]["view"]);
+    }
+    procs
+}
+
+/// The process that leads now, by what all have printed.
+fn leader(procs: &mut [Proc]) -> usize {
+    let mut latest = None;
+    for (i, proc) in procs.iter_mut().enumerate() {
+        for event in proc.drain().iter().filter(|e| e["event"] == "leading") {
+            latest = latest.max(event["at_ns"].as_u64().map(|at| (at, i)));
+        }
+    }
+    latest.expect("somebody leads").1
+}
+
+#[test]
+fn the_next_rank_leads_when_the_leader_is_killed_ten_times() {
+    let dir = Dir::new();
+    let mut procs = group_of(4, &dir, &[]);
+    // A cluster that has just been founded has a core of one; give it a moment to fill.
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    for round in 0..10 {
+        let dead = leader(&mut procs);
+        let mut killed = procs.remove(dead);
+        let at = now_ns();
+        killed.signal("KILL");
+        let who = format!("r{round}");
+        let mut successors: Vec<u64> = Vec::new();
+        for proc in &mut procs {
+            let view = proc.until_members(3);
+            assert!(view["view"].as_u64() > Some(0));
+        }
+        let next = leader_after(&mut procs, at);
+        successors.extend(
+            procs[next].seen.iter().filter(|e| e["event"] == "leading").filter_map(|e| e["token"].as_u64()),
+        );
+        assert!(successors.windows(2).all(|w| w[0] <= w[1]), "tokens grow: {successors:?}");
+        killed.end();
+        procs.push(Proc::join("g", &who, &dir.rendezvous(), &[]));
+        for proc in &mut procs {
+            proc.until_members(4);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(300));
+    }
+}
+
+/// Waits until somebody has begun to lead after this instant.
+fn leader_after(procs: &mut [Proc], at: u64) -> usize {
+    let deadline = std::time::Instant::now() + common::PATIENCE;
+    loop {
+        for (i, proc) in procs.iter_mut().enumerate() {
+            let begun = |e: &Value| e["event"] == "leading" && e["at_ns"].as_u64() > Some(at);
+            if proc.drain().iter().any(begun) {
+                return i;
+            }
+        }
+        assert!(std::time::Instant::now() < deadline, "nobody leads");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn a_stopped_leader_says_first_that_it_leads_no_more() {
+    let dir = Dir::new();
+    let mut procs = group_of(3, &dir, &[]);
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    let old = leader(&mut procs);
+    let before = procs[old].drain().len();
+    let at = now_ns();
+    procs[old].signal("STOP");
+    let next = leader_after(&mut procs, at);
+    assert_ne!(next, old);
+    procs[old].signal("CONT");
+    let first = procs[old].until("an event of the group", |e| e["group"] == "g");
+    assert_eq!(first["event"], "not_leading", "{:#?}", &procs[old].seen[before..]);
+    let until = first["until_ns"].as_u64().expect("until_ns");
+    let began = procs[next].seen.iter().rfind(|e| e["event"] == "leading").and_then(|e| e["at_ns"].as_u64());
+    assert!(Some(until) <= began, "{until} is after {began:?}");
+    let mut all: Vec<&mut Proc> = procs.iter_mut().collect();
+    assert_no_overlap(&mut all, &[]);
+}
+
+#[test]
+fn leaving_is_clean_by_command_and_by_signal() {
+    let dir = Dir::new();
+    let mut a = Proc::start(&["join", "g", "--name", "a", "--rendezvous", &dir.rendezvous()]);
+    a.until_event("leading");
+    let mut b = Proc::join("g", "b", &dir.rendezvous(), &[]);
+    a.until_members(2);
+    b.until_members(2);
+    a.say("step-down");
+    assert_eq!(a.until_event("not_leading")["why"], "step-down");
+    b.until_event("leading");
+    let view = a.until("the new ranks", |e| e["event"] == "view" && e["leader"] == "b");
+    assert_eq!(names(&view), ["b", "a"]);
+    b.signal("TERM");
+    assert_eq!(b.until_event("not_leading")["why"], "leave");
+    assert_eq!(b.end(), Some(0));
+    a.until_event("leading");
+    a.say("leave");
+    assert_eq!(a.end(), Some(0));
+    assert_no_overlap(&mut [&mut a, &mut b], &[]);
+}
+
+#[test]
+fn strangers_and_garbage_do_not_disturb() {
+    let dir = Dir::new();
+    let mut a = Proc::join("g", "a", &dir.rendezvous(), &[]);
+    let listen = a.until_event("started")["listen"].as_str().expect("an address").to_owned();
+    a.until_event("leading");
+    for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 64], &[0x7f, 0xff, 0xff, 0xff, 1, 2, 3], b""] {
+        let mut stream = TcpStream::connect(&listen).expect("it listens");
+        // It may close on us while we write.
+        let _ = stream.write_all(garbage);
+    }
+    let rendezvous = format!("static:{listen}");
+    let mut other = Proc::start(&[
+        "join",
+        "g",
+        "--no-stdin",
+        "--cluster",
+        "another",
+        "--rendezvous",
+        &rendezvous,
+        "--bootstrap",
+        "join",
+        "--join-timeout",
+        "1s",
+    ]);
+    assert_eq!(other.end(), Some(3));
+    let mut b = Proc::join("g", "b", &rendezvous, &[]);
+    assert_eq!(names(&b.until_members(2)), ["a", "b"]);
+    a.until_members(2);
+    assert!(!a.seen.iter().any(|e| e["event"] == "not_leading"));
+}
+
+#[test]
+fn twenty_at_once_by_files() {
+    let dir = Dir::new();
+    let mut procs = group_of(20, &dir, &["--bootstrap", "alone-after=1s"]);
+    assert!(procs.iter_mut().all(|p| p.drain().iter().all(|e| e["event"] != "removed")));
+}
+
+#[test]
+fn twenty_at_once_by_a_static_list() {
+    let ports: Vec<u16> = (0..20).map(|_| common::free_port()).collect();
+    let addrs: Vec<String> = ports.iter().map(|p| format!("127.0.0.1:{p}")).collect();
+    let rendezvous = format!("static:{}", addrs.join(","));
+    let start = |i: usize| {
+        Proc::join("g", &format!("n{i}"), &rendezvous, &["--listen", &addrs[i], "--bootstrap", "expect=20"])
+    };
+    let mut procs: Vec<Proc> = (0..20).map(start).collect();
+    let views: Vec<Value> = procs.iter_mut().map(|p| p.until_members(20)).collect();
+    assert!(views.iter().all(|v| names(v) == names(&views[0])));
+}
