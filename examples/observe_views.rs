@@ -21,7 +21,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     // An observer need not sit in the core.
     let watcher = node("watcher")?.core(false).start().await?;
-    let mut views = watcher.observe("desk").await?.views();
+    let desk = watcher.observe("desk").await?;
+    let mut views = desk.views();
 
     let clerk = node("clerk")?.start().await?;
     let first = clerk.join("desk", None).await?;
