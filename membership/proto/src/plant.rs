@@ -33,8 +33,6 @@ pub enum Plant {
     FoundWithStaleSlots,
     /// The senior's half goes on alone at once, without waiting for the other half's leases.
     AloneAtOnce,
-    /// The senior's half goes on alone on answers that came before the other half's leases lapsed.
-    AloneOnOldAnswers,
     /// Any half may go on alone, the senior's or not.
     AnyHalf,
     /// A coordinator that took over early forgets the leases that its predecessor gave.
@@ -43,15 +41,13 @@ pub enum Plant {
     LeaseNeverLapses,
     /// A member that steps down goes on acting until it sees the new view.
     StepDownLate,
-    /// A winner re-proposes the removal that its predecessor left undecided without waiting for leases.
-    AdoptRemovalAtOnce,
     /// A node that missed an update takes the next one as if nothing had been before it.
     IgnoreGap,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 18] = [
         Self::PromiseEarly,
         Self::CountOldAcks,
         Self::WinInOldCore,
@@ -65,12 +61,10 @@ impl Plant {
         Self::DeafIsAlive,
         Self::FoundWithStaleSlots,
         Self::AloneAtOnce,
-        Self::AloneOnOldAnswers,
         Self::AnyHalf,
         Self::ForgetPredecessorsLeases,
         Self::LeaseNeverLapses,
         Self::StepDownLate,
-        Self::AdoptRemovalAtOnce,
         Self::IgnoreGap,
     ];
 
@@ -90,12 +84,10 @@ impl Plant {
             Self::DeafIsAlive => "deaf-is-alive",
             Self::FoundWithStaleSlots => "found-with-stale-slots",
             Self::AloneAtOnce => "alone-at-once",
-            Self::AloneOnOldAnswers => "alone-on-old-answers",
             Self::AnyHalf => "any-half",
             Self::ForgetPredecessorsLeases => "forget-predecessors-leases",
             Self::LeaseNeverLapses => "lease-never-lapses",
             Self::StepDownLate => "step-down-late",
-            Self::AdoptRemovalAtOnce => "adopt-removal-at-once",
             Self::IgnoreGap => "ignore-gap",
         }
     }

@@ -490,7 +490,7 @@ impl Member {
         let from = candidate.alone_from.filter(|from| *from >= horizon).unwrap_or(ctx.now);
         candidate.alone_from = Some(from);
         let anew = |id: &NodeId| candidate.promises.get(id).is_some_and(|p| p.asked >= from);
-        let all = with.iter().all(anew) || ctx.planted(Plant::AloneOnOldAnswers);
+        let all = with.iter().all(anew);
         if !all && candidate.asked_at < from {
             candidate.next_ask = candidate.next_ask.min(ctx.now);
         }

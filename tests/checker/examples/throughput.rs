@@ -77,7 +77,8 @@ fn made_up() -> Vec<Record> {
         vid += 1;
         for p in &members[..3] {
             let (lin, digest) = ("c0".into(), format!("{turn:032x}"));
-            let accept = Event::Accept { p: *p, lin, idx: turn + 1, ballot: Bal(1, members[0]), digest, core: None };
+            let accept =
+                Event::Accept { p: *p, lin, idx: turn + 1, ballot: Bal(1, members[0]), digest, core: None };
             trace.say(Source::Process(*p), accept);
         }
         trace.install(Group::CLUSTER, vid, cluster, Some(turn + 1), &now);

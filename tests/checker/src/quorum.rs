@@ -64,6 +64,9 @@ struct Pending {
     at: At,
 }
 
+/// An entry's position, and the core that it puts in force, if it does.
+type Stored = (u64, Option<Vec<Process>>);
+
 /// The logs of all lineages, and the proofs of death.
 #[derive(Debug, Default)]
 pub(crate) struct Quorum {
@@ -74,7 +77,7 @@ pub(crate) struct Quorum {
     /// The latest core that each process told, by the entry from which it is in force.
     told: BTreeMap<(Lin, Process), u64>,
     /// The latest entry that each process stored, with the core that it puts in force, where it changes the core.
-    stored: BTreeMap<(Lin, Process), (u64, Option<Vec<Process>>)>,
+    stored: BTreeMap<(Lin, Process), Stored>,
 }
 
 /// How a set of processes relates to a core.

@@ -249,9 +249,14 @@ fn random_record(
         17 => Event::NoPrimary { p },
         18 => Event::Primary { p },
         19 => Event::Core { lin, idx: id(n[7]), members },
-        20 => {
-            Event::Accept { p, lin, idx: id(n[7]), ballot: Bal(id(n[8]), q), digest: format!("{}", n[9] % 2), core: None }
-        }
+        20 => Event::Accept {
+            p,
+            lin,
+            idx: id(n[7]),
+            ballot: Bal(id(n[8]), q),
+            digest: format!("{}", n[9] % 2),
+            core: None,
+        },
         21 => Event::Proof { p, q, how: String::new(), leased: n[9].is_multiple_of(2) },
         22 => Event::LeadStart { p, g, lin: maybe, tok },
         23 => Event::LeadAct { p, g, lin: maybe, tok, op: String::new() },

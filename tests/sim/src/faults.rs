@@ -43,11 +43,13 @@ pub enum Kind {
     Leave,
     /// The network splits when some process is in the middle of something.
     SplitInPhase,
+    /// A core member loses its coordinator, and when the core is changed for that, the network splits along the change.
+    SplitCore,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Crash,
         Self::KillInPhase,
         Self::RestartAll,
@@ -63,6 +65,7 @@ impl Kind {
         Self::Replace,
         Self::Leave,
         Self::SplitInPhase,
+        Self::SplitCore,
     ];
 
     /// The name on the command line.
@@ -83,6 +86,7 @@ impl Kind {
             Self::Replace => "replace",
             Self::Leave => "leave",
             Self::SplitInPhase => "split-in-phase",
+            Self::SplitCore => "split-core",
         }
     }
 }
@@ -144,6 +148,22 @@ impl World {
             Kind::SplitInPhase => {
                 let phase = *self.rng.pick(&PHASES).expect("not empty");
                 self.ambush = Some(Ambush { phase, until: self.now + 6 * lease, kill: false });
+            }
+            Kind::SplitCore => {
+                let up = self.up();
+                let of_core = |w: &Self, p: usize| w.processes[p].cluster.is_coordinator();
+                let Some(a) = up.into_iter().find(|p| of_core(self, *p)) else { return false };
+                let core = self.processes[a].cluster.core().to_vec();
+                let others: Vec<usize> = self
+                    .up()
+                    .into_iter()
+                    .filter(|p| *p != a && core.contains(&self.processes[*p].id))
+                    .collect();
+                let Some(c) = self.rng.pick(&others).copied() else { return false };
+                let (a, c) = (self.processes[a].place, self.processes[c].place);
+                self.cut_both(a, c, Cut::Lose, 4 * lease);
+                let phase = "changing-core";
+                self.ambush = Some(Ambush { phase, until: self.now + 4 * lease, kill: false });
             }
             Kind::RestartAll => {
                 if !self.rng.chance(250) {
@@ -306,9 +326,11 @@ impl World {
             return self.split();
         }
         let core = self.processes[p].cluster.core().to_vec();
-        let living: Vec<usize> = (0..self.processes.len()).filter(|q| !self.processes[*q].is_gone()).collect();
+        let living: Vec<usize> =
+            (0..self.processes.len()).filter(|q| !self.processes[*q].is_gone()).collect();
         let places: Vec<usize> = living.iter().map(|q| self.processes[*q].place).collect();
-        let side: Vec<bool> = living.iter().map(|q| *q != p && core.contains(&self.processes[*q].id)).collect();
+        let side: Vec<bool> =
+            living.iter().map(|q| *q != p && core.contains(&self.processes[*q].id)).collect();
         self.split_by(&places, &side);
     }
 

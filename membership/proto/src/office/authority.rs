@@ -104,11 +104,8 @@ impl Office {
         }
         let senior = core.first().is_some_and(|s| with.contains(s)) || ctx.planted(Plant::AnyHalf);
         let Some(lapsed_at) = self.lapsed_at(ctx, deaths, without) else { return false };
-        let answered_since = with.iter().all(|id| {
-            *id == ctx.me()
-                || ctx.planted(Plant::AloneOnOldAnswers)
-                || fresh(*id).is_some_and(|sent| sent >= lapsed_at)
-        });
+        let answered_since =
+            with.iter().all(|id| *id == ctx.me() || fresh(*id).is_some_and(|sent| sent >= lapsed_at));
         senior && answered_since
     }
 

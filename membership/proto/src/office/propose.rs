@@ -13,7 +13,6 @@ use crate::{
     ctx::Ctx,
     entry::{Command, Entry},
     msg::ClusterMsg,
-    plant::Plant,
     quorum::{Deaths, Share, share},
     view::{NodeInfo, Why},
 };
@@ -79,9 +78,6 @@ impl Office {
 
     /// The conditions under which an entry may be proposed, checked for adopted entries too.
     fn may_be_proposed(&self, ctx: &Ctx, deaths: &Deaths, entry: &Entry) -> bool {
-        if ctx.planted(Plant::AdoptRemovalAtOnce) {
-            return true;
-        }
         entry.commands.iter().all(|command| match command {
             Command::Remove(node, _) => {
                 let ready = |r: &super::Removal| r.is_ready(ctx, deaths, *node);
