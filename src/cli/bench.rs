@@ -2,8 +2,11 @@
 
 use clap::{Args, Subcommand};
 
-use super::Outcome;
+use serde_json::json;
 
+use super::{Outcome, events};
+
+mod join;
 mod takeover;
 
 /// The project's own benchmarks.
@@ -17,12 +20,28 @@ pub(crate) struct Bench {
 enum Which {
     /// From a leader's end to the next one's beginning: killed, leaving, stopped.
     Takeover(takeover::Takeover),
+    /// From the start of many processes at once to one ranked view.
+    Join(join::Join),
 }
 
 impl Bench {
     pub(crate) async fn run(self, json: bool) -> Outcome {
         match self.which {
             Which::Takeover(takeover) => takeover.run(json).await,
+            Which::Join(join) => join.run(json).await,
         }
     }
+}
+
+/// Prints percentiles of times in milliseconds.
+fn print(what: &str, mut times: Vec<f64>, json: bool) {
+    if times.is_empty() {
+        return;
+    }
+    times.sort_by(f64::total_cmp);
+    let at = |q: f64| times[((times.len() - 1) as f64 * q).round() as usize];
+    let (n, p50, p99, max) = (times.len(), at(0.5), at(0.99), at(1.0));
+    let object = json!({"event": "times", "what": what, "n": n, "p50_ms": p50, "p99_ms": p99, "max_ms": max});
+    let text = format!("{what}: p50 {p50:.2} ms, p99 {p99:.2} ms, longest {max:.2} ms ({n} times)");
+    events::line(&if json { object.to_string() } else { text });
 }

@@ -252,7 +252,7 @@ impl Member {
         }
         self.lease.held = false;
         self.said_blocked = true;
-        self.blocked_since = self.lease.until;
+        self.blocked_since = ctx.now; // What came while we were stopped is read before we give up.
         self.stop_leading_all(ctx, WhyNot::Lease);
         ctx.trace(|p| Event::LeaseEnd { p });
         ctx.trace(|p| Event::NoPrimary { p });

@@ -127,9 +127,10 @@ impl Takeover {
         }
         fleet.until_complete(self.nodes).await?;
         fleet.check_reigns();
-        for (how, times) in [("floor", floor), ("kill", killed), ("leave", left), ("stop", stopped)] {
-            print(how, times, json);
-        }
+        super::print("SIGKILL to the end of a connection", floor, json);
+        super::print("SIGKILL of the leader to the next `leading`", killed, json);
+        super::print("SIGTERM of the leader to the next `leading`", left, json);
+        super::print("SIGSTOP of the leader to the next `leading`", stopped, json);
         let overlaps = fleet.wrong.len();
         for text in &fleet.wrong {
             eprintln!("phalanx: {text}");
@@ -139,25 +140,6 @@ impl Takeover {
         events::line(&if json { summary.to_string() } else { format!("{overlaps} reigns overlapped") });
         Ok(if overlaps > 0 { exit::FAILED } else { 0 })
     }
-}
-
-fn print(how: &str, mut times: Vec<f64>, json: bool) {
-    if times.is_empty() {
-        return;
-    }
-    times.sort_by(f64::total_cmp);
-    let at = |q: f64| times[((times.len() - 1) as f64 * q).round() as usize];
-    let (n, p50, p99, max) = (times.len(), at(0.5), at(0.99), at(1.0));
-    let object =
-        json!({"event": "takeover", "how": how, "n": n, "p50_ms": p50, "p99_ms": p99, "max_ms": max});
-    let what = match how {
-        "floor" => "SIGKILL to the end of a connection",
-        "kill" => "SIGKILL of the leader to the next `leading`",
-        "leave" => "SIGTERM of the leader to the next `leading`",
-        _ => "SIGSTOP of the leader to the next `leading`",
-    };
-    let text = format!("{what}: p50 {p50:.2} ms, p99 {p99:.2} ms, longest {max:.2} ms ({n} times)");
-    events::line(&if json { object.to_string() } else { text });
 }
 
 /// From SIGKILL of a small server to the end of a connection with it, on loopback, in milliseconds.
