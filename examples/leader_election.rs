@@ -23,6 +23,12 @@ impl Connection {
     }
 }
 
+impl Drop for Connection {
+    fn drop(&mut self) {
+        println!("{} closes the database connection", self.tower);
+    }
+}
+
 async fn tower(name: &'static str, dir: &Path) -> Result<(Node, Membership), Box<dyn Error>> {
     let rendezvous = format!("file:{}", dir.display()).parse()?;
     let node = Node::builder().name(name).rendezvous(rendezvous).start().await?;

@@ -7,6 +7,7 @@ use std::{
     io::{BufWriter, Write as _},
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -395,7 +396,15 @@ fn parse_id(text: &str) -> Option<Process> {
     Some(Process(u64::from_str_radix(node, 16).ok()?, u64::from_str_radix(inc, 16).ok()?))
 }
 
-/// A port that nobody listened on a moment ago.
+/// A port that nobody listened on a moment ago, from below those that the system gives to outgoing connections.
 pub(crate) fn free_port() -> Result<u16, Failure> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    for _ in 0..1000 {
+        let n = std::process::id().wrapping_mul(97).wrapping_add(NEXT.fetch_add(13, Ordering::Relaxed));
+        let port = 10_000 + (n % 22_000) as u16;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    Err(Failure::new(exit::FAILED, "no free port between 10000 and 32000"))
 }
