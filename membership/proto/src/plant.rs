@@ -31,8 +31,6 @@ pub enum Plant {
     DeafIsAlive,
     /// Slot holders that are in a view already count as fresh founders.
     FoundWithStaleSlots,
-    /// The senior's half goes on alone at once, without waiting for the other half's leases.
-    AloneAtOnce,
     /// Any half may go on alone, the senior's or not.
     AnyHalf,
     /// A coordinator that took over early forgets the leases that its predecessor gave.
@@ -47,7 +45,7 @@ pub enum Plant {
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 17] = [
         Self::PromiseEarly,
         Self::CountOldAcks,
         Self::WinInOldCore,
@@ -60,7 +58,6 @@ impl Plant {
         Self::RemoveWithoutStop,
         Self::DeafIsAlive,
         Self::FoundWithStaleSlots,
-        Self::AloneAtOnce,
         Self::AnyHalf,
         Self::ForgetPredecessorsLeases,
         Self::LeaseNeverLapses,
@@ -83,7 +80,6 @@ impl Plant {
             Self::RemoveWithoutStop => "remove-without-stop",
             Self::DeafIsAlive => "deaf-is-alive",
             Self::FoundWithStaleSlots => "found-with-stale-slots",
-            Self::AloneAtOnce => "alone-at-once",
             Self::AnyHalf => "any-half",
             Self::ForgetPredecessorsLeases => "forget-predecessors-leases",
             Self::LeaseNeverLapses => "lease-never-lapses",

@@ -483,7 +483,7 @@ impl Member {
         if !senior {
             return false;
         }
-        if ctx.now < horizon && !ctx.planted(Plant::AloneAtOnce) {
+        if ctx.now < horizon {
             candidate.next_ask = candidate.next_ask.min(horizon);
             return false; // Asked again then.
         }

@@ -111,9 +111,6 @@ impl Office {
 
     /// When the last lease of these nodes lapsed, if all have: each is being removed for good, and waited out.
     fn lapsed_at(&self, ctx: &Ctx, deaths: &Deaths, nodes: &[NodeId]) -> Option<Instant> {
-        if ctx.planted(Plant::AloneAtOnce) {
-            return Some(Instant::ZERO);
-        }
         nodes.iter().try_fold(Instant::ZERO, |latest, id| {
             let lapsed = self.removing.get(id)?.lapsed_at(ctx.now);
             // The dead hold nothing.
