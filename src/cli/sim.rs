@@ -9,9 +9,9 @@ use std::{
 };
 
 use clap::Args;
-use membership_proto::Plant;
+
 use serde_json::json;
-use sim::{Kind, Options, Run, Totals};
+use sim::{Kind, Options, Plant, Run, Totals};
 
 use super::{Failure, Outcome, events, exit};
 
@@ -53,7 +53,7 @@ impl Sim {
             return Err(Failure::usage(format!("--hours {hours}: give up to 1000")));
         }
         if self.plant.as_deref() == Some("list") {
-            for plant in Plant::ALL {
+            for plant in Plant::all() {
                 events::line(plant.name());
             }
             return Ok(0);
@@ -104,7 +104,7 @@ fn find_plant(name: &str) -> Result<Plant, Failure> {
     if !cfg!(feature = "plant") {
         return Err(Failure::usage("--plant: build with --features plant"));
     }
-    let found = Plant::ALL.into_iter().find(|p| p.name() == name);
+    let found = Plant::all().find(|p| p.name() == name);
     found.ok_or_else(|| Failure::usage(format!("--plant {name}: no such bug; --plant list names them")))
 }
 

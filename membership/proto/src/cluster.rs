@@ -53,6 +53,13 @@ pub enum Input {
         /// Begin?
         begin: bool,
     },
+    /// A view of a group whose members multicast is installed: all that was sent before it is delivered.
+    Installed {
+        /// The group.
+        group: GroupName,
+        /// The view.
+        view: ViewId,
+    },
     /// Leave the cluster.
     LeaveCluster,
 }
@@ -287,6 +294,11 @@ impl Machine for Cluster {
                 }
             }
             Input::Wish(wish) => self.on_wish(wish),
+            Input::Installed { group, view } => {
+                if let Phase::Member(member) = &mut self.phase {
+                    member.on_installed(&mut self.ctx, &group, view);
+                }
+            }
             Input::Observe { group, begin } => {
                 if begin {
                     self.ctx.observes.insert(group.clone());

@@ -6,7 +6,7 @@ use core::hash::{Hash, Hasher};
 use membership_types::{GroupName, Lineage, LogIndex, NodeId, ViewId};
 use serde::{Deserialize, Serialize};
 
-use crate::view::{NodeInfo, Why};
+use crate::view::{Kind, NodeInfo, Why};
 
 /// One change, part of an entry.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -42,6 +42,8 @@ pub enum GroupWish {
         group: GroupName,
         /// Where the member serves.
         endpoint: Option<Box<str>>,
+        /// What the group becomes, if this is its first member.
+        kind: Kind,
     },
     /// Be no member any more. The node stopped acting for the group before it asked.
     Leave {

@@ -53,4 +53,4 @@ pub use entry::GroupWish;
 pub use msg::Msg;
 pub use plant::Plant;
 pub use state::Terms;
-pub use view::{ClusterView, GroupView, Member, NodeInfo, SharedView, Why};
+pub use view::{ClusterView, GroupView, Kind, Member, NodeInfo, SharedView, Why};

@@ -25,7 +25,7 @@ use crate::{
     plant::Plant,
     quorum::Deaths,
     takeover::Takeover,
-    view::{ClusterView, NodeInfo, SharedView, Why},
+    view::{ClusterView, Kind, NodeInfo, SharedView, Why},
 };
 
 /// A group that this node is in, or observes.
@@ -38,6 +38,8 @@ struct Known {
     acting: Option<Token>,
     /// The last token under which we acted.
     acted_before: Option<Token>,
+    /// The last view that is installed, where members multicast.
+    installed: ViewId,
 }
 
 /// The lease that this node holds.
@@ -491,6 +493,7 @@ impl Member {
             return;
         }
         let acted_before = known.and_then(|k| k.acted_before);
+        let installed = known.map_or(ViewId::NONE, |k| k.installed);
         let goes_on = known.and_then(|k| k.acting).filter(|t| view.leader() == Some(me) && view.token == *t);
         if goes_on.is_none() {
             self.stop_leading(ctx, &view.group, WhyNot::View);
@@ -507,7 +510,7 @@ impl Member {
         } else {
             self.groups.insert(
                 view.group.clone(),
-                Known { view: view.clone(), ballot, acting: goes_on, acted_before },
+                Known { view: view.clone(), ballot, acting: goes_on, acted_before, installed },
             );
         }
         ctx.push(Output::View(view, part));
@@ -518,6 +521,8 @@ impl Member {
         let members: Vec<Process> = view.members.iter().map(|m| m.node.into()).collect();
         let (vid, prev) = (view.id.get(), view.prev.get());
         match part {
+            // Where members multicast, a view is installed when it is closed behind them.
+            Part::Member if view.kind == Kind::Multicast => {}
             Part::Member => ctx.trace(|p| Event::Install {
                 p,
                 g,
@@ -536,11 +541,20 @@ impl Member {
         }
     }
 
+    /// A view of a group whose members multicast is installed.
+    pub(crate) fn on_installed(&mut self, ctx: &mut Ctx, group: &GroupName, view: ViewId) {
+        if let Some(known) = self.groups.get_mut(group) {
+            known.installed = known.installed.max(view);
+            self.start_leading(ctx);
+        }
+    }
+
     /// May this node act for the group now?
     fn may_lead(&self, ctx: &Ctx, known: &Known) -> bool {
         !self.leaving
             && self.holds_lease(ctx.now)
             && known.view.leader() == Some(ctx.me())
+            && (known.view.kind == Kind::Plain || known.installed >= known.view.token.view())
             && self.lease.ballot.is_some_and(|b| b >= known.ballot)
             && !self.office.as_ref().is_some_and(Office::is_dissolving)
             && (!ctx.wishes.giving_up(&known.view.group) || ctx.planted(Plant::StepDownLate))

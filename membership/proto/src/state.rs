@@ -227,12 +227,16 @@ impl State {
 
     fn apply_wish(&mut self, node: NodeId, wish: &GroupWish, touched: &mut Touched) {
         match wish {
-            GroupWish::Join { group, endpoint } => {
+            GroupWish::Join { group, endpoint, kind } => {
                 let place = self.group(group).and_then(|v| v.members.iter().position(|m| m.node == node));
                 match place {
                     None => {
                         let member = Member { node, endpoint: endpoint.clone() };
-                        self.edit(group, touched).members.push(member);
+                        let view = self.edit(group, touched);
+                        if view.members.is_empty() {
+                            view.kind = *kind;
+                        }
+                        view.members.push(member);
                         self.groups_of.entry(node).or_default().insert(group.clone());
                     }
                     Some(at) if self.groups[group].view.members[at].endpoint != *endpoint => {
@@ -315,6 +319,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::view::Kind;
     use alloc::vec;
     use core::net::SocketAddr;
 
@@ -346,7 +351,7 @@ mod tests {
     }
 
     fn join(state: &mut State, node: u32, op: u64) -> Change {
-        wish(state, node, op, GroupWish::Join { group: group(), endpoint: None })
+        wish(state, node, op, GroupWish::Join { group: group(), endpoint: None, kind: Kind::Plain })
     }
 
     #[test]
@@ -391,14 +396,15 @@ mod tests {
             join(&mut state, node, 1);
         }
         let other = GroupName::new("other").expect("valid");
-        wish(&mut state, 3, 2, GroupWish::Join { group: other.clone(), endpoint: None });
+        wish(&mut state, 3, 2, GroupWish::Join { group: other.clone(), endpoint: None, kind: Kind::Plain });
         let change = state.apply(&Entry { commands: vec![Command::Remove(id(3), Why::Dead)], core: None });
         assert_eq!(change.cluster.expect("a node left").left, vec![(id(3), Why::Dead)]);
         assert_eq!(change.groups.len(), 2);
         assert_eq!(change.groups[0].0.leader(), Some(id(1)));
         assert!(change.groups[1].0.members.is_empty());
         assert!(state.group(&other).is_none(), "a group without members is forgotten");
-        let again = wish(&mut state, 1, 2, GroupWish::Join { group: other, endpoint: None });
+        let again =
+            wish(&mut state, 1, 2, GroupWish::Join { group: other, endpoint: None, kind: Kind::Plain });
         assert_eq!(again.groups[0].0.prev, ViewId::NONE, "and begins again");
     }
 

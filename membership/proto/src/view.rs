@@ -108,6 +108,16 @@ pub struct Member {
     pub endpoint: Option<Box<str>>,
 }
 
+/// What the members of a group are to each other. The first member decides.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Kind {
+    /// They have views and a leader.
+    #[default]
+    Plain,
+    /// They multicast to each other, too: a view counts once it is installed, and its leader acts no earlier.
+    Multicast,
+}
+
 /// The ranked list of a group's members. `members[0]` leads.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct GroupView {
@@ -123,12 +133,22 @@ pub struct GroupView {
     pub token: Token,
     /// In rank order; empty once the last member is gone.
     pub members: Vec<Member>,
+    /// What its members are to each other.
+    pub kind: Kind,
 }
 
 impl GroupView {
     /// The view of a group that has no member.
     pub fn empty(group: GroupName, lineage: Lineage, prev: ViewId) -> Self {
-        Self { group, lineage, id: ViewId::NONE, prev, token: Token::new(ViewId::NONE), members: Vec::new() }
+        Self {
+            group,
+            lineage,
+            id: ViewId::NONE,
+            prev,
+            token: Token::new(ViewId::NONE),
+            members: Vec::new(),
+            kind: Kind::Plain,
+        }
     }
 
     /// The member of rank 0.

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use membership_proto::{GroupView, GroupWish, Input, Part, SharedView, WhyNot};
+use membership_proto::{GroupView, GroupWish, Input, Kind, Part, SharedView, WhyNot};
 use membership_sync::LeaderCell;
 use membership_types::{GroupName, Instant, Lineage, Token, ViewId};
 use tokio::sync::oneshot;
@@ -75,7 +75,7 @@ impl Driver {
         // Whoever waits for the end of the membership that this one replaces waits no longer.
         slot.left.clear();
         if !again {
-            self.inputs.push_back(Input::Wish(GroupWish::Join { group, endpoint }));
+            self.inputs.push_back(Input::Wish(GroupWish::Join { group, endpoint, kind: Kind::Plain }));
         }
     }
 
@@ -132,7 +132,7 @@ impl Driver {
         for (group, slot) in &self.groups {
             if let Some(wanted) = &slot.wanted {
                 let (group, endpoint) = (group.clone(), wanted.endpoint.clone());
-                self.inputs.push_back(Input::Wish(GroupWish::Join { group, endpoint }));
+                self.inputs.push_back(Input::Wish(GroupWish::Join { group, endpoint, kind: Kind::Plain }));
             }
             if !slot.observers.is_empty() {
                 self.inputs.push_back(Input::Observe { group: group.clone(), begin: true });

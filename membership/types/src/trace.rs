@@ -169,6 +169,23 @@ impl From<Token> for Tok {
     }
 }
 
+/// A message as `[node, inc, n]`: its sender, and its number among the sender's messages to the group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Mid(pub u64, pub u64, pub u64);
+
+impl Mid {
+    /// The sender.
+    pub const fn sender(self) -> Process {
+        Process(self.0, self.1)
+    }
+}
+
+impl fmt::Display for Mid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}#{}", self.sender(), self.2)
+    }
+}
+
 /// A ballot as `[round, [node, inc]]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Bal(pub u64, pub Process);
@@ -323,6 +340,48 @@ pub enum Event {
     },
     /// P's lease ran out.
     LeaseEnd { p: Process },
+
+    // Multicast.
+    /// P sends a message to the group, in its view `vid`.
+    Mcast {
+        p: Process,
+        #[serde(default)]
+        g: Group,
+        lin: String,
+        vid: u64,
+        mid: Mid,
+        cls: String,
+        h: Box<str>,
+    },
+    /// P delivers a message in its view `vid`, at place `tseq` of the view's sequence, if it has one.
+    Deliver {
+        p: Process,
+        #[serde(default)]
+        g: Group,
+        lin: String,
+        vid: u64,
+        mid: Mid,
+        h: Box<str>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        tseq: Option<u64>,
+    },
+    /// P knows that every member holds a message.
+    Stable {
+        p: Process,
+        #[serde(default)]
+        g: Group,
+        lin: String,
+        vid: u64,
+        mid: Mid,
+    },
+    /// P sends nothing more until it installs a view: `vid`, or a later one.
+    Block {
+        p: Process,
+        #[serde(default)]
+        g: Group,
+        lin: String,
+        vid: u64,
+    },
 
     // Leadership.
     /// P begins to act for the group under a token.

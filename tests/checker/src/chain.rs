@@ -45,7 +45,10 @@ struct Will {
     /// How often the member asked to leave (or to step down).
     asked: u64,
     /// What came of it in each lineage: two may have admitted the member, who went to one of them.
-    done: BTreeMap<Lin, Done>,
+    left: BTreeMap<Lin, Done>,
+    /// The same for being found at a lower rank. Who moved, and was removed later without asking, may be seen moving after
+    /// that by somebody who was stopped meanwhile.
+    moved: BTreeMap<Lin, Done>,
 }
 
 #[derive(Debug, Default)]
@@ -63,10 +66,10 @@ impl Wills {
         self.wills.entry((p, group)).or_default().asked += 1;
     }
 
-    /// Had it asked for what the step from a view to another one shows?
-    fn spend(&mut self, p: Process, (lin, group): (Lin, Grp), (from, to): (u64, u64)) -> bool {
+    /// Had it asked for what the step from a view to another one shows: that it left, or that it moved?
+    fn spend(&mut self, p: Process, (lin, group): (Lin, Grp), (from, to): (u64, u64), moved: bool) -> bool {
         let Some(will) = self.wills.get_mut(&(p, group)) else { return false };
-        let done = will.done.entry(lin).or_default();
+        let done = if moved { will.moved.entry(lin) } else { will.left.entry(lin) }.or_default();
         if let Some(known) = done.steps.iter_mut().find(|(a, b)| from < *b && *a < to) {
             *known = (known.0.max(from), known.1.min(to));
             return true;
@@ -225,7 +228,7 @@ impl Chain {
         self.check_ranks(book, wills, (lin, group), (from, old), (to, new));
         let remain: BTreeSet<&Process> = new.members.iter().collect();
         for who in old.members.iter().filter(|p| !remain.contains(p)) {
-            let asked = wills.spend(*who, (lin, group), (from, to));
+            let asked = wills.spend(*who, (lin, group), (from, to), false);
             if group != Grp::CLUSTER {
                 continue;
             }
@@ -260,7 +263,7 @@ impl Chain {
                 continue;
             }
             let Some(was) = was else { continue };
-            if group != Grp::CLUSTER && wills.spend(*member, (lin, group), (from, to)) {
+            if group != Grp::CLUSTER && wills.spend(*member, (lin, group), (from, to), true) {
                 continue;
             }
             let of = book.names.group_name(group);

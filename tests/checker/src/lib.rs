@@ -35,6 +35,7 @@ mod calm;
 mod chain;
 mod fences;
 mod intake;
+mod multicast;
 mod quorum;
 mod read;
 mod reigns;
@@ -57,6 +58,7 @@ use book::{At, Book, Grp, Lin};
 use calm::{Liveness, Scene};
 use fences::{Answers, Claim, Fences};
 use intake::Intake;
+use multicast::{Entry, Multicasts};
 use quorum::Quorum;
 use reigns::{Close, Reigns, Title};
 use silence::Silence;
@@ -84,6 +86,7 @@ pub struct Checker {
     answers: Answers,
     liveness: Liveness,
     accuracy: Accuracy,
+    multicasts: Multicasts,
     last: Option<At>,
     /// The latest two instants at which each process wrote records.
     heard: BTreeMap<Process, [u64; 2]>,
@@ -146,6 +149,7 @@ impl Checker {
         if let Some(terms) = &self.terms {
             let (views, quorum, reigns) = (&self.views, &self.quorum, &self.reigns);
             self.liveness.time(&mut self.book, Scene { terms, views, quorum, reigns }, t);
+            self.multicasts.time(&mut self.book, terms, t);
         }
     }
 
@@ -172,6 +176,7 @@ impl Checker {
             Event::Pause { p } => {
                 self.accuracy.fault("a process was stopped");
                 self.liveness.disturb(at.t, "a process was stopped");
+                self.multicasts.disturb();
                 self.zombies.pause(*p, at);
             }
             Event::Resume { p } => {
@@ -181,12 +186,14 @@ impl Checker {
             Event::Link { state, .. } if *state != LinkState::Ok => {
                 self.accuracy.fault("a link was disturbed");
                 self.liveness.disturb(at.t, "a link was disturbed");
+                self.multicasts.disturb();
             }
             Event::Clock { p, kind, par } => self.clock(*p, kind, *par, at),
             Event::Gst { core } => {
                 let Some(terms) = &self.terms else { return };
                 let (views, quorum, reigns) = (&self.views, &self.quorum, &self.reigns);
                 self.liveness.begin(Scene { terms, views, quorum, reigns }, core, at);
+                self.multicasts.begin(core, at.t.saturating_add(terms.b1()));
             }
             _ => {}
         }
@@ -215,13 +222,15 @@ impl Checker {
             Event::Join { p, g, .. } => {
                 let group = self.book.names.group(g);
                 self.liveness.join(*p, group);
+                self.multicasts.wish(*p, group, false);
             }
             Event::Leave { p, g } => {
                 let group = self.book.names.group(g);
                 self.views.wills.leave(*p, group);
+                self.multicasts.wish(*p, group, true);
                 self.liveness.leave(*p, group, at);
             }
-            Event::Install { p, g, lin, vid, members, prev, idx, snap, .. } => {
+            Event::Install { p, g, lin, vid, members, prev, trans, idx, snap } => {
                 let (p, lin, group) = (*p, self.book.names.lin(lin), self.book.names.group(g));
                 let (vid, prev, idx, snap) = (*vid, *prev, *idx, *snap);
                 let told = Told { p, lin, group, vid, members, prev, idx, snap, at };
@@ -233,7 +242,29 @@ impl Checker {
                     self.silence.end(p);
                     self.accuracy.install();
                     self.liveness.install(&mut self.book, p, vid, at);
+                } else {
+                    let entry = Entry { p, vid, prev, members, trans, at };
+                    self.multicasts.install(&mut self.book, (lin, group), entry);
                 }
+            }
+            Event::Mcast { p, g, lin, vid, mid, cls, h } => {
+                let key = (self.book.names.lin(lin), self.book.names.group(g));
+                let told = multicast::Told { p: *p, vid: *vid, mid: *mid, h, at };
+                self.multicasts.mcast(&mut self.book, key, told, cls);
+            }
+            Event::Deliver { p, g, lin, vid, mid, h, tseq } => {
+                let key = (self.book.names.lin(lin), self.book.names.group(g));
+                let told = multicast::Told { p: *p, vid: *vid, mid: *mid, h, at };
+                self.multicasts.deliver(&mut self.book, key, told, *tseq);
+            }
+            Event::Stable { p, g, lin, vid, mid } => {
+                let key = (self.book.names.lin(lin), self.book.names.group(g));
+                let told = multicast::Told { p: *p, vid: *vid, mid: *mid, h: "", at };
+                self.multicasts.stable(&mut self.book, key, told);
+            }
+            Event::Block { p, g, lin, .. } => {
+                let key = (self.book.names.lin(lin), self.book.names.group(g));
+                self.multicasts.block(key, *p, at);
             }
             Event::Watch { p, g, lin, vid, members, prev } => {
                 let (p, lin, group) = (*p, self.lineage(*p, lin.as_deref()), self.book.names.group(g));
@@ -249,10 +280,12 @@ impl Checker {
             Event::NoPrimary { p } => {
                 self.silence.begin(&mut self.book, *p, at, "lost the primary component");
                 self.liveness.no_primary(*p, at);
+                self.multicasts.primary(*p, false);
             }
             Event::LeaseEnd { p } => self.silence.begin(&mut self.book, *p, at, "lost its lease"),
             Event::Primary { p } => {
                 self.silence.end(*p);
+                self.multicasts.primary(*p, true);
                 self.liveness.primary(&mut self.book, &self.views, *p, at);
             }
             Event::Core { lin, idx, members } => {

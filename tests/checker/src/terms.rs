@@ -45,6 +45,16 @@ impl Terms {
         self.bound("B1", 20)
     }
 
+    /// B2: from the sending of a message until it is delivered.
+    pub(crate) fn b2(&self) -> u64 {
+        self.bound("B2", 4)
+    }
+
+    /// B4: how long the closing of a view may last.
+    pub(crate) fn b4(&self) -> u64 {
+        self.bound("B4", 8)
+    }
+
     /// B6: from a crash (or GST, if later) until nobody's view has the crashed, or until the blocked say so.
     pub(crate) fn b6(&self) -> u64 {
         self.bound("B6", 6)

@@ -6,7 +6,7 @@
 //! # Map
 //!
 //! `params.rs` draws what a run looks like; `world.rs` is the event loop; `network.rs` and `faults.rs` are what goes
-//! wrong; `process.rs` and `clock.rs` are what runs; `recorder.rs` feeds the checker; `report.rs` sums runs up.
+//! wrong; `process.rs` and `clock.rs` are what runs; `rooms.rs` is multicast; `recorder.rs` feeds the checker; `report.rs` sums runs up.
 //!
 //! Source of the method: FoundationDB's simulation (Zhou et al., SIGMOD 2021, section 4) and swarm testing (Groce et
 //! al., ISSTA 2012): every run has some kinds of fault switched off.
@@ -16,17 +16,19 @@ mod clock;
 mod faults;
 mod network;
 mod params;
+mod plant;
 mod process;
 mod recorder;
 mod report;
+mod rooms;
 mod world;
 
 use std::io::Write;
 
-use membership_proto::Plant;
 use membership_types::Rng;
 
 pub use faults::{Kind, UnknownKind};
+pub use plant::Plant;
 pub use report::{MARKERS, Run, Totals};
 
 use params::Params;

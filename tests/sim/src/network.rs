@@ -113,6 +113,15 @@ impl Network {
         Fate::Arrives(times)
     }
 
+    /// Draws what becomes of a part of a stream, which a network does not lose, double or reorder by itself.
+    pub(crate) fn send_in_order(&mut self, now: u64, from: usize, to: usize) -> Fate {
+        match self.cuts.get(&(from, to)) {
+            Some(Cut::Lose) => Fate::Lost,
+            Some(Cut::Hold) => Fate::Held,
+            None => Fate::Arrives(vec![self.arrival(now, from, to)]),
+        }
+    }
+
     /// When a message that leaves now arrives.
     pub(crate) fn arrival(&mut self, now: u64, from: usize, to: usize) -> u64 {
         let (min, max) = (self.manners.delay_min, self.manners.delay_max.max(self.manners.delay_min));

@@ -43,6 +43,10 @@ pub(crate) struct Params {
     /// Machines that may not sit in the core.
     pub(crate) ineligible: Vec<usize>,
     pub(crate) groups: usize,
+    /// Members of these groups multicast.
+    pub(crate) multicast: Vec<bool>,
+    /// How many messages an application sends at once, at most.
+    pub(crate) burst: u64,
     pub(crate) kinds: Vec<Kind>,
     /// The mean pause between faults, in nanoseconds.
     pub(crate) fault_every: u64,
@@ -99,6 +103,8 @@ impl Params {
             alone_after: lease * rng.between(1, 3) as u32,
             ineligible,
             groups: rng.between(1, 3) as usize,
+            multicast: (0..3).map(|_| rng.chance(600)).collect(),
+            burst: *rng.pick(&[2, 6, 30]).expect("not empty"),
             kinds: chosen,
             fault_every: rng.between(800, 5_000) * 1_000_000,
             faults_for,

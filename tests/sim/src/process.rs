@@ -5,8 +5,9 @@ use std::{
     net::SocketAddr,
 };
 
+use membership_multicast::{Frame, Input as RoomInput, Multicast};
 use membership_proto::{Cluster, Input, NodeInfo};
-use membership_types::{GroupName, Instant, NodeId, Token};
+use membership_types::{GroupName, Instant, Lineage, NodeId, Token};
 
 use crate::clock::Clock;
 
@@ -34,6 +35,23 @@ pub(crate) struct App {
     pub(crate) lease: Instant,
 }
 
+/// What reaches a process.
+#[derive(Clone, Debug)]
+pub(crate) enum Incoming {
+    /// For its membership machine.
+    Cluster(Input),
+    /// A frame of a group's multicast.
+    Frame { from: NodeId, group: GroupName, lineage: Lineage, frame: Frame },
+    /// For its part in a group with multicast.
+    Room(GroupName, RoomInput),
+    /// There is a new connection for multicast with another process.
+    Linked(NodeId),
+    /// All that came for a group was handed in.
+    Drained(GroupName),
+    /// The process's timers.
+    Timers,
+}
+
 pub(crate) struct Process {
     pub(crate) id: NodeId,
     /// Which of the run's machines it is (the node part of its id).
@@ -50,7 +68,11 @@ pub(crate) struct Process {
     /// It crashed, so that its host's other processes have proof.
     pub(crate) crashed: bool,
     /// What arrived while it was paused.
-    pub(crate) inbox: VecDeque<Input>,
+    pub(crate) inbox: VecDeque<Incoming>,
+    /// What follows from what it does now.
+    pub(crate) next: VecDeque<Incoming>,
+    /// Its part in groups with multicast.
+    pub(crate) rooms: BTreeMap<GroupName, Room>,
     /// The earliest wake-up that is scheduled.
     pub(crate) wake_at: Option<u64>,
     /// It was killed in the middle of its outputs: this many more come out.
@@ -69,4 +91,15 @@ impl Process {
     pub(crate) fn is_gone(&self) -> bool {
         self.life == Life::Gone
     }
+}
+
+/// A process's part in a group with multicast.
+pub(crate) struct Room {
+    pub(crate) machine: Multicast,
+    /// It is going to be told that all was handed in.
+    pub(crate) draining: bool,
+    /// Its application takes nothing for now.
+    pub(crate) throttled: bool,
+    /// It was told that the node has no lease.
+    pub(crate) held: bool,
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use membership_proto::{
-    Bootstrap, Cluster, Config, Dest, End, GroupWish, Input, Msg, NodeInfo, Output, Plant,
+    Bootstrap, Cluster, Config, Dest, End, GroupWish, Input, Kind as GroupKind, Msg, NodeInfo, Output,
 };
 use membership_types::{
     GroupName, Instant, Lineage, Machine, NodeId, Rng, Token, ViewId,
@@ -18,8 +18,10 @@ use crate::{
     faults::Kind,
     network::{Cut, Fate, Network},
     params::{Ending, Params},
-    process::{App, Life, Process},
+    plant::Plant,
+    process::{App, Incoming, Life, Process},
     recorder::Recorder,
+    rooms::Wires,
 };
 
 /// What happens at some instant.
@@ -28,7 +30,11 @@ pub(crate) enum Action {
     /// A machine without a process gets one.
     Start { machine: usize },
     /// Something reaches a process.
-    Deliver { p: usize, input: Input },
+    Deliver { p: usize, input: Incoming },
+    /// A frame of a group's multicast reaches a process, unless the connection broke meanwhile.
+    Frame { from: usize, to: usize, epoch: u64, incoming: Incoming },
+    /// Two processes try to connect again.
+    Connect { a: usize, b: usize },
     /// A message reaches whoever listens at an address.
     DeliverAt { addr: SocketAddr, from: NodeId, msg: Msg },
     /// A process's timer.
@@ -88,10 +94,12 @@ pub(crate) struct World {
     pub(crate) ambush: Option<Ambush>,
     /// No fault is injected any more.
     pub(crate) calm: bool,
-    plant: Option<Plant>,
+    pub(crate) plant: Option<Plant>,
     /// Places that are never mended.
     outcast: BTreeSet<usize>,
     next_place: usize,
+    /// The connections between processes over which they multicast.
+    pub(crate) wires: Wires,
     last_killed_leader: Option<u64>,
     /// How many events there were in the present window of time.
     window: (u64, u64),
@@ -143,6 +151,7 @@ impl World {
             plant,
             outcast: BTreeSet::new(),
             next_place,
+            wires: Wires::default(),
             last_killed_leader: None,
             window: (0, 0),
             livelock: None,
@@ -216,15 +225,21 @@ impl World {
             Action::Deliver { p, input } => self.deliver(p, input),
             Action::DeliverAt { addr, from, msg } => {
                 if let Some(p) = self.listening.get(&addr).copied() {
-                    self.deliver(p, Input::Message { from, msg });
+                    self.deliver(p, Incoming::Cluster(Input::Message { from, msg }));
                 }
             }
+            Action::Frame { from, to, epoch, incoming } => {
+                if self.wires.is_open(from, to, epoch) {
+                    self.deliver(to, incoming);
+                }
+            }
+            Action::Connect { a, b } => self.connect(a, b),
             Action::Wake { p } => {
                 if self.processes[p].wake_at.is_some_and(|at| at <= self.now) {
                     self.processes[p].wake_at = None;
                 }
                 if self.processes[p].is_up() {
-                    self.step(p, None);
+                    self.step(p, Incoming::Timers);
                 }
             }
             Action::App { p } => self.run_app(p),
@@ -325,7 +340,7 @@ impl World {
         #[allow(unused_mut, reason = "planting needs it")]
         let mut cluster = Cluster::new(config, now, rng, highest);
         #[cfg(feature = "plant")]
-        cluster.plant(self.plant);
+        cluster.plant(self.plant.and_then(Plant::of_membership));
         let _ = self.plant;
         let host = self.params.hosts.get(machine).copied().unwrap_or(1000 + machine);
         let p = self.processes.len();
@@ -344,6 +359,8 @@ impl World {
             life: Life::Up,
             crashed: false,
             inbox: VecDeque::new(),
+            next: VecDeque::new(),
+            rooms: BTreeMap::new(),
             wake_at: None,
             fuse: None,
         });
@@ -353,13 +370,13 @@ impl World {
         }
         self.record(Source::Harness, Event::Start { p: id.into() });
         let rendezvous = (0..self.params.nodes).map(address).collect();
-        self.step(p, Some(Input::Rendezvous(rendezvous)));
+        self.step(p, Incoming::Cluster(Input::Rendezvous(rendezvous)));
         for group in self.processes[p].app.wants.clone() {
             let endpoint = Some(format!("10.1.0.{machine}:80").into());
-            self.step(p, Some(Input::Wish(GroupWish::Join { group, endpoint })));
+            self.join(p, group, endpoint);
         }
         for group in self.processes[p].app.observes.clone() {
-            self.step(p, Some(Input::Observe { group, begin: true }));
+            self.step(p, Incoming::Cluster(Input::Observe { group, begin: true }));
         }
         let first = self.rng.below(self.params.lease.as_nanos() as u64 / 2);
         self.push(self.now + first, Action::App { p });
@@ -409,7 +426,7 @@ impl World {
         } else {
             self.rng.below(2 * self.params.lease.as_nanos() as u64)
         };
-        let input = Input::ProvedDead { node: dead, how: "pidfd" };
+        let input = Incoming::Cluster(Input::ProvedDead { node: dead, how: "pidfd" });
         self.push(self.now + delay, Action::Deliver { p: to, input });
     }
 
@@ -443,7 +460,7 @@ impl World {
 
     pub(crate) fn leave(&mut self, p: usize) {
         if self.processes[p].is_up() {
-            self.step(p, Some(Input::LeaveCluster));
+            self.step(p, Incoming::Cluster(Input::LeaveCluster));
         }
     }
 
@@ -457,24 +474,24 @@ impl World {
         let inbox = std::mem::take(&mut self.processes[p].inbox);
         let timer_first = self.rng.chance(500);
         if timer_first {
-            self.step(p, None);
+            self.step(p, Incoming::Timers);
         }
         for input in inbox {
             if self.processes[p].is_up() {
-                self.step(p, Some(input));
+                self.step(p, input);
             }
         }
         if !timer_first && self.processes[p].is_up() {
-            self.step(p, None);
+            self.step(p, Incoming::Timers);
         }
         if self.processes[p].is_up() {
             self.push(self.now, Action::App { p });
         }
     }
 
-    fn deliver(&mut self, p: usize, input: Input) {
+    fn deliver(&mut self, p: usize, input: Incoming) {
         match self.processes[p].life {
-            Life::Up => self.step(p, Some(input)),
+            Life::Up => self.step(p, input),
             Life::Paused => self.processes[p].inbox.push_back(input),
             Life::Gone => {}
         }
@@ -482,26 +499,23 @@ impl World {
 
     // ---- one step of one process ------------------------------------------------------------------------------------
 
-    fn step(&mut self, p: usize, input: Option<Input>) {
-        let process = &mut self.processes[p];
-        let now = process.clock.local(self.now);
-        match input {
-            Some(input) => process.cluster.handle(now, input),
-            None => process.cluster.handle_timeout(now),
-        }
-        self.spring_ambush(p);
-        while let Some(output) = self.processes[p].cluster.poll_output() {
-            if self.processes[p].fuse == Some(0) {
-                self.processes[p].fuse = None;
-                self.crash(p, "killed in the middle of a step");
-                self.restart_later(p);
-                return;
-            }
-            if let Some(fuse) = &mut self.processes[p].fuse {
-                *fuse -= 1;
-            }
-            self.carry_out(p, output);
-            if self.processes[p].is_gone() {
+    /// Hands something to a process, and whatever follows from it inside.
+    pub(crate) fn step(&mut self, p: usize, input: Incoming) {
+        self.processes[p].next.push_back(input);
+        while let Some(input) = self.processes[p].next.pop_front() {
+            let now = self.processes[p].clock.local(self.now);
+            let alive = match input {
+                Incoming::Cluster(input) => {
+                    self.processes[p].cluster.handle(now, input);
+                    self.drain_cluster(p)
+                }
+                Incoming::Timers => {
+                    self.processes[p].cluster.handle_timeout(now);
+                    self.drain_cluster(p) && self.room_timers(p)
+                }
+                other => self.step_room(p, other),
+            };
+            if !alive {
                 return;
             }
         }
@@ -511,6 +525,36 @@ impl World {
             return;
         }
         self.schedule(p);
+    }
+
+    /// Carries out what the membership machine wants. False if the process is gone.
+    fn drain_cluster(&mut self, p: usize) -> bool {
+        self.spring_ambush(p);
+        while let Some(output) = self.processes[p].cluster.poll_output() {
+            if !self.burns_down(p) {
+                return false;
+            }
+            self.carry_out(p, output);
+            if self.processes[p].is_gone() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// A process that is to be killed in the middle of something comes one effect nearer to it. False if that was it.
+    pub(crate) fn burns_down(&mut self, p: usize) -> bool {
+        match &mut self.processes[p].fuse {
+            Some(0) => {
+                self.processes[p].fuse = None;
+                self.crash(p, "killed in the middle of a step");
+                self.restart_later(p);
+                return false;
+            }
+            Some(fuse) => *fuse -= 1,
+            None => {}
+        }
+        true
     }
 
     fn restart_later(&mut self, p: usize) {
@@ -541,7 +585,8 @@ impl World {
 
     fn schedule(&mut self, p: usize) {
         let process = &mut self.processes[p];
-        let Some(due) = process.cluster.poll_timeout() else { return };
+        let rooms = process.rooms.values().filter_map(|room| room.machine.poll_timeout());
+        let Some(due) = rooms.chain(process.cluster.poll_timeout()).min() else { return };
         let at = process.clock.global(due).max(self.now + 1);
         if process.wake_at.is_none_or(|w| at < w) {
             process.wake_at = Some(at);
@@ -588,6 +633,7 @@ impl World {
                 }
             }
             Output::Ended(end) => self.ended(p, &end),
+            Output::View(view, part) if view.kind == GroupKind::Multicast => self.room_view(p, &view, part),
             Output::Blocked(_) | Output::Unblocked | Output::View(..) | Output::Refused(_) => {}
         }
     }
@@ -636,7 +682,9 @@ impl World {
         let msg = self.through_the_codec(msg);
         let fate = self.network.send(self.now, place, to_place);
         let action = |msg: Msg| match dest {
-            Dest::Node(..) => Action::Deliver { p: to, input: Input::Message { from, msg } },
+            Dest::Node(..) => {
+                Action::Deliver { p: to, input: Incoming::Cluster(Input::Message { from, msg }) }
+            }
             Dest::Addr(addr) => Action::DeliverAt { addr, from, msg },
         };
         match fate {
@@ -664,6 +712,15 @@ impl World {
         back
     }
 
+    /// A cut link holds something until it heals.
+    pub(crate) fn hold(&mut self, from: usize, to: usize, action: Action) {
+        self.held.push_back(Held { from, to, action });
+    }
+
+    pub(crate) fn index_of(&self, id: NodeId) -> Option<usize> {
+        self.by_id.get(&id).copied()
+    }
+
     /// What a link held while it was cut arrives after all.
     pub(crate) fn release_held(&mut self, from: usize, to: usize) {
         let held = std::mem::take(&mut self.held);
@@ -671,7 +728,7 @@ impl World {
             if item.from == from && item.to == to {
                 self.mark("messages held by a cut link arrive late");
                 let at = self.network.arrival(self.now, from, to);
-                self.push(at, item.action);
+                self.release_frame(at, item.action);
             } else {
                 self.held.push_back(item);
             }
@@ -687,7 +744,7 @@ impl World {
             .iter()
             .filter(|(_, action)| {
                 let ends = match action {
-                    Action::Deliver { p, input: Input::Message { from, .. } } => {
+                    Action::Deliver { p, input: Incoming::Cluster(Input::Message { from, .. }) } => {
                         (sender(from), Some(place(*p)))
                     }
                     Action::DeliverAt { addr, from, .. } => {
@@ -705,6 +762,7 @@ impl World {
         for key in lost {
             self.queue.remove(&key);
         }
+        self.break_wires_between(a, b);
     }
 
     // ---- applications -----------------------------------------------------------------------------------------------
@@ -714,6 +772,7 @@ impl World {
             return;
         }
         self.act(p);
+        self.talk(p);
         if !self.calm && self.rng.chance(25) {
             self.change_mind(p);
         }
@@ -769,10 +828,10 @@ impl World {
             }
             (false, ..) => {
                 self.processes[p].app.wants.insert(group.clone());
-                GroupWish::Join { group, endpoint: None }
+                return self.join(p, group, None);
             }
         };
-        self.step(p, Some(Input::Wish(wish)));
+        self.step(p, Incoming::Cluster(Input::Wish(wish)));
     }
 
     /// A client asks a process that acts as leader; it is told the token.

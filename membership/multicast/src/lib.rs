@@ -1,0 +1,53 @@
+//! View-synchronous multicast inside one group, as a pure machine.
+//!
+//! Membership says which views a group goes through; this machine makes the members of one view a place in which
+//! messages mean the same to everybody: whoever goes from one view to the next together with others has delivered the
+//! same messages as they have before it.
+//!
+//! # How it works
+//!
+//! *Inside a view.* A sender gives its messages to all members itself ([`Data`](Frame::Data), numbered). The first member
+//! of the view sequences those of the classes `ordered` and `safe`: it says in which order, as runs of "the next k of
+//! rank r" ([`Order`](Frame::Order)), so that what waited together costs one frame. Everybody says what it holds
+//! ([`Ack`](Frame::Ack)); a safe message is delivered once all members hold it and its place.
+//!
+//! *Between views* (after Keidar and Khazan, "A client-server approach to virtually synchronous group multicast", ICDCS
+//! 2000: views come from a membership service, members agree on the closing of the old view among themselves). Who hears
+//! of a new view sends nothing more in its old one, and tells all members of the new one what it holds
+//! ([`Sync`](Frame::Sync), the same to everybody). Who has that of all members knows the *cut*: the most that any of
+//! those who come along holds. Members give each other what is missing, everybody delivers up to the cut, and installs.
+//! A newer view restarts the exchange. If somebody has installed a view already that others were overtaken in, it
+//! brings them along ([`Cut`](Frame::Cut)) before the newer one can be closed, so that survivors do not part.
+//!
+//! # What the links must do
+//!
+//! Frames between two members come in order and are not lost while their connection lasts;
+//! [`Input::Linked`] tells both of a new one, and each says again what the other may have missed.
+//!
+//! # Map
+//!
+//! | file | idea |
+//! | --- | --- |
+//! | `machine.rs` | inputs, outputs, sending and acknowledging inside a view |
+//! | `flush.rs` | from one view to the next |
+//! | `store.rs` | the messages of one view: who holds what, what may be delivered |
+//! | `order.rs` | the sequence of a view's ordered messages |
+//! | `frame.rs` | frames and their encoding |
+//! | `plant.rs` | deliberate bugs for testing the tests |
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+mod flush;
+mod frame;
+mod machine;
+mod order;
+pub mod plant;
+mod store;
+
+pub use frame::{Ack, Class, Cut, Data, Frame, FrameError, Order, Run, Sync};
+pub use machine::{Config, Input, Message, Multicast, Output, View};
+pub use plant::Plant;

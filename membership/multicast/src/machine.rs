@@ -1,0 +1,627 @@
+//! The machine: what comes in and goes out, and what a member does inside a view.
+
+use alloc::{
+    boxed::Box,
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    vec::Vec,
+};
+use core::time::Duration;
+
+use bytes::Bytes;
+use membership_types::{
+    GroupName, Instant, Lineage, Machine, NodeId, ViewId,
+    trace::{Event, Group, Mid, Process, lin},
+};
+
+use crate::{
+    flush::{Closed, Flush},
+    frame::{Ack, Class, Frame, Order, Sync},
+    plant::Plant,
+    store::{Ready, Store},
+};
+
+/// What a member is told once.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This member's node.
+    pub me: NodeId,
+    /// The group.
+    pub group: GroupName,
+    /// How many bytes of its own a member may have under way that not everybody holds. Beyond that it waits.
+    pub window: u64,
+    /// The most bytes of one fragment.
+    pub fragment: usize,
+    /// An acknowledgement that nobody waits for is sent after this time.
+    pub ack_after: Duration,
+    /// Who makes others wait for longer than this is reported as [`Output::Behind`].
+    pub behind_after: Duration,
+    /// Emit records for the trace.
+    pub trace: bool,
+}
+
+impl Config {
+    /// The usual values for this member.
+    pub fn new(me: NodeId, group: GroupName) -> Self {
+        Self {
+            me,
+            group,
+            window: 4 << 20,
+            fragment: 64 << 10,
+            ack_after: Duration::from_millis(20),
+            behind_after: Duration::from_secs(5),
+            trace: false,
+        }
+    }
+}
+
+/// A view of the group: its members in rank order. The first sequences.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct View {
+    /// The view's id.
+    pub id: ViewId,
+    /// The lineage in which the id means something.
+    pub lineage: Lineage,
+    /// The members in rank order.
+    pub members: Box<[NodeId]>,
+}
+
+impl View {
+    pub(crate) fn rank(&self, node: NodeId) -> Option<usize> {
+        self.members.iter().position(|m| *m == node)
+    }
+
+    pub(crate) fn contains(&self, node: NodeId) -> bool {
+        self.members.contains(&node)
+    }
+}
+
+/// What may come in.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// Membership says the group's next view, with this member in it. One that was overtaken may have been left out.
+    View(View),
+    /// Membership says that this node is no member any more. It may become one again, as a new one.
+    Out,
+    /// The application multicasts this. It is sent as soon as a view is installed and there is room.
+    Multicast(Class, Bytes),
+    /// A frame came from a node that sent it in this lineage: ids of views are unique in one lineage only.
+    Frame(NodeId, Lineage, Frame),
+    /// There is a new connection with this node: what was sent before may have been lost.
+    Linked(NodeId),
+    /// All that had come was handed in: now is the time to give places and to acknowledge.
+    Drained,
+    /// The application takes nothing for now: others are not told that we hold more, and will wait.
+    Throttle(bool),
+    /// The node has no lease (any more, or it has one again): without one, nothing safe is delivered.
+    Hold(bool),
+}
+
+/// A message to the application.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// The view in which it was sent and is delivered.
+    pub view: ViewId,
+    /// The sender.
+    pub from: NodeId,
+    /// Its class.
+    pub class: Class,
+    /// Its place in the view's sequence, from 1; `None` for class fifo, and where the view closed before it had one.
+    pub place: Option<u64>,
+    /// The bytes.
+    pub payload: Bytes,
+}
+
+/// What goes out.
+#[derive(Clone, Debug)]
+pub enum Output {
+    /// Send this to a node.
+    Send(NodeId, Frame),
+    /// Send this to all other members of the view in which it is (for [`Frame::Sync`]: to which it leads).
+    SendAll(Box<[NodeId]>, Frame),
+    /// Deliver this.
+    Deliver(Message),
+    /// The view closes: nothing is sent until the next one is installed.
+    Block(ViewId),
+    /// The view is installed. `came_along`: those who come from the same view as we do, in rank order.
+    Install {
+        /// The view.
+        view: View,
+        /// The transitional set.
+        came_along: Vec<NodeId>,
+    },
+    /// This member makes the others wait for too long: it should be removed.
+    Behind(NodeId),
+    /// A record for the trace.
+    Trace(Event),
+    /// Something worth testing happened; only while tracing.
+    Mark(&'static str),
+}
+
+/// A member of a group with multicast.
+pub struct Multicast {
+    pub(crate) config: Config,
+    pub(crate) now: Instant,
+    pub(crate) out: VecDeque<Output>,
+    /// The view that is installed.
+    pub(crate) current: Option<Installed>,
+    /// The newest view, while it is not installed.
+    pub(crate) flush: Option<Flush>,
+    /// The view before the installed one, while others may lack something of it.
+    pub(crate) closed: Option<Closed>,
+    /// What members said about views that we have not heard of yet, in their lineage.
+    pub(crate) early: BTreeMap<NodeId, (Lineage, Sync)>,
+    /// Who has a new connection with us since the view began to close: what it sent for the next one may be lost.
+    pub(crate) relinked: BTreeSet<NodeId>,
+    /// What waits to be sent, and its bytes.
+    waiting: VecDeque<(Class, Bytes)>,
+    waiting_bytes: u64,
+    /// How many messages were sent, in all views.
+    pub(crate) sent: u64,
+    throttled: bool,
+    held: bool,
+    lineage: Option<Lineage>,
+    ack_at: Option<Instant>,
+    #[cfg(feature = "plant")]
+    plant: Option<Plant>,
+}
+
+/// The view that is installed.
+pub(crate) struct Installed {
+    pub(crate) view: View,
+    /// The view before it; [`ViewId::NONE`] if we came new.
+    pub(crate) prev: ViewId,
+    pub(crate) store: Store,
+    /// Who came along from there.
+    pub(crate) trans: Vec<NodeId>,
+    /// How many messages each member had sent before, for the trace.
+    pub(crate) sent: Vec<u64>,
+    /// Since when each member makes us wait, and what it held of ours then.
+    lagging: Vec<Option<(Instant, u64)>>,
+}
+
+impl Installed {
+    pub(crate) fn new(
+        view: View,
+        (prev, trans): (ViewId, Vec<NodeId>),
+        store: Store,
+        sent: Vec<u64>,
+    ) -> Self {
+        let lagging = alloc::vec![None; view.members.len()];
+        Self { view, prev, trans, store, sent, lagging }
+    }
+}
+
+impl Multicast {
+    /// A member that has no view yet. `sent`: how many messages this node has multicast in the group before, as an
+    /// earlier member.
+    pub fn new(config: Config, now: Instant, sent: u64) -> Self {
+        Self {
+            config,
+            now,
+            out: VecDeque::new(),
+            current: None,
+            flush: None,
+            closed: None,
+            early: BTreeMap::new(),
+            relinked: BTreeSet::new(),
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            sent,
+            throttled: false,
+            held: false,
+            lineage: None,
+            ack_at: None,
+            #[cfg(feature = "plant")]
+            plant: None,
+        }
+    }
+
+    /// Plants a bug.
+    #[cfg(feature = "plant")]
+    pub fn plant(&mut self, plant: Option<Plant>) {
+        self.plant = plant;
+    }
+
+    #[cfg(feature = "plant")]
+    pub(crate) fn planted(&self, plant: Plant) -> bool {
+        self.plant == Some(plant)
+    }
+
+    #[cfg(feature = "plant")]
+    pub(crate) fn plant_of(&self) -> Option<Plant> {
+        self.plant
+    }
+
+    #[cfg(not(feature = "plant"))]
+    #[allow(clippy::unused_self, reason = "the same call in both builds")]
+    pub(crate) fn planted(&self, _plant: Plant) -> bool {
+        false
+    }
+
+    /// The view that is installed.
+    pub fn installed(&self) -> Option<&View> {
+        self.current.as_ref().map(|c| &c.view)
+    }
+
+    /// Does a view close?
+    pub fn is_blocked(&self) -> bool {
+        self.flush.is_some()
+    }
+
+    /// The lineage in which this member has had views.
+    pub fn lineage(&self) -> Option<Lineage> {
+        self.lineage
+    }
+
+    /// Bytes of our own that wait, or that not everybody holds: whoever multicasts should wait while that is more than
+    /// the window.
+    pub fn backlog(&self) -> u64 {
+        self.waiting_bytes + self.current.as_ref().map_or(0, |c| c.store.unstable())
+    }
+
+    /// Is there room for another message?
+    pub fn has_room(&self) -> bool {
+        self.backlog() < self.config.window
+    }
+
+    /// How many messages were sent, in all views.
+    pub fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    pub(crate) fn push(&mut self, output: Output) {
+        self.out.push_back(output);
+    }
+
+    pub(crate) fn trace(&mut self, event: impl FnOnce(Process, Group, Box<str>) -> Event) {
+        if self.config.trace {
+            let lineage = self.lineage.map(lin).unwrap_or_default().into_boxed_str();
+            let event = event(self.config.me.into(), Group::from(&self.config.group), lineage);
+            self.push(Output::Trace(event));
+        }
+    }
+
+    pub(crate) fn mark(&mut self, what: &'static str) {
+        if self.config.trace {
+            self.push(Output::Mark(what));
+        }
+    }
+
+    // ---- inside a view ----------------------------------------------------------------------------------------------
+
+    /// Sends what waits, while there is room.
+    pub(crate) fn send_waiting(&mut self) {
+        if self.flush.is_some() && !self.planted(Plant::SendWhileClosing) {
+            return;
+        }
+        let Some(mut current) = self.current.take() else { return };
+        while current.store.unstable() < self.config.window
+            && let Some((class, payload)) = self.waiting.pop_front()
+        {
+            self.waiting_bytes -= payload.len() as u64;
+            self.sent += 1;
+            let (vid, n) = (current.view.id.get(), self.sent);
+            let h = if self.config.trace { digest(&payload) } else { Box::default() };
+            self.trace(|p, g, lin| Event::Mcast {
+                mid: Mid(p.0, p.1, n),
+                p,
+                g,
+                lin: lin.into(),
+                vid,
+                cls: class.as_str().into(),
+                h,
+            });
+            let mut rest = payload;
+            loop {
+                let piece = rest.split_to(rest.len().min(self.config.fragment));
+                let data = current.store.send(class, rest.is_empty(), piece);
+                self.push(Output::SendAll(current.view.members.clone(), Frame::Data(data)));
+                if rest.is_empty() {
+                    break;
+                }
+            }
+        }
+        self.current = Some(current);
+    }
+
+    /// Gives places, if we lead, and tells what we hold, if somebody may wait for that.
+    fn drained(&mut self) {
+        self.send_waiting();
+        self.give_places();
+        self.deliver();
+        let Some(current) = &mut self.current else { return };
+        if self.throttled || self.flush.is_some() || current.view.members.len() < 2 {
+            return;
+        }
+        let store = &mut current.store;
+        if store.has_safe() && store.has_places() || store.fresh() >= self.config.window / 8 {
+            self.acknowledge(false);
+        } else if store.has_news() && self.ack_at.is_none() {
+            self.ack_at = Some(self.now.after(self.config.ack_after));
+        }
+    }
+
+    fn give_places(&mut self) {
+        if self.flush.is_some() {
+            return;
+        }
+        let Some(current) = &mut self.current else { return };
+        if current.view.members.first() != Some(&self.config.me) {
+            return;
+        }
+        if let Some((first, runs)) = current.store.give_places() {
+            let order = Order { view: current.view.id, first, runs };
+            let all = current.view.members.clone();
+            self.push(Output::SendAll(all, Frame::Order(order)));
+        }
+    }
+
+    /// Tells all what we hold.
+    pub(crate) fn acknowledge(&mut self, again: bool) {
+        self.ack_at = None;
+        let Some(current) = &mut self.current else { return };
+        let holds = current.store.acknowledged();
+        let ack = Ack { view: current.view.id, held: holds.held, seq: holds.seq, again };
+        let all = current.view.members.clone();
+        self.push(Output::SendAll(all, Frame::Ack(ack)));
+    }
+
+    /// Delivers what may be delivered inside the view.
+    pub(crate) fn deliver(&mut self) {
+        if self.flush.is_some() {
+            return;
+        }
+        let Some(mut current) = self.current.take() else { return };
+        #[cfg(feature = "plant")]
+        {
+            current.store.plant(self.plant);
+        }
+        while let Some(ready) = current.store.deliverable(self.held) {
+            let was_safe = ready.class == Class::Safe;
+            let mid = self.hand_over(&current, ready);
+            if was_safe {
+                let vid = current.view.id.get();
+                self.trace(|p, g, lin| Event::Stable { p, g, lin: lin.into(), vid, mid });
+            }
+        }
+        current.store.settle();
+        self.current = Some(current);
+    }
+
+    /// Hands a message to the application.
+    pub(crate) fn hand_over(&mut self, installed: &Installed, ready: Ready) -> Mid {
+        let from = installed.view.members[usize::from(ready.rank)];
+        let n = installed.sent.get(usize::from(ready.rank)).copied().unwrap_or(0) + ready.count;
+        let sender = Process::from(from);
+        let mid = Mid(sender.0, sender.1, n);
+        let (vid, tseq) = (installed.view.id.get(), ready.place);
+        let h = if self.config.trace { digest(&ready.payload) } else { Box::default() };
+        self.trace(|p, g, lin| Event::Deliver { p, g, lin: lin.into(), vid, mid, h, tseq });
+        self.push(Output::Deliver(Message {
+            view: installed.view.id,
+            from,
+            class: ready.class,
+            place: ready.place,
+            payload: ready.payload,
+        }));
+        mid
+    }
+
+    pub(crate) fn on_frame(&mut self, from: NodeId, frame: Frame) {
+        match frame {
+            Frame::Sync(sync) => return self.on_sync(from, sync),
+            Frame::Cut(cut) => return self.on_cut(from, cut),
+            Frame::Data(_) | Frame::Order(_) | Frame::Ack(_) => {}
+        }
+        let view = frame.view();
+        if self.current.as_ref().is_some_and(|c| c.view.id == view) {
+            self.on_current(from, frame);
+        } else if self.is_coming(view) {
+            if !self.planted(Plant::ForgetEarlyFrames) {
+                self.on_early(from, frame);
+            }
+        } else if self.current.as_ref().is_some_and(|c| c.view.id < view) {
+            self.mark("a frame of a view that is not known yet");
+        }
+    }
+
+    /// Is it a view that we have heard of, and not installed?
+    fn is_coming(&self, view: ViewId) -> bool {
+        let after = self.current.as_ref().is_none_or(|c| c.view.id < view);
+        after && self.flush.as_ref().is_some_and(|f| view <= f.view.id)
+    }
+
+    /// A frame of the view that is installed, or that closes.
+    fn on_current(&mut self, from: NodeId, frame: Frame) {
+        let Some(current) = &mut self.current else { return };
+        let Some(rank) = current.view.rank(from) else { return };
+        if let Some(closed) = &mut self.closed {
+            // It has installed the view.
+            closed.waiting.remove(&from);
+            if closed.waiting.is_empty() {
+                self.closed = None;
+            }
+        }
+        match frame {
+            Frame::Data(_) | Frame::Order(_) if self.flush.is_some() => self.on_late(frame),
+            Frame::Data(data) => {
+                current.store.insert(&data);
+            }
+            Frame::Order(order) => {
+                if rank == 0 {
+                    current.store.order(order.first, &order.runs);
+                }
+            }
+            Frame::Ack(ack) => {
+                current.store.acknowledge(rank, &ack);
+                if ack.again {
+                    self.say_again(from, &ack);
+                }
+                self.try_close();
+            }
+            Frame::Sync(_) | Frame::Cut(_) => {}
+        }
+    }
+
+    /// A new connection: the peer told what it holds, and gets what is beyond that.
+    fn say_again(&mut self, to: NodeId, ack: &Ack) {
+        if self.planted(Plant::ForgetLost) {
+            return;
+        }
+        let Some(current) = &self.current else { return };
+        let Some(me) = current.view.rank(self.config.me) else { return };
+        let Some(held) = ack.held.get(me).copied() else { return };
+        let mut frames: Vec<Frame> = current.store.fragments(me, held, u64::MAX).map(Frame::Data).collect();
+        if me == 0 && current.store.known() > ack.seq {
+            // It may know more places than it holds messages for; what it knows already is skipped there.
+            let runs = current.store.sequence().after(ack.seq, current.store.known());
+            frames.push(Frame::Order(Order { view: current.view.id, first: ack.seq + 1, runs }));
+        }
+        if !frames.is_empty() {
+            self.mark("frames are sent again after a reconnection");
+        }
+        for frame in frames {
+            self.push(Output::Send(to, frame));
+        }
+    }
+
+    /// Tells a member what we hold, so that it sends what goes beyond that.
+    pub(crate) fn ask_again(&mut self, peer: NodeId) {
+        if let Some(current) = self.current.as_ref().filter(|c| c.view.contains(peer)) {
+            let holds = current.store.holds();
+            let ack = Ack { view: current.view.id, held: holds.held, seq: holds.seq, again: true };
+            self.push(Output::Send(peer, Frame::Ack(ack)));
+        }
+    }
+
+    fn on_linked(&mut self, peer: NodeId) {
+        self.ask_again(peer);
+        if self.flush.is_some() {
+            self.relinked.insert(peer);
+        }
+        if let Some(flush) = &self.flush
+            && flush.view.contains(peer)
+        {
+            let own = flush.own.clone();
+            self.push(Output::Send(peer, Frame::Sync(own)));
+        }
+    }
+
+    // ---- time -------------------------------------------------------------------------------------------------------
+
+    /// Who makes us wait for too long is reported, again and again while that lasts.
+    fn watch_the_slow(&mut self) {
+        let (now, after) = (self.now, self.config.behind_after);
+        let mut behind = Vec::new();
+        if let Some(flush) = &mut self.flush {
+            if now >= flush.since.after(after) {
+                flush.since = now;
+                behind = flush.missing().collect();
+            }
+        } else if let Some(current) = &mut self.current {
+            let full = current.store.unstable() > 0;
+            let me = current.view.rank(self.config.me).unwrap_or(0);
+            let own = current.store.holds().held[me];
+            for (rank, lagging) in current.lagging.iter_mut().enumerate() {
+                let held = current.store.known_of(rank).held[me];
+                let lags = full && rank != me && held < own;
+                match lagging {
+                    _ if !lags => *lagging = None,
+                    Some((at, before)) if *before == held => {
+                        if now >= at.after(after) {
+                            *at = now;
+                            behind.push(current.view.members[rank]);
+                        }
+                    }
+                    _ => *lagging = Some((now, held)),
+                }
+            }
+        }
+        for node in behind {
+            self.mark("a member that stays behind is reported");
+            self.push(Output::Behind(node));
+        }
+    }
+
+    fn watch_at(&self) -> Option<Instant> {
+        let after = self.config.behind_after;
+        if let Some(flush) = &self.flush {
+            return Some(flush.since.after(after));
+        }
+        let current = self.current.as_ref().filter(|c| c.store.unstable() > 0)?;
+        let since = current.lagging.iter().flatten().map(|(at, _)| *at).min();
+        Some(since.unwrap_or(self.now).after(after))
+    }
+}
+
+impl Machine for Multicast {
+    type Input = Input;
+    type Output = Output;
+
+    fn handle(&mut self, now: Instant, input: Input) {
+        self.now = now;
+        match input {
+            Input::View(view) => {
+                self.lineage = Some(view.lineage);
+                self.on_view(view);
+            }
+            Input::Out => {
+                self.current = None;
+                self.flush = None;
+                self.closed = None;
+                self.ack_at = None;
+            }
+            Input::Multicast(class, payload) => {
+                self.waiting_bytes += payload.len() as u64;
+                self.waiting.push_back((class, payload));
+            }
+            Input::Frame(from, lineage, frame) => match frame {
+                // A cluster may know that we are in it before we do.
+                Frame::Sync(sync) if self.lineage.is_none() => self.hear_early(from, lineage, sync),
+                frame if self.lineage == Some(lineage) => self.on_frame(from, frame),
+                _ => self.mark("a frame of another lineage"),
+            },
+            Input::Linked(peer) => self.on_linked(peer),
+            Input::Drained => self.drained(),
+            Input::Hold(on) => {
+                self.held = on;
+                if !on {
+                    self.drained();
+                }
+            }
+            Input::Throttle(on) => {
+                self.throttled = on;
+                if !on {
+                    self.drained();
+                }
+            }
+        }
+    }
+
+    fn handle_timeout(&mut self, now: Instant) {
+        self.now = now;
+        if self.ack_at.is_some_and(|at| at <= now) {
+            self.ack_at = None;
+            if !self.throttled && self.flush.is_none() {
+                self.acknowledge(false);
+            }
+        }
+        self.watch_the_slow();
+    }
+
+    fn poll_output(&mut self) -> Option<Output> {
+        self.out.pop_front()
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        [self.ack_at, self.watch_at()].into_iter().flatten().min()
+    }
+}
+
+/// FNV-1a of a payload, for the trace.
+fn digest(payload: &[u8]) -> Box<str> {
+    let hash = payload.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    alloc::format!("{hash:016x}").into()
+}

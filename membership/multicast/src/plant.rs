@@ -1,0 +1,61 @@
+//! Deliberate bugs, one at a time, to see that the simulator and the checker find them.
+//!
+//! Built only with the feature `plant` and chosen at run time; without it every question is answered "no" at
+//! compile time.
+
+/// A planted bug. Its name is what `phalanx sim --plant NAME` takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Plant {
+    /// A member delivers what it holds at the closing of a view, without asking the others for what it lacks.
+    CloseAlone,
+    /// A view is closed before all who come along are known to hold everything.
+    CloseUnsettled,
+    /// A safe message is delivered as soon as it has a place.
+    SafeIsOrdered,
+    /// A safe message is delivered once all hold its bytes, whether they know its place or not.
+    SafeWithoutPlace,
+    /// A member goes on sending while a view closes.
+    SendWhileClosing,
+    /// What comes for a view that is not installed yet is thrown away.
+    ForgetEarlyFrames,
+    /// At the closing every member delivers its own messages without a place first.
+    CloseOwnFirst,
+    /// After a reconnection nothing is said again.
+    ForgetLost,
+    /// The closing follows the first answers to the newest view, although a later one replaced them.
+    KeepStaleSync,
+    /// Fragments are forgotten once they are delivered, whether the others hold them or not.
+    ForgetUnstable,
+}
+
+impl Plant {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::CloseAlone,
+        Self::CloseUnsettled,
+        Self::SafeIsOrdered,
+        Self::SafeWithoutPlace,
+        Self::SendWhileClosing,
+        Self::ForgetEarlyFrames,
+        Self::CloseOwnFirst,
+        Self::ForgetLost,
+        Self::KeepStaleSync,
+        Self::ForgetUnstable,
+    ];
+
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::CloseAlone => "close-alone",
+            Self::CloseUnsettled => "close-unsettled",
+            Self::SafeIsOrdered => "safe-is-ordered",
+            Self::SafeWithoutPlace => "safe-without-place",
+            Self::SendWhileClosing => "send-while-closing",
+            Self::ForgetEarlyFrames => "forget-early-frames",
+            Self::CloseOwnFirst => "close-own-first",
+            Self::ForgetLost => "forget-lost",
+            Self::KeepStaleSync => "keep-stale-sync",
+            Self::ForgetUnstable => "forget-unstable",
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! Multicast in a run: the connections between processes, and what their applications say to each other.
+//!
+//! A connection keeps frames in order and loses none while it lasts. It breaks when a link between its ends is cut so
+//! that it loses what is sent, or when a fault says so; what is under way is lost then, and both ends are told of the
+//! next one.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use membership_multicast::{Class, Config, Frame, Input, Multicast, Output, View};
+use membership_proto::{GroupView, GroupWish, Input as ClusterInput, Kind, Part};
+use membership_types::{
+    GroupName, Machine, NodeId,
+    trace::{Event, Source},
+};
+
+use crate::{
+    network::Fate,
+    process::{Incoming, Room},
+    world::{Action, World},
+};
+
+/// The connections between pairs of processes.
+#[derive(Debug, Default)]
+pub(crate) struct Wires {
+    /// How often the connection was made anew, and whether it is broken now.
+    wires: BTreeMap<(usize, usize), Wire>,
+    /// When the last frame of a direction arrives.
+    last: BTreeMap<(usize, usize), u64>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Wire {
+    epoch: u64,
+    broken: bool,
+}
+
+fn pair(a: usize, b: usize) -> (usize, usize) {
+    (a.min(b), a.max(b))
+}
+
+impl Wires {
+    /// Is the connection still the one of this epoch?
+    pub(crate) fn is_open(&self, a: usize, b: usize, epoch: u64) -> bool {
+        let wire = self.wires.get(&pair(a, b)).copied().unwrap_or_default();
+        !wire.broken && wire.epoch == epoch
+    }
+
+    fn epoch(&self, a: usize, b: usize) -> Option<u64> {
+        let wire = self.wires.get(&pair(a, b)).copied().unwrap_or_default();
+        (!wire.broken).then_some(wire.epoch)
+    }
+
+    /// When a frame that would arrive at `at` does: not before those sent earlier.
+    fn in_order(&mut self, from: usize, to: usize, at: u64) -> u64 {
+        let last = self.last.entry((from, to)).or_insert(0);
+        *last = at.max(*last + 1);
+        *last
+    }
+}
+
+impl World {
+    /// A process's application wants to be in a group.
+    pub(crate) fn join(&mut self, p: usize, group: GroupName, endpoint: Option<Box<str>>) {
+        let kind = self.kind_of(&group);
+        if kind == Kind::Multicast {
+            self.open_room(p, &group);
+            // Who left and comes back is a new member, whether it heard in between that it was out or not.
+            self.step(p, Incoming::Room(group.clone(), Input::Out));
+        }
+        self.step(p, Incoming::Cluster(ClusterInput::Wish(GroupWish::Join { group, endpoint, kind })));
+    }
+
+    fn kind_of(&self, group: &GroupName) -> Kind {
+        let index: usize = group.as_str()[1..].parse().expect("groups are g0, g1, and so on");
+        if self.params.multicast[index] { Kind::Multicast } else { Kind::Plain }
+    }
+
+    fn open_room(&mut self, p: usize, group: &GroupName) {
+        let process = &mut self.processes[p];
+        if process.rooms.contains_key(group) {
+            return;
+        }
+        let mut config = Config::new(process.id, group.clone());
+        config.window = 3_000;
+        config.fragment = 300;
+        config.trace = true;
+        config.behind_after = 10 * self.params.lease;
+        #[allow(unused_mut, reason = "planting needs it")]
+        let mut machine = Multicast::new(config, process.clock.local(self.now), 0);
+        #[cfg(feature = "plant")]
+        machine.plant(self.plant.and_then(crate::Plant::of_multicast));
+        let room = Room { machine, draining: false, throttled: false, held: false };
+        process.rooms.insert(group.clone(), room);
+    }
+
+    /// Membership tells a process a view of a group with multicast.
+    pub(crate) fn room_view(&mut self, p: usize, view: &GroupView, part: Part) {
+        let input = match part {
+            Part::Observer | Part::Left => {
+                // Whatever it has not got to does not count any more.
+                let stale = |i: &Incoming| matches!(i, Incoming::Room(g, Input::View(_)) if *g == view.group);
+                self.processes[p].next.retain(|incoming| !stale(incoming));
+                Input::Out
+            }
+            Part::Member => {
+                let members = view.members.iter().map(|m| m.node).collect();
+                Input::View(View { id: view.id, lineage: view.lineage, members })
+            }
+        };
+        if part == Part::Member {
+            self.open_room(p, &view.group);
+        }
+        self.processes[p].next.push_back(Incoming::Room(view.group.clone(), input));
+    }
+
+    /// Something for one of a process's rooms. False if the process is gone after it.
+    pub(crate) fn step_room(&mut self, p: usize, incoming: Incoming) -> bool {
+        let mut all: Vec<GroupName> = Vec::new();
+        let input = match incoming {
+            Incoming::Room(group, input) => {
+                all.push(group);
+                input
+            }
+            Incoming::Frame { from, group, lineage, frame } => {
+                all.push(group);
+                Input::Frame(from, lineage, frame)
+            }
+            Incoming::Linked(peer) => {
+                all.extend(self.processes[p].rooms.keys().cloned());
+                Input::Linked(peer)
+            }
+            Incoming::Drained(group) => {
+                if let Some(room) = self.processes[p].rooms.get_mut(&group) {
+                    room.draining = false;
+                }
+                all.push(group);
+                Input::Drained
+            }
+            Incoming::Cluster(_) | Incoming::Timers => return true,
+        };
+        all.into_iter().all(|group| self.feed_room(p, &group, input.clone()))
+    }
+
+    fn feed_room(&mut self, p: usize, group: &GroupName, input: Input) -> bool {
+        let process = &mut self.processes[p];
+        let now = process.clock.local(self.now);
+        let Some(room) = process.rooms.get_mut(group) else { return true };
+        let held = now >= process.app.lease;
+        if std::mem::replace(&mut room.held, held) != held {
+            room.machine.handle(now, Input::Hold(held));
+            if !self.drain_room(p, group) {
+                return false;
+            }
+        }
+        let Some(room) = self.processes[p].rooms.get_mut(group) else { return true };
+        let is_work = !matches!(input, Input::Drained);
+        room.machine.handle(now, input);
+        if is_work && !std::mem::replace(&mut room.draining, true) {
+            let pause = if self.rng.chance(500) { 0 } else { self.rng.below(1_500_000) };
+            let input = Incoming::Drained(group.clone());
+            self.push(self.now + pause, Action::Deliver { p, input });
+        }
+        self.drain_room(p, group)
+    }
+
+    pub(crate) fn room_timers(&mut self, p: usize) -> bool {
+        let groups: Vec<GroupName> = self.processes[p].rooms.keys().cloned().collect();
+        groups.into_iter().all(|group| {
+            let process = &mut self.processes[p];
+            let now = process.clock.local(self.now);
+            if let Some(room) = process.rooms.get_mut(&group) {
+                room.machine.handle_timeout(now);
+            }
+            self.drain_room(p, &group)
+        })
+    }
+
+    /// Carries out what a room's machine wants. False if the process is gone.
+    fn drain_room(&mut self, p: usize, group: &GroupName) -> bool {
+        while let Some(output) = self.processes[p].rooms.get_mut(group).and_then(|r| r.machine.poll_output())
+        {
+            if !self.burns_down(p) {
+                return false;
+            }
+            self.carry_out_room(p, group, output);
+        }
+        true
+    }
+
+    fn carry_out_room(&mut self, p: usize, group: &GroupName, output: Output) {
+        let id = self.processes[p].id;
+        match output {
+            Output::Send(to, frame) => self.send_frame(p, to, group, frame),
+            Output::SendAll(all, frame) => {
+                for to in all {
+                    if to != id {
+                        self.send_frame(p, to, group, frame.clone());
+                    }
+                }
+            }
+            Output::Deliver(message) => {
+                // What is said is answered now and then, so that one thing follows from another.
+                if !self.calm && message.from != id && self.rng.chance(60) {
+                    self.say(p, group);
+                }
+            }
+            Output::Install { view, .. } => {
+                let group = group.clone();
+                let input = ClusterInput::Installed { group, view: view.id };
+                self.processes[p].next.push_back(Incoming::Cluster(input));
+            }
+            Output::Trace(event) => {
+                if matches!(&event, Event::Install { .. }) {
+                    self.views += 1;
+                }
+                self.record(Source::Process(id.into()), event);
+            }
+            Output::Mark(what) => self.mark(what),
+            Output::Block(_) | Output::Behind(_) => {}
+        }
+    }
+
+    // ---- frames -----------------------------------------------------------------------------------------------------
+
+    fn send_frame(&mut self, p: usize, to: NodeId, group: &GroupName, frame: Frame) {
+        let from = self.processes[p].id;
+        let Some(to) = self.index_of(to).filter(|q| !self.processes[*q].is_gone()) else { return };
+        let Some(epoch) = self.wires.epoch(p, to) else { return };
+        let (here, there) = (self.processes[p].place, self.processes[to].place);
+        let frame = self.frame_through_the_codec(frame);
+        let Some(lineage) = self.processes[p].rooms[group].machine.lineage() else { return };
+        let incoming = Incoming::Frame { from, group: group.clone(), lineage, frame };
+        let action = |incoming| Action::Frame { from: p, to, epoch, incoming };
+        match self.network.send_in_order(self.now, here, there) {
+            Fate::Lost => self.break_wire(p, to),
+            Fate::Held => self.hold(here, there, action(incoming)),
+            Fate::Arrives(at) => {
+                let at = self.wires.in_order(p, to, at[0]);
+                self.push(at, action(incoming));
+            }
+        }
+    }
+
+    fn frame_through_the_codec(&mut self, frame: Frame) -> Frame {
+        if !self.rng.chance(30) {
+            return frame;
+        }
+        let mut bytes = Vec::new();
+        frame.encode(&mut bytes);
+        let back = Frame::decode(Bytes::from(bytes)).expect("every frame can be decoded");
+        assert!(back == frame, "a frame changes on the wire: {frame:?} became {back:?}");
+        back
+    }
+
+    /// A frame that a cut link held arrives.
+    pub(crate) fn release_frame(&mut self, at: u64, action: Action) {
+        let at = match &action {
+            Action::Frame { from, to, .. } => self.wires.in_order(*from, *to, at),
+            _ => at,
+        };
+        self.push(at, action);
+    }
+
+    /// A connection breaks; some time later its ends try again.
+    pub(crate) fn break_wire(&mut self, a: usize, b: usize) {
+        let wire = self.wires.wires.entry(pair(a, b)).or_default();
+        if wire.broken {
+            return;
+        }
+        wire.epoch += 1;
+        wire.broken = true;
+        let pause = self.rng.between(1_000_000, self.params.lease.as_nanos() as u64 / 2);
+        self.push(self.now + pause, Action::Connect { a, b });
+    }
+
+    pub(crate) fn break_wires_between(&mut self, here: usize, there: usize) {
+        let on = |place: usize| -> Vec<usize> {
+            (0..self.processes.len())
+                .filter(|p| self.processes[*p].place == place && !self.processes[*p].is_gone())
+                .collect()
+        };
+        for (a, b) in
+            on(here).into_iter().flat_map(|a| on(there).into_iter().map(move |b| (a, b))).collect::<Vec<_>>()
+        {
+            if a != b {
+                self.break_wire(a, b);
+            }
+        }
+    }
+
+    pub(crate) fn connect(&mut self, a: usize, b: usize) {
+        if self.processes[a].is_gone() || self.processes[b].is_gone() {
+            return;
+        }
+        let (here, there) = (self.processes[a].place, self.processes[b].place);
+        if self.network.is_cut(here, there) || self.network.is_cut(there, here) {
+            let pause = self.rng.between(1_000_000, self.params.lease.as_nanos() as u64 / 2);
+            self.push(self.now + pause, Action::Connect { a, b });
+            return;
+        }
+        self.wires.wires.entry(pair(a, b)).or_default().broken = false;
+        for (to, peer) in [(a, b), (b, a)] {
+            let input = Incoming::Linked(self.processes[peer].id);
+            let at = self.now + self.rng.below(2_000_000);
+            let at = self.wires.in_order(peer, to, at);
+            self.push(at, Action::Deliver { p: to, input });
+        }
+    }
+
+    // ---- applications -----------------------------------------------------------------------------------------------
+
+    /// The application says something in its groups, or stops listening for a while.
+    pub(crate) fn talk(&mut self, p: usize) {
+        let groups: Vec<GroupName> = self.processes[p].rooms.keys().cloned().collect();
+        for group in groups {
+            if !self.processes[p].is_up() {
+                return;
+            }
+            let room = &self.processes[p].rooms[&group];
+            let throttle = match room.throttled {
+                true if self.calm || self.rng.chance(300) => Some(false),
+                false if !self.calm && self.rng.chance(20) => Some(true),
+                _ => None,
+            };
+            if let Some(on) = throttle {
+                if let Some(room) = self.processes[p].rooms.get_mut(&group) {
+                    room.throttled = on;
+                }
+                self.step(p, Incoming::Room(group.clone(), Input::Throttle(on)));
+            }
+            let wants = self.processes[p].app.wants.contains(&group);
+            let words = if self.rng.chance(150) { self.rng.below(self.params.burst) } else { 0 };
+            for _ in 0..words {
+                if wants && self.processes[p].is_up() {
+                    self.say(p, &group);
+                }
+            }
+        }
+    }
+
+    fn say(&mut self, p: usize, group: &GroupName) {
+        let Some(room) = self.processes[p].rooms.get(group) else { return };
+        if !room.machine.has_room() {
+            self.mark("a sender waits for others");
+            return;
+        }
+        let length = if self.rng.chance(100) { self.rng.below(1_500) } else { self.rng.below(40) };
+        let payload: Bytes = (0..length).map(|_| self.rng.next_u64() as u8).collect();
+        let class = *self.rng.pick(&[Class::Fifo, Class::Ordered, Class::Safe]).expect("not empty");
+        let input = Incoming::Room(group.clone(), Input::Multicast(class, payload));
+        let alive = self.processes[p].is_up();
+        if alive {
+            self.processes[p].next.push_back(input);
+            self.push(self.now, Action::Wake { p });
+        }
+    }
+}
