@@ -151,8 +151,8 @@ struct Driver {
     view: Option<Arc<ClusterView>>,
     blocked: Option<String>,
     groups: BTreeMap<GroupName, Slot>,
-    /// The addresses that rendezvous gave last.
-    addresses: Vec<SocketAddr>,
+    /// The addresses that rendezvous gave last, and whether every provider has answered.
+    addresses: (Vec<SocketAddr>, bool),
     /// Proved deaths of nodes that may still be in a view to come.
     dead: VecDeque<NodeId>,
     /// The node's own current state, as events.
@@ -214,7 +214,7 @@ impl Driver {
             view: None,
             blocked: None,
             groups: BTreeMap::new(),
-            addresses: Vec::new(),
+            addresses: (Vec::new(), false),
             dead: VecDeque::new(),
             own_state: Vec::new(),
             inputs: VecDeque::new(),
@@ -322,9 +322,9 @@ impl Driver {
                 }
                 self.input(Input::ProvedDead { node, how: "pidfd" });
             }
-            Arrived::Addresses(addresses) => {
-                self.addresses.clone_from(&addresses);
-                self.input(Input::Rendezvous(addresses));
+            Arrived::Addresses { addresses, complete } => {
+                self.addresses = (addresses.clone(), complete);
+                self.input(Input::Rendezvous { addresses, complete });
             }
         }
     }
@@ -592,7 +592,8 @@ impl Driver {
         let rng = Rng::seeded(self.rng.next_u64());
         self.machine = Cluster::new(self.config.clone(), clock::now(), rng, highest);
         self.begun();
-        self.inputs.push_back(Input::Rendezvous(self.addresses.clone()));
+        let (addresses, complete) = self.addresses.clone();
+        self.inputs.push_back(Input::Rendezvous { addresses, complete });
         self.wish_again();
         Ok(())
     }

@@ -63,7 +63,12 @@ pub(crate) enum Arrived {
     /// Proof of a death on this host.
     Dead(NodeId),
     /// The addresses that rendezvous gives.
-    Addresses(Vec<SocketAddr>),
+    Addresses {
+        /// The addresses.
+        addresses: Vec<SocketAddr>,
+        /// Every provider has answered at least once.
+        complete: bool,
+    },
 }
 
 /// All connections of a node. A cheap handle.

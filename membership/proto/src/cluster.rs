@@ -36,7 +36,12 @@ pub enum Input {
         msg: Msg,
     },
     /// Addresses at which nodes of the cluster may be found; replaces those given before.
-    Rendezvous(Vec<SocketAddr>),
+    Rendezvous {
+        /// The addresses.
+        addresses: Vec<SocketAddr>,
+        /// Every provider has answered at least once. Before that nobody founds alone: there may be a cluster.
+        complete: bool,
+    },
     /// Proof, from this very host, that a node is dead: its process can run no more code.
     ProvedDead {
         /// Who is dead.
@@ -92,6 +97,7 @@ impl Cluster {
             rng,
             out: VecDeque::new(),
             rendezvous: Vec::new(),
+            asked_around: false,
             wishes: Wishes::default(),
             observes: BTreeSet::new(),
             highest,
@@ -279,7 +285,8 @@ impl Machine for Cluster {
         self.wake(now);
         match input {
             Input::Message { from, msg } => self.on_message(from, msg),
-            Input::Rendezvous(addresses) => {
+            Input::Rendezvous { addresses, complete } => {
+                self.ctx.asked_around = complete;
                 let news = addresses.iter().any(|a| !self.ctx.rendezvous.contains(a));
                 self.ctx.rendezvous = addresses;
                 if let Phase::Seeking(seeking) = &mut self.phase

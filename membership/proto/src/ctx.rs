@@ -178,6 +178,8 @@ pub(crate) struct Ctx {
     pub(crate) rng: Rng,
     pub(crate) out: VecDeque<Output>,
     pub(crate) rendezvous: Vec<SocketAddr>,
+    /// All providers of addresses have answered.
+    pub(crate) asked_around: bool,
     pub(crate) wishes: Wishes,
     pub(crate) observes: BTreeSet<GroupName>,
     pub(crate) highest: ViewId,

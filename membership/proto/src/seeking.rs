@@ -117,6 +117,7 @@ impl Seeking {
             waited: ctx.now - ctx.started,
             hears: self.recent(ctx).map(|h| h.info.id).collect(),
             may_found_alone: ctx.config.me.eligible
+                && ctx.asked_around
                 && matches!(ctx.config.bootstrap, Bootstrap::AloneAfter(_)),
             highest: ctx.highest,
         }
@@ -211,7 +212,7 @@ impl Seeking {
     }
 
     fn found_alone(&mut self, ctx: &mut Ctx, after: Duration) -> Option<Found> {
-        if !ctx.config.me.eligible {
+        if !ctx.config.me.eligible || !ctx.asked_around {
             return None;
         }
         let mut longest = ctx.now - ctx.started;

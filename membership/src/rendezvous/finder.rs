@@ -14,7 +14,7 @@ use membership_types::NodeId;
 use tokio::{
     net::lookup_host,
     sync::{Notify, mpsc},
-    task::{spawn_blocking, spawn_local},
+    task::{JoinHandle, spawn_blocking, spawn_local},
     time::timeout,
 };
 
@@ -27,6 +27,12 @@ use crate::{
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// How often files are renewed.
 const RENEWAL: Duration = Duration::from_millis(1500);
+/// How long a registry may take to answer before that is said, and asking others goes on.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How often that is said again.
+const REPEAT: Duration = Duration::from_secs(30);
+/// When it is said that no host name was found.
+const COMPLAINT: Duration = Duration::from_secs(5);
 /// How often host names are looked up, and how long that may take.
 const LOOKUP: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
 
@@ -105,8 +111,11 @@ impl Finder {
         }
         let steering = Steering(Rc::clone(&state));
         spawn_local(async move {
-            let mut told: Option<Vec<SocketAddr>> = None;
+            let mut told = None;
             let mut renewed: Option<(NodeId, u64)> = None;
+            let mut asked: Vec<Asked> = self.registries.iter().map(|_| Asked::default()).collect();
+            let begun = crate::clock::now_ns();
+            let mut complained = false;
             loop {
                 let mut addresses = self.fixed.clone();
                 addresses.extend(looked_up.borrow().iter());
@@ -116,17 +125,37 @@ impl Finder {
                 if renew {
                     renewed = Some((id, now));
                 }
-                for (url, registry) in &self.registries {
-                    match ask(Arc::clone(registry), renew.then_some(id)).await {
-                        Ok(found) => addresses.extend(found),
-                        Err(error) => tracing::warn!(%error, url, "a rendezvous provider does not answer"),
+                for ((url, registry), asked) in self.registries.iter().zip(&mut asked) {
+                    match asked.ask(registry, renew.then_some(id)).await {
+                        Ok(()) => asked.complained = None,
+                        // Said once in a while, not ten times a second.
+                        Err(error)
+                            if asked.complained.is_none_or(|at| now - at > REPEAT.as_nanos() as u64) =>
+                        {
+                            asked.complained = Some(now);
+                            tracing::warn!(%error, url, "a rendezvous provider does not answer");
+                        }
+                        Err(_) => {}
                     }
+                    addresses.extend(&asked.found);
+                }
+                let found_names = self.names.is_empty() || !looked_up.borrow().is_empty();
+                let complete = found_names && asked.iter().all(|a| a.answered);
+                if !found_names && !complained && now - begun >= COMPLAINT.as_nanos() as u64 {
+                    complained = true;
+                    let names = self.names.join(", ");
+                    tracing::warn!(
+                        names,
+                        "no rendezvous host is found: the node founds no cluster before one is"
+                    );
                 }
                 let addresses: Vec<SocketAddr> = addresses.into_iter().collect();
-                if told.as_ref() != Some(&addresses) {
-                    tracing::debug!(?addresses, "rendezvous");
-                    told = Some(addresses.clone());
-                    if arrived.send(Arrived::Addresses(addresses)).await.is_err() {
+                let news = (addresses, complete);
+                if told.as_ref() != Some(&news) {
+                    let (addresses, complete) = news.clone();
+                    tracing::debug!(?addresses, complete, "rendezvous");
+                    told = Some(news);
+                    if arrived.send(Arrived::Addresses { addresses, complete }).await.is_err() {
                         return;
                     }
                 }
@@ -139,15 +168,41 @@ impl Finder {
     }
 }
 
-/// Files are read off the control thread: a directory may be on a server that does not answer.
-async fn ask(registry: Arc<Registry>, renew: Option<NodeId>) -> io::Result<Vec<SocketAddr>> {
-    let asked = spawn_blocking(move || {
-        if let Some(id) = renew {
-            registry.renew(id)?;
-        }
-        registry.read()
-    });
-    asked.await.map_err(io::Error::other)?
+/// Whether our own entry was written, and what the others' say.
+type Answer = (io::Result<()>, io::Result<Vec<SocketAddr>>);
+
+/// What became of asking one registry.
+#[derive(Default)]
+struct Asked {
+    /// A question without an answer: a directory may be on a server that does not answer. There is one at a time.
+    open: Option<JoinHandle<Answer>>,
+    /// The last answer.
+    found: Vec<SocketAddr>,
+    /// It has answered.
+    answered: bool,
+    /// When it was last said that it does not.
+    complained: Option<u64>,
+}
+
+impl Asked {
+    /// Asks, off the control thread, or goes on waiting for the answer to the last question.
+    async fn ask(&mut self, registry: &Arc<Registry>, renew: Option<NodeId>) -> io::Result<()> {
+        let open = self.open.get_or_insert_with(|| {
+            let registry = Arc::clone(registry);
+            spawn_blocking(move || {
+                let written = renew.map_or(Ok(()), |id| registry.renew(id));
+                (written, registry.read())
+            })
+        });
+        let answer =
+            timeout(PATIENCE, &mut *open).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?;
+        self.open = None;
+        let (written, found) = answer.map_err(io::Error::other)?;
+        self.found = found?;
+        written?;
+        self.answered = true;
+        Ok(())
+    }
 }
 
 async fn look_up(names: Vec<String>, looked_up: Rc<RefCell<BTreeSet<SocketAddr>>>, state: Rc<State>) {

@@ -10,6 +10,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, ErrorKind, Read, Seek, Write},
     net::SocketAddr,
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::{
         Mutex,
@@ -19,7 +20,7 @@ use std::{
 };
 
 use membership_types::NodeId;
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::node::lock;
@@ -177,7 +178,12 @@ fn age(newest: &io::Result<SystemTime>, modified: SystemTime) -> Option<Duration
 
 fn read(path: &Path) -> Option<Entry> {
     let mut text = Vec::new();
-    File::open(path).ok()?.take(MAX_FILE).read_to_end(&mut text).ok()?;
+    // Whatever lies there: opening a pipe, or reading a device, must not hold us up.
+    let file = OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path).ok()?;
+    if !file.metadata().ok()?.is_file() {
+        return None;
+    }
+    file.take(MAX_FILE).read_to_end(&mut text).ok()?;
     serde_json::from_slice(&text).ok()
 }
 
@@ -217,6 +223,9 @@ mod tests {
         b.withdraw();
         assert_eq!(a.read().expect("read"), [a.addr]);
         fs::write(a.nodes.join("junk"), b"{").expect("written");
+        let pipe = a.nodes.join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)
+            .expect("made");
         assert_eq!(a.read().expect("read"), [a.addr], "what does not parse is ignored");
         fs::remove_dir_all(&dir).expect("ours");
     }

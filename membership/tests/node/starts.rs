@@ -127,6 +127,16 @@ async fn a_node_that_may_only_join_waits_and_says_that_it_did_not_join_in_time()
 }
 
 #[tokio::test]
+async fn a_node_whose_rendezvous_never_answered_founds_nothing() {
+    let nowhere = Rendezvous::Static(vec!["host.invalid:1".into()]);
+    let alone = Bootstrap::AloneAfter(Duration::from_millis(100));
+    let builder = quiet("a").rendezvous(nowhere).bootstrap(alone);
+    let node = builder.join_timeout(Duration::from_secs(2)).start().await.expect("starts");
+    assert!(matches!(node.joined().await, Err(JoinError::Timeout { .. })), "there may be a cluster");
+    within("leaving", node.leave()).await;
+}
+
+#[tokio::test]
 async fn a_node_with_another_lease_is_not_admitted_and_told_why() {
     let place = Place::new();
     let founder = place.node("a").await;

@@ -149,6 +149,11 @@ impl Intake {
         self.opened.entry(file_of(&Source::Process(p))).and_modify(|closed| *closed = true);
     }
 
+    /// Does the trace of this process break off? Then nobody knows what became of it.
+    pub(crate) fn breaks_off(&self, p: Process) -> bool {
+        self.opened.get(&file_of(&Source::Process(p))).is_some_and(|closed| !closed)
+    }
+
     /// The time of the latest record.
     pub(crate) fn now(&self) -> u64 {
         self.now

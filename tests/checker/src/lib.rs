@@ -371,11 +371,13 @@ impl Checker {
                 let (views, quorum, reigns) = (&self.views, &self.quorum, &self.reigns);
                 self.liveness.finish(&mut self.book, Scene { terms, views, quorum, reigns }, now);
             }
-            // Who was stopped and never continued may have lost its lease long ago.
+            // Who was stopped and never continued may have lost its lease long ago; whose trace breaks off may be dead.
             let open: Vec<Title> = self.reigns.open().collect();
             for title in open {
-                let asleep = self.zombies.asleep_since(title.p, now);
-                self.reigns.close(&mut self.book, title, Close::Unknown(asleep.unwrap_or(now)), last);
+                let heard = self.heard.get(&title.p).map_or(0, |heard| heard[1]);
+                let lost = Some(heard).filter(|_| self.intake.breaks_off(title.p));
+                let until = lost.or_else(|| self.zombies.asleep_since(title.p, now)).unwrap_or(now);
+                self.reigns.close(&mut self.book, title, Close::Unknown(until), last);
             }
             if !self.intake.has_harness() {
                 self.accuracy.fault("no harness tells of them");

@@ -161,6 +161,31 @@ fn a_killed_process_may_leave_half_a_line() {
 }
 
 #[test]
+fn whose_trace_breaks_off_is_not_said_to_lead_on() {
+    let cfg = life()[0].event.clone();
+    let g = || group("kv");
+    let lead = |p, vid: u64| {
+        let lin = "c0".to_string();
+        let (members, prev, trans) = (vec![p], 0, Vec::new());
+        let install =
+            Event::Install { p, g: g(), lin: lin.clone(), vid, members, prev, trans, idx: None, snap: false };
+        [install, Event::LeadStart { p, g: g(), lin: Some(lin), tok: Tok(0, vid, 0) }]
+    };
+    let file = |p, events: Vec<Event>, from: u64| {
+        let records = events.into_iter().enumerate().map(|(at, event)| {
+            let at = at as u64;
+            Record { v: VERSION, src: Source::Process(p), seq: at + 1, t: (from + at) * MS, event }
+        });
+        Scratch::of(&records.collect::<Vec<_>>())
+    };
+    let killed = file(A, [vec![cfg.clone()], lead(A, 5).to_vec()].concat(), 1);
+    let next = file(B, [vec![cfg], lead(B, 6).to_vec(), vec![Event::End {}]].concat(), 9);
+    let report = check_files(&[&killed.0, &next.0]).expect("reads");
+    assert!(report.invalid.is_some(), "{report}");
+    assert_eq!(report.failures().count(), 0, "{report}");
+}
+
+#[test]
 fn a_report_is_text_and_json() {
     let mut records = life();
     let at = records.iter().position(|r| matches!(r.event, Event::LeadStart { .. })).expect("somebody leads");

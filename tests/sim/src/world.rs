@@ -370,7 +370,7 @@ impl World {
         }
         self.record(Source::Harness, Event::Start { p: id.into() });
         let rendezvous = (0..self.params.nodes).map(address).collect();
-        self.step(p, Incoming::Cluster(Input::Rendezvous(rendezvous)));
+        self.step(p, Incoming::Cluster(Input::Rendezvous { addresses: rendezvous, complete: true }));
         for group in self.processes[p].app.wants.clone() {
             let endpoint = Some(format!("10.1.0.{machine}:80").into());
             self.join(p, group, endpoint);
