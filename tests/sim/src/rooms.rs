@@ -330,7 +330,7 @@ impl World {
                 self.step(p, Incoming::Room(group.clone(), Input::Throttle(on)));
             }
             let wants = self.processes[p].app.wants.contains(&group);
-            let words = if self.rng.chance(150) { self.rng.below(self.params.burst) } else { 0 };
+            let words = if self.rng.chance(60) { self.rng.below(self.params.burst) } else { 0 };
             for _ in 0..words {
                 if wants && self.processes[p].is_up() {
                     self.say(p, &group);

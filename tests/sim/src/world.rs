@@ -73,7 +73,8 @@ struct Held {
 
 pub(crate) struct World {
     pub(crate) now: u64,
-    queue: BTreeMap<(u64, u64), Action>,
+    /// By time, then in the order in which it was planned. Boxed, since a tree moves what it holds around.
+    queue: BTreeMap<(u64, u64), Box<Action>>,
     order: u64,
     pub(crate) params: Params,
     pub(crate) rng: Rng,
@@ -185,7 +186,7 @@ impl World {
 
     pub(crate) fn push(&mut self, at: u64, action: Action) {
         self.order += 1;
-        self.queue.insert((at.max(self.now), self.order), action);
+        self.queue.insert((at.max(self.now), self.order), Box::new(action));
     }
 
     /// Runs until the given true time.
@@ -201,7 +202,7 @@ impl World {
             if self.is_livelock() {
                 break;
             }
-            self.perform(action);
+            self.perform(*action);
         }
         self.now = end;
     }
@@ -743,7 +744,7 @@ impl World {
             .queue
             .iter()
             .filter(|(_, action)| {
-                let ends = match action {
+                let ends = match &***action {
                     Action::Deliver { p, input: Incoming::Cluster(Input::Message { from, .. }) } => {
                         (sender(from), Some(place(*p)))
                     }
@@ -932,7 +933,7 @@ impl World {
 
     /// A machine stays down, whatever was planned for it.
     fn forget_starts(&mut self, machine: usize) {
-        self.queue.retain(|_, action| !matches!(action, Action::Start { machine: m } if *m == machine));
+        self.queue.retain(|_, action| !matches!(**action, Action::Start { machine: m } if m == machine));
     }
 
     /// Says who is up and connected, and that no fault comes any more.
