@@ -1,6 +1,6 @@
 //! The command line: what each command takes, and what it exits with.
 
-use std::{fmt, process::ExitCode};
+use std::{fmt, path::Path, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
@@ -71,9 +71,9 @@ struct Cli {
     /// Print JSON, one object a line, on standard output.
     #[arg(long, global = true)]
     json: bool,
-    /// What to log on standard error: error, warn, info, debug or trace.
-    #[arg(long, global = true, value_name = "LEVEL", env = "PHALANX_LOG", default_value = "warn")]
-    log: tracing::Level,
+    /// What to log on standard error: error, warn, info, debug or trace [default: warn].
+    #[arg(long, global = true, value_name = "LEVEL", env = "PHALANX_LOG")]
+    log: Option<tracing::Level>,
     /// Be killed when the process that started this one dies.
     #[arg(long, global = true, hide = true)]
     die_with_parent: bool,
@@ -110,6 +110,29 @@ enum Command {
     Inventory(inventory::Inventory),
 }
 
+/// A count that cannot be 0.
+pub(crate) fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("give at least 1".into()),
+        Ok(count) => Ok(count),
+        Err(_) => Err(format!("`{text}` is no count")),
+    }
+}
+
+impl Command {
+    /// The configuration file, if the command has one.
+    fn config(&self) -> Option<&Path> {
+        match self {
+            Self::Agent(agent) => agent.config(),
+            Self::Join(join) => join.config(),
+            Self::Watch(watch) => watch.config(),
+            Self::Run(run) => run.config(),
+            Self::Router(router) => Some(router.config()),
+            _ => None,
+        }
+    }
+}
+
 /// Runs the command that the arguments name.
 pub(crate) fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -121,7 +144,9 @@ pub(crate) fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    tracing_subscriber::fmt().with_max_level(cli.log).with_writer(std::io::stderr).with_target(false).init();
+    let level = cli.log.or_else(|| cli.command.config().and_then(flags::log_level));
+    let level = level.unwrap_or(tracing::Level::WARN);
+    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_target(false).init();
     if cli.die_with_parent
         && let Err(error) =
             rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
@@ -145,7 +170,13 @@ pub(crate) fn main() -> ExitCode {
         Command::Inventory(inventory) => block_on(inventory.run()),
     };
     match outcome {
-        Ok(code) => ExitCode::from(code),
+        Ok(code) => match events::lost() {
+            None => ExitCode::from(code),
+            Some(why) => {
+                eprintln!("phalanx: standard output: {why}");
+                ExitCode::from(code.max(exit::FAILED))
+            }
+        },
         Err(failure) => {
             eprintln!("phalanx: {failure}");
             ExitCode::from(failure.code)

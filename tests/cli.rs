@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::{Dir, run, stderr, stdout};
+use std::net::TcpListener;
+
+use common::{Dir, phalanx, run, stderr, stdout};
 
 /// The command fails with this code and says all of this.
 fn refused(args: &[&str], code: i32, says: &[&str]) {
@@ -41,7 +43,7 @@ fn wrong_flags_and_what_is_not_built_yet_exit_with_2() {
 
 #[test]
 fn a_port_in_use_is_named() {
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let taken = TcpListener::bind("127.0.0.1:0").expect("loopback");
     let addr = taken.local_addr().expect("it is bound").to_string();
     let output = run(&["join", "g", "--listen", &addr]);
     assert!(!output.status.success());
@@ -112,4 +114,76 @@ fn a_seed_replays_byte_for_byte_and_its_trace_passes() {
     assert_eq!(run(&["check", &half]).status.code(), Some(2), "a truncated trace is no evidence");
     let garbage = dir.write("garbage.jsonl", "not a trace\n");
     refused(&["check", &garbage], 2, &["garbage.jsonl"]);
+}
+
+#[test]
+fn output_that_cannot_be_written_is_a_failure() {
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").expect("Linux has it");
+    let dir = Dir::new();
+    let rendezvous = format!("file:{}", dir.file("rdv"));
+    let config = dir.write(
+        "router.toml",
+        "[[service]]\nname = \"kv\"\nlisten = \"127.0.0.1:0\"\nprotocol = \"redis\"\n\
+         [service.pmap]\nstyle = \"slots\"\npartitions = 4\n\
+         [[service.racs]]\nname = \"a\"\nservers = [\"127.0.0.1:1\"]\n",
+    );
+    let commands: [&[&str]; 3] = [
+        &["router", "--check", "--config", &config],
+        &["sim", "--seed", "1"],
+        &["join", "g", "--no-stdin", "--rendezvous", &rendezvous],
+    ];
+    for command in commands {
+        let output = phalanx().args(command).stdout(full()).stderr(std::process::Stdio::piped()).output();
+        let output = output.expect("the binary can be started");
+        assert_eq!(output.status.code(), Some(1), "{command:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains("standard output: "), "{command:?}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn durations_and_counts_beyond_all_reason_are_refused() {
+    let commands: [&[&str]; 6] = [
+        &["demo", "--for", "5000000000000000h"],
+        &["demo", "--for", "1s", "--kill-every", "5000000000000000h"],
+        &["run", "--group", "g", "--start-timeout", "5000000000000000h", "--", "true"],
+        &["sim", "--seeds", "0"],
+        &["sim", "--seed", "18446744073709551615", "--seeds", "3"],
+        &["bench", "takeover", "--times", "0"],
+    ];
+    for command in commands {
+        let output = run(command);
+        assert_eq!(output.status.code(), Some(2), "{command:?}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn a_wrapper_refuses_an_address_at_which_somebody_answers_already() {
+    let somebody = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let at = somebody.local_addr().expect("bound").to_string();
+    let dir = Dir::new();
+    let rendezvous = format!("file:{}", dir.file("rdv"));
+    let output =
+        run(&["run", "--group", "g", "--endpoint", &at, "--rendezvous", &rendezvous, "--", "sleep", "60"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("something answers there already"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_server_that_goes_to_the_background_is_told_to_stay() {
+    let free =
+        TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").to_string();
+    let dir = Dir::new();
+    let rendezvous = format!("file:{}", dir.file("rdv"));
+    let output =
+        run(&["run", "--group", "g", "--endpoint", &free, "--rendezvous", &rendezvous, "--", "true"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("in the foreground"), "{}", stderr(&output));
+}
+
+#[test]
+fn an_admin_api_that_does_not_answer_is_said_so() {
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let output = run(&["status", "--admin", &silent.local_addr().expect("bound").to_string()]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("no answer from"), "{}", stderr(&output));
 }

@@ -1,6 +1,9 @@
 //! How events are printed: one JSON object a line, or a line for people. Each is written at once.
 
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    sync::OnceLock,
+};
 
 use membership::{Event, What};
 use serde_json::{Value, json};
@@ -82,8 +85,24 @@ pub(crate) fn print(event: &Event, json: bool) -> bool {
     line(&if json { object.to_string() } else { to_text(event, &object) })
 }
 
-/// Prints one line at once. False once standard output is closed.
+/// Prints one line at once. False once nothing can be printed any more; if it is not the reader who went away, the
+/// command ends with [`lost`].
 pub(crate) fn line(text: &str) -> bool {
     let mut out = io::stdout().lock();
-    writeln!(out, "{text}").and_then(|()| out.flush()).is_ok()
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Ok(()) => true,
+        Err(error) => {
+            if error.kind() != io::ErrorKind::BrokenPipe {
+                let _first = LOST.set(error.to_string());
+            }
+            false
+        }
+    }
+}
+
+static LOST: OnceLock<String> = OnceLock::new();
+
+/// Why some output is lost, if it is.
+pub(crate) fn lost() -> Option<&'static str> {
+    LOST.get().map(String::as_str)
 }

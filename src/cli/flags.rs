@@ -12,6 +12,11 @@ use super::Failure;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Time(pub(crate) Duration);
 
+impl Time {
+    /// No duration on a command line is longer: a year.
+    const MAX: Duration = Duration::from_secs(8760 * 3600);
+}
+
 impl FromStr for Time {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
@@ -27,7 +32,11 @@ impl FromStr for Time {
             "h" => 3600.0,
             _ => return Err(wrong()),
         };
-        Duration::try_from_secs_f64(number * seconds).map(Self).map_err(|_| wrong())
+        let time = Duration::try_from_secs_f64(number * seconds).map_err(|_| wrong())?;
+        if time > Self::MAX {
+            return Err(format!("`{text}` is too long: give at most 8760h, a year"));
+        }
+        Ok(Self(time))
     }
 }
 
@@ -71,7 +80,16 @@ fn from_text<'de, T: FromStr<Err: fmt::Display>, D: Deserializer<'de>>(d: D) -> 
 fn many_from_text<'de, T: FromStr<Err: fmt::Display>, D: Deserializer<'de>>(
     d: D,
 ) -> Result<Vec<T>, D::Error> {
-    let texts = Vec::<String>::deserialize(d)?;
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Texts {
+        One(String),
+        Many(Vec<String>),
+    }
+    let texts = match Texts::deserialize(d)? {
+        Texts::One(text) => vec![text],
+        Texts::Many(texts) => texts,
+    };
     texts.iter().map(|text| text.parse().map_err(D::Error::custom)).collect()
 }
 
@@ -126,7 +144,7 @@ pub(crate) struct NodeFlags {
     #[serde(deserialize_with = "many_from_text")]
     label: Vec<Label>,
     /// Listen beyond loopback without authentication.
-    #[arg(long, env = "PHALANX_INSECURE")]
+    #[arg(long, env = "PHALANX_INSECURE", value_parser = clap::builder::BoolishValueParser::new())]
     insecure: bool,
     /// Where to serve the admin API (HTTP).
     #[arg(long, env = "PHALANX_ADMIN", value_name = "ADDR")]
@@ -146,6 +164,16 @@ pub(crate) struct NodeFlags {
     /// Write a trace for `phalanx check` to this file.
     #[arg(long, env = "PHALANX_TRACE", value_name = "FILE")]
     trace: Option<PathBuf>,
+    /// What to log; on the command line this is a flag of every command.
+    #[arg(skip)]
+    #[serde(deserialize_with = "from_text")]
+    log: Option<tracing::Level>,
+}
+
+/// What a configuration file says about logging. What is wrong with the file is said when it is read for good.
+pub(crate) fn log_level(file: &std::path::Path) -> Option<tracing::Level> {
+    let table: toml::Table = std::fs::read_to_string(file).ok()?.parse().ok()?;
+    table.get("log")?.as_str()?.parse().ok()
 }
 
 impl NodeFlags {
@@ -202,6 +230,7 @@ impl NodeFlags {
             give_up: self.give_up.or(base.give_up),
             join_timeout: self.join_timeout.or(base.join_timeout),
             trace: self.trace.or(base.trace),
+            log: self.log.or(base.log),
         })
     }
 
@@ -254,7 +283,8 @@ mod tests {
         assert_eq!(read("300ms"), Ok(Duration::from_millis(300)));
         assert_eq!(read("2s"), Ok(Duration::from_secs(2)));
         assert_eq!(read("1.5m"), Ok(Duration::from_secs(90)));
-        for wrong in ["", "5", "s", "-1s", "1d", "1e400s", "nans"] {
+        assert_eq!(read("8760h"), Ok(Duration::from_secs(8760 * 3600)));
+        for wrong in ["", "5", "s", "-1s", "1d", "1e400s", "nans", "8761h", "5000000000000000h"] {
             assert!(read(wrong).is_err(), "{wrong}");
         }
     }
@@ -273,8 +303,12 @@ mod tests {
     #[test]
     fn a_file_fills_in_what_flags_leave_open_and_unknown_keys_are_refused() {
         let file = std::env::temp_dir().join(format!("phalanx-flags-{}.toml", std::process::id()));
-        std::fs::write(&file, "lease = \"2s\"\nname = \"file\"\nrendezvous = [\"file:/nowhere\"]\n")
-            .expect("writable");
+        std::fs::write(
+            &file,
+            "lease = \"2s\"\nname = \"file\"\nrendezvous = \"file:/nowhere\"\nlog = \"debug\"\n",
+        )
+        .expect("writable");
+        assert_eq!(log_level(&file), Some(tracing::Level::DEBUG));
         let flags = NodeFlags { name: Some("flag".into()), ..NodeFlags::default() };
         let flags = flags.or_file(&file, &[]).expect("valid");
         assert_eq!((flags.name.as_deref(), flags.lease), (Some("flag"), Some(Time(Duration::from_secs(2)))));
@@ -282,6 +316,8 @@ mod tests {
         std::fs::write(&file, "name = \"x\"\nleese = \"2s\"\n").expect("writable");
         let error = NodeFlags::default().or_file(&file, &[]).expect_err("unknown key").to_string();
         assert!(error.contains(":2:") && error.contains("leese"), "{error}");
+        std::fs::write(&file, "log = \"nope\"\n").expect("writable");
+        assert!(NodeFlags::default().or_file(&file, &[]).is_err(), "no such level");
         std::fs::remove_file(&file).expect("it is there");
     }
 }

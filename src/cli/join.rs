@@ -1,6 +1,11 @@
 //! `join`, `watch`, `agent`: nodes that say what happens to them.
 
-use std::{io::BufRead, path::PathBuf, pin::pin, time::Duration};
+use std::{
+    io::BufRead,
+    path::{Path, PathBuf},
+    pin::pin,
+    time::Duration,
+};
 
 use clap::Args;
 use membership::{Event, Events, JoinError, Membership, Node, What};
@@ -88,6 +93,10 @@ pub(crate) async fn start(flags: NodeFlags, core: bool, rejoin: bool) -> Result<
 }
 
 impl Join {
+    pub(crate) fn config(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
+
     pub(crate) async fn run(self, json: bool) -> Outcome {
         let node = start(settings(self.node, self.config)?, true, !self.once).await?;
         let membership = node.join(&self.group, None).await.map_err(|e| Failure::usage(e.to_string()))?;
@@ -98,6 +107,10 @@ impl Join {
 }
 
 impl Watch {
+    pub(crate) fn config(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
+
     pub(crate) async fn run(self, json: bool) -> Outcome {
         let node = start(settings(self.node, self.config)?, false, !self.once).await?;
         let observer = node.observe(&self.group).await.map_err(|e| Failure::usage(e.to_string()))?;
@@ -107,6 +120,10 @@ impl Watch {
 }
 
 impl Agent {
+    pub(crate) fn config(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
+
     pub(crate) async fn run(self, json: bool) -> Outcome {
         let node = start(settings(self.node, self.config)?, true, true).await?;
         let events = node.events();

@@ -1,12 +1,12 @@
 //! `status` and `view`: questions to a node's admin API.
 
 use std::{
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream},
     time::Duration,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, Error, anyhow, bail};
 use clap::Args;
 use serde_json::Value;
 
@@ -61,7 +61,12 @@ fn get(admin: SocketAddr, path: &str) -> anyhow::Result<Value> {
     write!(stream, "GET {path} HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n")
         .with_context(asked)?;
     let mut answer = String::new();
-    stream.take(LONGEST).read_to_string(&mut answer).with_context(asked)?;
+    stream.take(LONGEST).read_to_string(&mut answer).map_err(|error| match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+            anyhow!("no answer from http://{admin}{path} within {} s", LIMIT.as_secs())
+        }
+        _ => Error::new(error).context(asked()),
+    })?;
     let (head, body) =
         answer.split_once("\r\n\r\n").context("the answer is no HTTP: is this an admin API?")?;
     let code = head.split_whitespace().nth(1).unwrap_or_default();

@@ -1,6 +1,12 @@
 //! `router`: the routing proxy, fed with the views of the groups that its configuration names.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use clap::Args;
 use membership::{Node, View, What};
@@ -23,7 +29,7 @@ pub(crate) struct Router {
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
     /// Worker threads [default: one per core].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::at_least_one)]
     workers: Option<usize>,
     /// Only say whether the configuration is right.
     #[arg(long)]
@@ -36,6 +42,10 @@ pub(crate) struct Router {
 const DRAIN: Duration = Duration::from_secs(5);
 
 impl Router {
+    pub(crate) fn config(&self) -> &Path {
+        &self.config
+    }
+
     pub(crate) async fn run(self, json: bool) -> Outcome {
         let flags = self.node.or_file(&self.config, &["service"])?;
         let follows_groups = !flags.rendezvous.is_empty();

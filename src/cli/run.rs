@@ -4,7 +4,7 @@ use std::{
     ffi::OsString,
     net::{SocketAddr, ToSocketAddrs},
     os::unix::process::ExitStatusExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitStatus,
     time::Duration,
 };
@@ -19,8 +19,9 @@ use super::{
     join::{LEAVE_LIMIT, Stops, settings, start},
 };
 
-/// Starts CMD, joins GROUP once its port answers, leaves when it exits, and stops it on TERM. If this wrapper dies, so does
-/// CMD. The exit code is CMD's own.
+/// Starts CMD, joins GROUP once its port answers, leaves when it exits, and stops it on TERM with all that it started. If
+/// this wrapper is killed, CMD dies, but not the processes that it forked: run servers in the foreground and without workers.
+/// The exit code is CMD's own.
 ///
 /// Example: phalanx run --group kv-a --endpoint 127.0.0.1:6401 --rendezvous file:/tmp/rdv -- redis-server --port 6401
 #[derive(Args)]
@@ -48,8 +49,15 @@ pub(crate) struct Run {
 }
 
 impl Run {
+    pub(crate) fn config(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
+
     pub(crate) async fn run(self, json: bool) -> Outcome {
         let endpoint = self.endpoint.as_deref().map(resolve).transpose()?;
+        if let Some(at) = endpoint {
+            free(at).await?;
+        }
         let mut stops = Stops::new()?;
         let node = start(settings(self.node, self.config)?, true, true).await?;
         let mut spec = ChildSpec::new(self.command);
@@ -78,7 +86,15 @@ impl Run {
                         return Err(Failure::new(exit::FAILED, error.to_string()));
                     }
                 },
-                status = child.wait() => Some(status?),
+                status = child.wait() => {
+                    let status = status?;
+                    if status.success() {
+                        node.leave().await;
+                        let why = format!("CMD ended before {at} answered: run it in the foreground");
+                        return Err(Failure::new(exit::FAILED, why));
+                    }
+                    Some(status)
+                }
                 () = stops.next() => Some(child.stop().await?),
             }
         } else {
@@ -116,6 +132,9 @@ impl Run {
     }
 }
 
+/// How long an address is asked whether anybody answers there.
+const PROBE: Duration = Duration::from_millis(100);
+
 async fn print_events(mut events: membership::Events, json: bool) {
     while let Some(event) = events.next().await {
         // A wrapper goes on for its server's sake even if nobody reads this.
@@ -123,10 +142,24 @@ async fn print_events(mut events: membership::Events, json: bool) {
     }
 }
 
+/// Who answers before the server is started is somebody else: requests would go there. One that is just going away gets
+/// a moment.
+async fn free(at: SocketAddr) -> Result<(), Failure> {
+    for _ in 0..20 {
+        match tokio::time::timeout(PROBE, tokio::net::TcpStream::connect(at)).await {
+            Ok(Ok(_answers)) => tokio::time::sleep(PROBE).await,
+            Ok(Err(_)) | Err(_) => return Ok(()),
+        }
+    }
+    let why = format!("--endpoint {at}: something answers there already: stop it, or give another address");
+    Err(Failure::new(exit::FAILED, why))
+}
+
 fn resolve(endpoint: &str) -> Result<SocketAddr, Failure> {
     let wrong = |why: String| Failure::usage(format!("--endpoint {endpoint}: {why}; give HOST:PORT"));
     let mut found = endpoint.to_socket_addrs().map_err(|e| wrong(e.to_string()))?;
-    found.next().ok_or_else(|| wrong("no such host".into()))
+    let at = found.next().ok_or_else(|| wrong("no such host".into()))?;
+    if at.port() == 0 { Err(wrong("port 0 is no place to serve".into())) } else { Ok(at) }
 }
 
 /// The child's own code, or 128 and the signal that ended it, as shells do.

@@ -52,6 +52,9 @@ impl Sim {
         if let Some(hours) = self.hours.filter(|h| !(0.0..=1000.0).contains(h)) {
             return Err(Failure::usage(format!("--hours {hours}: give up to 1000")));
         }
+        if self.seeds == 0 {
+            return Err(Failure::usage("--seeds 0: give at least 1"));
+        }
         if self.plant.as_deref() == Some("list") {
             for plant in Plant::all() {
                 events::line(plant.name());
@@ -65,7 +68,13 @@ impl Sim {
             Some(seed) => seed,
             None => u64::from(std::process::id()) << 20 | membership::clock::now_ns() & 0xf_ffff,
         };
-        eprintln!("seeds {first} to {}", first.saturating_add(self.seeds - self.seeds.min(1)));
+        let Some(last) = first.checked_add(self.seeds - 1) else {
+            return Err(Failure::usage(format!(
+                "--seed {first} --seeds {}: there are not so many",
+                self.seeds
+            )));
+        };
+        eprintln!("seeds {first} to {last}");
         let started = Instant::now();
         let totals = match &self.trace {
             Some(_) if self.seeds != 1 => return Err(Failure::usage("--trace goes with one seed")),

@@ -30,7 +30,7 @@ use crate::cli::{
 #[derive(Args)]
 pub(crate) struct Takeover {
     /// How often the leader is killed.
-    #[arg(long, value_name = "N", default_value_t = 300)]
+    #[arg(long, value_name = "N", default_value_t = 300, value_parser = crate::cli::at_least_one)]
     times: usize,
     /// How often it is told to leave [default: a third of --times].
     #[arg(long, value_name = "N")]
