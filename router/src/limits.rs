@@ -36,6 +36,9 @@ pub struct Limits {
     /// Most bytes of one Redis client's commands without reply, or of replies that it has not read; then its
     /// input waits. 1 MiB; one command or reply may be larger.
     pub backlog: usize,
+    /// Bytes of replies that all Redis clients of a service on one worker may leave unread before those of them that
+    /// have much unread send nothing more. 64 MiB.
+    pub unread_in_all: usize,
     /// Bytes of replies that a Redis client may leave unread before it is cut off. 256 MiB.
     pub unread: usize,
 }
@@ -56,6 +59,7 @@ impl Default for Limits {
             clients: 10_000,
             pipeline: 1024,
             backlog: 1 << 20,
+            unread_in_all: 64 << 20,
             unread: 256 << 20,
         }
     }

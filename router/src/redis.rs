@@ -53,6 +53,8 @@ pub(crate) struct RedisService {
     /// incomplete command or reply is kept; so idle connections hold no buffer.
     scratch: RefCell<Box<[u8]>>,
     limits: resp::Limits,
+    /// Bytes of replies that clients have not read.
+    unread: Cell<usize>,
     pub counters: Counters,
 }
 
@@ -99,6 +101,7 @@ impl RedisService {
             attended: Cell::new(false),
             scratch: RefCell::new(vec![0; READ].into()),
             limits: resp::Limits::default(),
+            unread: Cell::new(0),
             counters: Counters::default(),
         })
     }

@@ -6,6 +6,7 @@
 
 mod buffer;
 mod clock;
+mod linger;
 mod server;
 
 use std::{
@@ -25,6 +26,7 @@ use tokio::{net::TcpStream, sync::mpsc, sync::oneshot};
 
 pub(crate) use buffer::Buf;
 pub(crate) use clock::{Clock, Deadline, DeadlineId};
+pub(crate) use linger::linger;
 pub(crate) use server::{InFlight, Server};
 
 use crate::{

@@ -391,3 +391,27 @@ fn a_body_that_turns_out_malformed_on_its_way_ends_both_connections() {
     assert_eq!((response.status, response.json()["error"].as_str()), (400, Some("malformed chunk size")));
     assert!(client.is_closed());
 }
+
+#[test]
+fn what_the_router_says_of_itself_no_server_can_fake() {
+    let server = FakeServer::start(|peer| {
+        while peer.request().is_some() {
+            peer.send("HTTP/1.1 200 OK\r\nX-Phalanx-Server: evil\r\nx-phalanx-other: x\r\nContent-Length: 0\r\n\r\n");
+        }
+    });
+    let router = Router::start(&http(&[&[server.addr]]));
+    let response = router.client().get("k");
+    let own: Vec<&str> =
+        response.head.lines().filter(|l| l.to_lowercase().starts_with("x-phalanx")).collect();
+    assert_eq!(own.len(), 3, "partition, server and epoch: {own:?}");
+    assert!(!response.head.contains("evil"), "{}", response.head);
+}
+
+#[test]
+fn a_head_beyond_the_limit_is_told_apart_from_a_wrong_one() {
+    let server = FakeServer::echo("a");
+    let router = Router::start(&http(&[&[server.addr]]));
+    let mut client = router.client();
+    client.send(format!("GET / HTTP/1.1\r\nHost: h\r\nX-Key: k\r\nX-Long: {}\r\n\r\n", "x".repeat(70_000)));
+    assert_eq!(client.response().status, 431);
+}

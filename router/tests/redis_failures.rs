@@ -331,3 +331,35 @@ fn a_view_frees_commands_from_a_leader_that_does_not_even_refuse() {
     }
     assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
 }
+
+#[test]
+fn a_client_that_is_sent_away_can_read_why() {
+    let server = echo("a");
+    let router = Router::start(&redis(&[&[server.addr]]));
+    let mut client = router.client();
+    client.send(format!("*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$9000000\r\n{}\r\n", "x".repeat(900_000)));
+    assert_eq!(client.reply(), "-ERR Protocol error: invalid bulk length\r\n");
+}
+
+#[test]
+fn a_client_that_reads_nothing_holds_up_neither_memory_nor_others() {
+    const LARGE: usize = 200_000;
+    let server = FakeServer::start(|peer| {
+        let large = format!("${LARGE}\r\n{}\r\n", "x".repeat(LARGE));
+        while let Some(args) = peer.command() {
+            peer.send(if args[1] == "large" { &large } else { "+small\r\n" });
+        }
+    });
+    let router = Router::start(&redis(&[&[server.addr]]));
+    let mut idle = router.client();
+    idle.send(command(&["GET", "large"]).repeat(1000));
+    eventually("it is under way", || server.seen().len() > 1);
+    assert_eq!(router.client().command(&["GET", "other"]), "+small\r\n");
+    thread::sleep(Duration::from_millis(500));
+    // What was sent before the first reply came, what sockets hold, and a little more.
+    let asked = server.seen().len();
+    assert!(asked < 300, "{asked} large replies were asked for, though nobody reads them");
+    for _ in 0..1000 {
+        assert!(idle.reply().len() > LARGE, "all come once they are read");
+    }
+}

@@ -32,6 +32,9 @@ pub enum ExtractError {
     /// Something else.
     #[error("unknown extractor {0:?}: use header:NAME or path:/TEMPLATE")]
     Unknown(String),
+    /// The header concerns one connection or the framing of one message.
+    #[error("the header {0:?} cannot be a key: it concerns one connection or one message's framing")]
+    OneHop(Box<str>),
     /// The name of the header is not one.
     #[error("{0:?} is not a header name: use letters, digits and hyphens")]
     HeaderName(String),
@@ -98,6 +101,19 @@ impl Extract {
     }
 }
 
+/// Fields that end at this hop, or say how a message is framed.
+const ONE_HOP: [&str; 9] = [
+    "connection",
+    "content-length",
+    "expect",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
 impl Extractor {
     fn compile(spec: &str) -> Result<Self, ExtractError> {
         match spec.split_once(':') {
@@ -105,6 +121,9 @@ impl Extractor {
                 let valid = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
                 if name.is_empty() || !valid {
                     return Err(ExtractError::HeaderName(name.into()));
+                }
+                if ONE_HOP.iter().any(|field| field.eq_ignore_ascii_case(name)) {
+                    return Err(ExtractError::OneHop(name.into()));
                 }
                 Ok(Self::Header(name.to_ascii_lowercase().into_bytes().into()))
             }
@@ -285,6 +304,7 @@ mod tests {
         assert_eq!(compile("json:/user/id"), ExtractError::NotBuilt("json:/user/id".into()));
         assert_eq!(compile("x-key"), ExtractError::Unknown("x-key".into()));
         assert_eq!(compile("header:"), ExtractError::HeaderName("".into()));
+        assert_eq!(compile("header:Keep-Alive"), ExtractError::OneHop("Keep-Alive".into()));
         assert_eq!(compile("header:x key"), ExtractError::HeaderName("x key".into()));
         for template in
             ["items/{key}", "/items", "/{key}/{key}", "/a{key}", "/items//{key}", "/../{key}", "/"]

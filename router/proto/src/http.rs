@@ -137,11 +137,12 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// The status that tells the client: 400, or 417 and 501 where those say it better.
+    /// The status that tells the client: 400, or 417, 431 and 501 where those say it better.
     pub const fn status(self) -> u16 {
         match self {
             Self::Upgrade | Self::Connect => 501,
             Self::Expect => 417,
+            Self::HeadTooLong | Self::TooManyFields => 431,
             _ => 400,
         }
     }

@@ -42,6 +42,7 @@ impl Answer<'_> {
             Kind::Refused(refusal) => {
                 let reason = match refusal.status() {
                     417 => "Expectation Failed",
+                    431 => "Request Header Fields Too Large",
                     501 => "Not Implemented",
                     _ => "Bad Request",
                 };

@@ -21,14 +21,10 @@ use super::{
     answer::{Answer, Kind},
     exchange::{CONTINUE, Exchange, Failure, Fault, Head, Transfer},
 };
-use crate::worker::{Buf, Deadline, InFlight, Server};
+use crate::worker::{Buf, Deadline, InFlight, Server, linger};
 
 /// Room for a read.
 const ROOM: usize = 4 * 1024;
-/// How long a client that is being sent away may be silent before it hangs up, and how long it may go on
-/// sending.
-const LINGER: Duration = Duration::from_secs(1);
-const LINGER_IN_ALL: Duration = Duration::from_secs(10);
 /// How long a client that is connected but has not asked anything yet may take while the router drains.
 const LAST_CHANCE: Duration = Duration::from_millis(300);
 
@@ -99,7 +95,10 @@ impl Connection {
             self.input.rest(buffers);
             match next {
                 Next::Request => {}
-                Next::Close => return self.linger().await,
+                Next::Close => {
+                    self.input.clear();
+                    return linger(&mut self.client, &self.deadline, &self.service.worker.clock).await;
+                }
                 Next::Cut => {
                     // With a plain end, a client could take a body that ends with the connection for whole.
                     let _ = self.client.set_zero_linger();
@@ -397,33 +396,6 @@ impl Connection {
             Poll::Ready(true)
         });
         if written.await { Next::persistent(persistent) } else { Next::Cut }
-    }
-
-    /// Hangs up, but not before the client has had the time to read what was written: closing a socket with
-    /// unread input makes the kernel throw away what the client has not read yet.
-    async fn linger(&mut self) {
-        let clock = &self.service.worker.clock;
-        let end = clock.now().after(LINGER_IN_ALL);
-        let mut shut = false;
-        self.deadline.arm(LINGER);
-        std::future::poll_fn(|cx| {
-            if !shut {
-                match Pin::new(&mut self.client).poll_shutdown(cx) {
-                    Poll::Ready(Ok(())) => shut = true,
-                    Poll::Ready(Err(_)) => return Poll::Ready(()),
-                    Poll::Pending => {}
-                }
-            }
-            loop {
-                self.input.clear();
-                match self.input.poll_read(&mut self.client, cx, ROOM, &self.service.worker.buffers) {
-                    Poll::Ready(Ok(len)) if len > 0 && clock.now() < end => self.deadline.arm(LINGER),
-                    Poll::Pending if !self.deadline.passed(cx) => return Poll::Pending,
-                    _ => return Poll::Ready(()),
-                }
-            }
-        })
-        .await;
     }
 }
 

@@ -271,9 +271,12 @@ impl Exchange<'_> {
     /// request in `outgoing`.
     pub fn turn(&mut self, len: usize, request: &Request, labels: &[u8]) -> Result<Head, Failure> {
         let head = &self.incoming.bytes()[..len];
-        let Ok(parsed) = ResponseHead::parse(head, request.method) else {
+        let Ok(mut parsed) = ResponseHead::parse(head, request.method) else {
             return Err(self.fault(false, true));
         };
+        if !labels.is_empty() {
+            parsed.reserve(head, b"x-phalanx-");
+        }
         let body = parsed.body();
         let http10 = request.version == Version::Http10;
         if http10 && body == Body::Chunked {

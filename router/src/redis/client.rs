@@ -15,10 +15,17 @@ use tokio::{
 };
 
 use super::RedisService;
-use crate::worker::Deadline;
+use crate::worker::{Deadline, linger};
+
+/// How many commands of a client may be under way before its first reply.
+const FIRST: usize = 64;
 
 /// For a client that is not served at all; Redis' own words.
 pub(crate) const TOO_MANY_CLIENTS: &[u8] = b"-ERR max number of clients reached\r\n";
+
+fn follow(usual: &mut usize, len: usize) {
+    *usual = if len > *usual { len } else { *usual - (*usual - len) / 16 };
+}
 
 /// What servers' tasks see of a client: where its replies go.
 pub(super) struct Client {
@@ -35,6 +42,8 @@ struct State {
     sent: usize,
     /// Bytes of commands without reply.
     owed: usize,
+    /// How large replies have been lately: the largest counts at once, and is forgotten over some dozens.
+    usual: usize,
     /// The client has gone, or is being sent away: replies are thrown away.
     gone: bool,
 }
@@ -42,6 +51,11 @@ struct State {
 impl State {
     fn unread(&self) -> usize {
         self.out.len() - self.sent + self.reorder.kept()
+    }
+
+    /// Bytes that the replies to what is under way may have.
+    fn expected(&self) -> usize {
+        self.reorder.len().saturating_mul(self.usual)
     }
 }
 
@@ -74,8 +88,11 @@ impl Client {
         if state.gone {
             return;
         }
-        let State { reorder, out, .. } = &mut *state;
+        let State { reorder, out, usual, .. } = &mut *state;
         let before = out.len();
+        let len = reply.len();
+        follow(usual, len);
+        self.service.unread.set(self.service.unread.get() + len);
         reorder.fill(seq, reply, out);
         let turn = before == 0 && !out.is_empty();
         if state.unread() > most_unread {
@@ -124,6 +141,8 @@ pub(super) struct Task {
     backlog: bool,
     /// No more input is wanted: what is under way ends, then the connection does.
     closing: bool,
+    /// It was sent away for what it said.
+    refused: bool,
 }
 
 impl Task {
@@ -139,11 +158,15 @@ impl Task {
             rest: Vec::new(),
             backlog: false,
             closing: false,
+            refused: false,
         }
     }
 
     pub async fn serve(mut self) {
         std::future::poll_fn(|cx| self.poll(cx)).await;
+        if self.refused && !self.client.state.borrow().gone {
+            linger(&mut self.stream, &self.deadline, &self.service.worker.clock).await;
+        }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -193,9 +216,16 @@ impl Task {
     fn may_go_on(&self) -> bool {
         let limits = &self.service.worker.limits;
         let state = self.client.state.borrow();
-        state.reorder.len() < limits.pipeline
+        let (unread, expected) = (state.unread(), state.expected());
+        // Where nothing is known of its replies yet, a client begins with a few commands.
+        let pipeline = if state.usual == 0 { limits.pipeline.min(FIRST) } else { limits.pipeline };
+        let share = limits.backlog / 4;
+        let crowded = self.service.unread.get() > limits.unread_in_all;
+        state.reorder.len() < pipeline
             && state.owed < limits.backlog
-            && state.unread() < limits.backlog
+            && unread < limits.backlog
+            && (expected < limits.backlog || state.reorder.is_empty())
+            && !(crowded && (unread > share || expected > share))
     }
 
     /// Writes as many replies as the socket takes. An error means that nobody reads them.
@@ -206,6 +236,7 @@ impl Task {
             match Pin::new(&mut self.stream).poll_write(cx, &state.out[state.sent..]) {
                 Poll::Ready(Ok(len)) if len > 0 => {
                     state.sent += len;
+                    self.service.unread.set(self.service.unread.get() - len);
                     self.deadline.disarm();
                 }
                 Poll::Ready(_) => return Err(()),
@@ -308,12 +339,14 @@ impl Task {
         self.service.counters.refused.add(1);
         self.client.fail(self.client.open(), format_args!("ERR {error}"));
         self.closing = true;
+        self.refused = true;
     }
 }
 
 impl Drop for Task {
     fn drop(&mut self) {
         let mut state = self.client.state.borrow_mut();
+        self.service.unread.set(self.service.unread.get() - state.unread());
         // Replies to what is under way come later, to nobody.
         *state = State { gone: true, owed: state.owed, ..State::default() };
     }

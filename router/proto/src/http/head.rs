@@ -407,6 +407,16 @@ impl ResponseHead {
         &self.fields
     }
 
+    /// Drops the fields whose names begin with `prefix`, which is in lower case: they are the router's to say.
+    pub fn reserve(&mut self, head: &[u8], prefix: &[u8]) {
+        for at in 0..self.fields.len() {
+            let name = self.fields.get(at).name.of(head);
+            if name.len() >= prefix.len() && name[..prefix.len()].eq_ignore_ascii_case(prefix) {
+                self.fields.drop_field(at);
+            }
+        }
+    }
+
     /// The plan for the client: these slices in this order, then whatever lines the router adds, then CRLF.
     ///
     /// The version is the router's own, HTTP/1.1, whatever the server's was.
