@@ -394,7 +394,12 @@ impl Driver {
             Output::Blocked(why) => {
                 self.counts.blocked.inc();
                 self.blocked = Some(why.clone());
-                tracing::warn!(why, "blocked");
+                // Where all leave at once, the last of them have nobody to tell.
+                if self.stopping.is_some() {
+                    tracing::info!(why, "blocked while leaving");
+                } else {
+                    tracing::warn!(why, "blocked");
+                }
                 self.say(What::Blocked { why });
             }
             Output::Unblocked => {
@@ -560,7 +565,9 @@ impl Driver {
                 "its cluster dissolved"
             }
             End::StartOver { why } => {
-                tracing::warn!(why, "the node begins anew");
+                if self.stopping.is_none() {
+                    tracing::warn!(why, "the node begins anew");
+                }
                 self.say(What::StartOver { why: why.to_owned() });
                 why
             }
