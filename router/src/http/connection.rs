@@ -217,6 +217,8 @@ impl Connection {
                     }
                     let until = *wait_until.get_or_insert_with(|| {
                         service.counters.waited.add(1);
+                        // Rare enough to look at the real clock: the thread may have been kept from its ticks.
+                        clock.refresh();
                         clock.now().after(limits.wait)
                     });
                     if !service.next_try(&self.deadline, until).await {

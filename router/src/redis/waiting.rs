@@ -51,6 +51,7 @@ impl RedisService {
         }
         if tag.wait_until == Instant::MAX {
             self.counters.waited.add(1);
+            self.worker.clock.refresh();
             tag.wait_until = self.now().after(self.worker.limits.wait);
         }
         Some(Entry { tag, command })

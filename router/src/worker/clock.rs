@@ -105,7 +105,7 @@ impl Deadline {
         DeadlineId(self.slot)
     }
 
-    /// The deadline passes after `time`, to three ticks: never earlier.
+    /// The deadline passes after `time`, to three ticks; never earlier, as long as the thread gets to its ticks.
     pub fn arm(&self, time: Duration) {
         // The clock may be one tick behind.
         self.arm_at(self.clock.now().after(time).after(TICK));
