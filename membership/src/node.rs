@@ -169,7 +169,8 @@ impl NodeBuilder {
         self
     }
 
-    /// A label of the node, such as `zone`, `rack` or `dc`; shown in its status.
+    /// A label of the node; shown in its status. The core is spread over nodes of different `zone`, `rack` (in a zone) and
+    /// `power` unit, as far as there are such.
     pub fn label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.labels.insert(key.into(), value.into());
         self

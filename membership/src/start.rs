@@ -1,13 +1,14 @@
 //! From a configuration to running threads: every rule is checked here, before anything runs.
 
 use std::{
+    collections::BTreeMap,
     io,
     net::{SocketAddr, TcpListener},
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use membership_proto::{Bootstrap, Config, NodeInfo};
+use membership_proto::{Bootstrap, Config, Domains, NodeInfo};
 use membership_sync::Snapshot;
 use membership_types::NodeId;
 use tokio::{
@@ -56,7 +57,14 @@ pub(crate) async fn start(builder: NodeBuilder) -> Result<Node, StartError> {
     let slot = founder_slot(&builder, advertise, id, &registries).await;
     // Whatever fails from here on gives the slot back.
     let started = slot.and_then(|slot| {
-        let me = NodeInfo { id, name: name.as_str().into(), addr: advertise, eligible: builder.core, slot };
+        let me = NodeInfo {
+            id,
+            name: name.as_str().into(),
+            addr: advertise,
+            eligible: builder.core,
+            slot,
+            domains: domains(&builder.labels),
+        };
         let config = configuration(&builder, me)?;
         run(&builder, config, listener, listen, admin, registries.clone())
     });
@@ -291,4 +299,10 @@ pub(crate) fn fresh_id(name: &str) -> Result<NodeId, StartError> {
 /// From the operating system.
 pub(crate) fn random() -> io::Result<u64> {
     getrandom::u64().map_err(io::Error::other)
+}
+
+/// What a node's labels say about what may fail together with it.
+fn domains(labels: &BTreeMap<String, String>) -> Domains {
+    let label = |key: &str| labels.get(key).map(|value| value.as_str().into());
+    Domains { zone: label("zone"), rack: label("rack"), power: label("power") }
 }

@@ -139,7 +139,7 @@ pub(crate) struct NodeFlags {
     #[arg(long, env = "PHALANX_HEARTBEAT", value_name = "DUR")]
     #[serde(deserialize_with = "from_text")]
     heartbeat: Option<Time>,
-    /// A label of this node, KEY=VALUE; may be repeated.
+    /// A label of this node, KEY=VALUE; may be repeated. The core is spread over different zone=, rack= and power=.
     #[arg(long, env = "PHALANX_LABEL", value_name = "K=V")]
     #[serde(deserialize_with = "many_from_text")]
     label: Vec<Label>,

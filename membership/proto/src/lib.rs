@@ -17,6 +17,7 @@
 //! | `acceptor.rs` | a core member's promises, accepted entry, grants |
 //! | `office.rs`, `office/` | the coordinator: authority, proposals, removals, telling |
 //! | `meeting.rs` | other lineages: dissolve, give up |
+//! | `spread.rs` | who sits in the core: seniors, spread over failure domains |
 //! | `quorum.rs` | which sets of core members may decide |
 //! | `state.rs`, `entry.rs`, `view.rs` | what is agreed on |
 //! | `msg.rs`, `config.rs`, `ctx.rs` | messages, configuration, effects |
@@ -42,6 +43,7 @@ mod office;
 pub mod plant;
 pub mod quorum;
 mod seeking;
+mod spread;
 pub mod state;
 mod takeover;
 pub mod view;
@@ -52,5 +54,6 @@ pub use ctx::{Dest, End, Output, Part, WhyNot};
 pub use entry::GroupWish;
 pub use msg::Msg;
 pub use plant::Plant;
+pub use spread::Domains;
 pub use state::Terms;
 pub use view::{ClusterView, GroupView, Kind, Member, NodeInfo, SharedView, Why};

@@ -28,6 +28,7 @@ use crate::{
     office::{Office, Won},
     plant::Plant,
     quorum::Deaths,
+    spread,
     state::{State, Terms},
     view::NodeInfo,
 };
@@ -417,8 +418,7 @@ fn new_lineage(ctx: &mut Ctx) -> Lineage {
 /// Founds a lineage with these founders, by slot order, and takes its first office.
 fn found(ctx: &mut Ctx, lineage: Lineage, founders: Vec<NodeInfo>, highest: ViewId) -> Member {
     let terms = ctx.config.terms.clone();
-    let eligible = founders.iter().filter(|n| n.eligible).map(|n| n.id);
-    let core: Vec<NodeId> = eligible.take(usize::from(terms.core_size)).collect();
+    let core = spread::first(&founders, usize::from(terms.core_size)).into_iter().map(|n| n.id).collect();
     let by_clock = ViewId::new(lineage.founded_s() << IDS_PER_SECOND_BITS);
     let state = State::before_founding(lineage, terms, by_clock.max(highest), founders, core);
     let ballot = Ballot { round: 1, node: ctx.me() };

@@ -319,7 +319,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::view::Kind;
+    use crate::{spread::Domains, view::Kind};
     use alloc::vec;
     use core::net::SocketAddr;
 
@@ -329,7 +329,14 @@ mod tests {
 
     fn info(n: u32) -> NodeInfo {
         let addr = SocketAddr::from(([127, 0, 0, 1], 1000 + n as u16));
-        NodeInfo { id: id(n), name: "n".into(), addr, eligible: true, slot: None }
+        NodeInfo {
+            id: id(n),
+            name: "n".into(),
+            addr,
+            eligible: true,
+            slot: None,
+            domains: Domains::default(),
+        }
     }
 
     fn group() -> GroupName {

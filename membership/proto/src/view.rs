@@ -6,6 +6,8 @@ use core::net::SocketAddr;
 use membership_types::{GroupName, Lineage, NodeId, Rank, Token, ViewId};
 use serde::{Deserialize, Serialize};
 
+use crate::spread::Domains;
+
 /// What everyone knows about a node.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct NodeInfo {
@@ -19,6 +21,9 @@ pub struct NodeInfo {
     pub eligible: bool,
     /// The founder slot that it holds under `expect(n)`.
     pub slot: Option<u16>,
+    /// In which failure domains it is.
+    #[serde(default)]
+    pub domains: Domains,
 }
 
 /// The ranked list of all nodes.

@@ -43,6 +43,8 @@ pub(crate) struct Params {
     /// Machines that may not sit in the core.
     pub(crate) ineligible: Vec<usize>,
     pub(crate) groups: usize,
+    /// How many zones the machines are in, if they say so.
+    pub(crate) zones: Option<usize>,
     /// Members of these groups multicast.
     pub(crate) multicast: Vec<bool>,
     /// How many messages an application sends at once, at most.
@@ -103,6 +105,7 @@ impl Params {
             alone_after: lease * rng.between(1, 3) as u32,
             ineligible,
             groups: rng.between(1, 3) as usize,
+            zones: rng.chance(350).then(|| rng.between(2, 4) as usize),
             multicast: (0..3).map(|_| rng.chance(600)).collect(),
             burst: *rng.pick(&[2, 6, 30]).expect("not empty"),
             kinds: chosen,

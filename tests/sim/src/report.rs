@@ -10,7 +10,7 @@ use checker::Report;
 use crate::{faults::Kind, world::World};
 
 /// Rare things that a large enough set of runs must have seen, or it proves little.
-pub const MARKERS: [&str; 56] = [
+pub const MARKERS: [&str; 57] = [
     "a candidate dies",
     "a candidate gives way to a higher ballot",
     "a candidate learns committed entries from a promise",
@@ -66,6 +66,7 @@ pub const MARKERS: [&str; 56] = [
     "takeover after a coordinator left",
     "takeover after a lease lapsed",
     "takeover after a proof of death",
+    "the core is spread anew",
     "two leaders die in a row",
 ];
 

@@ -6,7 +6,8 @@ use std::{
 };
 
 use membership_proto::{
-    Bootstrap, Cluster, Config, Dest, End, GroupWish, Input, Kind as GroupKind, Msg, NodeInfo, Output,
+    Bootstrap, Cluster, Config, Dest, Domains, End, GroupWish, Input, Kind as GroupKind, Msg, NodeInfo,
+    Output,
 };
 use membership_types::{
     GroupName, Instant, Lineage, Machine, NodeId, Rng, Token, ViewId,
@@ -320,8 +321,17 @@ impl World {
         let founder = machine < params.nodes;
         let slot = (machine < usize::from(params.slots)).then_some(machine as u16);
         let eligible = !params.ineligible.contains(&machine) && (founder || (machine * 7 + 3) % 10 < 7);
-        let info =
-            NodeInfo { id, name: format!("n{machine}").into(), addr: address(machine), eligible, slot };
+        let zone = self.params.zones.filter(|_| founder || machine.is_multiple_of(2));
+        let zone = zone.map(|zones| format!("z{}", machine % zones).into());
+        let domains = Domains { zone, ..Domains::default() };
+        let info = NodeInfo {
+            id,
+            name: format!("n{machine}").into(),
+            addr: address(machine),
+            eligible,
+            slot,
+            domains,
+        };
         let bootstrap = match (slot, founder) {
             (Some(_), _) => Bootstrap::Expect(params.slots),
             (None, true) if params.slots == 0 => Bootstrap::AloneAfter(params.alone_after),

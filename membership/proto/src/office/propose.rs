@@ -7,13 +7,14 @@ use alloc::{sync::Arc, vec::Vec};
 
 use membership_types::{Ballot, Instant, LogIndex, NodeId};
 
-use super::{Office, Proposal};
+use super::{Office, Peer, Proposal};
 use crate::{
     acceptor::{Acceptor, Offer},
     ctx::Ctx,
     entry::{Command, Entry},
     msg::ClusterMsg,
     quorum::{Deaths, Share, share},
+    spread,
     view::{NodeInfo, Why},
 };
 
@@ -209,21 +210,32 @@ impl Office {
         let state = &acceptor.state;
         let goes = |id: &NodeId, removals: &[(NodeId, Why)]| removals.iter().any(|(r, _)| r == id);
         let stay: Vec<NodeId> = state.core.iter().filter(|id| !goes(id, removals)).copied().collect();
-        let mut filled = stay.clone();
-        for node in self.candidates_for_core(ctx, acceptor, deaths) {
-            if filled.len() >= usize::from(state.terms.core_size) || goes(&node.id, removals) {
-                continue;
-            }
-            let confirmed = node.id == ctx.me()
-                || self.peers.get(&node.id).is_some_and(|p| {
-                    p.accepted.0 == state.index || p.commit.is_some_and(|c| c >= state.index)
-                });
-            if confirmed {
-                filled.push(node.id);
+        let mut filled: Vec<&NodeInfo> = stay.iter().filter_map(|id| state.view.node(*id)).collect();
+        let mut others = self.candidates_for_core(ctx, acceptor, deaths);
+        others.retain(|node| !goes(&node.id, removals));
+        while filled.len() < usize::from(state.terms.core_size)
+            && let Some(node) = spread::next(&filled, &others)
+        {
+            others.retain(|other| other.id != node.id);
+            if self.is_up_to_date(ctx, acceptor, node.id) {
+                filled.push(node);
             } else if self.learners.insert(node.id) {
                 self.feed(ctx, acceptor, node.id);
             }
         }
+        // Those who came later may be elsewhere: one member at a time makes room for them.
+        if filled.len() == state.core.len()
+            && let Some((out, into)) = spread::swap(&filled, &others, |node| node.id == ctx.me())
+        {
+            if self.is_up_to_date(ctx, acceptor, into.id) {
+                ctx.mark("the core is spread anew");
+                filled.retain(|node| node.id != out.id);
+                filled.push(into);
+            } else if self.learners.insert(into.id) {
+                self.feed(ctx, acceptor, into.id);
+            }
+        }
+        let mut filled: Vec<NodeId> = filled.into_iter().map(|node| node.id).collect();
         // By rank, so that the senior of the core is the senior of its nodes.
         filled.sort_by_key(|id| state.view.rank_of(*id));
         let wanted_before = self.wanted.take();
@@ -256,6 +268,13 @@ impl Office {
         None
     }
 
+    /// Has a node everything that is committed?
+    fn is_up_to_date(&self, ctx: &Ctx, acceptor: &Acceptor, node: NodeId) -> bool {
+        let index = acceptor.state.index;
+        let has = |p: &Peer| p.accepted.0 == index || p.commit.is_some_and(|c| c >= index);
+        node == ctx.me() || self.peers.get(&node).is_some_and(has)
+    }
+
     /// Living, eligible nodes outside the core, by rank.
     fn candidates_for_core<'a>(
         &self,
@@ -274,13 +293,11 @@ impl Office {
                         .and_then(|p| p.answered)
                         .is_some_and(|at| ctx.now - at <= ctx.lease())
         };
-        let missing = usize::from(state.terms.core_size);
         state
             .view
             .members
             .iter()
             .filter(|n| n.eligible && !state.core.contains(&n.id) && lives(n.id))
-            .take(missing)
             .collect()
     }
 
