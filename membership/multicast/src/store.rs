@@ -123,6 +123,8 @@ pub(crate) struct Store {
     broken: bool,
     /// What we last told the others.
     told: Holds,
+    /// We were the last to hold a safe message and have delivered it: the others wait to hear that.
+    awaited: bool,
     #[cfg(feature = "plant")]
     plant: Option<Plant>,
 }
@@ -143,6 +145,7 @@ impl Store {
             fresh: 0,
             broken: false,
             told: Holds { held: vec![0; members], seq: 0 },
+            awaited: false,
             #[cfg(feature = "plant")]
             plant: None,
         }
@@ -173,9 +176,9 @@ impl Store {
         self.fresh
     }
 
-    /// Are safe messages held that wait for others?
+    /// Do others, or we, wait for a safe message?
     pub(crate) fn has_safe(&self) -> bool {
-        self.safe > 0
+        self.safe > 0 || self.awaited
     }
 
     /// Adds our own next fragment.
@@ -292,6 +295,7 @@ impl Store {
     /// An acknowledgement goes out: with this.
     pub(crate) fn acknowledged(&mut self) -> Holds {
         self.fresh = 0;
+        self.awaited = false;
         self.told = self.holds();
         self.told.clone()
     }
@@ -370,7 +374,8 @@ impl Store {
         let rank = usize::from(self.sequence.at(place)?.0);
         match self.senders[rank].next()? {
             Class::Safe if hold || !self.is_safe(rank, place) => None,
-            _ => {
+            class => {
+                self.awaited |= class == Class::Safe && place > self.told.seq;
                 self.delivered = place;
                 self.take(rank, Some(place))
             }

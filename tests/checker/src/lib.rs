@@ -260,6 +260,7 @@ impl Checker {
             Event::Stable { p, g, lin, vid, mid } => {
                 let key = (self.book.names.lin(lin), self.book.names.group(g));
                 let told = multicast::Told { p: *p, vid: *vid, mid: *mid, h: "", at };
+                self.silence.check_stable(&mut self.book, *p, *mid, at);
                 self.multicasts.stable(&mut self.book, key, told);
             }
             Event::Block { p, g, lin, .. } => {

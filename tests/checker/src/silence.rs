@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use membership_types::trace::Process;
+use membership_types::trace::{Mid, Process};
 
 use crate::{
     book::{At, Book},
@@ -36,6 +36,13 @@ impl Silence {
             let what = format!("{} acts {} ns after its lease ended", title.p, acted.t - until);
             book.violated(Predicate::GM12, what, evidence);
         }
+    }
+
+    /// A process says that a message is safe.
+    pub(crate) fn check_stable(&self, book: &mut Book, p: Process, mid: Mid, at: At) {
+        let Some((since, why)) = self.silent.get(&p) else { return };
+        let evidence = vec![(*since, format!("{p} {why}")), (at, format!("{p} finds message {mid} stable"))];
+        book.violated(Predicate::GM12, format!("{p} finds {mid} stable although it {why}"), evidence);
     }
 
     /// A process leads, or acts as leader.

@@ -1,0 +1,263 @@
+//! Stories of three members, told frame by frame.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use membership_multicast::{Class, Config, Frame, Input, Multicast, Output, View};
+use membership_types::{GroupName, Instant, Lineage, Machine, NodeId, ViewId};
+
+const LINEAGE: Lineage = Lineage::new(7, 7);
+
+fn id(n: u32) -> NodeId {
+    NodeId::new(n, 1)
+}
+
+fn view(number: u64, members: &[u32]) -> View {
+    View { id: ViewId::new(number), lineage: LINEAGE, members: members.iter().map(|n| id(*n)).collect() }
+}
+
+/// What a member's application saw: views and messages, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Seen {
+    View(u64, Vec<u32>),
+    Message(String),
+}
+
+fn told(text: &str) -> Seen {
+    Seen::Message(text.into())
+}
+
+/// Members, and the frames under way between them: in order on each link, which can be held up.
+struct Room {
+    members: BTreeMap<u32, Multicast>,
+    seen: BTreeMap<u32, Vec<Seen>>,
+    links: BTreeMap<(u32, u32), VecDeque<Frame>>,
+    held_up: Vec<(u32, u32)>,
+    now: Instant,
+}
+
+impl Room {
+    /// All are members of view 10.
+    fn new(members: &[u32]) -> Self {
+        let mut room = Self {
+            members: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            links: BTreeMap::new(),
+            held_up: Vec::new(),
+            now: Instant::from_nanos(1),
+        };
+        for n in members {
+            let mut config = Config::new(id(*n), GroupName::new("g").unwrap());
+            config.fragment = 4;
+            room.members.insert(*n, Multicast::new(config, room.now, 0));
+        }
+        for n in members {
+            room.feed(*n, Input::View(view(10, members)));
+        }
+        room.run();
+        room.seen.clear();
+        room
+    }
+
+    fn feed(&mut self, n: u32, input: Input) {
+        let member = self.members.get_mut(&n).unwrap();
+        member.handle(self.now, input);
+        while let Some(output) = member.poll_output() {
+            match output {
+                Output::Send(to, frame) => self.links.entry((n, to.node())).or_default().push_back(frame),
+                Output::SendAll(all, frame) => {
+                    for to in all.iter().filter(|to| **to != id(n)) {
+                        self.links.entry((n, to.node())).or_default().push_back(frame.clone());
+                    }
+                }
+                Output::Deliver(message) => {
+                    let text = String::from_utf8(message.payload.to_vec()).unwrap();
+                    self.seen.entry(n).or_default().push(Seen::Message(text));
+                }
+                Output::Install { view, came_along } => {
+                    let with = came_along.iter().map(|m| m.node()).collect();
+                    self.seen.entry(n).or_default().push(Seen::View(view.id.get(), with));
+                }
+                Output::Block(_) | Output::Behind(_) | Output::Trace(_) | Output::Mark(_) => {}
+            }
+        }
+    }
+
+    fn say(&mut self, n: u32, class: Class, text: &'static str) {
+        self.feed(n, Input::Multicast(class, Bytes::from_static(text.as_bytes())));
+        self.feed(n, Input::Drained);
+    }
+
+    fn hold_up(&mut self, from: u32, to: u32) {
+        self.held_up.push((from, to));
+    }
+
+    fn let_go(&mut self) {
+        self.held_up.clear();
+        self.run();
+    }
+
+    fn kill(&mut self, n: u32) {
+        self.members.remove(&n);
+        self.links.retain(|(from, to), _| *from != n && *to != n);
+    }
+
+    /// Carries all frames that may move, and tells everybody when all are handed in, until nothing moves.
+    fn run(&mut self) {
+        loop {
+            let moving = |(link, frames): (&(u32, u32), &VecDeque<Frame>)| {
+                (!frames.is_empty() && !self.held_up.contains(link)).then_some(*link)
+            };
+            let next = self.links.iter().find_map(moving);
+            if let Some((from, to)) = next {
+                let frame = self.links.get_mut(&(from, to)).unwrap().pop_front().unwrap();
+                if self.members.contains_key(&to) {
+                    self.feed(to, Input::Frame(id(from), LINEAGE, frame));
+                }
+                continue;
+            }
+            let all: Vec<u32> = self.members.keys().copied().collect();
+            for n in all {
+                self.feed(n, Input::Drained);
+            }
+            let moves = self.links.iter().any(|(link, f)| !f.is_empty() && !self.held_up.contains(link));
+            if !moves {
+                return;
+            }
+        }
+    }
+
+    fn seen(&self, n: u32) -> &[Seen] {
+        self.seen.get(&n).map_or(&[], Vec::as_slice)
+    }
+}
+
+#[test]
+fn fragments_arrive_whole_and_ordered_messages_in_one_order() {
+    let mut room = Room::new(&[1, 2, 3]);
+    room.say(3, Class::Ordered, "from three, in pieces");
+    room.say(2, Class::Ordered, "two");
+    room.say(1, Class::Safe, "one");
+    room.run();
+    assert_eq!(room.seen(1).len(), 3);
+    assert_eq!(room.seen(1), room.seen(2));
+    assert_eq!(room.seen(1), room.seen(3));
+}
+
+#[test]
+fn a_safe_message_waits_for_the_slowest() {
+    let mut room = Room::new(&[1, 2, 3]);
+    room.hold_up(1, 3);
+    room.say(1, Class::Safe, "safe");
+    room.run();
+    assert_eq!(room.seen(1), [], "three does not hold it");
+    room.let_go();
+    for n in 1..=3 {
+        assert_eq!(room.seen(n), [told("safe")], "{n}");
+    }
+}
+
+#[test]
+fn what_one_survivor_has_of_the_dead_all_get() {
+    let mut room = Room::new(&[1, 2, 3]);
+    room.hold_up(3, 2);
+    room.say(3, Class::Fifo, "last words");
+    room.run();
+    assert_eq!((room.seen(1), room.seen(2)), (&[told("last words")][..], &[][..]));
+    room.kill(3);
+    room.feed(1, Input::View(view(11, &[1, 2])));
+    room.feed(2, Input::View(view(11, &[1, 2])));
+    room.let_go();
+    let both = [told("last words"), Seen::View(11, vec![1, 2])];
+    assert_eq!((room.seen(1), room.seen(2)), (&both[..], &both[..]));
+}
+
+#[test]
+fn what_the_dead_leader_gave_no_place_is_delivered_by_sender() {
+    let mut room = Room::new(&[1, 2, 3]);
+    room.hold_up(2, 1);
+    room.hold_up(3, 1);
+    room.say(3, Class::Ordered, "three");
+    room.say(2, Class::Ordered, "two");
+    room.run();
+    assert_eq!(room.seen(2), [], "no places yet");
+    room.kill(1);
+    for n in [2, 3] {
+        room.feed(n, Input::View(view(11, &[2, 3])));
+    }
+    room.let_go();
+    let both = [told("two"), told("three"), Seen::View(11, vec![2, 3])];
+    assert_eq!((room.seen(2), room.seen(3)), (&both[..], &both[..]));
+}
+
+#[test]
+fn who_was_overtaken_is_brought_along() {
+    let mut room = Room::new(&[1, 2, 3]);
+    room.say(1, Class::Ordered, "before");
+    room.run();
+    // Two installs view 11, three hears of view 12 before it gets so far.
+    room.hold_up(2, 3);
+    for n in [1, 2, 3] {
+        room.feed(n, Input::View(view(11, &[1, 2, 3])));
+    }
+    room.run();
+    assert_eq!(room.seen(2).last(), Some(&Seen::View(11, vec![1, 2, 3])));
+    room.kill(1);
+    room.say(2, Class::Ordered, "in view 11");
+    for n in [2, 3] {
+        room.feed(n, Input::View(view(12, &[2, 3])));
+    }
+    room.let_go();
+    let both =
+        [told("before"), Seen::View(11, vec![1, 2, 3]), told("in view 11"), Seen::View(12, vec![2, 3])];
+    assert_eq!((room.seen(2), room.seen(3)), (&both[..], &both[..]));
+}
+
+#[test]
+fn a_new_connection_brings_what_the_old_one_lost() {
+    let mut room = Room::new(&[1, 2]);
+    room.hold_up(1, 2);
+    room.say(1, Class::Ordered, "lost, and sent again");
+    room.links.get_mut(&(1, 2)).unwrap().clear();
+    room.let_go();
+    assert_eq!(room.seen(2), []);
+    room.feed(1, Input::Linked(id(2)));
+    room.feed(2, Input::Linked(id(1)));
+    room.run();
+    assert_eq!(room.seen(2), [told("lost, and sent again")]);
+}
+
+#[test]
+fn a_member_without_lease_delivers_nothing_safe() {
+    let mut room = Room::new(&[1, 2]);
+    room.feed(2, Input::Hold(true));
+    room.say(1, Class::Safe, "safe");
+    room.run();
+    assert_eq!((room.seen(1), room.seen(2)), (&[told("safe")][..], &[][..]));
+    room.feed(2, Input::Hold(false));
+    assert_eq!(room.seen(2), [told("safe")]);
+}
+
+#[test]
+fn a_sender_that_nobody_acknowledges_stops_at_its_window_and_the_slow_one_is_named() {
+    let mut room = Room::new(&[1, 2]);
+    room.feed(2, Input::Throttle(true));
+    let megabyte = Bytes::from(vec![b'x'; 1 << 20]);
+    for _ in 0..8 {
+        room.feed(1, Input::Multicast(Class::Fifo, megabyte.clone()));
+    }
+    room.feed(1, Input::Drained);
+    let sender = &room.members[&1];
+    assert!(!sender.has_room() && sender.sent() < 8, "{} sent", sender.sent());
+    let mut behind = 0;
+    for second in 1..20 {
+        let now = Instant::from_nanos(second * 1_000_000_000);
+        let sender = room.members.get_mut(&1).unwrap();
+        sender.handle_timeout(now);
+        while let Some(output) = sender.poll_output() {
+            behind += usize::from(matches!(output, Output::Behind(node) if node == id(2)));
+        }
+    }
+    assert!(behind > 0, "two makes one wait");
+}
