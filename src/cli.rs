@@ -1,8 +1,14 @@
 //! The command line: what each command takes, and what it exits with.
 
-use std::{fmt, path::Path, process::ExitCode};
+use std::{
+    env,
+    ffi::OsStr,
+    fmt,
+    io::{self, Write},
+    process::ExitCode,
+};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 mod bench;
 mod check;
@@ -81,19 +87,16 @@ struct Cli {
     command: Command,
 }
 
+/// What has no description here has a longer one at its own type.
 #[derive(Subcommand)]
 enum Command {
-    /// A whole array of partitioned, cloned servers on this machine: live load through a router while leaders are killed.
     Demo(demo::Demo),
     /// A plain node: it may sit in the core and serves the admin API.
     Agent(join::Agent),
-    /// A node that is a member of GROUP; prints events, reads commands (step-down, leave) from standard input.
     Join(join::Join),
     /// A node that observes GROUP and prints its views.
     Watch(join::Watch),
-    /// Runs an unmodified server as a member of a group: `phalanx run --group G --endpoint ADDR -- CMD…`
     Run(run::Run),
-    /// The routing proxy.
     Router(route::Router),
     /// How a node stands, asked at its admin API.
     Status(operate::Status),
@@ -101,7 +104,6 @@ enum Command {
     View(operate::View),
     /// The simulator: hostile runs of the membership protocol, judged by the checker.
     Sim(sim::Sim),
-    /// The checker: judges traces.
     Check(check::Check),
     /// The project's own benchmarks.
     Bench(bench::Bench),
@@ -120,39 +122,60 @@ pub(crate) fn at_least_one(text: &str) -> Result<usize, String> {
 }
 
 impl Command {
-    /// The configuration file, if the command has one.
-    fn config(&self) -> Option<&Path> {
+    /// Takes what the flags leave open from the configuration file, if the command has one. It is read once, for it may be a
+    /// pipe. Returns what to log, if that is said.
+    fn configure(&mut self) -> Result<Option<tracing::Level>, Failure> {
         match self {
-            Self::Agent(agent) => agent.config(),
-            Self::Join(join) => join.config(),
-            Self::Watch(watch) => watch.config(),
-            Self::Run(run) => run.config(),
-            Self::Router(router) => Some(router.config()),
-            _ => None,
+            Self::Agent(agent) => agent.configure(),
+            Self::Join(join) => join.configure(),
+            Self::Watch(watch) => watch.configure(),
+            Self::Run(run) => run.configure(),
+            Self::Router(router) => router.configure(),
+            _ => Ok(None),
         }
     }
 }
 
+/// Variables of the environment that are set to nothing count as not set.
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let is_empty = |name: &OsStr| env::var_os(name).is_some_and(|value| value.is_empty());
+    command
+        .mut_args(|arg| if arg.get_env().is_some_and(is_empty) { arg.env(None::<&str>) } else { arg })
+        .mut_subcommands(without_empty_variables)
+}
+
+fn parse() -> Result<Cli, clap::Error> {
+    let mut command = without_empty_variables(Cli::command());
+    let matches = command.try_get_matches_from_mut(env::args_os())?;
+    Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+}
+
 /// Runs the command that the arguments name.
 pub(crate) fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let mut cli = match parse() {
         Ok(cli) => cli,
         Err(error) => {
             let code = if error.use_stderr() { exit::USAGE } else { 0 };
-            // Nothing can be done if even this cannot be printed.
-            let _ = error.print();
-            return ExitCode::from(code);
+            return match error.print() {
+                Err(lost) if lost.kind() != io::ErrorKind::BrokenPipe => {
+                    failed(&Failure::new(exit::FAILED.max(code), format!("standard output: {lost}")))
+                }
+                _ => ExitCode::from(code),
+            };
         }
     };
-    let level = cli.log.or_else(|| cli.command.config().and_then(flags::log_level));
-    let level = level.unwrap_or(tracing::Level::WARN);
-    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_target(false).init();
+    let level = match cli.command.configure() {
+        Ok(in_file) => cli.log.or(in_file).unwrap_or(tracing::Level::WARN),
+        Err(failure) => return failed(&failure),
+    };
+    let log = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr).with_target(false);
+    // A log that cannot be written ends nobody.
+    log.log_internal_errors(false).init();
     if cli.die_with_parent
         && let Err(error) =
             rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
     {
-        eprintln!("phalanx: --die-with-parent: {error}");
-        return ExitCode::from(exit::FAILED);
+        return failed(&Failure::new(exit::FAILED, format!("--die-with-parent: {error}")));
     }
     let json = cli.json;
     let outcome = match cli.command {
@@ -170,18 +193,20 @@ pub(crate) fn main() -> ExitCode {
         Command::Inventory(inventory) => block_on(inventory.run()),
     };
     match outcome {
-        Ok(code) => match events::lost() {
-            None => ExitCode::from(code),
-            Some(why) => {
-                eprintln!("phalanx: standard output: {why}");
-                ExitCode::from(code.max(exit::FAILED))
-            }
-        },
-        Err(failure) => {
-            eprintln!("phalanx: {failure}");
-            ExitCode::from(failure.code)
-        }
+        Ok(code) if events::lost() => ExitCode::from(code.max(exit::FAILED)),
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => failed(&failure),
     }
+}
+
+/// Says on standard error what is wrong, and goes on if even this cannot be written.
+pub(crate) fn complain(what: impl fmt::Display) {
+    let _ = writeln!(io::stderr(), "phalanx: {what}");
+}
+
+fn failed(failure: &Failure) -> ExitCode {
+    complain(failure);
+    ExitCode::from(failure.code)
 }
 
 fn block_on(command: impl Future<Output = Outcome>) -> Outcome {

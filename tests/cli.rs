@@ -2,9 +2,9 @@
 
 mod common;
 
-use std::net::TcpListener;
+use std::{io::Write, net::TcpListener, process::Stdio, time::Duration};
 
-use common::{Dir, phalanx, run, stderr, stdout};
+use common::{Dir, Proc, phalanx, run, stderr, stdout};
 
 /// The command fails with this code and says all of this.
 fn refused(args: &[&str], code: i32, says: &[&str]) {
@@ -38,6 +38,8 @@ fn wrong_flags_and_what_is_not_built_yet_exit_with_2() {
             "{absent} is not built"
         );
     }
+    let help = stdout(&run(&["run", "--help"]));
+    assert!(help.contains("survive a SIGKILL") && help.contains("master_process off"), "{help}");
     assert!(stdout(&run(&["--version"])).contains(env!("CARGO_PKG_VERSION")));
 }
 
@@ -127,32 +129,173 @@ fn output_that_cannot_be_written_is_a_failure() {
          [service.pmap]\nstyle = \"slots\"\npartitions = 4\n\
          [[service.racs]]\nname = \"a\"\nservers = [\"127.0.0.1:1\"]\n",
     );
-    let commands: [&[&str]; 3] = [
+    let trace = dir.file("run.jsonl");
+    assert!(run(&["sim", "--seed", "1", "--trace", &trace]).status.success());
+    let mut agent =
+        Proc::start(&["agent", "--admin", "127.0.0.1:0", "--rendezvous", &format!("{rendezvous}-2")]);
+    let admin = agent.until_event("started")["admin"].as_str().expect("an address").to_owned();
+    let commands: [&[&str]; 9] = [
         &["router", "--check", "--config", &config],
         &["sim", "--seed", "1"],
+        &["check", &trace],
+        &["status", "--admin", &admin],
+        &["view", "--admin", &admin],
         &["join", "g", "--no-stdin", "--rendezvous", &rendezvous],
+        &["watch", "g", "--rendezvous", &rendezvous],
+        &["agent", "--rendezvous", &rendezvous],
+        &["run", "--group", "g", "--rendezvous", &rendezvous, "--", "sleep", "1"],
     ];
     for command in commands {
-        let output = phalanx().args(command).stdout(full()).stderr(std::process::Stdio::piped()).output();
+        let output = phalanx().args(command).stdout(full()).stderr(Stdio::piped()).output();
         let output = output.expect("the binary can be started");
         assert_eq!(output.status.code(), Some(1), "{command:?}: {}", stderr(&output));
         assert!(stderr(&output).contains("standard output: "), "{command:?}: {}", stderr(&output));
     }
+    let help = phalanx().arg("--help").stdout(full()).status().expect("the binary can be started");
+    assert_eq!(help.code(), Some(1));
 }
 
 #[test]
-fn durations_and_counts_beyond_all_reason_are_refused() {
-    let commands: [&[&str]; 6] = [
-        &["demo", "--for", "5000000000000000h"],
-        &["demo", "--for", "1s", "--kill-every", "5000000000000000h"],
-        &["run", "--group", "g", "--start-timeout", "5000000000000000h", "--", "true"],
-        &["sim", "--seeds", "0"],
-        &["sim", "--seed", "18446744073709551615", "--seeds", "3"],
-        &["bench", "takeover", "--times", "0"],
-    ];
+fn a_log_that_cannot_be_written_ends_nobody() {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("Linux has it");
+    let args =
+        ["join", "g", "--no-stdin", "--log", "debug", "--bootstrap", "join", "--join-timeout", "200ms"];
+    let output = phalanx().args(args).stderr(full).output().expect("the binary can be started");
+    assert_eq!(output.status.code(), Some(3), "{}", stdout(&output));
+}
+
+#[test]
+fn a_reader_that_goes_away_is_an_orderly_end() {
+    let dir = Dir::new();
+    let mut child = phalanx()
+        .args(["join", "g", "--no-stdin", "--rendezvous", &dir.rendezvous()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary can be started");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("it ends");
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(!stderr(&output).contains("standard output"), "{}", stderr(&output));
+}
+
+#[test]
+fn durations_have_ranges() {
+    const ENDLESS: &str = "5000000000000000h";
+    let flags = ["--lease", "--heartbeat", "--give-up", "--join-timeout"];
+    for flag in flags {
+        refused(&["join", "g", flag, ENDLESS], 2, &[flag, "8760h"]);
+    }
+    refused(&["join", "g", "--bootstrap", "alone-after=5000000000000000h"], 2, &["--bootstrap", "8760h"]);
+    refused(&["join", "g", "--bootstrap", "alone-after=2h"], 2, &["10ms to 1h"]);
+    refused(&["join", "g", "--lease", "61s"], 2, &["20ms to 60s"]);
+    for flag in ["--start-timeout", "--grace"] {
+        refused(&["run", "--group", "g", flag, ENDLESS, "--", "true"], 2, &[flag, "8760h"]);
+    }
+    refused(&["demo", "--for", ENDLESS], 2, &["--for", "8760h"]);
+    refused(&["demo", "--for", "1s", "--kill-every", ENDLESS], 2, &["--kill-every", "8760h"]);
+    refused(&["demo", "--for", "1s", "--kill-every", "99ms"], 2, &["--kill-every", "100ms to 8760h"]);
+    refused(&["bench", "takeover", "--lease", "61s"], 2, &["--lease", "20ms to 60s"]);
+    let commands: [&[&str]; 7] =
+        [&["demo"], &["agent"], &["join"], &["watch"], &["run"], &["router"], &["bench", "takeover"]];
     for command in commands {
-        let output = run(command);
-        assert_eq!(output.status.code(), Some(2), "{command:?}: {}", stderr(&output));
+        let help = stdout(&run(&[command, &["-h"]].concat()));
+        let durations: Vec<&str> = help.lines().filter(|line| line.contains("DUR")).collect();
+        assert!(!durations.is_empty(), "{command:?}");
+        for line in durations {
+            assert!(["up to ", "ms to "].iter().any(|range| line.contains(range)), "{command:?}: {line}");
+        }
+    }
+}
+
+#[test]
+fn counts_and_ports_that_make_no_sense_are_refused() {
+    refused(&["sim", "--seeds", "0"], 2, &["--seeds", "at least 1"]);
+    refused(&["sim", "--seed", "18446744073709551615", "--seeds", "3"], 2, &["--seeds 3"]);
+    refused(&["bench", "takeover", "--times", "0"], 2, &["--times", "at least 1"]);
+    refused(&["bench", "join", "--times", "0"], 2, &["--times", "at least 1"]);
+    refused(&["router", "--config", "x", "--workers", "0"], 2, &["--workers", "at least 1"]);
+    refused(
+        &["run", "--group", "g", "--endpoint", "127.0.0.1:0", "--", "true"],
+        2,
+        &["127.0.0.1:0", "port 0"],
+    );
+}
+
+/// Runs a command, with these variables, that says at `debug` that it looks for a cluster, and fails soon.
+fn logs_at_debug(dir: &Dir, config: &str, args: &[&str], variables: &[(&str, &str)]) -> bool {
+    let output = phalanx()
+        .args(["join", "g", "--no-stdin", "--bootstrap", "join", "--join-timeout", "200ms"])
+        .args(["--rendezvous", &dir.rendezvous(), "--config", config])
+        .args(args)
+        .envs(variables.iter().copied())
+        .output()
+        .expect("the binary can be started");
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    stderr(&output).contains("DEBUG")
+}
+
+#[test]
+fn what_to_log_comes_from_the_flag_or_the_environment_or_the_file() {
+    let dir = Dir::new();
+    let (quiet, loud) = (dir.write("quiet.toml", ""), dir.write("loud.toml", "log = \"debug\"\n"));
+    assert!(!logs_at_debug(&dir, &quiet, &[], &[]));
+    assert!(logs_at_debug(&dir, &loud, &[], &[]));
+    assert!(logs_at_debug(&dir, &loud, &[], &[("PHALANX_LOG", "")]));
+    assert!(!logs_at_debug(&dir, &loud, &[], &[("PHALANX_LOG", "error")]));
+    assert!(logs_at_debug(&dir, &quiet, &["--log", "debug"], &[("PHALANX_LOG", "error")]));
+    let wrong = dir.write("wrong.toml", "log = \"nope\"\n");
+    refused(&["router", "--check", "--config", &wrong], 2, &["wrong.toml", "log = ", "trace"]);
+}
+
+#[test]
+fn a_configuration_may_come_through_a_pipe() {
+    let mut child = phalanx()
+        .args(["join", "g", "--no-stdin", "--config", "/dev/stdin"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary can be started");
+    let text = b"bootstrap = \"join\"\njoin-timeout = \"200ms\"\n";
+    child.stdin.take().expect("it is piped").write_all(text).expect("it reads");
+    let output = child.wait_with_output().expect("it ends");
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+}
+
+#[test]
+fn variables_are_read_as_people_write_them_and_empty_ones_count_as_unset() {
+    let listen = |name: &str, value: &str| {
+        let mut command = phalanx();
+        command.args(["join", "g", "--no-stdin", "--listen", "0.0.0.0:0"]).env(name, value);
+        stderr(&command.output().expect("the binary can be started"))
+    };
+    // Whoever may listen everywhere is asked next by which address others reach it.
+    for yes in ["1", "yes", "true"] {
+        assert!(listen("PHALANX_INSECURE", yes).contains("--advertise"), "{yes}");
+    }
+    for no in ["0", "no", "false", ""] {
+        assert!(listen("PHALANX_INSECURE", no).contains("or --insecure"), "{no}");
+    }
+    assert!(listen("PHALANX_INSECURE", "perhaps").contains("--insecure"));
+    let names = [
+        "LOG",
+        "CLUSTER",
+        "NAME",
+        "ADVERTISE",
+        "RENDEZVOUS",
+        "BOOTSTRAP",
+        "LEASE",
+        "HEARTBEAT",
+        "LABEL",
+        "ADMIN",
+        "CORE",
+        "GIVE_UP",
+        "JOIN_TIMEOUT",
+        "TRACE",
+    ];
+    for name in names {
+        let said = listen(&format!("PHALANX_{name}"), "");
+        assert!(said.contains("or --insecure"), "PHALANX_{name}: {said}");
     }
 }
 
@@ -165,7 +308,24 @@ fn a_wrapper_refuses_an_address_at_which_somebody_answers_already() {
     let output =
         run(&["run", "--group", "g", "--endpoint", &at, "--rendezvous", &rendezvous, "--", "sleep", "60"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("something answers there already"), "{}", stderr(&output));
+    let says = format!("something already answers at {at}: ");
+    assert!(stderr(&output).contains(&says), "{}", stderr(&output));
+}
+
+#[test]
+fn a_wrapper_waits_a_moment_for_an_old_server_to_go_away() {
+    let old = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let at = old.local_addr().expect("bound").to_string();
+    let going = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(700));
+        drop(old);
+    });
+    let dir = Dir::new();
+    let exe = env!("CARGO_BIN_EXE_phalanx");
+    let args = ["run", "--group", "g", "--endpoint", &at, "--rendezvous", &dir.rendezvous()];
+    let mut wrapper = Proc::start(&[&args[..], &["--", exe, "inventory", "--listen", &at]].concat());
+    wrapper.until_event("leading");
+    going.join().expect("it only sleeps");
 }
 
 #[test]
@@ -177,7 +337,8 @@ fn a_server_that_goes_to_the_background_is_told_to_stay() {
     let output =
         run(&["run", "--group", "g", "--endpoint", &free, "--rendezvous", &rendezvous, "--", "true"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("in the foreground"), "{}", stderr(&output));
+    let says = format!("true ended before its port {free} answered: run it in the foreground");
+    assert!(stderr(&output).contains(&says), "{}", stderr(&output));
 }
 
 #[test]
@@ -185,5 +346,6 @@ fn an_admin_api_that_does_not_answer_is_said_so() {
     let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let output = run(&["status", "--admin", &silent.local_addr().expect("bound").to_string()]);
     assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("within 5 s"), "{}", stderr(&output));
     assert!(stderr(&output).contains("no answer from"), "{}", stderr(&output));
 }

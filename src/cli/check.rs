@@ -7,6 +7,8 @@ use serde_json::json;
 
 use super::{Failure, Outcome, events};
 
+/// The checker: judges traces.
+///
 /// Judges the traces of one run together, and says per predicate: pass, fail with the events that prove it, or not
 /// exercised. Exit code 1 on a violation, 2 if a trace is unreadable or incomplete.
 #[derive(Args)]

@@ -33,14 +33,16 @@ mod load;
 
 use load::{Counts, Load};
 
+/// A whole array of partitioned, cloned servers on this machine: live load through a router while leaders are killed.
+///
 /// Starts six inventory servers as members of two groups, a router in front of them, and clients; kills a leader every few
 /// seconds. Exit code 1 if a read failed, an answer came from the wrong partition, or the checker found a violation.
 #[derive(Args)]
 pub(crate) struct Demo {
-    /// How long [default: until Ctrl-C].
+    /// How long; up to 8760h [default: until Ctrl-C].
     #[arg(long = "for", value_name = "DUR")]
     length: Option<Time>,
-    /// How often a leader is killed.
+    /// How often a leader is killed; 100ms to 8760h.
     #[arg(long, value_name = "DUR", default_value = "3s")]
     kill_every: Time,
 }
@@ -80,7 +82,7 @@ struct Stage {
 impl Demo {
     pub(crate) async fn run(self, json: bool) -> Outcome {
         if self.kill_every.0 < Duration::from_millis(100) {
-            return Err(Failure::usage("--kill-every: give 100ms or more"));
+            return Err(Failure::usage("--kill-every: give 100ms to 8760h"));
         }
         let mut stops = Stops::new()?;
         let dir = std::env::temp_dir().join(format!("phalanx-demo-{}", std::process::id()));
@@ -141,7 +143,12 @@ impl Demo {
                     restarts.remove(0);
                     stage.start_clone(group)?;
                 },
-                _ = status.tick() => stage.show(&load.counts()),
+                _ = status.tick() => {
+                    stage.show(&load.counts());
+                    if events::closed() {
+                        break; // Nobody reads any more.
+                    }
+                }
                 () = sleep_until(ends.unwrap_or(never)) => if ends.is_some() { break },
                 () = stops.next() => break,
             }

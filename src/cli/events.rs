@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Write},
-    sync::OnceLock,
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use membership::{Event, What};
@@ -85,24 +85,27 @@ pub(crate) fn print(event: &Event, json: bool) -> bool {
     line(&if json { object.to_string() } else { to_text(event, &object) })
 }
 
-/// Prints one line at once. False once nothing can be printed any more; if it is not the reader who went away, the
-/// command ends with [`lost`].
+/// Prints one line at once. False if it cannot be printed: the reader went away, which is an orderly end, or the line is
+/// [lost], which is said once on standard error.
 pub(crate) fn line(text: &str) -> bool {
     let mut out = io::stdout().lock();
-    match writeln!(out, "{text}").and_then(|()| out.flush()) {
-        Ok(()) => true,
-        Err(error) => {
-            if error.kind() != io::ErrorKind::BrokenPipe {
-                let _first = LOST.set(error.to_string());
-            }
-            false
-        }
+    let Err(error) = writeln!(out, "{text}").and_then(|()| out.flush()) else { return true };
+    CLOSED.store(true, Ordering::Relaxed);
+    if error.kind() != io::ErrorKind::BrokenPipe && !LOST.swap(true, Ordering::Relaxed) {
+        super::complain(format_args!("standard output: {error}"));
     }
+    false
 }
 
-static LOST: OnceLock<String> = OnceLock::new();
+static CLOSED: AtomicBool = AtomicBool::new(false);
+static LOST: AtomicBool = AtomicBool::new(false);
 
-/// Why some output is lost, if it is.
-pub(crate) fn lost() -> Option<&'static str> {
-    LOST.get().map(String::as_str)
+/// Whether a line could not be printed.
+pub(crate) fn closed() -> bool {
+    CLOSED.load(Ordering::Relaxed)
+}
+
+/// Whether a line could not be printed, though its reader did not go away.
+pub(crate) fn lost() -> bool {
+    LOST.load(Ordering::Relaxed)
 }

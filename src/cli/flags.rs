@@ -1,8 +1,14 @@
 //! The flags of every command that starts a node, from the command line, the environment, and a TOML file, in this order.
 
-use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    fmt, fs, mem,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
 
-use clap::Args;
+use clap::{Args, builder::BoolishValueParser};
 use membership::{Bootstrap, Node, NodeBuilder, Rendezvous, StartError};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
@@ -34,7 +40,7 @@ impl FromStr for Time {
         };
         let time = Duration::try_from_secs_f64(number * seconds).map_err(|_| wrong())?;
         if time > Self::MAX {
-            return Err(format!("`{text}` is too long: give at most 8760h, a year"));
+            return Err(format!("`{text}` is too long: no duration may exceed 8760h, a year"));
         }
         Ok(Self(time))
     }
@@ -81,7 +87,7 @@ fn many_from_text<'de, T: FromStr<Err: fmt::Display>, D: Deserializer<'de>>(
     d: D,
 ) -> Result<Vec<T>, D::Error> {
     #[derive(Deserialize)]
-    #[serde(untagged)]
+    #[serde(untagged, expecting = "a text or a list of texts")]
     enum Texts {
         One(String),
         Many(Vec<String>),
@@ -127,15 +133,17 @@ pub(crate) struct NodeFlags {
     #[arg(long, env = "PHALANX_RENDEZVOUS", value_name = "URL", value_delimiter = ';')]
     #[serde(deserialize_with = "many_from_text")]
     pub(crate) rendezvous: Vec<Rendezvous>,
-    /// What to do where there is no cluster: expect=N, alone-after=DUR or join [default: alone-after=1s].
+    /// What to do where there is no cluster: expect=N, alone-after=DUR (10ms to 1h) or join
+    /// [default: alone-after=1s].
     #[arg(long, env = "PHALANX_BOOTSTRAP", value_name = "HOW")]
     #[serde(deserialize_with = "from_text")]
     bootstrap: Option<Founding>,
-    /// How long a node may act without hearing from the core; longer is calmer, shorter fails over faster [default: 1s].
+    /// How long a node may act without hearing from the core; longer is calmer, shorter fails over faster; 20ms to 60s
+    /// [default: 1s].
     #[arg(long, env = "PHALANX_LEASE", value_name = "DUR")]
     #[serde(deserialize_with = "from_text")]
     lease: Option<Time>,
-    /// How often nodes speak [default: a tenth of the lease].
+    /// How often nodes speak; 1ms to a third of the lease [default: a tenth of it].
     #[arg(long, env = "PHALANX_HEARTBEAT", value_name = "DUR")]
     #[serde(deserialize_with = "from_text")]
     heartbeat: Option<Time>,
@@ -144,8 +152,9 @@ pub(crate) struct NodeFlags {
     #[serde(deserialize_with = "many_from_text")]
     label: Vec<Label>,
     /// Listen beyond loopback without authentication.
-    #[arg(long, env = "PHALANX_INSECURE", value_parser = clap::builder::BoolishValueParser::new())]
-    insecure: bool,
+    #[arg(long, env = "PHALANX_INSECURE", value_name = "YES|NO", value_parser = BoolishValueParser::new())]
+    #[arg(hide_possible_values = true, num_args = 0..=1, require_equals = true, default_missing_value = "yes")]
+    insecure: Option<bool>,
     /// Where to serve the admin API (HTTP).
     #[arg(long, env = "PHALANX_ADMIN", value_name = "ADDR")]
     admin: Option<SocketAddr>,
@@ -153,11 +162,12 @@ pub(crate) struct NodeFlags {
     #[arg(long, env = "PHALANX_CORE", value_name = "YES|NO")]
     #[serde(deserialize_with = "from_text")]
     core: Option<YesNo>,
-    /// How long a node of a blocked cluster waits before it goes over to another one [default: 10 leases].
+    /// How long a node of a blocked cluster waits before it goes over to another one; up to 8760h
+    /// [default: 10 leases].
     #[arg(long, env = "PHALANX_GIVE_UP", value_name = "DUR")]
     #[serde(deserialize_with = "from_text")]
     give_up: Option<Time>,
-    /// Exit with 3 if no cluster took this node in by then [default: 30s].
+    /// Exit with 3 if no cluster took this node in by then; up to 8760h [default: 30s].
     #[arg(long, env = "PHALANX_JOIN_TIMEOUT", value_name = "DUR")]
     #[serde(deserialize_with = "from_text")]
     join_timeout: Option<Time>,
@@ -167,13 +177,12 @@ pub(crate) struct NodeFlags {
     /// What to log; on the command line this is a flag of every command.
     #[arg(skip)]
     #[serde(deserialize_with = "from_text")]
-    log: Option<tracing::Level>,
+    pub(crate) log: Option<tracing::Level>,
 }
 
-/// What a configuration file says about logging. What is wrong with the file is said when it is read for good.
-pub(crate) fn log_level(file: &std::path::Path) -> Option<tracing::Level> {
-    let table: toml::Table = std::fs::read_to_string(file).ok()?.parse().ok()?;
-    table.get("log")?.as_str()?.parse().ok()
+/// The text of a configuration file.
+pub(crate) fn read(file: &Path) -> Result<String, Failure> {
+    fs::read_to_string(file).map_err(|e| Failure::usage(format!("--config {}: {e}", file.display())))
 }
 
 impl NodeFlags {
@@ -197,12 +206,18 @@ impl NodeFlags {
         "log",
     ];
 
-    /// These flags, and what a file says about those that are not given. `others` are further keys of that file.
-    pub(crate) fn or_file(self, file: &std::path::Path, others: &[&str]) -> Result<Self, Failure> {
+    /// Takes what is not given from a configuration file, if there is one. Returns what to log, if that is said.
+    pub(crate) fn complete(&mut self, file: Option<&Path>) -> Result<Option<tracing::Level>, Failure> {
+        if let Some(file) = file {
+            *self = mem::take(self).or_text(&read(file)?, file, &[])?;
+        }
+        Ok(self.log)
+    }
+
+    /// These flags, and what the text of a file says about those that are not given. `others` are further keys of that file.
+    pub(crate) fn or_text(self, text: &str, file: &Path, others: &[&str]) -> Result<Self, Failure> {
         let at = file.display();
-        let text =
-            std::fs::read_to_string(file).map_err(|e| Failure::usage(format!("--config {at}: {e}")))?;
-        let table: toml::Table = toml::from_str(&text).map_err(|e| Failure::usage(format!("{at}: {e}")))?;
+        let table: toml::Table = toml::from_str(text).map_err(|e| Failure::usage(format!("{at}: {e}")))?;
         for key in table.keys() {
             if !Self::KEYS.contains(&key.as_str()) && !others.contains(&key.as_str()) {
                 let line = text
@@ -213,7 +228,7 @@ impl NodeFlags {
                 return Err(Failure::usage(format!("{at}:{line}: unknown key `{key}`; there are {known}")));
             }
         }
-        let base: Self = toml::from_str(&text).map_err(|e| Failure::usage(format!("{at}: {e}")))?;
+        let base: Self = toml::from_str(text).map_err(|e| Failure::usage(format!("{at}: {e}")))?;
         Ok(Self {
             cluster: self.cluster.or(base.cluster),
             name: self.name.or(base.name),
@@ -224,7 +239,7 @@ impl NodeFlags {
             lease: self.lease.or(base.lease),
             heartbeat: self.heartbeat.or(base.heartbeat),
             label: if self.label.is_empty() { base.label } else { self.label },
-            insecure: self.insecure || base.insecure,
+            insecure: self.insecure.or(base.insecure),
             admin: self.admin.or(base.admin),
             core: self.core.or(base.core),
             give_up: self.give_up.or(base.give_up),
@@ -236,7 +251,9 @@ impl NodeFlags {
 
     /// A node with these settings; `core` where the flags do not say.
     pub(crate) fn builder(self, core: bool) -> NodeBuilder {
-        let mut b = Node::builder().core(self.core.map_or(core, |yes| yes.0)).insecure(self.insecure);
+        let mut b = Node::builder()
+            .core(self.core.map_or(core, |yes| yes.0))
+            .insecure(self.insecure.unwrap_or(false));
         b = match self.cluster {
             Some(cluster) => b.cluster(cluster),
             None => b,
@@ -302,22 +319,25 @@ mod tests {
 
     #[test]
     fn a_file_fills_in_what_flags_leave_open_and_unknown_keys_are_refused() {
-        let file = std::env::temp_dir().join(format!("phalanx-flags-{}.toml", std::process::id()));
-        std::fs::write(
-            &file,
-            "lease = \"2s\"\nname = \"file\"\nrendezvous = \"file:/nowhere\"\nlog = \"debug\"\n",
-        )
-        .expect("writable");
-        assert_eq!(log_level(&file), Some(tracing::Level::DEBUG));
-        let flags = NodeFlags { name: Some("flag".into()), ..NodeFlags::default() };
-        let flags = flags.or_file(&file, &[]).expect("valid");
+        let file = Path::new("node.toml");
+        let text = "lease = \"2s\"\nname = \"file\"\ninsecure = true\nlog = \"debug\"\n";
+        let flags = NodeFlags { name: Some("flag".into()), insecure: Some(false), ..NodeFlags::default() };
+        let flags = flags.or_text(text, file, &[]).expect("valid");
         assert_eq!((flags.name.as_deref(), flags.lease), (Some("flag"), Some(Time(Duration::from_secs(2)))));
-        assert_eq!(flags.rendezvous.len(), 1);
-        std::fs::write(&file, "name = \"x\"\nleese = \"2s\"\n").expect("writable");
-        let error = NodeFlags::default().or_file(&file, &[]).expect_err("unknown key").to_string();
+        assert_eq!((flags.insecure, flags.log), (Some(false), Some(tracing::Level::DEBUG)));
+        let wrong = |text| NodeFlags::default().or_text(text, file, &[]).expect_err(text).to_string();
+        let error = wrong("name = \"x\"\nleese = \"2s\"\n");
         assert!(error.contains(":2:") && error.contains("leese"), "{error}");
-        std::fs::write(&file, "log = \"nope\"\n").expect("writable");
-        assert!(NodeFlags::default().or_file(&file, &[]).is_err(), "no such level");
-        std::fs::remove_file(&file).expect("it is there");
+        let error = wrong("log = \"nope\"\n");
+        assert!(error.contains("trace"), "the levels are named: {error}");
+    }
+
+    #[test]
+    fn one_rendezvous_in_a_file_needs_no_list() {
+        let read = |text| NodeFlags::default().or_text(text, Path::new("node.toml"), &[]);
+        assert_eq!(read("rendezvous = \"file:/x\"").expect("valid").rendezvous.len(), 1);
+        assert_eq!(read("rendezvous = [\"file:/x\", \"file:/y\"]").expect("valid").rendezvous.len(), 2);
+        let error = read("rendezvous = 5").expect_err("a number").to_string();
+        assert!(error.contains("a text or a list of texts"), "{error}");
     }
 }

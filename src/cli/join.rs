@@ -1,11 +1,6 @@
 //! `join`, `watch`, `agent`: nodes that say what happens to them.
 
-use std::{
-    io::BufRead,
-    path::{Path, PathBuf},
-    pin::pin,
-    time::Duration,
-};
+use std::{io::BufRead, path::PathBuf, pin::pin, time::Duration};
 
 use clap::Args;
 use membership::{Event, Events, JoinError, Membership, Node, What};
@@ -14,9 +9,11 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::{Failure, Outcome, events, exit, flags, flags::NodeFlags};
+use super::{Failure, Outcome, complain, events, exit, flags, flags::NodeFlags};
 
-/// Joins a group, prints `view`, `leading` and `not_leading` events, and leaves on TERM.
+/// A node that is a member of GROUP; prints events, reads commands (step-down, leave) from standard input.
+///
+/// The events are `view`, `leading` and `not_leading`; on TERM it leaves.
 ///
 /// Example, three times: phalanx join g --rendezvous file:/tmp/rdv --json
 #[derive(Args)]
@@ -81,24 +78,17 @@ impl Stops {
     }
 }
 
-pub(crate) fn settings(flags: NodeFlags, config: Option<PathBuf>) -> Result<NodeFlags, Failure> {
-    match config {
-        Some(file) => flags.or_file(&file, &[]),
-        None => Ok(flags),
-    }
-}
-
 pub(crate) async fn start(flags: NodeFlags, core: bool, rejoin: bool) -> Result<Node, Failure> {
     flags.builder(core).rejoin(rejoin).start().await.map_err(flags::start_failure)
 }
 
 impl Join {
-    pub(crate) fn config(&self) -> Option<&Path> {
-        self.config.as_deref()
+    pub(crate) fn configure(&mut self) -> Result<Option<tracing::Level>, Failure> {
+        self.node.complete(self.config.as_deref())
     }
 
     pub(crate) async fn run(self, json: bool) -> Outcome {
-        let node = start(settings(self.node, self.config)?, true, !self.once).await?;
+        let node = start(self.node, true, !self.once).await?;
         let membership = node.join(&self.group, None).await.map_err(|e| Failure::usage(e.to_string()))?;
         let lines = if self.no_stdin { None } else { Some(commands()) };
         let events = membership.events();
@@ -107,12 +97,12 @@ impl Join {
 }
 
 impl Watch {
-    pub(crate) fn config(&self) -> Option<&Path> {
-        self.config.as_deref()
+    pub(crate) fn configure(&mut self) -> Result<Option<tracing::Level>, Failure> {
+        self.node.complete(self.config.as_deref())
     }
 
     pub(crate) async fn run(self, json: bool) -> Outcome {
-        let node = start(settings(self.node, self.config)?, false, !self.once).await?;
+        let node = start(self.node, false, !self.once).await?;
         let observer = node.observe(&self.group).await.map_err(|e| Failure::usage(e.to_string()))?;
         let events = observer.events();
         follow(&node, events, None, None, self.once, json).await
@@ -120,12 +110,12 @@ impl Watch {
 }
 
 impl Agent {
-    pub(crate) fn config(&self) -> Option<&Path> {
-        self.config.as_deref()
+    pub(crate) fn configure(&mut self) -> Result<Option<tracing::Level>, Failure> {
+        self.node.complete(self.config.as_deref())
     }
 
     pub(crate) async fn run(self, json: bool) -> Outcome {
-        let node = start(settings(self.node, self.config)?, true, true).await?;
+        let node = start(self.node, true, true).await?;
         let events = node.events();
         follow(&node, events, None, None, false, json).await
     }
@@ -199,7 +189,7 @@ async fn follow(
                 Some("leave") | None => leave(&mut leaving),
                 Some(other) => {
                     let word = other.split_whitespace().next().unwrap_or_default();
-                    eprintln!("phalanx: `{word}` is no command here: give step-down or leave (send is not built yet)");
+                    complain(format_args!("`{word}` is no command here: give step-down or leave (send is not built yet)"));
                 }
             },
             () = stops.next() => {

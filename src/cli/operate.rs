@@ -1,7 +1,7 @@
 //! `status` and `view`: questions to a node's admin API.
 
 use std::{
-    io::{ErrorKind, Read, Write},
+    io::{self, ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream},
     time::Duration,
 };
@@ -56,17 +56,18 @@ fn show(value: &Value, json: bool) {
 
 fn get(admin: SocketAddr, path: &str) -> anyhow::Result<Value> {
     let asked = || format!("asking http://{admin}{path}");
-    let mut stream = TcpStream::connect_timeout(&admin, LIMIT).with_context(asked)?;
-    stream.set_read_timeout(Some(LIMIT))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n")
-        .with_context(asked)?;
-    let mut answer = String::new();
-    stream.take(LONGEST).read_to_string(&mut answer).map_err(|error| match error.kind() {
+    let failed = |error: io::Error| match error.kind() {
         ErrorKind::WouldBlock | ErrorKind::TimedOut => {
             anyhow!("no answer from http://{admin}{path} within {} s", LIMIT.as_secs())
         }
         _ => Error::new(error).context(asked()),
-    })?;
+    };
+    let mut stream = TcpStream::connect_timeout(&admin, LIMIT).map_err(failed)?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n")
+        .with_context(asked)?;
+    let mut answer = String::new();
+    stream.take(LONGEST).read_to_string(&mut answer).map_err(failed)?;
     let (head, body) =
         answer.split_once("\r\n\r\n").context("the answer is no HTTP: is this an admin API?")?;
     let code = head.split_whitespace().nth(1).unwrap_or_default();

@@ -35,6 +35,8 @@ impl Proc {
         let mut command = Command::new(exe);
         command.args(["--json", "--die-with-parent"]).args(args);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
+        // Ctrl-C at a terminal is meant for us: we stop them in order.
+        command.process_group(0);
         let mut child = command.spawn()?;
         let pid = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
         if let Some(out) = child.stdout.take() {

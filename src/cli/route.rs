@@ -1,12 +1,6 @@
 //! `router`: the routing proxy, fed with the views of the groups that its configuration names.
 
-use std::{
-    collections::BTreeMap,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::Args;
 use membership::{Node, View, What};
@@ -15,10 +9,12 @@ use serde_json::json;
 
 use super::{
     Failure, Outcome, events, exit,
-    flags::NodeFlags,
+    flags::{NodeFlags, read},
     join::{Stops, start},
 };
 
+/// The routing proxy.
+///
 /// Routes requests by their key to the right clone while membership changes. Static servers need no rendezvous; a RACS
 /// with `group =` does.
 ///
@@ -28,6 +24,9 @@ pub(crate) struct Router {
     /// The configuration (TOML): services, partition maps, servers; node settings may stand in it too.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+    /// The configuration's text.
+    #[arg(skip)]
+    text: String,
     /// Worker threads [default: one per core].
     #[arg(long, value_name = "N", value_parser = super::at_least_one)]
     workers: Option<usize>,
@@ -42,15 +41,17 @@ pub(crate) struct Router {
 const DRAIN: Duration = Duration::from_secs(5);
 
 impl Router {
-    pub(crate) fn config(&self) -> &Path {
-        &self.config
+    pub(crate) fn configure(&mut self) -> Result<Option<tracing::Level>, Failure> {
+        self.text = read(&self.config)?;
+        self.node = std::mem::take(&mut self.node).or_text(&self.text, &self.config, &["service"])?;
+        Ok(self.node.log)
     }
 
     pub(crate) async fn run(self, json: bool) -> Outcome {
-        let flags = self.node.or_file(&self.config, &["service"])?;
-        let follows_groups = !flags.rendezvous.is_empty();
+        let follows_groups = !self.node.rendezvous.is_empty();
         let surroundings = Surroundings { follows_groups, others_keys: &NodeFlags::KEYS };
-        let config = Config::load(&self.config, surroundings).map_err(|e| Failure::usage(e.to_string()))?;
+        let config = Config::parse(&self.text, &self.config, surroundings)
+            .map_err(|e| Failure::usage(e.to_string()))?;
         if self.check {
             let services: Vec<&str> = config.services().collect();
             let text = json!({"event": "checked", "services": services}).to_string();
@@ -69,7 +70,7 @@ impl Router {
             events::line(&if json { object.to_string() } else { format!("{service} is served on {listen}") });
         }
         let groups: Vec<String> = config.groups().into_iter().map(Into::into).collect();
-        let node = if follows_groups { Some(start(flags, false, true).await?) } else { None };
+        let node = if follows_groups { Some(start(self.node, false, true).await?) } else { None };
         tokio::select! {
             outcome = feed(node.as_ref(), &router, &groups) => outcome?,
             () = stops.next() => {}

@@ -4,24 +4,26 @@ use std::{
     ffi::OsString,
     net::{SocketAddr, ToSocketAddrs},
     os::unix::process::ExitStatusExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::ExitStatus,
     time::Duration,
 };
 
-use backplane::{Child, ChildSpec, Output, SpawnError};
+use backplane::{Child, ChildSpec, Output, PortProbe, SpawnError};
 use clap::Args;
 use tokio::time::Instant;
 
 use super::{
     Failure, Outcome, events, exit,
     flags::{NodeFlags, Time},
-    join::{LEAVE_LIMIT, Stops, settings, start},
+    join::{LEAVE_LIMIT, Stops, start},
 };
 
-/// Starts CMD, joins GROUP once its port answers, leaves when it exits, and stops it on TERM with all that it started. If
-/// this wrapper is killed, CMD dies, but not the processes that it forked: run servers in the foreground and without workers.
-/// The exit code is CMD's own.
+/// Runs an unmodified server as a member of a group: `phalanx run --group G --endpoint ADDR -- CMD…`
+///
+/// Starts CMD, joins GROUP once its port answers, leaves when it exits, and stops it on TERM with all that it started.
+/// Workers that CMD forks survive a SIGKILL of this wrapper, though not a TERM: run servers in the foreground that do not fork,
+/// for instance nginx with `master_process off`. The exit code is CMD's own.
 ///
 /// Example: phalanx run --group kv-a --endpoint 127.0.0.1:6401 --rendezvous file:/tmp/rdv -- redis-server --port 6401
 #[derive(Args)]
@@ -32,10 +34,10 @@ pub(crate) struct Run {
     /// Where CMD serves; routers forward to it.
     #[arg(long, value_name = "ADDR")]
     endpoint: Option<String>,
-    /// How long CMD may take until its port answers.
+    /// How long CMD may take until its port answers; up to 8760h.
     #[arg(long, value_name = "DUR", default_value = "60s")]
     start_timeout: Time,
-    /// How long CMD has between TERM and KILL.
+    /// How long CMD has between TERM and KILL; up to 8760h.
     #[arg(long, value_name = "DUR", default_value = "10s")]
     grace: Time,
     /// A TOML file with these settings.
@@ -49,8 +51,8 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    pub(crate) fn config(&self) -> Option<&Path> {
-        self.config.as_deref()
+    pub(crate) fn configure(&mut self) -> Result<Option<tracing::Level>, Failure> {
+        self.node.complete(self.config.as_deref())
     }
 
     pub(crate) async fn run(self, json: bool) -> Outcome {
@@ -59,7 +61,8 @@ impl Run {
             free(at).await?;
         }
         let mut stops = Stops::new()?;
-        let node = start(settings(self.node, self.config)?, true, true).await?;
+        let node = start(self.node, true, true).await?;
+        let name = self.command.first().map(|program| program.display().to_string()).unwrap_or_default();
         let mut spec = ChildSpec::new(self.command);
         spec.grace = self.grace.0;
         if json {
@@ -90,7 +93,7 @@ impl Run {
                     let status = status?;
                     if status.success() {
                         node.leave().await;
-                        let why = format!("CMD ended before {at} answered: run it in the foreground");
+                        let why = format!("{name} ended before its port {at} answered: run it in the foreground");
                         return Err(Failure::new(exit::FAILED, why));
                     }
                     Some(status)
@@ -146,12 +149,12 @@ async fn print_events(mut events: membership::Events, json: bool) {
 /// a moment.
 async fn free(at: SocketAddr) -> Result<(), Failure> {
     for _ in 0..20 {
-        match tokio::time::timeout(PROBE, tokio::net::TcpStream::connect(at)).await {
-            Ok(Ok(_answers)) => tokio::time::sleep(PROBE).await,
-            Ok(Err(_)) | Err(_) => return Ok(()),
+        if PortProbe::new(at, PROBE).check().await.is_err() {
+            return Ok(());
         }
+        tokio::time::sleep(PROBE).await;
     }
-    let why = format!("--endpoint {at}: something answers there already: stop it, or give another address");
+    let why = format!("something already answers at {at}: stop it, or give another --endpoint");
     Err(Failure::new(exit::FAILED, why))
 }
 

@@ -23,7 +23,7 @@ use crate::cli::{
 #[derive(Args)]
 pub(crate) struct Join {
     /// How often, each way.
-    #[arg(long, value_name = "N", default_value_t = 50)]
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = crate::cli::at_least_one)]
     times: usize,
     /// How many processes.
     #[arg(long, value_name = "N", default_value_t = 20)]

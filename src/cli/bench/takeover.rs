@@ -22,6 +22,7 @@ use crate::cli::{
     Failure, Outcome,
     demo::free_port,
     events, exit,
+    flags::Time,
     proc::{Proc, Said},
 };
 
@@ -41,12 +42,19 @@ pub(crate) struct Takeover {
     /// How many members the group has.
     #[arg(long, value_name = "N", default_value_t = 5)]
     nodes: usize,
-    /// The lease.
-    #[arg(long, value_name = "DUR", default_value = "1s")]
+    /// The lease; 20ms to 60s.
+    #[arg(long, value_name = "DUR", default_value = "1s", value_parser = lease)]
     lease: String,
 }
 
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A lease that nodes will take, as it was written.
+fn lease(text: &str) -> Result<String, String> {
+    let Time(lease) = text.parse()?;
+    let fits = (Duration::from_millis(20)..=Duration::from_secs(60)).contains(&lease);
+    if fits { Ok(text.into()) } else { Err("give 20ms to 60s".into()) }
+}
 
 /// A reign as its leader told it, or as it was cut short by a kill.
 struct Reign {
