@@ -31,6 +31,7 @@ use tokio::{
 };
 
 use crate::{
+    bulk::{self, Bulk},
     clock,
     control::groups::Slot,
     death::{Door, Neighbours},
@@ -44,7 +45,7 @@ use crate::{
     start,
     status::Status,
     trace::Tracer,
-    transport::{Arrived, Transport},
+    transport::{self, Arrived, Transport},
 };
 
 /// How many arrivals wait for the machine; then connections are read no further.
@@ -68,6 +69,7 @@ pub(crate) struct Setup {
     pub(crate) finder: Finder,
     pub(crate) door: Option<Door>,
     pub(crate) tracer: Option<Tracer>,
+    pub(crate) bulk: Bulk,
     pub(crate) rejoin: bool,
     /// Does a panic end the lease?
     pub(crate) guard: bool,
@@ -133,6 +135,7 @@ struct Driver {
     machine: Cluster,
     rng: Rng,
     transport: Transport,
+    bulk: Bulk,
     steering: Steering,
     tracer: Option<Tracer>,
     rejoin: bool,
@@ -175,8 +178,20 @@ impl Driver {
         mut rng: Rng,
     ) -> std::io::Result<(Self, mpsc::Receiver<Arrived>, mpsc::Receiver<Command>)> {
         let (arrived, arrivals) = mpsc::channel(ARRIVALS);
-        let Setup { shared, bus, status, commands, config, listener, finder, door, tracer, rejoin, guard } =
-            setup;
+        let Setup {
+            shared,
+            bus,
+            status,
+            commands,
+            config,
+            listener,
+            finder,
+            door,
+            tracer,
+            bulk,
+            rejoin,
+            guard,
+        } = setup;
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let me = Hello {
             cluster: shared.cluster.clone(),
@@ -185,10 +200,15 @@ impl Driver {
             addr: config.me.addr,
             lineage: None,
             near: door.as_ref().map(|door| door.name.clone()),
+            bulk: false,
         };
         let counts = shared.metrics.count.clone();
+        let patience = transport::patience(config.terms.lease);
+        bulk::spawn(bulk.clone(), me.clone(), lease.clone(), patience, tracer.clone(), counts.clone())?;
         let neighbours = door.map(Neighbours::new);
-        let transport = Transport::new(me, config.terms.lease, arrived.clone(), neighbours, counts.clone());
+        let lease_of = config.terms.lease;
+        let transport =
+            Transport::new(me, lease_of, arrived.clone(), neighbours, bulk.clone(), counts.clone());
         transport.accept(listener);
         let steering = finder.run(config.me.id, arrived);
         let machine = Cluster::new(config.clone(), clock::now(), Rng::seeded(rng.next_u64()), ViewId::NONE);
@@ -201,6 +221,7 @@ impl Driver {
             machine,
             rng,
             transport,
+            bulk,
             steering,
             tracer,
             rejoin,
@@ -233,7 +254,7 @@ impl Driver {
         self.counts.incarnations.inc();
         let id = self.config.me.id;
         self.names = BTreeMap::from([(id, Arc::clone(&self.shared.name))]);
-        if let Some(tracer) = &mut self.tracer {
+        if let Some(tracer) = &self.tracer {
             tracer.begin(id);
             tracer.record(TraceEvent::Cfg(Cfg {
                 lease: self.config.terms.lease.as_nanos() as u64,
@@ -252,6 +273,7 @@ impl Driver {
 
     async fn run(mut self, mut arrivals: mpsc::Receiver<Arrived>, mut commands: mpsc::Receiver<Command>) {
         let shared = Arc::clone(&self.shared);
+        let bulk = self.bulk.clone();
         let mut timer = Box::pin(sleep(Duration::ZERO));
         let mut handles = true;
         while self.over.is_none() {
@@ -266,6 +288,7 @@ impl Driver {
                     }
                 },
                 () = shared.wake.notified() => self.on_dropped(),
+                () = bulk.tells() => self.on_told(),
                 Some(arrived) = arrivals.recv() => {
                     let mut next = Some(arrived);
                     for _ in 0..TURN {
@@ -297,7 +320,7 @@ impl Driver {
         if self.stopping.as_ref().is_some_and(|s| now >= s.until) {
             tracing::warn!("the cluster did not let the node go in time: it will be removed as silent");
             self.over = Some("left without an answer of the cluster".to_owned());
-            if let Some(tracer) = &mut self.tracer {
+            if let Some(tracer) = &self.tracer {
                 tracer.record(TraceEvent::End {});
             }
             return;
@@ -332,7 +355,7 @@ impl Driver {
     fn on_command(&mut self, command: Command) {
         match command {
             Command::Stop => self.stop(),
-            Command::Join { group, endpoint, handle } => self.join(group, endpoint, handle),
+            Command::Join { group, endpoint, handle, mailbox } => self.join(group, endpoint, handle, mailbox),
             Command::Leave { group, done } => self.leave(group, Some(done)),
             Command::StepDown { group, done } => self.step_down(group, done),
             Command::Observe { group, handle } => self.observe(group, handle),
@@ -344,6 +367,17 @@ impl Driver {
         let dropped = std::mem::take(&mut *lock(&self.shared.dropped));
         for (group, handle) in dropped {
             self.handle_dropped(group, handle);
+        }
+        self.pump();
+    }
+
+    /// The bulk thread tells of views that are installed, and of members who stay behind.
+    fn on_told(&mut self) {
+        let me = self.config.me.id;
+        for (group, (by, view)) in self.bulk.take_told().installed {
+            if by == me {
+                self.inputs.push_back(Input::Installed { group, view });
+            }
         }
         self.pump();
     }
@@ -422,6 +456,7 @@ impl Driver {
         self.counts.views.inc();
         self.counts.members.set(i64::try_from(view.members.len()).unwrap_or(i64::MAX));
         self.names = shown_names(&view);
+        self.bulk.set_addresses(view.members.iter().map(|node| (node.id, node.addr)).collect());
         // A death that was proved before the dead was in our view counts now.
         let late = self.dead.iter().filter(|node| view.contains(**node));
         self.inputs.extend(late.map(|node| Input::ProvedDead { node: *node, how: "pidfd" }));
@@ -447,6 +482,7 @@ impl Driver {
         self.lease_until = self.lease_until.max(until);
         self.changed = true;
         self.resume_leading();
+        self.bulk.lease_extended();
     }
 
     /// A panic somewhere in this process ended the lease for ever: this incarnation leaves, another one follows.
@@ -475,7 +511,7 @@ impl Driver {
             // Until the cell is cleared the application may act.
             *until = Some(self.stop_acting(&name).as_nanos());
         }
-        if let Some(tracer) = &mut self.tracer {
+        if let Some(tracer) = &self.tracer {
             tracer.record(event);
         }
     }
@@ -573,7 +609,7 @@ impl Driver {
             }
         };
         self.groups_over();
-        if let Some(tracer) = &mut self.tracer {
+        if let Some(tracer) = &self.tracer {
             tracer.record(TraceEvent::End {});
         }
         if leaves || !self.rejoin {
@@ -599,6 +635,7 @@ impl Driver {
         let rng = Rng::seeded(self.rng.next_u64());
         self.machine = Cluster::new(self.config.clone(), clock::now(), rng, highest);
         self.begun();
+        self.bulk.begin(self.transport.hello(), self.lease.clone());
         let (addresses, complete) = self.addresses.clone();
         self.inputs.push_back(Input::Rendezvous { addresses, complete });
         self.wish_again();
@@ -616,6 +653,7 @@ impl Driver {
         // At once, but neither waits for the other, or for a file server that does not answer.
         let _in_time = timeout(FAREWELL, self.steering.withdraw()).await;
         self.transport.shutdown(FAREWELL).await;
+        self.bulk.stop().await;
         if let Some(tracer) = self.tracer.take() {
             tracer.finish();
         }

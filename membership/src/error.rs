@@ -4,7 +4,7 @@ use std::{io, net::SocketAddr, path::PathBuf};
 
 use membership_proto::ConfigError;
 use membership_sync::LeaseMemoryError;
-use membership_types::InvalidGroupName;
+use membership_types::{GroupName, InvalidGroupName};
 
 /// The node was not started; nothing is left running and nothing registered.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +93,9 @@ pub enum GroupError {
     /// The node has stopped: it left, or was removed and does not rejoin.
     #[error("the node has stopped")]
     Stopped,
+    /// The node is a member already, and messages have one reader: leave first, or drop that membership.
+    #[error("this node is a member of {0} already: leave it before it is joined with multicast")]
+    InUse(GroupName),
 }
 
 /// There will be no leadership any more.

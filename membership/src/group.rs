@@ -1,21 +1,30 @@
 //! What a node is to a group: a member that may lead, or an observer.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
+use bytes::Bytes;
+use membership_multicast::Class;
 use membership_proto::WhyNot;
 use membership_types::{GroupName, Lineage, Token};
 use pubsub::Delivery;
 use tokio::sync::oneshot;
 
 use crate::{
+    channel::{Mailbox, SendError},
     clock,
     error::NotMember,
     event::{Event, Events, Lead, Said, Topic, View, Views, What},
     node::{Command, Node},
 };
+
+/// How long leaving waits for others to hold what was multicast.
+const DRAIN: Duration = Duration::from_secs(1);
 
 /// The node's membership in one group. Clones are the same membership.
 ///
@@ -32,11 +41,19 @@ pub(crate) struct MembershipInner {
     pub(crate) handle: u64,
     /// It was told to leave, and not to join since.
     pub(crate) left: AtomicBool,
+    mailbox: Option<Arc<Mailbox>>,
 }
 
 impl MembershipInner {
-    pub(crate) fn new(node: Node, group: GroupName, handle: u64) -> Arc<Self> {
-        Arc::new(Self { node, group, handle, left: AtomicBool::new(false) })
+    pub(crate) fn new(node: Node, group: GroupName, handle: u64, mailbox: Option<Arc<Mailbox>>) -> Arc<Self> {
+        Arc::new(Self { node, group, handle, left: AtomicBool::new(false), mailbox })
+    }
+
+    /// Waits until all members hold what was multicast, but not for long.
+    pub(crate) async fn drained(&self) {
+        if let Some(mailbox) = &self.mailbox {
+            mailbox.drained(DRAIN).await;
+        }
     }
 }
 
@@ -115,13 +132,45 @@ impl Membership {
         let _told = told.await;
     }
 
-    /// Leaves the group: the node stops leading it at once. Returns when a view without the node is known, or when the
+    /// Multicasts a message to all members, this one among them: it is delivered in the view in which it is sent, to all who
+    /// go on from there together or to none of them. Waits while others have not taken what was sent before.
+    ///
+    /// Returns once the message is accepted, not when it is delivered: take it from the [`Deliveries`](crate::Deliveries) for
+    /// that. A message that was accepted is lost only with this incarnation of the node. Before the first view, and
+    /// while a view closes, it waits for the next one. Cancel-safe: a dropped future has sent all or nothing.
+    ///
+    /// # Errors
+    /// [`SendError`]; nothing was sent.
+    pub async fn multicast(&self, class: Class, payload: impl Into<Bytes>) -> Result<(), SendError> {
+        self.mailbox()?.send(class, payload.into()).await
+    }
+
+    /// As [`multicast`](Membership::multicast), but does not wait.
+    ///
+    /// # Errors
+    /// [`SendError`], [`SendError::Full`] among them; nothing was sent.
+    pub fn try_multicast(&self, class: Class, payload: impl Into<Bytes>) -> Result<(), SendError> {
+        self.mailbox()?.try_send(class, payload.into())
+    }
+
+    /// Was the group joined for its messages, too? See [`Node::join_multicast`].
+    pub fn is_multicast(&self) -> bool {
+        self.inner.mailbox.is_some()
+    }
+
+    fn mailbox(&self) -> Result<&Arc<Mailbox>, SendError> {
+        self.inner.mailbox.as_ref().ok_or(SendError::Plain)
+    }
+
+    /// Leaves the group: the node stops leading it at once. What was multicast before is waited for first, for a second at
+    /// most. Returns when a view without the node is known, or when the
     /// node has stopped.
     ///
     /// A node that is not in the group's view yet is admitted first: bound the wait where that may never happen.
     /// Cancel-safe: a dropped future leaves all the same. To be a member again, [`Node::join`].
     pub async fn leave(&self) {
         self.inner.left.store(true, Ordering::Release);
+        self.inner.drained().await;
         let (done, told) = oneshot::channel();
         let group = self.inner.group.clone();
         // Where the node has stopped, the command comes back: dropped here, so that nobody waits for it.

@@ -32,6 +32,9 @@ pub(crate) struct Hello {
     pub(crate) lineage: Option<Lineage>,
     /// The name of the local socket at which its process can be met, by processes on its host.
     pub(crate) near: Option<String>,
+    /// Is the connection for what groups say, rather than for the protocol of membership?
+    #[serde(default)]
+    pub(crate) bulk: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -185,6 +188,7 @@ mod tests {
             addr,
             lineage: None,
             near: None,
+            bulk: false,
         }
     }
 

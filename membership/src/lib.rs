@@ -31,6 +31,8 @@
 //! | `event.rs`, `status.rs` | what a node tells: streams of events, and how things stand |
 //! | `start.rs` | from a configuration to running threads |
 //! | `control.rs` | the control thread: inputs to the machine, outputs of it |
+//! | `channel.rs` | messages of a group, as applications see them |
+//! | `bulk.rs` | the bulk thread: what members of groups say to each other |
 //! | `wire.rs`, `handshake.rs`, `transport.rs` | frames, introductions, connections |
 //! | `death.rs` | processes on one host: showing it, and proof of death |
 //! | `rendezvous.rs` | how a starting process finds the cluster |
@@ -38,10 +40,12 @@
 //! | `panic.rs` | a panic ends the lease first |
 //! | `clock.rs`, `error.rs` | the one clock; what can go wrong |
 //!
-//! Each node has one control thread (and one for its admin API and one for its trace, if it has them). All queues are
+//! Each node has one control thread and one bulk thread (and one for its admin API and one for its trace, if it has them). All queues are
 //! bounded; the protocol sends again what was lost.
 
 mod admin;
+mod bulk;
+mod channel;
 pub mod clock;
 mod control;
 mod death;
@@ -60,9 +64,11 @@ mod transport;
 mod wire;
 
 pub use admin::{AdminRequest, AdminResponse, Extensions};
+pub use channel::{Delivered, Deliveries, Message, SendError};
 pub use error::{GroupError, JoinError, NotMember, StartError};
 pub use event::{Event, Events, Member, View, Views, What};
 pub use group::{Leadership, Lost, Membership, Observer};
+pub use membership_multicast::Class;
 pub use membership_proto::{Bootstrap, ClusterView, ConfigError, NodeInfo, WhyNot};
 pub use membership_types::{GroupName, InvalidGroupName, Lineage, NodeId, Rank, Token, ViewId};
 pub use node::{Node, NodeBuilder};

@@ -53,6 +53,11 @@ counts! {
     overrun: Counter = "phalanx_strangers_displaced", "Connections closed to make room for newer ones that had not introduced themselves";
     neighbours: Gauge = "phalanx_neighbours", "Nodes shown to be on this host whose death would be proved at once";
     proofs: Counter = "phalanx_death_proofs", "Deaths proved on this host";
+    bulk_links: Gauge = "phalanx_bulk_links", "Connections for what groups say";
+    frames: Counter = "phalanx_multicast_frames", "Frames of multicast received";
+    multicast: Counter = "phalanx_multicast_sent", "Messages that this node multicast";
+    delivered: Counter = "phalanx_multicast_delivered", "Messages of groups delivered at this node";
+    behind: Counter = "phalanx_multicast_behind", "Times that a member of a group was reported as staying behind";
     trace_lost: Counter = "phalanx_trace_records_lost", "Trace records lost because the file was too slow";
 }
 

@@ -19,6 +19,8 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::{
     admin::Extensions,
+    bulk::Bulk,
+    channel::{Deliveries, Mailbox},
     error::{GroupError, JoinError, StartError},
     event::{Events, NodeBus, NodeSubscription, Topic, What},
     group::{Membership, MembershipInner, Observer, ObserverInner},
@@ -257,6 +259,7 @@ pub(crate) struct Shared {
     pub(crate) bus: Mutex<Option<NodeBus>>,
     pub(crate) status: Reader<Status>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) bulk: Bulk,
     pub(crate) extensions: Extensions,
     /// Handles that were dropped, for the control thread to notice.
     pub(crate) dropped: Mutex<Vec<(GroupName, u64)>>,
@@ -267,7 +270,7 @@ pub(crate) struct Shared {
 
 /// What handles ask of the control thread.
 pub(crate) enum Command {
-    Join { group: GroupName, endpoint: Option<Box<str>>, handle: u64 },
+    Join { group: GroupName, endpoint: Option<Box<str>>, handle: u64, mailbox: Option<Arc<Mailbox>> },
     Leave { group: GroupName, done: oneshot::Sender<()> },
     StepDown { group: GroupName, done: oneshot::Sender<()> },
     Observe { group: GroupName, handle: u64 },
@@ -414,14 +417,43 @@ impl Node {
         let mut handles = lock(&self.inner.handles);
         let known = handles.entry(group.clone()).or_default();
         let member = known.member.upgrade().unwrap_or_else(|| {
-            let fresh = MembershipInner::new(self.clone(), group.clone(), self.next_handle());
+            let fresh = MembershipInner::new(self.clone(), group.clone(), self.next_handle(), None);
             known.member = Arc::downgrade(&fresh);
             fresh
         });
         member.left.store(false, Ordering::Release);
+        let (endpoint, handle) = (endpoint.map(Into::into), member.handle);
         // Under the lock, so that commands have the order of the handles.
-        permit.send(Command::Join { group, endpoint: endpoint.map(Into::into), handle: member.handle });
+        permit.send(Command::Join { group, endpoint, handle, mailbox: None });
         Ok(Membership { inner: member })
+    }
+
+    /// As [`Node::join`], for a group whose members send each other messages: [`Membership::multicast`] sends, and what is
+    /// delivered to this member comes from the [`Deliveries`], views among it.
+    ///
+    /// The first member of a group decides whether it has multicast. In one without, views are delivered, and sending
+    /// fails with [`SendError::Plain`](crate::SendError::Plain).
+    ///
+    /// # Errors
+    /// [`GroupError`]; nothing was changed.
+    pub async fn join_multicast(
+        &self,
+        group: &str,
+        endpoint: Option<String>,
+    ) -> Result<(Membership, Deliveries), GroupError> {
+        let group = GroupName::new(group)?;
+        let permit = self.inner.commands.reserve().await.map_err(|_| GroupError::Stopped)?;
+        let mut handles = lock(&self.inner.handles);
+        let known = handles.entry(group.clone()).or_default();
+        if known.member.upgrade().is_some_and(|member| !member.left.load(Ordering::Acquire)) {
+            return Err(GroupError::InUse(group));
+        }
+        let mailbox = Mailbox::new(group.clone(), self.inner.shared.bulk.clone());
+        let (handle, letters) = (self.next_handle(), Some(Arc::clone(&mailbox)));
+        let member = MembershipInner::new(self.clone(), group.clone(), handle, letters.clone());
+        known.member = Arc::downgrade(&member);
+        permit.send(Command::Join { group, endpoint: endpoint.map(Into::into), handle, mailbox: letters });
+        Ok((Membership { inner: member }, Deliveries::new(mailbox)))
     }
 
     /// Follows a group's views without being in it. Observing outlives incarnations of the node. Returns at once; the
@@ -446,10 +478,15 @@ impl Node {
     }
 
     /// Leaves all groups and the cluster, and stops: returns when the cluster has let the node go, or after three leases
-    /// (at least two seconds) without that.
+    /// (at least two seconds) without that. What was multicast before is waited for first, for a second at most.
     ///
-    /// Cancel-safe: a dropped future leaves all the same.
+    /// Cancel-safe: a dropped future leaves all the same, though perhaps later, with the last handle.
     pub async fn leave(&self) {
+        let members: Vec<Arc<MembershipInner>> =
+            lock(&self.inner.handles).values().filter_map(|h| h.member.upgrade()).collect();
+        for member in members {
+            member.drained().await;
+        }
         // An error says that the control thread has finished already.
         let _finished = self.inner.commands.send(Command::Stop).await;
         self.stopped().await;

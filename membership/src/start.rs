@@ -18,6 +18,7 @@ use tokio::{
 
 use crate::{
     admin::{self, Extensions},
+    bulk::Bulk,
     clock,
     control::{self, Setup},
     death::Door,
@@ -99,6 +100,7 @@ fn run(
             None
         }
     };
+    let bulk = Bulk::default();
     let bus = NodeBus::new();
     let status = Snapshot::new(Arc::new(Status::begin(config.me.id)));
     let (commands, commands_of) = mpsc::channel(COMMANDS);
@@ -123,6 +125,7 @@ fn run(
         status: status.reader(),
         extensions: Extensions::new(Arc::clone(&metrics)),
         metrics,
+        bulk: bulk.clone(),
         dropped: Mutex::default(),
         wake: Notify::new(),
         finished: watch::Sender::new(false),
@@ -140,6 +143,7 @@ fn run(
         finder: Finder::new(&builder.rendezvous, registries),
         door,
         tracer,
+        bulk,
         rejoin: builder.rejoin,
         guard: builder.panic_hook,
     })?;

@@ -4,28 +4,37 @@ use std::{
     fs::File,
     io::{self, BufWriter, Write},
     path::Path,
-    sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+    },
     thread::{self, JoinHandle},
 };
 
 use membership_types::{
-    NodeId,
+    Instant, NodeId,
     trace::{Event, Record, Source, VERSION},
 };
 use prometheus_client::metrics::counter::Counter;
 
-use crate::clock;
+use crate::{clock, node::lock};
 
 /// How many records wait for the file. What finds no room is lost, and its number with it, so that a checker sees it.
 const WAITING: usize = 1 << 16;
 
-/// Takes a node's records.
-pub(crate) struct Tracer {
-    records: SyncSender<Record>,
-    thread: JoinHandle<()>,
+/// Takes a node's records, from all of its threads. A cheap handle.
+#[derive(Clone)]
+pub(crate) struct Tracer(Arc<Mutex<Pen>>);
+
+/// Numbers and stamps the records: whoever holds it writes next.
+pub(crate) struct Pen {
+    records: Option<SyncSender<Record>>,
+    thread: Option<JoinHandle<()>>,
     lost: Counter,
-    source: Source,
+    writer: Option<NodeId>,
     seq: u64,
+    /// The clock as of when the pen was taken.
+    now: Instant,
 }
 
 impl Tracer {
@@ -39,30 +48,67 @@ impl Tracer {
                 tracing::error!(%error, file = shown, "the trace ends here: it cannot be written");
             }
         })?;
-        Ok(Self { records, thread, lost, source: Source::Harness, seq: 0 })
+        let (records, thread) = (Some(records), Some(thread));
+        let pen = Pen { records, thread, lost, writer: None, seq: 0, now: Instant::ZERO };
+        Ok(Self(Arc::new(Mutex::new(pen))))
     }
 
     /// From now on records are those of this incarnation, which numbers them anew.
-    pub(crate) fn begin(&mut self, id: NodeId) {
-        self.source = Source::Process(id.into());
-        self.seq = 0;
+    pub(crate) fn begin(&self, id: NodeId) {
+        let mut pen = lock(&self.0);
+        pen.writer = Some(id);
+        pen.seq = 0;
     }
 
-    /// Takes a record, as of now. Never waits.
+    /// Takes the pen: until it is put down, no other thread records anything, so that what is concluded from its reading
+    /// of the clock is recorded before what others conclude from later ones.
+    pub(crate) fn pen(&self) -> MutexGuard<'_, Pen> {
+        let mut pen = lock(&self.0);
+        pen.now = clock::now();
+        pen
+    }
+
+    /// Takes a record, as of now. Never waits but for other records.
+    pub(crate) fn record(&self, event: Event) {
+        self.pen().record(event);
+    }
+
+    /// Waits until everything is in the file. Nothing is recorded any more.
+    pub(crate) fn finish(&self) {
+        let thread = {
+            let mut pen = lock(&self.0);
+            pen.records = None;
+            pen.thread.take()
+        };
+        if let Some(thread) = thread {
+            // The thread reports its own errors; it does not panic.
+            let _joined = thread.join();
+        }
+    }
+}
+
+impl Pen {
+    /// The clock as of when the pen was taken.
+    pub(crate) fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// Records something as of when the pen was taken. Never waits.
     pub(crate) fn record(&mut self, event: Event) {
+        let Some(records) = &self.records else { return };
         self.seq += 1;
-        let record =
-            Record { v: VERSION, src: self.source.clone(), seq: self.seq, t: clock::now_ns(), event };
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = self.records.try_send(record) {
+        let src = self.writer.map_or(Source::Harness, |id| Source::Process(id.into()));
+        let record = Record { v: VERSION, src, seq: self.seq, t: self.now.as_nanos(), event };
+        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = records.try_send(record) {
             self.lost.inc();
         }
     }
 
-    /// Waits until everything is in the file.
-    pub(crate) fn finish(self) {
-        drop(self.records);
-        // The thread reports its own errors; it does not panic.
-        let _joined = self.thread.join();
+    /// As [`record`](Pen::record), unless another incarnation writes by now.
+    pub(crate) fn record_as(&mut self, id: NodeId, event: Event) {
+        if self.writer == Some(id) {
+            self.record(event);
+        }
     }
 }
 

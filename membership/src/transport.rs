@@ -25,6 +25,7 @@ use tokio::{
 };
 
 use crate::{
+    bulk::Bulk,
     clock,
     death::Neighbours,
     handshake::{self, Hello, Refusal},
@@ -82,6 +83,8 @@ struct Net {
     strangers: RefCell<VecDeque<Rc<Notify>>>,
     arrived: mpsc::Sender<Arrived>,
     neighbours: Option<Neighbours>,
+    /// Takes the connections that are for what groups say.
+    bulk: Bulk,
     counts: Counts,
     complaints: RefCell<HashMap<(&'static str, IpAddr), u64>>,
     /// How long to try to connect, and how long bytes may stay unconfirmed.
@@ -174,6 +177,7 @@ impl Transport {
         lease: Duration,
         arrived: mpsc::Sender<Arrived>,
         neighbours: Option<Neighbours>,
+        bulk: Bulk,
         counts: Counts,
     ) -> Self {
         let net = Rc::new(Net {
@@ -183,9 +187,10 @@ impl Transport {
             strangers: RefCell::default(),
             arrived,
             neighbours,
+            bulk,
             counts,
             complaints: RefCell::default(),
-            patience: lease.clamp(Duration::from_millis(500), Duration::from_secs(5)),
+            patience: patience(lease),
             open: Cell::new(0),
             closed: Notify::new(),
         });
@@ -239,6 +244,11 @@ impl Transport {
     /// The incarnation that others are told of.
     pub(crate) fn me(&self) -> NodeId {
         self.0.me.borrow().node
+    }
+
+    /// How we introduce ourselves.
+    pub(crate) fn hello(&self) -> Hello {
+        Hello::clone(&self.0.me.borrow())
     }
 
     /// Tells a node over a connection that exists which number was found in memory shared with it. False without one.
@@ -370,7 +380,7 @@ impl Net {
         let me = Rc::clone(&self.me.borrow());
         let attempt = async {
             let mut stream = TcpStream::connect(addr).await?;
-            self.prepare(&stream)?;
+            prepare(&stream, self.patience)?;
             let (hello, frames) = handshake::initiate(&mut stream, &me).await?;
             Ok::<_, Refusal>((stream, hello, frames))
         };
@@ -445,7 +455,7 @@ impl Net {
         }
         let me = Rc::clone(&self.me.borrow());
         let introduction = async {
-            self.prepare(&stream)?;
+            prepare(&stream, self.patience)?;
             handshake::respond(&mut stream, &me).await
         };
         let outcome = tokio::select! {
@@ -454,6 +464,13 @@ impl Net {
         };
         self.strangers.borrow_mut().retain(|stranger| !Rc::ptr_eq(stranger, &displaced));
         match outcome {
+            Some(Ok(Ok((hello, frames)))) if self.me.borrow().node == me.node && hello.bulk => {
+                let handed =
+                    stream.into_std().map(|stream| self.bulk.accept(stream, hello, frames.into_rest()));
+                if !matches!(handed, Ok(true)) {
+                    self.counts.overrun.inc();
+                }
+            }
             Some(Ok(Ok((hello, frames)))) if self.me.borrow().node == me.node => {
                 let link = self.register(&me, hello);
                 self.serve(link, stream, frames, from).await;
@@ -470,16 +487,6 @@ impl Net {
                 tracing::warn!(%from, "a connection is closed: too many have not introduced themselves");
             }),
         }
-    }
-
-    /// No waiting for more bytes, and a dead connection is noticed.
-    fn prepare(&self, stream: &TcpStream) -> io::Result<()> {
-        stream.set_nodelay(true)?;
-        let socket = SockRef::from(stream);
-        let alive =
-            TcpKeepalive::new().with_time(Duration::from_secs(15)).with_interval(Duration::from_secs(5));
-        socket.set_tcp_keepalive(&alive)?;
-        socket.set_tcp_user_timeout(Some(self.patience.max(Duration::from_secs(2)) * 4))
     }
 
     fn register(&self, me: &Hello, peer: Hello) -> Rc<Link> {
@@ -610,6 +617,20 @@ impl Net {
             log();
         }
     }
+}
+
+/// How long to try to connect, and (times four) how long bytes may stay unconfirmed.
+pub(crate) fn patience(lease: Duration) -> Duration {
+    lease.clamp(Duration::from_millis(500), Duration::from_secs(5))
+}
+
+/// No waiting for more bytes, and a dead connection is noticed.
+pub(crate) fn prepare(stream: &TcpStream, patience: Duration) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    let alive = TcpKeepalive::new().with_time(Duration::from_secs(15)).with_interval(Duration::from_secs(5));
+    socket.set_tcp_keepalive(&alive)?;
+    socket.set_tcp_user_timeout(Some(patience.max(Duration::from_secs(2)) * 4))
 }
 
 enum Broken {

@@ -99,6 +99,11 @@ impl Frames {
         Ok(Some(self.buffer.split_to(size).freeze()))
     }
 
+    /// What came in after the last frame.
+    pub(crate) fn into_rest(self) -> BytesMut {
+        self.buffer
+    }
+
     /// Exactly `N` bytes without a length, once they are here.
     pub(crate) fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
         let taken = *self.buffer.first_chunk::<N>()?;

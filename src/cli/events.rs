@@ -5,7 +5,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use membership::{Event, What};
+use membership::{Event, GroupName, Message, What, clock::now_ns};
 use serde_json::{Value, json};
 
 /// The event as the JSON object that the documentation describes; `None` for what commands do not print.
@@ -83,6 +83,34 @@ fn to_text(event: &Event, object: &Value) -> String {
 pub(crate) fn print(event: &Event, json: bool) -> bool {
     let Some(object) = to_json(event) else { return true };
     line(&if json { object.to_string() } else { to_text(event, &object) })
+}
+
+/// Prints a message of a group, now. False once standard output is closed.
+pub(crate) fn print_message(
+    me: &str,
+    group: Option<&GroupName>,
+    from: &str,
+    message: &Message,
+    json: bool,
+) -> bool {
+    let text = String::from_utf8_lossy(&message.payload);
+    let class = message.class.as_str();
+    if !json {
+        let seq = message.seq.map_or(String::new(), |seq| format!(" {seq}"));
+        return line(&format!("{class}{seq} from {from}: {text}"));
+    }
+    let object = json!({
+        "event": "message",
+        "group": group.map(ToString::to_string),
+        "view": message.view.get(),
+        "from": from,
+        "seq": message.seq,
+        "class": class,
+        "text": text,
+        "node": me,
+        "at_ns": now_ns(),
+    });
+    line(&object.to_string())
 }
 
 /// Prints one line at once. False if it cannot be printed: the reader went away, which is an orderly end, or the line is

@@ -1,19 +1,27 @@
 //! `join`, `watch`, `agent`: nodes that say what happens to them.
 
-use std::{io::BufRead, path::PathBuf, pin::pin, time::Duration};
+use std::{collections::BTreeMap, io::BufRead, path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
 use clap::Args;
-use membership::{Event, Events, JoinError, Membership, Node, What};
+use membership::{
+    Class, Delivered, Deliveries, Event, Events, JoinError, Membership, Node, NodeId, Token, What,
+    clock::now_ns,
+};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
+    time::timeout,
 };
 
 use super::{Failure, Outcome, complain, events, exit, flags, flags::NodeFlags};
 
-/// A node that is a member of GROUP; prints events, reads commands (step-down, leave) from standard input.
+/// A node that is a member of GROUP; prints events, reads commands from standard input.
 ///
-/// The events are `view`, `leading` and `not_leading`; on TERM it leaves.
+/// The events are `view`, `message`, `leading` and `not_leading`; on TERM it leaves. A view is printed once it is installed:
+/// who goes from one to the next together has printed the same messages in between.
+///
+/// Commands, one a line: `send TEXT` (to all members, in one order for all), `send-safe TEXT` (and only once all members hold
+/// it), `send-fifo TEXT` (in the order of its sender), `step-down`, `leave`; the end of the input means leave.
 ///
 /// Example, three times: phalanx join g --rendezvous file:/tmp/rdv --json
 #[derive(Args)]
@@ -23,9 +31,12 @@ pub(crate) struct Join {
     /// End with code 4 when the cluster removes this node, instead of joining anew.
     #[arg(long)]
     once: bool,
-    /// Do not read commands (step-down, leave) from standard input; its end would mean leave.
+    /// Do not read commands from standard input; its end would mean leave.
     #[arg(long)]
     no_stdin: bool,
+    /// Be a member with views and leaders only: no messages are sent or printed.
+    #[arg(long)]
+    plain: bool,
     /// A TOML file with these settings.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -89,10 +100,20 @@ impl Join {
 
     pub(crate) async fn run(self, json: bool) -> Outcome {
         let node = start(self.node, true, !self.once).await?;
-        let membership = node.join(&self.group, None).await.map_err(|e| Failure::usage(e.to_string()))?;
+        let usage = |e: membership::GroupError| Failure::usage(e.to_string());
+        let (membership, deliveries) = if self.plain {
+            (node.join(&self.group, None).await.map_err(usage)?, None)
+        } else {
+            let (membership, deliveries) = node.join_multicast(&self.group, None).await.map_err(usage)?;
+            (membership, Some(deliveries))
+        };
         let lines = if self.no_stdin { None } else { Some(commands()) };
         let events = membership.events();
-        follow(&node, events, Some(&membership), lines, self.once, json).await
+        let mut follower = Follower::new(node, self.once, json);
+        follower.multicast = membership.is_multicast();
+        follower.deliveries = deliveries;
+        follower.speaker = Some(Speaker::new(membership));
+        follower.follow(events, lines).await
     }
 }
 
@@ -105,7 +126,7 @@ impl Watch {
         let node = start(self.node, false, !self.once).await?;
         let observer = node.observe(&self.group).await.map_err(|e| Failure::usage(e.to_string()))?;
         let events = observer.events();
-        follow(&node, events, None, None, self.once, json).await
+        Follower::new(node, self.once, json).follow(events, None).await
     }
 }
 
@@ -117,7 +138,7 @@ impl Agent {
     pub(crate) async fn run(self, json: bool) -> Outcome {
         let node = start(self.node, true, true).await?;
         let events = node.events();
-        follow(&node, events, None, None, false, json).await
+        Follower::new(node, false, json).follow(events, None).await
     }
 }
 
@@ -142,63 +163,232 @@ async fn next_line(lines: &mut Option<mpsc::Receiver<String>>) -> Option<String>
     }
 }
 
-/// Prints events until the node has stopped: because it was told to, or (with `once`) because it was removed.
-async fn follow(
-    node: &Node,
-    mut events: Events,
-    membership: Option<&Membership>,
-    mut lines: Option<mpsc::Receiver<String>>,
-    once: bool,
-    json: bool,
-) -> Outcome {
-    let mut stops = Stops::new()?;
-    let (mut joining, mut leaving, mut code) = (true, false, 0);
-    let mut joined = pin!(node.joined());
-    let leave = |leaving: &mut bool| {
-        if !std::mem::replace(leaving, true) {
-            let node = node.clone();
-            tokio::spawn(async move { node.leave().await });
+async fn next_delivered(deliveries: &mut Option<Deliveries>) -> Option<Delivered> {
+    match deliveries {
+        Some(deliveries) => deliveries.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Sends one message after the other, without holding up what is printed.
+struct Speaker {
+    membership: Membership,
+    messages: mpsc::Sender<(Class, String)>,
+    task: tokio::task::JoinHandle<()>,
+    /// Something was said, and no view was installed yet.
+    early: bool,
+    /// Leave after the first view.
+    waits: bool,
+}
+
+impl Speaker {
+    fn new(membership: Membership) -> Self {
+        let (messages, mut waiting) = mpsc::channel::<(Class, String)>(1024);
+        let group = membership.clone();
+        let task = tokio::spawn(async move {
+            while let Some((class, text)) = waiting.recv().await {
+                if let Err(error) = group.multicast(class, text).await {
+                    complain(format_args!("not sent: {error}"));
+                }
+            }
+        });
+        Self { membership, messages, task, early: false, waits: false }
+    }
+
+    /// Leaves the cluster after everything was said.
+    async fn leave(self, node: Node) {
+        drop(self.messages);
+        // Where others take nothing, the rest is lost with this node.
+        if timeout(LEAVE_LIMIT / 2, self.task).await.is_err() {
+            complain("leaving, though not everything could be sent");
         }
-    };
-    loop {
-        tokio::select! {
-            event = events.next() => {
-                let Some(event) = event else { return Ok(code) };
-                if !events::print(&event, json) {
-                    leave(&mut leaving); // Nobody reads any more.
+        node.leave().await;
+    }
+}
+
+/// Prints what happens to a node.
+struct Follower {
+    node: Node,
+    json: bool,
+    once: bool,
+    /// Views are printed when they are installed.
+    multicast: bool,
+    deliveries: Option<Deliveries>,
+    /// Gone once the node leaves.
+    speaker: Option<Speaker>,
+    /// The token under which the node was said to lead.
+    led: Option<Token>,
+    /// How members were shown last.
+    names: BTreeMap<NodeId, Arc<str>>,
+}
+
+impl Follower {
+    fn new(node: Node, once: bool, json: bool) -> Self {
+        Self {
+            node,
+            json,
+            once,
+            multicast: false,
+            deliveries: None,
+            speaker: None,
+            led: None,
+            names: BTreeMap::new(),
+        }
+    }
+
+    /// Prints events until the node has stopped: because it was told to, or (with `once`) because it was removed.
+    async fn follow(mut self, mut events: Events, mut lines: Option<mpsc::Receiver<String>>) -> Outcome {
+        let mut stops = Stops::new()?;
+        let (mut joining, mut leaving, mut code) = (true, false, 0);
+        let node = self.node.clone();
+        let mut joined = pin!(node.joined());
+        loop {
+            tokio::select! {
+                biased;
+                () = stops.next() => {
+                    if leaving {
+                        std::process::exit(130);
+                    }
+                    self.leave(&mut leaving);
                 }
-                if once && was_removed(&event) {
-                    code = exit::REMOVED;
-                }
-            }
-            outcome = &mut joined, if joining && !leaving => {
-                joining = false;
-                if let Err(JoinError::Timeout { .. }) = &outcome {
-                    let text = outcome.err().map(|e| e.to_string()).unwrap_or_default();
-                    node.leave().await;
-                    return Err(Failure::new(exit::NOT_JOINED, text));
-                }
-            }
-            line = next_line(&mut lines), if !leaving => match line.as_deref().map(str::trim) {
-                Some("") => {}
-                Some("step-down") => {
-                    if let Some(membership) = membership.cloned() {
-                        tokio::spawn(async move { membership.step_down().await });
+                event = events.next() => {
+                    let Some(event) = event else { return Ok(code) };
+                    if !self.on_event(&event) {
+                        self.leave(&mut leaving); // Nobody reads any more.
+                    }
+                    if self.once && was_removed(&event) {
+                        code = exit::REMOVED;
                     }
                 }
-                Some("leave") | None => leave(&mut leaving),
-                Some(other) => {
-                    let word = other.split_whitespace().next().unwrap_or_default();
-                    complain(format_args!("`{word}` is no command here: give step-down or leave (send is not built yet)"));
+                delivered = next_delivered(&mut self.deliveries) => match delivered {
+                    None => self.deliveries = None,
+                    Some(delivered) => {
+                        // Whose lease has run out says so before anything else.
+                        while self.led.is_some() && now_ns() >= self.node.status().lease_until_ns {
+                            let Some(event) = events.next().await else { return Ok(code) };
+                            self.on_event(&event);
+                        }
+                        if !self.on_delivered(&delivered) {
+                            self.leave(&mut leaving);
+                        }
+                        if matches!(delivered, Delivered::View { .. })
+                            && let Some(speaker) = &mut self.speaker
+                        {
+                            speaker.early = false;
+                            if speaker.waits {
+                                self.leave(&mut leaving);
+                            }
+                        }
+                    }
+                },
+                outcome = &mut joined, if joining && !leaving => {
+                    joining = false;
+                    if let Err(JoinError::Timeout { .. }) = &outcome {
+                        let text = outcome.err().map(|e| e.to_string()).unwrap_or_default();
+                        self.node.leave().await;
+                        return Err(Failure::new(exit::NOT_JOINED, text));
+                    }
                 }
-            },
-            () = stops.next() => {
-                if leaving {
-                    std::process::exit(130);
+                line = next_line(&mut lines), if !leaving => {
+                    let is_end = line.is_none();
+                    if self.on_line(line) {
+                        match &mut self.speaker {
+                            // What was said before the first view is sent in it.
+                            Some(speaker) if speaker.early => speaker.waits = true,
+                            _ => self.leave(&mut leaving),
+                        }
+                    }
+                    if is_end {
+                        lines = None;
+                    }
                 }
-                leave(&mut leaving);
             }
         }
+    }
+
+    fn leave(&mut self, leaving: &mut bool) {
+        if !std::mem::replace(leaving, true) {
+            let node = self.node.clone();
+            match self.speaker.take() {
+                Some(speaker) => tokio::spawn(speaker.leave(node)),
+                None => tokio::spawn(async move { node.leave().await }),
+            };
+        }
+    }
+
+    /// A command. True if that is to leave.
+    fn on_line(&mut self, line: Option<String>) -> bool {
+        let Some(line) = line else { return true };
+        let line = line.trim_end_matches(['\r', '\n']).trim_start();
+        let (word, text) = line.split_once(' ').unwrap_or((line.trim_end(), ""));
+        let class = match word {
+            "" => return false,
+            "send" => Class::Ordered,
+            "send-safe" => Class::Safe,
+            "send-fifo" => Class::Fifo,
+            "leave" => return true,
+            "step-down" => {
+                if let Some(membership) = self.speaker.as_ref().map(|s| s.membership.clone()) {
+                    tokio::spawn(async move { membership.step_down().await });
+                }
+                return false;
+            }
+            other => {
+                complain(format_args!(
+                    "`{other}` is no command here: give send TEXT, send-safe TEXT, send-fifo TEXT, step-down or leave"
+                ));
+                return false;
+            }
+        };
+        if let Some(speaker) = &mut self.speaker {
+            speaker.early |= self.names.is_empty();
+            if speaker.messages.try_send((class, text.to_owned())).is_err() {
+                complain("not sent: more than 1024 messages wait for others to take them");
+            }
+        }
+        false
+    }
+
+    /// Prints an event of the node. False once nobody reads.
+    fn on_event(&mut self, event: &Event) -> bool {
+        match &event.what {
+            // A view is printed when it is installed: see `on_delivered`.
+            What::View(_) if self.multicast => return true,
+            What::Leading { token, .. } => {
+                // Its view, and what came before that.
+                while let Some(delivered) = self.deliveries.as_mut().and_then(Deliveries::try_next) {
+                    self.on_delivered(&delivered);
+                }
+                self.led = Some(*token);
+            }
+            What::NotLeading { .. } => self.led = None,
+            _ => {}
+        }
+        events::print(event, self.json)
+    }
+
+    /// Prints what the group delivers. False once nobody reads.
+    fn on_delivered(&mut self, delivered: &Delivered) -> bool {
+        if let Delivered::View { view, .. } = delivered {
+            self.names = view.members.iter().map(|m| (m.node, Arc::clone(&m.name))).collect();
+        }
+        let me = self.names.get(&self.node.id()).cloned().unwrap_or_else(|| self.node.name().into());
+        let group = self.speaker.as_ref().map(|s| s.membership.group().clone());
+        let what = match delivered {
+            Delivered::View { view, .. } => What::View(Arc::clone(view)),
+            Delivered::Message(message) => {
+                let from =
+                    self.names.get(&message.from).cloned().unwrap_or_else(|| message.from.to_string().into());
+                return events::print_message(&me, group.as_ref(), &from, message, self.json);
+            }
+            _ => return true,
+        };
+        let group = match &what {
+            What::View(view) => Some(view.group.clone()),
+            _ => group,
+        };
+        let event = Event { name: me, node: self.node.id(), at_ns: now_ns(), group, what };
+        events::print(&event, self.json)
     }
 }
 

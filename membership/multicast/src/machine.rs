@@ -261,7 +261,12 @@ impl Multicast {
 
     /// Is there room for another message?
     pub fn has_room(&self) -> bool {
-        self.backlog() < self.config.window
+        self.room() > 0
+    }
+
+    /// How many bytes may be sent before others have taken some.
+    pub fn room(&self) -> u64 {
+        self.config.window.saturating_sub(self.backlog())
     }
 
     /// How many messages were sent, in all views.

@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 
 use super::Driver;
 use crate::{
+    channel::Mailbox,
     clock,
     event::{Event, Lead, Member, Said, Topic, View, What},
     status::GroupStatus,
@@ -32,6 +33,8 @@ pub(super) struct Slot {
     last_end: Option<Event>,
     /// Told when the node is no member any more.
     left: Vec<oneshot::Sender<()>>,
+    /// The bulk thread knows of the group.
+    bulk: bool,
     /// Told when a view comes that is newer than this one.
     stepped_down: Vec<(Option<ViewId>, oneshot::Sender<()>)>,
 }
@@ -40,6 +43,7 @@ pub(super) struct Slot {
 struct Wanted {
     endpoint: Option<Box<str>>,
     handle: u64,
+    mailbox: Option<Arc<Mailbox>>,
     leaving: Leaving,
     /// Stepping down waits for the first view.
     steps_down: bool,
@@ -63,19 +67,42 @@ struct Acting {
 impl Driver {
     // ---- wishes -----------------------------------------------------------------------------------------------------
 
-    pub(super) fn join(&mut self, group: GroupName, endpoint: Option<Box<str>>, handle: u64) {
+    pub(super) fn join(
+        &mut self,
+        group: GroupName,
+        endpoint: Option<Box<str>>,
+        handle: u64,
+        mailbox: Option<Arc<Mailbox>>,
+    ) {
         if self.stopping.is_some() {
+            mailbox.iter().for_each(|mailbox| mailbox.end());
             return;
         }
         let slot = self.groups.entry(group.clone()).or_default();
-        let again =
-            slot.wanted.as_ref().is_some_and(|w| w.leaving != Leaving::Asked && w.endpoint == endpoint);
-        slot.wanted =
-            Some(Wanted { endpoint: endpoint.clone(), handle, leaving: Leaving::No, steps_down: false });
+        let goes_on = slot.wanted.as_ref().is_some_and(|w| w.leaving != Leaving::Asked);
+        let again = slot.wanted.as_ref().filter(|_| goes_on).is_some_and(|w| w.endpoint == endpoint);
+        let is_new = mailbox.is_some();
+        let mailbox = mailbox.or_else(|| slot.wanted.as_mut().and_then(|w| w.mailbox.take()));
+        let kind = if mailbox.is_some() { Kind::Multicast } else { Kind::Plain };
+        if !goes_on && slot.bulk {
+            // Who left and comes back is a new member, whether it heard in between that it was out or not.
+            self.bulk.out(group.clone(), false);
+        }
+        if let Some(mailbox) = mailbox.clone().filter(|_| is_new) {
+            slot.bulk = true;
+            self.bulk.open(group.clone(), mailbox);
+        }
+        slot.wanted = Some(Wanted {
+            endpoint: endpoint.clone(),
+            handle,
+            mailbox,
+            leaving: Leaving::No,
+            steps_down: false,
+        });
         // Whoever waits for the end of the membership that this one replaces waits no longer.
         slot.left.clear();
         if !again {
-            self.inputs.push_back(Input::Wish(GroupWish::Join { group, endpoint, kind: Kind::Plain }));
+            self.inputs.push_back(Input::Wish(GroupWish::Join { group, endpoint, kind }));
         }
     }
 
@@ -132,7 +159,8 @@ impl Driver {
         for (group, slot) in &self.groups {
             if let Some(wanted) = &slot.wanted {
                 let (group, endpoint) = (group.clone(), wanted.endpoint.clone());
-                self.inputs.push_back(Input::Wish(GroupWish::Join { group, endpoint, kind: Kind::Plain }));
+                let kind = if wanted.mailbox.is_some() { Kind::Multicast } else { Kind::Plain };
+                self.inputs.push_back(Input::Wish(GroupWish::Join { group, endpoint, kind }));
             }
             if !slot.observers.is_empty() {
                 self.inputs.push_back(Input::Observe { group: group.clone(), begin: true });
@@ -146,7 +174,7 @@ impl Driver {
     pub(super) fn learn(&mut self, view: &SharedView, part: Part) {
         self.notice_lapse();
         self.counts.group_views.inc();
-        let (group, me) = (view.group.clone(), self.config.me.id);
+        let (group, me, kind) = (view.group.clone(), self.config.me.id, view.kind);
         let view = Arc::new(self.named(view));
         let rank = view.rank_of(me);
         let slot = self.groups.entry(group.clone()).or_default();
@@ -175,6 +203,11 @@ impl Driver {
         let event = self.event(Some(group.clone()), What::View(Arc::clone(&view)));
         let slot = self.groups.get_mut(&group).expect("just made");
         slot.view_event = Some(event.clone());
+        let listens = slot.wanted.as_ref().is_some_and(|w| w.mailbox.is_some());
+        if part == Part::Member && (kind == Kind::Multicast || listens) {
+            slot.bulk = true;
+            self.bulk.view(Arc::clone(&view), kind);
+        }
         self.tell_group(&group, event);
         let is_out = part == Part::Left || was_member && rank.is_none();
         if is_out {
@@ -193,6 +226,9 @@ impl Driver {
     fn tell_out(&mut self, group: &GroupName, left: bool) {
         let event = self.event(Some(group.clone()), What::Out { left });
         let Some(slot) = self.groups.get_mut(group) else { return };
+        if slot.bulk {
+            self.bulk.out(group.clone(), left);
+        }
         if slot.observers.is_empty() {
             slot.view = None;
             slot.view_event = None;

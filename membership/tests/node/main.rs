@@ -6,6 +6,7 @@
 mod admin;
 mod groups;
 mod harness;
+mod multicast;
 mod process;
 mod starts;
 mod strangers;

@@ -1,0 +1,1002 @@
+//! The bulk thread: what members of groups say to each other, on a thread and on connections of its own, so that no amount
+//! of it delays a heartbeat.
+//!
+//! The control thread tells it of views; applications leave messages in their mailboxes; frames come in. All of that goes
+//! into the machine of the group, and at the end of each turn, when nothing more waits to be read, what came together is
+//! answered together: places are given, acknowledgements sent, connections written, applications woken, once each.
+
+mod links;
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use membership_multicast::{Class, Config, Frame, Input, Multicast, Output, View as RoomView};
+use membership_proto::Kind;
+use membership_sync::NodeLease;
+use membership_types::{GroupName, Instant, Lineage, Machine, NodeId, Token, ViewId};
+use tokio::{
+    net::TcpStream,
+    sync::Notify,
+    task::{LocalSet, spawn_local, yield_now},
+    time::{sleep, timeout},
+};
+
+use crate::{
+    bulk::links::{Links, Nonsense, Unit, next_unit},
+    channel::{Delivered, Mailbox, Message, SendError},
+    clock,
+    event::{Member, View},
+    handshake::{self, Hello},
+    metrics::Counts,
+    node::lock,
+    trace::{Pen, Tracer},
+    transport,
+};
+
+/// How many connections that were made to us wait for the thread.
+const ACCEPTED: usize = 1024;
+/// How much is read from a connection before others, and the answers, get their turn.
+const READ: usize = 256 << 10;
+/// How many views of a group are remembered until they are installed.
+const VIEWS: usize = 64;
+/// How many groups may be heard of before membership tells of them.
+const UNKNOWN: usize = 4096;
+/// Pauses between attempts to connect double from the first to the second.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
+/// How often connections and groups that are of no use are looked for.
+const TIDY: Duration = Duration::from_secs(10);
+/// What is left of connections when the node stops has this long to be written.
+const FAREWELL: Duration = Duration::from_millis(300);
+
+/// The way to the bulk thread and back. A cheap handle.
+#[derive(Clone, Default)]
+pub(crate) struct Bulk(Arc<Desk>);
+
+#[derive(Default)]
+struct Desk {
+    inbox: Mutex<Inbox>,
+    wake: Notify,
+    told: Mutex<Told>,
+    tell: Notify,
+    finished: Notify,
+    /// A group waits for the node to have a lease again.
+    held: AtomicBool,
+}
+
+/// What waits for the bulk thread. Bounded by the groups and the memberships of the node.
+#[derive(Default)]
+struct Inbox {
+    begin: Option<(Hello, NodeLease)>,
+    addresses: Option<BTreeMap<NodeId, SocketAddr>>,
+    groups: BTreeMap<GroupName, News>,
+    ready: Vec<Arc<Mailbox>>,
+    accepted: Vec<Accepted>,
+    again: bool,
+    stop: bool,
+}
+
+/// A connection that was made to us, after the introduction, and what came in on it since.
+struct Accepted {
+    stream: std::net::TcpStream,
+    peer: Hello,
+    rest: BytesMut,
+}
+
+/// What happened to a group, in this order.
+#[derive(Default)]
+struct News {
+    /// The node is no member any more: did it ask for that?
+    out: Option<bool>,
+    /// A membership begins.
+    open: Option<Arc<Mailbox>>,
+    views: VecDeque<(Arc<View>, Kind)>,
+}
+
+/// What waits for the control thread. Bounded by the groups.
+#[derive(Default)]
+pub(crate) struct Told {
+    /// The views that are installed, each by this incarnation.
+    pub(crate) installed: BTreeMap<GroupName, (NodeId, ViewId)>,
+    /// Members who stay behind.
+    pub(crate) behind: BTreeSet<(GroupName, NodeId)>,
+}
+
+impl Bulk {
+    // ---- for the control thread -------------------------------------------------------------------------------------
+
+    /// An incarnation begins; whatever was to be told about the last one is over.
+    pub(crate) fn begin(&self, me: Hello, lease: NodeLease) {
+        let mut inbox = lock(&self.0.inbox);
+        inbox.groups.retain(|_, news| news.open.is_some() || news.out == Some(true));
+        for news in inbox.groups.values_mut() {
+            news.views.clear();
+        }
+        inbox.accepted.clear();
+        inbox.begin = Some((Hello { bulk: true, ..me }, lease));
+        *lock(&self.0.told) = Told::default();
+        self.0.wake.notify_one();
+    }
+
+    /// Where the nodes of the cluster are reached.
+    pub(crate) fn set_addresses(&self, addresses: BTreeMap<NodeId, SocketAddr>) {
+        lock(&self.0.inbox).addresses = Some(addresses);
+        self.0.wake.notify_one();
+    }
+
+    /// A membership begins, whose application wants the group's messages.
+    pub(crate) fn open(&self, group: GroupName, mailbox: Arc<Mailbox>) {
+        let mut inbox = lock(&self.0.inbox);
+        inbox.groups.entry(group).or_default().open = Some(mailbox);
+        self.0.wake.notify_one();
+    }
+
+    /// A view of a group in which this node is.
+    pub(crate) fn view(&self, view: Arc<View>, kind: Kind) {
+        let mut inbox = lock(&self.0.inbox);
+        let views = &mut inbox.groups.entry(view.group.clone()).or_default().views;
+        if views.len() == VIEWS {
+            views.pop_front(); // Overtaken.
+        }
+        views.push_back((view, kind));
+        self.0.wake.notify_one();
+    }
+
+    /// The node is no member of the group any more, or begins as a new one.
+    pub(crate) fn out(&self, group: GroupName, left: bool) {
+        let mut inbox = lock(&self.0.inbox);
+        let news = inbox.groups.entry(group).or_default();
+        news.views.clear();
+        news.out = Some(left || news.out == Some(true));
+        self.0.wake.notify_one();
+    }
+
+    /// The node's lease goes on.
+    pub(crate) fn lease_extended(&self) {
+        if self.0.held.swap(false, Ordering::AcqRel) {
+            lock(&self.0.inbox).again = true;
+            self.0.wake.notify_one();
+        }
+    }
+
+    /// A connection was made to us for this thread. False if too many wait already: it is closed.
+    pub(crate) fn accept(&self, stream: std::net::TcpStream, peer: Hello, rest: BytesMut) -> bool {
+        let mut inbox = lock(&self.0.inbox);
+        let fits = inbox.accepted.len() < ACCEPTED;
+        if fits {
+            inbox.accepted.push(Accepted { stream, peer, rest });
+            self.0.wake.notify_one();
+        }
+        fits
+    }
+
+    /// Ends the thread; waits a moment until what waits has been written.
+    pub(crate) async fn stop(&self) {
+        lock(&self.0.inbox).stop = true;
+        self.0.wake.notify_one();
+        if timeout(2 * FAREWELL, self.0.finished.notified()).await.is_err() {
+            tracing::debug!("the bulk thread is cut off");
+        }
+    }
+
+    /// Waits until there is something to be [taken](Bulk::take_told). Cancel-safe.
+    pub(crate) async fn tells(&self) {
+        self.0.tell.notified().await;
+    }
+
+    pub(crate) fn take_told(&self) -> Told {
+        std::mem::take(&mut lock(&self.0.told))
+    }
+
+    // ---- for applications -------------------------------------------------------------------------------------------
+
+    /// A mailbox wants to be looked at.
+    pub(crate) fn ready(&self, mailbox: Arc<Mailbox>) {
+        lock(&self.0.inbox).ready.push(mailbox);
+        self.0.wake.notify_one();
+    }
+}
+
+/// Starts the thread, which ends with [`Bulk::stop`].
+pub(crate) fn spawn(
+    bulk: Bulk,
+    me: Hello,
+    lease: NodeLease,
+    patience: Duration,
+    tracer: Option<Tracer>,
+    counts: Counts,
+) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+    let body = move || {
+        let hub = Hub {
+            me: Rc::new(Hello { bulk: true, ..me }),
+            lease,
+            patience,
+            bulk: bulk.clone(),
+            tracer,
+            counts,
+            addresses: BTreeMap::new(),
+            keys: HashMap::new(),
+            rooms: HashMap::new(),
+            next_key: 1,
+            sent: HashMap::new(),
+            links: Links::default(),
+            dialing: BTreeSet::new(),
+            dirty: Vec::new(),
+            timers: BTreeSet::new(),
+            turn: Rc::default(),
+        };
+        LocalSet::new().block_on(&runtime, run(Rc::new(RefCell::new(hub)), bulk.clone()));
+        bulk.0.finished.notify_one();
+    };
+    thread::Builder::new().name("phalanx-bulk".into()).spawn(body).map(drop)
+}
+
+type Shared = Rc<RefCell<Hub>>;
+
+async fn run(hub: Shared, bulk: Bulk) {
+    let turn = Rc::clone(&hub.borrow().turn);
+    let mut tidy = tokio::time::interval(TIDY);
+    loop {
+        let due = hub.borrow().timers.first().map(|(at, _)| *at - clock::now());
+        tokio::select! {
+            () = bulk.0.wake.notified() => {
+                if !take_inbox(&hub, &bulk) {
+                    break;
+                }
+                hub.borrow_mut().turn();
+            }
+            () = turn.notified() => hub.borrow_mut().turn(),
+            () = sleep(due.unwrap_or_default()), if due.is_some() => hub.borrow_mut().on_time(),
+            _ = tidy.tick() => hub.borrow_mut().tidy(),
+        }
+    }
+    hub.borrow_mut().end();
+    let written = async {
+        while !hub.borrow_mut().is_written() {
+            sleep(Duration::from_millis(2)).await;
+        }
+    };
+    // What cannot be written by then is the loss of a process that stops.
+    let _in_time = timeout(FAREWELL, written).await;
+}
+
+/// Takes what waits. False if the thread is to end.
+fn take_inbox(hub: &Shared, bulk: &Bulk) -> bool {
+    let inbox = std::mem::take(&mut *lock(&bulk.0.inbox));
+    if let Some((me, lease)) = inbox.begin {
+        hub.borrow_mut().begin(me, lease);
+    }
+    if let Some(addresses) = inbox.addresses {
+        hub.borrow_mut().addresses = addresses;
+    }
+    for (group, news) in inbox.groups {
+        hub.borrow_mut().on_news(group, news);
+    }
+    for mailbox in inbox.ready {
+        mailbox.heard();
+        hub.borrow_mut().on_ready(&mailbox);
+    }
+    for accepted in inbox.accepted {
+        let Accepted { stream, peer, rest } = accepted;
+        match TcpStream::from_std(stream) {
+            Ok(stream) => link(hub, peer.node, stream, rest),
+            Err(error) => tracing::debug!(%error, "a connection for bulk cannot be used"),
+        }
+    }
+    if inbox.again {
+        hub.borrow_mut().all_dirty();
+    }
+    let wanted = hub.borrow_mut().missing();
+    for (peer, addr) in wanted {
+        spawn_local(dial(Rc::clone(hub), peer, addr));
+    }
+    !inbox.stop
+}
+
+// ---- connections ----------------------------------------------------------------------------------------------------
+
+/// Tries to reach a node until there is a connection, or nobody wants one any more.
+async fn dial(hub: Shared, peer: NodeId, addr: SocketAddr) {
+    let (me, patience) = {
+        let hub = hub.borrow();
+        (Rc::clone(&hub.me), hub.patience)
+    };
+    let mut pause = PAUSES.0;
+    loop {
+        let attempt = async {
+            let mut stream = TcpStream::connect(addr).await?;
+            transport::prepare(&stream, patience)?;
+            let (hello, frames) = handshake::initiate(&mut stream, &me).await?;
+            Ok::<_, handshake::Refusal>((stream, hello, frames))
+        };
+        let outcome = timeout(patience, attempt).await;
+        if !hub.borrow().is_wanted(&me, peer) {
+            break;
+        }
+        match outcome {
+            Ok(Ok((stream, hello, frames))) if hello.node == peer => {
+                hub.borrow_mut().dialing.remove(&peer);
+                link(&hub, peer, stream, frames.into_rest());
+                hub.borrow_mut().turn();
+                return;
+            }
+            Ok(Ok((_, hello, _))) => {
+                tracing::debug!(%peer, found = %hello.node, %addr, "another incarnation answers for bulk")
+            }
+            Ok(Err(refusal)) => tracing::debug!(%peer, %addr, %refusal, "no connection for bulk"),
+            Err(_) => tracing::debug!(%peer, %addr, "no answer to an attempt to connect for bulk"),
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(PAUSES.1);
+        if !hub.borrow().is_wanted(&me, peer) {
+            break;
+        }
+    }
+    let mut hub = hub.borrow_mut();
+    if hub.me.node == me.node {
+        hub.dialing.remove(&peer);
+    }
+}
+
+/// A connection begins: what is needed again is said again.
+fn link(hub: &Shared, peer: NodeId, stream: TcpStream, rest: BytesMut) {
+    let stream = Rc::new(stream);
+    let mut this = hub.borrow_mut();
+    let link = this.links.insert(peer, Rc::clone(&stream));
+    let epoch = link.epoch;
+    spawn_local(read(Rc::clone(hub), peer, epoch, Rc::clone(&stream), Rc::clone(&link.ended), rest));
+    spawn_local(write(Rc::clone(hub), peer, epoch, stream));
+    this.counts.bulk_links.set(i64::try_from(this.links.len()).unwrap_or(i64::MAX));
+    this.on_linked(peer);
+}
+
+async fn read(
+    hub: Shared,
+    peer: NodeId,
+    epoch: u64,
+    stream: Rc<TcpStream>,
+    ended: Rc<Notify>,
+    mut buffer: BytesMut,
+) {
+    let reading = async {
+        loop {
+            hub.borrow_mut().on_bytes(peer, epoch, &mut buffer)?;
+            stream.readable().await?;
+            let mut taken = 0;
+            while taken < READ {
+                if buffer.capacity() - buffer.len() < 16 << 10 {
+                    buffer.reserve(64 << 10);
+                }
+                match stream.try_read_buf(&mut buffer) {
+                    Ok(0) => return Ok(()),
+                    Ok(read) => taken += read,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) => return Err(Broken::Io(error)),
+                }
+            }
+            if taken >= READ {
+                hub.borrow_mut().on_bytes(peer, epoch, &mut buffer)?;
+                yield_now().await;
+            }
+        }
+    };
+    let outcome: Result<(), Broken> = tokio::select! {
+        outcome = reading => outcome,
+        () = ended.notified() => return,
+    };
+    let mut hub_of = hub.borrow_mut();
+    match outcome {
+        Ok(()) => {}
+        Err(Broken::Io(error)) => tracing::debug!(%peer, %error, "a connection for bulk broke"),
+        Err(Broken::Nonsense(nonsense)) => {
+            hub_of.counts.garbage.inc();
+            tracing::warn!(%peer, "a connection for bulk is closed: {nonsense}");
+        }
+    }
+    hub_of.unlink(peer, epoch);
+    drop(hub_of);
+    hub.borrow().bulk.0.wake.notify_one(); // To connect again, where that is wanted.
+}
+
+async fn write(hub: Shared, peer: NodeId, epoch: u64, stream: Rc<TcpStream>) {
+    let Some(wake) = hub.borrow_mut().links.wake_of(peer, epoch) else { return };
+    loop {
+        wake.notified().await;
+        loop {
+            if hub.borrow_mut().links.get(peer, epoch).is_none() || stream.writable().await.is_err() {
+                return; // The reading task tells.
+            }
+            let outcome = hub.borrow_mut().links.write(peer, epoch);
+            match outcome {
+                Ok(true) => break,
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::debug!(%peer, %error, "a connection for bulk broke");
+                    hub.borrow_mut().unlink(peer, epoch);
+                    return;
+                }
+            }
+        }
+    }
+}
+
+enum Broken {
+    Io(io::Error),
+    Nonsense(Nonsense),
+}
+
+impl From<io::Error> for Broken {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl From<Nonsense> for Broken {
+    fn from(nonsense: Nonsense) -> Self {
+        Self::Nonsense(nonsense)
+    }
+}
+
+// ---- groups ---------------------------------------------------------------------------------------------------------
+
+/// A group at this node, or one that others said something about.
+struct Room {
+    key: u32,
+    group: GroupName,
+    machine: Multicast,
+    mailbox: Option<Arc<Mailbox>>,
+    /// Views that membership told of, and that are not installed.
+    views: VecDeque<Arc<View>>,
+    /// The view that is installed, for a membership that goes on where another one ended.
+    current: Option<Arc<View>>,
+    /// The others of the newest view: whom we need connections with.
+    peers: Vec<NodeId>,
+    /// What is to be handed to the application.
+    delivered: Vec<Delivered>,
+    /// What came from the application and is to be sent.
+    batch: VecDeque<(Class, Bytes)>,
+    /// A view was installed, which the application is told before membership is, and so before the node leads in it.
+    to_tell: Option<ViewId>,
+    dirty: bool,
+    held: bool,
+    throttled: bool,
+    due: Option<Instant>,
+}
+
+struct Hub {
+    me: Rc<Hello>,
+    lease: NodeLease,
+    patience: Duration,
+    bulk: Bulk,
+    tracer: Option<Tracer>,
+    counts: Counts,
+    addresses: BTreeMap<NodeId, SocketAddr>,
+    keys: HashMap<GroupName, u32>,
+    rooms: HashMap<u32, Room>,
+    next_key: u32,
+    /// How many messages this incarnation has sent in groups that it is in no more.
+    sent: HashMap<GroupName, u64>,
+    links: Links,
+    dialing: BTreeSet<NodeId>,
+    /// Rooms that something happened to since the last turn.
+    dirty: Vec<u32>,
+    timers: BTreeSet<(Instant, u32)>,
+    turn: Rc<Notify>,
+}
+
+impl Hub {
+    /// A new incarnation: what there was is over.
+    fn begin(&mut self, me: Hello, lease: NodeLease) {
+        self.me = Rc::new(me);
+        self.lease = lease;
+        self.links.clear();
+        self.dialing.clear();
+        self.addresses.clear();
+        self.timers.clear();
+        self.dirty.clear();
+        self.sent.clear();
+        for (group, _) in std::mem::take(&mut self.keys) {
+            tracing::trace!(%group, "the group's room is cleared");
+        }
+        let rooms = std::mem::take(&mut self.rooms);
+        for mut room in rooms.into_values() {
+            let Some(mailbox) = room.mailbox.take() else { continue };
+            let was_in = room.machine.lineage().is_some();
+            let key = self.room(&room.group);
+            let fresh = self.rooms.get_mut(&key).expect("just made");
+            fresh.delivered = std::mem::take(&mut room.delivered);
+            if was_in {
+                fresh.delivered.push(Delivered::Out { left: false });
+            }
+            fresh.mailbox = Some(mailbox);
+            self.soil(key);
+        }
+    }
+
+    /// The room of a group, made if there is none.
+    fn room(&mut self, group: &GroupName) -> u32 {
+        if let Some(key) = self.keys.get(group) {
+            return *key;
+        }
+        let key = self.next_key;
+        self.next_key = self.next_key.wrapping_add(1).max(1);
+        let mut config = Config::new(self.me.node, group.clone());
+        config.trace = self.tracer.is_some();
+        let sent = self.sent.remove(group).unwrap_or(0);
+        let room = Room {
+            key,
+            group: group.clone(),
+            machine: Multicast::new(config, clock::now(), sent),
+            mailbox: None,
+            views: VecDeque::new(),
+            current: None,
+            peers: Vec::new(),
+            delivered: Vec::new(),
+            batch: VecDeque::new(),
+            to_tell: None,
+            dirty: false,
+            held: false,
+            throttled: false,
+            due: None,
+        };
+        self.keys.insert(group.clone(), key);
+        self.rooms.insert(key, room);
+        key
+    }
+
+    fn remove_room(&mut self, key: u32) {
+        let Some(room) = self.rooms.remove(&key) else { return };
+        self.keys.remove(&room.group);
+        if let Some(due) = room.due {
+            self.timers.remove(&(due, key));
+        }
+        if room.machine.sent() > 0 {
+            self.sent.insert(room.group.clone(), room.machine.sent());
+        }
+        self.links.retire(key);
+    }
+
+    /// Something happened: the room gets its part of the next turn.
+    fn soil(&mut self, key: u32) {
+        if let Some(room) = self.rooms.get_mut(&key)
+            && !std::mem::replace(&mut room.dirty, true)
+        {
+            self.dirty.push(key);
+            self.turn.notify_one();
+        }
+    }
+
+    fn all_dirty(&mut self) {
+        let keys: Vec<u32> = self.rooms.keys().copied().collect();
+        for key in keys {
+            self.soil(key);
+        }
+    }
+
+    fn on_news(&mut self, group: GroupName, news: News) {
+        let key = self.room(&group);
+        if let Some(left) = news.out {
+            self.feed(key, Input::Out);
+            if let Some(room) = self.rooms.get_mut(&key) {
+                room.views.clear();
+                room.current = None;
+                room.peers.clear();
+                let ends = room.mailbox.as_ref().filter(|_| left).cloned();
+                if room.mailbox.is_some() {
+                    room.delivered.push(Delivered::Out { left });
+                }
+                if let Some(mailbox) = ends {
+                    mailbox.deliver(&mut room.delivered);
+                    mailbox.end();
+                    room.mailbox = None;
+                }
+            }
+        }
+        if let Some(mailbox) = news.open
+            && let Some(room) = self.rooms.get_mut(&key)
+        {
+            if let Some(before) = room.mailbox.replace(mailbox) {
+                before.deliver(&mut room.delivered);
+                before.end();
+            }
+            if let Some(view) = room.current.clone() {
+                room.delivered.push(Delivered::View { view, came_along: Vec::new() });
+            }
+            room.throttled = false;
+            self.feed(key, Input::Throttle(false));
+        }
+        for (view, kind) in news.views {
+            self.on_view(key, view, kind);
+        }
+        if self.rooms.get(&key).is_some_and(|r| r.mailbox.is_none() && r.peers.is_empty()) {
+            self.remove_room(key);
+        } else {
+            self.soil(key);
+        }
+    }
+
+    fn on_view(&mut self, key: u32, view: Arc<View>, kind: Kind) {
+        let Some(room) = self.rooms.get_mut(&key) else { return };
+        if kind == Kind::Plain {
+            // Views and leaders only: nothing is to be closed before one is installed.
+            if let Some(mailbox) = &room.mailbox {
+                mailbox.refuse(Some(SendError::Plain));
+                room.current = Some(Arc::clone(&view));
+                room.delivered.push(Delivered::View { view, came_along: Vec::new() });
+            }
+            return;
+        }
+        if let Some(mailbox) = &room.mailbox {
+            mailbox.refuse(None);
+        }
+        room.peers = view.members.iter().map(|m| m.node).filter(|node| *node != self.me.node).collect();
+        let members = view.members.iter().map(|m| m.node).collect();
+        let told = RoomView { id: view.id, lineage: view.lineage, members };
+        if room.views.len() == VIEWS {
+            room.views.pop_front();
+        }
+        room.views.push_back(view);
+        self.feed(key, Input::View(told));
+    }
+
+    fn on_ready(&mut self, mailbox: &Arc<Mailbox>) {
+        if let Some(key) = self.keys.get(&mailbox.group).copied() {
+            self.soil(key);
+        }
+    }
+
+    /// Whom we should connect with, and do not yet: the node with the smaller id does.
+    fn missing(&mut self) -> Vec<(NodeId, SocketAddr)> {
+        let me = self.me.node;
+        let wanted: BTreeSet<NodeId> =
+            self.rooms.values().flat_map(|room| room.peers.iter().copied()).filter(|p| me < *p).collect();
+        let absent = wanted.into_iter().filter(|p| !self.links.has(*p) && !self.dialing.contains(p));
+        let found: Vec<(NodeId, SocketAddr)> =
+            absent.filter_map(|p| Some((p, *self.addresses.get(&p)?))).collect();
+        self.dialing.extend(found.iter().map(|(p, _)| *p));
+        found
+    }
+
+    fn is_wanted(&self, as_who: &Rc<Hello>, peer: NodeId) -> bool {
+        Rc::ptr_eq(&self.me, as_who)
+            && self.addresses.contains_key(&peer)
+            && !self.links.has(peer)
+            && self.rooms.values().any(|room| room.peers.contains(&peer))
+    }
+
+    fn on_linked(&mut self, peer: NodeId) {
+        let keys: Vec<u32> =
+            self.rooms.values().filter(|r| r.peers.contains(&peer)).map(|room| room.key).collect();
+        for key in keys {
+            self.feed(key, Input::Linked(peer));
+        }
+    }
+
+    fn unlink(&mut self, peer: NodeId, epoch: u64) {
+        if self.links.get(peer, epoch).is_some() {
+            self.links.remove(peer);
+            self.counts.bulk_links.set(i64::try_from(self.links.len()).unwrap_or(i64::MAX));
+            self.bulk.0.wake.notify_one();
+        }
+    }
+
+    /// Everything that came in on a connection.
+    fn on_bytes(&mut self, peer: NodeId, epoch: u64, buffer: &mut BytesMut) -> Result<(), Nonsense> {
+        if buffer.is_empty() || self.links.get(peer, epoch).is_none() {
+            return Ok(());
+        }
+        let tracer = self.tracer.clone();
+        let mut pen = tracer.as_ref().map(Tracer::pen);
+        let now = pen.as_ref().map_or_else(clock::now, |pen| pen.now());
+        // The room that the last frame was for is out of the table while frames for it come one after the other.
+        let mut open: Option<(u32, Lineage, Room)> = None;
+        let mut outcome = Ok(());
+        loop {
+            match next_unit(buffer) {
+                Ok(None) => break,
+                Ok(Some(Unit::Frame(number, frame))) => {
+                    if open.as_ref().is_none_or(|(of, ..)| *of != number) {
+                        self.put_back(open.take());
+                        let Some(link) = self.links.get(peer, epoch) else { break };
+                        let Some((group, lineage)) = link.heard.get(&number).cloned() else {
+                            outcome = Err(Nonsense::Undeclared);
+                            break;
+                        };
+                        open = self.take_room(&group, &frame).map(|room| (number, lineage, room));
+                    }
+                    let Some((_, lineage, room)) = &mut open else { continue };
+                    self.counts.frames.inc();
+                    room.machine.handle(now, Input::Frame(peer, *lineage, frame));
+                    self.drain(room, pen.as_deref_mut());
+                }
+                Ok(Some(Unit::Declare(number, group, lineage))) => {
+                    self.put_back(open.take());
+                    outcome = self.links.declare(peer, number, group, lineage);
+                }
+                Ok(Some(Unit::Retire(number))) => {
+                    self.put_back(open.take());
+                    if let Some(link) = self.links.get(peer, epoch) {
+                        link.heard.remove(&number);
+                    }
+                }
+                Err(nonsense) => outcome = Err(nonsense),
+            }
+            if outcome.is_err() {
+                break;
+            }
+        }
+        self.put_back(open);
+        outcome
+    }
+
+    /// A room for frames that came. One that membership has not told of yet is made for what leads to a first view.
+    fn take_room(&mut self, group: &GroupName, frame: &Frame) -> Option<Room> {
+        let key = match self.keys.get(group) {
+            Some(key) => *key,
+            None => {
+                let unknown = self.rooms.values().filter(|r| r.peers.is_empty()).take(UNKNOWN).count();
+                if !matches!(frame, Frame::Sync(_)) || unknown == UNKNOWN {
+                    return None;
+                }
+                self.room(group)
+            }
+        };
+        self.rooms.remove(&key)
+    }
+
+    fn put_back(&mut self, open: Option<(u32, Lineage, Room)>) {
+        if let Some((_, _, room)) = open {
+            let key = room.key;
+            self.rooms.insert(key, room);
+            self.soil(key);
+        }
+    }
+
+    fn feed(&mut self, key: u32, input: Input) {
+        let Some(mut room) = self.rooms.remove(&key) else { return };
+        let tracer = self.tracer.clone();
+        let mut pen = tracer.as_ref().map(Tracer::pen);
+        let now = pen.as_ref().map_or_else(clock::now, |pen| pen.now());
+        room.machine.handle(now, input);
+        self.drain(&mut room, pen.as_deref_mut());
+        drop(pen);
+        self.rooms.insert(key, room);
+        self.soil(key);
+    }
+
+    /// Carries out what a machine wants.
+    fn drain(&mut self, room: &mut Room, mut pen: Option<&mut Pen>) {
+        while let Some(output) = room.machine.poll_output() {
+            match output {
+                Output::Send(to, frame) => self.post(room, [to], &frame),
+                Output::SendAll(all, frame) => {
+                    let me = self.me.node;
+                    self.post(room, all.iter().copied().filter(|to| *to != me), &frame);
+                }
+                Output::Deliver(message) => {
+                    self.counts.delivered.inc();
+                    if room.mailbox.is_some() {
+                        room.delivered.push(Delivered::Message(Message {
+                            view: message.view,
+                            from: message.from,
+                            class: message.class,
+                            seq: message.place,
+                            payload: message.payload,
+                        }));
+                    }
+                }
+                Output::Block(_) => room.tell(Delivered::Block),
+                Output::Install { view, came_along } => {
+                    let installed = room.installed(&view);
+                    room.current = Some(Arc::clone(&installed));
+                    room.tell(Delivered::View { view: installed, came_along });
+                    room.to_tell = Some(view.id);
+                }
+                Output::Behind(node) => {
+                    tracing::warn!(group = %room.group, %node, why = room.machine.waits_for(), "a member stays behind");
+                    self.counts.behind.inc();
+                    lock(&self.bulk.0.told).behind.insert((room.group.clone(), node));
+                    self.bulk.0.tell.notify_one();
+                }
+                Output::Trace(event) => {
+                    if let Some(pen) = &mut pen {
+                        pen.record_as(self.me.node, event);
+                    }
+                }
+                Output::Mark(_) => {}
+            }
+        }
+    }
+
+    fn post(&mut self, room: &Room, to: impl IntoIterator<Item = NodeId>, frame: &Frame) {
+        if let Some(lineage) = room.machine.lineage() {
+            self.links.post((room.key, &room.group, lineage), to, frame);
+        }
+    }
+
+    /// Everything that waited has been read: now answers are given, once for all.
+    fn turn(&mut self) {
+        for key in std::mem::take(&mut self.dirty) {
+            let Some(mut room) = self.rooms.remove(&key) else { continue };
+            room.dirty = false;
+            self.turn_of(&mut room);
+            self.rooms.insert(key, room);
+        }
+        for (peer, error) in self.links.write_all() {
+            tracing::debug!(%peer, %error, "a connection for bulk broke");
+            self.links.remove(peer);
+            self.bulk.0.wake.notify_one();
+        }
+    }
+
+    fn turn_of(&mut self, room: &mut Room) {
+        let tracer = self.tracer.clone();
+        let mut pen = tracer.as_ref().map(Tracer::pen);
+        let now = pen.as_ref().map_or_else(clock::now, |pen| pen.now());
+        let held = now.as_nanos() >= self.lease.until();
+        if held {
+            self.bulk.0.held.store(true, Ordering::Release);
+        }
+        if std::mem::replace(&mut room.held, held) != held {
+            room.machine.handle(now, Input::Hold(held));
+        }
+        let mut took = false;
+        if let Some(mailbox) = room.mailbox.clone()
+            && room.machine.installed().is_some()
+            && !room.machine.is_blocked()
+        {
+            took = room.take_from(&mailbox, now, &self.counts);
+        }
+        room.machine.handle(now, Input::Drained);
+        self.drain(room, pen.as_deref_mut());
+        drop(pen);
+        if let Some(mailbox) = room.mailbox.clone() {
+            if took {
+                mailbox.has_room();
+            }
+            let full = if room.delivered.is_empty() {
+                room.throttled && mailbox.is_full()
+            } else {
+                mailbox.deliver(&mut room.delivered)
+            };
+            if std::mem::replace(&mut room.throttled, full) != full {
+                room.machine.handle(now, Input::Throttle(full));
+                self.drain(room, None);
+            }
+            if room.machine.backlog() == 0 {
+                mailbox.is_drained();
+            }
+        }
+        if let Some(view) = room.to_tell.take() {
+            lock(&self.bulk.0.told).installed.insert(room.group.clone(), (self.me.node, view));
+            self.bulk.0.tell.notify_one();
+        }
+        let due = room.machine.poll_timeout();
+        if due != room.due {
+            if let Some(before) = room.due {
+                self.timers.remove(&(before, room.key));
+            }
+            self.timers.extend(due.map(|at| (at, room.key)));
+            room.due = due;
+        }
+    }
+
+    fn on_time(&mut self) {
+        let now = clock::now();
+        while let Some((at, key)) = self.timers.first().copied().filter(|(at, _)| *at <= now) {
+            self.timers.remove(&(at, key));
+            let Some(mut room) = self.rooms.remove(&key) else { continue };
+            room.due = None;
+            room.machine.handle_timeout(now);
+            self.drain(&mut room, None);
+            self.rooms.insert(key, room);
+            self.soil(key);
+        }
+        self.turn();
+    }
+
+    /// Now and then: closes connections that nobody needs, forgets groups that nobody told of.
+    fn tidy(&mut self) {
+        let needed: BTreeSet<NodeId> =
+            self.rooms.values().flat_map(|room| room.peers.iter().copied()).collect();
+        for peer in self.links.peers() {
+            // A node that is not in the cluster, as far as we know, may be ahead of us.
+            if !needed.contains(&peer) && self.me.node < peer {
+                self.links.remove(peer);
+            }
+        }
+        let is_idle = |room: &Room| room.mailbox.is_none() && room.peers.is_empty();
+        let idle: Vec<u32> = self.rooms.values().filter(|r| is_idle(r)).map(|r| r.key).collect();
+        for key in idle {
+            if self.rooms.get(&key).is_some_and(|room| !room.dirty) {
+                self.remove_room(key);
+            }
+        }
+    }
+
+    /// The node stops: nobody waits for anything any more.
+    fn end(&mut self) {
+        self.turn();
+        for room in self.rooms.values_mut() {
+            if let Some(mailbox) = room.mailbox.take() {
+                mailbox.deliver(&mut room.delivered);
+                mailbox.end();
+            }
+        }
+    }
+
+    fn is_written(&mut self) -> bool {
+        self.links.is_written()
+    }
+}
+
+impl Room {
+    fn tell(&mut self, what: Delivered) {
+        if self.mailbox.is_some() {
+            self.delivered.push(what);
+        }
+    }
+
+    /// Hands what the application wants to send to the machine, as far as there is room. True if that was anything.
+    fn take_from(&mut self, mailbox: &Mailbox, now: Instant, counts: &Counts) -> bool {
+        let mut took = false;
+        let room = self.machine.room();
+        if room > 0 && mailbox.take_all(room, &mut self.batch) {
+            for (class, payload) in self.batch.drain(..) {
+                took = true;
+                counts.multicast.inc();
+                self.machine.handle(now, Input::Multicast(class, payload));
+            }
+            return took;
+        }
+        while self.machine.has_room()
+            && let Some((class, payload)) = mailbox.take()
+        {
+            took = true;
+            counts.multicast.inc();
+            self.machine.handle(now, Input::Multicast(class, payload));
+        }
+        took
+    }
+
+    /// The view as membership told of it. One that was left out, because it was overtaken, is made up from the others.
+    fn installed(&mut self, view: &RoomView) -> Arc<View> {
+        while self.views.front().is_some_and(|v| v.id < view.id) && self.views.len() > 1 {
+            self.views.pop_front();
+        }
+        if let Some(known) = self.views.iter().find(|v| v.id == view.id) {
+            return Arc::clone(known);
+        }
+        let known = |node: NodeId| {
+            let mut all = self.views.iter().flat_map(|v| v.members.iter());
+            all.rfind(|m| m.node == node).cloned()
+        };
+        let unknown = |node: NodeId| Member { node, name: node.to_string().into(), endpoint: None };
+        let members: Vec<Member> =
+            view.members.iter().map(|node| known(*node).unwrap_or_else(|| unknown(*node))).collect();
+        let same_reign = |v: &&Arc<View>| {
+            v.token.view() <= view.id && v.leader().map(|l| l.node) == view.members.first().copied()
+        };
+        let token = self.views.iter().find(same_reign).map_or_else(|| Token::new(view.id), |v| v.token);
+        Arc::new(View {
+            group: self.group.clone(),
+            lineage: view.lineage,
+            id: view.id,
+            prev: ViewId::NONE,
+            token,
+            members,
+        })
+    }
+}

@@ -1,0 +1,353 @@
+//! Messages between the members of a group, as applications see them: what they multicast, and what is delivered.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use membership_multicast::Class;
+use membership_types::{GroupName, NodeId, ViewId};
+use tokio::sync::Notify;
+
+use crate::{bulk::Bulk, event::View, node::lock};
+
+/// The largest message.
+pub(crate) const LARGEST: usize = 64 << 20;
+/// Bytes that wait to be sent, or to be taken; beyond that senders wait.
+const WAITING: usize = 4 << 20;
+/// What a message costs besides its bytes.
+const COST: usize = 128;
+
+/// A message of a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// The view in which it was sent and is delivered.
+    pub view: ViewId,
+    /// The sender.
+    pub from: NodeId,
+    /// Its class.
+    pub class: Class,
+    /// Its place in the view's one order, from 1; `None` for class fifo, and where the view was closed before the message
+    /// got one.
+    pub seq: Option<u64>,
+    /// The bytes.
+    pub payload: Bytes,
+}
+
+/// What a member of a group is told, in the one order in which it holds.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Delivered {
+    /// A view is installed: whoever came along from the last one has been delivered the same messages until here.
+    View {
+        /// The view.
+        view: Arc<View>,
+        /// Those who came along from the same view as this member did, in rank order; for who is new: nobody.
+        came_along: Vec<NodeId>,
+    },
+    /// A message.
+    Message(Message),
+    /// The view closes. What is multicast from here on is sent in the next one.
+    Block,
+    /// This node is no member any more.
+    Out {
+        /// It left on request; otherwise the node comes back as a new, junior member, and a [`Delivered::View`] follows.
+        left: bool,
+    },
+}
+
+/// The message is not sent, now or later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendError {
+    /// The node has left the group, or has stopped.
+    #[error("the node is no member of the group any more")]
+    NotMember,
+    /// The membership has views and leaders only.
+    #[error("the group was made without multicast, or joined so: see Node::join_multicast")]
+    Plain,
+    /// The message is larger than 64 MiB.
+    #[error("a message of {size} bytes exceeds the limit of 64 MiB")]
+    TooLarge {
+        /// Its size in bytes.
+        size: usize,
+    },
+    /// Others have not taken yet what was sent before.
+    #[error("too much waits for others; try again later")]
+    Full,
+}
+
+/// What the application of a member and the bulk thread exchange.
+pub(crate) struct Mailbox {
+    pub(crate) group: GroupName,
+    bulk: Bulk,
+    outgoing: Mutex<Outgoing>,
+    /// There is room for senders again, or an end of sending.
+    room: Notify,
+    incoming: Mutex<Incoming>,
+    arrived: Notify,
+    /// The bulk thread was told to look here.
+    called: AtomicBool,
+}
+
+#[derive(Default)]
+struct Outgoing {
+    queue: VecDeque<(Class, Bytes)>,
+    bytes: usize,
+    /// Why nothing can be sent.
+    refused: Option<SendError>,
+    /// Somebody waits until everything sent is everywhere.
+    drain: bool,
+}
+
+#[derive(Default)]
+struct Incoming {
+    queue: VecDeque<Delivered>,
+    bytes: usize,
+    /// Nothing comes any more.
+    ended: bool,
+    /// Nobody takes anything any more.
+    abandoned: bool,
+}
+
+impl Mailbox {
+    pub(crate) fn new(group: GroupName, bulk: Bulk) -> Arc<Self> {
+        Arc::new(Self {
+            group,
+            bulk,
+            outgoing: Mutex::default(),
+            room: Notify::new(),
+            incoming: Mutex::default(),
+            arrived: Notify::new(),
+            called: AtomicBool::new(false),
+        })
+    }
+
+    fn call(self: &Arc<Self>) {
+        if !self.called.swap(true, Ordering::AcqRel) {
+            self.bulk.ready(Arc::clone(self));
+        }
+    }
+
+    // ---- for applications -------------------------------------------------------------------------------------------
+
+    pub(crate) async fn send(self: &Arc<Self>, class: Class, payload: Bytes) -> Result<(), SendError> {
+        loop {
+            let room = self.room.notified();
+            tokio::pin!(room);
+            room.as_mut().enable();
+            match self.try_send(class, payload.clone()) {
+                Err(SendError::Full) => room.await,
+                outcome => return outcome,
+            }
+        }
+    }
+
+    pub(crate) fn try_send(self: &Arc<Self>, class: Class, payload: Bytes) -> Result<(), SendError> {
+        let size = payload.len();
+        if size > LARGEST {
+            return Err(SendError::TooLarge { size });
+        }
+        {
+            let mut outgoing = lock(&self.outgoing);
+            if let Some(refused) = outgoing.refused {
+                return Err(refused);
+            }
+            if outgoing.bytes > 0 && outgoing.bytes + size > WAITING {
+                return Err(SendError::Full);
+            }
+            outgoing.bytes += size + COST;
+            outgoing.queue.push_back((class, payload));
+        }
+        self.call();
+        Ok(())
+    }
+
+    /// Waits until all members hold everything that was sent, or nothing can be sent any more, or the time is over.
+    pub(crate) async fn drained(self: &Arc<Self>, patience: Duration) {
+        let until = tokio::time::Instant::now() + patience;
+        loop {
+            let room = self.room.notified();
+            tokio::pin!(room);
+            room.as_mut().enable();
+            {
+                let mut outgoing = lock(&self.outgoing);
+                if outgoing.refused.is_some() {
+                    return;
+                }
+                if !std::mem::replace(&mut outgoing.drain, true) {
+                    drop(outgoing);
+                    self.call();
+                }
+            }
+            if tokio::time::timeout_at(until, room).await.is_err() {
+                return;
+            }
+            if !lock(&self.outgoing).drain {
+                return;
+            }
+        }
+    }
+
+    // ---- for the bulk thread ----------------------------------------------------------------------------------------
+
+    /// The bulk thread looks: whoever calls from now on calls again.
+    pub(crate) fn heard(&self) {
+        self.called.store(false, Ordering::Release);
+    }
+
+    /// Takes the next message to be sent.
+    pub(crate) fn take(&self) -> Option<(Class, Bytes)> {
+        let mut outgoing = lock(&self.outgoing);
+        let next = outgoing.queue.pop_front()?;
+        outgoing.bytes -= next.1.len() + COST;
+        Some(next)
+    }
+
+    /// Takes everything that waits to be sent, if it is no more than `limit` bytes.
+    pub(crate) fn take_all(&self, limit: u64, into: &mut VecDeque<(Class, Bytes)>) -> bool {
+        let mut outgoing = lock(&self.outgoing);
+        if outgoing.bytes as u64 > limit {
+            return false;
+        }
+        outgoing.bytes = 0;
+        if into.is_empty() {
+            std::mem::swap(&mut outgoing.queue, into);
+        } else {
+            into.append(&mut outgoing.queue);
+        }
+        true
+    }
+
+    /// Somebody may be waiting for room.
+    pub(crate) fn has_room(&self) {
+        self.room.notify_waiters();
+    }
+
+    /// Everything sent is everywhere: whoever waits for that is told.
+    pub(crate) fn is_drained(&self) {
+        let mut outgoing = lock(&self.outgoing);
+        if outgoing.drain && outgoing.queue.is_empty() {
+            outgoing.drain = false;
+            drop(outgoing);
+            self.room.notify_waiters();
+        }
+    }
+
+    /// From now on nothing can be sent, or (with `None`) it can.
+    pub(crate) fn refuse(&self, why: Option<SendError>) {
+        let mut outgoing = lock(&self.outgoing);
+        if outgoing.refused != Some(SendError::NotMember) && outgoing.refused != why {
+            outgoing.refused = why;
+            if why.is_some() {
+                outgoing.queue.clear();
+                outgoing.bytes = 0;
+            }
+            drop(outgoing);
+            self.room.notify_waiters();
+        }
+    }
+
+    /// Hands over what is delivered. True if no more should come until that is taken.
+    pub(crate) fn deliver(&self, batch: &mut Vec<Delivered>) -> bool {
+        let mut incoming = lock(&self.incoming);
+        if incoming.abandoned || incoming.ended {
+            batch.clear();
+            return false;
+        }
+        incoming.bytes += batch.iter().map(Delivered::cost).sum::<usize>();
+        incoming.queue.extend(batch.drain(..));
+        let full = incoming.bytes > WAITING;
+        drop(incoming);
+        self.arrived.notify_one();
+        full
+    }
+
+    /// Has too much been delivered that is not taken yet?
+    pub(crate) fn is_full(&self) -> bool {
+        lock(&self.incoming).bytes > WAITING
+    }
+
+    /// Nothing comes any more, and nothing can be sent.
+    pub(crate) fn end(&self) {
+        self.refuse(Some(SendError::NotMember));
+        lock(&self.incoming).ended = true;
+        self.arrived.notify_one();
+    }
+}
+
+impl Delivered {
+    fn cost(&self) -> usize {
+        match self {
+            Self::Message(message) => message.payload.len() + COST,
+            _ => COST,
+        }
+    }
+}
+
+/// What a member is told: its views, and the messages in them. Whoever has it must take what comes: where more than some
+/// MiB wait, the other members wait, too, and after a while the group goes on without this member.
+///
+/// Dropping it does no harm: from then on nothing is kept for it.
+pub struct Deliveries {
+    mailbox: Arc<Mailbox>,
+    taken: VecDeque<Delivered>,
+}
+
+impl Deliveries {
+    pub(crate) fn new(mailbox: Arc<Mailbox>) -> Self {
+        Self { mailbox, taken: VecDeque::new() }
+    }
+
+    /// Waits for what is delivered next; `None` once the node has left the group or stopped, and everything was taken.
+    ///
+    /// Cancel-safe: a dropped future has taken nothing. Works in any async runtime.
+    pub async fn next(&mut self) -> Option<Delivered> {
+        loop {
+            if let Some(next) = self.try_next() {
+                return Some(next);
+            }
+            if self.is_over() {
+                return None;
+            }
+            self.mailbox.arrived.notified().await;
+        }
+    }
+
+    /// Takes what is delivered next, if there is something already.
+    pub fn try_next(&mut self) -> Option<Delivered> {
+        if self.taken.is_empty() {
+            let was_full = {
+                let mut incoming = lock(&self.mailbox.incoming);
+                std::mem::swap(&mut incoming.queue, &mut self.taken);
+                std::mem::take(&mut incoming.bytes) > WAITING
+            };
+            if was_full {
+                self.mailbox.call();
+            }
+        }
+        self.taken.pop_front()
+    }
+
+    fn is_over(&self) -> bool {
+        let incoming = lock(&self.mailbox.incoming);
+        incoming.ended && incoming.queue.is_empty()
+    }
+}
+
+impl Drop for Deliveries {
+    fn drop(&mut self) {
+        {
+            let mut incoming = lock(&self.mailbox.incoming);
+            incoming.abandoned = true;
+            incoming.queue = VecDeque::new();
+            incoming.bytes = 0;
+        }
+        self.mailbox.call();
+    }
+}
