@@ -129,6 +129,55 @@ fn leaving_is_clean_by_command_and_by_signal() {
 }
 
 #[test]
+fn what_is_sent_is_printed_by_all_in_one_order_within_the_views_that_they_share() {
+    let dir = Dir::new();
+    let start = |name: &str| Proc::start(&["join", "g", "--name", name, "--rendezvous", &dir.rendezvous()]);
+    let mut procs: Vec<Proc> = ["a", "b", "c"].map(start).into();
+    // Said before there is any view: it waits for the first one.
+    procs[2].say("send early");
+    let early = procs[2].until_event("message");
+    assert_eq!(
+        (early["text"].as_str(), early["from"].as_str(), early["class"].as_str()),
+        (Some("early"), Some("c"), Some("ordered"))
+    );
+    for proc in &mut procs {
+        if !proc.seen.iter().any(|e| e["event"] == "view" && names(e).len() == 3) {
+            proc.until_members(3);
+        }
+    }
+    for round in 0..20 {
+        procs[0].say(&format!("send a {round}"));
+        procs[1].say(&format!("send-safe b {round}"));
+        procs[2].say(&format!("send-fifo c {round}"));
+    }
+    // The end of the input means leave: what was said before is heard by all.
+    procs[0].say("send last words");
+    procs[0].stdin.take();
+    assert_eq!(procs[0].end(), Some(0));
+    let mut heard = Vec::new();
+    for proc in &mut procs[1..] {
+        proc.until_members(2);
+        let after =
+            proc.seen.iter().rposition(|e| e["event"] == "view" && names(e).len() == 3).expect("seen");
+        let until = proc.seen.iter().rposition(|e| e["event"] == "view").expect("seen");
+        let said: Vec<Value> =
+            proc.seen[after..until].iter().filter(|e| e["event"] == "message").cloned().collect();
+        let of_view = |e: &Value| e["view"] == proc.seen[after]["view"];
+        assert!(said.iter().all(of_view), "a message is printed within its view: {said:?}");
+        heard.push(said);
+    }
+    let shown = |said: &[Value], class: &str| -> Vec<String> {
+        let wanted = said.iter().filter(|e| (e["class"] == "fifo") == (class == "fifo"));
+        wanted.map(|e| format!("{} {} {}", e["seq"], e["from"], e["text"])).collect()
+    };
+    assert_eq!(shown(&heard[0], "sequenced"), shown(&heard[1], "sequenced"));
+    assert_eq!(shown(&heard[0], "fifo"), shown(&heard[1], "fifo"));
+    assert!(heard[0].iter().any(|e| e["text"] == "last words"), "{:?}", heard[0]);
+    procs[1].say("send");
+    assert_eq!(procs[2].until("an empty message", |e| e["text"] == "")["from"], "b");
+}
+
+#[test]
 fn strangers_and_garbage_do_not_disturb() {
     let dir = Dir::new();
     let mut a = Proc::join("g", "a", &dir.rendezvous(), &[]);

@@ -7,6 +7,7 @@ use serde_json::json;
 use super::{Outcome, events};
 
 mod join;
+mod multicast;
 mod takeover;
 
 /// The project's own benchmarks.
@@ -22,6 +23,10 @@ enum Which {
     Takeover(takeover::Takeover),
     /// From the start of many processes at once to one ranked view.
     Join(join::Join),
+    /// Messages between the members of a group: how many, at what cost, how late.
+    Multicast(multicast::Multicast),
+    #[command(hide = true)]
+    MulticastMember(multicast::MulticastMember),
 }
 
 impl Bench {
@@ -29,6 +34,8 @@ impl Bench {
         match self.which {
             Which::Takeover(takeover) => takeover.run(json).await,
             Which::Join(join) => join.run(json).await,
+            Which::Multicast(multicast) => multicast.run(json).await,
+            Which::MulticastMember(member) => member.run().await,
         }
     }
 }

@@ -1,0 +1,345 @@
+//! `bench multicast`: messages between the members of a group, each a process of its own.
+
+use std::{
+    collections::VecDeque,
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+use membership::{Class, Delivered, Deliveries, Membership, Node, clock::now_ns};
+use rustix::time::{ClockId, clock_gettime};
+use serde_json::{Value, json};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep, timeout, timeout_at},
+};
+
+use crate::cli::{
+    Failure, Outcome, events, exit,
+    flags::Time,
+    proc::{Proc, Said},
+};
+
+/// Messages of one group, whose members are processes of their own: how many a second, what CPU time each costs all processes
+/// together, and how long it takes from sending to the sender's own delivery.
+///
+/// One at a time for the latency, then with a window, from one sender (that does not lead) and from all.
+#[derive(Args)]
+pub(crate) struct Multicast {
+    /// How many members.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    members: usize,
+    /// Bytes of a message; may be given several times.
+    #[arg(long = "size", value_name = "BYTES", default_values_t = [64, 1024, 16 << 10])]
+    sizes: Vec<usize>,
+    /// How many of its own messages a sender has under way.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    window: usize,
+    /// The class of the messages.
+    #[arg(long, value_enum, default_value_t = Kind::Ordered)]
+    class: Kind,
+    /// How long each measurement takes.
+    #[arg(long = "for", value_name = "DUR", default_value = "3s")]
+    duration: Time,
+    /// How often each is repeated; medians are printed.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = crate::cli::at_least_one)]
+    times: usize,
+}
+
+/// One member of the group of `bench multicast`.
+#[derive(Args)]
+pub(crate) struct MulticastMember {
+    #[arg(long)]
+    name: String,
+    #[arg(long)]
+    rendezvous: membership::Rendezvous,
+    #[arg(long)]
+    members: usize,
+    #[arg(long)]
+    size: usize,
+    /// 0 for a member that only listens.
+    #[arg(long)]
+    window: usize,
+    #[arg(long, value_enum)]
+    class: Kind,
+    #[arg(long)]
+    duration: Time,
+}
+
+/// How messages are delivered.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    /// In the order of their sender.
+    Fifo,
+    /// In one order for all.
+    Ordered,
+    /// In one order for all, once all hold them.
+    Safe,
+}
+
+impl Kind {
+    fn class(self) -> Class {
+        match self {
+            Self::Fifo => Class::Fifo,
+            Self::Ordered => Class::Ordered,
+            Self::Safe => Class::Safe,
+        }
+    }
+}
+
+/// What one run gave.
+struct Measured {
+    per_second: f64,
+    cpu_us: f64,
+    p50_us: f64,
+    p99_us: f64,
+}
+
+/// How long members may take to find each other, and to end.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// What comes before counting: connections get warm.
+const WARM_UP: Duration = Duration::from_millis(500);
+
+impl Multicast {
+    pub(crate) async fn run(self, json: bool) -> Outcome {
+        if !(2..=64).contains(&self.members) {
+            return Err(Failure::usage(format!("--members {}: give 2 to 64", self.members)));
+        }
+        for size in &self.sizes {
+            let floor = tokio::task::spawn_blocking({
+                let size = *size;
+                move || floor(size)
+            });
+            let floor = floor.await.context("measuring the floor")??;
+            let object = json!({"event": "floor", "size": size, "p50_us": floor.0, "p99_us": floor.1});
+            let text = format!(
+                "{size} B, floor: there and back over a TCP connection, p50 {:.0} us, p99 {:.0} us",
+                floor.0, floor.1
+            );
+            events::line(&if json { object.to_string() } else { text });
+            for (senders, window) in [(1, 1), (1, self.window), (self.members, self.window)] {
+                let mut runs = Vec::new();
+                for n in 0..self.times {
+                    let dir = std::env::temp_dir()
+                        .join(format!("phalanx-bench-{}-{size}-{senders}-{n}", std::process::id()));
+                    std::fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
+                    let run = self.once(*size, senders, window, &dir).await;
+                    if let Err(error) = std::fs::remove_dir_all(&dir) {
+                        eprintln!("phalanx: {} stays behind: {error}", dir.display());
+                    }
+                    runs.push(run?);
+                }
+                let median = |of: fn(&Measured) -> f64| {
+                    let mut all: Vec<f64> = runs.iter().map(of).collect();
+                    all.sort_by(f64::total_cmp);
+                    all[all.len() / 2]
+                };
+                let (rate, cpu) = (median(|m| m.per_second), median(|m| m.cpu_us));
+                let (p50, p99) = (median(|m| m.p50_us), median(|m| m.p99_us));
+                let object = json!({
+                    "event": "multicast", "size": size, "senders": senders, "window": window, "members": self.members,
+                    "class": self.class.class().as_str(), "per_second": rate.round(), "cpu_us_per_message": cpu,
+                    "latency_us_p50": p50, "latency_us_p99": p99, "runs": runs.len(),
+                });
+                let text = format!(
+                    "{size} B, {senders} of {} send, {window} under way: {:.1} thousand/s, {cpu:.2} us of CPU a message in all \
+                     processes, latency p50 {p50:.0} us, p99 {p99:.0} us (medians of {} runs)",
+                    self.members,
+                    rate / 1e3,
+                    runs.len()
+                );
+                events::line(&if json { object.to_string() } else { text });
+            }
+        }
+        Ok(0)
+    }
+
+    async fn once(
+        &self,
+        size: usize,
+        senders: usize,
+        window: usize,
+        dir: &std::path::Path,
+    ) -> Result<Measured, Failure> {
+        let (said, mut heard) = mpsc::channel(4096);
+        let mut procs = Vec::new();
+        let class = self.class.class().as_str();
+        for who in 0..self.members {
+            let window = if who + senders >= self.members { window } else { 0 };
+            let args = [
+                "bench".to_owned(),
+                "multicast-member".to_owned(),
+                format!("--name=n{who}"),
+                format!("--rendezvous=file:{}", dir.display()),
+                format!("--members={}", self.members),
+                format!("--size={size}"),
+                format!("--window={window}"),
+                format!("--class={class}"),
+                format!("--duration={}ms", self.duration.0.as_millis()),
+            ];
+            procs.push(Proc::start(&args, who, said.clone())?);
+            // In this order they join: the last ones do not lead.
+            let ready = async {
+                while let Some(Said { event, .. }) = heard.recv().await {
+                    if event["event"] == "joined" {
+                        return true;
+                    }
+                }
+                false
+            };
+            if !timeout(PATIENCE, ready).await.unwrap_or(false) {
+                return Err(Failure::new(exit::FAILED, format!("member {who} did not join")));
+            }
+        }
+        let mut results: Vec<Value> = Vec::new();
+        let deadline = Instant::now() + self.duration.0 + PATIENCE;
+        while results.len() < self.members {
+            let missing = || Failure::new(exit::FAILED, "a member gave no result".to_owned());
+            let said =
+                timeout_at(deadline, heard.recv()).await.map_err(|_| missing())?.ok_or_else(missing)?;
+            match said.event["event"].as_str() {
+                Some("measured") => results.push(said.event),
+                Some("failed") => {
+                    return Err(Failure::new(exit::FAILED, said.event["why"].to_string()));
+                }
+                _ => {}
+            }
+        }
+        for proc in &mut procs {
+            proc.gone().await?;
+        }
+        let number = |key: &'static str| results.iter().filter_map(move |r| r[key].as_f64());
+        let per_second: f64 = number("per_second").sum();
+        let delivered = number("delivered").fold(0.0, f64::max).max(1.0);
+        let worst = |key| number(key).fold(0.0, f64::max);
+        Ok(Measured {
+            per_second,
+            cpu_us: number("cpu_us").sum::<f64>() / delivered,
+            p50_us: worst("p50_us"),
+            p99_us: worst("p99_us"),
+        })
+    }
+}
+
+fn cpu_us() -> f64 {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    time.tv_sec as f64 * 1e6 + time.tv_nsec as f64 / 1e3
+}
+
+impl MulticastMember {
+    pub(crate) async fn run(self) -> Outcome {
+        let node = Node::builder().name(&self.name).rendezvous(self.rendezvous.clone()).start().await;
+        let node = node.map_err(crate::cli::flags::start_failure)?;
+        let (group, mut deliveries) =
+            node.join_multicast("bench", None).await.map_err(|e| Failure::usage(e.to_string()))?;
+        let mut told = false;
+        loop {
+            match deliveries.next().await {
+                Some(Delivered::View { view, .. }) => {
+                    if !std::mem::replace(&mut told, true) {
+                        events::line(&json!({"event": "joined"}).to_string());
+                    }
+                    if view.members.len() == self.members {
+                        break;
+                    }
+                }
+                Some(_) => {}
+                None => return Err(Failure::new(exit::FAILED, "the node stopped")),
+            }
+        }
+        sleep(Duration::from_millis(500)).await;
+        let result = self.measure(&group, &mut deliveries).await?;
+        events::line(&result.to_string());
+        // Others may still be measuring: whoever goes early would change their view.
+        let rest = async { while deliveries.next().await.is_some() {} };
+        let _over = timeout(Duration::from_millis(500), rest).await;
+        node.leave().await;
+        Ok(0)
+    }
+
+    /// Sends with a window, and takes what is delivered.
+    async fn measure(&self, group: &Membership, deliveries: &mut Deliveries) -> Result<Value, Failure> {
+        let me = group.node().id();
+        let payload = bytes(self.size);
+        let mut sent: VecDeque<u64> = VecDeque::new();
+        let mut latencies: Vec<u64> = Vec::new();
+        let begin = Instant::now() + WARM_UP;
+        let end = begin + self.duration.0;
+        let (mut own, mut delivered) = (0_u64, 0_u64);
+        let mut cpu = None;
+        loop {
+            let now = Instant::now();
+            if now >= end {
+                break;
+            }
+            if cpu.is_none() && now >= begin {
+                (own, delivered) = (0, 0);
+                latencies.clear();
+                cpu = Some(cpu_us());
+            }
+            while sent.len() < self.window {
+                sent.push_back(now_ns());
+                let sending = group.multicast(self.class.class(), payload.clone());
+                sending.await.map_err(|e| Failure::new(exit::FAILED, e.to_string()))?;
+            }
+            let Ok(next) = timeout_at(end, deliveries.next()).await else { break };
+            let mut next = next;
+            while let Some(event) = next {
+                if let Delivered::Message(message) = event {
+                    delivered += 1;
+                    if message.from == me {
+                        own += 1;
+                        latencies.extend(sent.pop_front().map(|at| now_ns() - at));
+                    }
+                }
+                next = deliveries.try_next();
+            }
+        }
+        let used = cpu_us() - cpu.unwrap_or_default();
+        latencies.sort_unstable();
+        let at = |q: f64| {
+            let last = latencies.len().checked_sub(1)?;
+            latencies.get((last as f64 * q).round() as usize).map(|ns| *ns as f64 / 1e3)
+        };
+        Ok(json!({
+            "event": "measured",
+            "per_second": own as f64 / self.duration.0.as_secs_f64(),
+            "delivered": delivered,
+            "cpu_us": used,
+            "p50_us": at(0.5),
+            "p99_us": at(0.99),
+        }))
+    }
+}
+
+fn bytes(size: usize) -> Vec<u8> {
+    vec![b'x'; size]
+}
+
+/// Microseconds from sending so many bytes to having them back, over a connection between two threads: median and p99.
+fn floor(size: usize) -> Result<(f64, f64), Failure> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let mut near = TcpStream::connect(listener.local_addr()?)?;
+    let (mut far, _) = listener.accept()?;
+    near.set_nodelay(true)?;
+    far.set_nodelay(true)?;
+    let echo = std::thread::spawn(move || {
+        let mut buffer = vec![0; size];
+        while far.read_exact(&mut buffer).is_ok() && far.write_all(&buffer).is_ok() {}
+    });
+    let mut buffer = vec![1; size];
+    let mut times = Vec::new();
+    for _ in 0..2000 {
+        let begin = now_ns();
+        near.write_all(&buffer)?;
+        near.read_exact(&mut buffer)?;
+        times.push((now_ns() - begin) as f64 / 1e3);
+    }
+    drop(near);
+    echo.join().map_err(|_| Failure::new(exit::FAILED, "the echo ended"))?;
+    times.sort_by(f64::total_cmp);
+    Ok((times[times.len() / 2], times[times.len() * 99 / 100]))
+}
