@@ -643,7 +643,8 @@ impl Hub {
         }
         room.peers = view.members.iter().map(|m| m.node).filter(|node| *node != self.me.node).collect();
         let members = view.members.iter().map(|m| m.node).collect();
-        let told = RoomView { id: view.id, lineage: view.lineage, members };
+        let begins = view.prev == ViewId::NONE;
+        let told = RoomView { id: view.id, lineage: view.lineage, members, begins };
         if room.views.len() == VIEWS {
             room.views.pop_front();
         }
@@ -802,7 +803,6 @@ impl Hub {
                     let installed = room.installed(&view);
                     room.current = Some(Arc::clone(&installed));
                     room.tell(Delivered::View { view: installed, came_along });
-                    room.to_tell = Some(view.id);
                 }
                 Output::Behind(node) => {
                     tracing::warn!(group = %room.group, %node, why = room.machine.waits_for(), "a member stays behind");
@@ -815,7 +815,12 @@ impl Hub {
                         pen.record_as(self.me.node, event);
                     }
                 }
-                Output::Mark(_) => {}
+                Output::Ready(view) => room.to_tell = Some(view),
+                Output::StateRequest { .. }
+                | Output::Given(_)
+                | Output::StateReceived(_)
+                | Output::StateLost(_)
+                | Output::Mark(_) => {}
             }
         }
     }

@@ -13,9 +13,10 @@ use membership_types::{
 };
 
 use crate::{
-    frame::{Ack, Cut, Frame, Order, Sync},
+    frame::{Ack, Cut, Frame, Order, Standing, Sync},
     machine::{Installed, Multicast, Output, View},
     plant::Plant,
+    state::Keeper,
     store::{Holds, Store},
 };
 
@@ -75,6 +76,8 @@ struct Decision {
     cut: Holds,
     /// How many messages each member of the new view had sent.
     sent: Vec<u64>,
+    /// Who has the group's state.
+    holders: Vec<NodeId>,
     /// All who come along are known to hold everything up to the cut.
     settled: bool,
 }
@@ -142,7 +145,8 @@ impl Multicast {
         };
         let trans = self.current.as_ref().map_or_else(Vec::new, |c| c.trans.clone());
         let (held, seq, sent) = (holds.held, holds.seq, self.sent);
-        let own = Sync { view: view.id, last, prev, held, seq, sent, trans };
+        let standing = self.keeper.as_ref().map_or(Standing::None, Keeper::standing);
+        let own = Sync { view: view.id, last, prev, standing, held, seq, sent, trans };
         syncs.insert(self.config.me, own.clone());
         self.push(Output::SendAll(view.members.clone(), Frame::Sync(own.clone())));
         let overtaken: Vec<(NodeId, Sync)> = syncs.iter().map(|(m, s)| (*m, s.clone())).collect();
@@ -223,6 +227,7 @@ impl Multicast {
             seq: decision.cut.seq,
             trans: decision.trans.clone(),
             sent: decision.sent.clone(),
+            holders: decision.holders.clone(),
         };
         self.mark("a member is brought along into a view that others have installed");
         self.push(Output::Send(member, Frame::Cut(cut)));
@@ -239,10 +244,11 @@ impl Multicast {
         {
             return;
         }
-        let Cut { view, members, held, seq, trans, sent, .. } = cut;
-        let into = View { id: view, lineage: flush.view.lineage, members: members.into() };
+        let Cut { view, members, held, seq, trans, sent, holders, .. } = cut;
+        let into = View { id: view, lineage: flush.view.lineage, members: members.into(), begins: false };
         // Whoever has installed it knew that all who come along hold everything: we, too.
-        flush.decision = Some(Decision { into, trans, cut: Holds { held, seq }, sent, settled: true });
+        let cut = Holds { held, seq };
+        flush.decision = Some(Decision { into, trans, cut, sent, holders, settled: true });
         self.take_late();
         self.try_close();
     }
@@ -281,7 +287,7 @@ impl Multicast {
                 Frame::Order(order) => {
                     current.store.order(order.first, &order.runs);
                 }
-                Frame::Ack(_) | Frame::Sync(_) | Frame::Cut(_) => {}
+                Frame::Ack(_) | Frame::Sync(_) | Frame::Cut(_) | Frame::Transfer(_) => {}
             }
         }
     }
@@ -337,7 +343,11 @@ impl Multicast {
             }
         }
         let sent = flush.view.members.iter().map(|m| flush.syncs[m].sent).collect();
-        let decision = Decision { into: flush.view.clone(), trans, cut, sent, settled: false };
+        // Of those who have the state, the ones that have come farthest: the others missed messages.
+        let whole = || flush.view.members.iter().filter(|m| flush.syncs[*m].standing == Standing::Whole);
+        let farthest = whole().map(|m| flush.syncs[m].last).max();
+        let holders = whole().filter(|m| Some(flush.syncs[*m].last) == farthest).copied().collect();
+        let decision = Decision { into: flush.view.clone(), trans, cut, sent, holders, settled: false };
         for member in &decision.trans {
             self.pass_on(&decision, *member, false);
         }
@@ -416,13 +426,14 @@ impl Multicast {
             idx: None,
             snap: false,
         });
-        self.push(Output::Install { view: into.clone(), came_along: decision.trans.clone() });
+        let said = flush.own.standing;
         let waiting = into.members.iter().copied().filter(|m| *m != me).collect();
         self.closed = Some(Closed { own: Sync { view: into.id, ..flush.own }, waiting, old });
         let overtaken = into.id != flush.view.id;
         let closes = into.id;
-        let trans = decision.trans;
-        self.current = Some(Installed::new(into, (prev, trans), store, decision.sent));
+        let trans = decision.trans.clone();
+        self.current = Some(Installed::new(into.clone(), (prev, trans), store, decision.sent));
+        self.tell_install(into, decision.trans, decision.holders, said);
         if overtaken {
             // We were overtaken in it: on to the newest.
             self.mark("a member that was brought along goes on to a newer view");

@@ -102,6 +102,8 @@ pub struct Sync {
     pub last: ViewId,
     /// The view that it installed before that.
     pub prev: ViewId,
+    /// Has it the group's state?
+    pub standing: Standing,
     /// What it holds of each rank of `last`.
     pub held: Vec<u64>,
     /// How far it knows the sequence of `last`.
@@ -129,6 +131,80 @@ pub struct Cut {
     pub trans: Vec<NodeId>,
     /// How many messages each member of `view` had multicast before it.
     pub sent: Vec<u64>,
+    /// Who has the group's state.
+    pub holders: Vec<NodeId>,
+}
+
+/// What a member has of the group's state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It keeps none.
+    None,
+    /// What its application holds is the group's state.
+    Whole,
+    /// It waits for it.
+    Lacking,
+}
+
+/// What members say about the group's state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Transfer {
+    /// Give me the state.
+    Ask {
+        /// Which of the asker's requests.
+        id: u64,
+        /// The asker has all messages since it installed this view.
+        base: ViewId,
+        /// Chunks before this one have come already.
+        from: u64,
+    },
+    /// The state that follows is as of after these messages.
+    Label {
+        /// Which request.
+        id: u64,
+        /// The giver's view.
+        view: ViewId,
+        /// How many messages of each of its ranks are reflected.
+        taken: Vec<u64>,
+    },
+    /// A part of the state.
+    Chunk {
+        /// Which request.
+        id: u64,
+        /// Which part, from 1.
+        number: u64,
+        /// It is the last one.
+        last: bool,
+        /// The bytes.
+        payload: Bytes,
+    },
+    /// All chunks up to this one have come.
+    Got {
+        /// Which request.
+        id: u64,
+        /// The last one.
+        number: u64,
+    },
+    /// I have no state to give.
+    Refuse {
+        /// Which request.
+        id: u64,
+    },
+    /// I have the state.
+    Have {
+        /// In this view.
+        view: ViewId,
+    },
+    /// The leader of this view wants to go on without the state: has anybody got it?
+    Lost {
+        /// The view.
+        view: ViewId,
+    },
+    /// I have not, and take it from nobody else in this view.
+    Pledge {
+        /// The view.
+        view: ViewId,
+    },
 }
 
 /// What members of a group say to each other.
@@ -140,6 +216,7 @@ pub enum Frame {
     Ack(Ack),
     Sync(Sync),
     Cut(Cut),
+    Transfer(Transfer),
 }
 
 /// The bytes are no frame.
@@ -161,6 +238,14 @@ const ORDER: u8 = 2;
 const ACK: u8 = 3;
 const SYNC: u8 = 4;
 const CUT: u8 = 5;
+const ASK: u8 = 6;
+const LABEL: u8 = 7;
+const CHUNK: u8 = 8;
+const GOT: u8 = 9;
+const REFUSE: u8 = 10;
+const HAVE: u8 = 11;
+const LOST: u8 = 12;
+const PLEDGE: u8 = 13;
 const LAST: u8 = 0b100;
 const CLASS: u8 = 0b011;
 
@@ -173,6 +258,14 @@ impl Frame {
             Self::Ack(ack) => ack.view,
             Self::Sync(sync) => sync.view,
             Self::Cut(cut) => cut.view,
+            Self::Transfer(
+                Transfer::Label { view, .. }
+                | Transfer::Have { view }
+                | Transfer::Lost { view }
+                | Transfer::Pledge { view },
+            ) => *view,
+            Self::Transfer(Transfer::Ask { base, .. }) => *base,
+            Self::Transfer(_) => ViewId::NONE,
         }
     }
 
@@ -204,6 +297,7 @@ impl Frame {
             }
             Self::Sync(sync) => {
                 out.put_u8(SYNC);
+                out.put_u8(sync.standing as u8);
                 for field in [sync.view.get(), sync.last.get(), sync.prev.get(), sync.seq, sync.sent] {
                     out.put_u64_le(field);
                 }
@@ -219,22 +313,25 @@ impl Frame {
                 put_numbers(out, &cut.sent);
                 put_nodes(out, &cut.trans);
                 put_nodes(out, &cut.members);
+                put_nodes(out, &cut.holders);
             }
+            Self::Transfer(transfer) => encode_transfer(transfer, out),
         }
     }
 
     /// The payload that follows the head.
-    pub fn payload(&self) -> &[u8] {
+    pub fn payload(&self) -> Option<&Bytes> {
         match self {
-            Self::Data(data) => &data.payload,
-            _ => &[],
+            Self::Data(data) => Some(&data.payload),
+            Self::Transfer(Transfer::Chunk { payload, .. }) => Some(payload),
+            _ => None,
         }
     }
 
     /// Writes the whole frame.
     pub fn encode(&self, out: &mut Vec<u8>) {
         self.encode_head(out);
-        out.extend_from_slice(self.payload());
+        out.extend_from_slice(self.payload().map_or(&[], |payload| payload));
     }
 
     /// Reads one frame, which is all of `bytes`. A payload is not copied.
@@ -279,22 +376,91 @@ impl Frame {
                 Self::Ack(Ack { view, held: numbers_of(&mut bytes)?, seq, again })
             }
             SYNC => {
+                let standing = match u8_of(&mut bytes)? {
+                    0 => Standing::None,
+                    1 => Standing::Whole,
+                    2 => Standing::Lacking,
+                    _ => return Err(FrameError::Value),
+                };
                 let (view, last, prev) = (view_of(&mut bytes)?, view_of(&mut bytes)?, view_of(&mut bytes)?);
                 let (seq, sent) = (u64_of(&mut bytes)?, u64_of(&mut bytes)?);
                 let (held, trans) = (numbers_of(&mut bytes)?, nodes_of(&mut bytes)?);
-                Self::Sync(Sync { view, last, prev, held, seq, sent, trans })
+                Self::Sync(Sync { view, last, prev, standing, held, seq, sent, trans })
             }
             CUT => {
                 let (view, last) = (view_of(&mut bytes)?, view_of(&mut bytes)?);
                 let seq = u64_of(&mut bytes)?;
                 let (held, sent) = (numbers_of(&mut bytes)?, numbers_of(&mut bytes)?);
                 let (trans, members) = (nodes_of(&mut bytes)?, nodes_of(&mut bytes)?);
-                Self::Cut(Cut { view, members, last, held, seq, trans, sent })
+                let holders = nodes_of(&mut bytes)?;
+                Self::Cut(Cut { view, members, last, held, seq, trans, sent, holders })
             }
+            ASK => {
+                let (id, base, from) = (u64_of(&mut bytes)?, view_of(&mut bytes)?, number_of(&mut bytes)?);
+                Self::Transfer(Transfer::Ask { id, base, from })
+            }
+            LABEL => {
+                let (id, view) = (u64_of(&mut bytes)?, view_of(&mut bytes)?);
+                Self::Transfer(Transfer::Label { id, view, taken: numbers_of(&mut bytes)? })
+            }
+            CHUNK => {
+                let last = match u8_of(&mut bytes)? {
+                    0 => false,
+                    1 => true,
+                    _ => return Err(FrameError::Value),
+                };
+                let (id, number) = (u64_of(&mut bytes)?, number_of(&mut bytes)?);
+                return Ok(Self::Transfer(Transfer::Chunk { id, number, last, payload: bytes }));
+            }
+            GOT => Self::Transfer(Transfer::Got { id: u64_of(&mut bytes)?, number: number_of(&mut bytes)? }),
+            REFUSE => Self::Transfer(Transfer::Refuse { id: u64_of(&mut bytes)? }),
+            HAVE => Self::Transfer(Transfer::Have { view: view_of(&mut bytes)? }),
+            LOST => Self::Transfer(Transfer::Lost { view: view_of(&mut bytes)? }),
+            PLEDGE => Self::Transfer(Transfer::Pledge { view: view_of(&mut bytes)? }),
             _ => return Err(FrameError::Value),
         };
         if bytes.has_remaining() { Err(FrameError::Long) } else { Ok(frame) }
     }
+}
+
+fn encode_transfer(transfer: &Transfer, out: &mut Vec<u8>) {
+    match transfer {
+        Transfer::Ask { id, base, from } => {
+            out.put_u8(ASK);
+            out.put_u64_le(*id);
+            out.put_u64_le(base.get());
+            out.put_u64_le(*from);
+        }
+        Transfer::Label { id, view, taken } => {
+            out.put_u8(LABEL);
+            out.put_u64_le(*id);
+            out.put_u64_le(view.get());
+            put_numbers(out, taken);
+        }
+        Transfer::Chunk { id, number, last, .. } => {
+            out.put_u8(CHUNK);
+            out.put_u8(u8::from(*last));
+            out.put_u64_le(*id);
+            out.put_u64_le(*number);
+        }
+        Transfer::Got { id, number } => {
+            out.put_u8(GOT);
+            out.put_u64_le(*id);
+            out.put_u64_le(*number);
+        }
+        Transfer::Refuse { id } => {
+            out.put_u8(REFUSE);
+            out.put_u64_le(*id);
+        }
+        Transfer::Have { view } => put_view(out, HAVE, *view),
+        Transfer::Lost { view } => put_view(out, LOST, *view),
+        Transfer::Pledge { view } => put_view(out, PLEDGE, *view),
+    }
+}
+
+fn put_view(out: &mut Vec<u8>, kind: u8, view: ViewId) {
+    out.put_u8(kind);
+    out.put_u64_le(view.get());
 }
 
 fn put_numbers(out: &mut Vec<u8>, numbers: &[u64]) {
@@ -336,6 +502,12 @@ fn u64_of(bytes: &mut Bytes) -> Result<u64, FrameError> {
     bytes.try_get_u64_le().map_err(|_| FrameError::Short)
 }
 
+/// Counts of what comes one after the other begin at 1 and end far below the bound.
+fn number_of(bytes: &mut Bytes) -> Result<u64, FrameError> {
+    let number = u64_of(bytes)?;
+    if (1..1 << 53).contains(&number) { Ok(number) } else { Err(FrameError::Value) }
+}
+
 fn view_of(bytes: &mut Bytes) -> Result<ViewId, FrameError> {
     let id = u64_of(bytes)?;
     if id < ViewId::BOUND { Ok(ViewId::new(id)) } else { Err(FrameError::Value) }
@@ -362,6 +534,7 @@ mod tests {
                 view,
                 last: ViewId::NONE,
                 prev: view,
+                standing: Standing::Lacking,
                 held: vec![],
                 seq: 0,
                 sent: 8,
@@ -375,7 +548,21 @@ mod tests {
                 seq: 9,
                 trans,
                 sent: vec![1],
+                holders: vec![NodeId::new(1, 5)],
             }),
+            Frame::Transfer(Transfer::Ask { id: 1, base: view, from: 2 }),
+            Frame::Transfer(Transfer::Label { id: 1, view, taken: vec![3, 4] }),
+            Frame::Transfer(Transfer::Chunk {
+                id: 1,
+                number: 2,
+                last: true,
+                payload: Bytes::from_static(b"s"),
+            }),
+            Frame::Transfer(Transfer::Got { id: 1, number: 2 }),
+            Frame::Transfer(Transfer::Refuse { id: 1 }),
+            Frame::Transfer(Transfer::Have { view }),
+            Frame::Transfer(Transfer::Lost { view }),
+            Frame::Transfer(Transfer::Pledge { view }),
         ]
     }
 
@@ -394,7 +581,7 @@ mod tests {
 
     #[test]
     fn pieces_of_frames_are_no_frames() {
-        for frame in frames().iter().filter(|f| f.payload().is_empty()) {
+        for frame in frames().iter().filter(|f| f.payload().is_none()) {
             let whole = bytes(frame);
             for end in 0..whole.len() {
                 match Frame::decode(Bytes::copy_from_slice(&whole[..end])) {

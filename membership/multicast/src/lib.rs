@@ -30,6 +30,7 @@
 //! | --- | --- |
 //! | `machine.rs` | inputs, outputs, sending and acknowledging inside a view |
 //! | `flush.rs` | from one view to the next |
+//! | `state.rs` | who comes to a group with state gets it |
 //! | `store.rs` | the messages of one view: who holds what, what may be delivered |
 //! | `order.rs` | the sequence of a view's ordered messages |
 //! | `frame.rs` | frames and their encoding |
@@ -46,8 +47,9 @@ mod frame;
 mod machine;
 mod order;
 pub mod plant;
+mod state;
 mod store;
 
-pub use frame::{Ack, Class, Cut, Data, Frame, FrameError, Order, Run, Sync};
+pub use frame::{Ack, Class, Cut, Data, Frame, FrameError, Order, Run, Standing, Sync, Transfer};
 pub use machine::{Config, Input, Message, Multicast, Output, View};
 pub use plant::Plant;

@@ -17,6 +17,7 @@ use crate::{
     flush::{Closed, Flush},
     frame::{Ack, Class, Frame, Order, Sync},
     plant::Plant,
+    state::Keeper,
     store::{Ready, Store},
 };
 
@@ -35,6 +36,10 @@ pub struct Config {
     pub ack_after: Duration,
     /// Who makes others wait for longer than this is reported as [`Output::Behind`].
     pub behind_after: Duration,
+    /// The members keep a common state, which who comes new gets from another one.
+    pub state: bool,
+    /// What this member's application holds is what every member begins with.
+    pub initial: bool,
     /// Emit records for the trace.
     pub trace: bool,
 }
@@ -49,6 +54,8 @@ impl Config {
             fragment: 64 << 10,
             ack_after: Duration::from_millis(20),
             behind_after: Duration::from_secs(5),
+            state: false,
+            initial: false,
             trace: false,
         }
     }
@@ -63,6 +70,8 @@ pub struct View {
     pub lineage: Lineage,
     /// The members in rank order.
     pub members: Box<[NodeId]>,
+    /// The group begins (again) with this view.
+    pub begins: bool,
 }
 
 impl View {
@@ -94,6 +103,19 @@ pub enum Input {
     Throttle(bool),
     /// The node has no lease (any more, or it has one again): without one, nothing safe is delivered.
     Hold(bool),
+    /// A part of the state that a member asked for: [`Output::StateRequest`] names it.
+    State {
+        /// Who asked.
+        to: NodeId,
+        /// Which of its requests.
+        id: u64,
+        /// The bytes.
+        bytes: Bytes,
+        /// Nothing follows.
+        last: bool,
+    },
+    /// After [`Output::StateLost`], at the leader: what its application holds is the group's state from now on.
+    Keep,
 }
 
 /// A message to the application.
@@ -129,6 +151,21 @@ pub enum Output {
         /// The transitional set.
         came_along: Vec<NodeId>,
     },
+    /// The application has all that belongs to this view: a leader may act in it.
+    Ready(ViewId),
+    /// A member needs the state as of now, after all that was delivered before this. It is given by [`Input::State`].
+    StateRequest {
+        /// Who asks.
+        to: NodeId,
+        /// Which of its requests.
+        id: u64,
+    },
+    /// The receiver has taken some of the state that is given to it.
+    Given(NodeId),
+    /// The group's state as of some earlier message, in pieces; what follows it is delivered next.
+    StateReceived(Vec<Bytes>),
+    /// Nobody in this view has the group's state.
+    StateLost(ViewId),
     /// This member makes the others wait for too long: it should be removed.
     Behind(NodeId),
     /// A record for the trace.
@@ -161,6 +198,7 @@ pub struct Multicast {
     held: bool,
     lineage: Option<Lineage>,
     ack_at: Option<Instant>,
+    pub(crate) keeper: Option<Keeper>,
     #[cfg(feature = "plant")]
     plant: Option<Plant>,
 }
@@ -195,7 +233,9 @@ impl Multicast {
     /// A member that has no view yet. `sent`: how many messages this node has multicast in the group before, as an
     /// earlier member.
     pub fn new(config: Config, now: Instant, sent: u64) -> Self {
+        let keeper = config.state.then(|| Keeper::new(config.initial));
         Self {
+            keeper,
             config,
             now,
             out: VecDeque::new(),
@@ -334,8 +374,9 @@ impl Multicast {
         self.send_waiting();
         self.give_places();
         self.deliver();
+        let throttled = self.is_throttled();
         let Some(current) = &mut self.current else { return };
-        if self.throttled || self.flush.is_some() || current.view.members.len() < 2 {
+        if throttled || self.flush.is_some() || current.view.members.len() < 2 {
             return;
         }
         let store = &mut current.store;
@@ -344,6 +385,12 @@ impl Multicast {
         } else if store.has_news() && self.ack_at.is_none() {
             self.ack_at = Some(self.now.after(self.config.ack_after));
         }
+    }
+
+    /// Does the application take nothing, or wait for a state with too much behind it?
+    fn is_throttled(&self) -> bool {
+        let pending = self.keeper.as_ref().map_or(0, Keeper::pending_bytes);
+        self.throttled || pending > 4 * self.config.window
     }
 
     fn give_places(&mut self) {
@@ -402,13 +449,14 @@ impl Multicast {
         let (vid, tseq) = (installed.view.id.get(), ready.place);
         let h = if self.config.trace { digest(&ready.payload) } else { Box::default() };
         self.trace(|p, g, lin| Event::Deliver { p, g, lin: lin.into(), vid, mid, h, tseq });
-        self.push(Output::Deliver(Message {
+        let message = Message {
             view: installed.view.id,
             from,
             class: ready.class,
             place: ready.place,
             payload: ready.payload,
-        }));
+        };
+        self.tell_message(usize::from(ready.rank), ready.count, message);
         mid
     }
 
@@ -416,6 +464,7 @@ impl Multicast {
         match frame {
             Frame::Sync(sync) => return self.on_sync(from, sync),
             Frame::Cut(cut) => return self.on_cut(from, cut),
+            Frame::Transfer(transfer) => return self.on_transfer(from, transfer),
             Frame::Data(_) | Frame::Order(_) | Frame::Ack(_) => {}
         }
         let view = frame.view();
@@ -464,7 +513,7 @@ impl Multicast {
                 }
                 self.try_close();
             }
-            Frame::Sync(_) | Frame::Cut(_) => {}
+            Frame::Sync(_) | Frame::Cut(_) | Frame::Transfer(_) => {}
         }
     }
 
@@ -500,6 +549,7 @@ impl Multicast {
     }
 
     fn on_linked(&mut self, peer: NodeId) {
+        self.state_relinked(peer);
         self.ask_again(peer);
         if self.flush.is_some() {
             self.relinked.insert(peer);
@@ -568,6 +618,11 @@ impl Machine for Multicast {
         match input {
             Input::View(view) => {
                 self.lineage = Some(view.lineage);
+                if let Some(keeper) =
+                    self.keeper.as_mut().filter(|_| self.current.is_none() && self.flush.is_none())
+                {
+                    keeper.begin(&view, self.config.me);
+                }
                 self.on_view(view);
             }
             Input::Out => {
@@ -575,6 +630,9 @@ impl Machine for Multicast {
                 self.flush = None;
                 self.closed = None;
                 self.ack_at = None;
+                if let Some(keeper) = &mut self.keeper {
+                    keeper.out();
+                }
             }
             Input::Multicast(class, payload) => {
                 self.waiting_bytes += payload.len() as u64;
@@ -594,6 +652,8 @@ impl Machine for Multicast {
                     self.drained();
                 }
             }
+            Input::State { to, id, bytes, last } => self.on_state(to, id, bytes, last),
+            Input::Keep => self.keep(),
             Input::Throttle(on) => {
                 self.throttled = on;
                 if !on {
@@ -607,11 +667,12 @@ impl Machine for Multicast {
         self.now = now;
         if self.ack_at.is_some_and(|at| at <= now) {
             self.ack_at = None;
-            if !self.throttled && self.flush.is_none() {
+            if !self.is_throttled() && self.flush.is_none() {
                 self.acknowledge(false);
             }
         }
         self.watch_the_slow();
+        self.watch_the_giver();
     }
 
     fn poll_output(&mut self) -> Option<Output> {
@@ -619,7 +680,9 @@ impl Machine for Multicast {
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        [self.ack_at, self.watch_at()].into_iter().flatten().min()
+        let giver = self.keeper.as_ref().and_then(Keeper::waits_since);
+        let giver = giver.map(|since| since.after(self.config.behind_after));
+        [self.ack_at, self.watch_at(), giver].into_iter().flatten().min()
     }
 }
 

@@ -26,11 +26,15 @@ pub enum Plant {
     KeepStaleSync,
     /// Fragments are forgotten once they are delivered, whether the others hold them or not.
     ForgetUnstable,
+    /// A member that did not come along keeps its own state for the group's.
+    KeepStaleState,
+    /// Who gets the state is told again what it reflects.
+    ForgetLabel,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::CloseAlone,
         Self::CloseUnsettled,
         Self::SafeIsOrdered,
@@ -41,6 +45,8 @@ impl Plant {
         Self::ForgetLost,
         Self::KeepStaleSync,
         Self::ForgetUnstable,
+        Self::KeepStaleState,
+        Self::ForgetLabel,
     ];
 
     /// The name on the command line.
@@ -56,6 +62,8 @@ impl Plant {
             Self::ForgetLost => "forget-lost",
             Self::KeepStaleSync => "keep-stale-sync",
             Self::ForgetUnstable => "forget-unstable",
+            Self::KeepStaleState => "keep-stale-state",
+            Self::ForgetLabel => "forget-label",
         }
     }
 }

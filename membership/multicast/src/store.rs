@@ -156,6 +156,11 @@ impl Store {
         Holds { held: self.senders.iter().map(Sender::held).collect(), seq: self.seq }
     }
 
+    /// How many messages of each rank were delivered.
+    pub(crate) fn taken(&self) -> Vec<u64> {
+        self.senders.iter().map(|s| s.taken).collect()
+    }
+
     /// How far the sequence is known.
     pub(crate) fn known(&self) -> u64 {
         self.sequence.known()

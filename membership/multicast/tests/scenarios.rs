@@ -14,7 +14,8 @@ fn id(n: u32) -> NodeId {
 }
 
 fn view(number: u64, members: &[u32]) -> View {
-    View { id: ViewId::new(number), lineage: LINEAGE, members: members.iter().map(|n| id(*n)).collect() }
+    let members = members.iter().map(|n| id(*n)).collect();
+    View { id: ViewId::new(number), lineage: LINEAGE, members, begins: number == 1 }
 }
 
 /// What a member's application saw: views and messages, in order.

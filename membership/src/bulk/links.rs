@@ -241,10 +241,8 @@ impl Links {
     ) {
         self.head.clear();
         frame.encode_head(&mut self.head);
-        let payload = match frame {
-            Frame::Data(data) => data.payload.clone(),
-            _ => Bytes::new(),
-        };
+        let (none, payload) = (Bytes::new(), frame.payload());
+        let payload = payload.unwrap_or(&none);
         for peer in to {
             let Some(link) = self.links.get_mut(&peer) else { continue };
             if link.declared.insert(number, lineage) != Some(lineage) {
@@ -255,7 +253,7 @@ impl Links {
                 declaration.put_slice(group.as_str().as_bytes());
                 link.outbox.post(DECLARE, number, &declaration, &Bytes::new());
             }
-            link.outbox.post(FRAME, number, &self.head, &payload);
+            link.outbox.post(FRAME, number, &self.head, payload);
             if !std::mem::replace(&mut link.dirty, true) {
                 self.dirty.push(peer);
             }
@@ -342,7 +340,7 @@ mod tests {
     fn post(outbox: &mut Outbox, frame: &Frame) {
         let mut head = Vec::new();
         frame.encode_head(&mut head);
-        outbox.post(FRAME, 7, &head, &Bytes::copy_from_slice(frame.payload()));
+        outbox.post(FRAME, 7, &head, &frame.payload().unwrap_or(&Bytes::new()));
     }
 
     #[test]

@@ -374,6 +374,15 @@ pub enum Event {
         vid: u64,
         mid: Mid,
     },
+    /// The state of P's application before any message of view `vid`, in a few words.
+    AppState {
+        p: Process,
+        #[serde(default)]
+        g: Group,
+        lin: String,
+        vid: u64,
+        digest: Box<str>,
+    },
     /// P sends nothing more until it installs a view: `vid`, or a later one.
     Block {
         p: Process,

@@ -117,6 +117,7 @@ impl Intake {
             Event::Mcast { p, mid, .. } => ("Mcast", speaks_for(src, *p) && mid.sender() == *p),
             Event::Deliver { p, .. } => ("Deliver", speaks_for(src, *p)),
             Event::Stable { p, .. } => ("Stable", speaks_for(src, *p)),
+            Event::AppState { p, .. } => ("AppState", speaks_for(src, *p)),
             Event::Block { p, .. } => ("Block", speaks_for(src, *p)),
             Event::LeadStart { p, .. } => ("LeadStart", speaks_for(src, *p)),
             Event::LeadAct { p, .. } => ("LeadAct", speaks_for(src, *p)),

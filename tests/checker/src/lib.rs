@@ -263,6 +263,11 @@ impl Checker {
                 self.silence.check_stable(&mut self.book, *p, *mid, at);
                 self.multicasts.stable(&mut self.book, key, told);
             }
+            Event::AppState { p, g, lin, vid, digest } => {
+                let key = (self.book.names.lin(lin), self.book.names.group(g));
+                let told = multicast::State { p: *p, vid: *vid, digest, at };
+                self.multicasts.app_state(&mut self.book, key, told);
+            }
             Event::Block { p, g, lin, .. } => {
                 let key = (self.book.names.lin(lin), self.book.names.group(g));
                 self.multicasts.block(key, *p, at);

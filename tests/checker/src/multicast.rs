@@ -1,4 +1,4 @@
-//! View-synchronous multicast: VS1-VS13 while messages come, LV2 and LV4 after the faults.
+//! View-synchronous multicast: VS1-VS14 while messages come, LV2 and LV4 after the faults.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -75,6 +75,8 @@ struct Room {
     places: BTreeMap<u64, Places>,
     /// Who installed a view: from which one, with whom.
     installs: BTreeMap<u64, Vec<Came>>,
+    /// What applications held when a view began, as the first one said.
+    states: BTreeMap<u64, (Process, Box<str>, At)>,
     /// There is multicast in this group.
     active: bool,
 }
@@ -97,6 +99,15 @@ pub(crate) struct Told<'a> {
     pub(crate) vid: u64,
     pub(crate) mid: Mid,
     pub(crate) h: &'a str,
+    pub(crate) at: At,
+}
+
+/// What an application holds when a view begins.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct State<'a> {
+    pub(crate) p: Process,
+    pub(crate) vid: u64,
+    pub(crate) digest: &'a str,
     pub(crate) at: At,
 }
 
@@ -275,6 +286,23 @@ impl Multicasts {
     /// `Stable`.
     pub(crate) fn stable(&mut self, book: &mut Book, key: (Lin, Grp), told: Told<'_>) {
         self.room(key).must(book, told, Predicate::VS13, "finds stable");
+    }
+
+    /// `AppState`.
+    pub(crate) fn app_state(&mut self, book: &mut Book, key: (Lin, Grp), told: State<'_>) {
+        let State { p, vid, digest, at } = told;
+        let room = self.room(key);
+        let Some((q, first, then)) = room.states.get(&vid) else {
+            room.states.insert(vid, (p, digest.into(), at));
+            return;
+        };
+        book.judged(Predicate::VS14);
+        if **first != *digest {
+            let what = format!("{p} and {q} begin view {vid} with different states");
+            let holds = |p: &Process, digest: &str| format!("{p} begins view {vid} with the state {digest}");
+            let evidence = vec![(*then, holds(q, first)), (at, holds(&p, digest))];
+            book.violated(Predicate::VS14, what, evidence);
+        }
     }
 
     // ---- after the faults -------------------------------------------------------------------------------------------
@@ -469,6 +497,7 @@ impl Room {
         self.closed = self.closed.split_off(&oldest);
         self.must = self.must.split_off(&oldest);
         self.places = self.places.split_off(&oldest);
+        self.states = self.states.split_off(&oldest);
         self.sent.retain(|_, sent| sent.vid >= oldest);
     }
 }

@@ -37,6 +37,7 @@ pub enum Predicate {
     VS11,
     VS12,
     VS13,
+    VS14,
     LD1,
     LD2,
     LD3,
@@ -53,7 +54,7 @@ pub enum Predicate {
 
 impl Predicate {
     /// All predicates that this build judges, in the order of a report.
-    pub const ALL: [Self; 37] = [
+    pub const ALL: [Self; 38] = [
         Self::GM1,
         Self::GM2,
         Self::GM3,
@@ -79,6 +80,7 @@ impl Predicate {
         Self::VS11,
         Self::VS12,
         Self::VS13,
+        Self::VS14,
         Self::LD1,
         Self::LD2,
         Self::LD3,
@@ -121,6 +123,7 @@ impl Predicate {
             Self::VS11 => "VS11",
             Self::VS12 => "VS12",
             Self::VS13 => "VS13",
+            Self::VS14 => "VS14",
             Self::LD1 => "LD1",
             Self::LD2 => "LD2",
             Self::LD3 => "LD3",
@@ -166,6 +169,7 @@ impl Predicate {
             Self::VS11 => "one place of a sequence is one message, for everybody",
             Self::VS12 => "a safe message that anybody delivered reaches all who go on",
             Self::VS13 => "what is called stable reaches all who go on",
+            Self::VS14 => "all who have the group's state begin a view with the same",
             Self::LD1 => "a token names one reign of one first-ranked member",
             Self::LD2 => "a reign is over before the next one begins",
             Self::LD3 => "tokens that take effect at a resource never decrease",

@@ -47,6 +47,8 @@ pub(crate) struct Params {
     pub(crate) zones: Option<usize>,
     /// Members of these groups multicast.
     pub(crate) multicast: Vec<bool>,
+    /// Members of these groups keep a common state, where they multicast.
+    pub(crate) stateful: Vec<bool>,
     /// How many messages an application sends at once, at most.
     pub(crate) burst: u64,
     pub(crate) kinds: Vec<Kind>,
@@ -107,6 +109,7 @@ impl Params {
             groups: rng.between(1, 3) as usize,
             zones: rng.chance(350).then(|| rng.between(2, 4) as usize),
             multicast: (0..3).map(|_| rng.chance(600)).collect(),
+            stateful: (0..3).map(|_| rng.chance(700)).collect(),
             burst: *rng.pick(&[2, 6, 30]).expect("not empty"),
             kinds: chosen,
             fault_every: rng.between(800, 5_000) * 1_000_000,

@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
 };
 
-use membership_multicast::{Frame, Input as RoomInput, Multicast};
+use membership_multicast::{Class, Frame, Input as RoomInput, Message, Multicast};
 use membership_proto::{Cluster, Input, NodeInfo};
 use membership_types::{GroupName, Instant, Lineage, NodeId, Token};
 
@@ -102,4 +102,40 @@ pub(crate) struct Room {
     pub(crate) throttled: bool,
     /// It was told that the node has no lease.
     pub(crate) held: bool,
+    /// What its application makes of all that it is told, if the group keeps a state.
+    pub(crate) state: Option<State>,
+}
+
+/// The state of an application: what was said in one order, and in none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct State {
+    pub(crate) chain: u64,
+    pub(crate) sum: u64,
+    /// It was just received: it may be that of the middle of a view.
+    pub(crate) fresh: bool,
+}
+
+impl State {
+    pub(crate) fn apply(&mut self, message: &Message) {
+        let sender =
+            [u64::from(message.from.node()).to_le_bytes(), message.from.inc().to_le_bytes()].concat();
+        let bytes = sender.iter().chain(message.payload.iter());
+        let hash = bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+        if message.class == Class::Fifo {
+            self.sum = self.sum.wrapping_add(hash);
+        } else {
+            self.chain = (self.chain ^ hash).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(7);
+        }
+    }
+
+    pub(crate) fn to_bytes(self) -> Vec<u8> {
+        [self.chain.to_le_bytes(), self.sum.to_le_bytes()].concat()
+    }
+
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let number = |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+        Some(Self { chain: number(0)?, sum: number(8)?, fresh: true })
+    }
 }

@@ -10,15 +10,19 @@ use bytes::Bytes;
 use membership_multicast::{Class, Config, Frame, Input, Multicast, Output, View};
 use membership_proto::{GroupView, GroupWish, Input as ClusterInput, Kind, Part};
 use membership_types::{
-    GroupName, Machine, NodeId,
-    trace::{Event, Source},
+    GroupName, Machine, NodeId, ViewId,
+    trace::{Event, Group, Source, lin},
 };
 
 use crate::{
     network::Fate,
-    process::{Incoming, Room},
+    process::{Incoming, Room, State},
     world::{Action, World},
 };
+
+fn index_of(group: &GroupName) -> usize {
+    group.as_str()[1..].parse().expect("groups are g0, g1, and so on")
+}
 
 /// The connections between pairs of processes.
 #[derive(Debug, Default)]
@@ -72,8 +76,7 @@ impl World {
     }
 
     fn kind_of(&self, group: &GroupName) -> Kind {
-        let index: usize = group.as_str()[1..].parse().expect("groups are g0, g1, and so on");
-        if self.params.multicast[index] { Kind::Multicast } else { Kind::Plain }
+        if self.params.multicast[index_of(group)] { Kind::Multicast } else { Kind::Plain }
     }
 
     fn open_room(&mut self, p: usize, group: &GroupName) {
@@ -86,11 +89,14 @@ impl World {
         config.fragment = 300;
         config.trace = true;
         config.behind_after = 10 * self.params.lease;
+        config.state = self.params.stateful[index_of(group)];
+        config.initial = true;
+        let state = config.state.then(State::default);
         #[allow(unused_mut, reason = "planting needs it")]
         let mut machine = Multicast::new(config, process.clock.local(self.now), 0);
         #[cfg(feature = "plant")]
         machine.plant(self.plant.and_then(crate::Plant::of_multicast));
-        let room = Room { machine, draining: false, throttled: false, held: false };
+        let room = Room { machine, draining: false, throttled: false, held: false, state };
         process.rooms.insert(group.clone(), room);
     }
 
@@ -105,7 +111,12 @@ impl World {
             }
             Part::Member => {
                 let members = view.members.iter().map(|m| m.node).collect();
-                Input::View(View { id: view.id, lineage: view.lineage, members })
+                Input::View(View {
+                    id: view.id,
+                    lineage: view.lineage,
+                    members,
+                    begins: view.prev == ViewId::NONE,
+                })
             }
         };
         if part == Part::Member {
@@ -200,15 +211,31 @@ impl World {
                 }
             }
             Output::Deliver(message) => {
+                if let Some(state) = self.state_of(p, group) {
+                    state.apply(&message);
+                }
                 // What is said is answered now and then, so that one thing follows from another.
                 if !self.calm && message.from != id && self.rng.chance(60) {
                     self.say(p, group);
                 }
             }
-            Output::Install { view, .. } => {
-                let group = group.clone();
-                let input = ClusterInput::Installed { group, view: view.id };
+            Output::Install { view, .. } => self.show_state(p, group, &view),
+            Output::Ready(view) => {
+                let input = ClusterInput::Installed { group: group.clone(), view };
                 self.processes[p].next.push_back(Incoming::Cluster(input));
+            }
+            Output::StateRequest { to, id } => self.give_state(p, group, to, id),
+            Output::StateReceived(chunks) => {
+                let received = State::from_bytes(&chunks.concat()).expect("as it was given");
+                if let Some(state) = self.state_of(p, group) {
+                    *state = received;
+                }
+                self.mark("a state is received");
+            }
+            Output::StateLost(_) => {
+                // After a while somebody decides that what there is must do.
+                let at = self.now + self.rng.between(1, 4) * self.params.lease.as_nanos() as u64;
+                self.push(at, Action::Deliver { p, input: Incoming::Room(group.clone(), Input::Keep) });
             }
             Output::Trace(event) => {
                 if matches!(&event, Event::Install { .. }) {
@@ -217,7 +244,46 @@ impl World {
                 self.record(Source::Process(id.into()), event);
             }
             Output::Mark(what) => self.mark(what),
-            Output::Block(_) | Output::Behind(_) => {}
+            Output::Block(_) | Output::Behind(_) | Output::Given(_) => {}
+        }
+    }
+
+    // ---- state ------------------------------------------------------------------------------------------------------
+
+    fn state_of(&mut self, p: usize, group: &GroupName) -> Option<&mut State> {
+        self.processes[p].rooms.get_mut(group)?.state.as_mut()
+    }
+
+    /// The application says with what state it begins a view.
+    fn show_state(&mut self, p: usize, group: &GroupName, view: &View) {
+        let id = self.processes[p].id;
+        let Some(state) = self.state_of(p, group) else { return };
+        // What was just received may reflect messages of this very view.
+        if std::mem::take(&mut state.fresh) {
+            return;
+        }
+        let digest = format!("{:016x}{:016x}", state.chain, state.sum).into();
+        let lin = lin(view.lineage);
+        let event = Event::AppState { p: id.into(), g: Group::from(group), lin, vid: view.id.get(), digest };
+        self.record(Source::Process(id.into()), event);
+    }
+
+    /// The application gives its state: as of now, although that takes a while, and sometimes never ends.
+    fn give_state(&mut self, p: usize, group: &GroupName, to: NodeId, id: u64) {
+        let Some(state) = self.state_of(p, group) else { return };
+        let mut bytes = state.to_bytes();
+        if !self.calm && self.rng.chance(50) {
+            return self.mark("an application does not give its state");
+        }
+        let length = if self.rng.chance(300) { self.rng.below(40_000) } else { 0 };
+        bytes.resize(16 + length as usize, 7);
+        let bytes = Bytes::from(bytes);
+        let cut = self.rng.below(bytes.len() as u64 + 1) as usize;
+        let mut at = self.now;
+        for (part, last) in [(bytes.slice(..cut), false), (bytes.slice(cut..), true)] {
+            at += if self.rng.chance(500) { 0 } else { self.rng.below(50_000_000) };
+            let input = Input::State { to, id, bytes: part, last };
+            self.push(at, Action::Deliver { p, input: Incoming::Room(group.clone(), input) });
         }
     }
 

@@ -1,0 +1,562 @@
+//! State transfer: who comes to a group whose members keep a common state gets it from one of them.
+//!
+//! A member is *whole* (what the application holds is the state after all messages that it was told) or *lacking* (it
+//! waits for a state; what it is to be told waits with it). Members say which when a view closes, so everybody knows who
+//! is whole in the next one: of the whole members those who come from the highest view. All others are lacking, whatever
+//! they hold.
+//!
+//! Who lacks asks a whole member, one that does not lead where there is one. That one asks its application, in the order
+//! of what it is told, and so knows after which messages the state is: so many of each sender in this view. That is the
+//! *label*; who gets the state leaves out what it reflects, and is told the rest. Since views are virtually synchronous
+//! the label means the same to both. A giver that is gone is replaced by another one, with a later label.
+
+use alloc::{
+    boxed::Box,
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    vec::Vec,
+};
+
+use bytes::Bytes;
+use membership_types::{Instant, NodeId, ViewId};
+
+use crate::{
+    frame::{Frame, Standing, Transfer},
+    machine::{Message, Multicast, Output, View},
+    plant::Plant,
+};
+
+/// How many chunks are under way.
+const UNDER_WAY: u64 = 64;
+/// After so many chunks the receiver says what has come.
+const SAID_AFTER: u64 = 16;
+
+/// A member's part in the transfer of state.
+pub(crate) struct Keeper {
+    whole: bool,
+    /// The application holds what every member begins with.
+    initial: bool,
+    /// Members of the installed view who are whole, as far as we know.
+    holders: Vec<NodeId>,
+    /// Who said that it is whole in a view that we have not installed yet.
+    early: BTreeMap<NodeId, ViewId>,
+    /// The view from which on we have everything that is to be told.
+    base: ViewId,
+    pending: VecDeque<Pending>,
+    pending_bytes: u64,
+    /// The label of the state that we got: so many messages of that view it reflects, whether they have come here or not.
+    label: Option<(ViewId, Vec<u64>)>,
+    asking: Option<Asking>,
+    attempts: u64,
+    /// We lead, want to go on without the state, and wait for these to say that they have not got it either.
+    keeping: Option<BTreeSet<NodeId>>,
+    /// The leader of a view that we have not installed yet asks for that.
+    early_lost: Option<(NodeId, ViewId)>,
+    /// What others ask that come from a view that we have not installed yet.
+    asked: BTreeMap<NodeId, (u64, ViewId, u64)>,
+    giving: BTreeMap<NodeId, Giving>,
+}
+
+/// What a lacking member is to be told once it has the state.
+enum Pending {
+    Install { view: View, came_along: Vec<NodeId> },
+    Message { rank: usize, count: u64, message: Message },
+}
+
+/// A state that we wait for.
+struct Asking {
+    giver: NodeId,
+    id: u64,
+    label: Option<(ViewId, Vec<u64>)>,
+    chunks: Vec<Bytes>,
+    complete: bool,
+    /// Since when nothing has come.
+    since: Instant,
+}
+
+/// A state that we send.
+struct Giving {
+    id: u64,
+    view: ViewId,
+    taken: Box<[u64]>,
+    /// What the receiver has not confirmed, and the number of the first of them.
+    chunks: VecDeque<Bytes>,
+    first: u64,
+    /// The last one that was sent.
+    sent: u64,
+    /// The application has given everything.
+    ended: bool,
+}
+
+impl Keeper {
+    pub(crate) fn new(initial: bool) -> Self {
+        Self {
+            whole: false,
+            initial,
+            holders: Vec::new(),
+            early: BTreeMap::new(),
+            base: ViewId::NONE,
+            pending: VecDeque::new(),
+            pending_bytes: 0,
+            label: None,
+            asking: None,
+            attempts: 0,
+            keeping: None,
+            early_lost: None,
+            asked: BTreeMap::new(),
+            giving: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn standing(&self) -> Standing {
+        if self.whole { Standing::Whole } else { Standing::Lacking }
+    }
+
+    /// The member is none any more: what its application holds is not followed.
+    pub(crate) fn out(&mut self) {
+        *self = Self { attempts: self.attempts, ..Self::new(false) };
+    }
+
+    /// Membership says a first view.
+    pub(crate) fn begin(&mut self, view: &View, me: NodeId) {
+        self.whole |= view.begins && (self.initial || view.rank(me) == Some(0));
+        self.initial = false;
+    }
+
+    /// Does the state that we got reflect this message already?
+    fn reflects(&self, rank: usize, count: u64, message: &Message) -> bool {
+        let of_view = self.label.as_ref().filter(|(view, _)| self.whole && *view == message.view);
+        of_view.is_some_and(|(_, taken)| taken.get(rank).is_some_and(|taken| count <= *taken))
+    }
+
+    pub(crate) fn pending_bytes(&self) -> u64 {
+        self.pending_bytes
+    }
+
+    /// Since when we wait for a state of which nothing comes.
+    pub(crate) fn waits_since(&self) -> Option<Instant> {
+        self.asking.as_ref().filter(|a| !a.complete).map(|a| a.since)
+    }
+}
+
+impl Multicast {
+    /// Has this member the state of the group? True where there is none.
+    pub fn is_whole(&self) -> bool {
+        self.keeper.as_ref().is_none_or(|k| k.whole)
+    }
+
+    /// How many bytes of a state wait to be sent to a member: whoever gives it should wait while that is much.
+    pub fn unsent_to(&self, member: NodeId) -> u64 {
+        let giving = self.keeper.as_ref().and_then(|k| k.giving.get(&member));
+        giving.map_or(0, |g| g.chunks.iter().map(|c| c.len() as u64).sum())
+    }
+
+    /// Tells the application, or has it wait for the state.
+    pub(crate) fn tell_message(&mut self, rank: usize, count: u64, message: Message) {
+        let forgets = self.planted(Plant::ForgetLabel);
+        match &mut self.keeper {
+            Some(keeper) if keeper.reflects(rank, count, &message) && !forgets => {
+                self.mark("a state reflects messages that come after it");
+            }
+            Some(keeper) if !keeper.whole => {
+                keeper.pending_bytes += message.payload.len() as u64 + 64;
+                keeper.pending.push_back(Pending::Message { rank, count, message });
+            }
+            _ => self.push(Output::Deliver(message)),
+        }
+    }
+
+    /// A view is installed: who is whole in it? `trans`: those who came along with us.
+    pub(crate) fn tell_install(
+        &mut self,
+        view: View,
+        trans: Vec<NodeId>,
+        holders: Vec<NodeId>,
+        said: Standing,
+    ) {
+        let (id, me) = (view.id, self.config.me);
+        let trusts_itself = self.planted(Plant::KeepStaleState);
+        let Some(keeper) = &mut self.keeper else {
+            self.push(Output::Install { view, came_along: trans });
+            return self.push(Output::Ready(id));
+        };
+        let with_holders = holders.iter().any(|holder| trans.contains(holder));
+        let was_whole = keeper.whole;
+        keeper.whole &= with_holders || holders.is_empty() || holders.contains(&me) || trusts_itself;
+        keeper.holders = holders;
+        let early = core::mem::take(&mut keeper.early);
+        keeper.holders.extend(early.iter().filter(|(n, v)| **v == id && view.contains(**n)).map(|(n, _)| *n));
+        keeper.early = early.into_iter().filter(|(_, v)| *v > id).collect();
+        keeper.keeping = None;
+        let lost = keeper.early_lost.take_if(|(_, v)| *v <= id);
+        keeper.giving.retain(|member, _| view.contains(*member));
+        keeper.asked.retain(|member, _| view.contains(*member));
+        if keeper.whole {
+            keeper.holders.push(me);
+            self.push(Output::Install { view, came_along: trans });
+            self.push(Output::Ready(id));
+            if said != Standing::Whole {
+                self.say_whole();
+            }
+            self.answer_deferred();
+            return self.answer_lost(lost);
+        }
+        keeper.label = None;
+        keeper.giving.clear();
+        let asked = core::mem::take(&mut keeper.asked);
+        if was_whole || !with_holders {
+            keeper.base = id;
+            keeper.pending.clear();
+            keeper.pending_bytes = 0;
+            keeper.asking = None;
+        }
+        keeper.pending.push_back(Pending::Install { view, came_along: trans });
+        for (member, (id, ..)) in asked {
+            self.push(Output::Send(member, Frame::Transfer(Transfer::Refuse { id })));
+        }
+        if was_whole {
+            self.mark("a member's state is not that of the group any more");
+        }
+        self.go_on_asking();
+        self.answer_lost(lost);
+    }
+
+    fn answer_lost(&mut self, lost: Option<(NodeId, ViewId)>) {
+        if let Some((leader, view)) = lost {
+            self.on_lost(leader, view);
+        }
+    }
+
+    /// We lack the state, in a view that is new or about which we have learned more.
+    fn go_on_asking(&mut self) {
+        let Some(current) = self.current.as_ref().map(|c| c.view.id) else { return };
+        let Some(keeper) = &mut self.keeper else { return };
+        if let Some(asking) = &keeper.asking {
+            let is_there = keeper.holders.contains(&asking.giver);
+            let comes = asking.label.as_ref().is_none_or(|(view, _)| {
+                *view > current
+                    || keeper
+                        .pending
+                        .iter()
+                        .any(|p| matches!(p, Pending::Install { view: v, .. } if v.id == *view))
+            });
+            // What has come whole is good, whatever became of its giver.
+            if comes && (is_there || asking.complete) {
+                self.take_state();
+                return;
+            }
+            self.mark("another member is asked for the state");
+        }
+        self.ask();
+    }
+
+    /// Asks the next member who is whole.
+    fn ask(&mut self) {
+        let (now, me) = (self.now, self.config.me);
+        let (Some(keeper), Some(current)) = (&mut self.keeper, &self.current) else { return };
+        keeper.asking = None;
+        let able: Vec<NodeId> =
+            keeper.holders.iter().copied().filter(|h| *h != me && current.view.contains(*h)).collect();
+        let leader = current.view.members.first();
+        let juniors: Vec<NodeId> = able.iter().copied().filter(|h| Some(h) != leader).collect();
+        let choice = if juniors.is_empty() { able } else { juniors };
+        let view = current.view.id;
+        if choice.is_empty() {
+            self.mark("the state is lost");
+            return self.push(Output::StateLost(view));
+        }
+        keeper.attempts += 1;
+        let rank = current.view.rank(me).unwrap_or(0) as u64;
+        let giver = choice[((rank + keeper.attempts) % choice.len() as u64) as usize];
+        let id = keeper.attempts;
+        let base = keeper.base;
+        keeper.asking =
+            Some(Asking { giver, id, label: None, chunks: Vec::new(), complete: false, since: now });
+        self.push(Output::Send(giver, Frame::Transfer(Transfer::Ask { id, base, from: 1 })));
+    }
+
+    fn say_whole(&mut self) {
+        let Some(current) = &self.current else { return };
+        let (view, all) = (current.view.id, current.view.members.clone());
+        self.push(Output::SendAll(all, Frame::Transfer(Transfer::Have { view })));
+    }
+
+    /// The leader's own state is to count from now on, although nobody knows it to be the group's. First everybody says
+    /// that it has not got that: somebody may have received it since the view began to close.
+    pub(crate) fn keep(&mut self) {
+        let me = self.config.me;
+        let Some(current) = &self.current else { return };
+        let leads = current.view.rank(me) == Some(0);
+        let Some(keeper) = &mut self.keeper else { return };
+        let is_lost = keeper.asking.is_none() && !keeper.holders.iter().any(|h| current.view.contains(*h));
+        if keeper.whole || !leads || !is_lost {
+            return;
+        }
+        let (view, all) = (current.view.id, current.view.members.clone());
+        keeper.keeping = Some(all.iter().copied().filter(|m| *m != me).collect());
+        self.push(Output::SendAll(all, Frame::Transfer(Transfer::Lost { view })));
+        self.go_on_without();
+    }
+
+    fn go_on_without(&mut self) {
+        let Some(keeper) = &mut self.keeper else { return };
+        if keeper.keeping.take_if(|waits| waits.is_empty()).is_some() && !keeper.whole {
+            self.mark("a member goes on without the group's state");
+            self.become_whole(None);
+        }
+    }
+
+    /// The leader wants to go on without the state.
+    fn on_lost(&mut self, leader: NodeId, view: ViewId) {
+        let Some(current) = self.current.as_ref().map(|c| &c.view) else { return };
+        let Some(keeper) = &mut self.keeper else { return };
+        if current.id < view {
+            keeper.early_lost = Some((leader, view));
+        } else if current.id == view && current.rank(leader) == Some(0) {
+            let answer = if keeper.whole {
+                Transfer::Have { view }
+            } else {
+                // What may still come from elsewhere does not count any more.
+                keeper.asking = None;
+                Transfer::Pledge { view }
+            };
+            self.push(Output::Send(leader, Frame::Transfer(answer)));
+        }
+    }
+
+    /// The state has come, whole, and is to be taken once its view is installed.
+    fn take_state(&mut self) {
+        let Some(keeper) = &mut self.keeper else { return };
+        let Some(asking) = keeper.asking.take_if(|a| a.complete) else { return };
+        let Some((view, _)) = &asking.label else { return };
+        let of_label = |p: &Pending| matches!(p, Pending::Install { view: v, .. } if v.id == *view);
+        if !keeper.pending.iter().any(of_label) {
+            // Its view is not installed here yet.
+            keeper.asking = Some(asking);
+            return;
+        }
+        self.become_whole(Some(asking));
+    }
+
+    fn become_whole(&mut self, state: Option<Asking>) {
+        let blocked = self.flush.is_some();
+        let Some(keeper) = &mut self.keeper else { return };
+        keeper.whole = true;
+        keeper.asking = None;
+        keeper.pending_bytes = 0;
+        keeper.holders.push(self.config.me);
+        let mut pending = core::mem::take(&mut keeper.pending);
+        if let Some(Asking { label: Some((label, taken)), chunks, .. }) = state {
+            keeper.label = Some((label, taken));
+            let before = |p: &Pending| !matches!(p, Pending::Install { view, .. } if view.id == label);
+            while pending.front().is_some_and(before) {
+                pending.pop_front();
+            }
+            self.push(Output::StateReceived(chunks));
+        }
+        for what in pending {
+            match what {
+                Pending::Install { view, came_along } => self.push(Output::Install { view, came_along }),
+                Pending::Message { rank, count, message } => self.tell_message(rank, count, message),
+            }
+        }
+        if let Some(current) = &self.current {
+            let view = current.view.id;
+            if blocked {
+                self.mark("a state comes during a flush");
+                self.push(Output::Block(view));
+            }
+            self.push(Output::Ready(view));
+        }
+        self.say_whole();
+        self.answer_deferred();
+    }
+
+    // ---- giving -----------------------------------------------------------------------------------------------------
+
+    fn answer_deferred(&mut self) {
+        let Some(keeper) = &mut self.keeper else { return };
+        for (member, (id, base, from)) in core::mem::take(&mut keeper.asked) {
+            self.on_ask(member, id, base, from);
+        }
+    }
+
+    fn on_ask(&mut self, member: NodeId, id: u64, base: ViewId, from: u64) {
+        let Some(keeper) = &mut self.keeper else { return };
+        if let Some(giving) = keeper.giving.get_mut(&member).filter(|g| g.id == id)
+            && from >= giving.first
+        {
+            // Its connection broke.
+            giving.sent = from - 1;
+            let (view, taken) = (giving.view, giving.taken.to_vec());
+            self.push(Output::Send(member, Frame::Transfer(Transfer::Label { id, view, taken })));
+            return self.give(member);
+        }
+        let is_behind = self.current.as_ref().is_none_or(|c| c.view.id < base);
+        if is_behind {
+            keeper.asked.insert(member, (id, base, from));
+            return;
+        }
+        let Some(current) = self.current.as_ref().filter(|c| c.view.contains(member)) else { return };
+        if !keeper.whole {
+            return self.push(Output::Send(member, Frame::Transfer(Transfer::Refuse { id })));
+        }
+        let (view, taken) = (current.view.id, current.store.taken());
+        let giving = Giving {
+            id,
+            view,
+            taken: taken.clone().into(),
+            chunks: VecDeque::new(),
+            first: 1,
+            sent: 0,
+            ended: false,
+        };
+        keeper.giving.insert(member, giving);
+        self.push(Output::Send(member, Frame::Transfer(Transfer::Label { id, view, taken })));
+        self.push(Output::StateRequest { to: member, id });
+    }
+
+    /// The application gives more of a state that was asked for.
+    pub(crate) fn on_state(&mut self, member: NodeId, id: u64, mut bytes: Bytes, last: bool) {
+        let most = self.config.fragment;
+        let Some(keeper) = &mut self.keeper else { return };
+        let Some(giving) = keeper.giving.get_mut(&member).filter(|g| g.id == id && !g.ended) else { return };
+        while !bytes.is_empty() {
+            giving.chunks.push_back(bytes.split_to(bytes.len().min(most)));
+        }
+        if last {
+            giving.ended = true;
+            // The end is a chunk of its own.
+            giving.chunks.push_back(Bytes::new());
+        }
+        self.give(member);
+    }
+
+    /// Sends chunks, while there is room under way.
+    fn give(&mut self, member: NodeId) {
+        loop {
+            let Some(giving) = self.keeper.as_mut().and_then(|k| k.giving.get_mut(&member)) else { return };
+            let index = giving.sent + 1 - giving.first;
+            if index >= UNDER_WAY {
+                return;
+            }
+            let Some(payload) = giving.chunks.get(index as usize).cloned() else { return };
+            giving.sent += 1;
+            let last = giving.ended && index as usize + 1 == giving.chunks.len();
+            let chunk = Transfer::Chunk { id: giving.id, number: giving.sent, last, payload };
+            self.push(Output::Send(member, Frame::Transfer(chunk)));
+        }
+    }
+
+    // ---- frames -----------------------------------------------------------------------------------------------------
+
+    pub(crate) fn on_transfer(&mut self, from: NodeId, transfer: Transfer) {
+        let now = self.now;
+        let Some(keeper) = &mut self.keeper else {
+            let answer = match transfer {
+                Transfer::Ask { id, .. } => Transfer::Refuse { id },
+                Transfer::Lost { view } => Transfer::Pledge { view },
+                _ => return,
+            };
+            return self.push(Output::Send(from, Frame::Transfer(answer)));
+        };
+        let ours = keeper.asking.as_mut().filter(|a| a.giver == from && !a.complete);
+        match transfer {
+            Transfer::Ask { id, base, from: first } => self.on_ask(from, id, base, first),
+            Transfer::Label { id, view, taken } => {
+                if let Some(asking) = ours.filter(|a| a.id == id) {
+                    asking.label = Some((view, taken));
+                    asking.since = now;
+                }
+            }
+            Transfer::Chunk { id, number, last, payload } => {
+                let Some(asking) = ours.filter(|a| a.id == id && a.label.is_some()) else { return };
+                if number != asking.chunks.len() as u64 + 1 {
+                    return;
+                }
+                asking.chunks.push(payload);
+                asking.since = now;
+                asking.complete = last;
+                if last || number.is_multiple_of(SAID_AFTER) {
+                    self.push(Output::Send(from, Frame::Transfer(Transfer::Got { id, number })));
+                }
+                if last {
+                    self.take_state();
+                }
+            }
+            Transfer::Got { id, number } => {
+                let Some(giving) = keeper.giving.get_mut(&from).filter(|g| g.id == id) else { return };
+                while giving.first <= number.min(giving.sent) {
+                    giving.chunks.pop_front();
+                    giving.first += 1;
+                }
+                if giving.ended && giving.chunks.is_empty() {
+                    keeper.giving.remove(&from);
+                } else {
+                    self.give(from);
+                    self.push(Output::Given(from));
+                }
+            }
+            Transfer::Refuse { id } => {
+                if ours.is_some_and(|a| a.id == id) {
+                    keeper.holders.retain(|h| *h != from);
+                    self.ask();
+                }
+            }
+            Transfer::Lost { view } => self.on_lost(from, view),
+            Transfer::Pledge { view } => {
+                if self.current.as_ref().is_some_and(|c| c.view.id == view)
+                    && let Some(waits) = &mut keeper.keeping
+                {
+                    waits.remove(&from);
+                    self.go_on_without();
+                }
+            }
+            Transfer::Have { view } => {
+                let current = self.current.as_ref().map(|c| c.view.id);
+                if current == Some(view) {
+                    if !keeper.holders.contains(&from) {
+                        keeper.holders.push(from);
+                    }
+                    keeper.keeping = None;
+                    if !keeper.whole && keeper.asking.is_none() {
+                        self.ask();
+                    }
+                } else if current < Some(view) {
+                    keeper.early.insert(from, view);
+                }
+            }
+        }
+    }
+
+    /// There is a new connection: what was asked and said may be lost.
+    pub(crate) fn state_relinked(&mut self, peer: NodeId) {
+        let Some(keeper) = &self.keeper else { return };
+        let mut frames = Vec::new();
+        if let Some(asking) = keeper.asking.as_ref().filter(|a| a.giver == peer && !a.complete) {
+            let from = asking.chunks.len() as u64 + 1;
+            frames.push(Transfer::Ask { id: asking.id, base: keeper.base, from });
+        }
+        if let Some(current) = self.current.as_ref().filter(|c| c.view.contains(peer)) {
+            let view = current.view.id;
+            if keeper.whole {
+                frames.push(Transfer::Have { view });
+            } else if keeper.keeping.as_ref().is_some_and(|waits| waits.contains(&peer)) {
+                frames.push(Transfer::Lost { view });
+            }
+        }
+        for frame in frames {
+            self.push(Output::Send(peer, Frame::Transfer(frame)));
+        }
+    }
+
+    /// Nothing has come for too long: somebody else is asked.
+    pub(crate) fn watch_the_giver(&mut self) {
+        let after = self.config.behind_after;
+        let late =
+            self.keeper.as_ref().and_then(Keeper::waits_since).is_some_and(|s| self.now >= s.after(after));
+        if late {
+            self.mark("a giver of state is too slow");
+            self.ask();
+        }
+    }
+}
