@@ -35,7 +35,7 @@ use tokio::{
 
 use crate::{
     bulk::links::{Links, Nonsense, Unit, next_unit},
-    channel::{Delivered, Mailbox, Message, SendError},
+    channel::{Delivered, Fence, Mailbox, Message, SendError, StateRequest},
     clock,
     event::{Member, View},
     handshake::{self, Hello},
@@ -469,6 +469,10 @@ struct Room {
     batch: VecDeque<(Class, Bytes)>,
     /// A view was installed, which the application is told before membership is, and so before the node leads in it.
     to_tell: Option<ViewId>,
+    /// Whoever waits until this view, up to this place, is delivered.
+    fences: VecDeque<(ViewId, u64, Fence)>,
+    /// The application holds what every member begins with.
+    initial: bool,
     dirty: bool,
     held: bool,
     throttled: bool,
@@ -516,6 +520,10 @@ impl Hub {
             let was_in = room.machine.lineage().is_some();
             let key = self.room(&room.group);
             let fresh = self.rooms.get_mut(&key).expect("just made");
+            if mailbox.state {
+                // What the application holds is that of a member that is gone.
+                fresh.machine.keep_state(!was_in && room.initial);
+            }
             fresh.delivered = std::mem::take(&mut room.delivered);
             if was_in {
                 fresh.delivered.push(Delivered::Out { left: false });
@@ -546,6 +554,8 @@ impl Hub {
             delivered: Vec::new(),
             batch: VecDeque::new(),
             to_tell: None,
+            fences: VecDeque::new(),
+            initial: false,
             dirty: false,
             held: false,
             throttled: false,
@@ -607,6 +617,10 @@ impl Hub {
         if let Some(mailbox) = news.open
             && let Some(room) = self.rooms.get_mut(&key)
         {
+            if mailbox.state {
+                room.initial = true;
+                room.machine.keep_state(true);
+            }
             if let Some(before) = room.mailbox.replace(mailbox) {
                 before.deliver(&mut room.delivered);
                 before.end();
@@ -816,11 +830,20 @@ impl Hub {
                     }
                 }
                 Output::Ready(view) => room.to_tell = Some(view),
-                Output::StateRequest { .. }
-                | Output::Given(_)
-                | Output::StateReceived(_)
-                | Output::StateLost(_)
-                | Output::Mark(_) => {}
+                Output::StateRequest { to, id } => {
+                    if let Some(mailbox) = room.mailbox.clone() {
+                        room.delivered.push(Delivered::StateRequest(StateRequest { to, id, mailbox }));
+                    }
+                }
+                Output::StateReceived(pieces) => {
+                    self.counts.states.inc();
+                    room.tell(Delivered::StateReceived(pieces));
+                }
+                Output::StateLost(view) => {
+                    tracing::error!(group = %room.group, %view, "the group's state is lost: nobody in this view has it");
+                    room.tell(Delivered::StateLost { view });
+                }
+                Output::Given(_) | Output::Mark(_) => {}
             }
         }
     }
@@ -864,8 +887,12 @@ impl Hub {
         {
             took = room.take_from(&mailbox, now, &self.counts);
         }
+        if let Some(mailbox) = room.mailbox.clone() {
+            room.take_wishes(&mailbox, now, held);
+        }
         room.machine.handle(now, Input::Drained);
         self.drain(room, pen.as_deref_mut());
+        room.pass_fences();
         drop(pen);
         if let Some(mailbox) = room.mailbox.clone() {
             if took {
@@ -948,6 +975,48 @@ impl Hub {
 }
 
 impl Room {
+    /// What the application wants besides sending.
+    fn take_wishes(&mut self, mailbox: &Mailbox, now: Instant, held: bool) {
+        let mut gave = false;
+        while let Some((to, id, bytes, last)) = mailbox.take_state(|to| self.machine.unsent_to(to)) {
+            gave = true;
+            self.machine.handle(now, Input::State { to, id, bytes, last });
+        }
+        if gave {
+            mailbox.has_room();
+        }
+        let (fences, keep) = mailbox.take_wishes();
+        if keep {
+            self.machine.handle(now, Input::Keep);
+        }
+        for fence in fences {
+            // With a lease the node is a member for whoever is one; so it holds what anybody promised.
+            match self.machine.places().filter(|_| !held && self.machine.is_whole()) {
+                Some((view, held_to, _)) => self.fences.push_back((view, held_to, fence)),
+                None => fence.pass(false),
+            }
+        }
+    }
+
+    fn pass_fences(&mut self) {
+        while let Some((view, place, _)) = self.fences.front() {
+            let passed = match self.machine.places() {
+                Some((now, _, delivered)) => now > *view || now == *view && delivered >= *place,
+                None => false,
+            };
+            let over = self.machine.places().is_none();
+            if !passed && !over {
+                return;
+            }
+            if let Some((_, _, fence)) = self.fences.pop_front() {
+                match self.mailbox {
+                    Some(_) if passed => self.delivered.push(Delivered::Fence(fence)),
+                    _ => fence.pass(false),
+                }
+            }
+        }
+    }
+
     fn tell(&mut self, what: Delivered) {
         if self.mailbox.is_some() {
             self.delivered.push(what);

@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use membership_multicast::Class;
 use membership_types::{GroupName, NodeId, ViewId};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 use crate::{bulk::Bulk, event::View, node::lock};
 
@@ -54,11 +54,76 @@ pub enum Delivered {
     Message(Message),
     /// The view closes. What is multicast from here on is sent in the next one.
     Block,
+    /// A member that is new needs the group's state, as it is after everything that was delivered before this.
+    StateRequest(StateRequest),
+    /// The group's state: it takes the place of what this member holds, and what is delivered next follows it.
+    StateReceived(Vec<Bytes>),
+    /// Nobody in this view has the group's state: its last holder is gone. The group has no leader until its first member
+    /// decides: see [`Membership::keep_state`](crate::Membership::keep_state).
+    StateLost {
+        /// The view.
+        view: ViewId,
+    },
+    /// Everything is delivered that somebody waits for. Not seen by readers.
+    #[doc(hidden)]
+    Fence(Fence),
     /// This node is no member any more.
     Out {
         /// It left on request; otherwise the node comes back as a new, junior member, and a [`Delivered::View`] follows.
         left: bool,
     },
+}
+
+/// The answer to whoever waits for a fence: true if it holds.
+#[derive(Clone, Debug)]
+pub struct Fence(Arc<Mutex<Option<oneshot::Sender<bool>>>>);
+
+impl Fence {
+    pub(crate) fn pass(&self, holds: bool) {
+        if let Some(done) = lock(&self.0).take() {
+            let _gone = done.send(holds);
+        }
+    }
+}
+
+/// A member needs the group's state. Dropped without [`finish`](StateRequest::finish), it is asked elsewhere after a while.
+#[derive(Debug)]
+pub struct StateRequest {
+    pub(crate) to: NodeId,
+    pub(crate) id: u64,
+    pub(crate) mailbox: Arc<Mailbox>,
+}
+
+impl Clone for StateRequest {
+    fn clone(&self) -> Self {
+        Self { to: self.to, id: self.id, mailbox: Arc::clone(&self.mailbox) }
+    }
+}
+
+impl StateRequest {
+    /// Who needs it.
+    pub fn from(&self) -> NodeId {
+        self.to
+    }
+
+    /// Gives a piece of the state; waits while much of it is under way.
+    ///
+    /// The state is the one at the request: what is delivered meanwhile does not belong to it. Cancel-safe: a dropped
+    /// future has given all of the piece or nothing.
+    ///
+    /// # Errors
+    /// [`SendError::NotMember`]. That the asker is gone is no error: there is just nobody any more who takes it.
+    pub async fn send(&self, piece: impl Into<Bytes>) -> Result<(), SendError> {
+        self.mailbox.give(self.to, self.id, piece.into(), false).await
+    }
+
+    /// As [`send`](StateRequest::send), for the last piece.
+    ///
+    /// # Errors
+    /// [`SendError::NotMember`].
+    pub async fn finish(self, piece: impl Into<Bytes>) -> Result<(), SendError> {
+        self.mailbox.give(self.to, self.id, piece.into(), true).await
+    }
 }
 
 /// The message is not sent, now or later.
@@ -85,6 +150,8 @@ pub enum SendError {
 /// What the application of a member and the bulk thread exchange.
 pub(crate) struct Mailbox {
     pub(crate) group: GroupName,
+    /// The members keep a common state.
+    pub(crate) state: bool,
     bulk: Bulk,
     outgoing: Mutex<Outgoing>,
     /// There is room for senders again, or an end of sending.
@@ -99,6 +166,12 @@ pub(crate) struct Mailbox {
 struct Outgoing {
     queue: VecDeque<(Class, Bytes)>,
     bytes: usize,
+    /// Pieces of state for others.
+    states: VecDeque<(NodeId, u64, Bytes, bool)>,
+    /// Who waits until everything was delivered that may be known elsewhere.
+    fences: Vec<oneshot::Sender<bool>>,
+    /// The application's state is to be the group's.
+    keep: bool,
     /// Why nothing can be sent.
     refused: Option<SendError>,
     /// Somebody waits until everything sent is everywhere.
@@ -115,10 +188,17 @@ struct Incoming {
     abandoned: bool,
 }
 
+impl std::fmt::Debug for Mailbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Mailbox").field("group", &self.group).finish_non_exhaustive()
+    }
+}
+
 impl Mailbox {
-    pub(crate) fn new(group: GroupName, bulk: Bulk) -> Arc<Self> {
+    pub(crate) fn new(group: GroupName, state: bool, bulk: Bulk) -> Arc<Self> {
         Arc::new(Self {
             group,
+            state,
             bulk,
             outgoing: Mutex::default(),
             room: Notify::new(),
@@ -168,6 +248,48 @@ impl Mailbox {
         Ok(())
     }
 
+    /// Gives a piece of state.
+    async fn give(self: &Arc<Self>, to: NodeId, id: u64, piece: Bytes, last: bool) -> Result<(), SendError> {
+        loop {
+            let room = self.room.notified();
+            tokio::pin!(room);
+            room.as_mut().enable();
+            {
+                let mut outgoing = lock(&self.outgoing);
+                if let Some(refused) = outgoing.refused {
+                    return Err(refused);
+                }
+                if outgoing.states.is_empty() {
+                    outgoing.states.push_back((to, id, piece, last));
+                    drop(outgoing);
+                    self.call();
+                    return Ok(());
+                }
+            }
+            room.await;
+        }
+    }
+
+    /// Waits until everything is delivered that any other member may have promised to anybody by now. False if that cannot
+    /// be known: the node has no lease, or not the group's state.
+    pub(crate) async fn fence(self: &Arc<Self>) -> bool {
+        let (done, passed) = oneshot::channel();
+        {
+            let mut outgoing = lock(&self.outgoing);
+            if outgoing.refused.is_some() {
+                return false;
+            }
+            outgoing.fences.push(done);
+        }
+        self.call();
+        passed.await.unwrap_or(false)
+    }
+
+    pub(crate) fn keep_state(self: &Arc<Self>) {
+        lock(&self.outgoing).keep = true;
+        self.call();
+    }
+
     /// Waits until all members hold everything that was sent, or nothing can be sent any more, or the time is over.
     pub(crate) async fn drained(self: &Arc<Self>, patience: Duration) {
         let until = tokio::time::Instant::now() + patience;
@@ -199,6 +321,21 @@ impl Mailbox {
     /// The bulk thread looks: whoever calls from now on calls again.
     pub(crate) fn heard(&self) {
         self.called.store(false, Ordering::Release);
+    }
+
+    /// Takes the next piece of state, unless too much of that waits for its receiver.
+    pub(crate) fn take_state(&self, unsent_to: impl Fn(NodeId) -> u64) -> Option<(NodeId, u64, Bytes, bool)> {
+        let mut outgoing = lock(&self.outgoing);
+        let (to, ..) = outgoing.states.front()?;
+        if unsent_to(*to) > WAITING as u64 { None } else { outgoing.states.pop_front() }
+    }
+
+    /// Takes who waits for a fence, and whether the application's state is to be the group's.
+    pub(crate) fn take_wishes(&self) -> (Vec<Fence>, bool) {
+        let mut outgoing = lock(&self.outgoing);
+        let keep = std::mem::take(&mut outgoing.keep);
+        let fences = std::mem::take(&mut outgoing.fences);
+        (fences.into_iter().map(|done| Fence(Arc::new(Mutex::new(Some(done))))).collect(), keep)
     }
 
     /// Takes the next message to be sent.
@@ -245,6 +382,8 @@ impl Mailbox {
         if outgoing.refused != Some(SendError::NotMember) && outgoing.refused != why {
             outgoing.refused = why;
             if why.is_some() {
+                outgoing.fences.clear();
+                outgoing.states.clear();
                 outgoing.queue.clear();
                 outgoing.bytes = 0;
             }
@@ -285,6 +424,7 @@ impl Delivered {
     fn cost(&self) -> usize {
         match self {
             Self::Message(message) => message.payload.len() + COST,
+            Self::StateReceived(pieces) => pieces.iter().map(Bytes::len).sum::<usize>() + COST,
             _ => COST,
         }
     }
@@ -331,7 +471,13 @@ impl Deliveries {
                 self.mailbox.call();
             }
         }
-        self.taken.pop_front()
+        loop {
+            match self.taken.pop_front()? {
+                // Who takes the next thing has dealt with everything before it.
+                Delivered::Fence(fence) => fence.pass(true),
+                other => return Some(other),
+            }
+        }
     }
 
     fn is_over(&self) -> bool {

@@ -355,7 +355,11 @@ impl Driver {
     fn on_command(&mut self, command: Command) {
         match command {
             Command::Stop => self.stop(),
-            Command::Join { group, endpoint, handle, mailbox } => self.join(group, endpoint, handle, mailbox),
+            Command::Join { group, endpoint, handle, mailbox } => {
+                // Whoever dropped an earlier membership, and joins anew, is a new member.
+                self.on_dropped();
+                self.join(group, endpoint, handle, mailbox);
+            }
             Command::Leave { group, done } => self.leave(group, Some(done)),
             Command::StepDown { group, done } => self.step_down(group, done),
             Command::Observe { group, handle } => self.observe(group, handle),

@@ -153,6 +153,27 @@ impl Membership {
         self.mailbox()?.try_send(class, payload.into())
     }
 
+    /// After [`Delivered::StateLost`](crate::Delivered::StateLost), at the group's first member: what this application holds
+    /// is the group's state from now on, and the others get it. Nothing happens if somebody turns out to have the state.
+    pub fn keep_state(&self) {
+        if let Some(mailbox) = &self.inner.mailbox {
+            mailbox.keep_state();
+        }
+    }
+
+    /// Waits until everything is delivered to this member that anybody can have been promised by now, in any member's name:
+    /// who then asks what this member's application has made of its messages gets an answer that no promise contradicts
+    /// (a linearizable read, if promises rest on messages of class safe). False if that cannot be known, because the node has
+    /// no lease, is no member, or has not the group's state.
+    ///
+    /// It is over once the reader of the [`Deliveries`](crate::Deliveries) asks for what comes next. Cancel-safe.
+    pub async fn caught_up(&self) -> bool {
+        match &self.inner.mailbox {
+            Some(mailbox) => mailbox.fence().await,
+            None => false,
+        }
+    }
+
     /// Was the group joined for its messages, too? See [`Node::join_multicast`].
     pub fn is_multicast(&self) -> bool {
         self.inner.mailbox.is_some()

@@ -57,6 +57,7 @@ counts! {
     frames: Counter = "phalanx_multicast_frames", "Frames of multicast received";
     multicast: Counter = "phalanx_multicast_sent", "Messages that this node multicast";
     delivered: Counter = "phalanx_multicast_delivered", "Messages of groups delivered at this node";
+    states: Counter = "phalanx_states_received", "States of groups that this node received";
     behind: Counter = "phalanx_multicast_behind", "Times that a member of a group was reported as staying behind";
     trace_lost: Counter = "phalanx_trace_records_lost", "Trace records lost because the file was too slow";
 }

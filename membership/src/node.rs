@@ -441,6 +441,31 @@ impl Node {
         group: &str,
         endpoint: Option<String>,
     ) -> Result<(Membership, Deliveries), GroupError> {
+        self.join_with(group, endpoint, false).await
+    }
+
+    /// As [`Node::join_multicast`], for a group whose members keep a common state, which follows from what was delivered to
+    /// them. Who comes to the group later gets it from another member ([`Delivered::StateRequest`](crate::Delivered),
+    /// [`Delivered::StateReceived`](crate::Delivered)), and leads only once it has it.
+    ///
+    /// What the application holds now must be what every member begins with. [`Replica`](crate::Replica) makes use of this.
+    ///
+    /// # Errors
+    /// [`GroupError`]; nothing was changed.
+    pub async fn join_with_state(
+        &self,
+        group: &str,
+        endpoint: Option<String>,
+    ) -> Result<(Membership, Deliveries), GroupError> {
+        self.join_with(group, endpoint, true).await
+    }
+
+    async fn join_with(
+        &self,
+        group: &str,
+        endpoint: Option<String>,
+        state: bool,
+    ) -> Result<(Membership, Deliveries), GroupError> {
         let group = GroupName::new(group)?;
         let permit = self.inner.commands.reserve().await.map_err(|_| GroupError::Stopped)?;
         let mut handles = lock(&self.inner.handles);
@@ -448,7 +473,7 @@ impl Node {
         if known.member.upgrade().is_some_and(|member| !member.left.load(Ordering::Acquire)) {
             return Err(GroupError::InUse(group));
         }
-        let mailbox = Mailbox::new(group.clone(), self.inner.shared.bulk.clone());
+        let mailbox = Mailbox::new(group.clone(), state, self.inner.shared.bulk.clone());
         let (handle, letters) = (self.next_handle(), Some(Arc::clone(&mailbox)));
         let member = MembershipInner::new(self.clone(), group.clone(), handle, letters.clone());
         known.member = Arc::downgrade(&member);

@@ -36,10 +36,6 @@ pub struct Config {
     pub ack_after: Duration,
     /// Who makes others wait for longer than this is reported as [`Output::Behind`].
     pub behind_after: Duration,
-    /// The members keep a common state, which who comes new gets from another one.
-    pub state: bool,
-    /// What this member's application holds is what every member begins with.
-    pub initial: bool,
     /// Emit records for the trace.
     pub trace: bool,
 }
@@ -54,8 +50,6 @@ impl Config {
             fragment: 64 << 10,
             ack_after: Duration::from_millis(20),
             behind_after: Duration::from_secs(5),
-            state: false,
-            initial: false,
             trace: false,
         }
     }
@@ -233,9 +227,8 @@ impl Multicast {
     /// A member that has no view yet. `sent`: how many messages this node has multicast in the group before, as an
     /// earlier member.
     pub fn new(config: Config, now: Instant, sent: u64) -> Self {
-        let keeper = config.state.then(|| Keeper::new(config.initial));
         Self {
-            keeper,
+            keeper: None,
             config,
             now,
             out: VecDeque::new(),
@@ -253,6 +246,14 @@ impl Multicast {
             ack_at: None,
             #[cfg(feature = "plant")]
             plant: None,
+        }
+    }
+
+    /// The members keep a common state, which who comes new gets from another one. `initial`: what this member's application
+    /// holds is what every member begins with. To be said before the first view.
+    pub fn keep_state(&mut self, initial: bool) {
+        if self.current.is_none() && self.flush.is_none() {
+            self.keeper = Some(Keeper::new(initial));
         }
     }
 
@@ -297,6 +298,12 @@ impl Multicast {
     /// the window.
     pub fn backlog(&self) -> u64 {
         self.waiting_bytes + self.current.as_ref().map_or(0, |c| c.store.unstable())
+    }
+
+    /// The installed view, the place up to which everything is held here, and the one up to which it is delivered. Whatever
+    /// a sender knows to be safe is held by everybody.
+    pub fn places(&self) -> Option<(ViewId, u64, u64)> {
+        self.current.as_ref().map(|c| (c.view.id, c.store.seq(), c.store.delivered_place()))
     }
 
     /// Is there room for another message?

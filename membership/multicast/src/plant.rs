@@ -26,15 +26,13 @@ pub enum Plant {
     KeepStaleSync,
     /// Fragments are forgotten once they are delivered, whether the others hold them or not.
     ForgetUnstable,
-    /// A member that did not come along keeps its own state for the group's.
-    KeepStaleState,
     /// Who gets the state is told again what it reflects.
     ForgetLabel,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 11] = [
         Self::CloseAlone,
         Self::CloseUnsettled,
         Self::SafeIsOrdered,
@@ -45,7 +43,6 @@ impl Plant {
         Self::ForgetLost,
         Self::KeepStaleSync,
         Self::ForgetUnstable,
-        Self::KeepStaleState,
         Self::ForgetLabel,
     ];
 
@@ -62,7 +59,6 @@ impl Plant {
             Self::ForgetLost => "forget-lost",
             Self::KeepStaleSync => "keep-stale-sync",
             Self::ForgetUnstable => "forget-unstable",
-            Self::KeepStaleState => "keep-stale-state",
             Self::ForgetLabel => "forget-label",
         }
     }

@@ -174,14 +174,13 @@ impl Multicast {
         said: Standing,
     ) {
         let (id, me) = (view.id, self.config.me);
-        let trusts_itself = self.planted(Plant::KeepStaleState);
         let Some(keeper) = &mut self.keeper else {
             self.push(Output::Install { view, came_along: trans });
             return self.push(Output::Ready(id));
         };
         let with_holders = holders.iter().any(|holder| trans.contains(holder));
         let was_whole = keeper.whole;
-        keeper.whole &= with_holders || holders.is_empty() || holders.contains(&me) || trusts_itself;
+        keeper.whole &= with_holders || holders.is_empty() || holders.contains(&me);
         keeper.holders = holders;
         let early = core::mem::take(&mut keeper.early);
         keeper.holders.extend(early.iter().filter(|(n, v)| **v == id && view.contains(**n)).map(|(n, _)| *n));
@@ -212,9 +211,6 @@ impl Multicast {
         keeper.pending.push_back(Pending::Install { view, came_along: trans });
         for (member, (id, ..)) in asked {
             self.push(Output::Send(member, Frame::Transfer(Transfer::Refuse { id })));
-        }
-        if was_whole {
-            self.mark("a member's state is not that of the group any more");
         }
         self.go_on_asking();
         self.answer_lost(lost);

@@ -161,6 +161,16 @@ impl Store {
         self.senders.iter().map(|s| s.taken).collect()
     }
 
+    /// All messages up to this place are held, and their places known.
+    pub(crate) fn seq(&self) -> u64 {
+        self.seq
+    }
+
+    /// All up to this place are delivered.
+    pub(crate) fn delivered_place(&self) -> u64 {
+        self.delivered
+    }
+
     /// How far the sequence is known.
     pub(crate) fn known(&self) -> u64 {
         self.sequence.known()

@@ -15,7 +15,7 @@ fn id(n: u32) -> NodeId {
 
 fn view(number: u64, members: &[u32]) -> View {
     let members = members.iter().map(|n| id(*n)).collect();
-    View { id: ViewId::new(number), lineage: LINEAGE, members, begins: number == 1 }
+    View { id: ViewId::new(number), lineage: LINEAGE, members, begins: false }
 }
 
 /// What a member's application saw: views and messages, in order.
@@ -23,6 +23,8 @@ fn view(number: u64, members: &[u32]) -> View {
 enum Seen {
     View(u64, Vec<u32>),
     Message(String),
+    State(String),
+    Lost(u64),
 }
 
 fn told(text: &str) -> Seen {
@@ -35,30 +37,57 @@ struct Room {
     seen: BTreeMap<u32, Vec<Seen>>,
     links: BTreeMap<(u32, u32), VecDeque<Frame>>,
     held_up: Vec<(u32, u32)>,
+    /// Whom the application was asked to give the state to.
+    requests: Vec<(u32, NodeId, u64)>,
+    /// The last view in which each may act.
+    ready: BTreeMap<u32, u64>,
     now: Instant,
 }
 
 impl Room {
     /// All are members of view 10.
     fn new(members: &[u32]) -> Self {
+        Self::with(members, false)
+    }
+
+    /// As [`new`](Room::new); with a state in common, all of them have it.
+    fn with(members: &[u32], state: bool) -> Self {
         let mut room = Self {
             members: BTreeMap::new(),
             seen: BTreeMap::new(),
             links: BTreeMap::new(),
             held_up: Vec::new(),
+            requests: Vec::new(),
+            ready: BTreeMap::new(),
             now: Instant::from_nanos(1),
         };
         for n in members {
-            let mut config = Config::new(id(*n), GroupName::new("g").unwrap());
-            config.fragment = 4;
-            room.members.insert(*n, Multicast::new(config, room.now, 0));
+            room.add(*n, state);
         }
         for n in members {
-            room.feed(*n, Input::View(view(10, members)));
+            room.feed(*n, Input::View(View { begins: true, ..view(10, members) }));
         }
         room.run();
         room.seen.clear();
         room
+    }
+
+    fn add(&mut self, n: u32, state: bool) {
+        let mut config = Config::new(id(n), GroupName::new("g").unwrap());
+        config.fragment = 4;
+        let mut member = Multicast::new(config, self.now, 0);
+        if state {
+            member.keep_state(true);
+        }
+        self.members.insert(n, member);
+    }
+
+    /// The application answers the requests for its state.
+    fn give(&mut self, state: &'static str) {
+        for (n, to, id) in std::mem::take(&mut self.requests) {
+            self.feed(n, Input::State { to, id, bytes: Bytes::from_static(state.as_bytes()), last: true });
+        }
+        self.run();
     }
 
     fn feed(&mut self, n: u32, input: Input) {
@@ -80,7 +109,20 @@ impl Room {
                     let with = came_along.iter().map(|m| m.node()).collect();
                     self.seen.entry(n).or_default().push(Seen::View(view.id.get(), with));
                 }
-                Output::Block(_) | Output::Behind(_) | Output::Trace(_) | Output::Mark(_) => {}
+                Output::StateRequest { to, id } => self.requests.push((n, to, id)),
+                Output::StateReceived(chunks) => {
+                    let state = String::from_utf8(chunks.concat()).unwrap();
+                    self.seen.entry(n).or_default().push(Seen::State(state));
+                }
+                Output::StateLost(view) => self.seen.entry(n).or_default().push(Seen::Lost(view.get())),
+                Output::Ready(view) => {
+                    self.ready.insert(n, view.get());
+                }
+                Output::Block(_)
+                | Output::Behind(_)
+                | Output::Given(_)
+                | Output::Trace(_)
+                | Output::Mark(_) => {}
             }
         }
     }
@@ -261,4 +303,74 @@ fn a_sender_that_nobody_acknowledges_stops_at_its_window_and_the_slow_one_is_nam
         }
     }
     assert!(behind > 0, "two makes one wait");
+}
+
+#[test]
+fn a_joiner_gets_the_state_and_is_told_what_follows_it_and_nothing_twice() {
+    let mut room = Room::with(&[1, 2], true);
+    for n in [1, 2, 3] {
+        if n == 3 {
+            room.add(3, true);
+        }
+        room.feed(n, Input::View(view(11, &[1, 2, 3])));
+    }
+    room.run();
+    assert_eq!(room.requests.iter().map(|(n, ..)| *n).collect::<Vec<_>>(), [2], "the one that does not lead");
+    room.requests.clear();
+    assert_eq!(room.ready.get(&3), None, "who lacks the state may not act");
+    room.say(1, Class::Ordered, "before");
+    room.run();
+    // The giver dies: another one is asked, whose state is of a later message.
+    room.kill(2);
+    for n in [1, 3] {
+        room.feed(n, Input::View(view(12, &[1, 3])));
+    }
+    room.run();
+    let (giver, to, request) = room.requests[0];
+    assert_eq!((giver, to), (1, id(3)));
+    room.requests.clear();
+    for text in ["reflected", "after"] {
+        room.say(1, Class::Ordered, text);
+    }
+    room.run();
+    let state = Bytes::from_static(b"all up to the request");
+    room.feed(giver, Input::State { to, id: request, bytes: state, last: true });
+    room.run();
+    let seen = room.seen.remove(&3).unwrap_or_default();
+    assert_eq!(seen[0], Seen::State("all up to the request".into()));
+    assert_eq!(seen[1], Seen::View(12, vec![1, 3]));
+    assert_eq!(seen[2..], [told("reflected"), told("after")], "both after the request");
+    assert_eq!(room.ready.get(&3), Some(&12));
+}
+
+#[test]
+fn when_the_last_who_has_the_state_is_gone_the_rest_say_so_and_the_leader_may_go_on() {
+    let mut room = Room::with(&[1], true);
+    for n in [2, 3] {
+        room.add(n, true);
+    }
+    for n in [1, 2, 3] {
+        room.feed(n, Input::View(view(11, &[1, 2, 3])));
+    }
+    room.run();
+    assert_eq!(room.requests.len(), 2);
+    room.kill(1);
+    for n in [2, 3] {
+        room.feed(n, Input::View(view(12, &[2, 3])));
+    }
+    room.run();
+    for n in [2, 3] {
+        assert_eq!(room.seen.remove(&n), Some(vec![Seen::Lost(12)]));
+        assert_eq!(room.ready.get(&n), None);
+    }
+    room.requests.clear();
+    // Not the leader's to say.
+    room.feed(3, Input::Keep);
+    room.run();
+    assert_eq!(room.ready.get(&3), None);
+    room.feed(2, Input::Keep);
+    room.run();
+    assert_eq!(room.ready.get(&2), Some(&12));
+    room.give("kept");
+    assert_eq!(room.seen.remove(&3).unwrap_or_default()[0], Seen::State("kept".into()));
 }

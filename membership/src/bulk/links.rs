@@ -340,7 +340,7 @@ mod tests {
     fn post(outbox: &mut Outbox, frame: &Frame) {
         let mut head = Vec::new();
         frame.encode_head(&mut head);
-        outbox.post(FRAME, 7, &head, &frame.payload().unwrap_or(&Bytes::new()));
+        outbox.post(FRAME, 7, &head, frame.payload().unwrap_or(&Bytes::new()));
     }
 
     #[test]

@@ -89,11 +89,11 @@ impl World {
         config.fragment = 300;
         config.trace = true;
         config.behind_after = 10 * self.params.lease;
-        config.state = self.params.stateful[index_of(group)];
-        config.initial = true;
-        let state = config.state.then(State::default);
-        #[allow(unused_mut, reason = "planting needs it")]
+        let state = self.params.stateful[index_of(group)].then(State::default);
         let mut machine = Multicast::new(config, process.clock.local(self.now), 0);
+        if state.is_some() {
+            machine.keep_state(true);
+        }
         #[cfg(feature = "plant")]
         machine.plant(self.plant.and_then(crate::Plant::of_multicast));
         let room = Room { machine, draining: false, throttled: false, held: false, state };
