@@ -2,17 +2,21 @@
 //!
 //! A provider gives addresses at which nodes may be found, and may give founder slots. Several may be used at once.
 
+mod dns;
+mod file;
 mod finder;
+mod fixed;
 mod registry;
 
-use std::{fmt, path::PathBuf, str::FromStr};
+use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr};
 
+pub use dns::DnsName;
 pub(crate) use finder::{Finder, Steering};
 pub(crate) use registry::Registry;
 
 /// A provider of addresses, as it is configured.
 ///
-/// Written `static:HOST:PORT,HOST:PORT,…` or `file:DIR`.
+/// Written `static:HOST:PORT,HOST:PORT,…`, `file:DIR` or `dns:NAME[:PORT][?server=ADDR]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Rendezvous {
@@ -22,24 +26,37 @@ pub enum Rendezvous {
     /// A directory in which every node writes a file about itself, and takes it away when it leaves. It must be on a file
     /// system with working locks. Under `expect(n)` a node takes the first slot whose lock is free.
     File(PathBuf),
+    /// A name in the DNS, asked for again and again. It gives no founder slots.
+    Dns(DnsName),
 }
+
+/// All providers, as a message says what would be right.
+const FORMS: &str = "static:HOST:PORT,HOST:PORT or file:DIR or dns:NAME[:PORT]";
 
 /// The text names no rendezvous provider that this build has.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ParseRendezvousError {
     /// It begins with no scheme at all, or an unknown one.
-    #[error("{0:?} is no rendezvous: give static:HOST:PORT,HOST:PORT or file:DIR")]
+    #[error("{0:?} is no rendezvous: give {FORMS}")]
     Unknown(String),
     /// The scheme exists, but this build does not have it.
-    #[error("rendezvous {0}: is not built yet: this build has static: and file:")]
+    #[error("rendezvous {0}: is not built yet: give {FORMS}")]
     NotBuilt(String),
     /// An item of the static list is no address.
     #[error("{0:?} in a static: list is no address: give HOST:PORT, or [V6]:PORT")]
     Address(String),
     /// Nothing follows the scheme.
-    #[error("{0} lacks a value: give static:HOST:PORT,HOST:PORT or file:DIR")]
+    #[error("{0} lacks a value: give {FORMS}")]
     Empty(String),
+    /// What follows the scheme cannot work.
+    #[error("{text}: {problem}")]
+    Value {
+        /// The whole text.
+        text: String,
+        /// What is wrong, and what would be right.
+        problem: String,
+    },
 }
 
 impl FromStr for Rendezvous {
@@ -48,19 +65,56 @@ impl FromStr for Rendezvous {
     fn from_str(text: &str) -> Result<Self, ParseRendezvousError> {
         let (scheme, rest) =
             text.split_once(':').ok_or_else(|| ParseRendezvousError::Unknown(text.to_owned()))?;
+        let wrong = |problem: String| ParseRendezvousError::Value { text: text.to_owned(), problem };
         match scheme {
-            "static" | "file" if rest.trim().is_empty() => Err(ParseRendezvousError::Empty(text.to_owned())),
+            "static" | "file" | "dns" if rest.trim().is_empty() => {
+                Err(ParseRendezvousError::Empty(text.to_owned()))
+            }
             "static" => {
                 let items = rest.split(',').map(str::trim);
                 items.map(checked_address).collect::<Result<_, _>>().map(Self::Static)
             }
             "file" => Ok(Self::File(PathBuf::from(rest))),
-            "dns" | "multicast" | "broadcast" | "http" | "https" => {
+            "dns" => dns_name(rest).map(Self::Dns).map_err(wrong),
+            "multicast" | "broadcast" | "http" | "https" => {
                 Err(ParseRendezvousError::NotBuilt(scheme.to_owned()))
             }
             _ => Err(ParseRendezvousError::Unknown(text.to_owned())),
         }
     }
+}
+
+/// The one parameter that may follow a value: `VALUE?KEY=PARAMETER`.
+fn parameter<'a>(text: &'a str, key: &str, like: &str) -> Result<(&'a str, Option<&'a str>), String> {
+    let Some((value, query)) = text.split_once('?') else { return Ok((text, None)) };
+    match query.split_once('=') {
+        Some((found, parameter)) if found == key => Ok((value, Some(parameter))),
+        _ => Err(format!("`?{query}` is not known here: only ?{key}={like} may follow")),
+    }
+}
+
+/// `NAME[:PORT][?server=ADDR]`.
+fn dns_name(text: &str) -> Result<DnsName, String> {
+    let (text, server) = parameter(text, "server", "IP:PORT")?;
+    let server = server.map(|addr| match addr.parse::<SocketAddr>() {
+        Ok(addr) if addr.port() > 0 => Ok(addr),
+        _ => Err(format!("{addr:?} is no DNS server: give server=IP:PORT, or server=[V6]:PORT")),
+    });
+    let (name, port) = match text.split_once(':') {
+        None => (text, None),
+        Some((name, port)) => match port.parse::<u16>() {
+            Ok(port) if port > 0 => (name, Some(port)),
+            _ => {
+                let way_out = "give NAME:PORT, or NAME alone for SRV records";
+                return Err(format!("{port:?} is no port: {way_out} (for a fixed address there is static:)"));
+            }
+        },
+    };
+    if !dns::is_name(name) {
+        let way_out = "give a host name (for a fixed address there is static:HOST:PORT)";
+        return Err(format!("{name:?} is no name in the DNS: {way_out}"));
+    }
+    Ok(DnsName { name: name.to_owned(), port, server: server.transpose()? })
 }
 
 /// `host:port`, where the port is a number above 0 and the host is not empty.
@@ -82,6 +136,11 @@ impl fmt::Display for Rendezvous {
         match self {
             Self::Static(items) => write!(f, "static:{}", items.join(",")),
             Self::File(dir) => write!(f, "file:{}", dir.display()),
+            Self::Dns(DnsName { name, port, server }) => {
+                write!(f, "dns:{name}")?;
+                port.map_or(Ok(()), |port| write!(f, ":{port}"))?;
+                server.map_or(Ok(()), |server| write!(f, "?server={server}"))
+            }
         }
     }
 }
@@ -92,7 +151,14 @@ mod tests {
 
     #[test]
     fn a_rendezvous_survives_its_text() {
-        for text in ["static:a:1,b.example:2,[::1]:3,10.0.0.1:4", "file:/run/x"] {
+        for text in [
+            "static:a:1,b.example:2,[::1]:3,10.0.0.1:4",
+            "file:/run/x",
+            "dns:nodes.example:7000",
+            "dns:_phalanx._tcp.example.",
+            "dns:nodes:7000?server=127.0.0.1:5353",
+            "dns:nodes?server=[::1]:53",
+        ] {
             assert_eq!(text.parse::<Rendezvous>().expect(text).to_string(), text);
         }
     }
@@ -100,7 +166,11 @@ mod tests {
     #[test]
     fn what_is_not_built_or_not_an_address_is_refused_with_what_would_be_right() {
         let error = |text: &str| text.parse::<Rendezvous>().expect_err(text).to_string();
-        assert!(error("dns:x:1").contains("not built yet"));
+        assert!(error("https://x:1/").contains("not built yet"));
+        assert!(error("dns:x:port").contains("NAME:PORT"));
+        assert!(error("dns:127.0.0.1:5").contains("static:"));
+        assert!(error("dns:x:1?servers=1.1.1.1:53").contains("?server=IP:PORT"));
+        assert!(error("dns:x:1?server=dns.example").contains("server=IP:PORT"));
         assert!(error("gossip:x").contains("static:"));
         assert!(error("nonsense").contains("file:DIR"));
         assert!(error("file:").contains("lacks a value"));
@@ -112,6 +182,15 @@ mod tests {
             "static::1",
             "static:a:1,,b:2",
             "static:a b:1",
+            "dns:",
+            "dns:.",
+            "dns:a..b:1",
+            "dns:x:0",
+            "dns:x y:1",
+            "dns::1",
+            "dns:[::1]:1",
+            &format!("dns:{}", "x".repeat(64)),
+            &format!("dns:{}", "x.".repeat(200)),
         ] {
             assert!(bad.parse::<Rendezvous>().is_err(), "{bad}");
         }

@@ -70,7 +70,7 @@ pub(crate) async fn start(builder: NodeBuilder) -> Result<Node, StartError> {
     });
     if started.is_err() {
         for (_, registry) in &registries {
-            registry.withdraw();
+            registry.withdraw().await;
         }
     }
     started
@@ -82,7 +82,7 @@ fn run(
     listener: TcpListener,
     listen: SocketAddr,
     admin: Option<(TcpListener, SocketAddr)>,
-    registries: Vec<(String, Arc<Registry>)>,
+    registries: Vec<(String, Registry)>,
 ) -> Result<Node, StartError> {
     let metrics = Arc::new(Metrics::new());
     let tracer = match &builder.trace {
@@ -99,6 +99,7 @@ fn run(
             None
         }
     };
+    let own = config.me.addr;
     let bus = NodeBus::new();
     let status = Snapshot::new(Arc::new(Status::begin(config.me.id)));
     let (commands, commands_of) = mpsc::channel(COMMANDS);
@@ -137,7 +138,7 @@ fn run(
         commands: commands_of,
         config,
         listener,
-        finder: Finder::new(&builder.rendezvous, registries),
+        finder: Finder::new(&builder.rendezvous, registries, own),
         door,
         tracer,
         rejoin: builder.rejoin,
@@ -210,15 +211,13 @@ fn open_registries(
     name: &str,
     addr: SocketAddr,
     id: NodeId,
-) -> Result<Vec<(String, Arc<Registry>)>, StartError> {
+) -> Result<Vec<(String, Registry)>, StartError> {
     let mut registries = Vec::new();
     for provider in &builder.rendezvous {
-        if let Rendezvous::File(dir) = provider {
-            let url = provider.to_string();
-            match Registry::open(dir, &builder.cluster, name, addr, id) {
-                Ok(registry) => registries.push((url, Arc::new(registry))),
-                Err(source) => return Err(StartError::Rendezvous { url, source }),
-            }
+        let url = provider.to_string();
+        match Registry::open(provider, &builder.cluster, name, addr, id) {
+            Ok(registry) => registries.extend(registry.map(|registry| (url, registry))),
+            Err(source) => return Err(StartError::Rendezvous { url, source }),
         }
     }
     Ok(registries)
@@ -229,7 +228,7 @@ async fn founder_slot(
     builder: &NodeBuilder,
     own: SocketAddr,
     id: NodeId,
-    registries: &[(String, Arc<Registry>)],
+    registries: &[(String, Registry)],
 ) -> Result<Option<u16>, StartError> {
     let Bootstrap::Expect(count) = builder.bootstrap else { return Ok(None) };
     if !(1..=1000).contains(&count) {
@@ -237,7 +236,7 @@ async fn founder_slot(
     }
     let listed = builder.rendezvous.iter().find_map(|provider| match provider {
         Rendezvous::Static(items) => Some(items),
-        Rendezvous::File(_) => None,
+        _ => None,
     });
     if let Some(items) = listed {
         if items.len() < usize::from(count) {
@@ -265,11 +264,11 @@ async fn founder_slot(
         return Err(StartError::setting("bootstrap", problem));
     }
     if let Some((url, registry)) = registries.first() {
-        let taken = registry.take_slot(count, id);
+        let taken = registry.take_slot(count, id).await;
         return match taken.map_err(|source| StartError::Rendezvous { url: url.clone(), source })? {
             Some(slot) => Ok(Some(slot)),
             None => {
-                let holders = registry.holders(count);
+                let holders = registry.holders(count).await;
                 let problem = format!(
                     "all {count} founder slots of {url} are taken (by {holders}): start this node with --bootstrap join"
                 );

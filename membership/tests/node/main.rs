@@ -4,6 +4,7 @@
 //! stall any process for seconds.
 
 mod admin;
+mod dns;
 mod groups;
 mod harness;
 mod process;
