@@ -67,5 +67,5 @@ pub use membership_proto::{Bootstrap, ClusterView, ConfigError, NodeInfo, WhyNot
 pub use membership_types::{GroupName, InvalidGroupName, Lineage, NodeId, Rank, Token, ViewId};
 pub use node::{Node, NodeBuilder};
 pub use prometheus_client::registry::Registry;
-pub use rendezvous::{DnsName, ParseRendezvousError, Rendezvous};
+pub use rendezvous::{DnsName, LocalNetwork, ParseRendezvousError, Rendezvous};
 pub use status::{GroupStatus, Status};

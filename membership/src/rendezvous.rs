@@ -2,21 +2,30 @@
 //!
 //! A provider gives addresses at which nodes may be found, and may give founder slots. Several may be used at once.
 
+mod announce;
 mod dns;
 mod file;
 mod finder;
 mod fixed;
 mod registry;
+mod udp;
 
-use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr};
+use std::{
+    fmt,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    str::FromStr,
+};
 
 pub use dns::DnsName;
 pub(crate) use finder::{Finder, Steering};
 pub(crate) use registry::Registry;
+pub use udp::LocalNetwork;
 
 /// A provider of addresses, as it is configured.
 ///
-/// Written `static:HOST:PORT,HOST:PORT,…`, `file:DIR` or `dns:NAME[:PORT][?server=ADDR]`.
+/// Written `static:HOST:PORT,HOST:PORT,…`, `file:DIR`, `dns:NAME[:PORT][?server=ADDR]`,
+/// `multicast:GROUP:PORT[?interface=IP]` or `broadcast:PORT[?interface=IP]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Rendezvous {
@@ -28,10 +37,13 @@ pub enum Rendezvous {
     File(PathBuf),
     /// A name in the DNS, asked for again and again. It gives no founder slots.
     Dns(DnsName),
+    /// Calls to all nodes of a local network. It gives no founder slots.
+    Local(LocalNetwork),
 }
 
 /// All providers, as a message says what would be right.
-const FORMS: &str = "static:HOST:PORT,HOST:PORT or file:DIR or dns:NAME[:PORT]";
+const FORMS: &str =
+    "static:HOST:PORT,HOST:PORT or file:DIR or dns:NAME[:PORT] or multicast:GROUP:PORT or broadcast:PORT";
 
 /// The text names no rendezvous provider that this build has.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -67,7 +79,7 @@ impl FromStr for Rendezvous {
             text.split_once(':').ok_or_else(|| ParseRendezvousError::Unknown(text.to_owned()))?;
         let wrong = |problem: String| ParseRendezvousError::Value { text: text.to_owned(), problem };
         match scheme {
-            "static" | "file" | "dns" if rest.trim().is_empty() => {
+            "static" | "file" | "dns" | "multicast" | "broadcast" if rest.trim().is_empty() => {
                 Err(ParseRendezvousError::Empty(text.to_owned()))
             }
             "static" => {
@@ -76,9 +88,9 @@ impl FromStr for Rendezvous {
             }
             "file" => Ok(Self::File(PathBuf::from(rest))),
             "dns" => dns_name(rest).map(Self::Dns).map_err(wrong),
-            "multicast" | "broadcast" | "http" | "https" => {
-                Err(ParseRendezvousError::NotBuilt(scheme.to_owned()))
-            }
+            "multicast" => multicast(rest).map(Self::Local).map_err(wrong),
+            "broadcast" => broadcast(rest).map(Self::Local).map_err(wrong),
+            "http" | "https" => Err(ParseRendezvousError::NotBuilt(scheme.to_owned())),
             _ => Err(ParseRendezvousError::Unknown(text.to_owned())),
         }
     }
@@ -91,6 +103,40 @@ fn parameter<'a>(text: &'a str, key: &str, like: &str) -> Result<(&'a str, Optio
         Some((found, parameter)) if found == key => Ok((value, Some(parameter))),
         _ => Err(format!("`?{query}` is not known here: only ?{key}={like} may follow")),
     }
+}
+
+/// `GROUP:PORT[?interface=IP]`.
+fn multicast(text: &str) -> Result<LocalNetwork, String> {
+    let (at, interface) = interface(text)?;
+    let (group, port) = at.split_once(':').ok_or("give multicast:GROUP:PORT")?;
+    match group.parse::<Ipv4Addr>() {
+        Ok(group) if group.is_multicast() => {
+            Ok(LocalNetwork { group: Some(group), port: checked_port(port)?, interface })
+        }
+        _ => {
+            Err(format!("{group:?} is no multicast group: give one out of 224.0.0.0/4, such as 239.255.70.1"))
+        }
+    }
+}
+
+/// `PORT[?interface=IP]`.
+fn broadcast(text: &str) -> Result<LocalNetwork, String> {
+    let (port, interface) = interface(text)?;
+    Ok(LocalNetwork { group: None, port: checked_port(port)?, interface })
+}
+
+fn interface(text: &str) -> Result<(&str, Option<Ipv4Addr>), String> {
+    let (text, interface) = parameter(text, "interface", "IP")?;
+    let parse = |ip: &str| match ip.parse::<Ipv4Addr>() {
+        Ok(ip) if !ip.is_unspecified() && !ip.is_multicast() && !ip.is_broadcast() => Ok(ip),
+        _ => Err(format!("{ip:?} is no interface: give its own IPv4 address, such as interface=10.0.0.7")),
+    };
+    Ok((text, interface.map(parse).transpose()?))
+}
+
+fn checked_port(text: &str) -> Result<u16, String> {
+    let port = text.parse::<u16>().ok().filter(|port| *port > 0);
+    port.ok_or_else(|| format!("{text:?} is no port: give a number from 1 to 65535"))
 }
 
 /// `NAME[:PORT][?server=ADDR]`.
@@ -141,6 +187,13 @@ impl fmt::Display for Rendezvous {
                 port.map_or(Ok(()), |port| write!(f, ":{port}"))?;
                 server.map_or(Ok(()), |server| write!(f, "?server={server}"))
             }
+            Self::Local(LocalNetwork { group, port, interface }) => {
+                match group {
+                    Some(group) => write!(f, "multicast:{group}:{port}")?,
+                    None => write!(f, "broadcast:{port}")?,
+                }
+                interface.map_or(Ok(()), |interface| write!(f, "?interface={interface}"))
+            }
         }
     }
 }
@@ -158,6 +211,10 @@ mod tests {
             "dns:_phalanx._tcp.example.",
             "dns:nodes:7000?server=127.0.0.1:5353",
             "dns:nodes?server=[::1]:53",
+            "multicast:239.1.2.3:7000",
+            "multicast:239.1.2.3:7000?interface=10.0.0.1",
+            "broadcast:7000",
+            "broadcast:7000?interface=127.0.0.1",
         ] {
             assert_eq!(text.parse::<Rendezvous>().expect(text).to_string(), text);
         }
@@ -187,6 +244,15 @@ mod tests {
             "dns:a..b:1",
             "dns:x:0",
             "dns:x y:1",
+            "multicast:7000",
+            "multicast:10.0.0.1:7000",
+            "multicast:[ff02::1]:7000",
+            "multicast:239.1.2.3:0",
+            "multicast:239.1.2.3:7000?interface=eth0",
+            "broadcast:",
+            "broadcast:x",
+            "broadcast:0",
+            "broadcast:7000?server=10.0.0.1",
             "dns::1",
             "dns:[::1]:1",
             &format!("dns:{}", "x".repeat(64)),

@@ -138,7 +138,7 @@ fn run(
         commands: commands_of,
         config,
         listener,
-        finder: Finder::new(&builder.rendezvous, registries, own),
+        finder: Finder::new(&builder.rendezvous, registries, &builder.cluster, own),
         door,
         tracer,
         rejoin: builder.rejoin,
@@ -215,6 +215,11 @@ fn open_registries(
     let mut registries = Vec::new();
     for provider in &builder.rendezvous {
         let url = provider.to_string();
+        if let Rendezvous::Local(network) = provider
+            && let Some(problem) = network.problem(addr)
+        {
+            return Err(StartError::setting("rendezvous", format!("{url}: {problem}")));
+        }
         match Registry::open(provider, &builder.cluster, name, addr, id) {
             Ok(registry) => registries.extend(registry.map(|registry| (url, registry))),
             Err(source) => return Err(StartError::Rendezvous { url, source }),

@@ -11,7 +11,7 @@ use tokio::{
 
 use crate::{
     clock::now_ns,
-    rendezvous::{Registry, Rendezvous, dns, fixed},
+    rendezvous::{Registry, Rendezvous, dns, fixed, udp},
     transport::Arrived,
 };
 
@@ -24,6 +24,7 @@ const MAX_FOUND: usize = 10_000;
 pub(crate) struct Finder {
     providers: Vec<Rendezvous>,
     registries: Vec<(String, Registry)>,
+    cluster: String,
     own: SocketAddr,
 }
 
@@ -70,9 +71,10 @@ impl Finder {
     pub(crate) fn new(
         providers: &[Rendezvous],
         registries: Vec<(String, Registry)>,
+        cluster: &str,
         own: SocketAddr,
     ) -> Self {
-        Self { providers: providers.to_vec(), registries, own }
+        Self { providers: providers.to_vec(), registries, cluster: cluster.to_owned(), own }
     }
 
     /// Asks for as long as the control thread lives.
@@ -99,6 +101,9 @@ impl Finder {
                 }
                 Rendezvous::Dns(target) => {
                     spawn_local(dns::run(target.clone(), report(url)));
+                }
+                Rendezvous::Local(network) => {
+                    spawn_local(udp::run(*network, self.cluster.clone(), self.own, report(url)));
                 }
                 // These have a registry.
                 Rendezvous::File(_) => {}
@@ -162,8 +167,17 @@ pub(crate) struct Report {
 
 impl Report {
     /// The provider has answered: these are all addresses that it knows now. None is an answer too: nobody is there yet.
-    pub(crate) fn found(&mut self, mut addresses: BTreeSet<SocketAddr>) {
+    pub(crate) fn found(&mut self, addresses: BTreeSet<SocketAddr>) {
         self.complained = None;
+        self.say(addresses, true);
+    }
+
+    /// These addresses are known already, but there may be more before the provider has answered.
+    pub(crate) fn so_far(&mut self, addresses: BTreeSet<SocketAddr>) {
+        self.say(addresses, false);
+    }
+
+    fn say(&mut self, mut addresses: BTreeSet<SocketAddr>, answered: bool) {
         while addresses.len() > MAX_FOUND {
             addresses.pop_last();
         }
@@ -176,18 +190,9 @@ impl Report {
             }
         }
         let said = &mut self.all.said.borrow_mut()[self.place];
-        if !said.answered || said.addresses != addresses {
-            *said = Said { addresses, answered: true };
-            self.all.changed.notify_one();
-        }
-    }
-
-    /// These addresses are known whether or not the provider ever answers.
-    pub(crate) fn at_least(&mut self, addresses: &BTreeSet<SocketAddr>) {
-        let said = &mut self.all.said.borrow_mut()[self.place];
-        let before = said.addresses.len();
-        said.addresses.extend(addresses);
-        if said.addresses.len() != before {
+        let answered = answered || said.answered;
+        if said.answered != answered || said.addresses != addresses {
+            *said = Said { addresses, answered };
             self.all.changed.notify_one();
         }
     }

@@ -36,7 +36,7 @@ pub(crate) async fn run(items: Vec<String>, mut report: Report) {
             known = true;
             report.found(found.union(&fixed).copied().collect());
         } else if !known {
-            report.at_least(&fixed);
+            report.so_far(fixed.clone());
             if begun.elapsed() >= PATIENCE {
                 report.failed(&"none of its host names is found");
             }

@@ -31,7 +31,7 @@ impl Registry {
                 let directory = Directory::open(dir, cluster, name, addr, id)?;
                 Ok(Some(Self::File(Arc::new(directory))))
             }
-            Rendezvous::Static(_) | Rendezvous::Dns(_) => Ok(None),
+            Rendezvous::Static(_) | Rendezvous::Dns(_) | Rendezvous::Local(_) => Ok(None),
         }
     }
 

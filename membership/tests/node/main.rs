@@ -7,6 +7,7 @@ mod admin;
 mod dns;
 mod groups;
 mod harness;
+mod local;
 mod process;
 mod starts;
 mod strangers;
