@@ -23,7 +23,7 @@ use crate::{
     event::{Events, NodeBus, NodeSubscription, Topic, What},
     group::{Membership, MembershipInner, Observer, ObserverInner},
     metrics::Metrics,
-    rendezvous::Rendezvous,
+    rendezvous::{Registrar, Rendezvous},
     start,
     status::Status,
 };
@@ -258,6 +258,8 @@ pub(crate) struct Shared {
     pub(crate) status: Reader<Status>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) extensions: Extensions,
+    /// What this node keeps for others that look for their cluster, if it has an admin API.
+    pub(crate) registrar: Arc<Mutex<Registrar>>,
     /// Handles that were dropped, for the control thread to notice.
     pub(crate) dropped: Mutex<Vec<(GroupName, u64)>>,
     pub(crate) wake: Notify,

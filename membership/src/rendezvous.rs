@@ -7,6 +7,8 @@ mod dns;
 mod file;
 mod finder;
 mod fixed;
+mod http;
+mod registrar;
 mod registry;
 mod udp;
 
@@ -19,13 +21,16 @@ use std::{
 
 pub use dns::DnsName;
 pub(crate) use finder::{Finder, Steering};
+pub use http::HttpRegistry;
+pub(crate) use http::PATH as REGISTRY_PATH;
+pub(crate) use registrar::{MAX_BODY, Question, Registrar};
 pub(crate) use registry::Registry;
 pub use udp::LocalNetwork;
 
 /// A provider of addresses, as it is configured.
 ///
 /// Written `static:HOST:PORT,HOST:PORT,…`, `file:DIR`, `dns:NAME[:PORT][?server=ADDR]`,
-/// `multicast:GROUP:PORT[?interface=IP]` or `broadcast:PORT[?interface=IP]`.
+/// `multicast:GROUP:PORT[?interface=IP]`, `broadcast:PORT[?interface=IP]` or `http://HOST:PORT/v1/rendezvous`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Rendezvous {
@@ -39,11 +44,13 @@ pub enum Rendezvous {
     Dns(DnsName),
     /// Calls to all nodes of a local network. It gives no founder slots.
     Local(LocalNetwork),
+    /// A registry that some node keeps on its admin API. Under `expect(n)` a node takes a slot by compare-and-set.
+    Http(HttpRegistry),
 }
 
 /// All providers, as a message says what would be right.
-const FORMS: &str =
-    "static:HOST:PORT,HOST:PORT or file:DIR or dns:NAME[:PORT] or multicast:GROUP:PORT or broadcast:PORT";
+const FORMS: &str = "static:HOST:PORT,HOST:PORT or file:DIR or dns:NAME[:PORT] or multicast:GROUP:PORT or \
+                     broadcast:PORT or http://HOST:PORT/v1/rendezvous";
 
 /// The text names no rendezvous provider that this build has.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -79,7 +86,7 @@ impl FromStr for Rendezvous {
             text.split_once(':').ok_or_else(|| ParseRendezvousError::Unknown(text.to_owned()))?;
         let wrong = |problem: String| ParseRendezvousError::Value { text: text.to_owned(), problem };
         match scheme {
-            "static" | "file" | "dns" | "multicast" | "broadcast" if rest.trim().is_empty() => {
+            "static" | "file" | "dns" | "multicast" | "broadcast" | "http" if rest.trim().is_empty() => {
                 Err(ParseRendezvousError::Empty(text.to_owned()))
             }
             "static" => {
@@ -90,7 +97,8 @@ impl FromStr for Rendezvous {
             "dns" => dns_name(rest).map(Self::Dns).map_err(wrong),
             "multicast" => multicast(rest).map(Self::Local).map_err(wrong),
             "broadcast" => broadcast(rest).map(Self::Local).map_err(wrong),
-            "http" | "https" => Err(ParseRendezvousError::NotBuilt(scheme.to_owned())),
+            "http" => http_registry(rest).map(Self::Http).map_err(wrong),
+            "https" => Err(ParseRendezvousError::NotBuilt(scheme.to_owned())),
             _ => Err(ParseRendezvousError::Unknown(text.to_owned())),
         }
     }
@@ -103,6 +111,27 @@ fn parameter<'a>(text: &'a str, key: &str, like: &str) -> Result<(&'a str, Optio
         Some((found, parameter)) if found == key => Ok((value, Some(parameter))),
         _ => Err(format!("`?{query}` is not known here: only ?{key}={like} may follow")),
     }
+}
+
+/// `//HOST:PORT[/PATH]`.
+fn http_registry(text: &str) -> Result<HttpRegistry, String> {
+    let like = "http://HOST:PORT/v1/rendezvous";
+    let rest = text.strip_prefix("//").ok_or_else(|| format!("give {like}"))?;
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let at = checked_address(authority).map_err(|_| format!("{authority:?} is no HOST:PORT: give {like}"))?;
+    let (host, port) = at.rsplit_once(':').unwrap_or_default();
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"/._~-".contains(&b);
+    if !path.bytes().all(plain) || path.len() > 256 {
+        return Err(format!(
+            "{path:?} is no path of a registry, which nodes keep at {REGISTRY_PATH}: give {like}"
+        ));
+    }
+    let path = match path.trim_end_matches('/') {
+        "" => REGISTRY_PATH,
+        path => path,
+    };
+    let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    Ok(HttpRegistry { host, port: checked_port(port)?, path: path.to_owned() })
 }
 
 /// `GROUP:PORT[?interface=IP]`.
@@ -187,6 +216,7 @@ impl fmt::Display for Rendezvous {
                 port.map_or(Ok(()), |port| write!(f, ":{port}"))?;
                 server.map_or(Ok(()), |server| write!(f, "?server={server}"))
             }
+            Self::Http(at) => write!(f, "http://{}{}", at.authority(), at.path),
             Self::Local(LocalNetwork { group, port, interface }) => {
                 match group {
                     Some(group) => write!(f, "multicast:{group}:{port}")?,
@@ -213,6 +243,8 @@ mod tests {
             "dns:nodes?server=[::1]:53",
             "multicast:239.1.2.3:7000",
             "multicast:239.1.2.3:7000?interface=10.0.0.1",
+            "http://reg.example:7070/v1/rendezvous",
+            "http://[::1]:7070/x/y",
             "broadcast:7000",
             "broadcast:7000?interface=127.0.0.1",
         ] {
@@ -224,6 +256,9 @@ mod tests {
     fn what_is_not_built_or_not_an_address_is_refused_with_what_would_be_right() {
         let error = |text: &str| text.parse::<Rendezvous>().expect_err(text).to_string();
         assert!(error("https://x:1/").contains("not built yet"));
+        let bare: Rendezvous = "http://x:1/".parse().expect("valid");
+        assert_eq!(bare.to_string(), "http://x:1/v1/rendezvous");
+        assert!(error("http://x/").contains("HOST:PORT"));
         assert!(error("dns:x:port").contains("NAME:PORT"));
         assert!(error("dns:127.0.0.1:5").contains("static:"));
         assert!(error("dns:x:1?servers=1.1.1.1:53").contains("?server=IP:PORT"));
@@ -244,6 +279,14 @@ mod tests {
             "dns:a..b:1",
             "dns:x:0",
             "dns:x y:1",
+            "http:",
+            "http://",
+            "http://x",
+            "http://x:0/",
+            "http://:1/",
+            "http://user@x:1/",
+            "http://x:1/a b",
+            "http://x:1/v1?x=1",
             "multicast:7000",
             "multicast:10.0.0.1:7000",
             "multicast:[ff02::1]:7000",

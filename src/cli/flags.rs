@@ -130,7 +130,8 @@ pub(crate) struct NodeFlags {
     #[arg(long, env = "PHALANX_ADVERTISE", value_name = "ADDR")]
     advertise: Option<SocketAddr>,
     /// How to find the cluster: static:HOST:PORT,… or file:DIR or dns:NAME[:PORT][?server=ADDR] (without a port: SRV
-    /// records), multicast:GROUP:PORT[?interface=IP], broadcast:PORT[?interface=IP]; may be repeated.
+    /// records), multicast:GROUP:PORT[?interface=IP], broadcast:PORT[?interface=IP] or
+    /// http://HOST:PORT/v1/rendezvous (any node's --admin address); may be repeated.
     #[arg(long, env = "PHALANX_RENDEZVOUS", value_name = "URL", value_delimiter = ';')]
     #[serde(deserialize_with = "many_from_text")]
     pub(crate) rendezvous: Vec<Rendezvous>,

@@ -1,6 +1,14 @@
 //! Runs all providers, each as a task of its own, and tells the control loop what they say together.
 
-use std::{cell::RefCell, collections::BTreeSet, fmt::Display, net::SocketAddr, rc::Rc, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::BTreeSet,
+    fmt::Display,
+    net::SocketAddr,
+    rc::Rc,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use membership_types::NodeId;
 use tokio::{
@@ -10,13 +18,16 @@ use tokio::{
 };
 
 use crate::{
-    clock::now_ns,
-    rendezvous::{Registry, Rendezvous, dns, fixed, udp},
+    clock::{now, now_ns},
+    node::lock,
+    rendezvous::{Registrar, Registry, Rendezvous, dns, fixed, udp},
     transport::Arrived,
 };
 
 /// How often it is said again that a provider does not answer.
 const REPEAT: Duration = Duration::from_secs(30);
+/// How often a node in no view, and one in a view, looks at the registry that it keeps.
+const OWN_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// How many addresses one provider may give; the lowest count.
 const MAX_FOUND: usize = 10_000;
 
@@ -26,6 +37,8 @@ pub(crate) struct Finder {
     registries: Vec<(String, Registry)>,
     cluster: String,
     own: SocketAddr,
+    /// The registry that this node keeps for others.
+    kept: Option<Arc<Mutex<Registrar>>>,
 }
 
 /// Steers a running finder.
@@ -73,8 +86,9 @@ impl Finder {
         registries: Vec<(String, Registry)>,
         cluster: &str,
         own: SocketAddr,
+        kept: Option<Arc<Mutex<Registrar>>>,
     ) -> Self {
-        Self { providers: providers.to_vec(), registries, cluster: cluster.to_owned(), own }
+        Self { providers: providers.to_vec(), registries, cluster: cluster.to_owned(), own, kept }
     }
 
     /// Asks for as long as the control thread lives.
@@ -106,14 +120,25 @@ impl Finder {
                     spawn_local(udp::run(*network, self.cluster.clone(), self.own, report(url)));
                 }
                 // These have a registry.
-                Rendezvous::File(_) => {}
+                Rendezvous::File(_) | Rendezvous::Http(_) => {}
             }
         }
         for (url, registry) in &self.registries {
             spawn_local(registry.clone().run(report(url.clone())));
         }
+        if let Some(registrar) = self.kept {
+            spawn_local(look_at_own(registrar, self.cluster, report("the registry of this node".to_owned())));
+        }
         spawn_local(tell(all, arrived));
         Steering { standing: Rc::new(standing), registries: self.registries.into() }
+    }
+}
+
+/// Whoever registers at us is found by us.
+async fn look_at_own(registrar: Arc<Mutex<Registrar>>, cluster: String, mut report: Report) {
+    loop {
+        report.found(lock(&registrar).addresses(&cluster, now()).into_iter().collect());
+        report.pause(if report.seeking() { OWN_PAUSES.0 } else { OWN_PAUSES.1 }).await;
     }
 }
 

@@ -9,12 +9,14 @@ use crate::rendezvous::{
     Rendezvous,
     file::{self, Directory},
     finder::Report,
+    http::{self, Client},
 };
 
 /// A registry that is in use. A cheap handle.
 #[derive(Clone)]
 pub(crate) enum Registry {
     File(Arc<Directory>),
+    Http(Arc<Client>),
 }
 
 impl Registry {
@@ -31,6 +33,7 @@ impl Registry {
                 let directory = Directory::open(dir, cluster, name, addr, id)?;
                 Ok(Some(Self::File(Arc::new(directory))))
             }
+            Rendezvous::Http(at) => Ok(Some(Self::Http(Arc::new(Client::new(at, cluster, name, addr, id))))),
             Rendezvous::Static(_) | Rendezvous::Dns(_) | Rendezvous::Local(_) => Ok(None),
         }
     }
@@ -39,6 +42,7 @@ impl Registry {
     pub(crate) async fn take_slot(&self, count: u16, id: NodeId) -> io::Result<Option<u16>> {
         match self {
             Self::File(directory) => directory.take_slot(count, id),
+            Self::Http(client) => client.take_slot(count, id).await,
         }
     }
 
@@ -46,6 +50,7 @@ impl Registry {
     pub(crate) async fn holders(&self, count: u16) -> String {
         match self {
             Self::File(directory) => directory.holders(count),
+            Self::Http(client) => client.holders(count).await,
         }
     }
 
@@ -53,6 +58,7 @@ impl Registry {
     pub(crate) async fn run(self, report: Report) {
         match self {
             Self::File(directory) => file::run(directory, report).await,
+            Self::Http(client) => http::run(client, report).await,
         }
     }
 
@@ -65,6 +71,7 @@ impl Registry {
                     tracing::warn!(%error, "what was registered stays behind");
                 }
             }
+            Self::Http(client) => client.withdraw().await,
         }
     }
 }

@@ -7,6 +7,7 @@ mod admin;
 mod dns;
 mod groups;
 mod harness;
+mod http;
 mod local;
 mod process;
 mod starts;
