@@ -43,9 +43,12 @@ fn a_founder_that_was_killed_gets_a_slot_again_when_it_is_started_anew() {
     }
     procs[2].signal("KILL");
     procs[2].end();
-    procs[0].until_members(2);
+    // Of the three slots one has a holder that nothing is heard of any more.
     let mut again = founder("d");
-    assert_eq!(names(&again.until_members(3)), ["a", "b", "d"]);
+    let view = again.until_members(3);
+    let mut members = names(&view);
+    members.sort_unstable();
+    assert_eq!(members, ["a", "b", "d"]);
 }
 
 #[test]

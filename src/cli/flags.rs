@@ -157,7 +157,7 @@ pub(crate) struct NodeFlags {
     #[arg(long, env = "PHALANX_INSECURE", value_name = "YES|NO", value_parser = BoolishValueParser::new())]
     #[arg(hide_possible_values = true, num_args = 0..=1, require_equals = true, default_missing_value = "yes")]
     insecure: Option<bool>,
-    /// Where to serve the admin API (HTTP).
+    /// Where to serve the admin API (HTTP), and the registry for others' --rendezvous http:.
     #[arg(long, env = "PHALANX_ADMIN", value_name = "ADDR")]
     admin: Option<SocketAddr>,
     /// May this node sit in the core that decides? yes or no [default: no for watch and router, else yes].

@@ -206,7 +206,12 @@ pub(crate) async fn run(directory: Arc<Directory>, mut report: Report) {
                 }
                 report.found(found.into_iter().collect());
             }
-            Ok((Err(error), _) | (_, Err(error))) => report.failed(&error),
+            // Others may be found although they do not find us.
+            Ok((Err(error), Ok(found))) => {
+                report.so_far(found.into_iter().collect());
+                report.failed(&error);
+            }
+            Ok((_, Err(error))) => report.failed(&error),
             Err(error) => report.failed(&error),
         }
         report.pause(if report.seeking() { PAUSES.0 } else { PAUSES.1 }).await;

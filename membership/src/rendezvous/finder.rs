@@ -13,7 +13,7 @@ use std::{
 use membership_types::NodeId;
 use tokio::{
     sync::{Notify, mpsc, watch},
-    task::spawn_local,
+    task::{JoinSet, spawn_local},
     time::timeout,
 };
 
@@ -73,9 +73,12 @@ impl Steering {
 
     /// Takes away what was registered.
     pub(crate) async fn withdraw(&self) {
+        let mut all = JoinSet::new();
         for (_, registry) in self.registries.iter() {
-            registry.withdraw().await;
+            let registry = registry.clone();
+            all.spawn_local(async move { registry.withdraw().await });
         }
+        while all.join_next().await.is_some() {}
     }
 }
 

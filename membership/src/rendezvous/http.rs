@@ -30,7 +30,7 @@ use tokio::{
 
 use crate::{
     clock::now_ns,
-    rendezvous::{finder::Report, registrar::Entry},
+    rendezvous::{finder::Report, fixed::Lookup, registrar::Entry},
 };
 
 /// The path at which nodes keep registries.
@@ -46,7 +46,7 @@ const START: Duration = Duration::from_secs(15);
 /// How long the address of a silent holder of a slot is tried.
 const TRY: Duration = Duration::from_secs(2);
 /// The largest answer.
-const MAX_ANSWER: usize = 1024 * 1024;
+const MAX_ANSWER: usize = 2 * 1024 * 1024;
 
 /// Where a registry is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,6 +87,9 @@ struct State {
     /// The slot that we hold, with its ETag.
     slot: Option<(u16, String)>,
     renewed: Option<(NodeId, u64)>,
+    /// It was said that another one holds our slot too.
+    slot_lost: bool,
+    lookup: Lookup,
     /// The last list, with its ETag.
     list: Option<(String, BTreeSet<SocketAddr>)>,
 }
@@ -222,8 +225,9 @@ impl Client {
         Entry { key, id: id.to_string(), name, addr: self.addr, held: false }
     }
 
-    async fn connect(&self) -> io::Result<Connection<'_>> {
-        let stream = TcpStream::connect((&*self.at.host, self.at.port)).await?;
+    async fn connect(&self, lookup: &mut Lookup) -> io::Result<Connection<'_>> {
+        let addresses = lookup.run(&self.at.authority()).await?;
+        let stream = TcpStream::connect(&addresses[..]).await?;
         stream.set_nodelay(true)?;
         let (there, here) = (stream.peer_addr()?.ip(), stream.local_addr()?.ip());
         if self.addr.ip().is_loopback() && !there.is_loopback() && there != here {
@@ -256,7 +260,7 @@ impl Client {
 
     async fn try_slots(&self, count: u16, id: NodeId) -> io::Result<Option<u16>> {
         let mut state = self.state.lock().await;
-        let mut connection = self.connect().await?;
+        let mut connection = self.connect(&mut state.lookup).await?;
         let mut slots = connection.list().await?.slots;
         slots.retain(|slot, _| *slot < count);
         let own = slots.iter().find(|(_, held)| held.entry.addr == self.addr).map(|(slot, _)| *slot);
@@ -306,71 +310,70 @@ impl Client {
 
     /// Who holds the slots, for a message to people.
     pub(crate) async fn holders(&self, count: u16) -> String {
-        let listed = async { self.connect().await?.list().await };
+        let listed = async { self.connect(&mut self.state.lock().await.lookup).await?.list().await };
         let Ok(Ok(listed)) = timeout(PATIENCE, listed).await else { return "unknown nodes".to_owned() };
         let name = |held: &Held| {
             let silent = if held.stale { ", silent: DELETE its slot if it is gone for good" } else { "" };
-            format!("{} at {}{silent}", held.entry.name, held.entry.addr)
+            let name: String = held.entry.name.chars().filter(|c| !c.is_control()).take(128).collect();
+            format!("{name} at {}{silent}", held.entry.addr)
         };
         let held = listed.slots.range(..count).take(20).map(|(_, held)| name(held));
         held.collect::<Vec<_>>().join("; ")
     }
 
-    /// Renews what is ours if it is time, and reads what others have registered.
-    async fn round(&self, id: NodeId) -> io::Result<BTreeSet<SocketAddr>> {
+    /// Renews what is ours if it is time, and reads what others have registered. Gives both outcomes.
+    async fn round(&self, id: NodeId) -> io::Result<(io::Result<()>, BTreeSet<SocketAddr>)> {
         let mut state = self.state.lock().await;
         if state.withdrawn {
-            return Ok(BTreeSet::new());
+            return Ok((Ok(()), BTreeSet::new()));
         }
-        let mut connection = self.connect().await?;
+        let mut connection = self.connect(&mut state.lookup).await?;
         let now = now_ns();
+        let mut written = Ok(());
         if state.renewed.is_none_or(|(of, at)| of != id || now - at >= RENEWAL.as_nanos() as u64) {
-            let entry = self.entry(id);
-            let asked = Asked { entry: Some(&entry), ..Asked::default() };
-            let answer = connection.ask(Method::PUT, &format!("/nodes/{}", self.key), asked).await?;
-            if !matches!(answer.status, 200 | 201) {
-                return Err(answer.error());
+            written = self.renew(&mut connection, &mut state, id).await;
+            if written.is_ok() {
+                state.renewed = Some((id, now));
             }
-            if let Some((slot, etag)) = state.slot.clone() {
-                let etag = self.keep_slot(&mut connection, slot, &etag, &entry).await?;
-                state.slot = Some((slot, etag));
-            }
-            state.renewed = Some((id, now));
         }
         let known = state.list.as_ref().map(|(etag, _)| etag.clone());
         let asked = Asked { if_none_match: known.as_deref(), ..Asked::default() };
         let answer = connection.ask(Method::GET, "", asked).await?;
         match (answer.status, &state.list) {
-            (304, Some((_, list))) => Ok(list.clone()),
+            (304, Some((_, list))) => Ok((written, list.clone())),
             (200, _) => {
                 let list: BTreeSet<SocketAddr> = answer.read::<Listed>()?.nodes.into_iter().collect();
                 state.list = answer.etag.map(|etag| (etag, list.clone()));
-                Ok(list)
+                Ok((written, list))
             }
             _ => Err(answer.error()),
         }
     }
 
-    /// Renews our slot, also at a registry that has forgotten it.
-    async fn keep_slot(
-        &self,
-        connection: &mut Connection<'_>,
-        slot: u16,
-        etag: &str,
-        entry: &Entry,
-    ) -> io::Result<String> {
-        if let Some(etag) = connection.put_slot(slot, entry, Some(etag)).await? {
-            return Ok(etag);
+    async fn renew(&self, connection: &mut Connection<'_>, state: &mut State, id: NodeId) -> io::Result<()> {
+        let entry = self.entry(id);
+        let asked = Asked { entry: Some(&entry), ..Asked::default() };
+        let answer = connection.ask(Method::PUT, &format!("/nodes/{}", self.key), asked).await?;
+        if !matches!(answer.status, 200 | 201) {
+            return Err(answer.error());
         }
-        let held = Entry { held: true, ..entry.clone() };
-        if let Some(etag) = connection.put_slot(slot, &held, None).await? {
-            tracing::warn!(slot, "the registry had forgotten our founder slot: it is told again");
-            return Ok(etag);
+        let Some((slot, etag)) = &mut state.slot else { return Ok(()) };
+        if let Some(renewed) = connection.put_slot(*slot, &entry, Some(etag)).await? {
+            *etag = renewed;
+            return Ok(());
         }
-        let way_out = "stop one of the two, and start it with --bootstrap join";
-        Err(io::Error::other(format!(
-            "founder slot {slot} of this node is held by another one too: {way_out}"
-        )))
+        // A registry that has begun anew has forgotten it.
+        let held = Entry { held: true, ..entry };
+        if let Some(renewed) = connection.put_slot(*slot, &held, None).await? {
+            *etag = renewed;
+            state.slot_lost = false;
+            tracing::info!(slot, "the registry is told again that we hold a founder slot");
+        } else if !state.slot_lost {
+            state.slot_lost = true;
+            let what = "another node holds the same founder slot: stop one of the two, and start it with --bootstrap join";
+            tracing::error!(slot, "{what}");
+        }
+        Ok(())
     }
 
     /// Takes away what was registered.
@@ -382,7 +385,7 @@ impl Client {
             if slot.is_none() && state.renewed.is_none() {
                 return Ok(());
             }
-            let mut connection = self.connect().await?;
+            let mut connection = self.connect(&mut state.lookup).await?;
             let node = format!("/nodes/{}", self.key);
             connection.ask(Method::DELETE, &node, Asked::default()).await?;
             if let Some((slot, etag)) = slot {
@@ -415,7 +418,12 @@ async fn gone(slots: &BTreeMap<u16, Held>) -> BTreeSet<u16> {
 pub(crate) async fn run(client: Arc<Client>, mut report: Report) {
     loop {
         match timeout(PATIENCE, client.round(report.id())).await {
-            Ok(Ok(found)) => report.found(found),
+            Ok(Ok((Ok(()), found))) => report.found(found),
+            // Others may be found although they do not find us.
+            Ok(Ok((Err(error), found))) => {
+                report.so_far(found);
+                report.failed(&error);
+            }
             Ok(Err(error)) => report.failed(&error),
             Err(_) => report.failed(&format_args!("no answer in {PATIENCE:?}")),
         }

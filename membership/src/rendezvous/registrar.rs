@@ -340,6 +340,7 @@ fn read(body: &[u8]) -> Result<Entry, String> {
         return Err(format!("{addr} is no address that others can connect to"));
     }
     let fine = is_key(&entry.key) && entry.id.len() <= MAX_KEY && entry.name.len() <= MAX_NAME;
+    let fine = fine && !entry.name.chars().any(char::is_control);
     if fine {
         Ok(entry)
     } else {
@@ -468,9 +469,13 @@ mod tests {
         let mut r = registrar();
         let long = Entry { name: "x".repeat(MAX_NAME + 1), ..entry(1) };
         let nowhere = Entry { addr: SocketAddr::from(([0, 0, 0, 0], 1)), ..entry(1) };
-        for (path, entry) in
-            [("/c/nodes/k1", &long), ("/c/nodes/k1", &nowhere), ("/c/nodes/other", &entry(1))]
-        {
+        let colourful = Entry { name: "\u{1b}[31m".into(), ..entry(1) };
+        for (path, entry) in [
+            ("/c/nodes/k1", &long),
+            ("/c/nodes/k1", &colourful),
+            ("/c/nodes/k1", &nowhere),
+            ("/c/nodes/other", &entry(1)),
+        ] {
             let body = body(entry);
             let put = Question { method: "PUT", path, body: &body, ..Question::default() };
             assert_eq!(r.handle(at(5), put).status, 400, "{path}");

@@ -56,9 +56,9 @@ impl LocalNetwork {
         };
         let listens = udp()?;
         listens.set_reuse_address(true)?;
-        // Bound to the group, it hears no other one that shares the port.
-        let at = SocketAddrV4::new(self.group.unwrap_or(Ipv4Addr::UNSPECIFIED), self.port);
-        listens.bind(&at.into())?;
+        // Bound to where the calls go it hears nothing else: no other group, and nobody beyond the local network.
+        let to = SocketAddrV4::new(self.group.unwrap_or(Ipv4Addr::BROADCAST), self.port);
+        listens.bind(&to.into())?;
         let speaks = udp()?;
         // The kernel sends from the interface that the socket is bound to, broadcasts too.
         speaks.bind(&SocketAddrV4::new(interface, 0).into())?;
@@ -75,7 +75,7 @@ impl LocalNetwork {
         Ok(Sockets {
             listens: UdpSocket::from_std(listens.into())?,
             speaks: UdpSocket::from_std(speaks.into())?,
-            to: SocketAddrV4::new(self.group.unwrap_or(Ipv4Addr::BROADCAST), self.port).into(),
+            to: to.into(),
         })
     }
 }
