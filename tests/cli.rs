@@ -25,7 +25,7 @@ fn wrong_flags_and_what_is_not_built_yet_exit_with_2() {
     refused(&["join", "g", "--lease", "5"], 2, &["--lease", "300ms"]);
     refused(&["join", "g", "--lease", "1ms"], 2, &["lease", "20ms"]);
     refused(&["join", "g", "--bootstrap", "maybe"], 2, &["--bootstrap", "expect=N"]);
-    refused(&["join", "g", "--rendezvous", "dns:x:1"], 2, &["--rendezvous", "static:", "file:"]);
+    refused(&["join", "g", "--rendezvous", "https://x:1/"], 2, &["--rendezvous", "static:", "file:"]);
     refused(&["join", "g", "--listen", "0.0.0.0:0"], 2, &["--insecure"]);
     refused(&["join", "a group"], 2, &["group"]);
     refused(&["sim", "--faults", "earthquake"], 2, &["--faults", "crash"]);

@@ -15,18 +15,20 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
     Method, Request, Response,
     body::Incoming,
-    header::{ALLOW, CONTENT_TYPE, HeaderValue},
+    header::{ALLOW, CONTENT_TYPE, ETAG, HeaderValue, IF_MATCH, IF_NONE_MATCH},
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::timeout};
 
 use crate::{
+    clock::now,
     event::View,
     metrics::Metrics,
     node::{Shared, lock},
+    rendezvous::{MAX_BODY, Question, REGISTRY_PATH},
     status::{GroupStatus, Status},
 };
 
@@ -165,7 +167,7 @@ async fn accept(listener: TcpListener, shared: &Arc<Shared>) {
             http.timer(TokioTimer::new()).header_read_timeout(PATIENCE).max_buf_size(HEAD);
             let connection = http.serve_connection(TokioIo::new(stream), service);
             // What goes wrong on a connection is the client's affair.
-            let _outcome = tokio::time::timeout(LIFE, connection).await;
+            let _outcome = timeout(LIFE, connection).await;
             drop(place);
         });
     }
@@ -173,6 +175,10 @@ async fn accept(listener: TcpListener, shared: &Arc<Shared>) {
 
 async fn answer(request: Request<Incoming>, shared: &Shared) -> Result<Response<Full<Bytes>>, Infallible> {
     let path = request.uri().path().to_owned();
+    let below = path.strip_prefix(REGISTRY_PATH).filter(|rest| rest.is_empty() || rest.starts_with('/'));
+    if let Some(below) = below {
+        return Ok(registry(request, below, shared).await);
+    }
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     let own = own_answer(&path, shared);
     let answer = match own {
@@ -193,12 +199,41 @@ async fn answer(request: Request<Incoming>, shared: &Shared) -> Result<Response<
     Ok(respond(answer))
 }
 
+/// What this node keeps for others that look for their cluster.
+async fn registry(request: Request<Incoming>, path: &str, shared: &Shared) -> Response<Full<Bytes>> {
+    let (head, body) = request.into_parts();
+    let body = match timeout(PATIENCE, Limited::new(body, MAX_BODY).collect()).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(_)) => {
+            return respond(AdminResponse::error(413, format!("an entry has at most {MAX_BODY} bytes")));
+        }
+        Err(_) => return respond(AdminResponse::error(408, "the body did not come in time")),
+    };
+    let header = |name| head.headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap_or("no text"));
+    let question = Question {
+        method: head.method.as_str(),
+        path,
+        if_match: header(IF_MATCH),
+        if_none_match: header(IF_NONE_MATCH),
+        body: &body,
+    };
+    let answer = lock(&shared.registrar).handle(now(), question);
+    let mut response = respond(AdminResponse::json(answer.status, &answer.body));
+    if answer.status == 304 {
+        *response.body_mut() = Full::default();
+    }
+    if let Some(etag) = answer.etag.and_then(|etag| HeaderValue::from_str(&etag).ok()) {
+        response.headers_mut().insert(ETAG, etag);
+    }
+    response
+}
+
 async fn read(request: Request<Incoming>) -> Result<AdminRequest, AdminResponse> {
     let method = request.method().to_string();
     let path = request.uri().path().to_owned();
     let query = request.uri().query().map(str::to_owned);
     let body = Limited::new(request.into_body(), BODY).collect();
-    match tokio::time::timeout(PATIENCE, body).await {
+    match timeout(PATIENCE, body).await {
         Ok(Ok(body)) => Ok(AdminRequest { method, path, query, body: body.to_bytes().into() }),
         Ok(Err(_)) => {
             Err(AdminResponse::error(413, format!("a body has at most {BODY} bytes, and must be whole")))

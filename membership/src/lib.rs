@@ -35,7 +35,8 @@
 //! | `bulk.rs` | the bulk thread: what members of groups say to each other |
 //! | `wire.rs`, `handshake.rs`, `transport.rs` | frames, introductions, connections |
 //! | `death.rs` | processes on one host: showing it, and proof of death |
-//! | `rendezvous.rs` | how a starting process finds the cluster |
+//! | `rendezvous.rs` | how a starting process finds the cluster: one file for each provider, `finder.rs` runs them |
+//! | `rendezvous/registrar.rs` | the registry that a node keeps for others on its admin API |
 //! | `admin.rs`, `metrics.rs`, `trace.rs` | what operators and checkers read |
 //! | `panic.rs` | a panic ends the lease first |
 //! | `clock.rs`, `error.rs` | the one clock; what can go wrong |
@@ -73,5 +74,5 @@ pub use membership_proto::{Bootstrap, ClusterView, ConfigError, NodeInfo, WhyNot
 pub use membership_types::{GroupName, InvalidGroupName, Lineage, NodeId, Rank, Token, ViewId};
 pub use node::{Node, NodeBuilder};
 pub use prometheus_client::registry::Registry;
-pub use rendezvous::{ParseRendezvousError, Rendezvous};
+pub use rendezvous::{DnsName, HttpRegistry, LocalNetwork, ParseRendezvousError, Rendezvous};
 pub use status::{GroupStatus, Status};

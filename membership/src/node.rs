@@ -25,7 +25,7 @@ use crate::{
     event::{Events, NodeBus, NodeSubscription, Topic, What},
     group::{Membership, MembershipInner, Observer, ObserverInner},
     metrics::Metrics,
-    rendezvous::Rendezvous,
+    rendezvous::{Registrar, Rendezvous},
     start,
     status::Status,
 };
@@ -261,6 +261,8 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) bulk: Bulk,
     pub(crate) extensions: Extensions,
+    /// What this node keeps for others that look for their cluster, if it has an admin API.
+    pub(crate) registrar: Arc<Mutex<Registrar>>,
     /// Handles that were dropped, for the control thread to notice.
     pub(crate) dropped: Mutex<Vec<(GroupName, u64)>>,
     pub(crate) wake: Notify,

@@ -26,7 +26,7 @@ use crate::{
     event::NodeBus,
     metrics::Metrics,
     node::{Node, NodeBuilder, Shared},
-    rendezvous::{Finder, Registry, Rendezvous},
+    rendezvous::{Finder, Registrar, Registry, Rendezvous},
     status::Status,
     trace::Tracer,
 };
@@ -55,6 +55,15 @@ pub(crate) async fn start(builder: NodeBuilder) -> Result<Node, StartError> {
     };
     let id = fresh_id(&name)?;
     let registries = open_registries(&builder, &name, advertise, id)?;
+    let status = Snapshot::new(Arc::new(Status::begin(id)));
+    let bus = NodeBus::new();
+    let admin_addr = admin.as_ref().map(|(_, addr)| *addr);
+    let shared = share(&builder, &name, [listen, advertise], admin_addr, &bus, &status)?;
+    // Before any founder slot is taken: it may be this node that keeps the registry of slots.
+    if let Some((listener, _)) = admin {
+        admin::serve(listener, Arc::clone(&shared)).map_err(StartError::System)?;
+    }
+    let mut unfinished = Unfinished(Some(Arc::clone(&shared)));
     let slot = founder_slot(&builder, advertise, id, &registries).await;
     // Whatever fails from here on gives the slot back.
     let started = slot.and_then(|slot| {
@@ -67,49 +76,47 @@ pub(crate) async fn start(builder: NodeBuilder) -> Result<Node, StartError> {
             domains: domains(&builder.labels),
         };
         let config = configuration(&builder, me)?;
-        run(&builder, config, listener, listen, admin, registries.clone())
+        run(&builder, config, listener, &shared, bus, status, registries.clone())
     });
     if started.is_err() {
         for (_, registry) in &registries {
-            registry.withdraw();
+            registry.withdraw().await;
         }
+    } else {
+        unfinished.0 = None;
     }
     started
 }
 
-fn run(
+/// A start that fails, or is given up, ends the admin API too.
+struct Unfinished(Option<Arc<Shared>>);
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(shared) = &self.0 {
+            shared.finished.send_replace(true);
+        }
+    }
+}
+
+/// What handles and threads of the node share.
+fn share(
     builder: &NodeBuilder,
-    config: Config,
-    listener: TcpListener,
-    listen: SocketAddr,
-    admin: Option<(TcpListener, SocketAddr)>,
-    registries: Vec<(String, Arc<Registry>)>,
-) -> Result<Node, StartError> {
+    name: &str,
+    [listen, advertise]: [SocketAddr; 2],
+    admin: Option<SocketAddr>,
+    bus: &NodeBus,
+    status: &Snapshot<Status>,
+) -> Result<Arc<Shared>, StartError> {
     let metrics = Arc::new(Metrics::new());
-    let tracer = match &builder.trace {
-        None => None,
-        Some(path) => {
-            let created = Tracer::create(path, metrics.count.trace_lost.clone());
-            Some(created.map_err(|source| StartError::Trace { path: path.clone(), source })?)
-        }
-    };
-    let door = match Door::open() {
-        Ok(door) => Some(door),
-        Err(error) => {
-            tracing::warn!(%error, "deaths on this host cannot be proved: leases are waited out");
-            None
-        }
-    };
-    let bulk = Bulk::default();
-    let bus = NodeBus::new();
-    let status = Snapshot::new(Arc::new(Status::begin(config.me.id)));
-    let (commands, commands_of) = mpsc::channel(COMMANDS);
-    let shared = Arc::new(Shared {
+    let mark = random().map_err(StartError::System)?;
+    let registrar = Registrar::new(mark, clock::now(), &builder.cluster, advertise);
+    Ok(Arc::new(Shared {
         cluster: builder.cluster.clone(),
         listen,
-        advertise: config.me.addr,
-        admin: admin.as_ref().map(|(_, addr)| *addr),
-        name: config.me.name.as_ref().into(),
+        advertise,
+        admin,
+        name: name.into(),
         join_timeout: builder.join_timeout,
         labels: builder.labels.clone(),
         bootstrap: match builder.bootstrap {
@@ -124,36 +131,67 @@ fn run(
         bus: Mutex::new(Some(bus.clone())),
         status: status.reader(),
         extensions: Extensions::new(Arc::clone(&metrics)),
+        registrar: Arc::new(Mutex::new(registrar)),
         metrics,
-        bulk: bulk.clone(),
+        bulk: Bulk::default(),
         dropped: Mutex::default(),
         wake: Notify::new(),
         finished: watch::Sender::new(false),
-    });
-    if let Some((listener, _)) = admin {
-        admin::serve(listener, Arc::clone(&shared)).map_err(StartError::System)?;
-    }
+    }))
+}
+
+fn run(
+    builder: &NodeBuilder,
+    config: Config,
+    listener: TcpListener,
+    shared: &Arc<Shared>,
+    bus: NodeBus,
+    status: Snapshot<Status>,
+    registries: Vec<(String, Registry)>,
+) -> Result<Node, StartError> {
+    let tracer = match &builder.trace {
+        None => None,
+        Some(path) => {
+            let created = Tracer::create(path, shared.metrics.count.trace_lost.clone());
+            Some(created.map_err(|source| StartError::Trace { path: path.clone(), source })?)
+        }
+    };
+    let door = match Door::open() {
+        Ok(door) => Some(door),
+        Err(error) => {
+            tracing::warn!(%error, "deaths on this host cannot be proved: leases are waited out");
+            None
+        }
+    };
+    let (commands, commands_of) = mpsc::channel(COMMANDS);
+    let kept = shared.admin.map(|_| Arc::clone(&shared.registrar));
+    let finder = Finder::new(&builder.rendezvous, registries, &builder.cluster, config.me.addr, kept);
     control::spawn(Setup {
-        shared: Arc::clone(&shared),
+        shared: Arc::clone(shared),
         bus,
         status,
         commands: commands_of,
         config,
         listener,
-        finder: Finder::new(&builder.rendezvous, registries),
+        finder,
         door,
         tracer,
-        bulk,
+        bulk: shared.bulk.clone(),
         rejoin: builder.rejoin,
         guard: builder.panic_hook,
     })?;
-    Ok(Node::new(shared, commands))
+    Ok(Node::new(Arc::clone(shared), commands))
+}
+
+/// Cluster names are parts of paths, too.
+pub(crate) fn is_cluster_name(text: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    (1..=64).contains(&text.len()) && text.bytes().all(allowed) && !text.starts_with('.')
 }
 
 fn check_names(builder: &NodeBuilder) -> Result<(), StartError> {
     let cluster = &builder.cluster;
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-    if !(1..=64).contains(&cluster.len()) || !cluster.bytes().all(allowed) || cluster.starts_with('.') {
+    if !is_cluster_name(cluster) {
         let rule = "give 1 to 64 characters out of A-Z a-z 0-9 . _ -, not beginning with a dot";
         return Err(StartError::setting("cluster", format!("{cluster:?} is no cluster name: {rule}")));
     }
@@ -214,15 +252,18 @@ fn open_registries(
     name: &str,
     addr: SocketAddr,
     id: NodeId,
-) -> Result<Vec<(String, Arc<Registry>)>, StartError> {
+) -> Result<Vec<(String, Registry)>, StartError> {
     let mut registries = Vec::new();
     for provider in &builder.rendezvous {
-        if let Rendezvous::File(dir) = provider {
-            let url = provider.to_string();
-            match Registry::open(dir, &builder.cluster, name, addr, id) {
-                Ok(registry) => registries.push((url, Arc::new(registry))),
-                Err(source) => return Err(StartError::Rendezvous { url, source }),
-            }
+        let url = provider.to_string();
+        if let Rendezvous::Local(network) = provider
+            && let Some(problem) = network.problem(addr)
+        {
+            return Err(StartError::setting("rendezvous", format!("{url}: {problem}")));
+        }
+        match Registry::open(provider, &builder.cluster, name, addr, id) {
+            Ok(registry) => registries.extend(registry.map(|registry| (url, registry))),
+            Err(source) => return Err(StartError::Rendezvous { url, source }),
         }
     }
     Ok(registries)
@@ -233,7 +274,7 @@ async fn founder_slot(
     builder: &NodeBuilder,
     own: SocketAddr,
     id: NodeId,
-    registries: &[(String, Arc<Registry>)],
+    registries: &[(String, Registry)],
 ) -> Result<Option<u16>, StartError> {
     let Bootstrap::Expect(count) = builder.bootstrap else { return Ok(None) };
     if !(1..=1000).contains(&count) {
@@ -241,7 +282,7 @@ async fn founder_slot(
     }
     let listed = builder.rendezvous.iter().find_map(|provider| match provider {
         Rendezvous::Static(items) => Some(items),
-        Rendezvous::File(_) => None,
+        _ => None,
     });
     if let Some(items) = listed {
         if items.len() < usize::from(count) {
@@ -269,11 +310,11 @@ async fn founder_slot(
         return Err(StartError::setting("bootstrap", problem));
     }
     if let Some((url, registry)) = registries.first() {
-        let taken = registry.take_slot(count, id);
+        let taken = registry.take_slot(count, id).await;
         return match taken.map_err(|source| StartError::Rendezvous { url: url.clone(), source })? {
             Some(slot) => Ok(Some(slot)),
             None => {
-                let holders = registry.holders(count);
+                let holders = registry.holders(count).await;
                 let problem = format!(
                     "all {count} founder slots of {url} are taken (by {holders}): start this node with --bootstrap join"
                 );
@@ -284,8 +325,9 @@ async fn founder_slot(
     if count == 1 {
         return Ok(Some(0)); // Alone, and nobody else to agree with.
     }
-    let problem =
-        format!("expect={count} needs a --rendezvous by which founders know each other: static: or file:");
+    let problem = format!(
+        "expect={count} needs a --rendezvous by which founders know each other: static:, file: or http:"
+    );
     Err(StartError::setting("bootstrap", problem))
 }
 

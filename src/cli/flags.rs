@@ -129,7 +129,9 @@ pub(crate) struct NodeFlags {
     /// Where other nodes reach this one, if that differs.
     #[arg(long, env = "PHALANX_ADVERTISE", value_name = "ADDR")]
     advertise: Option<SocketAddr>,
-    /// How to find the cluster: static:HOST:PORT,… or file:DIR; may be repeated.
+    /// How to find the cluster: static:HOST:PORT,… or file:DIR or dns:NAME[:PORT][?server=ADDR] (without a port: SRV
+    /// records), multicast:GROUP:PORT[?interface=IP], broadcast:PORT[?interface=IP] or
+    /// http://HOST:PORT/v1/rendezvous (any node's --admin address); may be repeated.
     #[arg(long, env = "PHALANX_RENDEZVOUS", value_name = "URL", value_delimiter = ';')]
     #[serde(deserialize_with = "many_from_text")]
     pub(crate) rendezvous: Vec<Rendezvous>,
@@ -155,7 +157,7 @@ pub(crate) struct NodeFlags {
     #[arg(long, env = "PHALANX_INSECURE", value_name = "YES|NO", value_parser = BoolishValueParser::new())]
     #[arg(hide_possible_values = true, num_args = 0..=1, require_equals = true, default_missing_value = "yes")]
     insecure: Option<bool>,
-    /// Where to serve the admin API (HTTP).
+    /// Where to serve the admin API (HTTP), and the registry for others' --rendezvous http:.
     #[arg(long, env = "PHALANX_ADMIN", value_name = "ADDR")]
     admin: Option<SocketAddr>,
     /// May this node sit in the core that decides? yes or no [default: no for watch and router, else yes].

@@ -1,226 +1,261 @@
-//! Asks all providers again and again, and tells the control loop what they say.
+//! Runs all providers, each as a task of its own, and tells the control loop what they say together.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     collections::BTreeSet,
-    io,
+    fmt::Display,
     net::SocketAddr,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use membership_types::NodeId;
 use tokio::{
-    net::lookup_host,
-    sync::{Notify, mpsc},
-    task::{JoinHandle, spawn_blocking, spawn_local},
+    sync::{Notify, mpsc, watch},
+    task::{JoinSet, spawn_local},
     time::timeout,
 };
 
 use crate::{
-    rendezvous::{Registry, Rendezvous},
+    clock::{now, now_ns},
+    node::lock,
+    rendezvous::{Registrar, Registry, Rendezvous, dns, fixed, udp},
     transport::Arrived,
 };
 
-/// How often providers are asked by a node that is in no view, and by one that is.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
-/// How often files are renewed.
-const RENEWAL: Duration = Duration::from_millis(1500);
-/// How long a registry may take to answer before that is said, and asking others goes on.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// How often that is said again.
+/// How often it is said again that a provider does not answer.
 const REPEAT: Duration = Duration::from_secs(30);
-/// When it is said that no host name was found.
-const COMPLAINT: Duration = Duration::from_secs(5);
-/// How often host names are looked up, and how long that may take.
-const LOOKUP: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
+/// How often a node in no view, and one in a view, looks at the registry that it keeps.
+const OWN_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// How many addresses one provider may give; the lowest count.
+const MAX_FOUND: usize = 10_000;
 
 /// All providers of a node.
 pub(crate) struct Finder {
-    fixed: BTreeSet<SocketAddr>,
-    names: Vec<String>,
-    registries: Vec<(String, Arc<Registry>)>,
+    providers: Vec<Rendezvous>,
+    registries: Vec<(String, Registry)>,
+    cluster: String,
+    own: SocketAddr,
+    /// The registry that this node keeps for others.
+    kept: Option<Arc<Mutex<Registrar>>>,
 }
 
 /// Steers a running finder.
 #[derive(Clone)]
-pub(crate) struct Steering(Rc<State>);
+pub(crate) struct Steering {
+    standing: Rc<watch::Sender<Standing>>,
+    registries: Rc<[(String, Registry)]>,
+}
 
-struct State {
-    id: Cell<NodeId>,
-    seeking: Cell<bool>,
-    changed: Notify,
-    registries: Vec<(String, Arc<Registry>)>,
+/// What providers must know of the node.
+#[derive(Clone, Copy)]
+struct Standing {
+    id: NodeId,
+    /// The node is in no view.
+    seeking: bool,
 }
 
 impl Steering {
     /// The node is a new incarnation.
     pub(crate) fn set_id(&self, id: NodeId) {
-        self.0.id.set(id);
-        self.0.changed.notify_one();
+        self.standing.send_modify(|standing| standing.id = id);
     }
 
-    /// Is the node in no view?
+    /// Is the node in no view? Whoever begins to seek asks at once.
     pub(crate) fn set_seeking(&self, seeking: bool) {
-        if self.0.seeking.replace(seeking) != seeking && seeking {
-            self.0.changed.notify_one();
-        }
+        self.standing.send_if_modified(|standing| {
+            let begins = seeking && !standing.seeking;
+            standing.seeking = seeking;
+            begins
+        });
     }
 
     /// Takes away what was registered.
     pub(crate) async fn withdraw(&self) {
-        for (_, registry) in &self.0.registries {
-            let registry = Arc::clone(registry);
-            if let Err(error) = spawn_blocking(move || registry.withdraw()).await {
-                tracing::warn!(%error, "what was registered stays behind");
-            }
+        let mut all = JoinSet::new();
+        for (_, registry) in self.registries.iter() {
+            let registry = registry.clone();
+            all.spawn_local(async move { registry.withdraw().await });
         }
+        while all.join_next().await.is_some() {}
     }
 }
 
 impl Finder {
-    pub(crate) fn new(providers: &[Rendezvous], registries: Vec<(String, Arc<Registry>)>) -> Self {
-        let mut finder = Self { fixed: BTreeSet::new(), names: Vec::new(), registries };
-        for provider in providers {
-            if let Rendezvous::Static(items) = provider {
-                for item in items {
-                    match item.parse() {
-                        Ok(addr) => {
-                            finder.fixed.insert(addr);
-                        }
-                        Err(_) => finder.names.push(item.clone()),
-                    }
-                }
-            }
-        }
-        finder
+    /// `registries` are those of the providers that have one; `own` is the address of the node itself.
+    pub(crate) fn new(
+        providers: &[Rendezvous],
+        registries: Vec<(String, Registry)>,
+        cluster: &str,
+        own: SocketAddr,
+        kept: Option<Arc<Mutex<Registrar>>>,
+    ) -> Self {
+        Self { providers: providers.to_vec(), registries, cluster: cluster.to_owned(), own, kept }
     }
 
     /// Asks for as long as the control thread lives.
     pub(crate) fn run(self, id: NodeId, arrived: mpsc::Sender<Arrived>) -> Steering {
-        let state = Rc::new(State {
-            id: Cell::new(id),
-            seeking: Cell::new(true),
-            changed: Notify::new(),
-            registries: self.registries.clone(),
-        });
-        let looked_up = Rc::new(RefCell::new(BTreeSet::new()));
-        if !self.names.is_empty() {
-            spawn_local(look_up(self.names.clone(), Rc::clone(&looked_up), Rc::clone(&state)));
-        }
-        let steering = Steering(Rc::clone(&state));
-        spawn_local(async move {
-            let mut told = None;
-            let mut renewed: Option<(NodeId, u64)> = None;
-            let mut asked: Vec<Asked> = self.registries.iter().map(|_| Asked::default()).collect();
-            let begun = crate::clock::now_ns();
-            let mut complained = false;
-            loop {
-                let mut addresses = self.fixed.clone();
-                addresses.extend(looked_up.borrow().iter());
-                let id = state.id.get();
-                let now = crate::clock::now_ns();
-                let renew = renewed.is_none_or(|(of, at)| of != id || now - at >= RENEWAL.as_nanos() as u64);
-                if renew {
-                    renewed = Some((id, now));
-                }
-                for ((url, registry), asked) in self.registries.iter().zip(&mut asked) {
-                    match asked.ask(registry, renew.then_some(id)).await {
-                        Ok(()) => asked.complained = None,
-                        // Said once in a while, not ten times a second.
-                        Err(error)
-                            if asked.complained.is_none_or(|at| now - at > REPEAT.as_nanos() as u64) =>
-                        {
-                            asked.complained = Some(now);
-                            tracing::warn!(%error, url, "a rendezvous provider does not answer");
-                        }
-                        Err(_) => {}
-                    }
-                    addresses.extend(&asked.found);
-                }
-                let found_names = self.names.is_empty() || !looked_up.borrow().is_empty();
-                let complete = found_names && asked.iter().all(|a| a.answered);
-                if !found_names && !complained && now - begun >= COMPLAINT.as_nanos() as u64 {
-                    complained = true;
-                    let names = self.names.join(", ");
-                    tracing::warn!(
-                        names,
-                        "no rendezvous host is found: the node founds no cluster before one is"
-                    );
-                }
-                let addresses: Vec<SocketAddr> = addresses.into_iter().collect();
-                let news = (addresses, complete);
-                if told.as_ref() != Some(&news) {
-                    let (addresses, complete) = news.clone();
-                    tracing::debug!(?addresses, complete, "rendezvous");
-                    told = Some(news);
-                    if arrived.send(Arrived::Addresses { addresses, complete }).await.is_err() {
-                        return;
-                    }
-                }
-                let pause = if state.seeking.get() { PAUSES.0 } else { PAUSES.1.min(RENEWAL) };
-                // A change cuts the pause short.
-                let _changed = timeout(pause, state.changed.notified()).await;
+        let (standing, follow) = watch::channel(Standing { id, seeking: true });
+        let all = Rc::new(All { said: RefCell::default(), changed: Notify::new() });
+        let report = |url: String| {
+            all.said.borrow_mut().push(Said::default());
+            Report {
+                place: all.said.borrow().len() - 1,
+                url,
+                own: self.own,
+                all: Rc::clone(&all),
+                standing: follow.clone(),
+                seen: BTreeSet::new(),
+                complained: None,
             }
-        });
-        steering
+        };
+        for provider in &self.providers {
+            let url = provider.to_string();
+            match provider {
+                Rendezvous::Static(items) => {
+                    spawn_local(fixed::run(items.clone(), report(url)));
+                }
+                Rendezvous::Dns(target) => {
+                    spawn_local(dns::run(target.clone(), report(url)));
+                }
+                Rendezvous::Local(network) => {
+                    spawn_local(udp::run(*network, self.cluster.clone(), self.own, report(url)));
+                }
+                // These have a registry.
+                Rendezvous::File(_) | Rendezvous::Http(_) => {}
+            }
+        }
+        for (url, registry) in &self.registries {
+            spawn_local(registry.clone().run(report(url.clone())));
+        }
+        if let Some(registrar) = self.kept {
+            spawn_local(look_at_own(registrar, self.cluster, report("the registry of this node".to_owned())));
+        }
+        spawn_local(tell(all, arrived));
+        Steering { standing: Rc::new(standing), registries: self.registries.into() }
     }
 }
 
-/// Whether our own entry was written, and what the others' say.
-type Answer = (io::Result<()>, io::Result<Vec<SocketAddr>>);
+/// Whoever registers at us is found by us.
+async fn look_at_own(registrar: Arc<Mutex<Registrar>>, cluster: String, mut report: Report) {
+    loop {
+        report.found(lock(&registrar).addresses(&cluster, now()).into_iter().collect());
+        report.pause(if report.seeking() { OWN_PAUSES.0 } else { OWN_PAUSES.1 }).await;
+    }
+}
 
-/// What became of asking one registry.
+/// What all providers said last.
+struct All {
+    said: RefCell<Vec<Said>>,
+    changed: Notify,
+}
+
 #[derive(Default)]
-struct Asked {
-    /// A question without an answer: a directory may be on a server that does not answer. There is one at a time.
-    open: Option<JoinHandle<Answer>>,
-    /// The last answer.
-    found: Vec<SocketAddr>,
-    /// It has answered.
+struct Said {
+    addresses: BTreeSet<SocketAddr>,
+    /// It has answered once.
     answered: bool,
-    /// When it was last said that it does not.
+}
+
+/// Tells the control loop whatever is new.
+async fn tell(all: Rc<All>, arrived: mpsc::Sender<Arrived>) {
+    let mut told = None;
+    loop {
+        let news = {
+            let said = all.said.borrow();
+            let addresses: BTreeSet<SocketAddr> = said.iter().flat_map(|s| &s.addresses).copied().collect();
+            (addresses, said.iter().all(|s| s.answered))
+        };
+        if told.as_ref() != Some(&news) {
+            let (addresses, complete) = news.clone();
+            tracing::debug!(?addresses, complete, "rendezvous");
+            told = Some(news);
+            let addresses = addresses.into_iter().collect();
+            if arrived.send(Arrived::Addresses { addresses, complete }).await.is_err() {
+                return;
+            }
+        }
+        all.changed.notified().await;
+    }
+}
+
+/// Where one provider says what it has found.
+pub(crate) struct Report {
+    place: usize,
+    url: String,
+    own: SocketAddr,
+    all: Rc<All>,
+    standing: watch::Receiver<Standing>,
+    /// Of these it was logged that the provider gave them.
+    seen: BTreeSet<SocketAddr>,
+    /// When it was last logged that the provider does not answer.
     complained: Option<u64>,
 }
 
-impl Asked {
-    /// Asks, off the control thread, or goes on waiting for the answer to the last question.
-    async fn ask(&mut self, registry: &Arc<Registry>, renew: Option<NodeId>) -> io::Result<()> {
-        let open = self.open.get_or_insert_with(|| {
-            let registry = Arc::clone(registry);
-            spawn_blocking(move || {
-                let written = renew.map_or(Ok(()), |id| registry.renew(id));
-                (written, registry.read())
-            })
-        });
-        let answer =
-            timeout(PATIENCE, &mut *open).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?;
-        self.open = None;
-        let (written, found) = answer.map_err(io::Error::other)?;
-        self.found = found?;
-        written?;
-        self.answered = true;
-        Ok(())
+impl Report {
+    /// The provider has answered: these are all addresses that it knows now. None is an answer too: nobody is there yet.
+    pub(crate) fn found(&mut self, addresses: BTreeSet<SocketAddr>) {
+        self.complained = None;
+        self.say(addresses, true);
     }
-}
 
-async fn look_up(names: Vec<String>, looked_up: Rc<RefCell<BTreeSet<SocketAddr>>>, state: Rc<State>) {
-    loop {
-        let mut found = BTreeSet::new();
-        for name in &names {
-            match timeout(LOOKUP.1, lookup_host(name)).await {
-                Ok(Ok(addresses)) => found.extend(addresses),
-                // Not in the list yet, perhaps: an empty answer is no error, and is asked again.
-                Ok(Err(error)) => tracing::debug!(name, %error, "a rendezvous host is not found yet"),
-                Err(_) => tracing::debug!(name, "a rendezvous host was not looked up in time"),
+    /// These addresses are known already, but there may be more before the provider has answered.
+    pub(crate) fn so_far(&mut self, addresses: BTreeSet<SocketAddr>) {
+        self.say(addresses, false);
+    }
+
+    fn say(&mut self, mut addresses: BTreeSet<SocketAddr>, answered: bool) {
+        while addresses.len() > MAX_FOUND {
+            addresses.pop_last();
+        }
+        if self.seen.len() > MAX_FOUND {
+            self.seen.retain(|addr| addresses.contains(addr));
+        }
+        for addr in &addresses {
+            if *addr != self.own && self.seen.insert(*addr) {
+                tracing::info!(rendezvous = self.url, %addr, "a rendezvous provider gave an address");
             }
         }
-        if !found.is_empty() && *looked_up.borrow() != found {
-            *looked_up.borrow_mut() = found;
-            state.changed.notify_one();
+        let said = &mut self.all.said.borrow_mut()[self.place];
+        let answered = answered || said.answered;
+        if said.answered != answered || said.addresses != addresses {
+            *said = Said { addresses, answered };
+            self.all.changed.notify_one();
         }
-        tokio::time::sleep(if looked_up.borrow().is_empty() { Duration::from_secs(1) } else { LOOKUP.0 })
-            .await;
+    }
+
+    /// The provider did not answer. What it said before still holds. This is logged once in a while, not at every attempt.
+    pub(crate) fn failed(&mut self, error: &dyn Display) {
+        let now = now_ns();
+        if self.complained.is_some_and(|at| now - at <= REPEAT.as_nanos() as u64) {
+            return;
+        }
+        self.complained = Some(now);
+        let rendezvous = &self.url;
+        if self.all.said.borrow()[self.place].answered {
+            tracing::warn!(%error, rendezvous, "a rendezvous provider does not answer any more");
+        } else {
+            let what = "a rendezvous provider does not answer: the node founds no cluster before it does";
+            tracing::warn!(%error, rendezvous, "{what}");
+        }
+    }
+
+    /// The present incarnation of the node.
+    pub(crate) fn id(&self) -> NodeId {
+        self.standing.borrow().id
+    }
+
+    /// Is the node in no view?
+    pub(crate) fn seeking(&self) -> bool {
+        self.standing.borrow().seeking
+    }
+
+    /// Waits, but no longer than until the node is a new incarnation, or begins to seek.
+    pub(crate) async fn pause(&mut self, pause: Duration) {
+        if let Ok(Err(_)) = timeout(pause, self.standing.changed()).await {
+            // The node stops, and this task with it.
+            std::future::pending::<()>().await;
+        }
     }
 }

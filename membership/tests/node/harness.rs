@@ -164,6 +164,52 @@ pub fn metric(node: &Node, name: &str) -> u64 {
     value.unwrap_or_else(|| panic!("no metric {name} in {text}")).parse().expect("a number")
 }
 
+/// Starts nodes as nearly at once as threads allow.
+pub async fn together(count: usize, builder: impl Fn(usize) -> NodeBuilder) -> Vec<Node> {
+    let starts: Vec<_> = (0..count).map(|number| tokio::spawn(builder(number).start())).collect();
+    let mut nodes = Vec::new();
+    for start in starts {
+        nodes.push(start.await.expect("no panic").expect("starts"));
+    }
+    nodes
+}
+
+/// Waits until all are in one cluster view, and nobody else is: perhaps after lineages that were founded apart have met.
+pub async fn one_view(nodes: &[Node]) {
+    let view = |node: &Node| node.status().view.clone().filter(|view| view.members.len() == nodes.len());
+    let whole = async {
+        while view(&nodes[0]).is_none() || nodes.iter().any(|node| view(node) != view(&nodes[0])) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    within("the whole cluster", whole).await;
+}
+
+/// Stops all of these.
+pub async fn leave(nodes: impl IntoIterator<Item = Node>) {
+    for node in nodes {
+        within("a node leaves", node.leave()).await;
+    }
+}
+
+/// Where this program is installed. If it is not, says so, or fails where servers are required.
+pub fn installed(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let dirs = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    let found = dirs.map(|dir| dir.join(program)).find(|file| file.is_file());
+    if found.is_none() {
+        skipped(&format!("{program} is not installed"));
+    }
+    found
+}
+
+/// A test cannot run here: says so, or fails where everything must run.
+pub fn skipped(why: &str) {
+    let required = std::env::var_os("PHALANX_REQUIRE_SERVERS").is_some();
+    assert!(!required, "{why}, and PHALANX_REQUIRE_SERVERS is set");
+    println!("SKIPPED: {why}");
+}
+
 /// The names of a view's members, in rank order.
 pub fn names(view: &View) -> Vec<&str> {
     view.members.iter().map(|m| &*m.name).collect()

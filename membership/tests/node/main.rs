@@ -4,8 +4,11 @@
 //! stall any process for seconds.
 
 mod admin;
+mod dns;
 mod groups;
 mod harness;
+mod http;
+mod local;
 mod multicast;
 mod process;
 mod starts;

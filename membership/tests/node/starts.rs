@@ -5,9 +5,9 @@ use std::{
     time::Duration,
 };
 
-use membership::{Bootstrap, JoinError, Node, Rendezvous, StartError, What};
+use membership::{Bootstrap, JoinError, Rendezvous, StartError, What};
 
-use crate::harness::{Place, event, quiet, within};
+use crate::harness::{Place, event, one_view, quiet, together, within};
 
 async fn refused(builder: membership::NodeBuilder) -> StartError {
     builder.start().await.expect_err("refused")
@@ -171,27 +171,4 @@ async fn a_node_that_has_stopped_says_so_to_everyone() {
     within("leaving the group", member.leave()).await;
     within("stepping down", member.step_down()).await;
     place.judge([node]).await;
-}
-
-/// Starts nodes as nearly at once as threads allow.
-async fn together(count: usize, builder: impl Fn(usize) -> membership::NodeBuilder) -> Vec<Node> {
-    let starts: Vec<_> = (0..count).map(|number| tokio::spawn(builder(number).start())).collect();
-    let mut nodes = Vec::new();
-    for start in starts {
-        nodes.push(start.await.expect("no panic").expect("starts"));
-    }
-    nodes
-}
-
-/// Waits until all are in one cluster view.
-async fn one_view(nodes: &[Node]) {
-    let mut views = Vec::new();
-    for node in nodes {
-        let whole =
-            |what: &What| matches!(what, What::ClusterView(view) if view.members.len() == nodes.len());
-        let event = within("the whole cluster", event(&mut node.events(), whole)).await;
-        let What::ClusterView(view) = event.what else { unreachable!() };
-        views.push(view);
-    }
-    assert!(views.iter().all(|view| view == &views[0]), "{views:#?}");
 }

@@ -1,0 +1,186 @@
+//! Nodes that find each other by a registry that one of them keeps.
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    time::Duration,
+};
+
+use membership::{Bootstrap, JoinError, Node, NodeBuilder};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use crate::harness::{PATIENCE, leave, loopback, one_view, quiet, together, view, within};
+
+const ALONE: Bootstrap = Bootstrap::AloneAfter(Duration::from_millis(300));
+
+/// A port at which nobody listens.
+fn free() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port")
+}
+
+/// A node of another cluster that keeps the registry.
+async fn agent(admin: SocketAddr) -> (Node, SocketAddr) {
+    let builder = quiet("agent").cluster("agents").bootstrap(ALONE).admin(admin);
+    let node = builder.start().await.expect("starts");
+    let admin = node.admin_addr().expect("asked for");
+    (node, admin)
+}
+
+fn builder(name: &str, registry: SocketAddr) -> NodeBuilder {
+    let url = format!("http://{registry}/v1/rendezvous").parse().expect("valid");
+    quiet(name).rendezvous(url).bootstrap(ALONE)
+}
+
+fn slots(node: &Node) -> Vec<Option<u16>> {
+    node.status().view.as_ref().expect("joined").members.iter().map(|n| n.slot).collect()
+}
+
+/// One request as any client may make it. Gives status, ETag and body.
+async fn request(registry: SocketAddr, what: &str, headers: &str, body: &Value) -> (u16, String, Value) {
+    let body = if body.is_null() { String::new() } else { body.to_string() };
+    let head =
+        format!("{what} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
+    let mut stream = TcpStream::connect(registry).await.expect("listens");
+    stream.write_all(format!("{head}{headers}\r\n{body}").as_bytes()).await.expect("written");
+    let mut answer = String::new();
+    within("an answer", stream.read_to_string(&mut answer)).await.expect("text");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).expect("a status");
+    let etag = head.lines().find_map(|line| line.strip_prefix("etag: ")).unwrap_or_default();
+    (status, etag.to_owned(), serde_json::from_str(body).unwrap_or(Value::Null))
+}
+
+fn entry(addr: SocketAddr) -> Value {
+    json!({ "key": "ghost", "id": "1.1", "name": "ghost", "addr": addr, "held": true })
+}
+
+#[tokio::test]
+async fn nodes_that_start_at_once_end_in_the_cluster_of_the_agent_that_keeps_the_registry() {
+    let keeper = quiet("keeper").bootstrap(ALONE).admin(loopback()).start().await.expect("starts");
+    let registry = keeper.admin_addr().expect("asked for");
+    let mut nodes = together(4, |n| builder(&format!("n{n}"), registry)).await;
+    nodes.push(keeper);
+    one_view(&nodes).await;
+    leave(nodes).await;
+}
+
+#[tokio::test]
+async fn founder_slots_are_taken_once_and_one_founder_too_many_is_refused() {
+    let (agent, registry) = agent(loopback()).await;
+    let founder = |n: usize| builder(&format!("n{n}"), registry).bootstrap(Bootstrap::Expect(3));
+    let nodes = together(3, founder).await;
+    one_view(&nodes).await;
+    assert_eq!(slots(&nodes[0]), [Some(0), Some(1), Some(2)]);
+    let error = founder(3).start().await.expect_err("refused");
+    assert!(error.is_configuration() && error.to_string().contains("--bootstrap join"), "{error}");
+    assert!(error.to_string().contains("n1 at 127.0.0.1:"), "{error}");
+    let joiner = builder("joiner", registry).bootstrap(Bootstrap::Join).start().await.expect("starts");
+    within("joined", joiner.joined()).await.expect("joins");
+    within("leaving", nodes[0].leave()).await;
+    let heir = founder(4).start().await.expect("a slot is free again");
+    within("joined", heir.joined()).await.expect("joins");
+    leave(nodes.into_iter().chain([heir, joiner, agent])).await;
+}
+
+#[tokio::test]
+async fn a_founder_may_keep_the_registry_itself() {
+    let registry = free();
+    let founder = |n: usize| {
+        let founder = builder(&format!("n{n}"), registry).bootstrap(Bootstrap::Expect(3));
+        if n == 0 { founder.admin(registry) } else { founder }
+    };
+    let nodes = together(3, founder).await;
+    one_view(&nodes).await;
+    let (_, _, listed) = request(registry, "GET /v1/rendezvous/default", "", &Value::Null).await;
+    assert_eq!(listed["nodes"].as_array().map(Vec::len), Some(3), "{listed}");
+    leave(nodes).await;
+}
+
+#[tokio::test]
+async fn without_the_agent_nodes_go_on_and_they_tell_the_next_one_what_it_must_know() {
+    let (first, registry) = agent(loopback()).await;
+    let nodes = together(3, |n| builder(&format!("n{n}"), registry).bootstrap(Bootstrap::Expect(3))).await;
+    one_view(&nodes).await;
+    leave([first]).await;
+    // The cluster works as before: groups form, leaders lead.
+    let mut members = Vec::new();
+    for node in &nodes {
+        members.push(node.join("g", None).await.expect("runs"));
+    }
+    within("a view of all", view(&mut members[2].views(), |v| v.members.len() == 3)).await;
+    let (second, registry) = agent(registry).await;
+    let late = builder("late", registry).bootstrap(Bootstrap::Join).start().await.expect("starts");
+    within("joined", late.wait_joined(PATIENCE)).await.expect("finds those who registered again");
+    // Nobody else gets their slots, not even at once.
+    let error = builder("x", registry).bootstrap(Bootstrap::Expect(3)).start().await.expect_err("refused");
+    assert!(error.to_string().contains("--bootstrap join"), "{error}");
+    leave(nodes.into_iter().chain([late, second])).await;
+}
+
+#[tokio::test]
+async fn the_slot_of_a_silent_holder_is_taken_only_if_nobody_listens_at_its_address() {
+    let (agent, registry) = agent(loopback()).await;
+    let alive = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let alive = alive.local_addr().map(|addr| (alive, addr)).expect("bound");
+    let slot = "PUT /v1/rendezvous/default/slots/0";
+    let (status, etag, _) = request(registry, slot, "if-none-match: *\r\n", &entry(alive.1)).await;
+    assert_eq!(status, 201);
+    let founder = |name| builder(name, registry).bootstrap(Bootstrap::Expect(1)).start();
+    let error = founder("a").await.expect_err("somebody listens there");
+    assert!(error.to_string().contains("ghost"), "{error}");
+    let (status, ..) = request(registry, slot, "", &entry(free())).await;
+    assert_eq!(status, 428, "only by compare-and-set");
+    let gone = format!("DELETE{}", slot.trim_start_matches("PUT"));
+    let (status, ..) = request(registry, &gone, &format!("if-match: {etag}\r\n"), &Value::Null).await;
+    assert_eq!(status, 200);
+    assert_eq!(request(registry, slot, "if-none-match: *\r\n", &entry(free())).await.0, 201);
+    let heir = within("it waits until the holder is silent for long", founder("b")).await.expect("takes it");
+    within("founded", heir.joined()).await.expect("founds");
+    assert_eq!(slots(&heir), [Some(0)]);
+    leave([heir, agent]).await;
+}
+
+#[tokio::test]
+async fn nobody_founds_before_the_registry_has_answered_but_another_provider_may_lead_to_a_cluster() {
+    let registry = free();
+    let waiting = builder("waiting", registry).start().await.expect("starts");
+    assert!(matches!(waiting.wait_joined(Duration::from_secs(2)).await, Err(JoinError::Timeout { .. })));
+    let addrs = [free(), free()];
+    let list = || format!("static:{},{}", addrs[0], addrs[1]).parse().expect("valid");
+    let founder = quiet("founder").bootstrap(ALONE).listen(addrs[0]).rendezvous(list());
+    let founder = founder.start().await.expect("starts");
+    within("founded", founder.joined()).await.expect("founds");
+    let both = builder("both", registry).listen(addrs[1]).rendezvous(list()).start().await.expect("starts");
+    within("joined", both.joined()).await.expect("by the list");
+    // Now it answers. Whichever lineage is the elder one: they become one.
+    let (agent, _) = agent(registry).await;
+    within("joined", waiting.wait_joined(PATIENCE)).await.expect("joins or founds, and meets");
+    one_view(&[waiting.clone(), founder.clone(), both.clone()]).await;
+    leave([waiting, both, founder, agent]).await;
+}
+
+#[tokio::test]
+async fn a_registry_answers_strangers_in_json_and_keeps_out_what_is_none_of_its_business() {
+    let (agent, registry) = agent(loopback()).await;
+    let nobody = Value::Null;
+    for (what, expected) in [
+        ("GET /v1/rendezvous", 404),
+        ("GET /v1/rendezvous/a%2Fb", 404),
+        ("GET /v1/rendezvous/c/nodes/k", 404),
+        ("POST /v1/rendezvous/c/nodes/k", 405),
+        ("PUT /v1/rendezvous/c/nodes/k", 400),
+        ("GET /v1/rendezvousx", 404),
+    ] {
+        let (status, _, body) = request(registry, what, "", &nobody).await;
+        assert_eq!(status, expected, "{what}: {body}");
+        assert!(body["error"].is_string(), "{what}: {body}");
+    }
+    let huge = json!({ "key": "k", "id": "1.1", "name": "x".repeat(2000), "addr": "127.0.0.1:1" });
+    assert_eq!(request(registry, "PUT /v1/rendezvous/c/nodes/k", "", &huge).await.0, 413);
+    let (status, _, list) = request(registry, "GET /v1/rendezvous/agents", "", &nobody).await;
+    assert_eq!((status, &list["nodes"]), (200, &json!([agent.listen_addr()])));
+    leave([agent]).await;
+}
