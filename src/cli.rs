@@ -107,8 +107,6 @@ enum Command {
     Check(check::Check),
     /// The project's own benchmarks.
     Bench(bench::Bench),
-    /// The demo's server.
-    #[command(hide = true)]
     Inventory(inventory::Inventory),
 }
 
@@ -128,6 +126,7 @@ impl Command {
         match self {
             Self::Agent(agent) => agent.configure(),
             Self::Join(join) => join.configure(),
+            Self::Inventory(inventory) => inventory.configure(),
             Self::Watch(watch) => watch.configure(),
             Self::Run(run) => run.configure(),
             Self::Router(router) => router.configure(),
@@ -190,7 +189,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Sim(sim) => sim.run(json),
         Command::Check(check) => check.run(json),
         Command::Bench(bench) => block_on(bench.run(json)),
-        Command::Inventory(inventory) => block_on(inventory.run()),
+        Command::Inventory(inventory) => block_on(inventory.run(json)),
     };
     match outcome {
         Ok(code) if events::lost() => ExitCode::from(code.max(exit::FAILED)),

@@ -32,6 +32,7 @@
 //! | `start.rs` | from a configuration to running threads |
 //! | `control.rs` | the control thread: inputs to the machine, outputs of it |
 //! | `channel.rs` | messages of a group, as applications see them |
+//! | `replica.rs` | a service as a replicated state machine |
 //! | `bulk.rs` | the bulk thread: what members of groups say to each other |
 //! | `wire.rs`, `handshake.rs`, `transport.rs` | frames, introductions, connections |
 //! | `death.rs` | processes on one host: showing it, and proof of death |
@@ -58,6 +59,7 @@ mod metrics;
 mod node;
 mod panic;
 mod rendezvous;
+mod replica;
 mod start;
 mod status;
 mod trace;
@@ -75,4 +77,5 @@ pub use membership_types::{GroupName, InvalidGroupName, Lineage, NodeId, Rank, T
 pub use node::{Node, NodeBuilder};
 pub use prometheus_client::registry::Registry;
 pub use rendezvous::{DnsName, HttpRegistry, LocalNetwork, ParseRendezvousError, Rendezvous};
+pub use replica::{ProposeError, Replica, ReplicatedState};
 pub use status::{GroupStatus, Status};
