@@ -53,6 +53,9 @@ counts! {
     overrun: Counter = "phalanx_strangers_displaced", "Connections closed to make room for newer ones that had not introduced themselves";
     neighbours: Gauge = "phalanx_neighbours", "Nodes shown to be on this host whose death would be proved at once";
     proofs: Counter = "phalanx_death_proofs", "Deaths proved on this host";
+    proofs_by_exiting: Counter = "phalanx_death_proofs_by_exiting", "Deaths proved by all threads exiting, before the memory of the dead was freed";
+    proofs_by_pidfd: Counter = "phalanx_death_proofs_by_pidfd", "Deaths proved by the kernel's handle of the process, once its memory was freed";
+    wakes_in_vain: Counter = "phalanx_death_wakes_in_vain", "Life lines that were cut though not all threads of the process were seen exiting";
     trace_lost: Counter = "phalanx_trace_records_lost", "Trace records lost because the file was too slow";
 }
 
