@@ -83,6 +83,9 @@ struct Cli {
     /// Be killed when the process that started this one dies.
     #[arg(long, global = true, hide = true)]
     die_with_parent: bool,
+    /// Hold so much memory, and use it for nothing: benchmarks kill big processes.
+    #[arg(long, global = true, hide = true, value_name = "SIZE")]
+    hold: Option<flags::Size>,
     #[command(subcommand)]
     command: Command,
 }
@@ -177,6 +180,9 @@ pub(crate) fn main() -> ExitCode {
     {
         return failed(&Failure::new(exit::FAILED, format!("--die-with-parent: {error}")));
     }
+    // Not zeros, for which the kernel need not give memory.
+    let held = vec![1_u8; cli.hold.map_or(0, |size| size.0)];
+    std::hint::black_box(&held);
     let json = cli.json;
     let outcome = match cli.command {
         Command::Demo(demo) => block_on(demo.run(json)),
@@ -192,6 +198,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Bench(bench) => block_on(bench.run(json)),
         Command::Inventory(inventory) => block_on(inventory.run()),
     };
+    drop(held);
     match outcome {
         Ok(code) if events::lost() => ExitCode::from(code.max(exit::FAILED)),
         Ok(code) => ExitCode::from(code),

@@ -59,7 +59,7 @@ use self::{
     threads::{Threads, pid_of},
     wake::{Waking, Woken},
 };
-use crate::{clock, transport::Transport};
+use crate::{clock, metrics::Counts, transport::Transport};
 
 /// How long one attempt to show that two processes share a host may take.
 const ATTEMPT: Duration = Duration::from_secs(2);
@@ -304,7 +304,7 @@ impl Neighbours {
         let (neighbours, transport) = (self.clone(), transport.clone());
         transport.counts().neighbours.inc();
         let task = spawn_local(async move {
-            match proof(pidfd, waking, &transport).await {
+            match proof(pidfd, waking, transport.counts()).await {
                 Ok(how) => {
                     tracing::debug!(%node, how, "its process is dead");
                     transport.report_dead(node, how).await;
@@ -352,8 +352,7 @@ fn follow(pidfd: &OwnedFd, memory: BorrowedFd<'_>, number: u32) -> io::Result<Op
 }
 
 /// Waits for a proof that the process is dead, whichever comes first. Says which one it is.
-async fn proof(pidfd: OwnedFd, waking: Option<Waking>, transport: &Transport) -> io::Result<&'static str> {
-    let counts = transport.counts();
+async fn proof(pidfd: OwnedFd, waking: Option<Waking>, counts: &Counts) -> io::Result<&'static str> {
     let exiting = async {
         let woken = match waking {
             Some(mut waking) => waking.woken().await,

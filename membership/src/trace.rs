@@ -6,6 +6,7 @@ use std::{
     path::Path,
     sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use membership_types::{
@@ -18,6 +19,9 @@ use crate::clock;
 
 /// How many records wait for the file. What finds no room is lost, and its number with it, so that a checker sees it.
 const WAITING: usize = 1 << 16;
+
+/// How long a burst of records may last until it is in the file.
+const BURST: Duration = Duration::from_millis(1);
 
 /// Takes a node's records.
 pub(crate) struct Tracer {
@@ -69,6 +73,8 @@ impl Tracer {
 fn write(file: File, records: &Receiver<Record>) -> io::Result<()> {
     let mut out = BufWriter::with_capacity(64 * 1024, file);
     while let Ok(first) = records.recv() {
+        // Records come in bursts, of all moments when there is most to do: the node wakes this thread once for each burst.
+        thread::sleep(BURST);
         let mut next = Some(first);
         while let Some(record) = next {
             serde_json::to_writer(&mut out, &record)?;

@@ -46,6 +46,40 @@ impl FromStr for Time {
     }
 }
 
+/// A number of bytes, written `512KiB`, `100MiB` or `1GiB`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Size(pub(crate) usize);
+
+impl Size {
+    /// More than any machine that these are for.
+    const MAX: usize = 1 << 40;
+}
+
+impl FromStr for Size {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is not a size: write it like 512KiB, 100MiB or 1GiB");
+        let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(at);
+        let shift = match unit {
+            "" | "B" => 0,
+            "KiB" => 10,
+            "MiB" => 20,
+            "GiB" => 30,
+            _ => return Err(wrong()),
+        };
+        let bytes = number.parse::<usize>().map_err(|_| wrong())?.checked_mul(1 << shift);
+        let fits = bytes.filter(|bytes| *bytes <= Self::MAX);
+        fits.map(Self).ok_or_else(|| format!("`{text}` is too much: give at most 1024GiB"))
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}B", self.0)
+    }
+}
+
 /// `expect=N`, `alone-after=DUR` or `join`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Founding(pub(crate) Bootstrap);

@@ -255,7 +255,9 @@ mod tests {
         let mut other = loop {
             assert!(Instant::now() < end, "never got the number {number} again");
             if let Err(error) = std::fs::write("/proc/sys/kernel/ns_last_pid", (number - 1).to_string()) {
-                assert!(std::env::var_os("CI").is_none(), "a right is missing: {error}");
+                let required =
+                    ["CI", "PHALANX_REQUIRE_SERVERS"].iter().any(|v| std::env::var_os(v).is_some());
+                assert!(!required, "a right is missing: {error}");
                 println!("SKIPPED: the number of the next process cannot be chosen: {error}");
                 return;
             }

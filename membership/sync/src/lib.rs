@@ -29,7 +29,7 @@ mod snapshot;
 pub use gate::{Inside, PartitionGate};
 pub use lease_cell::{LeaderCell, LeaseMemoryError, NodeLease};
 #[cfg(not(loom))]
-pub use life::{Bell, Cut, GivenLine, LifeLine, LifeLines, WATCHED_AT_ONCE, sleep_exactly};
+pub use life::{Bell, Cut, GivenLine, LifeLine, LifeLines, WATCHED_AT_ONCE};
 #[doc(hidden)]
 pub use life_links::LifeLinks;
 pub use snapshot::{Reader, Snapshot};

@@ -9,7 +9,6 @@
 
 use std::{
     io,
-    num::NonZeroU64,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     ptr::{self, NonNull},
     sync::{
@@ -230,11 +229,6 @@ fn wait(word: &AtomicU32, value: u32, flags: WaitFlags) -> Wait {
     wait.uaddr = WaitPtr::new(ptr::from_ref(word).cast_mut().cast());
     wait.flags = flags;
     wait
-}
-
-/// The calling thread sleeps as long as it says, and not 50 us more.
-pub fn sleep_exactly() -> io::Result<()> {
-    Ok(rustix::thread::set_current_timer_slack(NonZeroU64::new(1))?)
 }
 
 /// Shared memory with one word per line.
