@@ -35,7 +35,7 @@ use std::{
     time::Duration,
 };
 
-use membership_sync::{GivenLine, LifeLine};
+use membership_sync::{GivenLine, LifeLine, LifeLines};
 use membership_types::NodeId;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -85,6 +85,8 @@ pub(crate) struct Neighbours(Rc<Inner>);
 
 struct Inner {
     listener: RefCell<Option<unix::UnixListener>>,
+    /// Those that others may watch.
+    lines: Option<&'static LifeLines>,
     awaited: RefCell<Vec<Awaited>>,
     watched: RefCell<BTreeMap<NodeId, Watch>>,
 }
@@ -125,24 +127,27 @@ pub(crate) struct Door {
     /// What other nodes are told.
     pub(crate) name: String,
     listener: unix::UnixListener,
+    lines: Option<&'static LifeLines>,
 }
 
 impl Door {
-    pub(crate) fn open() -> io::Result<Self> {
+    /// Others are given life lines if the end of all threads of this process is the end of whatever acts for it.
+    pub(crate) fn open(give_lines: bool) -> io::Result<Self> {
         let name = format!("phalanx-{:032x}", u128::from_le_bytes(random()?));
         let addr = unix::SocketAddr::from_abstract_name(&name)?;
         let listener = unix::UnixListener::bind_addr(&addr)?;
         listener.set_nonblocking(true)?;
         // Here, so that the control thread need not wait for the thread that begins with it.
-        let _life = wake::life();
-        Ok(Self { name, listener })
+        let life = wake::life();
+        let lines = life.filter(|_| give_lines).map(|life| life.lines);
+        Ok(Self { name, listener, lines })
     }
 }
 
 impl Neighbours {
     pub(crate) fn new(door: Door) -> Self {
-        let listener = RefCell::new(Some(door.listener));
-        Self(Rc::new(Inner { listener, awaited: RefCell::default(), watched: RefCell::default() }))
+        let (listener, lines) = (RefCell::new(Some(door.listener)), door.lines);
+        Self(Rc::new(Inner { listener, lines, awaited: RefCell::default(), watched: RefCell::default() }))
     }
 
     /// Meets whoever connects, for as long as the control thread lives.
@@ -230,7 +235,7 @@ impl Neighbours {
         let memory = memfd_create("phalanx-number", MemfdFlags::CLOEXEC)?;
         ftruncate(&memory, 16)?;
         let own = pidfd_open(getpid(), PidfdFlags::empty())?;
-        let given = wake::life().and_then(|life| life.lines.give().map(|line| (life.lines.memory(), line)));
+        let given = self.0.lines.and_then(|lines| Some((lines.memory(), lines.give()?)));
         let line = given.as_ref().map(|(memory, line)| (*memory, line.number()));
         send_card(&stream, me, memory.as_fd(), own.as_fd(), line).await?;
         let Card { node, memory: their_memory, pidfd: sent_pidfd, line } = receive_card(&stream).await?;

@@ -341,6 +341,19 @@ mod tests {
     }
 
     #[test]
+    fn sizes_are_counted_in_powers_of_two() {
+        let read = |text: &str| text.parse::<Size>().map(|size| size.0);
+        assert_eq!((read("0B"), read("17"), read("512KiB")), (Ok(0), Ok(17), Ok(512 << 10)));
+        assert_eq!((read("100MiB"), read("1GiB")), (Ok(100 << 20), Ok(1 << 30)));
+        assert_eq!(read(&Size(1 << 30).to_string()), Ok(1 << 30));
+        for wrong in
+            ["", "GiB", "1GB", "-1KiB", "1.5GiB", "1025GiB", "99999999999999999999", "20000000000GiB"]
+        {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
     fn ways_to_begin() {
         let read = |text: &str| text.parse::<Founding>().map(|f| f.0);
         assert_eq!(read("expect=5"), Ok(Bootstrap::Expect(5)));

@@ -43,6 +43,7 @@ async fn member() {
         .rendezvous(Rendezvous::File(var("MEMBER_DIR").into()))
         .bootstrap(bootstrap)
         .rejoin(var("MEMBER_REJOIN") == "yes")
+        .children_act(std::env::var_os("MEMBER_WRAPS").is_some())
         .trace(var("MEMBER_TRACE"));
     let node = builder.start().await.expect("starts");
     let group = node.join("g", None).await.expect("runs");
@@ -100,11 +101,11 @@ struct Process {
 
 impl Process {
     fn start(dir: &Path, name: &str, expect: u16, rejoin: bool) -> Self {
-        Self::start_of(dir, name, expect, rejoin, None)
+        Self::start_with(dir, name, expect, rejoin, None)
     }
 
-    /// A process that holds so much memory, in MiB.
-    fn start_of(dir: &Path, name: &str, expect: u16, rejoin: bool, mib: Option<u32>) -> Self {
+    /// The same with something more in its environment.
+    fn start_with(dir: &Path, name: &str, expect: u16, rejoin: bool, more: Option<(&str, &str)>) -> Self {
         let trace = dir.join(format!("{name}.jsonl"));
         let mut child = Command::new(std::env::current_exe().expect("this program"))
             .args(["--exact", "process::member", "--nocapture", "--test-threads", "1"])
@@ -113,7 +114,7 @@ impl Process {
             .env("MEMBER_EXPECT", expect.to_string())
             .env("MEMBER_REJOIN", if rejoin { "yes" } else { "no" })
             .env("MEMBER_TRACE", &trace)
-            .envs(mib.map(|mib| ("MEMBER_MIB", mib.to_string())))
+            .envs(more)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -160,6 +161,14 @@ impl Process {
         self.wait("a view", |line| line["event"] == "view" && line["members"] == json!(names));
     }
 
+    /// Waits until it watches the processes of so many others.
+    fn wait_neighbours(&mut self, count: u64) {
+        let met = |line: &Value| line["event"] == "neighbours" && line["count"] == count;
+        if !self.seen.iter().any(met) {
+            self.wait("others are watched", met);
+        }
+    }
+
     fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).expect("our own child");
     }
@@ -196,14 +205,14 @@ impl Drop for Process {
 
 /// Founders, who rank by slot: so the core has all of them from the first view on.
 fn founders(dir: &Path, count: u16) -> Vec<Process> {
-    founders_of(dir, count, None)
+    founders_with(dir, count, None)
 }
 
-/// The same, each holding so much memory, in MiB.
-fn founders_of(dir: &Path, count: u16, mib: Option<u32>) -> Vec<Process> {
+/// The same with something more in their environment.
+fn founders_with(dir: &Path, count: u16, more: Option<(&str, &str)>) -> Vec<Process> {
     let mut processes = Vec::new();
     for number in 0..count {
-        let mut process = Process::start_of(dir, &format!("p{number}"), count, true, mib);
+        let mut process = Process::start_with(dir, &format!("p{number}"), count, true, more);
         // It has its slot by then.
         process.wait_for("started");
         processes.push(process);
@@ -272,15 +281,12 @@ fn when_a_big_leader_is_killed_the_others_agree_on_that_before_the_kernel_says_t
     let mut late = Vec::new();
     for _ in 0..5 {
         let scratch = Scratch::new();
-        let mut processes = by_rank(founders_of(scratch.path(), 3, Some(512)));
+        let mut processes = by_rank(founders_with(scratch.path(), 3, Some(("MEMBER_MIB", "512"))));
         // Perhaps before the others came.
         if processes[0].seen.iter().all(|line| line["event"] != "leading") {
             processes[0].wait_for("leading");
         }
-        let met = |line: &Value| line["event"] == "neighbours" && line["count"] == 2;
-        if !processes[1].seen.iter().any(met) {
-            processes[1].wait("all others are watched", met);
-        }
+        processes[1].wait_neighbours(2);
         let victim = Pid::from_child(&processes[0].child);
         let pidfd = pidfd_open(victim, PidfdFlags::empty()).expect("our own child");
         processes[0].signal(Signal::KILL);
@@ -304,6 +310,27 @@ fn when_a_big_leader_is_killed_the_others_agree_on_that_before_the_kernel_says_t
         late.push(agreed.saturating_sub(gone));
     }
     panic!("they agreed late each time, by so many ns: {late:?}");
+}
+
+/// What acts for it is told later than others could be.
+#[test]
+fn the_death_of_a_wrapper_is_proved_by_its_pidfd_alone() {
+    let scratch = Scratch::new();
+    let mut processes = by_rank(founders_with(scratch.path(), 3, Some(("MEMBER_WRAPS", "yes"))));
+    for process in &mut processes[1..] {
+        process.wait_neighbours(2);
+    }
+    let rest = [processes[1].name.clone(), processes[2].name.clone()];
+    processes[0].kill();
+    let died = crash(1, &processes[0]);
+    processes[1].wait_members(&[&rest[0], &rest[1]]);
+    for process in &mut processes[1..] {
+        process.leave();
+    }
+    let text: String =
+        processes[1..].iter().map(|p| std::fs::read_to_string(&p.trace).expect("a trace")).collect();
+    assert!(text.contains("\"how\":\"pidfd\"") && !text.contains("\"how\":\"exiting\""), "{text}");
+    judge(&traces(&processes), vec![died]);
 }
 
 #[test]
