@@ -40,7 +40,6 @@ use crate::{
     metrics::Counts,
     node::{Command, Shared, lock},
     panic::Guarded,
-    prompt::prompt,
     rendezvous::{Finder, Steering},
     start,
     status::Status,
@@ -90,7 +89,6 @@ pub(crate) fn spawn(setup: Setup) -> Result<(), StartError> {
     let body = move || {
         // Declared first, dropped last: whatever happens, handles learn that the node has stopped.
         let _finished = finished;
-        prompt();
         LocalSet::new().block_on(&runtime, async move {
             let (driver, arrivals, commands) = match Driver::new(setup, lease, Rng::seeded(seed)) {
                 Ok(parts) => parts,

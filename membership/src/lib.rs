@@ -36,7 +36,6 @@
 //! | `rendezvous.rs` | how a starting process finds the cluster |
 //! | `admin.rs`, `metrics.rs`, `trace.rs` | what operators and checkers read |
 //! | `panic.rs` | a panic ends the lease first |
-//! | `prompt.rs` | threads that must have their turn soon |
 //! | `clock.rs`, `error.rs` | the one clock; what can go wrong |
 //!
 //! Each node has one control thread (and one for its admin API and one for its trace, if it has them), each process one
@@ -53,7 +52,6 @@ mod handshake;
 mod metrics;
 mod node;
 mod panic;
-mod prompt;
 mod rendezvous;
 mod start;
 mod status;

@@ -7,6 +7,7 @@
 
 use std::{
     io,
+    num::NonZeroU64,
     sync::{Mutex, OnceLock, PoisonError, mpsc::sync_channel},
     thread,
     time::{Duration, Instant},
@@ -17,7 +18,6 @@ use rustix::process::{PidfdFlags, getpid, pidfd_open};
 use tokio::sync::oneshot;
 
 use super::threads::{Seen, Threads};
-use crate::prompt::prompt;
 
 /// Pauses between two looks at a process whose line is cut grow from the first to the second.
 const PAUSES: (Duration, Duration) = (Duration::from_micros(50), Duration::from_millis(2));
@@ -100,7 +100,8 @@ fn begin() -> io::Result<&'static Life> {
         let life = LifeLines::hold().and_then(|lines| {
             let life = Life { lines, bell: Bell::default(), new: Mutex::default() };
             life.bell.sleep(life.bell.heard(), [], Some(Duration::ZERO))?;
-            prompt();
+            // It wakes up when it said, and not 50 us later. If that cannot be had, a look comes late, and nothing worse.
+            let _imprecise = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
             Ok(&*Box::leak(Box::new(life)))
         });
         let watches = life.as_ref().ok().copied();
