@@ -21,6 +21,7 @@ mod operate;
 mod proc;
 mod route;
 mod run;
+mod server;
 mod sim;
 
 /// Exit codes, as the README lists them.
@@ -83,6 +84,9 @@ struct Cli {
     /// Be killed when the process that started this one dies.
     #[arg(long, global = true, hide = true)]
     die_with_parent: bool,
+    /// Hold so much memory, and use it for nothing: benchmarks kill big processes.
+    #[arg(long, global = true, hide = true, value_name = "SIZE")]
+    hold: Option<flags::Size>,
     #[command(subcommand)]
     command: Command,
 }
@@ -108,6 +112,8 @@ enum Command {
     /// The project's own benchmarks.
     Bench(bench::Bench),
     Inventory(inventory::Inventory),
+    #[command(hide = true)]
+    Server(server::Server),
 }
 
 /// A count that cannot be 0.
@@ -176,6 +182,9 @@ pub(crate) fn main() -> ExitCode {
     {
         return failed(&Failure::new(exit::FAILED, format!("--die-with-parent: {error}")));
     }
+    // Not zeros, for which the kernel need not give memory.
+    let held = vec![1_u8; cli.hold.map_or(0, |size| size.0)];
+    std::hint::black_box(&held);
     let json = cli.json;
     let outcome = match cli.command {
         Command::Demo(demo) => block_on(demo.run(json)),
@@ -190,7 +199,9 @@ pub(crate) fn main() -> ExitCode {
         Command::Check(check) => check.run(json),
         Command::Bench(bench) => block_on(bench.run(json)),
         Command::Inventory(inventory) => block_on(inventory.run(json)),
+        Command::Server(server) => block_on(server.run()),
     };
+    drop(held);
     match outcome {
         Ok(code) if events::lost() => ExitCode::from(code.max(exit::FAILED)),
         Ok(code) => ExitCode::from(code),

@@ -156,8 +156,8 @@ struct Driver {
     groups: BTreeMap<GroupName, Slot>,
     /// The addresses that rendezvous gave last, and whether every provider has answered.
     addresses: (Vec<SocketAddr>, bool),
-    /// Proved deaths of nodes that may still be in a view to come.
-    dead: VecDeque<NodeId>,
+    /// Proved deaths of nodes that may still be in a view to come, and what the proofs are.
+    dead: VecDeque<(NodeId, &'static str)>,
     /// The node's own current state, as events.
     own_state: Vec<Event>,
     /// What is to go into the machine once its outputs are carried out.
@@ -338,12 +338,12 @@ impl Driver {
                 self.input(Input::Message { from, msg })
             }
             Arrived::Message { .. } => {}
-            Arrived::Dead(node) => {
-                self.dead.push_back(node);
+            Arrived::Dead(node, how) => {
+                self.dead.push_back((node, how));
                 if self.dead.len() > DEAD_KEPT {
                     self.dead.pop_front();
                 }
-                self.input(Input::ProvedDead { node, how: "pidfd" });
+                self.input(Input::ProvedDead { node, how });
             }
             Arrived::Addresses { addresses, complete } => {
                 self.addresses = (addresses.clone(), complete);
@@ -462,8 +462,8 @@ impl Driver {
         self.names = shown_names(&view);
         self.bulk.set_addresses(view.members.iter().map(|node| (node.id, node.addr)).collect());
         // A death that was proved before the dead was in our view counts now.
-        let late = self.dead.iter().filter(|node| view.contains(**node));
-        self.inputs.extend(late.map(|node| Input::ProvedDead { node: *node, how: "pidfd" }));
+        let late = self.dead.iter().filter(|(node, _)| view.contains(*node));
+        self.inputs.extend(late.map(|(node, how)| Input::ProvedDead { node: *node, how }));
         if let Some(neighbours) = self.transport.neighbours() {
             neighbours.keep(&self.transport, |node| view.contains(node));
         }

@@ -42,8 +42,8 @@
 //! | `panic.rs` | a panic ends the lease first |
 //! | `clock.rs`, `error.rs` | the one clock; what can go wrong |
 //!
-//! Each node has one control thread and one bulk thread (and one for its admin API and one for its trace, if it has them). All queues are
-//! bounded; the protocol sends again what was lost.
+//! Each node has one control thread and one bulk thread (and one for its admin API and one for its trace, if it has them),
+//! each process one that holds and watches life lines. All queues are bounded; the protocol sends again what was lost.
 
 mod admin;
 mod bulk;

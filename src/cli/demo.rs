@@ -279,7 +279,7 @@ impl Stage {
             self.kills += 1;
             self.leaders[group] = None;
             if let Some(p) = clone.id {
-                self.harness.write(Event::Crash { p, how: "killed".into() })?;
+                self.harness.write(Event::Crash { p, how: "SIGKILL".into() })?;
             }
             let object =
                 json!({"event": "killed", "group": GROUPS[group], "server": format!("#{who}"), "pid": pid});

@@ -558,7 +558,7 @@ impl Member {
             }
             ClusterMsg::Dead(deaths) => {
                 for (node, witnesses) in deaths.iter() {
-                    self.on_death(ctx, node, "said by a member", Some(witnesses));
+                    self.on_death(ctx, node, "attested by a member", Some(witnesses));
                 }
             }
             ClusterMsg::Met { lineage, contact, last_view } => self.met(ctx, lineage, contact, last_view),

@@ -239,7 +239,7 @@ impl Member {
             return;
         }
         for (node, witnesses) in ask.deaths.iter() {
-            self.on_death(ctx, node, "said by a candidate", Some(witnesses));
+            self.on_death(ctx, node, "attested by a candidate", Some(witnesses));
         }
         let (position, lineage) = (self.position(ctx), self.lineage);
         let Some(acceptor) = &mut self.acceptor else {
@@ -330,7 +330,7 @@ impl Member {
         candidate.promises.insert(from, promised);
         let deaths: Vec<_> = promise.deaths.iter().map(|(n, w)| (n, w.clone())).collect();
         for (node, witnesses) in deaths {
-            self.on_death(ctx, node, "said by a core member", Some(&witnesses));
+            self.on_death(ctx, node, "attested by a core member", Some(&witnesses));
         }
         self.check_win(ctx);
     }

@@ -10,7 +10,7 @@ use checker::Report;
 use crate::{faults::Kind, world::World};
 
 /// Rare things that a large enough set of runs must have seen, or it proves little.
-pub const MARKERS: [&str; 65] = [
+pub const MARKERS: [&str; 67] = [
     "a candidate dies",
     "a candidate gives way to a higher ballot",
     "a candidate learns committed entries from a promise",
@@ -22,6 +22,7 @@ pub const MARKERS: [&str; 65] = [
     "a coordinator hears of a higher ballot",
     "a coordinator wins a higher ballot of its own",
     "a core member is behind",
+    "a death is attested to another host",
     "a deaf node that speaks is suspected",
     "a flush waits for a member that was overtaken",
     "a founder dies before the first view",
@@ -72,6 +73,7 @@ pub const MARKERS: [&str; 65] = [
     "several nodes leave in one view",
     "silence is held for a cut",
     "takeover after a coordinator left",
+    "takeover after a death on another host was attested",
     "takeover after a lease lapsed",
     "takeover after a proof of death",
     "the core is spread anew",

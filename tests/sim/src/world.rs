@@ -369,6 +369,7 @@ impl World {
             app,
             life: Life::Up,
             crashed: false,
+            attested: false,
             inbox: VecDeque::new(),
             next: VecDeque::new(),
             rooms: BTreeMap::new(),
@@ -437,7 +438,8 @@ impl World {
         } else {
             self.rng.below(2 * self.params.lease.as_nanos() as u64)
         };
-        let input = Incoming::Cluster(Input::ProvedDead { node: dead, how: "pidfd" });
+        let how = if delay.is_multiple_of(3) { "pidfd" } else { "exiting" };
+        let input = Incoming::Cluster(Input::ProvedDead { node: dead, how });
         self.push(self.now + delay, Action::Deliver { p: to, input });
     }
 
@@ -614,9 +616,23 @@ impl World {
                 if matches!(&event, Event::Install { .. }) {
                     self.views += 1;
                 }
+                if let Event::Proof { q, how, .. } = &event {
+                    let host = self.processes[p].host;
+                    let elsewhere = self.processes.iter().any(|v| P::from(v.id) == *q && v.host != host);
+                    let attested = elsewhere && how.starts_with("attested");
+                    self.processes[p].attested = attested;
+                    if attested {
+                        self.mark("a death is attested to another host");
+                    }
+                }
                 self.record(Source::Process(id.into()), event);
             }
-            Output::Mark(what) => self.mark(what),
+            Output::Mark(what) => {
+                self.mark(what);
+                if what == "takeover after a proof of death" && self.processes[p].attested {
+                    self.mark("takeover after a death on another host was attested");
+                }
+            }
             Output::Lease(until) => {
                 self.processes[p].app.lease = until;
                 // Now and then the application acts at the last possible moment.
