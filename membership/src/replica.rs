@@ -106,8 +106,11 @@ struct Shared<S: ReplicatedState> {
     /// Tells this member's commands from others', over all incarnations of the node.
     mark: u64,
     next: AtomicU64,
-    waiting: Mutex<HashMap<u64, oneshot::Sender<Result<S::Answer, ProposeError>>>>,
+    waiting: Mutex<HashMap<u64, Waiting<S>>>,
 }
+
+/// Who proposed a command, and waits for its answer.
+type Waiting<S> = oneshot::Sender<Result<<S as ReplicatedState>::Answer, ProposeError>>;
 
 impl<S: ReplicatedState> Clone for Replica<S> {
     fn clone(&self) -> Self {
@@ -224,7 +227,8 @@ async fn follow<S: ReplicatedState>(shared: std::sync::Weak<Shared<S>>, mut deli
                 }
             }
             Delivered::StateLost { .. } => {
-                if lock(&shared.state).lost() {
+                let goes_on = lock(&shared.state).lost();
+                if goes_on {
                     shared.membership.keep_state();
                 }
             }

@@ -42,6 +42,9 @@ pub(crate) struct Takeover {
     /// How many members the group has.
     #[arg(long, value_name = "N", default_value_t = 5)]
     nodes: usize,
+    /// The members send each other messages: the next one leads only once the last view is closed behind it.
+    #[arg(long)]
+    multicast: bool,
     /// The lease; 20ms to 60s.
     #[arg(long, value_name = "DUR", default_value = "1s", value_parser = lease)]
     lease: String,
@@ -80,6 +83,7 @@ struct Fleet {
     dir: PathBuf,
     lease: String,
     ballast: Size,
+    multicast: bool,
     said: mpsc::Sender<Said>,
     heard: mpsc::Receiver<Said>,
     procs: BTreeMap<usize, Proc>,
@@ -113,6 +117,7 @@ impl Takeover {
             dir: dir.to_owned(),
             lease: self.lease.clone(),
             ballast: self.ballast,
+            multicast: self.multicast,
             said,
             heard,
             procs: BTreeMap::new(),
@@ -201,6 +206,9 @@ impl Fleet {
         let args =
             ["join", "g", "--no-stdin", "--name", &name, "--rendezvous", &rendezvous, "--lease", &self.lease];
         let mut args: Vec<String> = args.map(Into::into).into();
+        if !self.multicast {
+            args.push("--plain".into());
+        }
         args.extend(["--hold".into(), self.ballast.to_string()]);
         args.extend(["--trace".into(), self.dir.join(format!("n{who}.jsonl")).display().to_string()]);
         self.procs.insert(who, Proc::start(&args, who, self.said.clone())?);
