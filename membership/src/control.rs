@@ -308,7 +308,7 @@ impl Driver {
 
     /// Sets the timer to when the machine, or we, must do something even if nothing comes. False for never.
     fn arm(&mut self, timer: &mut std::pin::Pin<Box<Sleep>>) -> bool {
-        let own = self.stopping.as_ref().map(|s| s.until);
+        let own = self.stopping.as_ref().map(|s| s.until).into_iter().chain(self.next_rejoin());
         let Some(at) = self.machine.poll_timeout().into_iter().chain(own).min() else { return false };
         let pause = (at - clock::now()).min(Duration::from_secs(3600));
         timer.as_mut().reset(tokio::time::Instant::now() + pause);
@@ -328,6 +328,7 @@ impl Driver {
         if self.machine.poll_timeout().is_some_and(|due| due <= now) {
             self.machine.handle_timeout(now);
         }
+        self.rejoin_due(now);
         self.pump();
     }
 
@@ -378,11 +379,14 @@ impl Driver {
     /// The bulk thread tells of views that are installed, and of members who stay behind.
     fn on_told(&mut self) {
         let me = self.config.me.id;
-        for (group, (by, view)) in self.bulk.take_told().installed {
+        let told = self.bulk.take_told();
+        for (group, (by, view)) in told.installed {
             if by == me {
                 self.inputs.push_back(Input::Installed { group, view });
             }
         }
+        let behind = told.behind.into_iter().map(|(group, node)| Input::Behind { group, node });
+        self.inputs.extend(behind);
         self.pump();
     }
 
@@ -450,6 +454,7 @@ impl Driver {
                 self.say(What::Refused { why });
             }
             Output::Ended(end) => self.end = Some(end),
+            Output::StepOut { group } => self.step_out(&group),
             Output::Trace(event) => self.trace(event),
             Output::Mark(_) => {}
         }

@@ -65,6 +65,13 @@ pub enum Input {
         /// The view.
         view: ViewId,
     },
+    /// A member of a group, in which this node is one, too, makes the others wait for too long.
+    Behind {
+        /// The group.
+        group: GroupName,
+        /// Who stays behind.
+        node: NodeId,
+    },
     /// Leave the cluster.
     LeaveCluster,
 }
@@ -306,6 +313,11 @@ impl Machine for Cluster {
                     member.on_installed(&mut self.ctx, &group, view);
                 }
             }
+            Input::Behind { group, node } => {
+                if let Phase::Member(member) = &mut self.phase {
+                    member.on_behind(&mut self.ctx, group, node);
+                }
+            }
             Input::Observe { group, begin } => {
                 if begin {
                     self.ctx.observes.insert(group.clone());
@@ -545,6 +557,11 @@ impl Member {
                     office.on_observe(ctx, acceptor, from, group, begin);
                 }
             }
+            ClusterMsg::StaysBehind { group, node } => self.judge_behind(ctx, from, &group, node),
+            ClusterMsg::StepOut { group } if from == self.following.node => {
+                ctx.push(Output::StepOut { group });
+            }
+            ClusterMsg::StepOut { .. } => {}
             ClusterMsg::Leave => {
                 if let (Some(office), Some(acceptor)) = (&mut self.office, &self.acceptor) {
                     office.on_leave(ctx, acceptor, &self.deaths, from);

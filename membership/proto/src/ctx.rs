@@ -99,6 +99,11 @@ pub enum Output {
         /// After this instant nothing could be done under the token.
         until: Instant,
     },
+    /// The node makes other members of the group wait: it should leave the group, and may join it again.
+    StepOut {
+        /// The group.
+        group: GroupName,
+    },
     /// The node holds no valid lease: it is blocked, not wrong. The text says what it lacks.
     Blocked(String),
     /// The node holds a valid lease again.

@@ -549,6 +549,27 @@ impl Member {
         }
     }
 
+    /// Another member of a group makes us wait for too long: the coordinator judges who must go.
+    pub(crate) fn on_behind(&mut self, ctx: &mut Ctx, group: GroupName, node: NodeId) {
+        if self.office.is_some() {
+            self.judge_behind(ctx, ctx.me(), &group, node);
+        } else {
+            self.to_coordinator(ctx, ClusterMsg::StaysBehind { group, node });
+        }
+    }
+
+    /// As coordinator: one member says that another one stays behind.
+    pub(crate) fn judge_behind(&mut self, ctx: &mut Ctx, from: NodeId, group: &GroupName, node: NodeId) {
+        let (Some(office), Some(acceptor)) = (&mut self.office, &self.acceptor) else { return };
+        let Some(goes) = office.judge_behind(ctx, acceptor, from, group, node) else { return };
+        ctx.mark("a member that stays behind is told to step out");
+        if goes == ctx.me() {
+            ctx.push(Output::StepOut { group: group.clone() });
+        } else {
+            ctx.reply(goes, self.lineage, ClusterMsg::StepOut { group: group.clone() });
+        }
+    }
+
     /// May this node act for the group now?
     fn may_lead(&self, ctx: &Ctx, known: &Known) -> bool {
         !self.leaving

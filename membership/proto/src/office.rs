@@ -1,6 +1,7 @@
 //! The coordinator's office: what the winner of the highest ballot does.
 //!
 //! * `authority.rs`: how long it may believe that nobody has replaced it, and the leases that it passes on.
+//! * `behind.rs`: who must leave a group because others wait for it.
 //! * `propose.rs`: one entry at a time from queue to commit.
 //! * `removal.rs`: who is silent, and when a node may be removed (the one rule for every way to cease leading).
 //! * `tell.rs`: who is told what.
@@ -28,6 +29,7 @@ use crate::{
 };
 
 mod authority;
+mod behind;
 mod propose;
 mod removal;
 mod tell;
@@ -151,6 +153,7 @@ pub(crate) struct Office {
     /// The core that we are about to propose. Leases end no later than its support from now on, so that its support
     /// comes to cover all that were given.
     wanted: Option<Vec<NodeId>>,
+    complaints: behind::Complaints,
     /// The core at the beginning, for one planted bug.
     first_core: Vec<NodeId>,
     pub(crate) next_tick: Instant,
@@ -186,6 +189,7 @@ impl Office {
             authority_seen: Instant::ZERO,
             given_until: Instant::ZERO,
             wanted: None,
+            complaints: behind::Complaints::default(),
             first_core: acceptor.state.core.clone(),
             next_tick: now.after(ctx.config.heartbeat / 2),
             to_self: VecDeque::new(),

@@ -11,5 +11,6 @@ mod http;
 mod local;
 mod multicast;
 mod process;
+mod replica;
 mod starts;
 mod strangers;

@@ -10,7 +10,7 @@ use checker::Report;
 use crate::{faults::Kind, world::World};
 
 /// Rare things that a large enough set of runs must have seen, or it proves little.
-pub const MARKERS: [&str; 67] = [
+pub const MARKERS: [&str; 68] = [
     "a candidate dies",
     "a candidate gives way to a higher ballot",
     "a candidate learns committed entries from a promise",
@@ -48,6 +48,7 @@ pub const MARKERS: [&str; 67] = [
     "a resource refuses a token",
     "a sender waits for others",
     "a state is received",
+    "a member that stays behind is told to step out",
     "another member is asked for the state",
     "the state is lost",
     "a member goes on without the group's state",

@@ -34,6 +34,8 @@ pub(crate) enum Action {
     Deliver { p: usize, input: Incoming },
     /// A frame of a group's multicast reaches a process, unless the connection broke meanwhile.
     Frame { from: usize, to: usize, epoch: u64, incoming: Incoming },
+    /// A process that stepped out of a group comes back to it.
+    Rejoin { p: usize, group: GroupName },
     /// Two processes try to connect again.
     Connect { a: usize, b: usize },
     /// A message reaches whoever listens at an address.
@@ -235,6 +237,7 @@ impl World {
                     self.deliver(to, incoming);
                 }
             }
+            Action::Rejoin { p, group } => self.rejoin(p, group),
             Action::Connect { a, b } => self.connect(a, b),
             Action::Wake { p } => {
                 if self.processes[p].wake_at.is_some_and(|at| at <= self.now) {
@@ -661,6 +664,7 @@ impl World {
             }
             Output::Ended(end) => self.ended(p, &end),
             Output::View(view, part) if view.kind == GroupKind::Multicast => self.room_view(p, &view, part),
+            Output::StepOut { group } => self.step_out(p, group),
             Output::Blocked(_) | Output::Unblocked | Output::View(..) | Output::Refused(_) => {}
         }
     }
