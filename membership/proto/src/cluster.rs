@@ -22,6 +22,7 @@ use crate::{
     plant::Plant,
     quorum::{Share, share},
     seeking::{Found, Seeking},
+    state::State,
     view::ClusterView,
 };
 
@@ -76,7 +77,7 @@ pub enum Input {
     LeaveCluster,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 enum Phase {
     Seeking(Box<Seeking>),
     Member(Box<Member>),
@@ -87,7 +88,7 @@ enum Phase {
 ///
 /// It ends with [`Output::Ended`]; after that it ignores everything, and whoever still wants to take part makes a new
 /// machine with a fresh [`NodeId`] and [`Cluster::highest`] of this one.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub struct Cluster {
     ctx: Ctx,
     phase: Phase,
@@ -159,6 +160,23 @@ impl Cluster {
     /// Until when the node's lease lasts, if it holds one.
     pub fn lease_until(&self) -> Option<Instant> {
         self.member().and_then(Member::lease_deadline)
+    }
+
+    /// Until when the node as coordinator may believe that nobody has replaced it, if it is in office.
+    pub fn authority(&self) -> Option<Instant> {
+        let member = self.member()?;
+        let (office, acceptor) = (member.office.as_ref()?, member.acceptor.as_ref()?);
+        Some(office.authority(&self.ctx, acceptor, &member.deaths))
+    }
+
+    /// The highest ballot that the node promised, if it keeps the log.
+    pub fn promised(&self) -> Option<membership_types::Ballot> {
+        self.member()?.acceptor.as_ref().map(|a| a.promised)
+    }
+
+    /// What the node knows to be committed, if it keeps the log.
+    pub fn committed(&self) -> Option<&State> {
+        self.member()?.acceptor.as_ref().map(|a| &a.state)
     }
 
     /// What the node is busy with, for those who inject faults at the worst moment.
@@ -401,7 +419,8 @@ impl Member {
         office.pump(ctx, acceptor, &self.deaths);
         let authority = office.own_lease(ctx, acceptor, &self.deaths);
         let ballot = office.ballot;
-        let renew = !office.is_dissolving();
+        // An entry that a predecessor left undecided may have been in force already: whom it removes acts no more.
+        let renew = !office.is_dissolving() && !office.is_removing(ctx.me());
         let updates = core::mem::take(&mut office.to_self);
         let mut end = None;
         for update in updates {

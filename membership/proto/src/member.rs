@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// A group that this node is in, or observes.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 struct Known {
     view: SharedView,
     /// The ballot under which we first heard of this view.
@@ -43,7 +43,7 @@ struct Known {
 }
 
 /// The lease that this node holds.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 struct Lease {
     until: Instant,
     /// The highest ballot that renewed it.
@@ -53,7 +53,7 @@ struct Lease {
 }
 
 /// A coordinator that committed its own removal, and has yet to hear that others know.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub(crate) struct Parting {
     pub(crate) end: End,
     pub(crate) ballot: Ballot,
@@ -63,7 +63,7 @@ pub(crate) struct Parting {
     pub(crate) until: Instant,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub(crate) struct Member {
     pub(crate) lineage: Lineage,
     /// The highest ballot that is known to have won; its node coordinates.

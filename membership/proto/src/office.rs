@@ -40,7 +40,7 @@ pub(crate) use removal::Removal;
 const QUEUE_LIMIT: usize = 100_000;
 
 /// What the coordinator knows of another node.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub(crate) struct Peer {
     /// From when on silence counts, if the node never answered: our start in office, or its admission.
     since: Instant,
@@ -88,7 +88,7 @@ impl Peer {
 }
 
 /// The entry that is being agreed.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 struct Proposal {
     index: LogIndex,
     entry: Arc<Entry>,
@@ -99,7 +99,7 @@ struct Proposal {
 }
 
 /// This lineage is about to end: nobody gets a lease any more.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 struct Dissolving {
     into: membership_types::Lineage,
     /// When every lease has lapsed.
@@ -125,7 +125,7 @@ pub(crate) struct Won {
     pub(crate) stored: Vec<NodeId>,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub(crate) struct Office {
     pub(crate) ballot: Ballot,
     since: Instant,
@@ -427,6 +427,11 @@ impl Office {
     /// May this node's own leadership go on under this office?
     pub(crate) fn is_dissolving(&self) -> bool {
         self.dissolving.is_some()
+    }
+
+    /// Is a node going to be removed? It gets no lease any more.
+    pub(crate) fn is_removing(&self, node: NodeId) -> bool {
+        self.removing.contains_key(&node)
     }
 
     /// What the office is busy with, for those who inject faults at the worst moment.

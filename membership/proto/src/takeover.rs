@@ -31,7 +31,7 @@ use crate::{
 const LONGEST_PAUSE: u32 = 16;
 
 /// Our part in finding a coordinator.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Hash)]
 pub(crate) struct Takeover {
     /// When we ask for promises, if nothing happens before.
     at: Option<Instant>,
@@ -42,7 +42,7 @@ pub(crate) struct Takeover {
     candidate: Option<Candidate>,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 struct Candidate {
     ballot: Ballot,
     promises: BTreeMap<NodeId, Promised>,
@@ -54,7 +54,7 @@ struct Candidate {
     alone_from: Option<Instant>,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 struct Promised {
     commit: LogIndex,
     accepted: Option<(Ballot, Arc<Entry>)>,

@@ -16,7 +16,7 @@ use crate::{acceptor::Acceptor, ctx::Ctx};
 const MOST: usize = 4096;
 
 /// Who blamed whom, when last and how often.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Hash)]
 pub(super) struct Complaints(BTreeMap<(GroupName, NodeId, NodeId), (Instant, u32)>);
 
 impl Complaints {
