@@ -192,6 +192,9 @@ impl Membership {
     pub async fn leave(&self) {
         self.inner.left.store(true, Ordering::Release);
         self.inner.drained().await;
+        if let Some(mailbox) = &self.inner.mailbox {
+            mailbox.refuse(Some(SendError::NotMember));
+        }
         let (done, told) = oneshot::channel();
         let group = self.inner.group.clone();
         // Where the node has stopped, the command comes back: dropped here, so that nobody waits for it.
