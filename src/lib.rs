@@ -14,14 +14,16 @@
 //! # Ok(()) }
 //! ```
 //!
+//! [`Replica`] makes a service a replicated state machine; [`Node::join_multicast`] is what it stands on.
+//!
 //! The crates behind it: [`membership`] (nodes, groups, leadership), [`router`] (the routing proxy as a library),
 //! [`pubsub`] (the event stream inside a process), [`backplane`] (servers as child processes).
 #![forbid(unsafe_code)]
 
 pub use backplane;
 pub use membership::{
-    self, Bootstrap, Event, Events, GroupName, Leadership, Membership, Node, NodeBuilder, NodeId, Observer,
-    Rendezvous, Token, View, ViewId, Views, What,
+    self, Bootstrap, Class, Delivered, Deliveries, Event, Events, GroupName, Leadership, Membership, Node,
+    NodeBuilder, NodeId, Observer, Rendezvous, Replica, ReplicatedState, Token, View, ViewId, Views, What,
 };
 pub use pubsub;
 pub use router;

@@ -22,6 +22,11 @@ fn leader_election() {
 }
 
 #[test]
+fn replicated_counter() {
+    runs_to_its_end("replicated_counter", "west begins with 18 in all");
+}
+
+#[test]
 fn observe_views() {
     runs_to_its_end("observe_views", "the desk is closed");
 }

@@ -67,6 +67,7 @@ mod transport;
 mod wire;
 
 pub use admin::{AdminRequest, AdminResponse, Extensions};
+pub use bytes::Bytes;
 pub use channel::{Delivered, Deliveries, Fence, Message, SendError, StateRequest};
 pub use error::{GroupError, JoinError, NotMember, StartError};
 pub use event::{Event, Events, Member, View, Views, What};
