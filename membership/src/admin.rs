@@ -252,7 +252,7 @@ fn respond(answer: AdminResponse) -> Response<Full<Bytes>> {
 
 /// The node's own paths.
 fn own_answer(path: &str, shared: &Shared) -> Option<AdminResponse> {
-    let status = shared.status();
+    let status = shared.full_status();
     Some(match path {
         "/healthz" => AdminResponse::json(200, &json!({ "ok": true })),
         "/readyz" => {

@@ -154,6 +154,8 @@ struct Driver {
     view: Option<Arc<ClusterView>>,
     blocked: Option<String>,
     groups: BTreeMap<GroupName, Slot>,
+    /// Groups that this node stepped out of, to come back.
+    away: BTreeSet<GroupName>,
     /// The addresses that rendezvous gave last, and whether every provider has answered.
     addresses: (Vec<SocketAddr>, bool),
     /// Proved deaths of nodes that may still be in a view to come, and what the proofs are.
@@ -235,6 +237,7 @@ impl Driver {
             view: None,
             blocked: None,
             groups: BTreeMap::new(),
+            away: BTreeSet::new(),
             addresses: (Vec::new(), false),
             dead: VecDeque::new(),
             own_state: Vec::new(),
@@ -565,7 +568,6 @@ impl Driver {
         if !self.changed && now.phase == phase && now.coordinator == coordinator && now.core == core {
             return;
         }
-        let groups = if self.changed { Arc::new(self.group_statuses()) } else { Arc::clone(&now.groups) };
         self.changed = false;
         self.status.publish(Arc::new(Status {
             id: self.config.me.id,
@@ -576,7 +578,7 @@ impl Driver {
             coordinator,
             blocked: self.blocked.clone(),
             lease_until_ns: self.lease_until.as_nanos(),
-            groups,
+            groups: Arc::default(),
         }));
     }
 

@@ -20,7 +20,7 @@ use crate::{
     clock,
     error::NotMember,
     event::{Event, Events, Lead, Said, Topic, View, Views, What},
-    node::{Command, Node},
+    node::{Command, Node, lock},
 };
 
 /// How long leaving waits for others to hold what was multicast.
@@ -76,8 +76,8 @@ impl Membership {
 
     /// The last view that is known, while the node is a member.
     pub fn view(&self) -> Option<Arc<View>> {
-        let status = self.inner.node.status();
-        status.groups.get(&self.inner.group).filter(|g| g.member).and_then(|g| g.view.clone())
+        let groups = lock(&self.inner.node.inner.shared.groups);
+        groups.get(&self.inner.group).filter(|g| g.member).and_then(|g| g.view.clone())
     }
 
     /// The group's events, and the node's own, in the one order in which they happened: the current state first, then
@@ -331,7 +331,8 @@ impl Observer {
 
     /// The last view that is known.
     pub fn view(&self) -> Option<Arc<View>> {
-        self.inner.node.status().groups.get(&self.inner.group).and_then(|g| g.view.clone())
+        let groups = lock(&self.inner.node.inner.shared.groups);
+        groups.get(&self.inner.group).and_then(|g| g.view.clone())
     }
 
     /// The group's views: the current one first, then every change. A group without members has a view with the id

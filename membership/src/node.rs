@@ -27,7 +27,7 @@ use crate::{
     metrics::Metrics,
     rendezvous::{Registrar, Rendezvous},
     start,
-    status::Status,
+    status::{GroupStatus, Status},
 };
 
 /// How many changes a reader of events may be behind before it gets a gap.
@@ -268,6 +268,8 @@ pub(crate) struct Shared {
     /// Gone once the node has stopped.
     pub(crate) bus: Mutex<Option<NodeBus>>,
     pub(crate) status: Reader<Status>,
+    /// The groups of the status, which change one by one.
+    pub(crate) groups: Mutex<BTreeMap<GroupName, GroupStatus>>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) bulk: Bulk,
     pub(crate) extensions: Extensions,
@@ -305,6 +307,12 @@ impl Shared {
         self.subscribe(Topics::matching(move |topic| *topic == Topic::Node || *topic == group))
     }
 
+    pub(crate) fn full_status(&self) -> Arc<Status> {
+        let groups = Arc::new(lock(&self.groups).clone());
+        Arc::new(Status { groups, ..Status::clone(&self.status()) })
+    }
+
+    /// As of the last change of anything but groups, and without them.
     pub(crate) fn status(&self) -> Arc<Status> {
         let mut reader = self.status.clone();
         reader.load();
@@ -339,7 +347,7 @@ impl Node {
 
     /// The id of the node's present incarnation.
     pub fn id(&self) -> NodeId {
-        self.status().id
+        self.inner.shared.status().id
     }
 
     /// The node's name.
@@ -368,8 +376,10 @@ impl Node {
     }
 
     /// How things stand at this node.
+    ///
+    /// It is put together for the call: with very many groups, ask a [`Membership`] for its view instead.
     pub fn status(&self) -> Arc<Status> {
-        self.inner.shared.status()
+        self.inner.shared.full_status()
     }
 
     /// The node's own events, without those of groups: the current state first, then every change.

@@ -130,6 +130,7 @@ fn share(
         },
         bus: Mutex::new(Some(bus.clone())),
         status: status.reader(),
+        groups: Mutex::default(),
         extensions: Extensions::new(Arc::clone(&metrics)),
         registrar: Arc::new(Mutex::new(registrar)),
         metrics,

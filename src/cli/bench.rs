@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::{Outcome, events};
 
+mod groups;
 mod join;
 mod multicast;
 mod takeover;
@@ -23,6 +24,10 @@ enum Which {
     Takeover(takeover::Takeover),
     /// From the start of many processes at once to one ranked view.
     Join(join::Join),
+    /// What many groups cost: joining them all, and taking them over.
+    Groups(groups::Groups),
+    #[command(hide = true)]
+    GroupsMember(groups::GroupsMember),
     /// Messages between the members of a group: how many, at what cost, how late.
     Multicast(multicast::Multicast),
     #[command(hide = true)]
@@ -34,6 +39,8 @@ impl Bench {
         match self.which {
             Which::Takeover(takeover) => takeover.run(json).await,
             Which::Join(join) => join.run(json).await,
+            Which::Groups(groups) => groups.run(json).await,
+            Which::GroupsMember(member) => member.run().await,
             Which::Multicast(multicast) => multicast.run(json).await,
             Which::MulticastMember(member) => member.run().await,
         }

@@ -152,25 +152,29 @@ pub enum End {
 pub(crate) struct Wishes {
     last: u64,
     pub(crate) pending: VecDeque<(u64, GroupWish)>,
+    /// Those among them by which a first rank is given up.
+    giving_up: BTreeSet<(GroupName, u64)>,
 }
 
 impl Wishes {
     pub(crate) fn push(&mut self, wish: GroupWish) {
         self.last += 1;
+        if matches!(wish, GroupWish::Leave { .. } | GroupWish::StepDown { .. }) {
+            self.giving_up.insert((wish.group().clone(), self.last));
+        }
         self.pending.push_back((self.last, wish));
     }
 
     pub(crate) fn done(&mut self, op: u64) {
-        while self.pending.front().is_some_and(|(n, _)| *n <= op) {
-            self.pending.pop_front();
+        while let Some((n, wish)) = self.pending.pop_front_if(|(n, _)| *n <= op) {
+            self.giving_up.remove(&(wish.group().clone(), n));
         }
     }
 
     /// Is there a wish to leave the first rank of this group, not yet seen applied?
     pub(crate) fn giving_up(&self, group: &GroupName) -> bool {
-        self.pending.iter().any(|(_, wish)| {
-            wish.group() == group && matches!(wish, GroupWish::Leave { .. } | GroupWish::StepDown { .. })
-        })
+        let all = (group.clone(), 0)..=(group.clone(), u64::MAX);
+        self.giving_up.range(all).next().is_some()
     }
 
     pub(crate) fn all(&self) -> Vec<(u64, GroupWish)> {

@@ -658,7 +658,11 @@ impl Member {
                     office.own_wish(ctx, op, wish);
                 }
             }
-            None => self.to_coordinator(ctx, ClusterMsg::Wishes(ctx.wishes.all())),
+            // The others have been sent already; all are sent again with a heartbeat if they are not seen applied.
+            None => {
+                let latest = ctx.wishes.pending.back().cloned().into_iter().collect();
+                self.to_coordinator(ctx, ClusterMsg::Wishes(latest));
+            }
         }
     }
 

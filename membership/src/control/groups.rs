@@ -1,10 +1,6 @@
 //! The node's groups: what applications want of them, what is known of them, and how the node leads them.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use membership_proto::{GroupView, GroupWish, Input, Kind, Part, SharedView, WhyNot};
 use membership_sync::LeaderCell;
@@ -16,6 +12,7 @@ use crate::{
     channel::Mailbox,
     clock,
     event::{Event, Lead, Member, Said, Topic, View, What},
+    node::lock,
     status::GroupStatus,
 };
 
@@ -185,6 +182,7 @@ impl Driver {
         tracing::warn!(%group, ?away, "others wait for this member: it leaves the group for a while");
         wanted.leaving = Leaving::SteppedOut;
         wanted.away = Some((clock::now().after(away), away));
+        self.away.insert(group.clone());
         self.inputs.push_back(Input::Wish(GroupWish::Leave { group: group.clone() }));
     }
 
@@ -194,19 +192,25 @@ impl Driver {
             let wanted = slot.wanted.as_ref().filter(|w| w.leaving == Leaving::SteppedOut)?;
             (!slot.member).then_some(wanted.away?.0)
         };
-        self.groups.values().filter_map(away).min()
+        self.away.iter().filter_map(|group| self.groups.get(group)).filter_map(away).min()
     }
 
     pub(super) fn rejoin_due(&mut self, now: Instant) {
-        for (group, slot) in &mut self.groups {
+        for group in self.away.clone() {
+            let Some(slot) = self.groups.get_mut(&group) else {
+                self.away.remove(&group);
+                continue;
+            };
             let Some(wanted) = slot.wanted.as_mut().filter(|w| w.leaving == Leaving::SteppedOut) else {
+                self.away.remove(&group);
                 continue;
             };
             if slot.member || wanted.away.is_none_or(|(at, _)| at > now) {
                 continue;
             }
             wanted.leaving = Leaving::No;
-            let (group, endpoint) = (group.clone(), wanted.endpoint.clone());
+            self.away.remove(&group);
+            let endpoint = wanted.endpoint.clone();
             let kind = if wanted.mailbox.is_some() { Kind::Multicast } else { Kind::Plain };
             if slot.bulk {
                 self.bulk.out(group.clone(), false);
@@ -318,13 +322,15 @@ impl Driver {
                 let _gone = done.send(());
             }
             slot.member = false;
-            let Some(wanted) = &slot.wanted else { continue };
+            let Some(wanted) = &slot.wanted else {
+                self.show_group(&group);
+                continue;
+            };
             let left = matches!(wanted.leaving, Leaving::Once | Leaving::Asked)
                 || self.stopping.is_some()
                 || self.over.is_some();
             self.tell_out(&group, left);
         }
-        self.changed = true;
     }
 
     fn named(&self, view: &GroupView) -> View {
@@ -451,8 +457,8 @@ impl Driver {
         if !used {
             self.groups.remove(group);
         }
-        self.changed = true;
-        self.refresh_status();
+        // Before it is told, so that who hears of it finds it there.
+        self.show_group(group);
         let topic = Topic::Group(group.clone());
         if used {
             self.bus.publish(topic, said);
@@ -461,12 +467,21 @@ impl Driver {
         }
     }
 
-    pub(super) fn group_statuses(&self) -> BTreeMap<GroupName, GroupStatus> {
-        let status = |slot: &Slot| GroupStatus {
+    /// Puts how the node stands in a group where handles find it.
+    fn show_group(&self, group: &GroupName) {
+        let mut shown = lock(&self.shared.groups);
+        let Some(slot) = self.groups.get(group) else {
+            shown.remove(group);
+            return;
+        };
+        let status = GroupStatus {
             view: slot.view.clone(),
             member: slot.member,
             leading: slot.acting.as_ref().filter(|a| a.told.is_some()).map(|a| a.lead.token),
         };
-        self.groups.iter().map(|(group, slot)| (group.clone(), status(slot))).collect()
+        match shown.get_mut(group) {
+            Some(known) => *known = status,
+            None => drop(shown.insert(group.clone(), status)),
+        }
     }
 }
