@@ -74,6 +74,8 @@ pub(crate) struct Member {
     /// What we know does not fit what we are told: everything must be told again.
     start_over: bool,
     groups: BTreeMap<GroupName, Known>,
+    /// The groups that this node is first in and does not act for.
+    to_lead: BTreeSet<GroupName>,
     lease: Lease,
     /// The coordinator's clock in its last grant under this ballot, and whether we are bound by that grant.
     heard: Option<(Instant, bool)>,
@@ -107,6 +109,7 @@ impl Member {
             seen: LogIndex::ZERO,
             start_over: false,
             groups: BTreeMap::new(),
+            to_lead: BTreeSet::new(),
             lease: Lease { until: Instant::ZERO, ballot: None, held: false },
             heard: None,
             heard_at: ctx.now,
@@ -465,6 +468,11 @@ impl Member {
 
     fn installed(&mut self, ctx: &mut Ctx, old: &ClusterView, at: LogIndex, snap: bool) {
         ctx.highest = ctx.highest.max(self.view.id);
+        if !self.lease.held {
+            // A view is news: if no lease follows it, that is said (again).
+            self.said_blocked = false;
+            self.blocked_since = ctx.now;
+        }
         let view = &self.view;
         let lineage = self.lineage;
         ctx.trace(|p| Event::Install {
@@ -507,7 +515,13 @@ impl Member {
         self.trace_group_view(ctx, &view, part);
         if part == Part::Left {
             self.groups.remove(&view.group);
+            self.to_lead.remove(&view.group);
         } else {
+            if view.leader() == Some(me) && goes_on.is_none() {
+                self.to_lead.insert(view.group.clone());
+            } else {
+                self.to_lead.remove(&view.group);
+            }
             self.groups.insert(
                 view.group.clone(),
                 Known { view: view.clone(), ballot, acting: goes_on, acted_before, installed },
@@ -583,14 +597,12 @@ impl Member {
 
     /// Begins to act for every group for which that is allowed now.
     fn start_leading(&mut self, ctx: &mut Ctx) {
-        let me = ctx.me();
-        let ready: Vec<GroupName> = self
-            .groups
-            .iter()
-            .filter(|(_, k)| k.acting.is_none() && k.view.leader() == Some(me) && self.may_lead(ctx, k))
-            .map(|(name, _)| name.clone())
-            .collect();
+        let may = |group: &&GroupName| {
+            self.groups.get(*group).is_some_and(|k| k.acting.is_none() && self.may_lead(ctx, k))
+        };
+        let ready: Vec<GroupName> = self.to_lead.iter().filter(may).cloned().collect();
         for group in ready {
+            self.to_lead.remove(&group);
             let Some(known) = self.groups.get_mut(&group) else { continue };
             let token = known.view.token;
             known.acting = Some(token);
@@ -609,6 +621,7 @@ impl Member {
     fn stop_leading(&mut self, ctx: &mut Ctx, group: &GroupName, why: WhyNot) {
         let Some(known) = self.groups.get_mut(group) else { return };
         let Some(token) = known.acting.take() else { return };
+        self.to_lead.insert(group.clone());
         let until = self.lease.until.min(ctx.now);
         let (lineage, g) = (self.lineage, Group::from(group));
         ctx.trace(|p| Event::LeadEnd {
@@ -670,6 +683,7 @@ impl Member {
     pub(crate) fn on_observe(&mut self, ctx: &mut Ctx, group: GroupName, begin: bool) {
         if !begin && !self.groups.get(&group).is_some_and(|k| k.view.contains(ctx.me())) {
             self.groups.remove(&group);
+            self.to_lead.remove(&group);
         }
         if self.office.is_some() {
             self.learn_own(ctx, &group);
