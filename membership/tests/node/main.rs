@@ -13,3 +13,6 @@ mod multicast;
 mod process;
 mod starts;
 mod strangers;
+
+/// Whether nodes of the harness hold a key: the tests of `tests/sealed`, some of which are these, say yes.
+const SEALED: bool = false;
