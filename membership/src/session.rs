@@ -184,6 +184,8 @@ impl Sealed {
         plain: &mut BytesMut,
         counts: &Counts,
     ) -> Result<(), Corrupt> {
+        // Once for all: records that come together would make it grow again and again.
+        plain.reserve(came.len());
         while let Some(length) = came.first_chunk::<LENGTH>() {
             let size = usize::from(u16::from_be_bytes(*length));
             let Some(record) = came.get(LENGTH..LENGTH + size) else { break };
