@@ -22,6 +22,7 @@ mod proc;
 mod route;
 mod run;
 mod secret;
+mod server;
 mod sim;
 
 /// Exit codes, as the README lists them.
@@ -84,6 +85,9 @@ struct Cli {
     /// Be killed when the process that started this one dies.
     #[arg(long, global = true, hide = true)]
     die_with_parent: bool,
+    /// Hold so much memory, and use it for nothing: benchmarks kill big processes.
+    #[arg(long, global = true, hide = true, value_name = "SIZE")]
+    hold: Option<flags::Size>,
     #[command(subcommand)]
     command: Command,
 }
@@ -109,9 +113,9 @@ enum Command {
     Check(check::Check),
     /// The project's own benchmarks.
     Bench(bench::Bench),
-    /// The demo's server.
-    #[command(hide = true)]
     Inventory(inventory::Inventory),
+    #[command(hide = true)]
+    Server(server::Server),
 }
 
 /// A count that cannot be 0.
@@ -130,6 +134,7 @@ impl Command {
         match self {
             Self::Agent(agent) => agent.configure(),
             Self::Join(join) => join.configure(),
+            Self::Inventory(inventory) => inventory.configure(),
             Self::Watch(watch) => watch.configure(),
             Self::Run(run) => run.configure(),
             Self::Router(router) => router.configure(),
@@ -179,6 +184,9 @@ pub(crate) fn main() -> ExitCode {
     {
         return failed(&Failure::new(exit::FAILED, format!("--die-with-parent: {error}")));
     }
+    // Not zeros, for which the kernel need not give memory.
+    let held = vec![1_u8; cli.hold.map_or(0, |size| size.0)];
+    std::hint::black_box(&held);
     let json = cli.json;
     let outcome = match cli.command {
         Command::Demo(demo) => block_on(demo.run(json)),
@@ -193,8 +201,10 @@ pub(crate) fn main() -> ExitCode {
         Command::Sim(sim) => sim.run(json),
         Command::Check(check) => check.run(json),
         Command::Bench(bench) => block_on(bench.run(json)),
-        Command::Inventory(inventory) => block_on(inventory.run()),
+        Command::Inventory(inventory) => block_on(inventory.run(json)),
+        Command::Server(server) => block_on(server.run()),
     };
+    drop(held);
     match outcome {
         Ok(code) if events::lost() => ExitCode::from(code.max(exit::FAILED)),
         Ok(code) => ExitCode::from(code),

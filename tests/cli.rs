@@ -213,6 +213,8 @@ fn durations_have_ranges() {
 fn counts_and_ports_that_make_no_sense_are_refused() {
     refused(&["sim", "--seeds", "0"], 2, &["--seeds", "at least 1"]);
     refused(&["sim", "--seed", "18446744073709551615", "--seeds", "3"], 2, &["--seeds 3"]);
+    refused(&["bench", "takeover", "--ballast", "1GB"], 2, &["--ballast", "1GiB"]);
+    refused(&["bench", "takeover", "--ballast", "65GiB"], 2, &["--ballast", "64GiB"]);
     refused(&["bench", "takeover", "--times", "0"], 2, &["--times", "at least 1"]);
     refused(&["bench", "join", "--times", "0"], 2, &["--times", "at least 1"]);
     refused(&["router", "--config", "x", "--workers", "0"], 2, &["--workers", "at least 1"]);
@@ -325,7 +327,7 @@ fn a_wrapper_waits_a_moment_for_an_old_server_to_go_away() {
     let dir = Dir::new();
     let exe = env!("CARGO_BIN_EXE_phalanx");
     let args = ["run", "--group", "g", "--endpoint", &at, "--rendezvous", &dir.rendezvous()];
-    let mut wrapper = Proc::start(&[&args[..], &["--", exe, "inventory", "--listen", &at]].concat());
+    let mut wrapper = Proc::start(&[&args[..], &["--", exe, "server", "--listen", &at]].concat());
     wrapper.until_event("leading");
     going.join().expect("it only sleeps");
 }

@@ -126,7 +126,7 @@ fn a_server_dies_with_its_wrapper_and_a_wrapper_exits_as_its_server() {
     let at = format!("127.0.0.1:{port}");
     let exe = env!("CARGO_BIN_EXE_phalanx");
     let args = ["run", "--group", "g", "--endpoint", &at, "--rendezvous", &dir.rendezvous()];
-    let server = ["--", exe, "inventory", "--listen", &at];
+    let server = ["--", exe, "server", "--listen", &at];
     let mut wrapper = Proc::start(&[&args[..], &server].concat());
     wrapper.until_event("leading");
     assert!(std::net::TcpStream::connect(&at).is_ok());

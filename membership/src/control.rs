@@ -156,8 +156,8 @@ struct Driver {
     groups: BTreeMap<GroupName, Slot>,
     /// The addresses that rendezvous gave last, and whether every provider has answered.
     addresses: (Vec<SocketAddr>, bool),
-    /// Proved deaths of nodes that may still be in a view to come.
-    dead: VecDeque<NodeId>,
+    /// Proved deaths of nodes that may still be in a view to come, and what the proofs are.
+    dead: VecDeque<(NodeId, &'static str)>,
     /// The node's own current state, as events.
     own_state: Vec<Event>,
     /// What is to go into the machine once its outputs are carried out.
@@ -310,7 +310,7 @@ impl Driver {
 
     /// Sets the timer to when the machine, or we, must do something even if nothing comes. False for never.
     fn arm(&mut self, timer: &mut std::pin::Pin<Box<Sleep>>) -> bool {
-        let own = self.stopping.as_ref().map(|s| s.until);
+        let own = self.stopping.as_ref().map(|s| s.until).into_iter().chain(self.next_rejoin());
         let Some(at) = self.machine.poll_timeout().into_iter().chain(own).min() else { return false };
         let pause = (at - clock::now()).min(Duration::from_secs(3600));
         timer.as_mut().reset(tokio::time::Instant::now() + pause);
@@ -330,6 +330,7 @@ impl Driver {
         if self.machine.poll_timeout().is_some_and(|due| due <= now) {
             self.machine.handle_timeout(now);
         }
+        self.rejoin_due(now);
         self.pump();
     }
 
@@ -340,12 +341,12 @@ impl Driver {
                 self.input(Input::Message { from, msg })
             }
             Arrived::Message { .. } => {}
-            Arrived::Dead(node) => {
-                self.dead.push_back(node);
+            Arrived::Dead(node, how) => {
+                self.dead.push_back((node, how));
                 if self.dead.len() > DEAD_KEPT {
                     self.dead.pop_front();
                 }
-                self.input(Input::ProvedDead { node, how: "pidfd" });
+                self.input(Input::ProvedDead { node, how });
             }
             Arrived::Addresses { addresses, complete } => {
                 self.addresses = (addresses.clone(), complete);
@@ -380,11 +381,14 @@ impl Driver {
     /// The bulk thread tells of views that are installed, and of members who stay behind.
     fn on_told(&mut self) {
         let me = self.config.me.id;
-        for (group, (by, view)) in self.bulk.take_told().installed {
+        let told = self.bulk.take_told();
+        for (group, (by, view)) in told.installed {
             if by == me {
                 self.inputs.push_back(Input::Installed { group, view });
             }
         }
+        let behind = told.behind.into_iter().map(|(group, node)| Input::Behind { group, node });
+        self.inputs.extend(behind);
         self.pump();
     }
 
@@ -452,6 +456,7 @@ impl Driver {
                 self.say(What::Refused { why });
             }
             Output::Ended(end) => self.end = Some(end),
+            Output::StepOut { group } => self.step_out(&group),
             Output::Trace(event) => self.trace(event),
             Output::Mark(_) => {}
         }
@@ -464,8 +469,8 @@ impl Driver {
         self.names = shown_names(&view);
         self.bulk.set_addresses(view.members.iter().map(|node| (node.id, node.addr)).collect());
         // A death that was proved before the dead was in our view counts now.
-        let late = self.dead.iter().filter(|node| view.contains(**node));
-        self.inputs.extend(late.map(|node| Input::ProvedDead { node: *node, how: "pidfd" }));
+        let late = self.dead.iter().filter(|(node, _)| view.contains(*node));
+        self.inputs.extend(late.map(|(node, how)| Input::ProvedDead { node: *node, how }));
         if let Some(neighbours) = self.transport.neighbours() {
             neighbours.keep(&self.transport, |node| view.contains(node));
         }

@@ -8,9 +8,17 @@
 //! the local socket, and the kernel's handle of that process (its pidfd, which no later process can inherit) is a handle
 //! of the node's process.
 //!
-//! A readable pidfd says that the whole process is gone: all its threads, so every incarnation that lived in it. That
-//! connections break, or that nobody listens any more, proves nothing. An incarnation that ends within a living process
-//! is no death: its pidfd stays silent.
+//! A readable pidfd says that the whole process is gone: all its threads, so every incarnation that lived in it. But it
+//! says so only after the kernel has freed the memory of the dead, 70 ms for each GiB. So with its pidfd each side also
+//! gives the other a *life line* (`membership_sync::LifeLines`), which the kernel cuts before. That is only a wake-up, as a
+//! thread may end alone; the proof is that all threads of the process are exiting ([`threads`]). One thread per process
+//! waits for wake-ups and looks ([`wake`]); the pidfd goes on being watched and proves the death where that fails.
+//!
+//! That connections break, or that nobody listens any more, proves nothing. An incarnation that ends within a living
+//! process is no death: its pidfd stays silent.
+
+mod threads;
+mod wake;
 
 use std::{
     cell::RefCell,
@@ -23,10 +31,11 @@ use std::{
         unix::net as unix,
     },
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, Once},
     time::Duration,
 };
 
+use membership_sync::{GivenLine, LifeLine, LifeLines};
 use membership_types::NodeId;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -46,7 +55,11 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{clock, transport::Transport};
+use self::{
+    threads::{Threads, pid_of},
+    wake::{Waking, Woken},
+};
+use crate::{clock, metrics::Counts, transport::Transport};
 
 /// How long one attempt to show that two processes share a host may take.
 const ATTEMPT: Duration = Duration::from_secs(2);
@@ -59,9 +72,12 @@ const MEETINGS: usize = 64;
 const WATCHED: usize = 4096;
 /// A node that was never in a view, or is in none any more, is watched for this long.
 const KEPT: Duration = Duration::from_secs(60);
-/// A node id on the local socket, and two descriptors with it: the shared memory, and a pidfd.
+/// A node id and the number of a life line on the local socket, and with it descriptors: the shared memory, a pidfd, and
+/// the memory of life lines if there is one.
 const CARD: usize = 16;
-const DESCRIPTORS: usize = 2;
+const DESCRIPTORS: usize = 3;
+/// How many life lines a neighbour is given. It uses one; which one, only it knows if we met more than once.
+const LINES_PER_NODE: usize = 4;
 
 /// The processes on this host that are watched. A cheap handle; lives on the control thread.
 #[derive(Clone)]
@@ -69,6 +85,8 @@ pub(crate) struct Neighbours(Rc<Inner>);
 
 struct Inner {
     listener: RefCell<Option<unix::UnixListener>>,
+    /// Those that others may watch.
+    lines: Option<&'static LifeLines>,
     awaited: RefCell<Vec<Awaited>>,
     watched: RefCell<BTreeMap<NodeId, Watch>>,
 }
@@ -83,6 +101,25 @@ struct Awaited {
 struct Watch {
     task: AbortHandle,
     since: u64,
+    /// What it may watch of us.
+    given: Vec<GivenLine>,
+}
+
+/// What a process at the other end of the local socket gives of itself.
+struct Card {
+    node: NodeId,
+    memory: OwnedFd,
+    pidfd: OwnedFd,
+    /// The memory of its life lines, and the number of ours.
+    line: Option<(OwnedFd, u32)>,
+}
+
+/// A node whose process is known.
+struct Met {
+    node: NodeId,
+    pidfd: OwnedFd,
+    line: Option<(OwnedFd, u32)>,
+    given: Option<GivenLine>,
 }
 
 /// Where processes on this host can meet this one: a local socket whose name nobody can guess.
@@ -90,22 +127,27 @@ pub(crate) struct Door {
     /// What other nodes are told.
     pub(crate) name: String,
     listener: unix::UnixListener,
+    lines: Option<&'static LifeLines>,
 }
 
 impl Door {
-    pub(crate) fn open() -> io::Result<Self> {
+    /// Others are given life lines if the end of all threads of this process is the end of whatever acts for it.
+    pub(crate) fn open(give_lines: bool) -> io::Result<Self> {
         let name = format!("phalanx-{:032x}", u128::from_le_bytes(random()?));
         let addr = unix::SocketAddr::from_abstract_name(&name)?;
         let listener = unix::UnixListener::bind_addr(&addr)?;
         listener.set_nonblocking(true)?;
-        Ok(Self { name, listener })
+        // Here, so that the control thread need not wait for the thread that begins with it.
+        let life = wake::life();
+        let lines = life.filter(|_| give_lines).map(|life| life.lines);
+        Ok(Self { name, listener, lines })
     }
 }
 
 impl Neighbours {
     pub(crate) fn new(door: Door) -> Self {
-        let listener = RefCell::new(Some(door.listener));
-        Self(Rc::new(Inner { listener, awaited: RefCell::default(), watched: RefCell::default() }))
+        let (listener, lines) = (RefCell::new(Some(door.listener)), door.lines);
+        Self(Rc::new(Inner { listener, lines, awaited: RefCell::default(), watched: RefCell::default() }))
     }
 
     /// Meets whoever connects, for as long as the control thread lives.
@@ -170,7 +212,7 @@ impl Neighbours {
 
     async fn attempt(&self, stream: UnixStream, expected: Option<NodeId>, transport: &Transport) {
         match timeout(ATTEMPT, self.exchange(stream, expected, transport)).await {
-            Ok(Ok((node, pidfd))) => self.watch(node, pidfd, transport),
+            Ok(Ok(met)) => self.watch(met, transport),
             Ok(Err(error)) => {
                 tracing::debug!(%error, "a process on this host could not be shown to be a node")
             }
@@ -178,13 +220,13 @@ impl Neighbours {
         }
     }
 
-    /// Both sides do the same. Gives the node at the other end of the local socket, and the handle of its process.
+    /// Both sides do the same. Gives the node at the other end of the local socket, and what tells of its process.
     async fn exchange(
         &self,
         mut stream: UnixStream,
         expected: Option<NodeId>,
         transport: &Transport,
-    ) -> io::Result<(NodeId, OwnedFd)> {
+    ) -> io::Result<Met> {
         let peer = stream.peer_cred()?;
         if peer.uid() != getuid().as_raw() {
             return Err(refused("it runs as another user"));
@@ -193,8 +235,10 @@ impl Neighbours {
         let memory = memfd_create("phalanx-number", MemfdFlags::CLOEXEC)?;
         ftruncate(&memory, 16)?;
         let own = pidfd_open(getpid(), PidfdFlags::empty())?;
-        send_card(&stream, me, [memory.as_fd(), own.as_fd()]).await?;
-        let (node, their_memory, sent_pidfd) = receive_card(&stream).await?;
+        let given = self.0.lines.and_then(|lines| Some((lines.memory(), lines.give()?)));
+        let line = given.as_ref().map(|(memory, line)| (*memory, line.number()));
+        send_card(&stream, me, memory.as_fd(), own.as_fd(), line).await?;
+        let Card { node, memory: their_memory, pidfd: sent_pidfd, line } = receive_card(&stream).await?;
         if expected.is_some_and(|expected| expected != node) {
             return Err(refused("it is another incarnation by now"));
         }
@@ -226,7 +270,7 @@ impl Neighbours {
         if transport.me() != me {
             return Err(refused("this node is another incarnation by now"));
         }
-        Ok((node, pidfd))
+        Ok(Met { node, pidfd, line, given: given.map(|(_, line)| line) })
     }
 
     /// A node says which number it found in the memory that we share with it.
@@ -243,19 +287,32 @@ impl Neighbours {
     }
 
     /// From now on the death of the process is a proof of the node's.
-    fn watch(&self, node: NodeId, pidfd: OwnedFd, transport: &Transport) {
+    fn watch(&self, met: Met, transport: &Transport) {
+        let Met { node, pidfd, line, given } = met;
         let mut watched = self.0.watched.borrow_mut();
-        if watched.contains_key(&node) || watched.len() == WATCHED {
+        if let Some(watch) = watched.get_mut(&node) {
+            // It may have taken the line of this meeting, and not that of the other one.
+            watch.given.extend(given.filter(|_| watch.given.len() < LINES_PER_NODE));
+            return;
+        }
+        if watched.len() == WATCHED {
             return;
         }
         tracing::debug!(%node, "shown to be on this host: its death will be proved");
+        let waking = line.and_then(|(memory, number)| match follow(&pidfd, memory.as_fd(), number) {
+            Ok(waking) => waking,
+            Err(error) => {
+                only_by_pidfd(&error);
+                None
+            }
+        });
         let (neighbours, transport) = (self.clone(), transport.clone());
         transport.counts().neighbours.inc();
         let task = spawn_local(async move {
-            match dead(pidfd).await {
-                Ok(()) => {
-                    tracing::debug!(%node, "its process is dead");
-                    transport.report_dead(node).await;
+            match proof(pidfd, waking, transport.counts()).await {
+                Ok(how) => {
+                    tracing::debug!(%node, how, "its process is dead");
+                    transport.report_dead(node, how).await;
                 }
                 Err(error) => tracing::warn!(%node, %error, "a process on this host cannot be watched"),
             }
@@ -263,7 +320,8 @@ impl Neighbours {
                 transport.counts().neighbours.dec();
             }
         });
-        watched.insert(node, Watch { task: task.abort_handle(), since: clock::now_ns() });
+        let given = given.into_iter().collect();
+        watched.insert(node, Watch { task: task.abort_handle(), since: clock::now_ns(), given });
     }
 
     /// Ends watches of nodes that are long gone from the view.
@@ -290,6 +348,51 @@ impl Drop for Awaiting<'_> {
     fn drop(&mut self) {
         self.neighbours.0.awaited.borrow_mut().retain(|awaited| awaited.number != self.number);
     }
+}
+
+/// Watches the life line that a process gave us. None if this process can watch none.
+fn follow(pidfd: &OwnedFd, memory: BorrowedFd<'_>, number: u32) -> io::Result<Option<Waking>> {
+    let Some(life) = wake::life() else { return Ok(None) };
+    Ok(Some(life.watch(LifeLine::watch(memory, number)?, Threads::of(pidfd)?)))
+}
+
+/// Waits for a proof that the process is dead, whichever comes first. Says which one it is.
+async fn proof(pidfd: OwnedFd, waking: Option<Waking>, counts: &Counts) -> io::Result<&'static str> {
+    let exiting = async {
+        let woken = match waking {
+            Some(mut waking) => waking.woken().await,
+            None => Woken::Ended,
+        };
+        match woken {
+            Woken::Exiting => return,
+            Woken::InVain => _ = counts.wakes_in_vain.inc(),
+            Woken::Ended => {}
+        }
+        // The pidfd remains.
+        std::future::pending().await
+    };
+    tokio::select! {
+        () = exiting => {
+            counts.proofs_by_exiting.inc();
+            Ok("exiting")
+        }
+        gone = dead(pidfd) => {
+            gone?;
+            counts.proofs_by_pidfd.inc();
+            Ok("pidfd")
+        }
+    }
+}
+
+/// Says once that deaths are proved as late as they can be, and why.
+fn only_by_pidfd(error: &io::Error) {
+    static SAID: Once = Once::new();
+    SAID.call_once(|| {
+        tracing::warn!(
+            %error,
+            "deaths on this host are proved only once the kernel has freed the memory of the dead (70 ms for each GiB)"
+        );
+    });
 }
 
 /// Waits until the process is gone.
@@ -339,13 +442,8 @@ fn peer_pidfd(stream: &UnixStream) -> io::Result<OwnedFd> {
 
 /// A handle that the other side sent, for older kernels: taken if it is one, and of that very process.
 fn checked_pidfd(sent: OwnedFd, peer: Option<i32>) -> io::Result<OwnedFd> {
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", sent.as_raw_fd()))?;
-    let pid = info
-        .lines()
-        .find_map(|line| line.strip_prefix("Pid:"))
-        .and_then(|pid| pid.trim().parse::<i32>().ok());
-    match (pid, peer) {
-        (Some(pid), Some(peer)) if pid == peer && pid > 0 => Ok(sent),
+    match (pid_of(&sent), peer) {
+        (Ok(pid), Some(peer)) if pid == peer => Ok(sent),
         _ => Err(refused("it sent no handle of itself")),
     }
 }
@@ -353,11 +451,18 @@ fn checked_pidfd(sent: OwnedFd, peer: Option<i32>) -> io::Result<OwnedFd> {
 async fn send_card(
     stream: &UnixStream,
     me: NodeId,
-    descriptors: [BorrowedFd<'_>; DESCRIPTORS],
+    memory: BorrowedFd<'_>,
+    pidfd: BorrowedFd<'_>,
+    line: Option<(BorrowedFd<'_>, u32)>,
 ) -> io::Result<()> {
     let mut card = [0; CARD];
     card[..4].copy_from_slice(&me.node().to_le_bytes());
     card[4..12].copy_from_slice(&me.inc().to_le_bytes());
+    let mut descriptors = vec![memory, pidfd];
+    if let Some((lines, number)) = line {
+        card[12..].copy_from_slice(&number.to_le_bytes());
+        descriptors.push(lines);
+    }
     let sent = stream
         .async_io(Interest::WRITABLE, || {
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
@@ -371,7 +476,7 @@ async fn send_card(
     if sent == CARD { Ok(()) } else { Err(refused("it takes no sixteen bytes")) }
 }
 
-async fn receive_card(stream: &UnixStream) -> io::Result<(NodeId, OwnedFd, OwnedFd)> {
+async fn receive_card(stream: &UnixStream) -> io::Result<Card> {
     let mut card = [0; CARD];
     let mut fds: Vec<OwnedFd> = Vec::new();
     let received = stream
@@ -388,12 +493,13 @@ async fn receive_card(stream: &UnixStream) -> io::Result<(NodeId, OwnedFd, Owned
             Ok(message.bytes)
         })
         .await?;
-    let descriptors: Result<[OwnedFd; DESCRIPTORS], _> = fds.try_into();
-    match descriptors {
-        Ok([memory, pidfd]) if received == CARD => {
-            let node = u32::from_le_bytes(card[..4].try_into().expect("four bytes"));
-            let inc = u64::from_le_bytes(card[4..12].try_into().expect("eight bytes"));
-            Ok((NodeId::new(node, inc), memory, pidfd))
+    let number = |at: usize| u32::from_le_bytes(card[at..at + 4].try_into().expect("four bytes"));
+    let inc = u64::from_le_bytes(card[4..12].try_into().expect("eight bytes"));
+    let mut fds = fds.into_iter();
+    match (fds.next(), fds.next(), fds.next()) {
+        (Some(memory), Some(pidfd), lines) if received == CARD => {
+            let line = lines.map(|lines| (lines, number(12)));
+            Ok(Card { node: NodeId::new(number(0), inc), memory, pidfd, line })
         }
         _ => Err(refused("it does not introduce itself as nodes do")),
     }
@@ -431,9 +537,12 @@ mod tests {
         let own = pidfd_open(getpid(), PidfdFlags::empty()).expect("ourselves");
         let me = NodeId::new(7, 9);
         let memory = memfd_create("test", MemfdFlags::CLOEXEC).expect("memory");
-        send_card(&one, me, [memory.as_fd(), own.as_fd()]).await.expect("sent");
-        let (node, _, sent) = receive_card(&two).await.expect("received");
-        assert_eq!(node, me);
+        send_card(&one, me, memory.as_fd(), own.as_fd(), None).await.expect("sent");
+        let Card { node, pidfd: sent, line, .. } = receive_card(&two).await.expect("received");
+        assert!(node == me && line.is_none());
+        send_card(&one, me, memory.as_fd(), own.as_fd(), Some((memory.as_fd(), 7))).await.expect("sent");
+        let card = receive_card(&two).await.expect("received");
+        assert!(card.line.is_some_and(|(_, number)| number == 7), "a life line where there is one");
         let pid = i32::try_from(std::process::id()).expect("a pid");
         assert!(checked_pidfd(sent.try_clone().expect("a copy"), Some(pid)).is_ok());
         assert!(checked_pidfd(sent, Some(pid + 1)).is_err(), "of another process");

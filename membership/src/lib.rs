@@ -32,6 +32,7 @@
 //! | `start.rs` | from a configuration to running threads |
 //! | `control.rs` | the control thread: inputs to the machine, outputs of it |
 //! | `channel.rs` | messages of a group, as applications see them |
+//! | `replica.rs` | a service as a replicated state machine |
 //! | `bulk.rs` | the bulk thread: what members of groups say to each other |
 //! | `wire.rs`, `handshake.rs`, `transport.rs` | frames, introductions, connections |
 //! | `secret.rs`, `session.rs` | keys that nodes have in common; what is sealed under them |
@@ -42,8 +43,8 @@
 //! | `panic.rs` | a panic ends the lease first |
 //! | `clock.rs`, `error.rs` | the one clock; what can go wrong |
 //!
-//! Each node has one control thread and one bulk thread (and one for its admin API and one for its trace, if it has them). All queues are
-//! bounded; the protocol sends again what was lost.
+//! Each node has one control thread and one bulk thread (and one for its admin API and one for its trace, if it has them),
+//! each process one that holds and watches life lines. All queues are bounded; the protocol sends again what was lost.
 
 mod admin;
 mod bulk;
@@ -59,6 +60,7 @@ mod metrics;
 mod node;
 mod panic;
 mod rendezvous;
+mod replica;
 mod secret;
 mod session;
 mod start;
@@ -78,5 +80,6 @@ pub use membership_types::{GroupName, InvalidGroupName, Lineage, NodeId, Rank, T
 pub use node::{Node, NodeBuilder};
 pub use prometheus_client::registry::Registry;
 pub use rendezvous::{DnsName, HttpRegistry, LocalNetwork, ParseRendezvousError, Rendezvous};
+pub use replica::{ProposeError, Replica, ReplicatedState};
 pub use secret::{Secret, SecretError};
 pub use status::{GroupStatus, Status};

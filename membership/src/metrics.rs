@@ -62,6 +62,9 @@ counts! {
     delivered: Counter = "phalanx_multicast_delivered", "Messages of groups delivered at this node";
     states: Counter = "phalanx_states_received", "States of groups that this node received";
     behind: Counter = "phalanx_multicast_behind", "Times that a member of a group was reported as staying behind";
+    proofs_by_exiting: Counter = "phalanx_death_proofs_by_exiting", "Deaths proved by all threads exiting, before the memory of the dead was freed";
+    proofs_by_pidfd: Counter = "phalanx_death_proofs_by_pidfd", "Deaths proved by the kernel's handle of the process, once its memory was freed";
+    wakes_in_vain: Counter = "phalanx_death_wakes_in_vain", "Life lines that were cut though not all threads of the process were seen exiting";
     trace_lost: Counter = "phalanx_trace_records_lost", "Trace records lost because the file was too slow";
 }
 

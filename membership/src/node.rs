@@ -56,6 +56,7 @@ pub struct NodeBuilder {
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) rejoin: bool,
     pub(crate) panic_hook: bool,
+    pub(crate) children_act: bool,
 }
 
 impl Default for NodeBuilder {
@@ -79,6 +80,7 @@ impl Default for NodeBuilder {
             labels: BTreeMap::new(),
             rejoin: true,
             panic_hook: true,
+            children_act: false,
         }
     }
 }
@@ -207,6 +209,14 @@ impl NodeBuilder {
     /// was set before is called next). The node then rejoins as a new incarnation, or stops. Default yes.
     pub fn panic_hook(mut self, install: bool) -> Self {
         self.panic_hook = install;
+        self
+    }
+
+    /// Whether processes other than this one act for the node, as a wrapper's children do. Its death then counts as proved
+    /// only once the kernel has sent them the signal that they asked for in that case (`PR_SET_PDEATHSIG`), and not before
+    /// it has freed the memory of this process. Default no.
+    pub fn children_act(mut self, act: bool) -> Self {
+        self.children_act = act;
         self
     }
 

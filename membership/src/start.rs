@@ -179,7 +179,7 @@ fn run(
             Some(created.map_err(|source| StartError::Trace { path: path.clone(), source })?)
         }
     };
-    let door = match Door::open() {
+    let door = match Door::open(!builder.children_act) {
         Ok(door) => Some(door),
         Err(error) => {
             tracing::warn!(%error, "deaths on this host cannot be proved: leases are waited out");

@@ -63,8 +63,8 @@ const QUIET: Duration = Duration::from_secs(30);
 pub(crate) enum Arrived {
     /// A message that reached the incarnation `to`.
     Message { to: NodeId, from: NodeId, msg: Msg },
-    /// Proof of a death on this host.
-    Dead(NodeId),
+    /// Proof of a death on this host, and what it is.
+    Dead(NodeId, &'static str),
     /// The addresses that rendezvous gives.
     Addresses {
         /// The addresses.
@@ -273,10 +273,10 @@ impl Transport {
     }
 
     /// Tells the control loop of a death.
-    pub(crate) async fn report_dead(&self, node: NodeId) {
+    pub(crate) async fn report_dead(&self, node: NodeId, how: &'static str) {
         self.0.counts.proofs.inc();
         // The queue is closed only when the node stops.
-        let _stopping = self.0.arrived.send(Arrived::Dead(node)).await;
+        let _stopping = self.0.arrived.send(Arrived::Dead(node, how)).await;
     }
 
     /// Which processes on this host are watched.

@@ -29,14 +29,16 @@ use super::{
     proc::{Proc, Said},
 };
 
+mod history;
 mod load;
 
 use load::{Counts, Load};
 
 /// A whole array of partitioned, cloned servers on this machine: live load through a router while leaders are killed.
 ///
-/// Starts six inventory servers as members of two groups, a router in front of them, and clients; kills a leader every few
-/// seconds. Exit code 1 if a read failed, an answer came from the wrong partition, or the checker found a violation.
+/// Starts six replicated inventory servers as members of two groups, a router in front of them, and clients; kills a leader
+/// every few seconds. Exit code 1 if a read failed, an answer came from the wrong partition, an acknowledged update was lost
+/// (reads and updates of each key must be linearizable), or the checker found a violation.
 #[derive(Args)]
 pub(crate) struct Demo {
     /// How long; up to 8760h [default: until Ctrl-C].
@@ -52,9 +54,9 @@ const CLONES: usize = 3;
 /// How long everything may take to come up.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long after a kill a fresh clone is started.
-const RESTART_AFTER: Duration = Duration::from_secs(1);
+const RESTART_AFTER: Duration = Duration::from_millis(300);
 
-/// A clone: a wrapper and the server in it.
+/// A clone of an array's server.
 struct Clone {
     proc: Proc,
     group: usize,
@@ -164,16 +166,12 @@ impl Stage {
     fn start_clone(&mut self, group: usize) -> Result<(), Failure> {
         let who = self.next;
         self.next += 1;
-        let at = format!("127.0.0.1:{}", free_port()?);
-        let exe = std::env::current_exe()?;
         let mut args: Vec<String> =
-            ["run", "--group", GROUPS[group], "--endpoint", &at].map(Into::into).into();
+            ["inventory", "--group", GROUPS[group], "--serve", "127.0.0.1:0"].map(Into::into).into();
         args.extend(self.node_args(&format!("{}{who}", &GROUPS[group]["inventory-".len()..])));
         if who == 1 {
             args.extend(["--admin".into(), "127.0.0.1:0".into()]);
         }
-        args.extend(["--".into(), exe.display().to_string(), "inventory".into(), "--listen".into(), at]);
-        args.extend(["--array".into(), GROUPS[group].into()]);
         let proc = Proc::start(&args, who, self.said.clone())?;
         self.clones.insert(who, Clone { proc, group, id: None, alive: true });
         Ok(())
@@ -265,7 +263,7 @@ impl Stage {
         }
     }
 
-    /// Kills the wrapper of a leader, the next group's in turn. Its server dies with it.
+    /// Kills a leader, the next group's in turn.
     async fn kill_a_leader(&mut self, turn: usize) -> Result<Option<usize>, Failure> {
         for group in [turn % 2, (turn + 1) % 2] {
             let Some((who, _)) = self.leaders[group] else { continue };
@@ -281,7 +279,7 @@ impl Stage {
             self.kills += 1;
             self.leaders[group] = None;
             if let Some(p) = clone.id {
-                self.harness.write(Event::Crash { p, how: "killed".into() })?;
+                self.harness.write(Event::Crash { p, how: "SIGKILL".into() })?;
             }
             let object =
                 json!({"event": "killed", "group": GROUPS[group], "server": format!("#{who}"), "pid": pid});
@@ -330,14 +328,15 @@ impl Stage {
             .collect();
         let violations = match checker::check_files(&traces) {
             Ok(report) => {
-                if report.failed() {
+                if report.failed() || report.invalid.is_some() {
                     eprintln!("{report}");
                 }
-                report.violations()
+                // What cannot be judged is not known to be right.
+                report.violations() + usize::from(report.invalid.is_some())
             }
             Err(error) => {
                 eprintln!("phalanx: the traces could not be judged: {error}");
-                0
+                1
             }
         };
         self.takeovers.sort_by(f64::total_cmp);
@@ -345,22 +344,27 @@ impl Stage {
         let summary = json!({
             "event": "summary", "kills": self.kills, "reads": counts.reads, "failed_reads": counts.failed_reads,
             "updates": counts.updates, "unknown_updates": counts.unknown_updates, "refused_updates": counts.refused_updates,
-            "wrong_partition": counts.wrong_partition, "lost_updates": null, "takeover_ms": median, "violations": violations,
+            "repeated_updates": counts.repeated_updates, "wrong_partition": counts.wrong_partition,
+            "lost_updates": counts.history.lost, "not_linearizable": counts.history.impossible, "takeover_ms": median, "violations": violations,
         });
         let text = format!(
-            "{} leaders killed, next one after {} (median). {} reads, {} failed. {} updates: {} unknown, {} refused. \
-             {} answers from a wrong partition. {violations} violations.",
+            "{} leaders killed, next one after {} (median). {} reads, {} failed. {} updates: {} repeated, {} unknown, \
+             {} acknowledged but lost. {} reads not linearizable, {} answers from a wrong partition. {violations} violations.",
             self.kills,
             median.map_or("-".into(), |ms| format!("{ms:.1} ms")),
             counts.reads,
             counts.failed_reads,
             counts.updates,
+            counts.repeated_updates,
             counts.unknown_updates,
-            counts.refused_updates,
+            counts.history.lost,
+            counts.history.impossible,
             counts.wrong_partition,
         );
         events::line(&if self.json { summary.to_string() } else { text });
-        let bad = counts.failed_reads + counts.wrong_partition > 0 || violations > 0;
+        let wrong =
+            counts.failed_reads + counts.wrong_partition + counts.history.lost + counts.history.impossible;
+        let bad = wrong > 0 || violations > 0;
         Ok(if bad { exit::FAILED } else { 0 })
     }
 }

@@ -46,6 +46,40 @@ impl FromStr for Time {
     }
 }
 
+/// A number of bytes, written `512KiB`, `100MiB` or `1GiB`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Size(pub(crate) usize);
+
+impl Size {
+    /// More than any machine that these are for.
+    const MAX: usize = 1 << 40;
+}
+
+impl FromStr for Size {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is not a size: write it like 512KiB, 100MiB or 1GiB");
+        let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(at);
+        let shift = match unit {
+            "" | "B" => 0,
+            "KiB" => 10,
+            "MiB" => 20,
+            "GiB" => 30,
+            _ => return Err(wrong()),
+        };
+        let bytes = number.parse::<usize>().map_err(|_| wrong())?.checked_mul(1 << shift);
+        let fits = bytes.filter(|bytes| *bytes <= Self::MAX);
+        fits.map(Self).ok_or_else(|| format!("`{text}` is too much: give at most 1024GiB"))
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}B", self.0)
+    }
+}
+
 /// `expect=N`, `alone-after=DUR` or `join`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Founding(pub(crate) Bootstrap);
@@ -320,6 +354,19 @@ mod tests {
         assert_eq!(read("1.5m"), Ok(Duration::from_secs(90)));
         assert_eq!(read("8760h"), Ok(Duration::from_secs(8760 * 3600)));
         for wrong in ["", "5", "s", "-1s", "1d", "1e400s", "nans", "8761h", "5000000000000000h"] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_counted_in_powers_of_two() {
+        let read = |text: &str| text.parse::<Size>().map(|size| size.0);
+        assert_eq!((read("0B"), read("17"), read("512KiB")), (Ok(0), Ok(17), Ok(512 << 10)));
+        assert_eq!((read("100MiB"), read("1GiB")), (Ok(100 << 20), Ok(1 << 30)));
+        assert_eq!(read(&Size(1 << 30).to_string()), Ok(1 << 30));
+        for wrong in
+            ["", "GiB", "1GB", "-1KiB", "1.5GiB", "1025GiB", "99999999999999999999", "20000000000GiB"]
+        {
             assert!(read(wrong).is_err(), "{wrong}");
         }
     }

@@ -1,6 +1,18 @@
-//! The demo's server: an inventory in memory, over HTTP. `GET /items/K` reads, `PUT /items/K` writes.
+//! `inventory`: a replicated store of items over HTTP, which the demo clones. `GET /items/K` reads, `PUT /items/K` writes.
+//!
+//! Every clone holds all items of its array. An update goes to the leader, which proposes it to all; it is acknowledged once
+//! all clones hold it. A read may go to any clone: it waits until that clone has applied everything that was acknowledged
+//! anywhere, and so sees it. An update may carry an `x-request-id`; one that was applied already is answered again, and not
+//! applied twice.
 
-use std::{cell::RefCell, collections::HashMap, convert::Infallible, net::SocketAddr, rc::Rc};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    convert::Infallible,
+    net::SocketAddr,
+    path::PathBuf,
+    rc::Rc,
+    time::Duration,
+};
 
 use clap::Args;
 use http_body_util::{BodyExt, Full, Limited};
@@ -10,76 +22,289 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
-use serde_json::json;
-use tokio::net::TcpListener;
+use membership::{Leadership, NodeId, ProposeError, Replica, ReplicatedState};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
 
-use super::Outcome;
+use super::{
+    Failure, Outcome, events,
+    flags::NodeFlags,
+    join::{LEAVE_LIMIT, Stops, start},
+};
 
-/// A small server to be cloned.
+/// A replicated inventory over HTTP: one clone of an array, whose group is the array's name.
+///
+/// GET /items/KEY reads, PUT /items/KEY writes (at the leader; an x-request-id makes it safe to repeat).
+///
+/// Example, three times: phalanx inventory --group stock --serve 127.0.0.1:0 --rendezvous file:/tmp/rdv
 #[derive(Args)]
 pub(crate) struct Inventory {
-    /// Where to serve.
+    /// Where to serve; port 0 stands for any free one.
     #[arg(long, value_name = "ADDR")]
-    listen: SocketAddr,
-    /// Which array of clones it belongs to; every answer says so.
+    serve: SocketAddr,
+    /// The array of clones that it belongs to; every answer names it.
     #[arg(long, value_name = "NAME", default_value = "inventory")]
-    array: String,
+    group: String,
+    /// A TOML file with these settings.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    node: NodeFlags,
 }
 
 /// The longest value.
 const LONGEST: usize = 64 << 10;
 /// How many items there may be.
 const MOST: usize = 100_000;
+/// How many requests are remembered, to be answered again.
+const REMEMBERED: usize = 100_000;
+/// How long a read waits for this clone to catch up, and an update for its fate.
+const PATIENCE: Duration = Duration::from_secs(5);
 
-type Items = Rc<RefCell<HashMap<String, Bytes>>>;
+/// An item, and how often it was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Item {
+    value: String,
+    version: u64,
+}
 
-impl Inventory {
-    pub(crate) async fn run(self) -> Outcome {
-        let listener = TcpListener::bind(self.listen).await?;
-        let items: Items = Items::default();
-        let array: Rc<str> = self.array.into();
-        let local = tokio::task::LocalSet::new();
-        let serve = async {
-            loop {
-                let (stream, _) = listener.accept().await?;
-                stream.set_nodelay(true)?;
-                let (items, array) = (items.clone(), array.clone());
-                tokio::task::spawn_local(async move {
-                    let service = service_fn(|request| answer(request, items.clone(), array.clone()));
-                    // A client that goes away is its own business.
-                    let _ = hyper::server::conn::http1::Builder::new()
-                        .serve_connection(TokioIo::new(stream), service)
-                        .await;
-                });
+/// What all clones hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Items {
+    items: BTreeMap<String, Item>,
+    /// Requests that were applied, with the version that each made; the oldest are forgotten.
+    requests: BTreeMap<String, u64>,
+    order: VecDeque<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Write {
+    key: String,
+    value: String,
+    request: Option<String>,
+}
+
+/// What became of an update.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Written {
+    Done { version: u64, repeated: bool },
+    Full,
+}
+
+impl Items {
+    fn write(&mut self, write: Write) -> Written {
+        if let Some(version) = write.request.as_ref().and_then(|id| self.requests.get(id)) {
+            return Written::Done { version: *version, repeated: true };
+        }
+        if self.items.len() >= MOST && !self.items.contains_key(&write.key) {
+            return Written::Full;
+        }
+        let item = self.items.entry(write.key).or_insert_with(|| Item { value: String::new(), version: 0 });
+        item.value = write.value;
+        item.version += 1;
+        let version = item.version;
+        if let Some(id) = write.request {
+            self.requests.insert(id.clone(), version);
+            self.order.push_back(id);
+            if self.order.len() > REMEMBERED
+                && let Some(oldest) = self.order.pop_front()
+            {
+                self.requests.remove(&oldest);
             }
-        };
-        local.run_until(serve).await
+        }
+        Written::Done { version, repeated: false }
     }
 }
 
-async fn answer(
-    request: Request<Incoming>,
-    items: Items,
-    array: Rc<str>,
-) -> Result<Response<Full<Bytes>>, Infallible> {
-    let key = request.uri().path().strip_prefix("/items/").map(str::to_owned);
-    let (status, value) = match (request.method().clone(), key) {
-        (_, None) => (StatusCode::NOT_FOUND, json!({"error": "there is only /items/KEY"})),
-        (Method::GET, Some(key)) => {
-            let value = items.borrow().get(&key).map(|v| String::from_utf8_lossy(v).into_owned());
-            (StatusCode::OK, json!({"key": key, "value": value, "array": &*array}))
-        }
-        (Method::PUT, Some(key)) => match Limited::new(request.into_body(), LONGEST).collect().await {
-            Ok(body) if items.borrow().len() < MOST => {
-                items.borrow_mut().insert(key.clone(), body.to_bytes());
-                (StatusCode::OK, json!({"key": key, "array": &*array}))
+impl ReplicatedState for Items {
+    type Answer = Option<Written>;
+
+    fn apply(&mut self, _from: NodeId, command: &[u8]) -> Option<Written> {
+        Some(self.write(serde_json::from_slice(command).ok()?))
+    }
+
+    fn snapshot(&self) -> Bytes {
+        serde_json::to_vec(self).expect("items are texts and numbers").into()
+    }
+
+    fn restore(&mut self, snapshot: &[Bytes]) -> Result<(), String> {
+        *self = serde_json::from_slice(&snapshot.concat()).map_err(|e| e.to_string())?;
+        Ok(())
+    }
+}
+
+/// What requests are answered with.
+struct Clone {
+    array: String,
+    replica: Replica<Items>,
+    leadership: watch::Receiver<Option<Leadership>>,
+}
+
+impl Inventory {
+    pub(crate) fn configure(&mut self) -> Result<Option<tracing::Level>, Failure> {
+        self.node.complete(self.config.as_deref())
+    }
+
+    pub(crate) async fn run(self, json: bool) -> Outcome {
+        let mut stops = Stops::new()?;
+        let listener = TcpListener::bind(self.serve)
+            .await
+            .map_err(|e| Failure::usage(format!("--serve {}: {e}", self.serve)))?;
+        let endpoint = listener.local_addr()?.to_string();
+        let node = start(self.node, true, true).await?;
+        let replica = Replica::join(&node, &self.group, Some(endpoint), Items::default())
+            .await
+            .map_err(|e| Failure::usage(e.to_string()))?;
+        let mut told = node.all_events();
+        let printer = tokio::spawn(async move {
+            while let Some(event) = told.next().await {
+                // It serves on, even if nobody reads this.
+                let _ = events::print(&event, json);
             }
-            Ok(_) => (StatusCode::INSUFFICIENT_STORAGE, json!({"error": "full"})),
-            Err(_) => (StatusCode::PAYLOAD_TOO_LARGE, json!({"error": "64 KiB at most"})),
-        },
+        });
+        let (lead, leadership) = watch::channel(None);
+        let group = replica.membership().clone();
+        let follower = tokio::spawn(async move {
+            while let Ok(leadership) = group.until_leader().await {
+                lead.send_replace(Some(leadership.clone()));
+                leadership.lost().await;
+                lead.send_replace(None);
+            }
+        });
+        let clone = Rc::new(Clone { array: self.group, replica, leadership });
+        let local = tokio::task::LocalSet::new();
+        let serve = local.run_until(serve(listener, Rc::clone(&clone)));
+        let outcome: Outcome = tokio::select! {
+            outcome = serve => outcome,
+            () = stops.next() => Ok(0),
+        };
+        tokio::select! {
+            // Out of the routers' sight first.
+            _ = timeout(LEAVE_LIMIT, async { clone.replica.membership().leave().await; node.leave().await }) => {}
+            () = stops.next() => std::process::exit(130),
+        }
+        follower.abort();
+        let _ = timeout(LEAVE_LIMIT, printer).await;
+        outcome
+    }
+}
+
+async fn serve(listener: TcpListener, clone: Rc<Clone>) -> Outcome {
+    loop {
+        let (stream, _) = listener.accept().await?;
+        stream.set_nodelay(true)?;
+        let clone = Rc::clone(&clone);
+        tokio::task::spawn_local(async move {
+            let service = service_fn(|request| answer(request, Rc::clone(&clone)));
+            // A client that goes away is its own business.
+            let _ = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+        });
+    }
+}
+
+async fn answer(request: Request<Incoming>, clone: Rc<Clone>) -> Result<Response<Full<Bytes>>, Infallible> {
+    let key = request.uri().path().strip_prefix("/items/").map(str::to_owned);
+    let (status, mut body) = match (request.method().clone(), key) {
+        (_, None) => (StatusCode::NOT_FOUND, json!({"error": "there is only /items/KEY"})),
+        (Method::GET, Some(key)) => clone.get(&key).await,
+        (Method::PUT, Some(key)) => clone.put(key, request).await,
         _ => (StatusCode::METHOD_NOT_ALLOWED, json!({"error": "GET or PUT"})),
     };
-    let mut response = Response::new(Full::new(Bytes::from(value.to_string())));
+    body["array"] = json!(clone.array);
+    let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
     *response.status_mut() = status;
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        response.headers_mut().insert("retry-after", hyper::header::HeaderValue::from_static("1"));
+    }
     Ok(response)
+}
+
+impl Clone {
+    async fn get(&self, key: &str) -> (StatusCode, Value) {
+        let deadline = Instant::now() + PATIENCE;
+        // A clone that has just come gets the items first.
+        while !self.replica.caught_up().await {
+            if Instant::now() > deadline {
+                let why = "this clone does not know what others have acknowledged";
+                return (StatusCode::SERVICE_UNAVAILABLE, json!({"error": why}));
+            }
+            sleep(Duration::from_millis(2)).await;
+        }
+        let item = self.replica.read(|items| items.items.get(key).cloned());
+        let (value, version) = item.map_or((None, 0), |item| (Some(item.value), item.version));
+        (StatusCode::OK, json!({"key": key, "value": value, "version": version}))
+    }
+
+    async fn put(&self, key: String, request: Request<Incoming>) -> (StatusCode, Value) {
+        let id = request.headers().get("x-request-id").map(|id| id.to_str().map(str::to_owned));
+        let Ok(id) = id.transpose() else {
+            return (
+                StatusCode::BAD_REQUEST,
+                json!({"error": "x-request-id: give visible ASCII characters"}),
+            );
+        };
+        let Ok(body) = Limited::new(request.into_body(), LONGEST).collect().await else {
+            return (StatusCode::PAYLOAD_TOO_LARGE, json!({"error": "64 KiB at most"}));
+        };
+        let Ok(value) = String::from_utf8(body.to_bytes().into()) else {
+            return (StatusCode::BAD_REQUEST, json!({"error": "values are text in UTF-8"}));
+        };
+        let leads = self.leadership.borrow().as_ref().is_some_and(Leadership::is_current);
+        if !leads {
+            let why = "this clone does not lead: nothing was done";
+            return (StatusCode::SERVICE_UNAVAILABLE, json!({"error": why}));
+        }
+        let write = Write { key, value, request: id };
+        let command = serde_json::to_vec(&write).expect("texts");
+        match timeout(PATIENCE, self.replica.propose(command)).await {
+            Ok(Ok(Some(Written::Done { version, repeated }))) => {
+                (StatusCode::OK, json!({"key": write.key, "version": version, "repeated": repeated}))
+            }
+            Ok(Ok(Some(Written::Full))) => (StatusCode::INSUFFICIENT_STORAGE, json!({"error": "full"})),
+            Ok(Err(ProposeError::NotSent(why))) => {
+                (StatusCode::SERVICE_UNAVAILABLE, json!({"error": format!("nothing was done: {why}")}))
+            }
+            Ok(Ok(None)) => {
+                (StatusCode::INTERNAL_SERVER_ERROR, json!({"error": "the update was not understood"}))
+            }
+            Ok(Err(why)) => (StatusCode::BAD_GATEWAY, json!({"error": why.to_string()})),
+            Err(_) => (StatusCode::BAD_GATEWAY, json!({"error": "the update's fate is not known in time"})),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(key: &str, value: &str, request: Option<&str>) -> Vec<u8> {
+        let write = Write { key: key.into(), value: value.into(), request: request.map(Into::into) };
+        serde_json::to_vec(&write).expect("texts")
+    }
+
+    fn done(version: u64, repeated: bool) -> Option<Written> {
+        Some(Written::Done { version, repeated })
+    }
+
+    #[test]
+    fn a_repeated_request_is_answered_and_not_applied_again() {
+        let (mut items, me) = (Items::default(), NodeId::new(1, 1));
+        assert_eq!(items.apply(me, &write("k", "1", Some("a"))), done(1, false));
+        assert_eq!(items.apply(me, &write("k", "2", Some("b"))), done(2, false));
+        assert_eq!(items.apply(me, &write("k", "1", Some("a"))), done(1, true));
+        assert_eq!(items.items["k"].value, "2");
+        assert_eq!(items.apply(me, b"nonsense"), None);
+        let mut other = Items::default();
+        other.restore(&[items.snapshot()]).expect("a snapshot");
+        assert_eq!(other, items);
+        assert_eq!(other.apply(me, &write("k", "2", Some("b"))), done(2, true));
+        assert!(other.restore(&[Bytes::from_static(b"{")]).is_err());
+    }
 }

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::{
     Failure, Outcome, events, exit,
     flags::{NodeFlags, Time},
-    join::{LEAVE_LIMIT, Stops, start},
+    join::{LEAVE_LIMIT, Stops, start_wrapper},
 };
 
 /// Runs an unmodified server as a member of a group: `phalanx run --group G --endpoint ADDR -- CMD…`
@@ -61,7 +61,7 @@ impl Run {
             free(at).await?;
         }
         let mut stops = Stops::new()?;
-        let node = start(self.node, true, true).await?;
+        let node = start_wrapper(self.node).await?;
         let name = self.command.first().map(|program| program.display().to_string()).unwrap_or_default();
         let mut spec = ChildSpec::new(self.command);
         spec.grace = self.grace.0;

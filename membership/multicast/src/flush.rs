@@ -21,6 +21,7 @@ use crate::{
 };
 
 /// A view that is to be installed.
+#[derive(Clone, Hash)]
 pub(crate) struct Flush {
     pub(crate) view: View,
     /// What we told everybody.
@@ -36,7 +37,7 @@ pub(crate) struct Flush {
 }
 
 /// Frames that cannot be taken yet. Bounded by the windows of the members, since we acknowledge nothing.
-#[derive(Default)]
+#[derive(Clone, Default, Hash)]
 struct Waiting {
     /// Of the view to come and of those in which we were overtaken, from members who have installed them.
     early: VecDeque<(NodeId, Frame)>,
@@ -68,7 +69,7 @@ impl Flush {
 }
 
 /// How the installed view is closed.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 struct Decision {
     into: View,
     /// Who comes along, in the order of the new view; we are among them.
@@ -83,6 +84,7 @@ struct Decision {
 }
 
 /// A view that is closed, while others may lack something of it.
+#[derive(Clone, Hash)]
 pub(crate) struct Closed {
     /// What we told everybody before.
     own: Sync,
@@ -240,8 +242,9 @@ impl Multicast {
         let fits = cut.held.len() == current.view.members.len() && cut.sent.len() == cut.members.len();
         let leads_on = cut.view > current.view.id && cut.view <= flush.view.id;
         let has_us = cut.members.contains(&self.config.me);
-        if flush.decision.is_some() || !flush.view.contains(from) || !is_ours || !fits || !leads_on || !has_us
-        {
+        // Our own decision about this view is the same; what we wait for to carry it out may be lost, with a connection.
+        let decided = flush.decision.as_ref().is_some_and(|d| d.settled || d.into.id != cut.view);
+        if decided || !flush.view.contains(from) || !is_ours || !fits || !leads_on || !has_us {
             return;
         }
         let Cut { view, members, held, seq, trans, sent, holders, .. } = cut;

@@ -44,7 +44,7 @@ impl Class {
 }
 
 /// A message, or a fragment of one.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Data {
     /// The view in which it was sent.
     pub view: ViewId,
@@ -61,7 +61,7 @@ pub struct Data {
 }
 
 /// The next `count` sequenced messages of the member of rank `rank`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Run {
     /// The sender's rank.
     pub rank: u16,
@@ -70,7 +70,7 @@ pub struct Run {
 }
 
 /// The leader gives the messages of these runs the places from `first` on.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Order {
     /// The view.
     pub view: ViewId,
@@ -81,7 +81,7 @@ pub struct Order {
 }
 
 /// What a member holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Ack {
     /// The view.
     pub view: ViewId,
@@ -94,7 +94,7 @@ pub struct Ack {
 }
 
 /// A member's contribution to the closing of its last view: the same to everybody.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Sync {
     /// The view to go to.
     pub view: ViewId,
@@ -115,7 +115,7 @@ pub struct Sync {
 }
 
 /// How a view was closed: for a member that was overtaken in it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Cut {
     /// The view that was installed ...
     pub view: ViewId,
@@ -136,7 +136,7 @@ pub struct Cut {
 }
 
 /// What a member has of the group's state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Standing {
     /// It keeps none.
     None,
@@ -147,7 +147,7 @@ pub enum Standing {
 }
 
 /// What members say about the group's state.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Transfer {
     /// Give me the state.
     Ask {
@@ -208,7 +208,7 @@ pub enum Transfer {
 }
 
 /// What members of a group say to each other.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs, reason = "each says what its content says")]
 pub enum Frame {
     Data(Data),

@@ -5,7 +5,10 @@ use alloc::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     vec::Vec,
 };
-use core::time::Duration;
+use core::{
+    hash::{Hash, Hasher},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use membership_types::{
@@ -22,7 +25,7 @@ use crate::{
 };
 
 /// What a member is told once.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct Config {
     /// This member's node.
     pub me: NodeId,
@@ -56,7 +59,7 @@ impl Config {
 }
 
 /// A view of the group: its members in rank order. The first sequences.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct View {
     /// The view's id.
     pub id: ViewId,
@@ -113,7 +116,7 @@ pub enum Input {
 }
 
 /// A message to the application.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Message {
     /// The view in which it was sent and is delivered.
     pub view: ViewId,
@@ -169,6 +172,7 @@ pub enum Output {
 }
 
 /// A member of a group with multicast.
+#[derive(Clone)]
 pub struct Multicast {
     pub(crate) config: Config,
     pub(crate) now: Instant,
@@ -198,6 +202,7 @@ pub struct Multicast {
 }
 
 /// The view that is installed.
+#[derive(Clone, Hash)]
 pub(crate) struct Installed {
     pub(crate) view: View,
     /// The view before it; [`ViewId::NONE`] if we came new.
@@ -220,6 +225,16 @@ impl Installed {
     ) -> Self {
         let lagging = alloc::vec![None; view.members.len()];
         Self { view, prev, trans, store, sent, lagging }
+    }
+}
+
+/// All that the member may do later depends on: neither what never changes nor what it has put out.
+impl Hash for Multicast {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let Self { config, now, out: _, current, flush, closed, early, relinked, .. } = self;
+        (config.me, now, current, flush, closed, early, relinked).hash(state);
+        let Self { waiting, waiting_bytes, sent, throttled, held, lineage, ack_at, .. } = self;
+        (waiting, waiting_bytes, sent, throttled, held, lineage, ack_at).hash(state);
     }
 }
 
@@ -282,6 +297,13 @@ impl Multicast {
     /// The view that is installed.
     pub fn installed(&self) -> Option<&View> {
         self.current.as_ref().map(|c| &c.view)
+    }
+
+    /// What this member holds of the installed view: of each rank all fragments up to a number, and all sequenced
+    /// messages up to a place.
+    pub fn holds(&self) -> Option<(Vec<u64>, u64)> {
+        let holds = self.current.as_ref()?.store.holds();
+        Some((holds.held, holds.seq))
     }
 
     /// Does a view close?

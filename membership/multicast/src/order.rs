@@ -5,7 +5,7 @@ use alloc::{collections::VecDeque, vec::Vec};
 use crate::frame::Run;
 
 /// What is known of a view's sequence. Places are numbered from 1.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub(crate) struct Sequence {
     /// Runs, each with the place of its first message; without those that everybody knows.
     runs: VecDeque<(u64, Run)>,

@@ -31,6 +31,7 @@ const UNDER_WAY: u64 = 64;
 const SAID_AFTER: u64 = 16;
 
 /// A member's part in the transfer of state.
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub(crate) struct Keeper {
     whole: bool,
     /// The application holds what every member begins with.
@@ -57,12 +58,14 @@ pub(crate) struct Keeper {
 }
 
 /// What a lacking member is to be told once it has the state.
+#[derive(Clone, Debug, PartialEq, Hash)]
 enum Pending {
     Install { view: View, came_along: Vec<NodeId> },
     Message { rank: usize, count: u64, message: Message },
 }
 
 /// A state that we wait for.
+#[derive(Clone, Debug, PartialEq, Hash)]
 struct Asking {
     giver: NodeId,
     id: u64,
@@ -74,6 +77,7 @@ struct Asking {
 }
 
 /// A state that we send.
+#[derive(Clone, Debug, PartialEq, Hash)]
 struct Giving {
     id: u64,
     view: ViewId,

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// A fragment.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 struct Item {
     class: Class,
     last: bool,
@@ -20,7 +20,7 @@ struct Item {
 }
 
 /// What is held of one sender.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 struct Sender {
     /// Fragments after `dropped`, without a gap.
     items: VecDeque<Item>,
@@ -92,14 +92,14 @@ pub(crate) struct Ready {
 }
 
 /// What somebody is known to hold.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Holds {
     pub(crate) held: Vec<u64>,
     pub(crate) seq: u64,
 }
 
 /// All messages of one view that are not yet delivered here and held by everybody.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(crate) struct Store {
     view: ViewId,
     me: usize,

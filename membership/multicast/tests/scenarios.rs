@@ -272,6 +272,26 @@ fn a_new_connection_brings_what_the_old_one_lost() {
 }
 
 #[test]
+fn a_closing_goes_on_although_what_it_waits_for_was_lost_with_a_connection() {
+    let mut room = Room::new(&[1, 2, 3]);
+    room.kill(3);
+    room.feed(2, Input::View(view(11, &[1, 2])));
+    room.run();
+    room.say(1, Class::Ordered, "one");
+    room.hold_up(2, 1);
+    room.feed(1, Input::View(view(11, &[1, 2])));
+    room.run();
+    assert_eq!(room.seen(2), [told("one"), Seen::View(11, vec![1, 2])]);
+    assert_eq!(room.seen(1), [told("one")], "it has yet to hear that two holds everything, too");
+    // That is lost, and two, which has installed the view, does not say it again: it tells how the view was closed.
+    room.links.clear();
+    room.feed(1, Input::Linked(id(2)));
+    room.feed(2, Input::Linked(id(1)));
+    room.let_go();
+    assert_eq!(room.seen(1), [told("one"), Seen::View(11, vec![1, 2])]);
+}
+
+#[test]
 fn a_member_without_lease_delivers_nothing_safe() {
     let mut room = Room::new(&[1, 2]);
     room.feed(2, Input::Hold(true));

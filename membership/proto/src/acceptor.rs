@@ -29,21 +29,21 @@ use crate::{
 const RECENT_COMMANDS: usize = 4096;
 
 /// A committed entry and what it changed.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub(crate) struct Logged {
     pub(crate) entry: Arc<Entry>,
     pub(crate) change: Arc<Change>,
 }
 
 /// Authority that this member granted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Given {
     pub(crate) to: Option<NodeId>,
     /// As this member measures it; never earlier than the holder believes.
     pub(crate) until: Instant,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub(crate) struct Acceptor {
     pub(crate) promised: Ballot,
     pub(crate) state: State,

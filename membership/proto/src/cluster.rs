@@ -22,6 +22,7 @@ use crate::{
     plant::Plant,
     quorum::{Share, share},
     seeking::{Found, Seeking},
+    state::State,
     view::ClusterView,
 };
 
@@ -65,11 +66,18 @@ pub enum Input {
         /// The view.
         view: ViewId,
     },
+    /// A member of a group, in which this node is one, too, makes the others wait for too long.
+    Behind {
+        /// The group.
+        group: GroupName,
+        /// Who stays behind.
+        node: NodeId,
+    },
     /// Leave the cluster.
     LeaveCluster,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 enum Phase {
     Seeking(Box<Seeking>),
     Member(Box<Member>),
@@ -80,7 +88,7 @@ enum Phase {
 ///
 /// It ends with [`Output::Ended`]; after that it ignores everything, and whoever still wants to take part makes a new
 /// machine with a fresh [`NodeId`] and [`Cluster::highest`] of this one.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub struct Cluster {
     ctx: Ctx,
     phase: Phase,
@@ -152,6 +160,23 @@ impl Cluster {
     /// Until when the node's lease lasts, if it holds one.
     pub fn lease_until(&self) -> Option<Instant> {
         self.member().and_then(Member::lease_deadline)
+    }
+
+    /// Until when the node as coordinator may believe that nobody has replaced it, if it is in office.
+    pub fn authority(&self) -> Option<Instant> {
+        let member = self.member()?;
+        let (office, acceptor) = (member.office.as_ref()?, member.acceptor.as_ref()?);
+        Some(office.authority(&self.ctx, acceptor, &member.deaths))
+    }
+
+    /// The highest ballot that the node promised, if it keeps the log.
+    pub fn promised(&self) -> Option<membership_types::Ballot> {
+        self.member()?.acceptor.as_ref().map(|a| a.promised)
+    }
+
+    /// What the node knows to be committed, if it keeps the log.
+    pub fn committed(&self) -> Option<&State> {
+        self.member()?.acceptor.as_ref().map(|a| &a.state)
     }
 
     /// What the node is busy with, for those who inject faults at the worst moment.
@@ -306,6 +331,11 @@ impl Machine for Cluster {
                     member.on_installed(&mut self.ctx, &group, view);
                 }
             }
+            Input::Behind { group, node } => {
+                if let Phase::Member(member) = &mut self.phase {
+                    member.on_behind(&mut self.ctx, group, node);
+                }
+            }
             Input::Observe { group, begin } => {
                 if begin {
                     self.ctx.observes.insert(group.clone());
@@ -389,7 +419,8 @@ impl Member {
         office.pump(ctx, acceptor, &self.deaths);
         let authority = office.own_lease(ctx, acceptor, &self.deaths);
         let ballot = office.ballot;
-        let renew = !office.is_dissolving();
+        // An entry that a predecessor left undecided may have been in force already: whom it removes acts no more.
+        let renew = !office.is_dissolving() && !office.is_removing(ctx.me());
         let updates = core::mem::take(&mut office.to_self);
         let mut end = None;
         for update in updates {
@@ -545,6 +576,11 @@ impl Member {
                     office.on_observe(ctx, acceptor, from, group, begin);
                 }
             }
+            ClusterMsg::StaysBehind { group, node } => self.judge_behind(ctx, from, &group, node),
+            ClusterMsg::StepOut { group } if from == self.following.node => {
+                ctx.push(Output::StepOut { group });
+            }
+            ClusterMsg::StepOut { .. } => {}
             ClusterMsg::Leave => {
                 if let (Some(office), Some(acceptor)) = (&mut self.office, &self.acceptor) {
                     office.on_leave(ctx, acceptor, &self.deaths, from);
@@ -558,7 +594,7 @@ impl Member {
             }
             ClusterMsg::Dead(deaths) => {
                 for (node, witnesses) in deaths.iter() {
-                    self.on_death(ctx, node, "said by a member", Some(witnesses));
+                    self.on_death(ctx, node, "attested by a member", Some(witnesses));
                 }
             }
             ClusterMsg::Met { lineage, contact, last_view } => self.met(ctx, lineage, contact, last_view),

@@ -6,7 +6,11 @@ use alloc::{
     string::String,
     vec::Vec,
 };
-use core::{net::SocketAddr, time::Duration};
+use core::{
+    hash::{Hash, Hasher},
+    net::SocketAddr,
+    time::Duration,
+};
 
 use membership_types::{
     GroupName, Instant, Lineage, NodeId, Rng, Token, ViewId,
@@ -99,6 +103,11 @@ pub enum Output {
         /// After this instant nothing could be done under the token.
         until: Instant,
     },
+    /// The node makes other members of the group wait: it should leave the group, and may join it again.
+    StepOut {
+        /// The group.
+        group: GroupName,
+    },
     /// The node holds no valid lease: it is blocked, not wrong. The text says what it lacks.
     Blocked(String),
     /// The node holds a valid lease again.
@@ -115,7 +124,7 @@ pub enum Output {
 }
 
 /// How a machine's life ends.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum End {
     /// It left as it was told to.
     Left,
@@ -185,6 +194,26 @@ pub(crate) struct Ctx {
     pub(crate) highest: ViewId,
     #[cfg(feature = "plant")]
     pub(crate) plant: Option<crate::plant::Plant>,
+}
+
+/// All that the machine may do later depends on: neither what never changes nor what it has put out.
+impl Hash for Ctx {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let Self {
+            config,
+            now,
+            started,
+            rng,
+            out: _,
+            rendezvous,
+            asked_around,
+            wishes,
+            observes,
+            highest,
+            ..
+        } = self;
+        (config.me.id, now, started, rng, rendezvous, asked_around, wishes, observes, highest).hash(state);
+    }
 }
 
 impl Ctx {

@@ -20,7 +20,7 @@ use crate::{
 /// How many addresses a blocked node probes in one round.
 const PROBES_WHEN_BLOCKED: usize = 8;
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 struct Other {
     contact: NodeInfo,
     last_view: ViewId,
@@ -31,7 +31,7 @@ struct Other {
 }
 
 /// What a member knows of other lineages.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub(crate) struct Meeting {
     others: BTreeMap<Lineage, Other>,
     next_probe: Instant,

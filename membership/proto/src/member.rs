@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// A group that this node is in, or observes.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 struct Known {
     view: SharedView,
     /// The ballot under which we first heard of this view.
@@ -43,7 +43,7 @@ struct Known {
 }
 
 /// The lease that this node holds.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 struct Lease {
     until: Instant,
     /// The highest ballot that renewed it.
@@ -53,7 +53,7 @@ struct Lease {
 }
 
 /// A coordinator that committed its own removal, and has yet to hear that others know.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub(crate) struct Parting {
     pub(crate) end: End,
     pub(crate) ballot: Ballot,
@@ -63,7 +63,7 @@ pub(crate) struct Parting {
     pub(crate) until: Instant,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub(crate) struct Member {
     pub(crate) lineage: Lineage,
     /// The highest ballot that is known to have won; its node coordinates.
@@ -546,6 +546,27 @@ impl Member {
         if let Some(known) = self.groups.get_mut(group) {
             known.installed = known.installed.max(view);
             self.start_leading(ctx);
+        }
+    }
+
+    /// Another member of a group makes us wait for too long: the coordinator judges who must go.
+    pub(crate) fn on_behind(&mut self, ctx: &mut Ctx, group: GroupName, node: NodeId) {
+        if self.office.is_some() {
+            self.judge_behind(ctx, ctx.me(), &group, node);
+        } else {
+            self.to_coordinator(ctx, ClusterMsg::StaysBehind { group, node });
+        }
+    }
+
+    /// As coordinator: one member says that another one stays behind.
+    pub(crate) fn judge_behind(&mut self, ctx: &mut Ctx, from: NodeId, group: &GroupName, node: NodeId) {
+        let (Some(office), Some(acceptor)) = (&mut self.office, &self.acceptor) else { return };
+        let Some(goes) = office.judge_behind(ctx, acceptor, from, group, node) else { return };
+        ctx.mark("a member that stays behind is told to step out");
+        if goes == ctx.me() {
+            ctx.push(Output::StepOut { group: group.clone() });
+        } else {
+            ctx.reply(goes, self.lineage, ClusterMsg::StepOut { group: group.clone() });
         }
     }
 

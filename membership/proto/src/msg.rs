@@ -189,6 +189,18 @@ pub enum ClusterMsg {
         /// Begin?
         begin: bool,
     },
+    /// Another member of a group makes the sender wait for too long.
+    StaysBehind {
+        /// The group.
+        group: GroupName,
+        /// Who stays behind.
+        node: NodeId,
+    },
+    /// Coordinator to a member: others of the group wait for you; leave it, and come back as a junior.
+    StepOut {
+        /// The group.
+        group: GroupName,
+    },
     /// The node leaves the cluster; it has stopped acting for every group.
     Leave,
     /// Coordinator to a node that it is about to remove: stop acting for every group, for ever.

@@ -1,6 +1,7 @@
 //! The coordinator's office: what the winner of the highest ballot does.
 //!
 //! * `authority.rs`: how long it may believe that nobody has replaced it, and the leases that it passes on.
+//! * `behind.rs`: who must leave a group because others wait for it.
 //! * `propose.rs`: one entry at a time from queue to commit.
 //! * `removal.rs`: who is silent, and when a node may be removed (the one rule for every way to cease leading).
 //! * `tell.rs`: who is told what.
@@ -28,6 +29,7 @@ use crate::{
 };
 
 mod authority;
+mod behind;
 mod propose;
 mod removal;
 mod tell;
@@ -38,7 +40,7 @@ pub(crate) use removal::Removal;
 const QUEUE_LIMIT: usize = 100_000;
 
 /// What the coordinator knows of another node.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub(crate) struct Peer {
     /// From when on silence counts, if the node never answered: our start in office, or its admission.
     since: Instant,
@@ -86,7 +88,7 @@ impl Peer {
 }
 
 /// The entry that is being agreed.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 struct Proposal {
     index: LogIndex,
     entry: Arc<Entry>,
@@ -97,7 +99,7 @@ struct Proposal {
 }
 
 /// This lineage is about to end: nobody gets a lease any more.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 struct Dissolving {
     into: membership_types::Lineage,
     /// When every lease has lapsed.
@@ -123,7 +125,7 @@ pub(crate) struct Won {
     pub(crate) stored: Vec<NodeId>,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub(crate) struct Office {
     pub(crate) ballot: Ballot,
     since: Instant,
@@ -151,6 +153,7 @@ pub(crate) struct Office {
     /// The core that we are about to propose. Leases end no later than its support from now on, so that its support
     /// comes to cover all that were given.
     wanted: Option<Vec<NodeId>>,
+    complaints: behind::Complaints,
     /// The core at the beginning, for one planted bug.
     first_core: Vec<NodeId>,
     pub(crate) next_tick: Instant,
@@ -186,6 +189,7 @@ impl Office {
             authority_seen: Instant::ZERO,
             given_until: Instant::ZERO,
             wanted: None,
+            complaints: behind::Complaints::default(),
             first_core: acceptor.state.core.clone(),
             next_tick: now.after(ctx.config.heartbeat / 2),
             to_self: VecDeque::new(),
@@ -423,6 +427,11 @@ impl Office {
     /// May this node's own leadership go on under this office?
     pub(crate) fn is_dissolving(&self) -> bool {
         self.dissolving.is_some()
+    }
+
+    /// Is a node going to be removed? It gets no lease any more.
+    pub(crate) fn is_removing(&self, node: NodeId) -> bool {
+        self.removing.contains_key(&node)
     }
 
     /// What the office is busy with, for those who inject faults at the worst moment.

@@ -38,7 +38,7 @@ use crate::{
 const IDS_PER_SECOND_BITS: u32 = 22;
 
 /// Another node that we heard of late.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 struct Heard {
     info: NodeInfo,
     at: Instant,
@@ -48,7 +48,7 @@ struct Heard {
 }
 
 /// A pledge to found a lineage together.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 struct Pledged {
     lineage: Lineage,
     to: NodeId,
@@ -56,7 +56,7 @@ struct Pledged {
 }
 
 /// Our own attempt to found a lineage.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 struct Founding {
     lineage: Lineage,
     since: Instant,
@@ -64,7 +64,7 @@ struct Founding {
     highest: ViewId,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub(crate) struct Seeking {
     heard: BTreeMap<NodeId, Heard>,
     next_probe: Instant,

@@ -31,7 +31,7 @@ use crate::{
 const LONGEST_PAUSE: u32 = 16;
 
 /// Our part in finding a coordinator.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Hash)]
 pub(crate) struct Takeover {
     /// When we ask for promises, if nothing happens before.
     at: Option<Instant>,
@@ -42,7 +42,7 @@ pub(crate) struct Takeover {
     candidate: Option<Candidate>,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 struct Candidate {
     ballot: Ballot,
     promises: BTreeMap<NodeId, Promised>,
@@ -54,7 +54,7 @@ struct Candidate {
     alone_from: Option<Instant>,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 struct Promised {
     commit: LogIndex,
     accepted: Option<(Ballot, Arc<Entry>)>,
@@ -239,7 +239,7 @@ impl Member {
             return;
         }
         for (node, witnesses) in ask.deaths.iter() {
-            self.on_death(ctx, node, "said by a candidate", Some(witnesses));
+            self.on_death(ctx, node, "attested by a candidate", Some(witnesses));
         }
         let (position, lineage) = (self.position(ctx), self.lineage);
         let Some(acceptor) = &mut self.acceptor else {
@@ -330,7 +330,7 @@ impl Member {
         candidate.promises.insert(from, promised);
         let deaths: Vec<_> = promise.deaths.iter().map(|(n, w)| (n, w.clone())).collect();
         for (node, witnesses) in deaths {
-            self.on_death(ctx, node, "said by a core member", Some(&witnesses));
+            self.on_death(ctx, node, "attested by a core member", Some(&witnesses));
         }
         self.check_win(ctx);
     }

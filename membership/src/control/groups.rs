@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 
 use membership_proto::{GroupView, GroupWish, Input, Kind, Part, SharedView, WhyNot};
@@ -43,6 +44,8 @@ pub(super) struct Slot {
 struct Wanted {
     endpoint: Option<Box<str>>,
     handle: u64,
+    /// Others waited for this member, and it stepped out: when it comes back, and how long it was away.
+    away: Option<(Instant, Duration)>,
     mailbox: Option<Arc<Mailbox>>,
     leaving: Leaving,
     /// Stepping down waits for the first view.
@@ -55,6 +58,8 @@ enum Leaving {
     /// As soon as the node is a member: a wish that overtakes the joining would leave nobody knowing how it ended.
     Once,
     Asked,
+    /// Others wait for this member: it comes back.
+    SteppedOut,
 }
 
 /// The machine says that the node leads.
@@ -63,6 +68,11 @@ struct Acting {
     /// The event that told of it; `None` while the lease has lapsed before the machine noticed.
     told: Option<Event>,
 }
+
+/// How long who stepped out stays away, at first and at most.
+const AWAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// Who has not been asked to step out for so long begins with the short time again.
+const FORGIVEN: Duration = Duration::from_secs(300);
 
 impl Driver {
     // ---- wishes -----------------------------------------------------------------------------------------------------
@@ -79,7 +89,7 @@ impl Driver {
             return;
         }
         let slot = self.groups.entry(group.clone()).or_default();
-        let goes_on = slot.wanted.as_ref().is_some_and(|w| w.leaving != Leaving::Asked);
+        let goes_on = slot.wanted.as_ref().is_some_and(|w| matches!(w.leaving, Leaving::No | Leaving::Once));
         let again = slot.wanted.as_ref().filter(|_| goes_on).is_some_and(|w| w.endpoint == endpoint);
         let is_new = mailbox.is_some();
         let mailbox = mailbox.or_else(|| slot.wanted.as_mut().and_then(|w| w.mailbox.take()));
@@ -95,6 +105,7 @@ impl Driver {
         slot.wanted = Some(Wanted {
             endpoint: endpoint.clone(),
             handle,
+            away: None,
             mailbox,
             leaving: Leaving::No,
             steps_down: false,
@@ -112,6 +123,12 @@ impl Driver {
         slot.left.extend(done);
         match (wanted.leaving, slot.member) {
             (Leaving::Asked, _) => {}
+            // It has said so already.
+            (Leaving::SteppedOut, true) => wanted.leaving = Leaving::Asked,
+            (Leaving::SteppedOut, false) => {
+                wanted.leaving = Leaving::Asked;
+                self.tell_out(&group, true);
+            }
             (_, false) => wanted.leaving = Leaving::Once,
             (_, true) => {
                 wanted.leaving = Leaving::Asked;
@@ -154,10 +171,57 @@ impl Driver {
         }
     }
 
+    /// Others of the group wait for this member: it leaves, and comes back after a while that doubles each time.
+    pub(super) fn step_out(&mut self, group: &GroupName) {
+        let Some(wanted) = self.groups.get_mut(group).filter(|s| s.member).and_then(|s| s.wanted.as_mut())
+        else {
+            return;
+        };
+        if wanted.leaving != Leaving::No {
+            return;
+        }
+        let recent = wanted.away.filter(|(at, _)| clock::now() - *at < FORGIVEN);
+        let away = recent.map_or(AWAY.0, |(_, before)| (2 * before).min(AWAY.1));
+        tracing::warn!(%group, ?away, "others wait for this member: it leaves the group for a while");
+        wanted.leaving = Leaving::SteppedOut;
+        wanted.away = Some((clock::now().after(away), away));
+        self.inputs.push_back(Input::Wish(GroupWish::Leave { group: group.clone() }));
+    }
+
+    /// When the next one who stepped out comes back.
+    pub(super) fn next_rejoin(&self) -> Option<Instant> {
+        let away = |slot: &Slot| {
+            let wanted = slot.wanted.as_ref().filter(|w| w.leaving == Leaving::SteppedOut)?;
+            (!slot.member).then_some(wanted.away?.0)
+        };
+        self.groups.values().filter_map(away).min()
+    }
+
+    pub(super) fn rejoin_due(&mut self, now: Instant) {
+        for (group, slot) in &mut self.groups {
+            let Some(wanted) = slot.wanted.as_mut().filter(|w| w.leaving == Leaving::SteppedOut) else {
+                continue;
+            };
+            if slot.member || wanted.away.is_none_or(|(at, _)| at > now) {
+                continue;
+            }
+            wanted.leaving = Leaving::No;
+            let (group, endpoint) = (group.clone(), wanted.endpoint.clone());
+            let kind = if wanted.mailbox.is_some() { Kind::Multicast } else { Kind::Plain };
+            if slot.bulk {
+                self.bulk.out(group.clone(), false);
+            }
+            self.inputs.push_back(Input::Wish(GroupWish::Join { group, endpoint, kind }));
+        }
+    }
+
     /// A fresh incarnation wants what the last one wanted.
     pub(super) fn wish_again(&mut self) {
-        for (group, slot) in &self.groups {
-            if let Some(wanted) = &slot.wanted {
+        for (group, slot) in &mut self.groups {
+            if let Some(wanted) = slot.wanted.as_mut() {
+                if wanted.leaving == Leaving::SteppedOut {
+                    wanted.leaving = Leaving::No;
+                }
                 let (group, endpoint) = (group.clone(), wanted.endpoint.clone());
                 let kind = if wanted.mailbox.is_some() { Kind::Multicast } else { Kind::Plain };
                 self.inputs.push_back(Input::Wish(GroupWish::Join { group, endpoint, kind }));
@@ -255,7 +319,9 @@ impl Driver {
             }
             slot.member = false;
             let Some(wanted) = &slot.wanted else { continue };
-            let left = wanted.leaving != Leaving::No || self.stopping.is_some() || self.over.is_some();
+            let left = matches!(wanted.leaving, Leaving::Once | Leaving::Asked)
+                || self.stopping.is_some()
+                || self.over.is_some();
             self.tell_out(&group, left);
         }
         self.changed = true;

@@ -11,6 +11,7 @@ mod http;
 mod local;
 mod multicast;
 mod process;
+mod replica;
 mod starts;
 mod strangers;
 

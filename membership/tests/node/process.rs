@@ -13,10 +13,13 @@ use std::{
 
 use membership::{Bootstrap, NodeId, Rendezvous, What};
 use membership_types::trace::{Event, Record, Source, VERSION};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open},
+};
 use serde_json::{Value, json};
 
-use crate::harness::{PATIENCE, Scratch, judge};
+use crate::harness::{PATIENCE, Scratch, judge, metric};
 
 const LEASE: Duration = Duration::from_millis(1000);
 /// Instead of a number of founders: the node only joins.
@@ -27,6 +30,9 @@ const JOIN: u16 = 0;
 async fn member() {
     let Ok(name) = std::env::var("MEMBER_NAME") else { return };
     let var = |key: &str| std::env::var(key).expect("the parent gives it");
+    // Memory that the kernel has to free once this process is killed.
+    let held = vec![1_u8; std::env::var("MEMBER_MIB").map_or(0, |mib| mib.parse().expect("a number")) << 20];
+    std::hint::black_box(&held);
     let bootstrap = match var("MEMBER_EXPECT").parse().expect("a number") {
         JOIN => Bootstrap::Join,
         count => Bootstrap::Expect(count),
@@ -37,11 +43,24 @@ async fn member() {
         .rendezvous(Rendezvous::File(var("MEMBER_DIR").into()))
         .bootstrap(bootstrap)
         .rejoin(var("MEMBER_REJOIN") == "yes")
+        .children_act(std::env::var_os("MEMBER_WRAPS").is_some())
         .trace(var("MEMBER_TRACE"));
     let node = builder.start().await.expect("starts");
     let group = node.join("g", None).await.expect("runs");
     let mut events = group.events();
     let leaver = node.clone();
+    let watcher = node.clone();
+    tokio::spawn(async move {
+        let mut last = 0;
+        loop {
+            let count = metric(&watcher, "phalanx_neighbours");
+            if count != last {
+                println!("\n{}", json!({ "event": "neighbours", "count": count }));
+                last = count;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
     let runtime = tokio::runtime::Handle::current();
     thread::spawn(move || {
         for line in std::io::stdin().lines() {
@@ -82,6 +101,11 @@ struct Process {
 
 impl Process {
     fn start(dir: &Path, name: &str, expect: u16, rejoin: bool) -> Self {
+        Self::start_with(dir, name, expect, rejoin, None)
+    }
+
+    /// The same with something more in its environment.
+    fn start_with(dir: &Path, name: &str, expect: u16, rejoin: bool, more: Option<(&str, &str)>) -> Self {
         let trace = dir.join(format!("{name}.jsonl"));
         let mut child = Command::new(std::env::current_exe().expect("this program"))
             .args(["--exact", "process::member", "--nocapture", "--test-threads", "1"])
@@ -90,6 +114,7 @@ impl Process {
             .env("MEMBER_EXPECT", expect.to_string())
             .env("MEMBER_REJOIN", if rejoin { "yes" } else { "no" })
             .env("MEMBER_TRACE", &trace)
+            .envs(more)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -136,6 +161,14 @@ impl Process {
         self.wait("a view", |line| line["event"] == "view" && line["members"] == json!(names));
     }
 
+    /// Waits until it watches the processes of so many others.
+    fn wait_neighbours(&mut self, count: u64) {
+        let met = |line: &Value| line["event"] == "neighbours" && line["count"] == count;
+        if !self.seen.iter().any(met) {
+            self.wait("others are watched", met);
+        }
+    }
+
     fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).expect("our own child");
     }
@@ -172,9 +205,14 @@ impl Drop for Process {
 
 /// Founders, who rank by slot: so the core has all of them from the first view on.
 fn founders(dir: &Path, count: u16) -> Vec<Process> {
+    founders_with(dir, count, None)
+}
+
+/// The same with something more in their environment.
+fn founders_with(dir: &Path, count: u16, more: Option<(&str, &str)>) -> Vec<Process> {
     let mut processes = Vec::new();
     for number in 0..count {
-        let mut process = Process::start(dir, &format!("p{number}"), count, true);
+        let mut process = Process::start_with(dir, &format!("p{number}"), count, true, more);
         // It has its slot by then.
         process.wait_for("started");
         processes.push(process);
@@ -234,6 +272,64 @@ fn when_a_leader_is_killed_the_next_rank_leads_because_the_death_is_proved() {
         text.lines().any(|line| line.contains("\"ev\":\"Proof\"")),
         "the death was proved, and not waited out"
     );
+    judge(&traces(&processes), vec![died]);
+}
+
+/// Nobody waits until the memory of the dead is freed. A busy machine may delay us, but not every time.
+#[test]
+fn when_a_big_leader_is_killed_the_others_agree_on_that_before_the_kernel_says_that_it_is_gone() {
+    let mut late = Vec::new();
+    for _ in 0..5 {
+        let scratch = Scratch::new();
+        let mut processes = by_rank(founders_with(scratch.path(), 3, Some(("MEMBER_MIB", "512"))));
+        // Perhaps before the others came.
+        if processes[0].seen.iter().all(|line| line["event"] != "leading") {
+            processes[0].wait_for("leading");
+        }
+        processes[1].wait_neighbours(2);
+        let victim = Pid::from_child(&processes[0].child);
+        let pidfd = pidfd_open(victim, PidfdFlags::empty()).expect("our own child");
+        processes[0].signal(Signal::KILL);
+        let ended = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], None);
+        let gone = membership::clock::now_ns();
+        assert_eq!(ended, Ok(1), "it ends");
+        let died = crash(1, &processes[0]);
+        processes[0].kill();
+        let rest = [processes[1].name.clone(), processes[2].name.clone()];
+        let without = |line: &Value| line["event"] == "view" && line["members"] == json!(rest);
+        let agreed = processes[1].wait("a view without it", without)["at_ns"].as_u64().expect("a time");
+        for process in &mut processes[1..] {
+            process.leave();
+        }
+        judge(&traces(&processes), vec![died]);
+        let text: String =
+            processes[1..].iter().map(|p| std::fs::read_to_string(&p.trace).expect("a trace")).collect();
+        if agreed < gone && text.contains("\"how\":\"exiting\"") {
+            return;
+        }
+        late.push(agreed.saturating_sub(gone));
+    }
+    panic!("they agreed late each time, by so many ns: {late:?}");
+}
+
+/// What acts for it is told later than others could be.
+#[test]
+fn the_death_of_a_wrapper_is_proved_by_its_pidfd_alone() {
+    let scratch = Scratch::new();
+    let mut processes = by_rank(founders_with(scratch.path(), 3, Some(("MEMBER_WRAPS", "yes"))));
+    for process in &mut processes[1..] {
+        process.wait_neighbours(2);
+    }
+    let rest = [processes[1].name.clone(), processes[2].name.clone()];
+    processes[0].kill();
+    let died = crash(1, &processes[0]);
+    processes[1].wait_members(&[&rest[0], &rest[1]]);
+    for process in &mut processes[1..] {
+        process.leave();
+    }
+    let text: String =
+        processes[1..].iter().map(|p| std::fs::read_to_string(&p.trace).expect("a trace")).collect();
+    assert!(text.contains("\"how\":\"pidfd\"") && !text.contains("\"how\":\"exiting\""), "{text}");
     judge(&traces(&processes), vec![died]);
 }
 

@@ -1,23 +1,34 @@
 //! The seeded generator that cores are handed: everything random in a protocol comes from here.
 
+/// What the state grows by at each draw.
+const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// SplitMix64: small, fast, statistically sound, and equal in every process for equal seeds.
 ///
 /// Not for secrets; shells draw those from the operating system.
 ///
 /// Source: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Rng(u64);
+pub struct Rng {
+    state: u64,
+    step: u64,
+}
 
 impl Rng {
     /// The generator of this seed.
     pub const fn seeded(seed: u64) -> Self {
-        Self(seed)
+        Self { state: seed, step: STEP }
+    }
+
+    /// A generator that draws 0 for ever, for model checkers: chance must not tell states apart.
+    pub const fn frozen() -> Self {
+        Self { state: 0, step: 0 }
     }
 
     /// The next 64 bits.
     pub fn next_u64(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
+        self.state = self.state.wrapping_add(self.step);
+        let mut z = self.state;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
@@ -47,7 +58,7 @@ impl Rng {
 
     /// A generator for a part of the work, so that what one part draws does not shift the others' draws.
     pub fn split(&mut self) -> Self {
-        Self(self.next_u64())
+        Self { state: self.next_u64(), step: self.step }
     }
 }
 
@@ -72,5 +83,12 @@ mod tests {
             assert!((bound..=bound + 3).contains(&n));
         }
         assert_eq!(rng.pick::<u8>(&[]), None);
+    }
+
+    #[test]
+    fn a_frozen_one_draws_nothing_but_zeros() {
+        let mut rng = Rng::frozen();
+        assert_eq!((rng.next_u64(), rng.between(3, 9), rng.split()), (0, 3, Rng::frozen()));
+        assert_eq!(rng, Rng::frozen());
     }
 }

@@ -22,7 +22,7 @@ use crate::cli::{
     Failure, Outcome,
     demo::free_port,
     events, exit,
-    flags::Time,
+    flags::{Size, Time},
     proc::{Proc, Said},
 };
 
@@ -42,9 +42,15 @@ pub(crate) struct Takeover {
     /// How many members the group has.
     #[arg(long, value_name = "N", default_value_t = 5)]
     nodes: usize,
+    /// The members send each other messages: the next one leads only once the last view is closed behind it.
+    #[arg(long)]
+    multicast: bool,
     /// The lease; 20ms to 60s.
     #[arg(long, value_name = "DUR", default_value = "1s", value_parser = lease)]
     lease: String,
+    /// How much memory each member holds, and uses for nothing: the kernel takes 70 ms to free a GiB of a dead process.
+    #[arg(long, value_name = "SIZE", default_value = "0B", value_parser = ballast)]
+    ballast: Size,
 }
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -54,6 +60,16 @@ fn lease(text: &str) -> Result<String, String> {
     let Time(lease) = text.parse()?;
     let fits = (Duration::from_millis(20)..=Duration::from_secs(60)).contains(&lease);
     if fits { Ok(text.into()) } else { Err("give 20ms to 60s".into()) }
+}
+
+/// So much memory, and no more than makes sense.
+fn ballast(text: &str) -> Result<Size, String> {
+    let size: Size = text.parse()?;
+    if size.0 <= 64 << 30 {
+        Ok(size)
+    } else {
+        Err("give at most 64GiB, and mind that each member takes it".into())
+    }
 }
 
 /// A reign as its leader told it, or as it was cut short by a kill.
@@ -66,6 +82,8 @@ struct Reign {
 struct Fleet {
     dir: PathBuf,
     lease: String,
+    ballast: Size,
+    multicast: bool,
     said: mpsc::Sender<Said>,
     heard: mpsc::Receiver<Said>,
     procs: BTreeMap<usize, Proc>,
@@ -93,11 +111,13 @@ impl Takeover {
     }
 
     async fn measure(&self, dir: &std::path::Path, json: bool) -> Outcome {
-        let floor = floor(self.times.clamp(5, 30)).await?;
+        let floor = floor(self.times.clamp(5, 30), self.ballast).await?;
         let (said, heard) = mpsc::channel(4096);
         let mut fleet = Fleet {
             dir: dir.to_owned(),
             lease: self.lease.clone(),
+            ballast: self.ballast,
+            multicast: self.multicast,
             said,
             heard,
             procs: BTreeMap::new(),
@@ -143,20 +163,20 @@ impl Takeover {
         for text in &fleet.wrong {
             eprintln!("phalanx: {text}");
         }
-        let summary =
-            json!({"event": "summary", "overlaps": overlaps, "lease": self.lease, "nodes": self.nodes});
+        let summary = json!({"event": "summary", "overlaps": overlaps, "lease": self.lease, "nodes": self.nodes, "ballast": self.ballast.0});
         events::line(&if json { summary.to_string() } else { format!("{overlaps} reigns overlapped") });
         Ok(if overlaps > 0 { exit::FAILED } else { 0 })
     }
 }
 
-/// From SIGKILL of a small server to the end of a connection with it, on loopback, in milliseconds.
-async fn floor(times: usize) -> Result<Vec<f64>, Failure> {
+/// From SIGKILL of a server of that size to the end of a connection with it, on loopback, in milliseconds.
+async fn floor(times: usize, ballast: Size) -> Result<Vec<f64>, Failure> {
     let (said, _heard) = mpsc::channel(16);
     let mut measured = Vec::new();
     for _ in 0..times {
         let at = format!("127.0.0.1:{}", free_port()?);
-        let mut server = Proc::start(&["inventory".into(), "--listen".into(), at.clone()], 0, said.clone())?;
+        let args = ["server", "--listen", &at, "--hold", &ballast.to_string()].map(Into::into);
+        let mut server = Proc::start(&args, 0, said.clone())?;
         let deadline = Instant::now() + PATIENCE;
         let mut stream = loop {
             match TcpStream::connect(&at).await {
@@ -186,6 +206,10 @@ impl Fleet {
         let args =
             ["join", "g", "--no-stdin", "--name", &name, "--rendezvous", &rendezvous, "--lease", &self.lease];
         let mut args: Vec<String> = args.map(Into::into).into();
+        if !self.multicast {
+            args.push("--plain".into());
+        }
+        args.extend(["--hold".into(), self.ballast.to_string()]);
         args.extend(["--trace".into(), self.dir.join(format!("n{who}.jsonl")).display().to_string()]);
         self.procs.insert(who, Proc::start(&args, who, self.said.clone())?);
         Ok(())

@@ -161,6 +161,9 @@ impl Checker {
             }
             Event::Crash { p, how } => {
                 self.intake.excuse(*p);
+                if how == "SIGKILL" {
+                    self.multicasts.cut_short(*p);
+                }
                 // Who ends its incarnation itself has not been hit by anything.
                 let by_itself = how.starts_with("ended");
                 self.accuracy.crash(*p, by_itself);
@@ -385,6 +388,7 @@ impl Checker {
                 let until = lost.or_else(|| self.zombies.asleep_since(title.p, now)).unwrap_or(now);
                 self.reigns.close(&mut self.book, title, Close::Unknown(until), last);
             }
+            self.multicasts.finish(&mut self.book);
             if !self.intake.has_harness() {
                 self.accuracy.fault("no harness tells of them");
             }

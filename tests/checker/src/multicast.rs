@@ -120,6 +120,10 @@ pub(crate) struct Multicasts {
     blocked: BTreeSet<Process>,
     /// Who asked to be in a group no longer.
     leaving: BTreeSet<(Process, Grp)>,
+    /// What was delivered and nobody is known to have sent: a violation, unless its sender's last records are lost.
+    unsent: Vec<(Mid, String, (At, String))>,
+    /// Whose last records may be lost.
+    cut_short: BTreeSet<Process>,
     /// From when on what is sent must arrive.
     settled: Option<u64>,
     /// Messages that must have arrived by then, in order of time.
@@ -212,7 +216,7 @@ impl Multicasts {
         let delivers = (at, says(p, "delivers", mid, vid));
         book.judged(Predicate::VS1);
         let Some(sent) = room.sent.get(&mid).cloned() else {
-            book.violated(Predicate::VS1, format!("{p} delivers {mid}, which nobody sent"), vec![delivers]);
+            self.unsent.push((mid, format!("{p} delivers {mid}, which nobody sent"), delivers));
             return;
         };
         let sends = (sent.at, says(mid.sender(), "sends", mid, sent.vid));
@@ -319,6 +323,20 @@ impl Multicasts {
             self.blocked.remove(&p);
         } else {
             self.blocked.insert(p);
+        }
+    }
+
+    /// A real process was killed: its last records may not have reached its trace.
+    pub(crate) fn cut_short(&mut self, p: Process) {
+        self.cut_short.insert(p);
+    }
+
+    /// The trace ends.
+    pub(crate) fn finish(&mut self, book: &mut Book) {
+        for (mid, what, delivers) in std::mem::take(&mut self.unsent) {
+            if !self.cut_short.contains(&mid.sender()) {
+                book.violated(Predicate::VS1, what, vec![delivers]);
+            }
         }
     }
 

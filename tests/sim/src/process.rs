@@ -67,6 +67,8 @@ pub(crate) struct Process {
     pub(crate) life: Life,
     /// It crashed, so that its host's other processes have proof.
     pub(crate) crashed: bool,
+    /// The last death that it heard of was one on another host.
+    pub(crate) attested: bool,
     /// What arrived while it was paused.
     pub(crate) inbox: VecDeque<Incoming>,
     /// What follows from what it does now.

@@ -10,7 +10,7 @@ use checker::Report;
 use crate::{faults::Kind, world::World};
 
 /// Rare things that a large enough set of runs must have seen, or it proves little.
-pub const MARKERS: [&str; 65] = [
+pub const MARKERS: [&str; 68] = [
     "a candidate dies",
     "a candidate gives way to a higher ballot",
     "a candidate learns committed entries from a promise",
@@ -22,6 +22,7 @@ pub const MARKERS: [&str; 65] = [
     "a coordinator hears of a higher ballot",
     "a coordinator wins a higher ballot of its own",
     "a core member is behind",
+    "a death is attested to another host",
     "a deaf node that speaks is suspected",
     "a flush waits for a member that was overtaken",
     "a founder dies before the first view",
@@ -47,6 +48,7 @@ pub const MARKERS: [&str; 65] = [
     "a resource refuses a token",
     "a sender waits for others",
     "a state is received",
+    "a member that stays behind is told to step out",
     "another member is asked for the state",
     "the state is lost",
     "a member goes on without the group's state",
@@ -72,6 +74,7 @@ pub const MARKERS: [&str; 65] = [
     "several nodes leave in one view",
     "silence is held for a cut",
     "takeover after a coordinator left",
+    "takeover after a death on another host was attested",
     "takeover after a lease lapsed",
     "takeover after a proof of death",
     "the core is spread anew",

@@ -100,6 +100,29 @@ impl World {
         process.rooms.insert(group.clone(), room);
     }
 
+    /// Others wait for a process: it leaves the group, and comes back after a while.
+    pub(crate) fn step_out(&mut self, p: usize, group: GroupName) {
+        let process = &mut self.processes[p];
+        if !process.app.wants.remove(&group) {
+            return;
+        }
+        if let Some(room) = process.rooms.get_mut(&group) {
+            room.throttled = false;
+        }
+        process.next.push_back(Incoming::Room(group.clone(), Input::Throttle(false)));
+        let wish = GroupWish::Leave { group: group.clone() };
+        process.next.push_back(Incoming::Cluster(ClusterInput::Wish(wish)));
+        let at = self.now + self.rng.between(1, 5) * self.params.lease.as_nanos() as u64;
+        self.push(at, Action::Rejoin { p, group });
+    }
+
+    /// Who stepped out comes back.
+    pub(crate) fn rejoin(&mut self, p: usize, group: GroupName) {
+        if self.processes[p].is_up() && self.processes[p].app.wants.insert(group.clone()) {
+            self.join(p, group, None);
+        }
+    }
+
     /// Membership tells a process a view of a group with multicast.
     pub(crate) fn room_view(&mut self, p: usize, view: &GroupView, part: Part) {
         let input = match part {
@@ -244,7 +267,11 @@ impl World {
                 self.record(Source::Process(id.into()), event);
             }
             Output::Mark(what) => self.mark(what),
-            Output::Block(_) | Output::Behind(_) | Output::Given(_) => {}
+            Output::Behind(node) => {
+                let input = ClusterInput::Behind { group: group.clone(), node };
+                self.processes[p].next.push_back(Incoming::Cluster(input));
+            }
+            Output::Block(_) | Output::Given(_) => {}
         }
     }
 

@@ -34,6 +34,8 @@ pub(crate) enum Action {
     Deliver { p: usize, input: Incoming },
     /// A frame of a group's multicast reaches a process, unless the connection broke meanwhile.
     Frame { from: usize, to: usize, epoch: u64, incoming: Incoming },
+    /// A process that stepped out of a group comes back to it.
+    Rejoin { p: usize, group: GroupName },
     /// Two processes try to connect again.
     Connect { a: usize, b: usize },
     /// A message reaches whoever listens at an address.
@@ -235,6 +237,7 @@ impl World {
                     self.deliver(to, incoming);
                 }
             }
+            Action::Rejoin { p, group } => self.rejoin(p, group),
             Action::Connect { a, b } => self.connect(a, b),
             Action::Wake { p } => {
                 if self.processes[p].wake_at.is_some_and(|at| at <= self.now) {
@@ -369,6 +372,7 @@ impl World {
             app,
             life: Life::Up,
             crashed: false,
+            attested: false,
             inbox: VecDeque::new(),
             next: VecDeque::new(),
             rooms: BTreeMap::new(),
@@ -437,7 +441,8 @@ impl World {
         } else {
             self.rng.below(2 * self.params.lease.as_nanos() as u64)
         };
-        let input = Incoming::Cluster(Input::ProvedDead { node: dead, how: "pidfd" });
+        let how = if delay.is_multiple_of(3) { "pidfd" } else { "exiting" };
+        let input = Incoming::Cluster(Input::ProvedDead { node: dead, how });
         self.push(self.now + delay, Action::Deliver { p: to, input });
     }
 
@@ -614,9 +619,23 @@ impl World {
                 if matches!(&event, Event::Install { .. }) {
                     self.views += 1;
                 }
+                if let Event::Proof { q, how, .. } = &event {
+                    let host = self.processes[p].host;
+                    let elsewhere = self.processes.iter().any(|v| P::from(v.id) == *q && v.host != host);
+                    let attested = elsewhere && how.starts_with("attested");
+                    self.processes[p].attested = attested;
+                    if attested {
+                        self.mark("a death is attested to another host");
+                    }
+                }
                 self.record(Source::Process(id.into()), event);
             }
-            Output::Mark(what) => self.mark(what),
+            Output::Mark(what) => {
+                self.mark(what);
+                if what == "takeover after a proof of death" && self.processes[p].attested {
+                    self.mark("takeover after a death on another host was attested");
+                }
+            }
             Output::Lease(until) => {
                 self.processes[p].app.lease = until;
                 // Now and then the application acts at the last possible moment.
@@ -645,6 +664,7 @@ impl World {
             }
             Output::Ended(end) => self.ended(p, &end),
             Output::View(view, part) if view.kind == GroupKind::Multicast => self.room_view(p, &view, part),
+            Output::StepOut { group } => self.step_out(p, group),
             Output::Blocked(_) | Output::Unblocked | Output::View(..) | Output::Refused(_) => {}
         }
     }

@@ -46,12 +46,8 @@ impl Office {
         until
     }
 
-    /// The lease that our own node takes from this office: authority as it is now. None if an entry that we adopted
-    /// removes this very node: it may have been decided, and others may have led since.
+    /// The lease that our own node takes from this office: authority as it is now.
     pub(crate) fn own_lease(&mut self, ctx: &Ctx, acceptor: &Acceptor, deaths: &Deaths) -> Instant {
-        if self.removing.contains_key(&ctx.me()) {
-            return Instant::ZERO;
-        }
         let authority = self.authority(ctx, acceptor, deaths);
         self.given_until = self.given_until.max(authority);
         authority

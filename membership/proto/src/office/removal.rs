@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// A node that gets no lease any more and will be removed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Removal {
     why: Why,
     /// When every lease that it may hold has lapsed.

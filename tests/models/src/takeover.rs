@@ -1,0 +1,833 @@
+//! Takeover and leases: real membership machines, a few faults at any moment.
+//!
+//! A model begins with a cluster whose founding, joining and first minutes were driven in order. From there on all
+//! schedules are tried that the bounds allow.
+//!
+//! *Time* moves in steps of a third of the lease ([`UNIT`]), the longest heartbeat interval; a timer that is due within
+//! a step fires at its end. All true clocks agree (drift is the simulator's part), but no node's reading can be compared
+//! with another's. There is no slack: what may end at an instant ends exactly then.
+//!
+//! *Messages* that one step of a machine sends to one node travel together. Two ways to schedule them:
+//!
+//! * [`Delivery::Prompt`]: everything arrives at once and in order, but for what a fault changes. Faults are counted, so
+//!   that the space is finite: delay-bounded scheduling (Emmi, Qadeer and Rakamarić, POPL 2011).
+//! * [`Delivery::Free`]: each arrives at any later time, in any order, or never; a link holds a few, the oldest are lost.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    hash::{Hash, Hasher},
+    sync::Arc,
+    time::Duration,
+};
+
+use membership_proto::{
+    Bootstrap, Cluster, Config, Dest, Domains, GroupWish, Input, Kind, Msg, NodeInfo, Output, Plant,
+    state::State,
+};
+use membership_types::{Drift, GroupName, Instant, Machine, NodeId, Rng, Token, ViewId};
+use stateright::{Model, Property};
+
+use crate::{
+    mark::{CLOCK_BITS, Marker, NOON},
+    search::Story,
+};
+
+/// One step of time, in nanoseconds.
+pub const UNIT: u64 = 100_000_000;
+/// The lease is so many steps long.
+const LEASE: u64 = 3;
+/// What is longer ago than this many steps makes no difference any more.
+const FAR: u64 = 5 * LEASE;
+/// So many messages wait for a node that stands still, from each other one; more are lost.
+const STALLED_TAKES: usize = 4;
+/// The groups that all nodes are in; the first is led by the first node, the other one by the last.
+const GROUPS: [&str; 2] = ["a", "b"];
+
+/// When messages arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// At once and in order.
+    Prompt,
+    /// Whenever they like; this many may be under way on a link.
+    Free {
+        /// How many.
+        capacity: usize,
+    },
+}
+
+/// How often each kind of fault may strike in one run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "the names say it; Action tells the details")]
+pub struct Budget {
+    pub cuts: u8,
+    pub holds: u8,
+    pub crashes: u8,
+    pub proofs: u8,
+    pub restarts: u8,
+    pub stalls: u8,
+    pub step_downs: u8,
+    pub leaves: u8,
+}
+
+/// The bounds of a model.
+#[derive(Clone, Debug)]
+pub struct Takeover {
+    /// How many nodes there are, all of them in the core.
+    pub nodes: usize,
+    /// When messages arrive.
+    pub delivery: Delivery,
+    /// Which faults there are.
+    pub budget: Budget,
+    /// How many steps of time a run takes; 0 for no end: then states merge whenever they came about.
+    pub horizon: u64,
+    /// How many rounds of ballots candidates may use up: those that a lost core keeps from winning try for ever.
+    pub rounds: u64,
+    /// A deliberate bug in every node; only where built with the feature `plant`.
+    pub plant: Option<Plant>,
+}
+
+/// What may happen.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// The n-th message under way arrives.
+    Deliver(usize),
+    /// The n-th message under way is late: it arrives at any time, or never.
+    Hold(usize),
+    /// The next timers fire.
+    Advance,
+    /// From now on nothing goes from one node to another.
+    Cut(usize, usize),
+    /// From now on nothing goes to or from a node.
+    Isolate(usize),
+    /// From now on nothing goes between the first node with this one and all others.
+    Split(usize),
+    /// All links carry again.
+    Heal,
+    /// A node dies.
+    Crash(usize),
+    /// A node gets proof that another one is dead.
+    Prove(usize, usize),
+    /// A dead node starts again, as a new one.
+    Restart(usize),
+    /// A node stands still.
+    Stall(usize),
+    /// It goes on.
+    Resume(usize),
+    /// A node steps down as leader of a group.
+    StepDown(usize, usize),
+    /// A node leaves the cluster.
+    Leave(usize),
+}
+
+/// A node and what its application may do.
+#[derive(Clone)]
+struct Node {
+    cluster: Cluster,
+    /// The tokens under which it may act, by group.
+    leads: BTreeMap<GroupName, Token>,
+    /// Until when.
+    lease: Instant,
+}
+
+#[derive(Clone)]
+struct Place {
+    node: Arc<Node>,
+    mark: u64,
+    up: bool,
+    stalled: bool,
+    /// Whose deaths it was told of.
+    told: u16,
+    restarts: u64,
+}
+
+/// Messages that were sent together.
+#[derive(Clone)]
+struct Packet {
+    from: NodeId,
+    /// Where it was sent from, and to.
+    link: (usize, usize),
+    to: NodeId,
+    msgs: Arc<Vec<Msg>>,
+    mark: u64,
+    held: bool,
+}
+
+/// What has been seen in the run so far.
+#[derive(Clone, Default, Hash)]
+struct Seen {
+    /// Cluster views: what came before each, and who is in it.
+    views: BTreeMap<ViewId, (ViewId, Vec<NodeId>)>,
+    /// Group views: token and members.
+    groups: BTreeMap<(GroupName, ViewId), (Token, Vec<NodeId>)>,
+    /// What was committed, by index.
+    log: BTreeMap<u64, u64>,
+    /// The highest token that anybody acted under, and who.
+    tokens: BTreeMap<GroupName, (Token, NodeId)>,
+}
+
+/// A state of the model.
+#[derive(Clone)]
+pub struct World {
+    /// How many steps of time are over.
+    step: u64,
+    /// After how many the run ends; 0 while the cluster is founded.
+    end: u64,
+    places: Vec<Place>,
+    flight: Vec<Packet>,
+    /// Links that carry nothing: bit `from * nodes + to`.
+    cut: u64,
+    budget: Budget,
+    seen: Arc<Seen>,
+    seen_mark: u64,
+    /// The first property that does not hold.
+    broken: Option<&'static str>,
+}
+
+impl PartialEq for World {
+    fn eq(&self, other: &Self) -> bool {
+        let mark = |w: &Self| Marker::timeless().of(w);
+        mark(self) == mark(other)
+    }
+}
+
+impl Hash for World {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let Self { step, end, places, flight, cut, budget, seen: _, seen_mark, broken } = self;
+        let left = (*end < u64::MAX).then(|| end - step);
+        (left, cut, budget, seen_mark, broken).hash(state);
+        for place in places {
+            (place.mark, place.up, place.stalled, place.told).hash(state);
+        }
+        // What is under way in order stays in order; what is late has none.
+        for packet in flight.iter().filter(|p| !p.held) {
+            packet.mark.hash(state);
+        }
+        let mut late: Vec<u64> = flight.iter().filter(|p| p.held).map(|p| p.mark).collect();
+        late.sort_unstable();
+        late.hash(state);
+    }
+}
+
+/// Two nodes acted for one group at the same instant.
+pub const LEADERS: &str = "one acting leader of a group";
+/// A node acted for a group although it was committed that another one leads.
+pub const OVERRULED: &str = "nobody acts against what is committed";
+/// Two coordinators believed at the same instant that nobody had replaced them.
+pub const AUTHORITY: &str = "one coordinator with authority";
+/// Somebody acted under a token below one that had been used.
+pub const TOKENS: &str = "tokens grow";
+/// Cluster views do not form one sequence.
+pub const HISTORY: &str = "one history of cluster views";
+/// A node installed a view that is not above its last.
+pub const IDS: &str = "ids grow";
+/// Two nodes know different members, or another token, of one group view.
+pub const RANKS: &str = "one list of members per group view";
+/// Two nodes committed different entries at one index.
+pub const LOG: &str = "a committed entry stays";
+
+fn group(n: usize) -> GroupName {
+    GroupName::new(GROUPS[n]).expect("a good name")
+}
+
+fn clock(place: usize, step: u64) -> Instant {
+    Instant::from_nanos(((place as u64 + 1) << CLOCK_BITS) + NOON + step * UNIT)
+}
+
+fn info(place: usize, incarnation: u64) -> NodeInfo {
+    NodeInfo {
+        id: NodeId::new(place as u32, incarnation),
+        name: format!("n{place}").into(),
+        addr: ([127, 0, 0, 1], 1000 + place as u16).into(),
+        eligible: true,
+        slot: None,
+        domains: Domains::default(),
+    }
+}
+
+fn members(view: &membership_proto::ClusterView) -> Vec<NodeId> {
+    view.members.iter().map(|m| m.id).collect()
+}
+
+impl Takeover {
+    fn node(&self, place: usize, incarnation: u64, bootstrap: Bootstrap, now: Instant) -> Node {
+        let lease = Duration::from_nanos(LEASE * UNIT);
+        let mut config =
+            Config::new(info(place, incarnation), bootstrap, lease).expect("a good configuration");
+        config.terms.drift = Drift::per_mille(0);
+        config.heartbeat = Duration::from_nanos(UNIT);
+        config.step = Duration::from_nanos(UNIT);
+        let config = config.checked().expect("a good configuration");
+        #[allow(unused_mut, reason = "planting needs it")]
+        let mut cluster = Cluster::new(config, now, Rng::frozen(), ViewId::NONE);
+        #[cfg(feature = "plant")]
+        cluster.plant(self.plant);
+        Node { cluster, leads: BTreeMap::new(), lease: Instant::ZERO }
+    }
+
+    /// A founded cluster, all nodes in it, in the core, and in both groups; nothing is under way.
+    fn founded(&self) -> World {
+        let patience = Duration::from_secs(3600);
+        let mut world = World {
+            step: 0,
+            end: 0,
+            places: Vec::new(),
+            flight: Vec::new(),
+            cut: 0,
+            budget: Budget::default(),
+            seen: Arc::default(),
+            seen_mark: 0,
+            broken: None,
+        };
+        for place in 0..self.nodes {
+            let (bootstrap, started) = match place {
+                0 => (Bootstrap::AloneAfter(patience), clock(0, 0).before(patience)),
+                _ => (Bootstrap::Join, clock(place, world.step)),
+            };
+            let node = Arc::new(self.node(place, 1, bootstrap, started));
+            world.places.push(Place { node, mark: 0, up: true, stalled: false, told: 0, restarts: 0 });
+            self.look_for_others(&mut world, place);
+            self.drive(&mut world, |w| w.places.iter().all(|p| p.sees(place + 1)));
+            self.feed(&mut world, place, Input::Wish(join(0)));
+            self.drive(&mut world, |w| w.has_group(0, place + 1));
+        }
+        for place in (0..self.nodes).rev() {
+            self.feed(&mut world, place, Input::Wish(join(1)));
+            self.drive(&mut world, |w| w.has_group(1, self.nodes - place));
+        }
+        let all = self.nodes;
+        self.drive(&mut world, |w| w.places.iter().all(|p| p.node.cluster.core().len() == all));
+        // Long enough for all traces of the founding to fade.
+        let until = world.step + 2 * FAR;
+        self.drive(&mut world, |w| w.step >= until && w.flight.is_empty());
+        // The model's time begins here.
+        world.end = if self.horizon == 0 { u64::MAX } else { world.step + self.horizon };
+        world.budget = self.budget;
+        world
+    }
+
+    /// Everything arrives, and time passes, until the condition holds.
+    fn drive(&self, world: &mut World, done: impl Fn(&World) -> bool) {
+        for _ in 0..10_000 {
+            if done(world) && world.flight.is_empty() {
+                return;
+            }
+            match world.flight.is_empty() {
+                false => self.deliver(world, 0),
+                true => self.advance(world),
+            }
+        }
+        panic!("the cluster does not come about");
+    }
+
+    /// Tells a node where the others are.
+    fn look_for_others(&self, world: &mut World, place: usize) {
+        let addresses = (0..self.nodes).filter(|p| *p != place).map(|p| info(p, 0).addr).collect();
+        self.feed(world, place, Input::Rendezvous { addresses, complete: true });
+    }
+
+    fn deliver(&self, world: &mut World, n: usize) {
+        let packet = world.flight.remove(n);
+        let place = packet.link.1;
+        for msg in packet.msgs.iter() {
+            if world.places[place].up && world.places[place].node.cluster.id() == packet.to {
+                self.feed(world, place, Input::Message { from: packet.from, msg: msg.clone() });
+            }
+        }
+    }
+
+    fn feed(&self, world: &mut World, place: usize, input: Input) {
+        self.run(world, place, |cluster, now| cluster.handle(now, input));
+    }
+
+    /// Time goes on to the end of the step in which something is due.
+    fn advance(&self, world: &mut World) {
+        let due = |(place, p): (usize, &Place)| {
+            let at = p.node.cluster.poll_timeout()?;
+            (p.up && !p.stalled).then(|| (at - clock(place, 0)).as_nanos() as u64)
+        };
+        let Some(at) = world.places.iter().enumerate().filter_map(due).min() else { return };
+        world.step = at.div_ceil(UNIT).max(world.step + 1);
+        for place in 0..world.places.len() {
+            let now = clock(place, world.step);
+            let p = &world.places[place];
+            if p.up && !p.stalled && p.node.cluster.poll_timeout().is_some_and(|at| at <= now) {
+                self.run(world, place, |cluster, now| cluster.handle_timeout(now));
+            }
+        }
+        let step = world.step;
+        for place in &mut world.places {
+            place.mark = mark_of(&place.node, step);
+        }
+        for packet in &mut world.flight {
+            packet.mark = packet.mark_at(step);
+        }
+        world.judge();
+    }
+
+    /// One step of a machine, and what it puts out.
+    fn run(&self, world: &mut World, place: usize, step: impl FnOnce(&mut Cluster, Instant)) {
+        let now = clock(place, world.step);
+        let node = Arc::make_mut(&mut world.places[place].node);
+        let last_view = node.cluster.view().map(|v| v.id);
+        let committed = node.cluster.committed().map(|s| s.index);
+        step(&mut node.cluster, now);
+        let mut sent: Vec<(usize, NodeId, Vec<Msg>)> = Vec::new();
+        let mut found = false;
+        while let Some(output) = Arc::make_mut(&mut world.places[place].node).cluster.poll_output() {
+            match output {
+                Output::Send(dest, msg) => {
+                    let to = match dest {
+                        Dest::Node(id, _) => world.places.iter().position(|p| p.node.cluster.id() == id),
+                        Dest::Addr(addr) => Some(usize::from(addr.port()) - 1000),
+                    };
+                    let Some(to) = to.filter(|to| *to < world.places.len()) else { continue };
+                    let id = world.places[to].node.cluster.id();
+                    match sent.iter_mut().find(|(t, _, _)| *t == to) {
+                        Some((_, _, msgs)) => msgs.push(msg),
+                        None => sent.push((to, id, vec![msg])),
+                    }
+                }
+                Output::ClusterView(view) => {
+                    found |= last_view.is_none();
+                    if last_view.is_some_and(|last| view.id <= last) {
+                        world.breaks(IDS);
+                    }
+                    world.see_view(view.id, view.prev, members(&view));
+                }
+                Output::View(view, _) if view.id != ViewId::NONE => {
+                    let list = view.members.iter().map(|m| m.node).collect();
+                    world.see_group(view.group.clone(), view.id, (view.token, list));
+                }
+                Output::Lease(until) => Arc::make_mut(&mut world.places[place].node).lease = until,
+                Output::Leading { group, token, .. } => {
+                    Arc::make_mut(&mut world.places[place].node).leads.insert(group, token);
+                }
+                Output::NotLeading { group, .. } => {
+                    Arc::make_mut(&mut world.places[place].node).leads.remove(&group);
+                }
+                Output::Ended(_) => {
+                    world.places[place].up = false;
+                }
+                _ => {}
+            }
+        }
+        let from = world.places[place].node.cluster.id();
+        for (to, id, msgs) in sent {
+            world.send(
+                self,
+                Packet { from, link: (place, to), to: id, msgs: msgs.into(), mark: 0, held: false },
+            );
+        }
+        let node = world.places[place].node.clone();
+        if let Some(state) = node.cluster.committed().filter(|s| Some(s.index) != committed) {
+            world.see_log(state.index.get(), Marker::timeless().of(state));
+            for view in state.groups() {
+                world.see_group(
+                    view.group.clone(),
+                    view.id,
+                    (view.token, view.members.iter().map(|m| m.node).collect()),
+                );
+            }
+        }
+        if found {
+            // It has no use for addresses any more.
+            self.feed(world, place, Input::Rendezvous { addresses: Vec::new(), complete: true });
+        }
+        let p = &mut world.places[place];
+        p.mark = mark_of(&p.node, world.step);
+        world.judge();
+    }
+
+    fn is_free(&self) -> bool {
+        matches!(self.delivery, Delivery::Free { .. })
+    }
+
+    fn apply(&self, world: &mut World, action: Action) {
+        match action {
+            Action::Deliver(n) => self.deliver(world, n),
+            Action::Hold(n) => {
+                world.budget.holds -= 1;
+                world.flight[n].held = true;
+            }
+            Action::Advance => self.advance(world),
+            Action::Cut(from, to) => {
+                world.budget.cuts -= 1;
+                world.cut |= self.link(from, to);
+            }
+            Action::Isolate(place) => {
+                world.budget.cuts -= 1;
+                for other in (0..self.nodes).filter(|o| *o != place) {
+                    world.cut |= self.link(place, other) | self.link(other, place);
+                }
+            }
+            Action::Split(with) => {
+                world.budget.cuts -= 1;
+                for n in (1..self.nodes).filter(|n| *n != with) {
+                    for half in [0, with] {
+                        world.cut |= self.link(half, n) | self.link(n, half);
+                    }
+                }
+            }
+            Action::Heal => world.cut = 0,
+            Action::Crash(place) => {
+                world.budget.crashes -= 1;
+                let p = &mut world.places[place];
+                p.up = false;
+                p.stalled = false;
+                p.told = 0;
+                world.flight.retain(|packet| packet.link.1 != place);
+            }
+            Action::Prove(place, dead) => {
+                world.budget.proofs -= 1;
+                world.places[place].told |= 1 << dead;
+                let node = world.places[dead].node.cluster.id();
+                self.feed(world, place, Input::ProvedDead { node, how: "pidfd" });
+            }
+            Action::Restart(place) => {
+                world.budget.restarts -= 1;
+                let restarts = world.places[place].restarts + 1;
+                let node =
+                    Arc::new(self.node(place, 1 + restarts, Bootstrap::Join, clock(place, world.step)));
+                world.places[place] = Place { node, mark: 0, up: true, stalled: false, told: 0, restarts };
+                world.flight.retain(|packet| packet.link.1 != place);
+                for other in &mut world.places {
+                    other.told &= !(1 << place);
+                }
+                for n in 0..GROUPS.len() {
+                    self.feed(world, place, Input::Wish(join(n)));
+                }
+                self.look_for_others(world, place);
+            }
+            Action::Stall(place) => {
+                world.budget.stalls -= 1;
+                world.places[place].stalled = true;
+            }
+            Action::Resume(place) => {
+                world.places[place].stalled = false;
+                self.run(world, place, |cluster, now| cluster.handle_timeout(now));
+            }
+            Action::StepDown(place, n) => {
+                world.budget.step_downs -= 1;
+                self.feed(world, place, Input::Wish(GroupWish::StepDown { group: group(n) }));
+            }
+            Action::Leave(place) => {
+                world.budget.leaves -= 1;
+                self.feed(world, place, Input::LeaveCluster);
+            }
+        }
+    }
+
+    fn link(&self, from: usize, to: usize) -> u64 {
+        1 << (from * self.nodes + to)
+    }
+}
+
+fn join(n: usize) -> GroupWish {
+    GroupWish::Join { group: group(n), endpoint: None, kind: Kind::Plain }
+}
+
+fn mark_of(node: &Node, step: u64) -> u64 {
+    Marker::at(step * UNIT, FAR * UNIT).of(&(&node.cluster, &node.leads, node.lease))
+}
+
+impl Packet {
+    fn mark_at(&self, step: u64) -> u64 {
+        Marker::at(step * UNIT, FAR * UNIT).of(&(self.from, self.link, self.to, &self.msgs))
+    }
+}
+
+impl Place {
+    fn sees(&self, nodes: usize) -> bool {
+        self.node.cluster.view().is_some_and(|v| v.members.len() == nodes)
+    }
+
+    /// The groups for which it acts at this instant.
+    fn acts(&self, now: Instant) -> impl Iterator<Item = (&GroupName, Token)> {
+        let acts = self.up && now < self.node.lease;
+        self.node.leads.iter().filter(move |_| acts).map(|(name, token)| (name, *token))
+    }
+}
+
+impl World {
+    fn send(&mut self, model: &Takeover, mut packet: Packet) {
+        let (from, to) = packet.link;
+        let waiting = || self.flight.iter().filter(|p| p.link == packet.link).count();
+        let full = self.places[to].stalled && waiting() >= STALLED_TAKES;
+        if self.cut & model.link(from, to) != 0 || !self.places[to].up || full {
+            return;
+        }
+        if let Delivery::Free { capacity } = model.delivery
+            && self.end > 0
+        {
+            let on_link = |p: &Packet| p.link == packet.link;
+            if self.flight.iter().filter(|p| on_link(p)).count() >= capacity
+                && let Some(oldest) = self.flight.iter().position(on_link)
+            {
+                self.flight.remove(oldest);
+            }
+        }
+        packet.mark = packet.mark_at(self.step);
+        self.flight.push(packet);
+    }
+
+    fn breaks(&mut self, property: &'static str) {
+        self.broken.get_or_insert(property);
+    }
+
+    fn has_group(&self, n: usize, members: usize) -> bool {
+        let states = self.places.iter().filter_map(|p| p.node.cluster.committed());
+        let newest = states.max_by_key(|s| s.index);
+        newest.and_then(|s| s.group(&group(n))).is_some_and(|v| v.members.len() == members)
+    }
+
+    fn change(&mut self, change: impl FnOnce(&mut Seen) -> bool) -> bool {
+        let holds = change(Arc::make_mut(&mut self.seen));
+        self.seen_mark = Marker::timeless().of(&*self.seen);
+        holds
+    }
+
+    fn see_view(&mut self, id: ViewId, prev: ViewId, members: Vec<NodeId>) {
+        let fits = self.change(|seen| {
+            if let Some(known) = seen.views.get(&id) {
+                return *known == (prev, members);
+            }
+            let skips = seen.views.range(..id).next_back().is_some_and(|(before, _)| *before > prev);
+            let skipped = seen.views.range(id..).next().is_some_and(|(_, (p, _))| *p < id);
+            seen.views.insert(id, (prev, members));
+            !skips && !skipped
+        });
+        if !fits {
+            self.breaks(HISTORY);
+        }
+    }
+
+    fn see_group(&mut self, group: GroupName, id: ViewId, view: (Token, Vec<NodeId>)) {
+        let same =
+            self.change(|seen| *seen.groups.entry((group, id)).or_insert_with(|| view.clone()) == view);
+        if !same {
+            self.breaks(RANKS);
+        }
+    }
+
+    fn see_log(&mut self, index: u64, mark: u64) {
+        let same = self.change(|seen| *seen.log.entry(index).or_insert(mark) == mark);
+        if !same {
+            self.breaks(LOG);
+        }
+    }
+
+    /// What must hold at every instant.
+    fn judge(&mut self) {
+        let mut leaders: BTreeSet<GroupName> = BTreeSet::new();
+        let mut broken = None;
+        let mut news: Vec<(GroupName, Token, NodeId)> = Vec::new();
+        let newest: Option<&State> =
+            self.places.iter().filter_map(|p| p.node.cluster.committed()).max_by_key(|s| s.index);
+        let mut authorities = 0;
+        for (n, place) in self.places.iter().enumerate() {
+            let now = clock(n, self.step);
+            let id = place.node.cluster.id();
+            if place.up && place.node.cluster.authority().is_some_and(|until| until > now) {
+                authorities += 1;
+            }
+            for (group, token) in place.acts(now) {
+                if !leaders.insert(group.clone()) {
+                    broken = Some(LEADERS);
+                }
+                let leader = newest.and_then(|s| s.group(group)).map(|v| (v.leader(), v.token));
+                if leader != Some((Some(id), token)) && broken.is_none() {
+                    broken = Some(OVERRULED);
+                }
+                match self.seen.tokens.get(group) {
+                    Some(known) if *known == (token, id) => {}
+                    Some((highest, _)) if *highest >= token => broken = broken.or(Some(TOKENS)),
+                    _ => news.push((group.clone(), token, id)),
+                }
+            }
+        }
+        if authorities > 1 {
+            broken = broken.or(Some(AUTHORITY));
+        }
+        if !news.is_empty() {
+            self.change(|seen| {
+                seen.tokens.extend(news.into_iter().map(|(group, token, id)| (group, (token, id))));
+                true
+            });
+        }
+        if let Some(broken) = broken {
+            self.breaks(broken);
+        }
+    }
+}
+
+impl Model for Takeover {
+    type State = World;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<World> {
+        vec![self.founded()]
+    }
+
+    fn actions(&self, world: &World, actions: &mut Vec<Action>) {
+        if world.broken.is_some() {
+            return;
+        }
+        let (places, budget) = (&world.places, &world.budget);
+        let up = |n: usize| places[n].up;
+        let reachable = |p: &Packet| !places[p.link.1].stalled;
+        let next = world.flight.iter().position(|p| !p.held && reachable(p));
+        for (n, packet) in world.flight.iter().enumerate() {
+            if reachable(packet) && (self.is_free() || packet.held || Some(n) == next) {
+                actions.push(Action::Deliver(n));
+            }
+        }
+        if let Some(next) = next
+            && budget.holds > 0
+            && !self.is_free()
+        {
+            actions.push(Action::Hold(next));
+        }
+        let quiet = next.is_none() || self.is_free();
+        if quiet && world.step < world.end {
+            actions.push(Action::Advance);
+        }
+        if quiet && world.cut != 0 {
+            actions.push(Action::Heal);
+        }
+        if budget.cuts > 0 && self.nodes == 4 {
+            actions.extend((1..4).map(Action::Split));
+        }
+        for n in 0..self.nodes {
+            if !up(n) {
+                if budget.restarts > 0 {
+                    actions.push(Action::Restart(n));
+                }
+                if budget.proofs > 0 {
+                    let told = |m: &usize| {
+                        *m != n && up(*m) && !places[*m].stalled && places[*m].told & (1 << n) == 0
+                    };
+                    actions.extend((0..self.nodes).filter(told).map(|m| Action::Prove(m, n)));
+                }
+                continue;
+            }
+            if places[n].stalled {
+                actions.push(Action::Resume(n));
+            } else if budget.stalls > 0 {
+                actions.push(Action::Stall(n));
+            }
+            if budget.crashes > 0 {
+                actions.push(Action::Crash(n));
+            }
+            if budget.cuts > 0 {
+                actions.push(Action::Isolate(n));
+                let whole = |m: &usize| *m != n && world.cut & self.link(n, *m) == 0;
+                actions.extend((0..self.nodes).filter(whole).map(|m| Action::Cut(n, m)));
+            }
+            if budget.step_downs > 0 && !places[n].stalled {
+                let leads = |g: &usize| places[n].node.leads.contains_key(&group(*g));
+                actions.extend((0..GROUPS.len()).filter(leads).map(|g| Action::StepDown(n, g)));
+            }
+            if budget.leaves > 0 && !places[n].stalled {
+                actions.push(Action::Leave(n));
+            }
+        }
+    }
+
+    fn next_state(&self, world: &World, action: Action) -> Option<World> {
+        let mut world = world.clone();
+        self.apply(&mut world, action);
+        Some(world)
+    }
+
+    fn within_boundary(&self, world: &World) -> bool {
+        let rounds = world.places.iter().filter_map(|p| p.node.cluster.promised()).map(|b| b.round);
+        rounds.max().is_none_or(|round| round <= 1 + self.rounds)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::always(LEADERS, |_, w: &World| w.broken != Some(LEADERS)),
+            Property::always(OVERRULED, |_, w: &World| w.broken != Some(OVERRULED)),
+            Property::always(AUTHORITY, |_, w: &World| w.broken != Some(AUTHORITY)),
+            Property::always(TOKENS, |_, w: &World| w.broken != Some(TOKENS)),
+            Property::always(HISTORY, |_, w: &World| w.broken != Some(HISTORY)),
+            Property::always(IDS, |_, w: &World| w.broken != Some(IDS)),
+            Property::always(RANKS, |_, w: &World| w.broken != Some(RANKS)),
+            Property::always(LOG, |_, w: &World| w.broken != Some(LOG)),
+            Property::sometimes("another node takes over", |_, w: &World| {
+                w.places.iter().enumerate().any(|(n, p)| {
+                    n > 0 && p.up && p.node.cluster.authority().is_some_and(|until| until > clock(n, w.step))
+                })
+            }),
+            Property::sometimes("another node leads", |_, w: &World| {
+                w.places.iter().enumerate().any(|(n, p)| {
+                    let first = group(0);
+                    n > 0 && p.acts(clock(n, w.step)).any(|(g, _)| *g == first)
+                })
+            }),
+        ]
+    }
+}
+
+impl Story for Takeover {
+    /// What each node may do, and for how many steps.
+    fn show(&self, world: &World) -> Option<String> {
+        let show = |(n, place): (usize, &Place)| {
+            let now = clock(n, world.step);
+            let left = |until: Instant| (until - now).as_nanos() as f64 / UNIT as f64;
+            let cluster = &place.node.cluster;
+            let mut text = format!("{}", cluster.id());
+            if !place.up {
+                return text + " is down";
+            }
+            if let Some(state) = cluster.committed() {
+                text += &format!(" at {} core {:?}", state.index, state.core);
+            }
+            if let Some(until) = cluster.authority() {
+                text += &format!(" has authority for {}", left(until));
+            }
+            text += &format!(" a lease for {}", left(place.node.lease));
+            for (group, token) in place.acts(now) {
+                text += &format!(" leads {group} under {token}");
+            }
+            text
+        };
+        let nodes: Vec<String> = world.places.iter().enumerate().map(show).collect();
+        Some(nodes.join("; "))
+    }
+
+    fn tell(&self, world: &World, action: &Action) -> String {
+        let id = |place: usize| world.places[place].node.cluster.id();
+        let packet = |n: usize| {
+            let Packet { from, to, msgs, .. } = &world.flight[n];
+            let words: Vec<String> = msgs.iter().map(name_of).collect();
+            format!("from {from} to {to}: {}", words.join(", "))
+        };
+        match action {
+            Action::Deliver(n) if world.flight[*n].held => format!("arrives late {}", packet(*n)),
+            Action::Deliver(n) => format!("arrives {}", packet(*n)),
+            Action::Hold(n) => format!("is late {}", packet(*n)),
+            Action::Advance => "time goes on".into(),
+            Action::Cut(from, to) => format!("{} is not heard by {} any more", id(*from), id(*to)),
+            Action::Isolate(place) => format!("{} is cut off", id(*place)),
+            Action::Split(with) => format!("{} and {} part from the others", id(0), id(*with)),
+            Action::Heal => "all links carry again".into(),
+            Action::Crash(place) => format!("{} dies", id(*place)),
+            Action::Prove(place, dead) => format!("{} has proof that {} is dead", id(*place), id(*dead)),
+            Action::Restart(place) => format!("{} starts again", id(*place)),
+            Action::Stall(place) => format!("{} stands still", id(*place)),
+            Action::Resume(place) => format!("{} goes on", id(*place)),
+            Action::StepDown(place, n) => format!("{} steps down in {}", id(*place), GROUPS[*n]),
+            Action::Leave(place) => format!("{} leaves", id(*place)),
+        }
+    }
+}
+
+/// The name of a message's variant.
+fn name_of(msg: &Msg) -> String {
+    let text = match msg {
+        Msg::In(_, msg) => format!("{msg:?}"),
+        msg => format!("{msg:?}"),
+    };
+    text.chars().take_while(char::is_ascii_alphanumeric).collect()
+}
