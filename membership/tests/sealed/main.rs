@@ -9,6 +9,8 @@ mod links;
 #[path = "../node/multicast.rs"]
 mod multicast;
 mod proxy;
+#[path = "../node/replica.rs"]
+mod replica;
 mod rotation;
 
 /// Nodes of the harness hold a key.
