@@ -21,6 +21,7 @@ mod operate;
 mod proc;
 mod route;
 mod run;
+mod secret;
 mod server;
 mod sim;
 
@@ -106,6 +107,7 @@ enum Command {
     Status(operate::Status),
     /// The cluster's view, or a group's, asked at a node's admin API.
     View(operate::View),
+    Secret(secret::Secret),
     /// The simulator: hostile runs of the membership protocol, judged by the checker.
     Sim(sim::Sim),
     Check(check::Check),
@@ -195,6 +197,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Router(router) => block_on(router.run(json)),
         Command::Status(status) => status.run(json),
         Command::View(view) => view.run(json),
+        Command::Secret(secret) => secret.run(json),
         Command::Sim(sim) => sim.run(json),
         Command::Check(check) => check.run(json),
         Command::Bench(bench) => block_on(bench.run(json)),

@@ -26,7 +26,8 @@ fn wrong_flags_and_what_is_not_built_yet_exit_with_2() {
     refused(&["join", "g", "--lease", "1ms"], 2, &["lease", "20ms"]);
     refused(&["join", "g", "--bootstrap", "maybe"], 2, &["--bootstrap", "expect=N"]);
     refused(&["join", "g", "--rendezvous", "https://x:1/"], 2, &["--rendezvous", "static:", "file:"]);
-    refused(&["join", "g", "--listen", "0.0.0.0:0"], 2, &["--insecure"]);
+    refused(&["join", "g", "--listen", "0.0.0.0:0"], 2, &["--secret-file", "--insecure"]);
+    refused(&["join", "g", "--secret-file", "absent"], 2, &["--secret-file absent", "No such file"]);
     refused(&["join", "a group"], 2, &["group"]);
     refused(&["sim", "--faults", "earthquake"], 2, &["--faults", "crash"]);
     refused(&["sim", "--seeds", "2", "--trace", "x"], 2, &["--trace"]);
@@ -294,6 +295,7 @@ fn variables_are_read_as_people_write_them_and_empty_ones_count_as_unset() {
         "GIVE_UP",
         "JOIN_TIMEOUT",
         "TRACE",
+        "SECRET_FILE",
     ];
     for name in names {
         let said = listen(&format!("PHALANX_{name}"), "");

@@ -38,9 +38,11 @@ use crate::{
     channel::{Delivered, Fence, Mailbox, Message, SendError, StateRequest},
     clock,
     event::{Member, View},
-    handshake::{self, Hello},
+    handshake::{self, Hello, Met},
     metrics::Counts,
     node::lock,
+    secret::Wallet,
+    session::Corrupt,
     trace::{Pen, Tracer},
     transport,
 };
@@ -90,8 +92,7 @@ struct Inbox {
 /// A connection that was made to us, after the introduction, and what came in on it since.
 struct Accepted {
     stream: std::net::TcpStream,
-    peer: Hello,
-    rest: BytesMut,
+    met: Met,
 }
 
 /// What happened to a group, in this order.
@@ -171,11 +172,11 @@ impl Bulk {
     }
 
     /// A connection was made to us for this thread. False if too many wait already: it is closed.
-    pub(crate) fn accept(&self, stream: std::net::TcpStream, peer: Hello, rest: BytesMut) -> bool {
+    pub(crate) fn accept(&self, stream: std::net::TcpStream, met: Met) -> bool {
         let mut inbox = lock(&self.0.inbox);
         let fits = inbox.accepted.len() < ACCEPTED;
         if fits {
-            inbox.accepted.push(Accepted { stream, peer, rest });
+            inbox.accepted.push(Accepted { stream, met });
             self.0.wake.notify_one();
         }
         fits
@@ -212,6 +213,7 @@ impl Bulk {
 pub(crate) fn spawn(
     bulk: Bulk,
     me: Hello,
+    wallet: Wallet,
     lease: NodeLease,
     patience: Duration,
     tracer: Option<Tracer>,
@@ -221,6 +223,7 @@ pub(crate) fn spawn(
     let body = move || {
         let hub = Hub {
             me: Rc::new(Hello { bulk: true, ..me }),
+            wallet,
             lease,
             patience,
             bulk: bulk.clone(),
@@ -289,9 +292,9 @@ fn take_inbox(hub: &Shared, bulk: &Bulk) -> bool {
         hub.borrow_mut().on_ready(&mailbox);
     }
     for accepted in inbox.accepted {
-        let Accepted { stream, peer, rest } = accepted;
+        let Accepted { stream, met } = accepted;
         match TcpStream::from_std(stream) {
-            Ok(stream) => link(hub, peer.node, stream, rest),
+            Ok(stream) => link(hub, stream, met),
             Err(error) => tracing::debug!(%error, "a connection for bulk cannot be used"),
         }
     }
@@ -309,33 +312,36 @@ fn take_inbox(hub: &Shared, bulk: &Bulk) -> bool {
 
 /// Tries to reach a node until there is a connection, or nobody wants one any more.
 async fn dial(hub: Shared, peer: NodeId, addr: SocketAddr) {
-    let (me, patience) = {
+    let (me, patience, wallet) = {
         let hub = hub.borrow();
-        (Rc::clone(&hub.me), hub.patience)
+        (Rc::clone(&hub.me), hub.patience, hub.wallet.clone())
     };
     let mut pause = PAUSES.0;
     loop {
         let attempt = async {
             let mut stream = TcpStream::connect(addr).await?;
             transport::prepare(&stream, patience)?;
-            let (hello, frames) = handshake::initiate(&mut stream, &me).await?;
-            Ok::<_, handshake::Refusal>((stream, hello, frames))
+            let met = handshake::initiate(&mut stream, &me, &wallet.get()).await?;
+            Ok::<_, handshake::Refusal>((stream, met))
         };
         let outcome = timeout(patience, attempt).await;
         if !hub.borrow().is_wanted(&me, peer) {
             break;
         }
         match outcome {
-            Ok(Ok((stream, hello, frames))) if hello.node == peer => {
+            Ok(Ok((stream, met))) if met.hello.node == peer => {
                 hub.borrow_mut().dialing.remove(&peer);
-                link(&hub, peer, stream, frames.into_rest());
+                link(&hub, stream, met);
                 hub.borrow_mut().turn();
                 return;
             }
-            Ok(Ok((_, hello, _))) => {
-                tracing::debug!(%peer, found = %hello.node, %addr, "another incarnation answers for bulk")
+            Ok(Ok((_, met))) => {
+                tracing::debug!(%peer, found = %met.hello.node, %addr, "another incarnation answers for bulk")
             }
-            Ok(Err(refusal)) => tracing::debug!(%peer, %addr, %refusal, "no connection for bulk"),
+            Ok(Err(refusal)) => {
+                refusal.count(&hub.borrow().counts);
+                tracing::debug!(%peer, %addr, %refusal, "no connection for bulk");
+            }
             Err(_) => tracing::debug!(%peer, %addr, "no answer to an attempt to connect for bulk"),
         }
         sleep(pause).await;
@@ -351,10 +357,12 @@ async fn dial(hub: Shared, peer: NodeId, addr: SocketAddr) {
 }
 
 /// A connection begins: what is needed again is said again.
-fn link(hub: &Shared, peer: NodeId, stream: TcpStream, rest: BytesMut) {
+fn link(hub: &Shared, stream: TcpStream, met: Met) {
+    let Met { hello, session, rest } = met;
+    let peer = hello.node;
     let stream = Rc::new(stream);
     let mut this = hub.borrow_mut();
-    let link = this.links.insert(peer, Rc::clone(&stream));
+    let link = this.links.insert(peer, Rc::clone(&stream), session);
     let epoch = link.epoch;
     spawn_local(read(Rc::clone(hub), peer, epoch, Rc::clone(&stream), Rc::clone(&link.ended), rest));
     spawn_local(write(Rc::clone(hub), peer, epoch, stream));
@@ -372,8 +380,12 @@ async fn read(
 ) {
     let reading = async {
         loop {
-            hub.borrow_mut().on_bytes(peer, epoch, &mut buffer)?;
-            stream.readable().await?;
+            let patience = hub.borrow_mut().on_bytes(peer, epoch, &mut buffer)?;
+            match patience {
+                None => stream.readable().await?,
+                // When nothing comes in time, the next turn says so.
+                Some(patience) => timeout(patience, stream.readable()).await.unwrap_or(Ok(()))?,
+            }
             let mut taken = 0;
             while taken < READ {
                 if buffer.capacity() - buffer.len() < 16 << 10 {
@@ -400,6 +412,9 @@ async fn read(
     match outcome {
         Ok(()) => {}
         Err(Broken::Io(error)) => tracing::debug!(%peer, %error, "a connection for bulk broke"),
+        Err(Broken::Corrupt(corrupt)) => {
+            tracing::warn!(%peer, "a connection for bulk is closed: {corrupt}");
+        }
         Err(Broken::Nonsense(nonsense)) => {
             hub_of.counts.garbage.inc();
             tracing::warn!(%peer, "a connection for bulk is closed: {nonsense}");
@@ -434,12 +449,19 @@ async fn write(hub: Shared, peer: NodeId, epoch: u64, stream: Rc<TcpStream>) {
 
 enum Broken {
     Io(io::Error),
+    Corrupt(Corrupt),
     Nonsense(Nonsense),
 }
 
 impl From<io::Error> for Broken {
     fn from(error: io::Error) -> Self {
         Self::Io(error)
+    }
+}
+
+impl From<Corrupt> for Broken {
+    fn from(corrupt: Corrupt) -> Self {
+        Self::Corrupt(corrupt)
     }
 }
 
@@ -481,6 +503,7 @@ struct Room {
 
 struct Hub {
     me: Rc<Hello>,
+    wallet: Wallet,
     lease: NodeLease,
     patience: Duration,
     bulk: Bulk,
@@ -707,9 +730,29 @@ impl Hub {
         }
     }
 
-    /// Everything that came in on a connection.
-    fn on_bytes(&mut self, peer: NodeId, epoch: u64, buffer: &mut BytesMut) -> Result<(), Nonsense> {
-        if buffer.is_empty() || self.links.get(peer, epoch).is_none() {
+    /// Everything that came in on a connection. Gives how long to wait for more, if not for ever.
+    fn on_bytes(
+        &mut self,
+        peer: NodeId,
+        epoch: u64,
+        came: &mut BytesMut,
+    ) -> Result<Option<Duration>, Broken> {
+        let Some(link) = self.links.get(peer, epoch) else { return Ok(None) };
+        let now = clock::now();
+        link.session.open(now, came, &mut link.plain, &self.counts)?;
+        let patience = link.session.patience(now);
+        let mut plain = std::mem::take(&mut link.plain);
+        let outcome = self.on_units(peer, epoch, &mut plain);
+        if let Some(link) = self.links.get(peer, epoch) {
+            // What is not sealed goes on where more of it is read.
+            *(if link.session.is_open() { came } else { &mut link.plain }) = plain;
+        }
+        outcome?;
+        Ok(patience)
+    }
+
+    fn on_units(&mut self, peer: NodeId, epoch: u64, buffer: &mut BytesMut) -> Result<(), Nonsense> {
+        if buffer.is_empty() {
             return Ok(());
         }
         let tracer = self.tracer.clone();

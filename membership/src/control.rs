@@ -205,12 +205,14 @@ impl Driver {
             bulk: false,
         };
         let counts = shared.metrics.count.clone();
+        let wallet = shared.wallet.clone();
         let patience = transport::patience(config.terms.lease);
-        bulk::spawn(bulk.clone(), me.clone(), lease.clone(), patience, tracer.clone(), counts.clone())?;
+        let (on_bulk, purse) = (lease.clone(), wallet.clone());
+        bulk::spawn(bulk.clone(), me.clone(), purse, on_bulk, patience, tracer.clone(), counts.clone())?;
         let neighbours = door.map(Neighbours::new);
         let lease_of = config.terms.lease;
         let transport =
-            Transport::new(me, lease_of, arrived.clone(), neighbours, bulk.clone(), counts.clone());
+            Transport::new(me, wallet, lease_of, arrived.clone(), neighbours, bulk.clone(), counts.clone());
         transport.accept(listener);
         let steering = finder.run(config.me.id, arrived);
         let machine = Cluster::new(config.clone(), clock::now(), Rng::seeded(rng.next_u64()), ViewId::NONE);

@@ -6,6 +6,8 @@ use membership_proto::ConfigError;
 use membership_sync::LeaseMemoryError;
 use membership_types::{GroupName, InvalidGroupName};
 
+use crate::secret::SecretError;
+
 /// The node was not started; nothing is left running and nothing registered.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -20,6 +22,14 @@ pub enum StartError {
         flag: &'static str,
         /// What is wrong, and what would be right.
         problem: String,
+    },
+    /// The keys of the cluster cannot be used.
+    #[error("{place}: {source}")]
+    Secret {
+        /// The flag, and the file.
+        place: String,
+        /// What is wrong, and what would be right.
+        source: SecretError,
     },
     /// The address cannot be listened on, most often because another process does.
     #[error("--{flag}: cannot listen on {addr}: {source}")]
@@ -58,7 +68,7 @@ pub enum StartError {
 impl StartError {
     /// Is the configuration to be corrected (exit code 2 of the command line), rather than the surroundings?
     pub fn is_configuration(&self) -> bool {
-        matches!(self, Self::Config(_) | Self::Setting { .. })
+        matches!(self, Self::Config(_) | Self::Setting { .. } | Self::Secret { .. })
     }
 
     pub(crate) fn setting(flag: &'static str, problem: impl Into<String>) -> Self {

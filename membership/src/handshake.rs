@@ -1,21 +1,39 @@
 //! Introductions: who is at the other end of a connection, and whether the two belong together.
 //!
-//! Each side sends eight bytes (a magic word and the version of the protocol), then one frame: its [`Hello`], or why the
-//! other is refused. The one who connected begins.
+//! Each side sends one message with a [`Hello`], or why the other is refused. The one who connected begins. Before a message
+//! comes its head, the only thing that is read of a stranger: a magic word, the version of the protocol, how the two prove
+//! that they belong together, the name of the key, and how long the message is. With a key, both messages are sealed under it
+//! (see `session.rs`), and a third one, empty, shows that the first was no recording.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{
+    collections::{HashSet, VecDeque},
+    io,
+    net::SocketAddr,
+    time::Duration,
+};
 
+use bytes::BytesMut;
 use membership_types::{Lineage, NodeId};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use crate::wire::{self, Frames, Garbage, MAX_FRAME, MAX_GREETING};
+use crate::{
+    metrics::Counts,
+    secret::{Credentials, Key, KeyId, Secret},
+    session::{Agreeing, PROOF, Scratch, Session},
+    wire::{self, Garbage, MAX_GREETING},
+};
 
 const MAGIC: [u8; 7] = *b"PHALANX";
 /// Nodes of different versions do not understand each other.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+/// Bytes of the magic word and the version; of the whole head.
+const PREAMBLE: usize = 8;
+const HEAD: usize = 19;
 /// How long a refused connection is kept, so that the other side can read why.
 const LINGER: Duration = Duration::from_millis(300);
+/// How many beginnings are remembered, so that they cannot be repeated at our cost.
+const REMEMBERED: usize = 8192;
 
 /// How a node introduces itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +61,39 @@ enum Greeting {
     Reject(String),
 }
 
+/// How the message after a head is to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manner {
+    /// As it is.
+    Open = 0,
+    /// Sealed with a key.
+    Sealed = 1,
+    /// There is none: the other side is refused, and the name of the key is a [`Told`].
+    Refused = 2,
+}
+
+/// Why a stranger is refused, as far as it may know. Nothing proves who says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Told {
+    #[error("it does not speak this version of the protocol")]
+    Version = 1,
+    #[error("it requires a secret, and this node has none: start this one with its --secret-file")]
+    SecretNeeded = 2,
+    #[error("it has no secret: start it with the --secret-file of this node")]
+    NoSecret = 3,
+    #[error("it does not have the key that this node uses: give both the same --secret-file")]
+    UnknownKey = 4,
+    #[error("what this node sent does not open with the key of that name")]
+    Unproved = 5,
+}
+
+impl Told {
+    fn read(code: u8) -> Option<Self> {
+        let all = [Self::Version, Self::SecretNeeded, Self::NoSecret, Self::UnknownKey, Self::Unproved];
+        all.into_iter().find(|told| *told as u8 == code)
+    }
+}
+
 /// The two do not belong together, or one of them is no node at all.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Refusal {
@@ -62,110 +113,318 @@ pub(crate) enum Refusal {
     Myself,
     #[error("refused by the other side: {0}")]
     Rejected(String),
+    #[error("the other side has no secret, and this node requires one: start it with the same --secret-file")]
+    NoSecret,
+    #[error("the other side has a secret, and this node has none: start this node with its --secret-file")]
+    SecretNeeded,
+    #[error(
+        "the other side uses the key {theirs}, this node accepts {ours}: give both the same --secret-file"
+    )]
+    UnknownKey { theirs: KeyId, ours: String },
+    #[error("the other side names the key {0} and does not hold it, or somebody in between changes bytes")]
+    Unproved(KeyId),
+    #[error("the beginning of a connection was recorded, and is repeated")]
+    Replayed,
+    #[error("refused by the other side, as it seems: {0}")]
+    Told(Told),
 }
 
 impl Refusal {
-    /// Is it about bytes that make no sense, rather than about two nodes that do not belong together?
-    pub(crate) fn is_garbage(&self) -> bool {
-        matches!(self, Self::Garbage(_) | Self::NotPhalanx)
-    }
-
     /// Did one of two nodes refuse the other? Trying again soon would not help.
     pub(crate) fn is_reject(&self) -> bool {
-        matches!(self, Self::Version(_) | Self::Cluster(_) | Self::Myself | Self::Rejected(_))
+        matches!(self.kind(), "rejected" | "unauthenticated")
     }
-}
 
-/// Introduces us on a connection that we made. Gives who answers, and what else came in.
-pub(crate) async fn initiate<S>(stream: &mut S, me: &Hello) -> Result<(Hello, Frames), Refusal>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    stream.write_all(&greeting(&Greeting::Hello(me.clone()))).await?;
-    let mut frames = Frames::new(MAX_GREETING);
-    let version = read_preamble(stream, &mut frames).await?;
-    if version != VERSION {
-        return Err(Refusal::Version(version));
+    /// What kind of refusal it is.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Io(_) | Self::Closed => "broken",
+            Self::NotPhalanx | Self::Garbage(_) => "garbage",
+            Self::Version(_) | Self::Cluster(_) | Self::Myself | Self::Rejected(_) => "rejected",
+            Self::Replayed => "replayed",
+            Self::NoSecret
+            | Self::SecretNeeded
+            | Self::UnknownKey { .. }
+            | Self::Unproved(_)
+            | Self::Told(_) => "unauthenticated",
+        }
     }
-    let hello = read_greeting(stream, &mut frames).await?;
-    check(me, &hello)?;
-    frames.set_max(MAX_FRAME);
-    Ok((hello, frames))
-}
 
-/// Answers an introduction on a connection that was made to us. Gives who made it, and what else came in.
-pub(crate) async fn respond<S>(stream: &mut S, me: &Hello) -> Result<(Hello, Frames), Refusal>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    let mut frames = Frames::new(MAX_GREETING);
-    let version = read_preamble(stream, &mut frames).await?;
-    if version != VERSION {
-        reject(stream, format!("this node speaks version {VERSION} of the protocol, and not {version}"))
-            .await;
-        return Err(Refusal::Version(version));
-    }
-    let hello = read_greeting(stream, &mut frames).await?;
-    if let Err(refusal) = check(me, &hello) {
-        let why = match &refusal {
-            Refusal::Myself => "this is the very node that connects".to_owned(),
-            _ => format!("this node belongs to the cluster {:?}, and not to {:?}", me.cluster, hello.cluster),
+    /// Counts it as what it is.
+    pub(crate) fn count(&self, counts: &Counts) {
+        match self.kind() {
+            "garbage" => counts.garbage.inc(),
+            "rejected" => counts.rejected.inc(),
+            "replayed" => counts.replays.inc(),
+            "unauthenticated" => counts.unauthenticated.inc(),
+            _ => 0,
         };
-        reject(stream, why).await;
-        return Err(refusal);
     }
-    stream.write_all(&greeting(&Greeting::Hello(me.clone()))).await?;
-    frames.set_max(MAX_FRAME);
-    Ok((hello, frames))
+
+    /// What a stranger may know of it.
+    fn told(&self) -> Option<Told> {
+        match self {
+            Self::Version(_) => Some(Told::Version),
+            Self::NoSecret => Some(Told::SecretNeeded),
+            Self::SecretNeeded => Some(Told::NoSecret),
+            Self::UnknownKey { .. } => Some(Told::UnknownKey),
+            Self::Unproved(_) => Some(Told::Unproved),
+            _ => None,
+        }
+    }
 }
 
-fn check(me: &Hello, hello: &Hello) -> Result<(), Refusal> {
+/// Whom we met on a connection.
+pub(crate) struct Met {
+    pub(crate) hello: Hello,
+    /// How the rest of the connection is read and written.
+    pub(crate) session: Session,
+    /// What else came in.
+    pub(crate) rest: BytesMut,
+}
+
+/// Beginnings of connections that were used already. Only who holds a key can add to it.
+#[derive(Default)]
+pub(crate) struct Seen {
+    known: HashSet<[u8; 32]>,
+    order: VecDeque<[u8; 32]>,
+}
+
+impl Seen {
+    /// Is it new? The fresh key that it begins with makes each beginning different.
+    pub(crate) fn note(&mut self, message: &[u8]) -> bool {
+        let Some(fresh) = message.first_chunk::<32>() else { return false };
+        if !self.known.insert(*fresh) {
+            return false;
+        }
+        self.order.push_back(*fresh);
+        if self.order.len() > REMEMBERED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+        true
+    }
+}
+
+/// Introduces us on a connection that we made.
+pub(crate) async fn initiate<S>(stream: &mut S, me: &Hello, with: &Credentials) -> Result<Met, Refusal>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let hello = greeting(&Greeting::Hello(me.clone()));
+    let Credentials::Secret(secret) = with else {
+        stream.write_all(&message(Manner::Open, KeyId::NONE, &hello)).await?;
+        let mut from = Reader { stream, came: BytesMut::new() };
+        let size = from.answer(Manner::Open, KeyId::NONE, Refusal::SecretNeeded).await?;
+        let hello = heard(me, &from.take(size).await?)?;
+        return Ok(Met { hello, session: Session::Open, rest: from.came });
+    };
+    let key = secret.first();
+    let (mut agreeing, first) = Agreeing::begin(key, &bound(key), &hello);
+    stream.write_all(&message(Manner::Sealed, key.id(), &first)).await?;
+    let mut from = Reader { stream, came: BytesMut::new() };
+    let size = from.answer(Manner::Sealed, key.id(), Refusal::NoSecret).await?;
+    let second = from.take(size).await?;
+    let hello = heard(me, &agreeing.hear(&second).map_err(|_| Refusal::Unproved(key.id()))?)?;
+    let mut session = agreeing.agreed();
+    let mut proof = Scratch::default();
+    session.seal_proof(&mut proof);
+    from.stream.write_all(proof.bytes()).await?;
+    Ok(Met { hello, session, rest: from.came })
+}
+
+/// Answers an introduction on a connection that was made to us.
+pub(crate) async fn respond<S>(
+    stream: &mut S,
+    me: &Hello,
+    with: &Credentials,
+    seen: &mut impl FnMut(&[u8]) -> bool,
+) -> Result<Met, Refusal>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut from = Reader { stream, came: BytesMut::new() };
+    let outcome = from.respond(me, with, seen).await;
+    if let Err(refusal) = &outcome
+        && let Some(told) = refusal.told()
+    {
+        let mut code = KeyId::NONE;
+        code.0[0] = told as u8;
+        part(from.stream, &message(Manner::Refused, code, &[])).await;
+    }
+    let (hello, session) = outcome?;
+    Ok(Met { hello, session, rest: from.came })
+}
+
+/// What comes in, and how far it was read.
+struct Reader<'a, S> {
+    stream: &'a mut S,
+    came: BytesMut,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Reader<'_, S> {
+    async fn respond(
+        &mut self,
+        me: &Hello,
+        with: &Credentials,
+        seen: &mut impl FnMut(&[u8]) -> bool,
+    ) -> Result<(Hello, Session), Refusal> {
+        let (manner, id, size) = self.head().await?;
+        match (manner, with) {
+            (Manner::Open, Credentials::None) => {
+                let hello = match heard(me, &self.take(size).await?) {
+                    Ok(hello) => hello,
+                    Err(refusal) => {
+                        if let Some(why) = refusal.reason(me) {
+                            let why = greeting(&Greeting::Reject(why));
+                            part(self.stream, &message(Manner::Open, id, &why)).await;
+                        }
+                        return Err(refusal);
+                    }
+                };
+                let own = greeting(&Greeting::Hello(me.clone()));
+                self.stream.write_all(&message(Manner::Open, id, &own)).await?;
+                Ok((hello, Session::Open))
+            }
+            (Manner::Sealed, Credentials::Secret(secret)) => {
+                let first = self.take(size).await?;
+                self.respond_sealed(me, secret, id, &first, seen).await
+            }
+            (Manner::Open, Credentials::Secret(_)) => Err(Refusal::NoSecret),
+            (Manner::Sealed, Credentials::None) => Err(Refusal::SecretNeeded),
+            (Manner::Refused, _) => Err(Refusal::NotPhalanx),
+        }
+    }
+
+    async fn respond_sealed(
+        &mut self,
+        me: &Hello,
+        secret: &Secret,
+        id: KeyId,
+        first: &[u8],
+        seen: &mut impl FnMut(&[u8]) -> bool,
+    ) -> Result<(Hello, Session), Refusal> {
+        let unknown = || Refusal::UnknownKey { theirs: id, ours: secret.ids() };
+        let key = secret.find(id).ok_or_else(unknown)?;
+        let (mut agreeing, payload) =
+            Agreeing::answer(key, &bound(key), first).map_err(|_| Refusal::Unproved(id))?;
+        if !seen(first) {
+            return Err(Refusal::Replayed);
+        }
+        let hello = match heard(me, &payload) {
+            Ok(hello) => hello,
+            Err(refusal) => {
+                if let Some(why) = refusal.reason(me) {
+                    let second = agreeing.say(&greeting(&Greeting::Reject(why)));
+                    part(self.stream, &message(Manner::Sealed, id, &second)).await;
+                }
+                return Err(refusal);
+            }
+        };
+        let second = agreeing.say(&greeting(&Greeting::Hello(me.clone())));
+        self.stream.write_all(&message(Manner::Sealed, id, &second)).await?;
+        let mut session = agreeing.agreed();
+        // A recording of the first message gets as far as this.
+        if session.hear_proof(&self.take(PROOF).await?) {
+            Ok((hello, session))
+        } else {
+            Err(Refusal::Unproved(id))
+        }
+    }
+
+    /// Exactly so many bytes, which the caller has bounded.
+    async fn take(&mut self, size: usize) -> Result<BytesMut, Refusal> {
+        while self.came.len() < size {
+            self.came.reserve(4096);
+            if self.stream.read_buf(&mut self.came).await? == 0 {
+                return Err(Refusal::Closed);
+            }
+        }
+        Ok(self.came.split_to(size))
+    }
+
+    async fn head(&mut self) -> Result<(Manner, KeyId, usize), Refusal> {
+        let preamble = self.take(PREAMBLE).await?;
+        if preamble[..MAGIC.len()] != MAGIC {
+            return Err(Refusal::NotPhalanx);
+        }
+        if preamble[MAGIC.len()] != VERSION {
+            return Err(Refusal::Version(preamble[MAGIC.len()]));
+        }
+        let rest = self.take(HEAD - PREAMBLE).await?;
+        let id = KeyId(*rest[1..].first_chunk().expect("a head is longer"));
+        let size = usize::from(u16::from_be_bytes([rest[9], rest[10]]));
+        let manner =
+            [Manner::Open, Manner::Sealed, Manner::Refused].into_iter().find(|m| *m as u8 == rest[0]);
+        let manner = manner.ok_or(Refusal::NotPhalanx)?;
+        if size > MAX_GREETING {
+            return Err(Garbage::TooLarge { size, max: MAX_GREETING }.into());
+        }
+        Ok((manner, id, size))
+    }
+
+    /// The head of an answer in the same manner, or why there is none.
+    async fn answer(&mut self, manner: Manner, id: KeyId, otherwise: Refusal) -> Result<usize, Refusal> {
+        match self.head().await? {
+            (Manner::Refused, KeyId([code, ..]), _) => {
+                Err(Told::read(code).map_or(Refusal::NotPhalanx, Refusal::Told))
+            }
+            (theirs, as_id, size) if theirs == manner && as_id == id => Ok(size),
+            _ => Err(otherwise),
+        }
+    }
+}
+
+impl Refusal {
+    /// What a node is told that is known to be one, or that nothing was required of.
+    fn reason(&self, me: &Hello) -> Option<String> {
+        match self {
+            Self::Myself => Some("this is the very node that connects".to_owned()),
+            Self::Cluster(theirs) => {
+                Some(format!("this node belongs to the cluster {:?}, and not to {theirs:?}", me.cluster))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// What a greeting says, if the two belong together.
+fn heard(me: &Hello, greeting: &[u8]) -> Result<Hello, Refusal> {
+    let hello = match wire::decode(greeting)? {
+        Greeting::Hello(hello) => hello,
+        Greeting::Reject(why) => return Err(Refusal::Rejected(why.chars().take(256).collect())),
+    };
     if hello.cluster != me.cluster {
         return Err(Refusal::Cluster(hello.cluster.chars().take(64).collect()));
     }
     if hello.node == me.node {
         return Err(Refusal::Myself);
     }
-    Ok(())
+    Ok(hello)
 }
 
 fn greeting(greeting: &Greeting) -> Vec<u8> {
-    let mut out = [&MAGIC[..], &[VERSION]].concat();
-    let frame = wire::encode(greeting, MAX_GREETING).expect("names are bounded where they come in");
-    out.extend_from_slice(&frame);
-    out
+    let bytes = rmp_serde::to_vec_named(greeting).expect("our own types encode");
+    assert!(bytes.len() + 64 <= MAX_GREETING, "names are bounded where they come in");
+    bytes
 }
 
-async fn read_preamble<S: AsyncRead + Unpin>(stream: &mut S, frames: &mut Frames) -> Result<u8, Refusal> {
-    loop {
-        if let Some(preamble) = frames.take::<8>() {
-            let [magic @ .., version] = preamble;
-            return if magic == MAGIC { Ok(version) } else { Err(Refusal::NotPhalanx) };
-        }
-        if !frames.fill(stream).await? {
-            return Err(Refusal::Closed);
-        }
-    }
+/// A message after its head.
+fn message(manner: Manner, id: KeyId, body: &[u8]) -> Vec<u8> {
+    let size = u16::try_from(body.len()).expect("greetings are short");
+    [&MAGIC[..], &[VERSION, manner as u8], &id.0, &size.to_be_bytes(), body].concat()
 }
 
-async fn read_greeting<S: AsyncRead + Unpin>(stream: &mut S, frames: &mut Frames) -> Result<Hello, Refusal> {
-    loop {
-        if let Some(payload) = frames.next()? {
-            return match wire::decode(&payload)? {
-                Greeting::Hello(hello) => Ok(hello),
-                Greeting::Reject(why) => Err(Refusal::Rejected(why.chars().take(256).collect())),
-            };
-        }
-        if !frames.fill(stream).await? {
-            return Err(Refusal::Closed);
-        }
-    }
+/// What both sides must have seen alike for anything sealed to open.
+fn bound(key: &Key) -> Vec<u8> {
+    [&MAGIC[..], &[VERSION, Manner::Sealed as u8], &key.id().0].concat()
 }
 
-/// Says why, and waits a moment for the other side to read it: closing with unread bytes would destroy it.
-async fn reject<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, why: String) {
+/// Says the last word, and waits a moment for the other side to read it: closing with unread bytes would destroy it.
+async fn part<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, word: &[u8]) {
     let told = async {
-        stream.write_all(&greeting(&Greeting::Reject(why))).await?;
+        stream.write_all(word).await?;
         stream.shutdown().await?;
         let mut rest = [0; 1024];
         while stream.read(&mut rest).await? > 0 {}
@@ -192,52 +451,167 @@ mod tests {
         }
     }
 
-    async fn meet(a: &Hello, b: &Hello) -> (Result<Hello, Refusal>, Result<Hello, Refusal>) {
+    type Outcome = Result<Met, Refusal>;
+
+    async fn meet(a: (&Hello, &Credentials), b: (&Hello, &Credentials)) -> (Outcome, Outcome) {
         let (mut left, mut right) = tokio::io::duplex(64);
-        let (one, two) = tokio::join!(initiate(&mut left, a), respond(&mut right, b));
-        (one.map(|(hello, _)| hello), two.map(|(hello, _)| hello))
+        let mut new = |_: &[u8]| true;
+        tokio::join!(initiate(&mut left, a.0, a.1), respond(&mut right, b.0, b.1, &mut new))
+    }
+
+    async fn in_the_open(a: &Hello, b: &Hello) -> (Outcome, Outcome) {
+        meet((a, &Credentials::None), (b, &Credentials::None)).await
+    }
+
+    /// Lets a node answer these bytes, after which nothing comes. Gives what it answered, and what it made of them.
+    async fn answer(bytes: &[u8], with: &Credentials, seen: &mut Seen) -> (Vec<u8>, Refusal) {
+        let (mut left, mut right) = tokio::io::duplex(1 << 16);
+        left.write_all(bytes).await.expect("room");
+        left.shutdown().await.expect("open");
+        let outcome = respond(&mut right, &hello("c", 1), with, &mut |first| seen.note(first)).await;
+        drop(right);
+        let mut answer = Vec::new();
+        left.read_to_end(&mut answer).await.expect("it is closed");
+        (answer, why(outcome))
+    }
+
+    fn why(outcome: Outcome) -> Refusal {
+        match outcome {
+            Ok(met) => panic!("met {:?}", met.hello),
+            Err(refusal) => refusal,
+        }
+    }
+
+    fn keys(texts: &[u8]) -> Credentials {
+        let line = |byte: &u8| (0..32_u8).map(|n| format!("{:02x}", n ^ byte)).collect::<String>() + "\n";
+        Credentials::Secret(texts.iter().map(line).collect::<String>().parse().expect("keys"))
     }
 
     #[tokio::test]
     async fn two_nodes_of_a_cluster_learn_who_the_other_is() {
         let (a, b) = (hello("c", 1), hello("c", 2));
-        let (one, two) = meet(&a, &b).await;
-        assert_eq!((one.expect("met"), two.expect("met")), (b, a));
-    }
-
-    #[tokio::test]
-    async fn another_cluster_is_refused_and_both_sides_know_why() {
-        let (one, two) = meet(&hello("mine", 1), &hello("yours", 2)).await;
-        let (one, two) = (one.expect_err("refused").to_string(), two.expect_err("refused").to_string());
-        assert!(one.contains("yours") && one.contains("mine"), "{one}");
-        assert!(two.contains("mine"), "{two}");
-    }
-
-    #[tokio::test]
-    async fn a_node_that_meets_itself_notices() {
-        let (one, two) = meet(&hello("c", 1), &hello("c", 1)).await;
-        assert!(matches!(two, Err(Refusal::Myself)) && matches!(one, Err(Refusal::Rejected(_))));
-    }
-
-    #[tokio::test]
-    async fn another_version_and_other_protocols_are_told_apart() {
-        for (bytes, expected) in
-            [(&b"PHALANX\x09"[..], "version 9"), (b"GET / HTTP/1.1\r\n", "does not speak")]
-        {
-            let (mut left, mut right) = tokio::io::duplex(1024);
-            left.write_all(bytes).await.expect("room");
-            let refusal = respond(&mut right, &hello("c", 1)).await.expect_err("refused").to_string();
-            assert!(refusal.contains(expected), "{refusal}");
+        for with in [Credentials::None, keys(&[1])] {
+            let (one, two) = meet((&a, &with), (&b, &with)).await;
+            let (one, two) = (one.expect("met"), two.expect("met"));
+            assert_eq!((&one.hello, &two.hello), (&b, &a));
+            assert_eq!(one.session.is_open(), matches!(with, Credentials::None));
+            assert_eq!(one.session.is_open(), two.session.is_open());
         }
     }
 
     #[tokio::test]
+    async fn another_cluster_is_refused_and_both_sides_know_why() {
+        for with in [Credentials::None, keys(&[1])] {
+            let (one, two) = meet((&hello("mine", 1), &with), (&hello("yours", 2), &with)).await;
+            let (one, two) = (why(one), why(two));
+            assert!(one.is_reject() && two.is_reject());
+            let (one, two) = (one.to_string(), two.to_string());
+            assert!(one.contains("yours") && one.contains("mine"), "{one}");
+            assert!(two.contains("mine"), "{two}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_node_that_meets_itself_notices() {
+        let (one, two) = in_the_open(&hello("c", 1), &hello("c", 1)).await;
+        assert!(matches!(why(two), Refusal::Myself) && matches!(why(one), Refusal::Rejected(_)));
+    }
+
+    #[tokio::test]
+    async fn who_lacks_the_key_is_refused_and_both_sides_know_why() {
+        let (a, b) = (hello("c", 1), hello("c", 2));
+        let cases = [
+            (Credentials::None, keys(&[1]), "it requires a secret", "the other side has no secret"),
+            (keys(&[1]), Credentials::None, "it has no secret", "this node has none"),
+            (keys(&[1]), keys(&[2]), "does not have the key", "give both the same"),
+            // Whoever connects uses its first key.
+            (keys(&[1, 2]), keys(&[2]), "does not have the key", "give both the same"),
+        ];
+        for (with_a, with_b, why_a, why_b) in cases {
+            let counts = Counts::default();
+            let (one, two) = meet((&a, &with_a), (&b, &with_b)).await;
+            for (outcome, expected) in [(one, why_a), (two, why_b)] {
+                let refusal = why(outcome);
+                refusal.count(&counts);
+                assert!(refusal.is_reject() && refusal.to_string().contains(expected), "{refusal}");
+            }
+            assert_eq!(counts.unauthenticated.get(), 2);
+        }
+        // While a key is replaced, both old and new nodes are met.
+        for (with_a, with_b) in [(keys(&[1]), keys(&[1, 2])), (keys(&[2, 1]), keys(&[1, 2]))] {
+            let (one, two) = meet((&a, &with_a), (&b, &with_b)).await;
+            assert!(one.is_ok() && two.is_ok());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_recorded_introduction_gets_nobody_in() {
+        // All that a node sent to another one is said again by somebody who does not hold the key.
+        let with = keys(&[1]);
+        let Credentials::Secret(secret) = &with else { panic!("just made") };
+        let key = secret.first();
+        let (_, first) = Agreeing::begin(key, &bound(key), &greeting(&Greeting::Hello(hello("c", 2))));
+        let recorded = message(Manner::Sealed, key.id(), &first);
+        let mut seen = Seen::default();
+        let (reply, refusal) = answer(&[&recorded[..], &[0, 16], &[7; 16]].concat(), &with, &mut seen).await;
+        assert!(matches!(refusal, Refusal::Unproved(_)), "{refusal}");
+        assert!(reply.starts_with(b"PHALANX\x02\x01"), "it is answered once, and cannot read the answer");
+        let (reply, refusal) = answer(&recorded, &with, &mut seen).await;
+        assert!(matches!(refusal, Refusal::Replayed) && reply.is_empty(), "{refusal}");
+        let counts = Counts::default();
+        refusal.count(&counts);
+        assert_eq!(counts.replays.get(), 1);
+    }
+
+    #[tokio::test]
+    async fn whatever_is_cut_short_or_changed_gets_nobody_in() {
+        let with = keys(&[1]);
+        let Credentials::Secret(secret) = &with else { panic!("just made") };
+        let key = secret.first();
+        let (_, first) = Agreeing::begin(key, &bound(key), &greeting(&Greeting::Hello(hello("c", 2))));
+        let right = message(Manner::Sealed, key.id(), &first);
+        let mut seen = Seen::default();
+        for size in 0..right.len() {
+            let (reply, refusal) = answer(&right[..size], &with, &mut seen).await;
+            assert!(matches!(refusal, Refusal::Closed) && reply.is_empty(), "{size}: {refusal}");
+        }
+        for at in 0..right.len() {
+            let mut changed = right.clone();
+            changed[at] ^= 1;
+            let (reply, _refused) = answer(&changed, &with, &mut seen).await;
+            assert!(reply.len() <= HEAD, "nothing but a reason: {reply:?}");
+        }
+        assert!(seen.order.is_empty(), "strangers are not remembered");
+    }
+
+    #[tokio::test]
+    async fn another_version_and_other_protocols_are_told_apart() {
+        let mut seen = Seen::default();
+        let (reply, refusal) = answer(b"PHALANX\x09", &Credentials::None, &mut seen).await;
+        assert!(refusal.to_string().contains("version 9"), "{refusal}");
+        assert!(reply.starts_with(b"PHALANX\x02") && reply.len() == HEAD, "it learns which one: {reply:?}");
+        let (reply, refusal) = answer(b"GET / HTTP/1.1\r\n", &Credentials::None, &mut seen).await;
+        assert!(refusal.to_string().contains("does not speak") && reply.is_empty(), "{refusal}");
+    }
+
+    #[tokio::test]
     async fn a_greeting_beyond_the_limit_of_strangers_is_refused() {
-        let (mut left, mut right) = tokio::io::duplex(1024);
-        let mut bytes = b"PHALANX\x01".to_vec();
-        bytes.extend_from_slice(&(MAX_GREETING as u32 + 1).to_be_bytes());
-        left.write_all(&bytes).await.expect("room");
-        let refusal = respond(&mut right, &hello("c", 1)).await.expect_err("refused");
-        assert!(refusal.is_garbage(), "{refusal}");
+        let mut bytes = b"PHALANX\x02\x00........".to_vec();
+        bytes.extend_from_slice(&(MAX_GREETING as u16 + 1).to_be_bytes());
+        for with in [Credentials::None, keys(&[1])] {
+            let (_, refusal) = answer(&bytes, &with, &mut Seen::default()).await;
+            assert_eq!(refusal.kind(), "garbage", "{refusal}");
+        }
+    }
+
+    #[test]
+    fn beginnings_are_remembered_for_a_while_and_in_little_memory() {
+        let mut seen = Seen::default();
+        let begin = |n: usize| [&n.to_be_bytes()[..], &[0; 56]].concat();
+        for n in 0..=REMEMBERED {
+            assert!(seen.note(&begin(n)));
+        }
+        assert!(!seen.note(&begin(REMEMBERED)) && !seen.note(&begin(1)) && seen.note(&begin(0)));
+        assert_eq!((seen.order.len(), seen.known.len()), (REMEMBERED, REMEMBERED));
     }
 }

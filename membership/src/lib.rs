@@ -35,6 +35,7 @@
 //! | `replica.rs` | a service as a replicated state machine |
 //! | `bulk.rs` | the bulk thread: what members of groups say to each other |
 //! | `wire.rs`, `handshake.rs`, `transport.rs` | frames, introductions, connections |
+//! | `secret.rs`, `session.rs` | keys that nodes have in common; what is sealed under them |
 //! | `death.rs` | processes on one host: showing it, and proof of death |
 //! | `rendezvous.rs` | how a starting process finds the cluster: one file for each provider, `finder.rs` runs them |
 //! | `rendezvous/registrar.rs` | the registry that a node keeps for others on its admin API |
@@ -60,6 +61,8 @@ mod node;
 mod panic;
 mod rendezvous;
 mod replica;
+mod secret;
+mod session;
 mod start;
 mod status;
 mod trace;
@@ -79,4 +82,5 @@ pub use node::{Node, NodeBuilder};
 pub use prometheus_client::registry::Registry;
 pub use rendezvous::{DnsName, HttpRegistry, LocalNetwork, ParseRendezvousError, Rendezvous};
 pub use replica::{ProposeError, Replica, ReplicatedState};
+pub use secret::{Secret, SecretError};
 pub use status::{GroupStatus, Status};

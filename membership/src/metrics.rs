@@ -48,6 +48,9 @@ counts! {
     accepted: Counter = "phalanx_connections_accepted", "Connections accepted";
     links: Gauge = "phalanx_links", "Connections with nodes that have introduced themselves";
     rejected: Counter = "phalanx_handshakes_rejected", "Connections refused in the handshake, by either side";
+    unauthenticated: Counter = "phalanx_authentications_failed", "Connections refused, by either side, because one did not prove that it belongs to the cluster";
+    replays: Counter = "phalanx_replays", "Recorded records and beginnings of connections that somebody repeated, all refused";
+    corrupt: Counter = "phalanx_corrupt_records", "Records that did not open, because somebody changed or forged them";
     garbage: Counter = "phalanx_garbage", "Connections closed because of bytes that make no sense, or a frame too large";
     silent: Counter = "phalanx_handshakes_timed_out", "Connections closed because no introduction came in time";
     overrun: Counter = "phalanx_strangers_displaced", "Connections closed to make room for newer ones that had not introduced themselves";

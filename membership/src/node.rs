@@ -26,6 +26,7 @@ use crate::{
     group::{Membership, MembershipInner, Observer, ObserverInner},
     metrics::Metrics,
     rendezvous::{Registrar, Rendezvous},
+    secret::{Secret, SecretError, Source, Wallet},
     start,
     status::{GroupStatus, Status},
 };
@@ -49,6 +50,7 @@ pub struct NodeBuilder {
     pub(crate) give_up: Option<Duration>,
     pub(crate) join_timeout: Duration,
     pub(crate) insecure: bool,
+    pub(crate) credentials: Source,
     pub(crate) admin: Option<SocketAddr>,
     pub(crate) trace: Option<PathBuf>,
     pub(crate) labels: BTreeMap<String, String>,
@@ -72,6 +74,7 @@ impl Default for NodeBuilder {
             give_up: None,
             join_timeout: Duration::from_secs(30),
             insecure: false,
+            credentials: Source::None,
             admin: None,
             trace: None,
             labels: BTreeMap::new(),
@@ -97,8 +100,8 @@ impl NodeBuilder {
         self
     }
 
-    /// Where to listen for other nodes; default `127.0.0.1:0` (any free port). Beyond loopback only with
-    /// [`insecure`](Self::insecure).
+    /// Where to listen for other nodes; default `127.0.0.1:0` (any free port). Beyond loopback only with a
+    /// [`secret`](Self::secret_file), or [`insecure`](Self::insecure).
     pub fn listen(mut self, addr: SocketAddr) -> Self {
         self.listen = addr;
         self
@@ -155,13 +158,28 @@ impl NodeBuilder {
         self
     }
 
-    /// Allows to listen beyond loopback although nothing authenticates other nodes yet. Default no.
+    /// The file with the keys of the cluster: see [`Secret`]. Every connection between nodes is then authenticated and
+    /// sealed, and nodes without one of the keys are refused. [`Node::reload_secret`] reads it again. Default: no file, and
+    /// nothing is authenticated.
+    pub fn secret_file(mut self, file: impl Into<PathBuf>) -> Self {
+        self.credentials = Source::File(file.into());
+        self
+    }
+
+    /// The keys of the cluster themselves, instead of a [file](Self::secret_file).
+    pub fn secret(mut self, secret: Secret) -> Self {
+        self.credentials = Source::Given(secret);
+        self
+    }
+
+    /// Allows to listen beyond loopback although nothing authenticates who connects. Default no.
     pub fn insecure(mut self, insecure: bool) -> Self {
         self.insecure = insecure;
         self
     }
 
-    /// Where to serve the admin API (HTTP); default nowhere. Beyond loopback only with [`insecure`](Self::insecure).
+    /// Where to serve the admin API (HTTP); default nowhere. Beyond loopback only with [`insecure`](Self::insecure): a secret
+    /// is for links between nodes, the admin API asks nobody for anything.
     pub fn admin(mut self, addr: SocketAddr) -> Self {
         self.admin = Some(addr);
         self
@@ -272,6 +290,8 @@ pub(crate) struct Shared {
     pub(crate) groups: Mutex<BTreeMap<GroupName, GroupStatus>>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) bulk: Bulk,
+    /// What proves that this node belongs to the cluster.
+    pub(crate) wallet: Wallet,
     pub(crate) extensions: Extensions,
     /// What this node keeps for others that look for their cluster, if it has an admin API.
     pub(crate) registrar: Arc<Mutex<Registrar>>,
@@ -522,6 +542,15 @@ impl Node {
         });
         permit.send(Command::Observe { group, handle: observer.handle });
         Ok(Observer { inner: observer })
+    }
+
+    /// Reads the file of [`NodeBuilder::secret_file`] again. Connections that exist go on; new ones use, and accept, the
+    /// keys that are in it now. Reads a file: call it where that may wait.
+    ///
+    /// # Errors
+    /// [`SecretError`] says what is wrong with the file; the keys that were in use stay in use.
+    pub fn reload_secret(&self) -> Result<(), SecretError> {
+        self.inner.shared.wallet.reload()
     }
 
     /// Leaves all groups and the cluster, and stops: returns when the cluster has let the node go, or after three leases

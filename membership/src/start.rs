@@ -27,6 +27,7 @@ use crate::{
     metrics::Metrics,
     node::{Node, NodeBuilder, Shared},
     rendezvous::{Finder, Registrar, Registry, Rendezvous},
+    secret::Wallet,
     status::Status,
     trace::Tracer,
 };
@@ -38,13 +39,33 @@ const LOOKUP: Duration = Duration::from_secs(5);
 
 pub(crate) async fn start(builder: NodeBuilder) -> Result<Node, StartError> {
     check_names(&builder)?;
-    let listener = listen("listen", builder.listen, builder.insecure)?;
+    let source = builder.credentials.clone();
+    let wallet = Wallet::open(source)
+        .map_err(|source| StartError::Secret { place: builder.credentials.place(), source })?;
+    let proved = builder.credentials.is_some();
+    if !proved && !builder.insecure && !builder.listen.ip().is_loopback() {
+        let problem = format!(
+            "{} is reachable from other machines, and nothing authenticates who connects: give all nodes the same \
+             --secret-file (`phalanx secret` prints what belongs in it), or a loopback address, or --insecure where the \
+             network itself is trusted",
+            builder.listen
+        );
+        return Err(StartError::setting("listen", problem));
+    }
+    let listener = listen("listen", builder.listen)?;
     let listen = listener.local_addr().map_err(StartError::System)?;
     let advertise = advertised(&builder, listen)?;
     let admin = match builder.admin {
         None => None,
         Some(addr) => {
-            let listener = self::listen("admin", addr, builder.insecure)?;
+            if !builder.insecure && !addr.ip().is_loopback() {
+                let problem = format!(
+                    "{addr} is reachable from other machines, and the admin API authenticates nobody, whatever \
+                     --secret-file says: give a loopback address, or --insecure where the network itself is trusted"
+                );
+                return Err(StartError::setting("admin", problem));
+            }
+            let listener = self::listen("admin", addr)?;
             let addr = listener.local_addr().map_err(StartError::System)?;
             Some((listener, addr))
         }
@@ -58,7 +79,7 @@ pub(crate) async fn start(builder: NodeBuilder) -> Result<Node, StartError> {
     let status = Snapshot::new(Arc::new(Status::begin(id)));
     let bus = NodeBus::new();
     let admin_addr = admin.as_ref().map(|(_, addr)| *addr);
-    let shared = share(&builder, &name, [listen, advertise], admin_addr, &bus, &status)?;
+    let shared = share(&builder, wallet, &name, [listen, advertise], admin_addr, &bus, &status)?;
     // Before any founder slot is taken: it may be this node that keeps the registry of slots.
     if let Some((listener, _)) = admin {
         admin::serve(listener, Arc::clone(&shared)).map_err(StartError::System)?;
@@ -102,6 +123,7 @@ impl Drop for Unfinished {
 /// What handles and threads of the node share.
 fn share(
     builder: &NodeBuilder,
+    wallet: Wallet,
     name: &str,
     [listen, advertise]: [SocketAddr; 2],
     admin: Option<SocketAddr>,
@@ -135,6 +157,7 @@ fn share(
         registrar: Arc::new(Mutex::new(registrar)),
         metrics,
         bulk: Bulk::default(),
+        wallet,
         dropped: Mutex::default(),
         wake: Notify::new(),
         finished: watch::Sender::new(false),
@@ -205,14 +228,7 @@ fn check_names(builder: &NodeBuilder) -> Result<(), StartError> {
     Ok(())
 }
 
-fn listen(flag: &'static str, addr: SocketAddr, insecure: bool) -> Result<TcpListener, StartError> {
-    if !addr.ip().is_loopback() && !insecure {
-        let problem = format!(
-            "{addr} is reachable from other machines, and nothing authenticates who connects: give a loopback address, \
-             or --insecure where the network itself is trusted"
-        );
-        return Err(StartError::setting(flag, problem));
-    }
+fn listen(flag: &'static str, addr: SocketAddr) -> Result<TcpListener, StartError> {
     let listener = TcpListener::bind(addr).map_err(|source| StartError::Listen { flag, addr, source })?;
     listener.set_nonblocking(true).map_err(StartError::System)?;
     Ok(listener)

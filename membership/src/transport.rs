@@ -17,7 +17,7 @@ use membership_proto::{Dest, Msg};
 use membership_types::NodeId;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
-    io::AsyncWriteExt,
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::{Notify, mpsc},
     task::spawn_local,
@@ -28,8 +28,10 @@ use crate::{
     bulk::Bulk,
     clock,
     death::Neighbours,
-    handshake::{self, Hello, Refusal},
+    handshake::{self, Hello, Met, Refusal, Seen},
     metrics::Counts,
+    secret::Wallet,
+    session::{Corrupt, Scratch, Session},
     wire::{self, Frame, FrameRef, Frames, Garbage, MAX_FRAME},
 };
 
@@ -78,6 +80,9 @@ pub(crate) struct Transport(Rc<Net>);
 
 struct Net {
     me: RefCell<Rc<Hello>>,
+    wallet: Wallet,
+    /// Beginnings of connections made to us.
+    seen: RefCell<Seen>,
     links: RefCell<BTreeMap<NodeId, Vec<Rc<Link>>>>,
     dials: RefCell<HashMap<SocketAddr, Dial>>,
     strangers: RefCell<VecDeque<Rc<Notify>>>,
@@ -174,6 +179,7 @@ impl Transport {
     /// Connections of the incarnation `me`. What arrives goes into the queue.
     pub(crate) fn new(
         me: Hello,
+        wallet: Wallet,
         lease: Duration,
         arrived: mpsc::Sender<Arrived>,
         neighbours: Option<Neighbours>,
@@ -182,6 +188,8 @@ impl Transport {
     ) -> Self {
         let net = Rc::new(Net {
             me: RefCell::new(Rc::new(me)),
+            wallet,
+            seen: RefCell::default(),
             links: RefCell::default(),
             dials: RefCell::default(),
             strangers: RefCell::default(),
@@ -381,11 +389,12 @@ impl Net {
         let attempt = async {
             let mut stream = TcpStream::connect(addr).await?;
             prepare(&stream, self.patience)?;
-            let (hello, frames) = handshake::initiate(&mut stream, &me).await?;
-            Ok::<_, Refusal>((stream, hello, frames))
+            let met = handshake::initiate(&mut stream, &me, &self.wallet.get()).await?;
+            Ok::<_, Refusal>((stream, met))
         };
         match timeout(self.patience, attempt).await {
-            Ok(Ok((stream, hello, frames))) if self.me.borrow().node == me.node => {
+            Ok(Ok((stream, met))) if self.me.borrow().node == me.node => {
+                let Met { hello, session, rest } = met;
                 let link = self.register(&me, hello);
                 let waiting = {
                     let mut dials = self.dials.borrow_mut();
@@ -405,7 +414,7 @@ impl Net {
                 if let (Some(neighbours), Some(near)) = (&self.neighbours, &link.peer.near) {
                     neighbours.meet(Transport(Rc::clone(&self)), link.peer.node, near.clone());
                 }
-                self.serve(link, stream, frames, addr).await;
+                self.serve(link, stream, (session, rest), addr).await;
                 if let Some(dial) = self.dials.borrow_mut().get_mut(&addr)
                     && matches!(&dial.state, DialState::Up(link) if link.closing.get())
                 {
@@ -456,7 +465,8 @@ impl Net {
         let me = Rc::clone(&self.me.borrow());
         let introduction = async {
             prepare(&stream, self.patience)?;
-            handshake::respond(&mut stream, &me).await
+            let mut seen = |first: &[u8]| self.seen.borrow_mut().note(first);
+            handshake::respond(&mut stream, &me, &self.wallet.get(), &mut seen).await
         };
         let outcome = tokio::select! {
             outcome = timeout(INTRODUCTION, introduction) => Some(outcome),
@@ -464,16 +474,15 @@ impl Net {
         };
         self.strangers.borrow_mut().retain(|stranger| !Rc::ptr_eq(stranger, &displaced));
         match outcome {
-            Some(Ok(Ok((hello, frames)))) if self.me.borrow().node == me.node && hello.bulk => {
-                let handed =
-                    stream.into_std().map(|stream| self.bulk.accept(stream, hello, frames.into_rest()));
+            Some(Ok(Ok(met))) if self.me.borrow().node == me.node && met.hello.bulk => {
+                let handed = stream.into_std().map(|stream| self.bulk.accept(stream, met));
                 if !matches!(handed, Ok(true)) {
                     self.counts.overrun.inc();
                 }
             }
-            Some(Ok(Ok((hello, frames)))) if self.me.borrow().node == me.node => {
+            Some(Ok(Ok(Met { hello, session, rest }))) if self.me.borrow().node == me.node => {
                 let link = self.register(&me, hello);
-                self.serve(link, stream, frames, from).await;
+                self.serve(link, stream, (session, rest), from).await;
             }
             Some(Ok(Ok(_))) => {}
             Some(Ok(Err(refusal))) => self.complain_of(&refusal, from, "a connection was made"),
@@ -512,10 +521,19 @@ impl Net {
     }
 
     /// Carries frames until the connection ends.
-    async fn serve(&self, link: Rc<Link>, mut stream: TcpStream, mut frames: Frames, addr: SocketAddr) {
+    async fn serve(
+        &self,
+        link: Rc<Link>,
+        mut stream: TcpStream,
+        (session, mut came): (Session, BytesMut),
+        addr: SocketAddr,
+    ) {
         let (mut read, mut write) = stream.split();
+        let session = RefCell::new(session);
         let reading = async {
+            let mut frames = Frames::new(MAX_FRAME);
             loop {
+                session.borrow_mut().open(clock::now(), &mut came, frames.buffer(), &self.counts)?;
                 while let Some(payload) = frames.next()? {
                     link.used.set(clock::now_ns());
                     match wire::decode::<Frame>(&payload)? {
@@ -533,14 +551,34 @@ impl Net {
                         }
                     }
                 }
-                if !frames.fill(&mut read).await? {
+                let (is_open, patience) = {
+                    let session = session.borrow();
+                    (session.is_open(), session.patience(clock::now()))
+                };
+                // Memory grows only as bytes come in. What is not sealed needs no copy.
+                let into = if is_open { frames.buffer() } else { &mut came };
+                into.reserve(4096);
+                let filling = read.read_buf(into);
+                let filled = match patience {
+                    None => filling.await?,
+                    // When nothing comes in time, opening says so.
+                    Some(patience) => timeout(patience, filling).await.unwrap_or(Ok(1))?,
+                };
+                if filled == 0 {
                     return Ok(());
                 }
             }
         };
         let writing = async {
+            let mut sealed = Scratch::default();
             while let Some(batch) = link.batch().await {
-                write.write_all(&batch).await?;
+                if session.borrow().is_open() {
+                    write.write_all(&batch).await?;
+                } else {
+                    sealed.clear();
+                    session.borrow_mut().seal(&batch, &mut sealed);
+                    write.write_all(sealed.bytes()).await?;
+                }
             }
             write.shutdown().await
         };
@@ -555,6 +593,9 @@ impl Net {
             let (peer, name) = (link.peer.node, &link.peer.name);
             match broken {
                 Broken::Io(error) => tracing::debug!(%peer, name, %error, "a connection broke"),
+                Broken::Corrupt(corrupt) => self.complain("corrupt", addr.ip(), || {
+                    tracing::warn!(%peer, name, %addr, "a connection is closed: {corrupt}");
+                }),
                 Broken::Garbage(garbage) => {
                     self.counts.garbage.inc();
                     self.complain("garbage", addr.ip(), || {
@@ -594,16 +635,12 @@ impl Net {
     }
 
     fn complain_of(&self, refusal: &Refusal, addr: SocketAddr, when: &'static str) {
-        if refusal.is_garbage() {
-            self.counts.garbage.inc();
-        } else if refusal.is_reject() {
-            self.counts.rejected.inc();
-        }
+        refusal.count(&self.counts);
         match refusal {
             Refusal::Io(_) | Refusal::Closed | Refusal::Myself => {
                 tracing::debug!(%addr, %refusal, "{when}: no introduction")
             }
-            _ => self.complain("refused", addr.ip(), || tracing::warn!(%addr, "{when}: {refusal}")),
+            _ => self.complain(refusal.kind(), addr.ip(), || tracing::warn!(%addr, "{when}: {refusal}")),
         }
     }
 
@@ -635,12 +672,19 @@ pub(crate) fn prepare(stream: &TcpStream, patience: Duration) -> io::Result<()> 
 
 enum Broken {
     Io(io::Error),
+    Corrupt(Corrupt),
     Garbage(Garbage),
 }
 
 impl From<io::Error> for Broken {
     fn from(error: io::Error) -> Self {
         Self::Io(error)
+    }
+}
+
+impl From<Corrupt> for Broken {
+    fn from(corrupt: Corrupt) -> Self {
+        Self::Corrupt(corrupt)
     }
 }
 

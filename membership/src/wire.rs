@@ -5,11 +5,10 @@ use std::io;
 use bytes::{Buf, Bytes, BytesMut};
 use membership_proto::Msg;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// The largest frame between nodes that know each other: a snapshot of some ten thousand nodes and groups.
 pub(crate) const MAX_FRAME: usize = 8 * 1024 * 1024;
-/// The largest frame of a stranger.
+/// The largest message of a stranger.
 pub(crate) const MAX_GREETING: usize = 4 * 1024;
 /// Bytes of the length.
 const LENGTH: usize = 4;
@@ -80,9 +79,9 @@ impl Frames {
         Self { buffer: BytesMut::new(), max }
     }
 
-    /// From now on larger frames are welcome.
-    pub(crate) fn set_max(&mut self, max: usize) {
-        self.max = max;
+    /// Where bytes are added that came in.
+    pub(crate) fn buffer(&mut self) -> &mut BytesMut {
+        &mut self.buffer
     }
 
     /// The payload of the next frame, once all of it is here.
@@ -97,24 +96,6 @@ impl Frames {
         }
         self.buffer.advance(LENGTH);
         Ok(Some(self.buffer.split_to(size).freeze()))
-    }
-
-    /// What came in after the last frame.
-    pub(crate) fn into_rest(self) -> BytesMut {
-        self.buffer
-    }
-
-    /// Exactly `N` bytes without a length, once they are here.
-    pub(crate) fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let taken = *self.buffer.first_chunk::<N>()?;
-        self.buffer.advance(N);
-        Some(taken)
-    }
-
-    /// Reads what there is. False at the end of the stream. Memory grows only as bytes come in.
-    pub(crate) async fn fill(&mut self, from: &mut (impl AsyncRead + Unpin)) -> io::Result<bool> {
-        self.buffer.reserve(4096);
-        Ok(from.read_buf(&mut self.buffer).await? > 0)
     }
 }
 

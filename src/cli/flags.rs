@@ -187,6 +187,11 @@ pub(crate) struct NodeFlags {
     #[arg(long, env = "PHALANX_LABEL", value_name = "K=V")]
     #[serde(deserialize_with = "many_from_text")]
     label: Vec<Label>,
+    /// The file with the cluster's keys, the same at all nodes: 1 to 4 lines, as `phalanx secret` prints them, not readable
+    /// by everybody. Connections between nodes are then authenticated and sealed, others are refused. The first key is used,
+    /// all are accepted; on HUP the file is read again.
+    #[arg(long, env = "PHALANX_SECRET_FILE", value_name = "FILE")]
+    secret_file: Option<PathBuf>,
     /// Listen beyond loopback without authentication.
     #[arg(long, env = "PHALANX_INSECURE", value_name = "YES|NO", value_parser = BoolishValueParser::new())]
     #[arg(hide_possible_values = true, num_args = 0..=1, require_equals = true, default_missing_value = "yes")]
@@ -223,7 +228,7 @@ pub(crate) fn read(file: &Path) -> Result<String, Failure> {
 
 impl NodeFlags {
     /// The keys of a configuration file.
-    pub(crate) const KEYS: [&'static str; 16] = [
+    pub(crate) const KEYS: [&'static str; 17] = [
         "cluster",
         "name",
         "listen",
@@ -233,6 +238,7 @@ impl NodeFlags {
         "lease",
         "heartbeat",
         "label",
+        "secret-file",
         "insecure",
         "admin",
         "core",
@@ -275,6 +281,7 @@ impl NodeFlags {
             lease: self.lease.or(base.lease),
             heartbeat: self.heartbeat.or(base.heartbeat),
             label: if self.label.is_empty() { base.label } else { self.label },
+            secret_file: self.secret_file.or(base.secret_file),
             insecure: self.insecure.or(base.insecure),
             admin: self.admin.or(base.admin),
             core: self.core.or(base.core),
@@ -283,6 +290,11 @@ impl NodeFlags {
             trace: self.trace.or(base.trace),
             log: self.log.or(base.log),
         })
+    }
+
+    /// Does the node use a file of keys, that is read again on HUP?
+    pub(crate) fn has_secret_file(&self) -> bool {
+        self.secret_file.is_some()
     }
 
     /// A node with these settings; `core` where the flags do not say.
@@ -306,6 +318,10 @@ impl NodeFlags {
         b = self.admin.map_or_else(|| b.clone(), |addr| b.clone().admin(addr));
         b = self.give_up.map_or_else(|| b.clone(), |d| b.clone().give_up(d.0));
         b = self.join_timeout.map_or_else(|| b.clone(), |d| b.clone().join_timeout(d.0));
+        b = match self.secret_file {
+            Some(file) => b.secret_file(file),
+            None => b,
+        };
         b = match self.trace {
             Some(path) => b.trace(path),
             None => b,

@@ -90,7 +90,23 @@ impl Stops {
 }
 
 pub(crate) async fn start(flags: NodeFlags, core: bool, rejoin: bool) -> Result<Node, Failure> {
-    flags.builder(core).rejoin(rejoin).start().await.map_err(flags::start_failure)
+    // Without one, HUP ends the process as it ends others.
+    let reloads = if flags.has_secret_file() { Some(signal(SignalKind::hangup())?) } else { None };
+    let node = flags.builder(core).rejoin(rejoin).start().await.map_err(flags::start_failure)?;
+    if let Some(mut hangups) = reloads {
+        let node = node.clone();
+        tokio::spawn(async move {
+            while hangups.recv().await.is_some() {
+                let reader = node.clone();
+                match tokio::task::spawn_blocking(move || reader.reload_secret()).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => tracing::error!(%error, "the secret stays as it was"),
+                    Err(error) => tracing::error!(%error, "the secret could not be read"),
+                }
+            }
+        });
+    }
+    Ok(node)
 }
 
 /// A node for which a server acts that is its child.

@@ -2,7 +2,8 @@
 //!
 //! The node with the smaller id makes it. Units on it: a length of four bytes, a kind, the number by which the sender knows
 //! the group, then what the kind says. Numbers are least significant byte first. A number is declared, with the group's name
-//! and lineage, before it is used. Payloads are not copied but into the buffer of a connection, and large ones not even there.
+//! and lineage, before it is used. Payloads are not copied but into the buffer of a connection, and large ones not even there,
+//! unless they are sealed. What waits is sealed when it can be written, many units to a record.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -15,12 +16,17 @@ use membership_multicast::Frame;
 use membership_types::{GroupName, Lineage, NodeId};
 use tokio::{net::TcpStream, sync::Notify};
 
-use crate::wire::MAX_FRAME;
+use crate::{
+    session::{Scratch, Session},
+    wire::MAX_FRAME,
+};
 
 /// Payloads up to this size are copied, so that many of them go out together.
 const COPIED: usize = 4096;
 /// How many pieces go out in one write.
 const PIECES: usize = 64;
+/// About how many bytes are sealed at a time: four records.
+const BATCH: usize = 4 * 65519;
 /// A connection for which more than this waits is broken off: whoever is behind learns what it missed on the next one.
 const WAITING: usize = 256 << 20;
 /// How many groups a peer may have declared at a time.
@@ -89,6 +95,8 @@ struct Outbox {
     pieces: VecDeque<Bytes>,
     tail: BytesMut,
     bytes: usize,
+    /// Records that the connection did not take whole.
+    sealed: BytesMut,
 }
 
 impl Outbox {
@@ -108,10 +116,59 @@ impl Outbox {
     }
 
     /// Writes what the connection takes. True if nothing waits any more.
-    fn write(&mut self, stream: &TcpStream) -> io::Result<bool> {
+    fn write(
+        &mut self,
+        stream: &TcpStream,
+        session: &mut Session,
+        scratch: &mut Scratch,
+    ) -> io::Result<bool> {
         if !self.tail.is_empty() {
             self.pieces.push_back(self.tail.split().freeze());
         }
+        if session.is_open() { self.write_open(stream) } else { self.write_sealed(stream, session, scratch) }
+    }
+
+    fn write_sealed(
+        &mut self,
+        stream: &TcpStream,
+        session: &mut Session,
+        scratch: &mut Scratch,
+    ) -> io::Result<bool> {
+        while !self.sealed.is_empty() {
+            match stream.try_write(&self.sealed) {
+                Ok(written) => self.sealed.advance(written),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        while !self.pieces.is_empty() {
+            scratch.clear();
+            while scratch.bytes().len() < BATCH
+                && let Some(piece) = self.pieces.front_mut()
+            {
+                let part = piece.split_to(piece.len().min(BATCH));
+                if piece.is_empty() {
+                    self.pieces.pop_front();
+                }
+                self.bytes -= part.len();
+                session.seal(&part, scratch);
+            }
+            let mut rest = scratch.bytes();
+            while !rest.is_empty() {
+                match stream.try_write(rest) {
+                    Ok(written) => rest = &rest[written..],
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        self.sealed = BytesMut::from(rest);
+                        return Ok(false);
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn write_open(&mut self, stream: &TcpStream) -> io::Result<bool> {
         while !self.pieces.is_empty() {
             let mut slices = [IoSlice::new(&[]); PIECES];
             let mut count = 0;
@@ -146,6 +203,10 @@ pub(crate) struct Link {
     pub(crate) epoch: u64,
     stream: Rc<TcpStream>,
     outbox: Outbox,
+    /// How bytes travel.
+    pub(crate) session: Session,
+    /// What came out of records and is no whole unit yet.
+    pub(crate) plain: BytesMut,
     /// The writing task waits for the connection.
     blocked: bool,
     wake: Rc<Notify>,
@@ -166,17 +227,21 @@ pub(crate) struct Links {
     epochs: u64,
     dirty: Vec<NodeId>,
     head: Vec<u8>,
+    /// Where records are made, of all connections.
+    scratch: Scratch,
 }
 
 impl Links {
     /// A new connection replaces the one before.
-    pub(crate) fn insert(&mut self, peer: NodeId, stream: Rc<TcpStream>) -> &Link {
+    pub(crate) fn insert(&mut self, peer: NodeId, stream: Rc<TcpStream>, session: Session) -> &Link {
         self.remove(peer);
         self.epochs += 1;
         let link = Link {
             epoch: self.epochs,
             stream,
             outbox: Outbox::default(),
+            session,
+            plain: BytesMut::new(),
             blocked: false,
             wake: Rc::default(),
             ended: Rc::default(),
@@ -281,7 +346,7 @@ impl Links {
             if link.outbox.bytes > WAITING {
                 broken.push((peer, io::Error::other("too much waits for it")));
             } else if !link.blocked {
-                match link.outbox.write(&link.stream) {
+                match link.outbox.write(&link.stream, &mut link.session, &mut self.scratch) {
                     Ok(true) => {}
                     Ok(false) => {
                         link.blocked = true;
@@ -296,15 +361,17 @@ impl Links {
 
     /// The connection takes bytes again. `Ok(true)` if nothing waits any more.
     pub(crate) fn write(&mut self, peer: NodeId, epoch: u64) -> io::Result<bool> {
-        let Some(link) = self.get(peer, epoch) else { return Ok(true) };
-        let done = link.outbox.write(&link.stream)?;
+        let Some(link) = self.links.get_mut(&peer).filter(|link| link.epoch == epoch) else {
+            return Ok(true);
+        };
+        let done = link.outbox.write(&link.stream, &mut link.session, &mut self.scratch)?;
         link.blocked = !done;
         Ok(done)
     }
 
     /// Does nothing wait to be written?
     pub(crate) fn is_written(&self) -> bool {
-        self.links.values().all(|link| link.outbox.bytes == 0)
+        self.links.values().all(|link| link.outbox.bytes == 0 && link.outbox.sealed.is_empty())
     }
 
     /// What wakes the writing task of a connection.

@@ -14,7 +14,9 @@ use std::{
 };
 
 use checker::Checker;
-use membership::{Bootstrap, Event, Events, Membership, Node, NodeBuilder, Rendezvous, View, Views, What};
+use membership::{
+    Bootstrap, Event, Events, Membership, Node, NodeBuilder, Rendezvous, Secret, View, Views, What,
+};
 use membership_types::trace::Record;
 
 /// Longer than anything takes that will happen at all.
@@ -100,7 +102,14 @@ impl Place {
 
 /// A builder whose node does not mind when a test panics: other tests run in this process.
 pub fn quiet(name: &str) -> NodeBuilder {
-    Node::builder().name(name).lease(Duration::from_secs(3)).panic_hook(false)
+    let builder = Node::builder().name(name).lease(Duration::from_secs(3)).panic_hook(false);
+    if crate::SEALED { builder.secret(secret(0)) } else { builder }
+}
+
+/// A key, another one for each number.
+pub fn secret(number: u8) -> Secret {
+    let key: String = (0..32_u8).map(|n| format!("{:02x}", n ^ number)).collect();
+    key.parse().expect("a key")
 }
 
 /// Any free port.

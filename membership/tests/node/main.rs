@@ -14,3 +14,6 @@ mod process;
 mod replica;
 mod starts;
 mod strangers;
+
+/// Whether nodes of the harness hold a key: the tests of `tests/sealed`, some of which are these, say yes.
+const SEALED: bool = false;

@@ -165,21 +165,18 @@ impl GroupsMember {
         let following = async {
             while let Some(event) = told.next().await {
                 let Some(group) = event.group else { continue };
-                match event.what {
-                    What::View(view) if view.members.len() == self.members => {
-                        if complete.insert(group) && complete.len() == self.groups {
-                            let took = now_ns().saturating_sub(began) as f64 / 1e6;
-                            let bytes = resident().saturating_sub(before);
-                            let object = json!({"event": "joined", "took_ms": took, "bytes": bytes});
-                            events::line(&object.to_string());
-                        }
-                    }
-                    What::Leading { .. } => {
-                        if led.insert(group) && led.len() == self.groups {
-                            events::line(&json!({"event": "led", "at_ns": now_ns()}).to_string());
-                        }
-                    }
-                    _ => {}
+                let is_complete =
+                    |what: &What| matches!(what, What::View(v) if v.members.len() == self.members);
+                if is_complete(&event.what) && complete.insert(group.clone()) && complete.len() == self.groups
+                {
+                    let took = now_ns().saturating_sub(began) as f64 / 1e6;
+                    let bytes = resident().saturating_sub(before);
+                    let object = json!({"event": "joined", "took_ms": took, "bytes": bytes});
+                    events::line(&object.to_string());
+                }
+                let leads = matches!(event.what, What::Leading { .. });
+                if leads && led.insert(group) && led.len() == self.groups {
+                    events::line(&json!({"event": "led", "at_ns": now_ns()}).to_string());
                 }
             }
         };

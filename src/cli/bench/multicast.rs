@@ -4,6 +4,7 @@ use std::{
     collections::VecDeque,
     io::{Read, Write},
     net::{TcpListener, TcpStream},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -47,6 +48,9 @@ pub(crate) struct Multicast {
     /// How often each is repeated; medians are printed.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = crate::cli::at_least_one)]
     times: usize,
+    /// The key of the members: what they say is sealed.
+    #[arg(long, env = "PHALANX_SECRET_FILE", value_name = "FILE")]
+    secret_file: Option<PathBuf>,
 }
 
 /// One member of the group of `bench multicast`.
@@ -67,6 +71,8 @@ pub(crate) struct MulticastMember {
     class: Kind,
     #[arg(long)]
     duration: Time,
+    #[arg(long, env = "PHALANX_SECRET_FILE")]
+    secret_file: Option<PathBuf>,
 }
 
 /// How messages are delivered.
@@ -142,7 +148,7 @@ impl Multicast {
                 let object = json!({
                     "event": "multicast", "size": size, "senders": senders, "window": window, "members": self.members,
                     "class": self.class.class().as_str(), "per_second": rate.round(), "cpu_us_per_message": cpu,
-                    "latency_us_p50": p50, "latency_us_p99": p99, "runs": runs.len(),
+                    "sealed": self.secret_file.is_some(), "latency_us_p50": p50, "latency_us_p99": p99, "runs": runs.len(),
                 });
                 let text = format!(
                     "{size} B, {senders} of {} send, {window} under way: {:.1} thousand/s, {cpu:.2} us of CPU a message in all \
@@ -169,7 +175,7 @@ impl Multicast {
         let class = self.class.class().as_str();
         for who in 0..self.members {
             let window = if who + senders >= self.members { window } else { 0 };
-            let args = [
+            let mut args = vec![
                 "bench".to_owned(),
                 "multicast-member".to_owned(),
                 format!("--name=n{who}"),
@@ -180,6 +186,7 @@ impl Multicast {
                 format!("--class={class}"),
                 format!("--duration={}ms", self.duration.0.as_millis()),
             ];
+            args.extend(self.secret_file.iter().map(|file| format!("--secret-file={}", file.display())));
             procs.push(Proc::start(&args, who, said.clone())?);
             // In this order they join: the last ones do not lead.
             let ready = async {
@@ -231,8 +238,11 @@ fn cpu_us() -> f64 {
 
 impl MulticastMember {
     pub(crate) async fn run(self) -> Outcome {
-        let node = Node::builder().name(&self.name).rendezvous(self.rendezvous.clone()).start().await;
-        let node = node.map_err(crate::cli::flags::start_failure)?;
+        let mut builder = Node::builder().name(&self.name).rendezvous(self.rendezvous.clone());
+        if let Some(file) = &self.secret_file {
+            builder = builder.secret_file(file);
+        }
+        let node = builder.start().await.map_err(crate::cli::flags::start_failure)?;
         let (group, mut deliveries) =
             node.join_multicast("bench", None).await.map_err(|e| Failure::usage(e.to_string()))?;
         let mut told = false;
