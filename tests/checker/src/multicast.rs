@@ -57,6 +57,20 @@ struct Must {
     at: At,
 }
 
+impl Stay {
+    /// Places come one after the other.
+    fn step(&mut self, book: &mut Book, told: Told<'_>, place: u64) {
+        let Told { p, vid, mid, at, .. } = told;
+        book.judged(Predicate::VS11);
+        if place != self.place + 1 {
+            let what =
+                format!("{p} delivers {mid} at place {place} of view {vid}, after place {}", self.place);
+            book.violated(Predicate::VS11, what, vec![(at, says(p, "delivers", mid, vid))]);
+        }
+        self.place = place;
+    }
+}
+
 /// The sequence of one view: by place, and by message with who said so.
 type Places = (BTreeMap<u64, Mid>, BTreeMap<Mid, (u64, Process, At)>);
 
@@ -216,6 +230,14 @@ impl Multicasts {
         let delivers = (at, says(p, "delivers", mid, vid));
         book.judged(Predicate::VS1);
         let Some(sent) = room.sent.get(&mid).cloned() else {
+            // Its sender may have been killed before it wrote that: the message counts all the same.
+            if let Some(stay) = room.stays.get_mut(&p).filter(|stay| stay.vid == vid) {
+                stay.set.insert(mid);
+                if let Some(place) = place {
+                    stay.step(book, told, place);
+                    room.place(book, told, place);
+                }
+            }
             self.unsent.push((mid, format!("{p} delivers {mid}, which nobody sent"), delivers));
             return;
         };
@@ -254,13 +276,7 @@ impl Multicasts {
             stay.sequence.push(mid);
         }
         if let Some(place) = place {
-            book.judged(Predicate::VS11);
-            if place != stay.place + 1 {
-                let what =
-                    format!("{p} delivers {mid} at place {place} of view {vid}, after place {}", stay.place);
-                book.violated(Predicate::VS11, what, vec![delivers.clone()]);
-            }
-            stay.place = place;
+            stay.step(book, told, place);
             book.judged(Predicate::VS9);
             if place <= sent.after {
                 let what = format!(
