@@ -1,8 +1,11 @@
 //! A bounded set of seeds; `.ci/run` runs more of them, `phalanx sim` as many as you like.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    collections::BTreeSet,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
-use sim::Options;
+use sim::{Kind, Options};
 
 #[test]
 fn seeds_are_clean() {
@@ -34,4 +37,48 @@ fn one_seed_is_one_run() {
         assert_eq!((a.hash, a.records, a.events), (b.hash, b.records, b.events));
         assert!(a.hash.is_some());
     }
+}
+
+/// A number that no fault has.
+const NONE: usize = usize::MAX;
+
+#[test]
+fn a_run_that_follows_another_and_leaves_nothing_out_is_the_same() {
+    for seed in [3, 17, 99] {
+        let plain = Options { hash: true, ..Options::default() };
+        let following = Options { skip: BTreeSet::from([NONE]), ..plain.clone() };
+        let (a, b) = (sim::run(seed, &plain, None), sim::run(seed, &following, None));
+        assert_eq!((a.hash, a.records, a.events, a.faults), (b.hash, b.records, b.events, b.faults));
+        assert!(a.schedule.is_empty() && b.schedule.len() >= 5);
+    }
+}
+
+#[test]
+fn faults_that_are_left_out_do_not_happen_and_the_others_come_when_they_came() {
+    for seed in [3, 17, 99] {
+        let follow =
+            |skip: BTreeSet<usize>| sim::run(seed, &Options { hash: true, skip, ..Options::default() }, None);
+        let whole = follow(BTreeSet::from([NONE]));
+        let odd: BTreeSet<usize> = (0..whole.schedule.len()).filter(|n| n % 2 == 1).collect();
+        let half = follow(odd.clone());
+        assert!(!half.failed() && half.hash != whole.hash && half.hash == follow(odd.clone()).hash);
+        let drawn = |run: &sim::Run| -> Vec<(usize, u64, Kind)> {
+            run.schedule.iter().map(|f| (f.number, f.at_ns, f.kind)).collect()
+        };
+        assert_eq!(drawn(&half), drawn(&whole));
+        assert!(half.schedule.iter().all(|f| !(f.struck && odd.contains(&f.number))));
+        assert_eq!(
+            half.schedule.iter().filter(|f| f.struck).count() as u64,
+            half.faults.values().sum::<u64>()
+        );
+        let none = follow((0..1000).collect());
+        assert!(!none.failed() && none.faults.is_empty() && none.ending == "everything is mended");
+    }
+}
+
+#[test]
+fn calm_can_begin_earlier_and_what_does_not_fail_is_not_shrunk() {
+    let early = Options { calm_ns: Some(5_000_000_000), ..Options::default() };
+    assert_eq!(sim::run(3, &early, None).calm_ns, 5_000_000_000);
+    assert!(sim::shrink(3, &Options::default(), &mut |_| true).is_none());
 }

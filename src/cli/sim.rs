@@ -1,24 +1,27 @@
 //! `sim`: runs of the simulator.
 
 use std::{
+    collections::BTreeSet,
+    fmt,
     fs::File,
     io::{BufWriter, Write},
     path::PathBuf,
+    str::FromStr,
     sync::atomic::{AtomicU64, Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use clap::Args;
 
 use serde_json::json;
-use sim::{Kind, Options, Plant, Run, Totals};
+use sim::{Fault, Kind, Options, Plant, Run, Shrunk, Totals};
 
-use super::{Failure, Outcome, events, exit};
+use super::{Failure, Outcome, events, exit, flags::Time};
 
 /// Runs the membership protocol under a hostile network, stops and crashes, from seeds. One seed replays one run byte for
 /// byte. Exit code 1 on a violation, or if a rare path was never taken in 100 seeds or more.
 ///
-/// Example: phalanx sim --seeds 2000; phalanx sim --seed 17 --trace run.jsonl
+/// Example: phalanx sim --seeds 2000; phalanx sim --seed 17 --trace run.jsonl; phalanx sim --seed 17 --shrink
 #[derive(Args)]
 pub(crate) struct Sim {
     /// Machines per run [default: random, 3 to 7].
@@ -42,6 +45,68 @@ pub(crate) struct Sim {
     /// A deliberate bug in every node, to see that it is found; `list` names them (feature `plant`).
     #[arg(long, value_name = "NAME")]
     plant: Option<String>,
+    /// Look for the fewest faults with which the seed still fails, print them, and how to replay them; with --seed.
+    #[arg(long, requires = "seed", conflicts_with_all = ["trace", "skip_faults", "calm_at"])]
+    shrink: bool,
+    /// How long to look for them.
+    #[arg(long, value_name = "DUR", default_value = "2m", requires = "shrink")]
+    shrink_for: Time,
+    /// Leave these faults of the run out, like 0,3-9; 0 is what stays broken when calm begins. The others come when they
+    /// came, and as they came as far as there is the same to be hit.
+    #[arg(long, value_name = "LIST", default_value = "")]
+    skip_faults: Numbers,
+    /// Calm begins after so much simulated time at the latest.
+    #[arg(long, value_name = "DUR", value_parser = nanoseconds)]
+    calm_at: Option<u64>,
+}
+
+/// At most this many numbers: no run has more faults.
+const MAX_NUMBERS: usize = 10_000_000;
+
+/// Numbers, written `0,3-9`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Numbers(BTreeSet<usize>);
+
+impl FromStr for Numbers {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = |part: &str| format!("`{part}` is no number and no range: write the list like 0,3-9");
+        let mut numbers = BTreeSet::new();
+        for part in text.split(',').filter(|_| !text.is_empty()) {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let number = |text: &str| text.parse::<usize>().ok().filter(|n| *n < MAX_NUMBERS);
+            let (Some(first), Some(last)) = (number(first), number(last)) else { return Err(wrong(part)) };
+            if first > last {
+                return Err(wrong(part));
+            }
+            numbers.extend(first..=last);
+        }
+        Ok(Self(numbers))
+    }
+}
+
+impl fmt::Display for Numbers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut numbers = self.0.iter().copied().peekable();
+        let mut comma = "";
+        while let Some(first) = numbers.next() {
+            let mut last = first;
+            while let Some(next) = numbers.next_if_eq(&(last + 1)) {
+                last = next;
+            }
+            match last == first {
+                true => write!(f, "{comma}{first}")?,
+                false => write!(f, "{comma}{first}-{last}")?,
+            }
+            comma = ",";
+        }
+        Ok(())
+    }
+}
+
+fn nanoseconds(text: &str) -> Result<u64, String> {
+    let time: Time = text.parse()?;
+    u64::try_from(time.0.as_nanos()).map_err(|_| format!("`{text}` is too long"))
 }
 
 impl Sim {
@@ -63,7 +128,18 @@ impl Sim {
         }
         let plant = self.plant.as_deref().map(find_plant).transpose()?;
         let kinds = if self.faults.is_empty() { Kind::ALL.to_vec() } else { self.faults.clone() };
-        let options = Options { nodes: self.nodes, hours: self.hours, kinds, plant, hash: self.seeds == 1 };
+        if self.seeds != 1 && (self.shrink || !self.skip_faults.0.is_empty()) {
+            return Err(Failure::usage("--shrink and --skip-faults go with one seed"));
+        }
+        let options = Options {
+            nodes: self.nodes,
+            hours: self.hours,
+            kinds,
+            plant,
+            hash: self.seeds == 1,
+            skip: self.skip_faults.0.clone(),
+            calm_ns: self.calm_at,
+        };
         let first = match self.seed {
             Some(seed) => seed,
             None => u64::from(std::process::id()) << 20 | membership::clock::now_ns() & 0xf_ffff,
@@ -74,6 +150,9 @@ impl Sim {
                 self.seeds
             )));
         };
+        if self.shrink {
+            return self.shrink(first, &options, json);
+        }
         eprintln!("seeds {first} to {last}");
         let started = Instant::now();
         let totals = match &self.trace {
@@ -107,6 +186,97 @@ impl Sim {
         let bad = totals.violations > 0 || !unhit.is_empty() && plant.is_none() && self.faults.is_empty();
         Ok(if bad { exit::FAILED } else { 0 })
     }
+
+    fn shrink(&self, seed: u64, options: &Options, json: bool) -> Outcome {
+        let started = Instant::now();
+        let mut told = started;
+        let found = sim::shrink(seed, options, &mut |step| {
+            if told.elapsed() >= Duration::from_secs(1) {
+                told = Instant::now();
+                let calm = step.calm_ns as f64 / 1e9;
+                eprintln!("{} runs: {} faults, calm after {calm:.3} s", step.runs, step.faults);
+            }
+            started.elapsed() < self.shrink_for.0
+        });
+        let Some(found) = found else {
+            let nothing = json!({ "event": "shrunk", "seed": seed, "fails": null });
+            let text = format!("seed {seed} does not fail: there is nothing to shrink");
+            events::line(&if json { nothing.to_string() } else { text });
+            return Ok(0);
+        };
+        let replay = self.replay(seed, &found.options);
+        events::line(&if json { as_json(&found, &replay).to_string() } else { as_text(&found, &replay) });
+        Ok(exit::FAILED)
+    }
+
+    /// The command that runs this once more.
+    fn replay(&self, seed: u64, options: &Options) -> String {
+        let mut command = format!("phalanx sim --seed {seed}");
+        let mut flag = |name: &str, value: String| command.push_str(&format!(" --{name} {value}"));
+        if let Some(nodes) = self.nodes {
+            flag("nodes", nodes.to_string());
+        }
+        if let Some(hours) = self.hours {
+            flag("hours", hours.to_string());
+        }
+        if !self.faults.is_empty() {
+            flag("faults", self.faults.iter().map(|kind| kind.name()).collect::<Vec<_>>().join(","));
+        }
+        if let Some(plant) = options.plant {
+            flag("plant", plant.name().into());
+        }
+        if !options.skip.is_empty() {
+            flag("skip-faults", Numbers(options.skip.clone()).to_string());
+        }
+        if let Some(calm) = options.calm_ns {
+            // To the nanosecond, which is all that the clock of the simulator knows.
+            flag("calm-at", format!("{}.{:09}s", calm / 1_000_000_000, calm % 1_000_000_000));
+        }
+        command
+    }
+}
+
+fn struck(run: &Run) -> impl Iterator<Item = &Fault> {
+    run.schedule.iter().filter(|fault| fault.struck)
+}
+
+fn as_json(found: &Shrunk, replay: &str) -> serde_json::Value {
+    let run = &found.run;
+    let fault =
+        |f: &Fault| json!({ "number": f.number, "at_ns": f.at_ns, "kind": f.kind.name(), "notes": f.notes });
+    json!({
+        "event": "shrunk", "seed": run.seed, "fails": found.failure, "faults_before": found.before,
+        "faults": struck(run).map(fault).collect::<Vec<_>>(), "calm_ns": run.calm_ns, "ending": run.ending,
+        "runs": found.runs, "minimal": found.minimal, "replay": replay,
+    })
+}
+
+fn as_text(found: &Shrunk, replay: &str) -> String {
+    let run = &found.run;
+    let mut text = format!("seed {}: {}\n", run.seed, run.make_up);
+    for fault in struck(run) {
+        let at = fault.at_ns as f64 / 1e9;
+        text.push_str(&format!("{at:>10.3} s  fault {}, {}", fault.number, fault.kind.name()));
+        for note in &fault.notes {
+            text.push_str(&format!("\n              {note}"));
+        }
+        text.push('\n');
+    }
+    let calm = run.calm_ns as f64 / 1e9;
+    text.push_str(&format!("{calm:>10.3} s  calm: {}\n", run.ending));
+    for verdict in run.report.failures() {
+        text.push_str(&format!("{verdict}\n"));
+    }
+    let minimal =
+        if found.minimal { "each is needed" } else { "time ran out: --shrink-for gives more of it" };
+    text.push_str(&format!(
+        "{} fails with {} of {} faults, what stays broken counted in ({} runs; {minimal})\nreplay: {replay}",
+        found.failure,
+        found.left.len(),
+        found.before,
+        found.runs,
+    ));
+    text
 }
 
 fn find_plant(name: &str) -> Result<Plant, Failure> {
@@ -179,4 +349,29 @@ fn many(first: u64, seeds: u64, options: &Options, json: bool) -> Totals {
         }
     });
     totals
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_of_faults_are_read_as_they_are_written() {
+        for text in ["", "0", "0,3-9", "2,4,6-7"] {
+            assert_eq!(text.parse::<Numbers>().expect("a list").to_string(), text);
+        }
+        assert_eq!("1,2,3".parse::<Numbers>().expect("a list").to_string(), "1-3");
+        for wrong in [",", "x", "3-", "9-3", "1-99999999999", "-1"] {
+            let error = wrong.parse::<Numbers>().expect_err(wrong);
+            assert!(error.contains("like 0,3-9"), "{error}");
+        }
+    }
+
+    #[test]
+    fn times_are_kept_to_the_nanosecond() {
+        for ns in [1, 999_999_999, 61_234_567_891, 3_600_000_000_001] {
+            let text = format!("{}.{:09}s", ns / 1_000_000_000, ns % 1_000_000_000);
+            assert_eq!(nanoseconds(&text), Ok(ns));
+        }
+    }
 }

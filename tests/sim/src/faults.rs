@@ -116,18 +116,43 @@ pub(crate) const PHASES: [&str; 9] = [
     "leaving",
 ];
 
+/// A time, for people.
+pub(crate) fn seconds(ns: u64) -> String {
+    format!("{:.3} s", ns as f64 / 1e9)
+}
+
+fn list(places: &[usize]) -> String {
+    if places.is_empty() {
+        return "-".into();
+    }
+    places.iter().map(usize::to_string).collect::<Vec<_>>().join(",")
+}
+
 impl World {
-    /// Injects one fault of a kind that this run has.
-    pub(crate) fn inject(&mut self) {
-        let kinds = self.params.kinds.clone();
-        let Some(kind) = self.rng.pick(&kinds).copied() else { return };
-        if self.strike(kind) {
+    /// Injects one fault: of this kind, or of one that this run has.
+    pub(crate) fn inject(&mut self, kind: Option<Kind>) {
+        self.script.begin(&mut self.rng);
+        let kind = kind.or_else(|| self.rng.pick(&self.params.kinds).copied());
+        let Some(kind) = kind else { return };
+        let wanted = self.script.drawn(self.now, kind);
+        let struck = wanted && self.strike(kind);
+        if struck {
             *self.faults.entry(kind).or_insert(0) += 1;
         }
+        if struck || !wanted && self.script.struck_there() {
+            *self.drawn.entry(kind).or_insert(0) += 1;
+        }
+        self.script.end(&mut self.rng, struck);
+    }
+
+    /// For whoever reads what a fault did.
+    fn note(&mut self, note: impl FnOnce() -> String) {
+        let fault = self.script.current();
+        self.script.note(fault, note);
     }
 
     /// Injects this kind of fault. False if nothing was there to be hit.
-    pub(crate) fn strike(&mut self, kind: Kind) -> bool {
+    fn strike(&mut self, kind: Kind) -> bool {
         let lease = self.params.lease.as_nanos() as u64;
         match kind {
             Kind::Crash => {
@@ -143,11 +168,11 @@ impl World {
             }
             Kind::KillInPhase => {
                 let phase = *self.rng.pick(&PHASES).expect("not empty");
-                self.ambush = Some(Ambush { phase, until: self.now + 6 * lease, kill: true });
+                self.lie_in_wait(phase, 6 * lease, true);
             }
             Kind::SplitInPhase => {
                 let phase = *self.rng.pick(&PHASES).expect("not empty");
-                self.ambush = Some(Ambush { phase, until: self.now + 6 * lease, kill: false });
+                self.lie_in_wait(phase, 6 * lease, false);
             }
             Kind::SplitCore => {
                 let up = self.up();
@@ -161,9 +186,9 @@ impl World {
                     .collect();
                 let Some(c) = self.rng.pick(&others).copied() else { return false };
                 let (a, c) = (self.processes[a].place, self.processes[c].place);
+                self.note(|| format!("place {a} | place {c} for {}", seconds(4 * lease)));
                 self.cut_both(a, c, Cut::Lose, 4 * lease);
-                let phase = "changing-core";
-                self.ambush = Some(Ambush { phase, until: self.now + 4 * lease, kill: false });
+                self.lie_in_wait("changing-core", 4 * lease, false);
             }
             Kind::RestartAll => {
                 if !self.rng.chance(250) {
@@ -176,10 +201,12 @@ impl World {
             Kind::Pause => {
                 let Some(p) = self.target() else { return false };
                 let length = self.some_length(lease);
+                self.note_process(p, || format!("stopped for {}", seconds(length)));
                 self.pause(p, length);
             }
             Kind::PauseAll => {
                 let length = self.some_length(lease);
+                self.note(|| format!("all stopped for {}", seconds(length)));
                 for p in self.up() {
                     let more = self.rng.below(1 + lease / 50);
                     self.pause(p, length + more);
@@ -190,6 +217,7 @@ impl World {
                 let Some((a, b)) = self.pair() else { return false };
                 self.lose_in_flight(a, b);
                 let length = self.rng.below(60_000_000);
+                self.note(|| format!("place {a} | place {b} for {}", seconds(length)));
                 self.cut_both(a, b, Cut::Lose, length);
             }
             Kind::Delay => {
@@ -197,6 +225,10 @@ impl World {
                 let by = self.rng.between(lease / 20, lease + lease / 2);
                 let length = self.rng.between(lease / 2, 5 * lease);
                 let one_way = self.rng.chance(500);
+                let arrow = if one_way { "->" } else { "<->" };
+                self.note(|| {
+                    format!("place {a} {arrow} place {b} slower by {} for {}", seconds(by), seconds(length))
+                });
                 self.slow(a, b, by, length);
                 if !one_way {
                     self.slow(b, a, by, length);
@@ -214,6 +246,11 @@ impl World {
                     self.rng.pick(&others).copied().into_iter().collect()
                 };
                 let deaf = self.rng.chance(500);
+                self.note_process(p, || {
+                    let (heard, others) =
+                        (if deaf { "does not hear" } else { "is not heard by" }, list(&hit));
+                    format!("{heard} places {others} for {}, what is said {}", seconds(length), how.name())
+                });
                 for other in hit {
                     let (from, to) = if deaf { (other, place) } else { (place, other) };
                     self.cut(from, to, how, length);
@@ -225,6 +262,13 @@ impl World {
                 for _ in 0..self.rng.between(1, 3) {
                     if let Some((a, b)) = self.pair() {
                         let how = self.some_cut();
+                        self.note(|| {
+                            format!(
+                                "place {a} | place {b} for {}, what is said {}",
+                                seconds(length),
+                                how.name()
+                            )
+                        });
                         self.cut_both(a, b, how, length);
                     }
                 }
@@ -234,6 +278,9 @@ impl World {
                 let length = self.some_length(lease);
                 let how = self.some_cut();
                 let place = self.processes[p].place;
+                self.note_process(p, || {
+                    format!("cut off for {}, what is said {}", seconds(length), how.name())
+                });
                 for other in self.places() {
                     if other != place {
                         self.cut_both(place, other, how, length);
@@ -250,6 +297,7 @@ impl World {
                 for machine in free {
                     self.push(self.now, Action::Start { machine });
                     let stay = self.rng.between(lease, 10 * lease);
+                    self.note(|| format!("n{machine} starts and stays for {}", seconds(stay)));
                     self.push(self.now + stay, Action::Retire { machine });
                 }
             }
@@ -259,24 +307,62 @@ impl World {
                 if self.processes[p].info.slot.is_some() {
                     return false;
                 }
+                self.note_process(p, || "moves away, and a new process takes its address".into());
                 self.replace(p);
             }
             Kind::Leave => {
                 let Some(p) = self.target() else { return false };
                 let machine = self.processes[p].machine;
+                // Before it happens, while it can be seen who that is.
+                self.note_process(p, || "leaves".into());
                 self.leave(p);
                 let back = self.now + self.rng.between(lease / 10, 3 * lease);
+                let after = back - self.now;
+                self.note(|| format!("and comes back after {}", seconds(after)));
                 self.push(back, Action::Start { machine });
             }
         }
         true
     }
 
+    fn lie_in_wait(&mut self, phase: &'static str, patience: u64, kill: bool) {
+        let what = if kill { "kills the first" } else { "splits the network around the first" };
+        self.note(|| format!("{what} that is {phase} within {}", seconds(patience)));
+        let fault = self.script.current();
+        self.ambush = Some(Ambush { phase, until: self.now + patience, kill, fault });
+    }
+
+    fn note_process(&mut self, p: usize, what: impl FnOnce() -> String) {
+        let fault = self.script.current();
+        if fault.is_some() {
+            let who = self.who(p);
+            self.script.note(fault, || format!("{who} {}", what()));
+        }
+    }
+
+    /// A process, for people.
+    pub(crate) fn who(&self, p: usize) -> String {
+        let process = &self.processes[p];
+        let mut text = format!("n{}", process.machine);
+        if process.place != process.machine {
+            text.push_str(&format!(" at place {}", process.place));
+        }
+        if process.cluster.is_coordinator() {
+            text.push_str(" (coordinator)");
+        } else if !process.app.leads.is_empty() {
+            text.push_str(" (leader)");
+        }
+        text
+    }
+
     fn crash_and_restart(&mut self, p: usize, lease: u64) {
         let machine = self.processes[p].machine;
+        self.note_process(p, || "killed".into());
         self.crash(p, "killed");
         if machine < self.params.nodes && self.rng.chance(850) {
             let back = self.now + self.rng.between(1_000_000, 3 * lease);
+            let after = back - self.now;
+            self.note(|| format!("n{machine} starts again after {}", seconds(after)));
             self.push(back, Action::Start { machine });
         }
     }
@@ -338,6 +424,19 @@ impl World {
         let lease = self.params.lease.as_nanos() as u64;
         let length = self.some_length(lease);
         let how = self.some_cut();
+        self.note(|| {
+            let of = |wanted: bool| {
+                let side = places.iter().zip(side).filter(|(_, side)| **side == wanted);
+                list(&side.map(|(place, _)| *place).collect::<Vec<_>>())
+            };
+            format!(
+                "places {} | {} for {}, what is said {}",
+                of(false),
+                of(true),
+                seconds(length),
+                how.name()
+            )
+        });
         for (i, a) in places.iter().enumerate() {
             for (j, b) in places.iter().enumerate() {
                 if side[i] != side[j] {

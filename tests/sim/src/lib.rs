@@ -6,7 +6,7 @@
 //! # Map
 //!
 //! `params.rs` draws what a run looks like; `world.rs` is the event loop; `network.rs` and `faults.rs` are what goes
-//! wrong; `process.rs` and `clock.rs` are what runs; `rooms.rs` is multicast; `recorder.rs` feeds the checker; `report.rs` sums runs up.
+//! wrong; `script.rs` leaves some of that out, and `shrink.rs` as much as it can; `process.rs` and `clock.rs` are what runs; `rooms.rs` is multicast; `recorder.rs` feeds the checker; `report.rs` sums runs up.
 //!
 //! Source of the method: FoundationDB's simulation (Zhou et al., SIGMOD 2021, section 4) and swarm testing (Groce et
 //! al., ISSTA 2012): every run has some kinds of fault switched off.
@@ -21,18 +21,23 @@ mod process;
 mod recorder;
 mod report;
 mod rooms;
+mod script;
+mod shrink;
 mod world;
 
-use std::io::Write;
+use std::{collections::BTreeSet, io::Write, rc::Rc};
 
 use membership_types::Rng;
 
 pub use faults::{Kind, UnknownKind};
 pub use plant::Plant;
 pub use report::{MARKERS, Run, Totals};
+pub use script::Fault;
+pub use shrink::{Shrunk, Step, shrink};
 
-use params::Params;
+use params::{Ending, Params};
 use recorder::Recorder;
+use script::{Recording, Script};
 use world::{Action, World};
 
 /// What to run.
@@ -48,20 +53,50 @@ pub struct Options {
     pub plant: Option<Plant>,
     /// Compute the hash of the trace?
     pub hash: bool,
+    /// Leave out the faults of these numbers, from 1; 0 is what stays broken when calm begins.
+    pub skip: BTreeSet<usize>,
+    /// Calm begins at this simulated nanosecond, if it does not begin earlier.
+    pub calm_ns: Option<u64>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { nodes: None, hours: None, kinds: Kind::ALL.to_vec(), plant: None, hash: false }
+        let (skip, calm_ns) = (BTreeSet::new(), None);
+        Self { nodes: None, hours: None, kinds: Kind::ALL.to_vec(), plant: None, hash: false, skip, calm_ns }
     }
 }
 
-/// Runs one seed. Records go to `file` too, one JSON object a line, if it is given.
+/// Runs one seed. Records go to `file` too, one JSON object a line, if it is given. Where faults are left out it runs twice:
+/// first with all of them, to know what it follows.
 pub fn run(seed: u64, options: &Options, file: Option<Box<dyn Write + Send>>) -> Run {
+    if options.skip.is_empty() {
+        return play(seed, options, file, Script::default()).0;
+    }
+    let (_, recording) = record(seed, options);
+    play(seed, options, file, Script::following(&recording, options.skip.clone())).0
+}
+
+/// Runs one seed with all its faults, to be followed.
+fn record(seed: u64, options: &Options) -> (Run, Rc<Recording>) {
+    let whole = Options { hash: false, skip: BTreeSet::new(), calm_ns: None, ..options.clone() };
+    let (run, recording) = play(seed, &whole, None, Script::recording());
+    (run, Rc::new(recording))
+}
+
+fn play(
+    seed: u64,
+    options: &Options,
+    file: Option<Box<dyn Write + Send>>,
+    script: Script,
+) -> (Run, Recording) {
     let mut rng = Rng::seeded(seed);
-    let params = Params::draw(&mut rng, options.nodes, options.hours, &options.kinds);
+    let mut params = Params::draw(&mut rng, options.nodes, options.hours, &options.kinds);
+    if options.skip.contains(&0) {
+        params.ending = Ending::AllWell;
+    }
     let recorder = Recorder::new(file, options.hash);
     let mut world = World::new(rng, params, recorder, options.plant);
+    world.script = script;
     let lease = world.params.lease.as_nanos() as u64;
     // Half of the runs start everybody at the same instant.
     let together = world.rng.chance(500);
@@ -72,20 +107,20 @@ pub fn run(seed: u64, options: &Options, file: Option<Box<dyn Write + Send>>) ->
     let first = world.rng.between(lease / 2, 5 * lease);
     world.push(world.now + first, Action::Fault);
     world.push(world.now + lease, Action::Ask);
-    let faults_end = world.now + world.params.faults_for;
+    let calm = options.calm_ns.unwrap_or(u64::MAX);
+    let faults_end = (world.now + world.params.faults_for).min(calm);
     world.run_until(faults_end);
     // Rare draws leave a run with too little to say; it goes on until it has enough.
     let mut patience = 100;
     while patience > 0
-        && (world.faults.values().sum::<u64>() < 5 || world.faults.len() < 2 || world.views < 3)
+        && world.now < calm
+        && (world.drawn.values().sum::<u64>() < 5 || world.drawn.len() < 2 || world.views < 3)
     {
-        let missing = options.kinds.iter().copied().find(|k| !world.faults.contains_key(k));
-        if let Some(kind) = missing.filter(|_| world.faults.len() < 2)
-            && world.strike(kind)
-        {
-            *world.faults.entry(kind).or_insert(0) += 1;
+        let missing = options.kinds.iter().copied().find(|k| !world.drawn.contains_key(k));
+        if let Some(kind) = missing.filter(|_| world.drawn.len() < 2) {
+            world.inject(Some(kind));
         }
-        let until = world.now + 2 * lease;
+        let until = (world.now + 2 * lease).min(calm);
         world.run_until(until);
         patience -= 1;
     }

@@ -17,6 +17,16 @@ pub(crate) enum Cut {
     Hold,
 }
 
+impl Cut {
+    /// What happens to what is said, for people.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Lose => "is lost",
+            Self::Hold => "comes late",
+        }
+    }
+}
+
 /// What becomes of one message.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Fate {

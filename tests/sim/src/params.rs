@@ -25,6 +25,21 @@ pub(crate) enum Ending {
     CoreLost,
 }
 
+impl Ending {
+    /// What stays broken, for people.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::AllWell => "everything is mended",
+            Self::OneDown => "one machine stays down",
+            Self::OneDeaf => "one process hears nothing",
+            Self::OneMute => "one process is not heard",
+            Self::OneIsolated => "one process stays cut off",
+            Self::OneStopped => "one process stays stopped",
+            Self::CoreLost => "most of the core dies for good",
+        }
+    }
+}
+
 /// The run's make-up.
 #[derive(Clone, Debug)]
 pub(crate) struct Params {
@@ -63,6 +78,29 @@ pub(crate) struct Params {
 }
 
 impl Params {
+    /// The make-up, for people.
+    pub(crate) fn summary(&self) -> String {
+        let hosts = self.hosts.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
+        let founding = match self.slots {
+            0 => "anybody founds".to_owned(),
+            slots => format!("{slots} slots found"),
+        };
+        let Manners { delay_min, delay_max, loss_per_mille, double_per_mille, reorders } = self.manners;
+        format!(
+            "{} machines on hosts {hosts}, lease {:?}, heartbeat {:?}, core of {}, {founding}, {} groups, clocks off by \
+             up to {} ppm; messages take {} to {} us, {loss_per_mille} in 1000 are lost, {double_per_mille} doubled{}",
+            self.nodes,
+            self.lease,
+            self.heartbeat,
+            self.core_size,
+            self.groups,
+            self.drift_ppm,
+            delay_min / 1000,
+            delay_max / 1000,
+            if reorders { ", reordered" } else { "" },
+        )
+    }
+
     /// Draws the make-up of a run with `nodes` machines (random within 3 to 7 if not given).
     pub(crate) fn draw(rng: &mut Rng, nodes: Option<usize>, hours: Option<f64>, kinds: &[Kind]) -> Self {
         let nodes = nodes.unwrap_or_else(|| rng.between(3, 7) as usize);

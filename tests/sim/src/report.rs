@@ -7,7 +7,11 @@ use std::{
 
 use checker::Report;
 
-use crate::{faults::Kind, world::World};
+use crate::{
+    faults::Kind,
+    script::{Fault, Recording},
+    world::World,
+};
 
 /// Rare things that a large enough set of runs must have seen, or it proves little.
 pub const MARKERS: [&str; 68] = [
@@ -106,14 +110,24 @@ pub struct Run {
     pub marks: BTreeSet<&'static str>,
     /// When, in nanoseconds, machines kept each other busy without end; the run stopped there.
     pub livelock: Option<u64>,
+    /// The faults that were drawn, injected or not; empty unless some are left out, or they were asked for.
+    pub schedule: Vec<Fault>,
+    /// When faults ended and calm began, in simulated nanoseconds.
+    pub calm_ns: u64,
+    /// What the run looks like, for people.
+    pub make_up: String,
+    /// What stayed broken after that, for people.
+    pub ending: &'static str,
 }
 
 impl Run {
-    pub(crate) fn of(seed: u64, world: World) -> Self {
-        let World { recorder, events, faults, views, now, marks, livelock, .. } = world;
+    pub(crate) fn of(seed: u64, world: World) -> (Self, Recording) {
+        let World { recorder, events, faults, views, now, marks, livelock, script, params, calm_ns, .. } =
+            world;
         let records = recorder.records;
         let (report, hash, written) = recorder.finish();
-        Self {
+        let (recording, schedule) = script.finish();
+        let run = Self {
             seed,
             report,
             hash,
@@ -125,7 +139,19 @@ impl Run {
             simulated_ns: now,
             marks,
             livelock,
-        }
+            schedule,
+            calm_ns,
+            make_up: params.summary(),
+            ending: params.ending.name(),
+        };
+        (run, recording)
+    }
+
+    /// The names of what failed: predicates, `livelock`, or `trace` where that is unusable.
+    pub fn failures(&self) -> Vec<&'static str> {
+        let predicates = self.report.failures().map(|verdict| verdict.predicate.name());
+        let livelock = self.livelock.map(|_| "livelock");
+        predicates.chain(livelock).chain(self.report.invalid.as_ref().map(|_| "trace")).collect()
     }
 
     /// Did any predicate fail, or is the trace itself unusable?

@@ -16,13 +16,14 @@ use membership_types::{
 
 use crate::{
     clock::Clock,
-    faults::Kind,
+    faults::{Kind, seconds},
     network::{Cut, Fate, Network},
     params::{Ending, Params},
     plant::Plant,
     process::{App, Incoming, Life, Process},
     recorder::Recorder,
     rooms::Wires,
+    script::Script,
 };
 
 /// What happens at some instant.
@@ -49,7 +50,7 @@ pub(crate) enum Action {
     /// A stopped process goes on.
     Resume { p: usize },
     /// The network splits around a process that was in the middle of something.
-    SplitAround { p: usize },
+    SplitAround { p: usize, fault: Option<usize> },
     /// A machine of a join storm goes away.
     Retire { machine: usize },
     /// The next fault.
@@ -65,6 +66,8 @@ pub(crate) struct Ambush {
     pub(crate) until: u64,
     /// Kill the process; else split the network.
     pub(crate) kill: bool,
+    /// The fault that this belongs to, where faults are written down.
+    pub(crate) fault: Option<usize>,
 }
 
 /// What went over a link that was cut, and waits for it.
@@ -90,7 +93,11 @@ pub(crate) struct World {
     pub(crate) recorder: Recorder,
     /// What the resource of each group has seen: the highest token, and its lineage.
     resources: BTreeMap<GroupName, (Token, Lineage)>,
+    /// Faults that were injected.
     pub(crate) faults: BTreeMap<Kind, u64>,
+    /// The same, and those that were left out.
+    pub(crate) drawn: BTreeMap<Kind, u64>,
+    pub(crate) script: Script,
     pub(crate) marks: BTreeSet<&'static str>,
     pub(crate) views: u64,
     pub(crate) events: u64,
@@ -98,6 +105,8 @@ pub(crate) struct World {
     pub(crate) ambush: Option<Ambush>,
     /// No fault is injected any more.
     pub(crate) calm: bool,
+    /// Since when.
+    pub(crate) calm_ns: u64,
     pub(crate) plant: Option<Plant>,
     /// Places that are never mended.
     outcast: BTreeSet<usize>,
@@ -147,11 +156,14 @@ impl World {
             recorder,
             resources: BTreeMap::new(),
             faults: BTreeMap::new(),
+            drawn: BTreeMap::new(),
+            script: Script::default(),
             marks: BTreeSet::new(),
             views: 0,
             events: 0,
             ambush: None,
             calm: false,
+            calm_ns: 0,
             plant,
             outcast: BTreeSet::new(),
             next_place,
@@ -254,9 +266,11 @@ impl World {
                 }
             }
             Action::Resume { p } => self.resume(p),
-            Action::SplitAround { p } => {
+            Action::SplitAround { p, fault } => {
                 if !self.calm {
+                    self.script.set_current(fault);
                     self.split_around(p);
+                    self.script.set_current(None);
                 }
             }
             Action::Retire { machine } => {
@@ -270,7 +284,7 @@ impl World {
             }
             Action::Fault => {
                 if !self.calm {
-                    self.inject();
+                    self.inject(None);
                     let pause = self.rng.between(self.params.fault_every / 4, 2 * self.params.fault_every);
                     self.push(self.now + pause, Action::Fault);
                 }
@@ -588,12 +602,14 @@ impl World {
             self.ambush = None;
         } else if self.processes[p].cluster.phase_name() == ambush.phase {
             self.ambush = None;
+            let (who, at) = (self.who(p), self.now);
+            self.script.note(ambush.fault, || format!("{who} is at {}", seconds(at)));
             match ambush.kill {
                 true => self.processes[p].fuse = Some(self.rng.below(6)),
                 false => {
                     // What was just sent may get through, what follows from it may not.
                     let soon = self.rng.below(4_000_000);
-                    self.push(self.now + soon, Action::SplitAround { p });
+                    self.push(self.now + soon, Action::SplitAround { p, fault: ambush.fault });
                 }
             }
         }
@@ -889,6 +905,7 @@ impl World {
     /// Faults end here; what the ending wants broken stays broken, everything else is mended and restarted.
     pub(crate) fn calm_down(&mut self) {
         self.calm = true;
+        self.calm_ns = self.now;
         self.ambush = None;
         self.network.manners.calm();
         let victim = match self.params.ending {
