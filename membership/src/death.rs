@@ -150,6 +150,15 @@ impl Neighbours {
         Self(Rc::new(Inner { listener, lines, awaited: RefCell::default(), watched: RefCell::default() }))
     }
 
+    /// These nodes act first when somebody dies. If all of them are on this host, and none is `me`, they need nothing of this
+    /// process, and it does not compete with them for a moment.
+    pub(crate) fn act_first(&self, me: NodeId, nodes: &[NodeId]) {
+        let here = |node: &NodeId| *node != me && self.is_watched(*node);
+        if let Some(life) = wake::life() {
+            life.set_courteous(!nodes.is_empty() && nodes.iter().all(here));
+        }
+    }
+
     /// Meets whoever connects, for as long as the control thread lives.
     pub(crate) fn serve(&self, transport: Transport) {
         let Some(listener) = self.0.listener.take() else { return };

@@ -28,6 +28,9 @@ use crate::{
     view::{ClusterView, Kind, NodeInfo, SharedView, Why},
 };
 
+/// How many groups are named in a message that others wait for.
+const SHORT_HELLO: usize = 64;
+
 /// A group that this node is in, or observes.
 #[derive(Clone, Debug, PartialEq, Hash)]
 struct Known {
@@ -361,6 +364,12 @@ impl Member {
             groups: self.groups.iter().map(|(name, known)| (name.clone(), known.view.id)).collect(),
             observes: ctx.observes.iter().cloned().collect(),
         }
+    }
+
+    /// The same, if it is short enough to go with something that is waited for.
+    pub(crate) fn short_hello(&self, ctx: &Ctx) -> Option<Hello> {
+        let short = self.groups.len() + ctx.observes.len() <= SHORT_HELLO;
+        (short && self.is_installed()).then(|| self.hello(ctx))
     }
 
     /// From where on the coordinator should tell us.
@@ -759,18 +768,26 @@ impl Member {
         if let Some(office) = &mut self.office {
             office.on_death(ctx, &self.deaths, node);
         } else if said.is_none() {
-            self.report_deaths(ctx);
+            // All of the core is told with each heartbeat; at once is told who has to act now.
+            let acts = if node == self.following.node { self.heir() } else { Some(self.following.node) };
+            if let Some(id) = acts.filter(|id| *id != ctx.me()) {
+                self.tell_deaths(ctx, [id]);
+            }
         }
     }
 
     /// Tells the coordinator and the core of the deaths that are not yet in the view.
     fn report_deaths(&self, ctx: &mut Ctx) {
-        if self.deaths.iter().next().is_none() {
-            return;
-        }
         let mut to: Vec<NodeId> = self.core.clone();
         if !to.contains(&self.following.node) {
             to.push(self.following.node);
+        }
+        self.tell_deaths(ctx, to);
+    }
+
+    fn tell_deaths(&self, ctx: &mut Ctx, to: impl IntoIterator<Item = NodeId>) {
+        if self.deaths.iter().next().is_none() {
+            return;
         }
         for id in to {
             if id != ctx.me()

@@ -300,6 +300,14 @@ pub struct Promise {
     pub accepted: Option<(Ballot, Arc<Entry>)>,
     /// How long, as it measures it, authority that it granted to a predecessor may last still.
     pub left: Duration,
+    /// Did it bind itself to the candidate, as a grant would have bound it, when the question came?
+    pub bound: bool,
+    /// Does it answer for its founder slot?
+    pub slot: bool,
+    /// How far it has been told what concerns it.
+    pub seen: LogIndex,
+    /// What a coordinator must know to tell it things, unless that is long: then it comes with a heartbeat.
+    pub hello: Option<Hello>,
     /// The deaths it can prove.
     pub deaths: Deaths,
 }
@@ -339,6 +347,18 @@ pub struct Update {
     pub wishes_done: u64,
     /// The lineage into which this one dissolved, and the last view id given here.
     pub dissolved: Option<(Lineage, ViewId)>,
+}
+
+impl Update {
+    /// Is all that it says known to one who knows all that concerns it up to `seen`?
+    pub(crate) fn says_nothing_after(&self, seen: LogIndex) -> bool {
+        let changes = self.full.is_some()
+            || !self.deltas.is_empty()
+            || self.core.is_some()
+            || !self.groups.is_empty()
+            || self.dissolved.is_some();
+        self.index == seen && !changes
+    }
 }
 
 /// The whole cluster view.

@@ -22,7 +22,7 @@ use crate::{
     acceptor::Acceptor,
     ctx::Ctx,
     entry::{Command, Entry},
-    msg::{ClusterMsg, Heartbeat, Join, Msg, Update},
+    msg::{ClusterMsg, Heartbeat, Hello, Join, Msg, Update},
     plant::Plant,
     quorum::Deaths,
     view::{NodeInfo, Why},
@@ -106,6 +106,25 @@ struct Dissolving {
     ready_at: Instant,
 }
 
+/// What a core member says of itself with its promise.
+#[derive(Clone, Debug, Default, PartialEq, Hash)]
+pub(crate) struct Promiser {
+    /// Its clock, to be echoed by the first grant.
+    pub(crate) clock: Instant,
+    /// Our clock in the question that it answered.
+    pub(crate) asked: Instant,
+    /// Our clock in the question by which it bound itself to us.
+    pub(crate) bound: Option<Instant>,
+    /// Did it answer for its founder slot?
+    pub(crate) slot: bool,
+    /// How far it has committed.
+    pub(crate) commit: LogIndex,
+    /// How far it has been told what concerns it.
+    pub(crate) seen: LogIndex,
+    /// What is needed to tell it more.
+    pub(crate) hello: Option<Hello>,
+}
+
 /// How an office was won; see `takeover.rs`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Won {
@@ -119,8 +138,8 @@ pub(crate) struct Won {
     pub(crate) without: Vec<NodeId>,
     /// The predecessor, if its authority lapsed and its death is not proved, and when it was heard last.
     pub(crate) lapsed: Option<(NodeId, Instant)>,
-    /// The promisers' clocks, to be echoed by the first grants.
-    pub(crate) clocks: BTreeMap<NodeId, Instant>,
+    /// Who promised.
+    pub(crate) promisers: BTreeMap<NodeId, Promiser>,
     /// Who stored an undecided entry under an older ballot; only for a planted bug.
     pub(crate) stored: Vec<NodeId>,
 }
@@ -197,10 +216,13 @@ impl Office {
         };
         for node in &acceptor.state.view.members {
             if node.id != ctx.me() {
-                let mut peer = Peer::new(now);
-                peer.heard = won.clocks.get(&node.id).copied();
-                office.peers.insert(node.id, peer);
+                office.peers.insert(node.id, Peer::new(now));
             }
+        }
+        let bound = won.promisers.values().any(|promiser| promiser.bound.is_some());
+        let promised: BTreeSet<NodeId> = won.promisers.keys().copied().collect();
+        for (node, promiser) in won.promisers {
+            office.meet(ctx, acceptor, node, promiser);
         }
         if let Some((node, heard)) = won.lapsed
             && let Some(peer) = office.peers.get_mut(&node)
@@ -231,9 +253,47 @@ impl Office {
         office.wanted = (living != acceptor.state.core).then_some(living);
         let peers: Vec<_> = office.peers.keys().copied().collect();
         for node in peers {
-            office.grant(ctx, acceptor, deaths, node, true);
+            if bound && acceptor.state.core.contains(&node) && !promised.contains(&node) {
+                continue; // Its promise is on its way.
+            }
+            let answer = office.peers.get(&node).is_some_and(|p| p.told.is_none());
+            office.grant(ctx, acceptor, deaths, node, answer);
         }
+        office.authority_seen = office.authority(ctx, acceptor, deaths);
         office
+    }
+
+    /// A core member has promised: what it said with that saves a heartbeat.
+    fn meet(&mut self, ctx: &mut Ctx, acceptor: &Acceptor, node: NodeId, promiser: Promiser) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        peer.heard = peer.heard.max(Some(promiser.clock));
+        if promiser.bound.is_some() {
+            peer.rooted = peer.rooted.max(promiser.bound);
+            peer.answered = peer.answered.max(Some(promiser.asked));
+            peer.commit = peer.commit.max(Some(promiser.commit));
+            if promiser.slot {
+                peer.slot_answered = peer.slot_answered.max(Some(promiser.asked));
+            }
+        }
+        if let Some(hello) = promiser.hello {
+            self.on_hello(ctx, acceptor, node, promiser.seen, hello);
+        }
+    }
+
+    /// A core member's promise comes when those of others have sufficed.
+    pub(crate) fn on_late_promise(
+        &mut self,
+        ctx: &mut Ctx,
+        acceptor: &Acceptor,
+        deaths: &Deaths,
+        node: NodeId,
+        promiser: Promiser,
+    ) {
+        let Some(peer) = self.peers.get_mut(&node).filter(|peer| peer.heard.is_none()) else { return };
+        peer.heard_at = ctx.now;
+        self.meet(ctx, acceptor, node, promiser);
+        let answer = self.peers.get(&node).is_some_and(|p| p.told.is_none());
+        self.grant(ctx, acceptor, deaths, node, answer);
     }
 
     /// Finishes the predecessor's undecided entry under this ballot before anything new.

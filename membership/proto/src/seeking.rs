@@ -431,7 +431,7 @@ fn found(ctx: &mut Ctx, lineage: Lineage, founders: Vec<NodeInfo>, highest: View
         undecided: Some(alloc::sync::Arc::new(Entry { commands: [Command::Found].into(), core: None })),
         without: Vec::new(),
         lapsed: None,
-        clocks: BTreeMap::new(),
+        promisers: BTreeMap::new(),
         stored: Vec::new(),
     };
     // The others of the first core get the state that the first entry applies to.

@@ -22,7 +22,7 @@ use crate::{
     entry::Entry,
     member::Member,
     msg::{Ask, ClusterMsg, Promise},
-    office::{Office, Won},
+    office::{Office, Promiser, Won},
     plant::Plant,
     quorum::{Share, share},
 };
@@ -62,8 +62,8 @@ struct Promised {
     horizon: Instant,
     /// Our clock in the question that it answered.
     asked: Instant,
-    /// The promiser's clock.
-    clock: Instant,
+    /// What else it said of itself.
+    promiser: Promiser,
 }
 
 impl Takeover {
@@ -132,6 +132,14 @@ impl Member {
         before.filter(|id| **id != self.following.node && !self.deaths.contains(**id)).count() as u32
     }
 
+    /// Who asks first, now that the coordinator's end is proved; nobody if its silence is all that there is.
+    pub(crate) fn heir(&self) -> Option<NodeId> {
+        let (state, last) = (&self.acceptor.as_ref()?.state, self.following.node);
+        let proved = self.deaths.contains(last) || !state.view.contains(last);
+        let lives = |id: &&NodeId| **id != last && !self.deaths.contains(**id);
+        if proved { state.core.iter().find(lives).copied() } else { None }
+    }
+
     /// Looks whether it is our turn.
     pub(crate) fn check_takeover(&mut self, ctx: &mut Ctx) {
         if self.office.is_none() {
@@ -179,7 +187,7 @@ impl Member {
             accepted: acceptor.accepted.clone(),
             horizon: ctx.now.after(ctx.config.terms.drift.granter_waits(left)),
             asked: Instant::MAX,
-            clock: ctx.now,
+            promiser: Promiser::default(),
         };
         let promises = BTreeMap::from([(me, own)]);
         let old_core = acceptor.state.core.clone();
@@ -241,7 +249,8 @@ impl Member {
         for (node, witnesses) in ask.deaths.iter() {
             self.on_death(ctx, node, "attested by a candidate", Some(witnesses));
         }
-        let (position, lineage) = (self.position(ctx), self.lineage);
+        let (position, lineage, heir) = (self.position(ctx), self.lineage, self.heir() == Some(from));
+        let (seen, hello) = (self.seen(), self.short_hello(ctx));
         let Some(acceptor) = &mut self.acceptor else {
             if self.core.contains(&ctx.me()) {
                 // The founding did not reach us; the candidate has a log to begin with.
@@ -281,6 +290,11 @@ impl Member {
         let left = if ctx.planted(Plant::PromiseEarly) { Duration::ZERO } else { acceptor.left(ctx.now) };
         let news = ask.ballot > acceptor.promised;
         acceptor.promise(ctx, ask.ballot);
+        // The heir of one whose end is proved: nobody else will ask, so we can be bound to it before it has won.
+        let bind = news && heir;
+        if bind {
+            acceptor.grant(ctx, from);
+        }
         let promise = Promise {
             ballot: ask.ballot,
             echo: ask.sent,
@@ -289,6 +303,10 @@ impl Member {
             tail: acceptor.tail_after(ask.commit),
             accepted: acceptor.accepted.clone(),
             left,
+            bound: bind,
+            slot: ctx.config.me.slot.is_some() && ctx.is_ripe(),
+            seen,
+            hello,
             deaths: self.deaths.clone(),
         };
         ctx.reply(from, lineage, ClusterMsg::Promise(Box::new(promise)));
@@ -302,7 +320,21 @@ impl Member {
     /// A core member promises.
     pub(crate) fn on_promise(&mut self, ctx: &mut Ctx, from: NodeId, promise: Promise) {
         let Some(acceptor) = &mut self.acceptor else { return };
-        let Some(candidate) = &mut self.takeover.candidate else { return };
+        let mut promiser = Promiser {
+            clock: promise.sent,
+            asked: promise.echo,
+            bound: promise.bound.then_some(promise.echo),
+            slot: promise.slot,
+            commit: promise.commit,
+            seen: promise.seen,
+            hello: promise.hello,
+        };
+        let Some(candidate) = &mut self.takeover.candidate else {
+            if let Some(office) = self.office.as_mut().filter(|office| office.ballot == promise.ballot) {
+                office.on_late_promise(ctx, acceptor, &self.deaths, from, promiser);
+            }
+            return;
+        };
         if promise.ballot != candidate.ballot {
             return;
         }
@@ -319,13 +351,14 @@ impl Member {
         }
         // Who promised grants nothing to others any more: what it said first about leases stays true.
         let horizon = ctx.now.after(ctx.config.terms.drift.granter_waits(promise.left));
-        let before = candidate.promises.get(&from).map_or(Instant::MAX, |p| p.horizon);
+        let before = candidate.promises.get(&from);
+        promiser.bound = promiser.bound.max(before.and_then(|p| p.promiser.bound));
         let promised = Promised {
             commit: promise.commit,
             accepted: promise.accepted,
-            horizon: horizon.min(before),
+            horizon: before.map_or(horizon, |p| p.horizon.min(horizon)),
             asked: promise.echo,
-            clock: promise.sent,
+            promiser,
         };
         candidate.promises.insert(from, promised);
         let deaths: Vec<_> = promise.deaths.iter().map(|(n, w)| (n, w.clone())).collect();
@@ -465,7 +498,7 @@ impl Member {
             undecided,
             without,
             lapsed,
-            clocks: candidate.promises.iter().map(|(id, p)| (*id, p.clock)).collect(),
+            promisers: candidate.promises.iter().map(|(id, p)| (*id, p.promiser.clone())).collect(),
             stored: candidate
                 .promises
                 .iter()

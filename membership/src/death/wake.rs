@@ -8,7 +8,11 @@
 use std::{
     io,
     num::NonZeroU64,
-    sync::{Mutex, OnceLock, PoisonError, mpsc::sync_channel},
+    sync::{
+        Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc::sync_channel,
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -21,6 +25,8 @@ use super::threads::{Seen, Threads};
 
 /// Pauses between two looks at a process whose line is cut grow from the first to the second.
 const PAUSES: (Duration, Duration) = (Duration::from_micros(50), Duration::from_millis(2));
+/// How long one waits with its first look that others on this host need less than their own.
+const COURTESY: Duration = Duration::from_millis(1);
 /// Then its pidfd has to tell: the thread ended alone, or another one is inside a system call that takes long.
 const LONGEST: Duration = Duration::from_secs(1);
 
@@ -40,6 +46,8 @@ pub(super) struct Life {
     /// The lines that it can give.
     pub(super) lines: &'static LifeLines,
     bell: Bell,
+    /// Others on this host look first: what they see is told to this process before it needs it.
+    courteous: AtomicBool,
     /// On its way to the thread.
     new: Mutex<Vec<Watched>>,
 }
@@ -98,7 +106,8 @@ fn begin() -> io::Result<&'static Life> {
     let (begun, has_begun) = sync_channel(1);
     let body = move || {
         let life = LifeLines::hold().and_then(|lines| {
-            let life = Life { lines, bell: Bell::default(), new: Mutex::default() };
+            let (bell, new) = (Bell::default(), Mutex::default());
+            let life = Life { lines, bell, courteous: AtomicBool::new(false), new };
             life.bell.sleep(life.bell.heard(), [], Some(Duration::ZERO))?;
             // It wakes up when it said, and not 50 us later. If that cannot be had, a look comes late, and nothing worse.
             let _imprecise = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
@@ -124,6 +133,11 @@ impl Life {
         Waking(told)
     }
 
+    /// Do others on this host have to act first when somebody dies? Then this process leaves them the processors.
+    pub(super) fn set_courteous(&self, courteous: bool) {
+        self.courteous.store(courteous, Ordering::Relaxed);
+    }
+
     fn watch_for_ever(&self) {
         let mut all: Vec<Watched> = Vec::new();
         loop {
@@ -134,7 +148,7 @@ impl Life {
             let mut next = None;
             let mut at = 0;
             while let Some(watched) = all.get_mut(at) {
-                match watched.look() {
+                match watched.look(self.courteous.load(Ordering::Relaxed)) {
                     Ok(due) => {
                         next = [next, due].into_iter().flatten().min();
                         at += 1;
@@ -169,7 +183,7 @@ impl Life {
 
 impl Watched {
     /// Looks, if it is time. Gives when to look again, or what came of it.
-    fn look(&mut self) -> Result<Option<Instant>, Woken> {
+    fn look(&mut self, courteous: bool) -> Result<Option<Instant>, Woken> {
         let looking = match self.looking {
             Some(looking) => looking,
             None => match self.line.is_cut() {
@@ -177,7 +191,10 @@ impl Watched {
                 Cut::TakenBack => return Err(Woken::Ended),
                 Cut::Cut => {
                     let now = Instant::now();
-                    Looking { next: now, pause: PAUSES.0, until: now + LONGEST }
+                    let next = if courteous { now + COURTESY } else { now };
+                    let looking = Looking { next, pause: PAUSES.0, until: now + LONGEST };
+                    self.looking = Some(looking);
+                    looking
                 }
             },
         };

@@ -148,9 +148,10 @@ fn relabelled(record: &Record, before: &[Record], after: &[Record]) -> Vec<(&'st
             mutants.push(("GM6: another core", Event::Core { lin, idx, members: fewer }));
         }
         Event::Leave { g, .. } => mutants.push(("GM8: another one leaves", Event::Leave { p: C, g })),
-        Event::Gst { core } => {
-            mutants.push(("LV1: one less", Event::Gst { core: core[1..].to_vec() }));
-            mutants.push(("LV1: one more", Event::Gst { core: core.iter().copied().chain([D]).collect() }));
+        Event::Gst { core, .. } => {
+            let gst = |core| Event::Gst { core, apart: Vec::new() };
+            mutants.push(("LV1: one less", gst(core[1..].to_vec())));
+            mutants.push(("LV1: one more", gst(core.iter().copied().chain([D]).collect())));
         }
         _ => {}
     }

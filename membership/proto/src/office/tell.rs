@@ -14,7 +14,7 @@ use crate::{
     ctx::Ctx,
     msg::{ClusterMsg, Full, Hello, Update},
     state::Change,
-    view::{GroupView, SharedView},
+    view::{GroupView, SharedView, Why},
 };
 
 impl Office {
@@ -34,7 +34,8 @@ impl Office {
         let left: Vec<_> = change.cluster.iter().flat_map(|d| d.left.clone()).collect();
         for (node, why) in &left {
             self.forget(*node);
-            if *node != ctx.me() {
+            // The dead read nothing.
+            if *node != ctx.me() && *why != Why::Dead {
                 let (view, index) = (acceptor.state.view.id, change.index);
                 ctx.reply(*node, acceptor.state.lineage, ClusterMsg::Removed { view, index, why: *why });
             }
@@ -170,7 +171,13 @@ impl Office {
             self.observers.entry(group.clone()).or_default().insert(from);
         }
         let update = self.rest_for(acceptor, from, seen, &hello);
-        self.send_update(ctx, acceptor, from, update);
+        if update.says_nothing_after(seen) {
+            if let Some(peer) = self.peers.get_mut(&from) {
+                peer.told = Some(seen);
+            }
+        } else {
+            self.send_update(ctx, acceptor, from, update);
+        }
     }
 
     /// What a node that has seen everything up to `seen` lacks.
