@@ -216,7 +216,7 @@ pub struct Cfg {
     /// How many members the core has (K).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub core: Option<u64>,
-    /// Bounds B1..B8 in nanoseconds, by name; what is absent follows from the lease.
+    /// Bounds B1..B9 in nanoseconds, by name; what is absent follows from the lease. Also the plain numbers `k`, `c`, `m`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub bounds: BTreeMap<String, u64>,
 }
@@ -254,9 +254,14 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         par: Option<f64>,
     },
-    /// Global stabilisation time: from here on no fault is injected. `core` lists who is up and connected.
+    /// Global stabilisation time: from here on no fault is injected. `core` lists who is up and connected; `apart` pairs of
+    /// them that never reach each other, in one direction at least.
     #[serde(rename = "GST")]
-    Gst { core: Vec<Process> },
+    Gst {
+        core: Vec<Process>,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        apart: Vec<(Process, Process)>,
+    },
     /// The last record; a trace without it is truncated.
     End {},
 

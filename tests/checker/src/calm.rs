@@ -30,9 +30,11 @@ pub(crate) struct Scene<'a> {
 
 /// A calm that has begun.
 #[derive(Debug)]
-struct Calm {
+pub(crate) struct Calm {
     gst: At,
-    living: BTreeSet<Process>,
+    pub(crate) living: BTreeSet<Process>,
+    /// Pairs of nodes of theirs that never reach each other.
+    pub(crate) apart: BTreeSet<(u64, u64)>,
     /// The lineages of the living when it began.
     homes: BTreeSet<Lin>,
     /// Living incarnations that ended by themselves and have no successor yet.
@@ -43,6 +45,8 @@ struct Calm {
     due: Vec<(u64, Due)>,
     /// Since when no view may be installed any more.
     settled: Option<u64>,
+    /// The same, where some of the living never reach each other.
+    pub(crate) stays: Option<u64>,
     /// Lineages that must be silent.
     lost: BTreeSet<Lin>,
     /// Since when only one lineage may act, and which one does.
@@ -57,6 +61,8 @@ enum Due {
     Exclusion,
     /// LV9.
     Blocked,
+    /// LV8.
+    Apart,
     /// LV1.
     Agreement,
     /// LV3.
@@ -78,7 +84,7 @@ enum Standing {
 /// All that liveness depends on.
 #[derive(Debug, Default)]
 pub(crate) struct Liveness {
-    calm: Option<Calm>,
+    pub(crate) calm: Option<Calm>,
     /// Who is gone: since when, and whether by itself.
     crashed: BTreeMap<Process, (At, bool)>,
     /// Who left the cluster of its own will.
@@ -94,7 +100,7 @@ pub(crate) struct Liveness {
 
 impl Liveness {
     /// `GST`.
-    pub(crate) fn begin(&mut self, scene: Scene<'_>, core: &[Process], at: At) {
+    pub(crate) fn begin(&mut self, scene: Scene<'_>, core: &[Process], apart: &[(Process, Process)], at: At) {
         let Scene { terms, views, .. } = scene;
         let alive = |p: &&Process| !self.crashed.contains_key(*p) && !self.leavers.contains(*p);
         let living: BTreeSet<Process> = core.iter().filter(alive).copied().collect();
@@ -105,6 +111,7 @@ impl Liveness {
             (after(terms.b6()), Due::Exclusion),
             (after(terms.b6()), Due::Blocked),
             (after(terms.b1()), Due::Agreement),
+            (after(terms.b1()), Due::Apart),
             (after(terms.b1().saturating_add(terms.led_after())), Due::Leaders),
         ];
         if terms.alone() {
@@ -114,11 +121,13 @@ impl Liveness {
         self.calm = Some(Calm {
             gst: at,
             living,
+            apart: apart.iter().map(|(a, b)| (a.0, b.0)).collect(),
             homes,
             vacant: BTreeSet::new(),
             over: None,
             due,
             settled: None,
+            stays: None,
             lost: BTreeSet::new(),
             one_lineage: false,
             acting: None,
@@ -198,6 +207,12 @@ impl Liveness {
             *standing = (Standing::Installed, at);
         }
         let Some(calm) = self.calm.as_ref().filter(|calm| calm.over.is_none()) else { return };
+        if let Some(since) = calm.stays.filter(|_| calm.living.contains(&p)) {
+            let late = at.t - calm.gst.t;
+            let what = format!("{p} installs view {vid}, {late} ns after GST; all was settled at {since} ns");
+            let evidence = vec![calm.told(), (at, format!("{p} installs view {vid}"))];
+            book.violated(Predicate::LV8, what, evidence);
+        }
         if let Some(since) = calm.settled.filter(|_| calm.living.contains(&p)) {
             let late = at.t - calm.gst.t;
             let what = format!("{p} installs view {vid}, {late} ns after GST; all was settled at {since} ns");
@@ -271,7 +286,7 @@ impl Liveness {
     /// The run is over at `now`.
     pub(crate) fn finish(&mut self, book: &mut Book, scene: Scene<'_>, now: u64) {
         self.time(book, scene, now.saturating_add(1));
-        let all = [Predicate::LV1, Predicate::LV3, Predicate::LV5, Predicate::LV9];
+        let all = [Predicate::LV1, Predicate::LV3, Predicate::LV5, Predicate::LV8, Predicate::LV9];
         let Some(calm) = &self.calm else {
             all.iter().for_each(|p| book.idle(*p, "no GST: the trace does not say when faults were over"));
             return;
@@ -298,7 +313,7 @@ impl Liveness {
         homes.extend(calm.living.iter().filter_map(|p| scene.views.home(*p)));
         let merged = calm.gst.t.saturating_add(scene.terms.b9());
         let later = match due {
-            Due::Agreement | Due::Exclusion => merged,
+            Due::Agreement | Due::Exclusion | Due::Apart => merged,
             Due::Leaders => merged.saturating_add(scene.terms.led_after()),
             Due::Blocked | Due::OneLineage => since,
         };
@@ -314,6 +329,7 @@ impl Liveness {
             }
             Due::Blocked => self.check_blocked(book, scene),
             Due::Agreement => self.check_agreement(book, scene, since),
+            Due::Apart => self.check_apart(book, scene, since),
             Due::Leaders => self.check_leaders(book, scene),
             Due::OneLineage => calm.one_lineage = true,
         }
@@ -325,6 +341,9 @@ impl Liveness {
         let Scene { terms, views, .. } = scene;
         if calm.living.is_empty() {
             return Err("nobody lives".into());
+        }
+        if !calm.apart.is_empty() {
+            return Err("some of the living never reach each other".into());
         }
         let homes: BTreeSet<Lin> = calm.living.iter().filter_map(|p| views.home(*p)).collect();
         let decide: Vec<Lin> =
@@ -512,7 +531,7 @@ impl Liveness {
 }
 
 impl Calm {
-    fn told(&self) -> Evidence {
+    pub(crate) fn told(&self) -> Evidence {
         let living: Vec<Process> = self.living.iter().copied().collect();
         (self.gst, format!("no more faults; up and connected are {}", list(&living)))
     }
@@ -522,8 +541,12 @@ impl Calm {
         self.living.iter().copied().filter(|p| views.home(*p).is_none())
     }
 
+    pub(crate) fn gst(&self) -> At {
+        self.gst
+    }
+
     /// Do those of the living hold a majority of the founder slots? True where slots are not used.
-    fn holds_slots(&self, terms: &Terms, which: impl Fn(Process) -> bool) -> bool {
+    pub(crate) fn holds_slots(&self, terms: &Terms, which: impl Fn(Process) -> bool) -> bool {
         let nodes: BTreeSet<u64> = self.living.iter().filter(|p| which(**p)).map(|p| p.0).collect();
         let held = terms.slots().iter().filter(|slot| nodes.contains(slot)).count();
         terms.slots().is_empty() || 2 * held > terms.slots().len()

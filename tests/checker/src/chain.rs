@@ -38,6 +38,8 @@ pub(crate) struct Wills {
     wills: BTreeMap<(Process, Grp), Will>,
     /// The first step of a cluster view in which somebody is missing who had not asked to leave.
     pub(crate) exclusion: Option<Exclusion>,
+    /// Everybody whom steps between cluster views excluded, and who has not been looked at yet.
+    pub(crate) excluded: Vec<Exclusion>,
 }
 
 #[derive(Debug, Default)]
@@ -90,6 +92,8 @@ impl Wills {
 #[derive(Clone, Debug)]
 pub(crate) struct Exclusion {
     pub(crate) who: Process,
+    /// How many others the view before had.
+    pub(crate) others: u64,
     pub(crate) evidence: Vec<Evidence>,
 }
 
@@ -233,11 +237,12 @@ impl Chain {
                 continue;
             }
             self.gone.entry(*who).or_insert((to, new.at));
+            let evidence = vec![(old.at, old.tell(book, from, group)), (new.at, new.tell(book, to, group))];
+            let exclusion = Exclusion { who: *who, others: old.members.len() as u64 - 1, evidence };
             if !asked && wills.exclusion.is_none() {
-                let evidence =
-                    vec![(old.at, old.tell(book, from, group)), (new.at, new.tell(book, to, group))];
-                wills.exclusion = Some(Exclusion { who: *who, evidence });
+                wills.exclusion = Some(exclusion.clone());
             }
+            wills.excluded.push(exclusion);
         }
     }
 

@@ -26,10 +26,12 @@
 //! `intake.rs` decides whether a trace is evidence; `book.rs` gathers what was judged and found; `report.rs` is what
 //! comes out; `read.rs` reads files. Views: `views.rs` (GM1, GM2, GM4), `chain.rs` (GM5, GM7, GM8), `quorum.rs` (GM6, GM6a). Leaders:
 //! `title.rs` (GM3, LD1), `reigns.rs` (LD2, GM11), `fences.rs` (LD3, LD5), `zombie.rs` (LD4), `silence.rs` (GM12).
-//! After faults: `calm.rs` (LV1, LV3, LV5, LV9), `accuracy.rs` (LV6). `terms.rs` is what the run promises.
+//! After faults: `calm.rs` (LV1, LV3, LV5, LV9), `accuracy.rs` (LV6),
+//! `reasons.rs` (GM9, LV7), `apart.rs` (LV8). `terms.rs` is what the run promises.
 #![forbid(unsafe_code)]
 
 mod accuracy;
+mod apart;
 mod book;
 mod calm;
 mod chain;
@@ -38,6 +40,7 @@ mod intake;
 mod multicast;
 mod quorum;
 mod read;
+mod reasons;
 mod reigns;
 mod report;
 mod silence;
@@ -60,6 +63,7 @@ use fences::{Answers, Claim, Fences};
 use intake::Intake;
 use multicast::{Entry, Multicasts};
 use quorum::Quorum;
+use reasons::Reasons;
 use reigns::{Close, Reigns, Title};
 use silence::Silence;
 use terms::Terms;
@@ -86,6 +90,7 @@ pub struct Checker {
     answers: Answers,
     liveness: Liveness,
     accuracy: Accuracy,
+    reasons: Reasons,
     multicasts: Multicasts,
     last: Option<At>,
     /// The latest two instants at which each process wrote records.
@@ -157,6 +162,7 @@ impl Checker {
         match event {
             Event::Start { p } => {
                 self.accuracy.start(*p);
+                self.reasons.start(*p, at);
                 self.liveness.start(*p, at);
             }
             Event::Crash { p, how } => {
@@ -167,6 +173,7 @@ impl Checker {
                 // Who ends its incarnation itself has not been hit by anything.
                 let by_itself = how.starts_with("ended");
                 self.accuracy.crash(*p, by_itself);
+                self.reasons.crash(*p, by_itself, at);
                 // Nobody can tell when it would have noticed that its lease was over, had it run until then; and the
                 // records of its last instant may be incomplete.
                 let [before, last] = self.heard.get(p).copied().unwrap_or_default();
@@ -178,25 +185,34 @@ impl Checker {
             }
             Event::Pause { p } => {
                 self.accuracy.fault("a process was stopped");
+                self.reasons.cause(at);
                 self.liveness.disturb(at.t, "a process was stopped");
                 self.multicasts.disturb();
                 self.zombies.pause(*p, at);
             }
             Event::Resume { p } => {
+                self.reasons.mended(at);
                 let lapsed = self.terms.as_ref().map_or(u64::MAX, Terms::lapsed_after);
                 self.zombies.resume(&mut self.book, &self.reigns, *p, at, lapsed);
             }
             Event::Link { state, .. } if *state != LinkState::Ok => {
                 self.accuracy.fault("a link was disturbed");
+                self.reasons.cause(at);
                 self.liveness.disturb(at.t, "a link was disturbed");
                 self.multicasts.disturb();
             }
+            Event::Link { .. } => self.reasons.mended(at),
             Event::Clock { p, kind, par } => self.clock(*p, kind, *par, at),
-            Event::Gst { core } => {
+            Event::Gst { core, apart } => {
                 let Some(terms) = &self.terms else { return };
                 let (views, quorum, reigns) = (&self.views, &self.quorum, &self.reigns);
-                self.liveness.begin(Scene { terms, views, quorum, reigns }, core, at);
-                self.multicasts.begin(core, at.t.saturating_add(terms.b1()));
+                self.liveness.begin(Scene { terms, views, quorum, reigns }, core, apart, at);
+                if apart.is_empty() {
+                    self.multicasts.begin(core, at.t.saturating_add(terms.b1()));
+                } else {
+                    self.accuracy.fault("some never reach each other");
+                    self.multicasts.disturb();
+                }
             }
             _ => {}
         }
@@ -217,6 +233,7 @@ impl Checker {
             self.book.waive(predicate, why.clone());
         }
         self.accuracy.fault("a clock was tampered with");
+        self.reasons.cause(at);
         self.liveness.disturb(at.t, "a clock was tampered with");
     }
 
@@ -232,13 +249,20 @@ impl Checker {
                 self.views.wills.leave(*p, group);
                 self.multicasts.wish(*p, group, true);
                 self.liveness.leave(*p, group, at);
+                if group == Grp::CLUSTER {
+                    self.reasons.leave(*p, at);
+                }
             }
             Event::Install { p, g, lin, vid, members, prev, trans, idx, snap } => {
                 let (p, lin, group) = (*p, self.book.names.lin(lin), self.book.names.group(g));
                 let (vid, prev, idx, snap) = (*vid, *prev, *idx, *snap);
                 let told = Told { p, lin, group, vid, members, prev, idx, snap, at };
                 self.views.install(&mut self.book, &told);
+                for out in std::mem::take(&mut self.views.wills.excluded) {
+                    self.reasons.excluded(&mut self.book, self.terms.as_ref(), &out);
+                }
                 if group == Grp::CLUSTER {
+                    self.reasons.view(&mut self.book, self.terms.as_ref(), lin, vid, at);
                     if let Some(idx) = idx {
                         self.quorum.installed(&mut self.book, lin, idx, vid, p, at);
                     }
@@ -285,7 +309,11 @@ impl Checker {
                 self.silence.begin(&mut self.book, *p, at, "was evicted");
                 self.liveness.evicted(*p, at);
             }
-            Event::Suspect { p, q, why } => self.accuracy.suspect(*p, *q, why, at),
+            Event::Suspect { p, q, why } => {
+                self.accuracy.suspect(*p, *q, why, at);
+                self.reasons.suspect(*p, *q);
+            }
+            Event::Unsuspect { p, q } => self.reasons.unsuspect(*p, *q),
             Event::NoPrimary { p } => {
                 self.silence.begin(&mut self.book, *p, at, "lost the primary component");
                 self.liveness.no_primary(*p, at);

@@ -21,6 +21,7 @@ pub enum Predicate {
     GM6a,
     GM7,
     GM8,
+    GM9,
     GM11,
     GM12,
     VS1,
@@ -49,12 +50,14 @@ pub enum Predicate {
     LV4,
     LV5,
     LV6,
+    LV7,
+    LV8,
     LV9,
 }
 
 impl Predicate {
     /// All predicates that this build judges, in the order of a report.
-    pub const ALL: [Self; 38] = [
+    pub const ALL: [Self; 41] = [
         Self::GM1,
         Self::GM2,
         Self::GM3,
@@ -64,6 +67,7 @@ impl Predicate {
         Self::GM6a,
         Self::GM7,
         Self::GM8,
+        Self::GM9,
         Self::GM11,
         Self::GM12,
         Self::VS1,
@@ -92,6 +96,8 @@ impl Predicate {
         Self::LV4,
         Self::LV5,
         Self::LV6,
+        Self::LV7,
+        Self::LV8,
         Self::LV9,
     ];
 
@@ -107,6 +113,7 @@ impl Predicate {
             Self::GM6a => "GM6a",
             Self::GM7 => "GM7",
             Self::GM8 => "GM8",
+            Self::GM9 => "GM9",
             Self::GM11 => "GM11",
             Self::GM12 => "GM12",
             Self::VS1 => "VS1",
@@ -135,6 +142,8 @@ impl Predicate {
             Self::LV4 => "LV4",
             Self::LV5 => "LV5",
             Self::LV6 => "LV6",
+            Self::LV7 => "LV7",
+            Self::LV8 => "LV8",
             Self::LV9 => "LV9",
         }
     }
@@ -151,6 +160,7 @@ impl Predicate {
             Self::GM6a => "no position of the log is decided twice",
             Self::GM7 => "no cluster view is skipped, and the excluded do not come back",
             Self::GM8 => "rank is order of joining",
+            Self::GM9 => "nobody is excluded without a reason",
             Self::GM11 => "two lineages do not lead at once",
             Self::GM12 => "who has lost the primary component is silent",
             Self::VS1 => "only what was sent is delivered, unchanged",
@@ -181,6 +191,8 @@ impl Predicate {
             Self::LV4 => "no closing of a view lasts for ever",
             Self::LV5 => "the crashed are excluded in time",
             Self::LV6 => "without faults nobody is suspected or excluded",
+            Self::LV7 => "views are few: as many as faults, joins and leaves explain",
+            Self::LV8 => "where some cannot reach each other, enough who can have one view that stays",
             Self::LV9 => "without a quorum the cluster is blocked and says so",
         }
     }

@@ -65,6 +65,16 @@ impl Terms {
         self.bound("B9", 60)
     }
 
+    /// k: how many must suspect one whom a view excludes.
+    pub(crate) fn suspects(&self) -> Option<u64> {
+        self.cfg.bounds.get("k").copied()
+    }
+
+    /// c and m: how many views a fault, a join or a leave may cost, and how many may come for each node without another one.
+    pub(crate) fn economy(&self) -> Option<(u64, u64)> {
+        self.cfg.bounds.get("c").copied().zip(self.cfg.bounds.get("m").copied())
+    }
+
     /// L(1+rho)+delta: what a leader may take until it acts, once all agree.
     pub(crate) fn led_after(&self) -> u64 {
         self.lapsed_after().saturating_add(self.bound("delta", 1))

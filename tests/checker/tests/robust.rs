@@ -245,7 +245,9 @@ fn random_record(
             bootstrap: [None, Some("alone-after".into()), Some("?".into())][usize::from(n[4]) % 3].clone(),
             slots: vec![1, 2, u64::MAX],
             core: None,
-            bounds: [("B1".to_string(), id(n[5])), ("B9".to_string(), id(n[6]))].into(),
+            bounds: [("B1", n[5]), ("B9", n[6]), ("k", n[7]), ("c", n[8]), ("m", n[9])]
+                .map(|(name, n)| (name.to_string(), id(n)))
+                .into(),
         }),
         1 => Event::Start { p },
         2 => Event::Crash { p, how: ["killed", "ended"][usize::from(n[3]) % 2].into() },
@@ -253,7 +255,10 @@ fn random_record(
         4 => Event::Resume { p },
         5 => Event::Link { a: id(n[2]), b: id(n[3]), state: LinkState::Cut, par: None },
         6 => Event::Clock { p, kind: "rate".into(), par: Some(f64::from(n[4])) },
-        7 => Event::Gst { core: members },
+        7 => {
+            let apart = members.windows(2).map(|w| (w[0], w[1])).take(usize::from(n[7] % 3)).collect();
+            Event::Gst { core: members, apart }
+        }
         8 => Event::End {},
         9 => Event::Join { p, g, lin: maybe },
         10 => Event::Leave { p, g },

@@ -19,6 +19,8 @@ pub(crate) enum Ending {
     OneMute,
     /// One process is cut off.
     OneIsolated,
+    /// Two processes never reach each other again; all others reach both.
+    TwoApart,
     /// One process stays stopped.
     OneStopped,
     /// Most of the core goes down at once, for good.
@@ -34,6 +36,7 @@ impl Ending {
             Self::OneDeaf => "one process hears nothing",
             Self::OneMute => "one process is not heard",
             Self::OneIsolated => "one process stays cut off",
+            Self::TwoApart => "two processes stay cut from each other",
             Self::OneStopped => "one process stays stopped",
             Self::CoreLost => "most of the core dies for good",
         }
@@ -122,7 +125,8 @@ impl Params {
             None => 60_000_000_000,
         };
         let endings = [
-            (Ending::AllWell, 400),
+            (Ending::AllWell, 250),
+            (Ending::TwoApart, 150),
             (Ending::OneDown, 120),
             (Ending::OneDeaf, 120),
             (Ending::OneMute, 80),

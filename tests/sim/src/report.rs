@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Rare things that a large enough set of runs must have seen, or it proves little.
-pub const MARKERS: [&str; 86] = [
+pub const MARKERS: [&str; 87] = [
     "a candidate dies",
     "a candidate gives way to a higher ballot",
     "a candidate learns committed entries from a promise",
@@ -101,6 +101,7 @@ pub const MARKERS: [&str; 86] = [
     "a process is stopped for ten leases",
     "two processes are cut from each other and a third one reaches both",
     "an idle coordinator dies",
+    "two processes never reach each other again",
 ];
 
 /// One run's outcome.

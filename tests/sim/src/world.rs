@@ -122,6 +122,8 @@ pub(crate) struct World {
     /// Since when.
     pub(crate) calm_ns: u64,
     pub(crate) plant: Option<Plant>,
+    /// Two places that never reach each other again.
+    apart: Option<(usize, usize)>,
     /// Places that are never mended.
     outcast: BTreeSet<usize>,
     next_place: usize,
@@ -180,6 +182,7 @@ impl World {
             calm: false,
             calm_ns: 0,
             plant,
+            apart: None,
             outcast: BTreeSet::new(),
             next_place,
             wires: Wires::default(),
@@ -193,7 +196,7 @@ impl World {
 
     fn record_cfg(&mut self) {
         let lease = self.params.lease.as_nanos() as u64;
-        let bounds = [("B1", 8 * lease), ("B6", 8 * lease), ("B9", 8 * lease)];
+        let bounds = [("B1", 8 * lease), ("B6", 8 * lease), ("B9", 8 * lease), ("k", 1), ("c", 2), ("m", 4)];
         let cfg = membership_types::trace::Cfg {
             lease,
             rho: 0.005,
@@ -276,7 +279,8 @@ impl World {
             }
             Action::App { p } => self.run_app(p),
             Action::Heal { from, to } => {
-                if !self.outcast.contains(&from) && !self.outcast.contains(&to) {
+                let apart = self.apart.is_some_and(|pair| pair == (from, to) || pair == (to, from));
+                if !apart && !self.outcast.contains(&from) && !self.outcast.contains(&to) {
                     self.heal(from, to);
                 }
             }
@@ -1000,6 +1004,25 @@ impl World {
                 self.cut(*o, place, Cut::Lose, forever);
                 self.cut(place, *o, Cut::Lose, forever);
             }),
+            Ending::TwoApart => {
+                // Somebody else who is where its node's number says.
+                let there =
+                    |w: &Self, o: &usize| w.process_on(*o).is_some_and(|p| w.processes[p].place == *o);
+                let others: Vec<usize> =
+                    (0..self.params.nodes).filter(|o| *o != place && there(self, o)).collect();
+                let other = self
+                    .rng
+                    .pick(&others)
+                    .copied()
+                    .filter(|_| there(self, &place) && place < self.params.nodes);
+                let Some(other) = other else { return };
+                self.mark("two processes never reach each other again");
+                for (a, b) in [(place, other), (other, place)] {
+                    self.cut(a, b, Cut::Lose, forever);
+                }
+                self.apart = Some((place, other));
+                return;
+            }
             Ending::AllWell | Ending::CoreLost => {}
         }
         self.outcast.insert(place);
@@ -1038,7 +1061,9 @@ impl World {
             .filter(|p| p.is_up() && !self.outcast.contains(&p.place))
             .map(|p| p.id.into())
             .collect();
-        self.record(Source::Harness, Event::Gst { core });
+        let node = |place: usize| core.iter().find(|p| p.0 == place as u64).copied();
+        let apart = self.apart.and_then(|(a, b)| node(a).zip(node(b))).into_iter().collect();
+        self.record(Source::Harness, Event::Gst { core, apart });
     }
 
     pub(crate) fn finish(&mut self) {

@@ -53,7 +53,7 @@ impl Office {
             Some(_) => {}
             None => {
                 self.removing.insert(node, Removal { why, ready_at, stopped: false });
-                if matches!(why, Why::Dead | Why::Silent) {
+                if why != Why::Left {
                     ctx.trace(|p| Event::Suspect { p, q: Process::from(node), why: why.as_str().into() });
                 }
             }

@@ -31,7 +31,7 @@ impl Story {
             bootstrap: None,
             slots: Vec::new(),
             core: Some(3),
-            bounds: BTreeMap::new(),
+            bounds: [("k", 1), ("c", 3), ("m", 4)].map(|(name, n)| (name.to_string(), n)).into(),
         }))
     }
 
@@ -205,7 +205,7 @@ pub fn life() -> Vec<Record> {
         .harness(Event::Link { a: 1, b: 2, state: LinkState::Cut, par: None })
         .harness(Event::Link { a: 1, b: 2, state: LinkState::Ok, par: None })
         .at(4000)
-        .harness(Event::Gst { core: vec![again, B, C] })
+        .harness(Event::Gst { core: vec![again, B, C], apart: Vec::new() })
         .act(C, 107)
         .at(30_000)
         .act(C, 107)
