@@ -210,6 +210,7 @@ impl Checker {
                 if apart.is_empty() {
                     self.multicasts.begin(core, at.t.saturating_add(terms.b1()));
                 } else {
+                    self.accuracy.fault("some never reach each other");
                     self.multicasts.disturb();
                 }
             }

@@ -20,7 +20,7 @@ fn the_unchanged_life_is_good() {
     let of_multicast =
         |p: &Predicate| p.name().starts_with("VS") || matches!(p, Predicate::LV2 | Predicate::LV4);
     let idle: Vec<Predicate> = idle.into_iter().filter(|p| !of_multicast(p)).collect();
-    assert_eq!(idle, [Predicate::GM11, Predicate::LV6, Predicate::LV9], "{report}");
+    assert_eq!(idle, [Predicate::GM11, Predicate::LV6, Predicate::LV8, Predicate::LV9], "{report}");
 }
 
 #[test]
@@ -333,10 +333,8 @@ fn harmless_changes_are_not_held_against_anyone() {
     assert!(!judge(&from_zero).failed());
     // What nobody promised need not be told.
     for at in 0..life.len() {
-        let optional = matches!(
-            life[at].event,
-            Event::Suspect { .. } | Event::WhoLeads { .. } | Event::Effect { .. } | Event::NoPrimary { .. }
-        );
+        let optional =
+            matches!(life[at].event, Event::WhoLeads { .. } | Event::Effect { .. } | Event::NoPrimary { .. });
         if optional {
             let mut mutant = life.clone();
             mutant.remove(at);
@@ -367,6 +365,22 @@ fn a_clock_beyond_the_drift_waives_what_rests_on_clocks() {
             assert!(verdict.explanation.starts_with("waived"), "{verdict}");
         }
     }
+}
+
+#[test]
+fn who_is_excluded_must_have_been_suspected() {
+    let life = life();
+    let at = life.iter().position(|r| matches!(r.event, Event::Suspect { .. })).expect("one is suspected");
+    let mut unsuspected = life.clone();
+    unsuspected.remove(at);
+    must_bite("GM9: nobody suspects", at, numbered(unsuspected));
+    let mut another = life.clone();
+    another[at].event = Event::Suspect { p: B, q: C, why: "silent".into() };
+    must_bite("GM9: another one is suspected", at, another);
+    let mut withdrawn = life.clone();
+    let event = Event::Unsuspect { p: B, q: A };
+    withdrawn.insert(at + 1, Record { event, ..life[at].clone() });
+    must_bite("GM9: withdrawn", at, numbered(withdrawn));
 }
 
 /// A group of three that multicasts, and loses a member.

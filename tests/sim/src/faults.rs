@@ -7,7 +7,7 @@ use membership_types::trace::{Event, LinkState, Source};
 use crate::{
     network::Cut,
     process::Life,
-    world::{Action, Ambush, World},
+    world::{Action, Ambush, Heirs, World},
 };
 
 /// A kind of fault.
@@ -45,11 +45,27 @@ pub enum Kind {
     SplitInPhase,
     /// A core member loses its coordinator, and when the core is changed for that, the network splits along the change.
     SplitCore,
+    /// Links of one process are cut in one direction again and again, as long as they are whole in between.
+    FlipFlop,
+    /// One process loses four fifths of what it says and hears.
+    Lossy,
+    /// Processes reach only their neighbours in a ring, or only one in the middle.
+    Topology,
+    /// Links hold everything back, and release it all at once.
+    Jam,
+    /// A coordinator dies, and whoever comes after it, and whoever comes after that.
+    KillSuccessors,
+    /// Several processes of one rack die at the same instant, and nobody can prove it.
+    LoseRack,
+    /// Several processes leave at the same instant.
+    LeaveStorm,
+    /// A process starts and goes, again and again.
+    Flap,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 24] = [
         Self::Crash,
         Self::KillInPhase,
         Self::RestartAll,
@@ -66,6 +82,14 @@ impl Kind {
         Self::Leave,
         Self::SplitInPhase,
         Self::SplitCore,
+        Self::FlipFlop,
+        Self::Lossy,
+        Self::Topology,
+        Self::Jam,
+        Self::KillSuccessors,
+        Self::LoseRack,
+        Self::LeaveStorm,
+        Self::Flap,
     ];
 
     /// The name on the command line.
@@ -87,6 +111,14 @@ impl Kind {
             Self::Leave => "leave",
             Self::SplitInPhase => "split-in-phase",
             Self::SplitCore => "split-core",
+            Self::FlipFlop => "flip-flop",
+            Self::Lossy => "lossy",
+            Self::Topology => "topology",
+            Self::Jam => "jam",
+            Self::KillSuccessors => "kill-successors",
+            Self::LoseRack => "lose-rack",
+            Self::LeaveStorm => "leave-storm",
+            Self::Flap => "flap",
         }
     }
 }
@@ -115,6 +147,17 @@ pub(crate) const PHASES: [&str; 9] = [
     "founding",
     "leaving",
 ];
+
+/// How long a process is stopped, and what tells that it was.
+fn pauses(lease: u64) -> [(u64, &'static str); 5] {
+    [
+        (lease / 3, "a process is stopped for a part of a lease"),
+        (lease / 2, "a process is stopped for half a lease"),
+        (lease, "a process is stopped for about a lease"),
+        (3 * lease, "a process is stopped for three leases"),
+        (10 * lease, "a process is stopped for ten leases"),
+    ]
+}
 
 /// A time, for people.
 pub(crate) fn seconds(ns: u64) -> String {
@@ -200,8 +243,11 @@ impl World {
             }
             Kind::Pause => {
                 let Some(p) = self.target() else { return false };
-                let length = self.some_length(lease);
+                let (length, mark) = *self.rng.pick(&pauses(lease)).expect("not empty");
+                // Around these lengths protocols break: a little more or less makes the difference.
+                let length = length - length / 20 + self.rng.below(length / 10);
                 self.note_process(p, || format!("stopped for {}", seconds(length)));
+                self.mark(mark);
                 self.pause(p, length);
             }
             Kind::PauseAll => {
@@ -259,7 +305,11 @@ impl World {
             Kind::Partition => self.split(),
             Kind::Partial => {
                 let length = self.some_length(lease);
-                for _ in 0..self.rng.between(1, 3) {
+                let pairs = self.rng.between(1, 3);
+                if pairs == 1 && self.places().len() > 2 {
+                    self.mark("two processes are cut from each other and a third one reaches both");
+                }
+                for _ in 0..pairs {
                     if let Some((a, b)) = self.pair() {
                         let how = self.some_cut();
                         self.note(|| {
@@ -321,8 +371,182 @@ impl World {
                 self.note(|| format!("and comes back after {}", seconds(after)));
                 self.push(back, Action::Start { machine });
             }
+            Kind::FlipFlop => return self.flip_flop(lease),
+            Kind::Lossy => {
+                let Some(p) = self.target() else { return false };
+                let length = self.some_length(lease);
+                let place = self.processes[p].place;
+                self.note_process(p, || format!("loses 80 % for {}", seconds(length)));
+                self.mark("a process loses four fifths of everything");
+                for other in self.places() {
+                    if other != place {
+                        self.lose_most(other, place, length);
+                        self.lose_most(place, other, length);
+                    }
+                }
+            }
+            Kind::Topology => return self.reshape(lease),
+            Kind::Jam => {
+                let Some(p) = self.target() else { return false };
+                let (place, all) = (self.processes[p].place, self.rng.chance(400));
+                let length = self.some_length(lease);
+                self.note_process(p, || {
+                    let whose = if all { "and everybody else" } else { "alone" };
+                    format!("{whose} is jammed for {}", seconds(length))
+                });
+                let places = self.places();
+                for a in &places {
+                    for b in places.iter().filter(|b| *b != a && (all || *a == place || **b == place)) {
+                        self.cut(*a, *b, Cut::Hold, length);
+                    }
+                }
+                self.mark(if all {
+                    "the whole network is jammed and released"
+                } else {
+                    "the links of a process are jammed and released"
+                });
+            }
+            Kind::KillSuccessors => {
+                let coordinates = |w: &Self, p: &usize| w.processes[*p].cluster.is_coordinator();
+                let Some(p) = self.up().into_iter().find(|p| coordinates(self, p)) else { return false };
+                let more = self.rng.between(1, 3);
+                self.note(|| format!("and so are its next {more} successors"));
+                self.crash_and_restart(p, lease);
+                let fault = self.script.current();
+                self.heirs = Some(Heirs { left: more, killed: 1, until: self.now + 8 * lease, fault });
+            }
+            Kind::LoseRack => return self.lose_rack(lease),
+            Kind::LeaveStorm => {
+                let up = self.up();
+                let leavers: Vec<usize> = up.into_iter().filter(|_| self.rng.chance(600)).collect();
+                if leavers.len() < 2 {
+                    return false;
+                }
+                self.mark("several processes leave at the same instant");
+                for p in leavers {
+                    let machine = self.processes[p].machine;
+                    self.note_process(p, || "leaves".into());
+                    self.leave(p);
+                    let back = self.now + self.rng.between(lease / 10, 4 * lease);
+                    if machine < self.params.nodes {
+                        self.push(back, Action::Start { machine });
+                    }
+                }
+            }
+            Kind::Flap => {
+                let machines = (self.params.nodes + self.params.extra) as u64;
+                let machine = self.rng.below(machines) as usize;
+                let left = self.rng.between(6, 12);
+                self.note(|| format!("n{machine} comes and goes, {left} times"));
+                self.mark("a process comes and goes again and again");
+                self.push(self.now, Action::Flap { machine, left });
+            }
         }
         true
+    }
+
+    /// One direction of a process's links fails for as long as it then works, several times.
+    fn flip_flop(&mut self, lease: u64) -> bool {
+        let Some(p) = self.target() else { return false };
+        let place = self.processes[p].place;
+        let others: Vec<usize> = self.places().into_iter().filter(|o| *o != place).collect();
+        let hit = if self.rng.chance(600) {
+            others
+        } else {
+            self.rng.pick(&others).copied().into_iter().collect::<Vec<_>>()
+        };
+        if hit.is_empty() {
+            return false;
+        }
+        let phase = *self.rng.pick(&[lease / 2, lease, 3 * lease / 2, 2 * lease]).expect("not empty");
+        let (deaf, rounds, how) = (self.rng.chance(500), self.rng.between(3, 6), self.some_cut());
+        self.note_process(p, || {
+            let heard = if deaf { "does not hear" } else { "is not heard by" };
+            format!("{heard} places {} every other {}, {rounds} times", list(&hit), seconds(phase))
+        });
+        self.mark("a link fails in one direction again and again");
+        for round in 0..rounds {
+            for other in &hit {
+                let (from, to) = if deaf { (*other, place) } else { (place, *other) };
+                self.push(self.now + 2 * round * phase, Action::Cut { from, to, how, length: phase });
+            }
+        }
+        true
+    }
+
+    /// Most links are cut: what is left is a ring, or a star.
+    fn reshape(&mut self, lease: u64) -> bool {
+        let mut places = self.places();
+        for at in (1..places.len()).rev() {
+            places.swap(at, self.rng.below(at as u64 + 1) as usize);
+        }
+        let n = places.len();
+        let ring = n > 3 && self.rng.chance(500);
+        if n < 3 {
+            return false;
+        }
+        let (length, how) = (self.some_length(lease), self.some_cut());
+        self.note(|| {
+            let shape = if ring { "ring" } else { "star around the first of" };
+            format!(
+                "{shape} places {} for {}, what else is said {}",
+                list(&places),
+                seconds(length),
+                how.name()
+            )
+        });
+        self.mark(if ring { "links form a ring" } else { "links form a star" });
+        for (i, a) in places.iter().enumerate() {
+            for (j, b) in places.iter().enumerate().skip(i + 1) {
+                let linked = if ring { j == i + 1 || i == 0 && j == n - 1 } else { i == 0 };
+                if !linked {
+                    self.cut_both(*a, *b, how, length);
+                }
+            }
+        }
+        true
+    }
+
+    /// Some processes die together: those of one host where there are several hosts, else any.
+    fn lose_rack(&mut self, lease: u64) -> bool {
+        let up = self.up();
+        let Some(p) = self.target() else { return false };
+        let host = self.processes[p].host;
+        let mut rack: Vec<usize> = up.iter().copied().filter(|q| self.processes[*q].host == host).collect();
+        if rack.len() < 2 || rack.len() == up.len() {
+            let size = self.rng.between(2, (up.len() as u64 / 2).max(2)) as usize;
+            let at = up.iter().position(|q| *q == p).unwrap_or(0);
+            rack = up.iter().cycle().skip(at).take(size.min(up.len().saturating_sub(1))).copied().collect();
+        }
+        if rack.len() < 2 {
+            return false;
+        }
+        self.mark("several processes die at the same instant");
+        for p in rack {
+            self.crash_and_restart(p, lease);
+        }
+        true
+    }
+
+    /// A process that comes and goes does the one or the other.
+    pub(crate) fn flap(&mut self, machine: usize, left: u64) {
+        let lease = self.params.lease.as_nanos() as u64;
+        let stays = machine < self.params.nodes;
+        match self.process_on(machine) {
+            Some(p) if left > 0 && !self.calm || !stays => {
+                if self.rng.chance(500) {
+                    self.crash(p, "killed");
+                } else {
+                    self.leave(p);
+                }
+            }
+            None if left > 0 && !self.calm || stays => self.start(machine),
+            _ => {}
+        }
+        if left > 0 && !self.calm {
+            let next = self.rng.between(lease / 4, 3 * lease / 2);
+            self.push(self.now + next, Action::Flap { machine, left: left - 1 });
+        }
     }
 
     fn lie_in_wait(&mut self, phase: &'static str, patience: u64, kill: bool) {
@@ -461,6 +685,16 @@ impl World {
         }
         self.network.cut(from, to, how);
         self.note_link(from, to, LinkState::Cut);
+        self.push(self.now + length, Action::Heal { from, to });
+    }
+
+    /// The link loses four messages of five.
+    fn lose_most(&mut self, from: usize, to: usize, length: u64) {
+        if self.network.is_faulty(from, to) {
+            return;
+        }
+        self.network.lose_most(from, to);
+        self.note_link(from, to, LinkState::Loss);
         self.push(self.now + length, Action::Heal { from, to });
     }
 

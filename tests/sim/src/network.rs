@@ -4,7 +4,7 @@
 //! order, as those of a connection do, unless the run reorders; a cut link either loses what is sent (the connection
 //! broke) or holds it and releases it all at once when it heals (as a kernel's send buffer does).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use membership_types::Rng;
 
@@ -68,18 +68,32 @@ impl Manners {
     }
 }
 
+/// How much a lossy link loses.
+const LOSSY_PER_MILLE: u64 = 800;
+
+/// After what time a stream sends again what was lost, the first time.
+const RETRY_AFTER: u64 = 20_000_000;
+
 #[derive(Debug)]
 pub(crate) struct Network {
     pub(crate) manners: Manners,
     cuts: BTreeMap<(usize, usize), Cut>,
     slow: BTreeMap<(usize, usize), u64>,
+    lossy: BTreeSet<(usize, usize)>,
     last: BTreeMap<(usize, usize), u64>,
     rng: Rng,
 }
 
 impl Network {
     pub(crate) fn new(manners: Manners, rng: Rng) -> Self {
-        Self { manners, cuts: BTreeMap::new(), slow: BTreeMap::new(), last: BTreeMap::new(), rng }
+        Self {
+            manners,
+            cuts: BTreeMap::new(),
+            slow: BTreeMap::new(),
+            lossy: BTreeSet::new(),
+            last: BTreeMap::new(),
+            rng,
+        }
     }
 
     /// The directed link loses or holds what is sent from now on.
@@ -92,10 +106,16 @@ impl Network {
         self.slow.insert((from, to), by);
     }
 
+    /// The directed link loses four messages of five.
+    pub(crate) fn lose_most(&mut self, from: usize, to: usize) {
+        self.lossy.insert((from, to));
+    }
+
     /// The directed link is as it should be.
     pub(crate) fn heal(&mut self, from: usize, to: usize) {
         self.cuts.remove(&(from, to));
         self.slow.remove(&(from, to));
+        self.lossy.remove(&(from, to));
     }
 
     pub(crate) fn is_cut(&self, from: usize, to: usize) -> bool {
@@ -103,7 +123,8 @@ impl Network {
     }
 
     pub(crate) fn is_faulty(&self, from: usize, to: usize) -> bool {
-        self.is_cut(from, to) || self.slow.contains_key(&(from, to))
+        let link = (from, to);
+        self.is_cut(from, to) || self.slow.contains_key(&link) || self.lossy.contains(&link)
     }
 
     /// Draws what becomes of a message sent at `now`.
@@ -114,6 +135,9 @@ impl Network {
             None => {}
         }
         if from != to && self.rng.chance(self.manners.loss_per_mille) {
+            return Fate::Lost;
+        }
+        if self.lossy.contains(&(from, to)) && self.rng.chance(LOSSY_PER_MILLE) {
             return Fate::Lost;
         }
         let mut times = vec![self.arrival(now, from, to)];
@@ -128,7 +152,15 @@ impl Network {
         match self.cuts.get(&(from, to)) {
             Some(Cut::Lose) => Fate::Lost,
             Some(Cut::Hold) => Fate::Held,
-            None => Fate::Arrives(vec![self.arrival(now, from, to)]),
+            None => {
+                // What a stream loses is sent again, later and later.
+                let mut late = 0;
+                while self.lossy.contains(&(from, to)) && late < 5 && self.rng.chance(LOSSY_PER_MILLE) {
+                    late += 1;
+                }
+                let retries = if late == 0 { 0 } else { RETRY_AFTER << (late - 1) };
+                Fate::Arrives(vec![self.arrival(now, from, to) + retries])
+            }
         }
     }
 

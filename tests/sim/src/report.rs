@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Rare things that a large enough set of runs must have seen, or it proves little.
-pub const MARKERS: [&str; 68] = [
+pub const MARKERS: [&str; 87] = [
     "a candidate dies",
     "a candidate gives way to a higher ballot",
     "a candidate learns committed entries from a promise",
@@ -83,6 +83,25 @@ pub const MARKERS: [&str; 68] = [
     "takeover after a proof of death",
     "the core is spread anew",
     "two leaders die in a row",
+    "a process comes and goes again and again",
+    "a link fails in one direction again and again",
+    "a process loses four fifths of everything",
+    "links form a ring",
+    "links form a star",
+    "the whole network is jammed and released",
+    "the links of a process are jammed and released",
+    "messages held by a cut link arrive late",
+    "two coordinators die in a row",
+    "three coordinators die in a row",
+    "several processes die at the same instant",
+    "several processes leave at the same instant",
+    "a process is stopped for half a lease",
+    "a process is stopped for about a lease",
+    "a process is stopped for three leases",
+    "a process is stopped for ten leases",
+    "two processes are cut from each other and a third one reaches both",
+    "an idle coordinator dies",
+    "two processes never reach each other again",
 ];
 
 /// One run's outcome.

@@ -47,6 +47,10 @@ pub(crate) enum Action {
     App { p: usize },
     /// A link is mended.
     Heal { from: usize, to: usize },
+    /// A link is cut for a while.
+    Cut { from: usize, to: usize, how: Cut, length: u64 },
+    /// A process that comes and goes does so, this many times more.
+    Flap { machine: usize, left: u64 },
     /// A stopped process goes on.
     Resume { p: usize },
     /// The network splits around a process that was in the middle of something.
@@ -67,6 +71,15 @@ pub(crate) struct Ambush {
     /// Kill the process; else split the network.
     pub(crate) kill: bool,
     /// The fault that this belongs to, where faults are written down.
+    pub(crate) fault: Option<usize>,
+}
+
+/// Coordinators that are killed as soon as they come into office.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Heirs {
+    pub(crate) left: u64,
+    pub(crate) killed: u64,
+    pub(crate) until: u64,
     pub(crate) fault: Option<usize>,
 }
 
@@ -103,6 +116,7 @@ pub(crate) struct World {
     pub(crate) events: u64,
     /// Strike the next process that is seen in this phase, until then.
     pub(crate) ambush: Option<Ambush>,
+    pub(crate) heirs: Option<Heirs>,
     /// No fault is injected any more.
     pub(crate) calm: bool,
     /// Since when.
@@ -164,6 +178,7 @@ impl World {
             views: 0,
             events: 0,
             ambush: None,
+            heirs: None,
             calm: false,
             calm_ns: 0,
             plant,
@@ -269,6 +284,12 @@ impl World {
                     self.heal(from, to);
                 }
             }
+            Action::Cut { from, to, how, length } => {
+                if !self.calm {
+                    self.cut(from, to, how, length);
+                }
+            }
+            Action::Flap { machine, left } => self.flap(machine, left),
             Action::Resume { p } => self.resume(p),
             Action::SplitAround { p, fault } => {
                 if !self.calm {
@@ -601,6 +622,7 @@ impl World {
 
     /// Strikes a process that is in the phase for which an ambush waits.
     fn spring_ambush(&mut self, p: usize) {
+        self.kill_heir(p);
         let Some(ambush) = self.ambush else { return };
         if self.calm || self.now > ambush.until {
             self.ambush = None;
@@ -616,6 +638,27 @@ impl World {
                     self.push(self.now + soon, Action::SplitAround { p, fault: ambush.fault });
                 }
             }
+        }
+    }
+
+    /// Kills a coordinator that came into office after one that was killed.
+    fn kill_heir(&mut self, p: usize) {
+        let Some(heirs) = &mut self.heirs else { return };
+        let process = &mut self.processes[p];
+        if self.calm || heirs.left == 0 || self.now > heirs.until {
+            self.heirs = None;
+        } else if process.cluster.is_coordinator() && process.fuse.is_none() {
+            process.fuse = Some(self.rng.below(20));
+            heirs.left -= 1;
+            heirs.killed += 1;
+            let (killed, fault, at) = (heirs.killed, heirs.fault, self.now);
+            if killed == 2 {
+                self.mark("two coordinators die in a row");
+            } else if killed == 3 {
+                self.mark("three coordinators die in a row");
+            }
+            let who = self.who(p);
+            self.script.note(fault, || format!("{who} is killed at {}", seconds(at)));
         }
     }
 
@@ -1003,7 +1046,11 @@ impl World {
 
     /// A machine stays down, whatever was planned for it.
     fn forget_starts(&mut self, machine: usize) {
-        self.queue.retain(|_, action| !matches!(**action, Action::Start { machine: m } if m == machine));
+        let starts = |action: &Action| match action {
+            Action::Start { machine: m } | Action::Flap { machine: m, .. } => *m == machine,
+            _ => false,
+        };
+        self.queue.retain(|_, action| !starts(action));
     }
 
     /// Says who is up and connected, and that no fault comes any more.
