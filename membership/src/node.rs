@@ -21,6 +21,7 @@ use crate::{
     admin::Extensions,
     bulk::Bulk,
     channel::{Deliveries, Mailbox},
+    death::{Acts, Tree},
     error::{GroupError, JoinError, StartError},
     event::{Events, NodeBus, NodeSubscription, Topic, What},
     group::{Membership, MembershipInner, Observer, ObserverInner},
@@ -56,7 +57,7 @@ pub struct NodeBuilder {
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) rejoin: bool,
     pub(crate) panic_hook: bool,
-    pub(crate) children_act: bool,
+    pub(crate) acts: Acts,
 }
 
 impl Default for NodeBuilder {
@@ -80,7 +81,7 @@ impl Default for NodeBuilder {
             labels: BTreeMap::new(),
             rejoin: true,
             panic_hook: true,
-            children_act: false,
+            acts: Acts::Itself,
         }
     }
 }
@@ -212,11 +213,17 @@ impl NodeBuilder {
         self
     }
 
-    /// Whether processes other than this one act for the node, as a wrapper's children do. Its death then counts as proved
-    /// only once the kernel has sent them the signal that they asked for in that case (`PR_SET_PDEATHSIG`), and not before
-    /// it has freed the memory of this process. Default no.
+    /// Whether processes other than this one act for the node, as a wrapper's children do, and nobody can say when they are
+    /// gone: its death then proves nothing, and its lease is waited out. Default no.
     pub fn children_act(mut self, act: bool) -> Self {
-        self.children_act = act;
+        self.acts = if act { Acts::Unknown } else { Acts::Itself };
+        self
+    }
+
+    /// Processes other than this one act for the node, all of them in this tree: its death counts as proved once they are gone,
+    /// too. Default: none.
+    pub fn acts_through(mut self, tree: Tree) -> Self {
+        self.acts = Acts::Through(tree);
         self
     }
 

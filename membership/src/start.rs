@@ -180,7 +180,7 @@ fn run(
             Some(created.map_err(|source| StartError::Trace { path: path.clone(), source })?)
         }
     };
-    let door = match Door::open(!builder.children_act) {
+    let door = match Door::open(builder.acts.clone()) {
         Ok(door) => Some(door),
         Err(error) => {
             tracing::warn!(%error, "deaths on this host cannot be proved: leases are waited out");
