@@ -119,7 +119,7 @@ fn a_stopped_wrapper_cannot_prolong_its_command() {
         let files = [dir.file("one"), dir.file("two")];
         // A stopped process is not proved dead: it takes a majority without it.
         let mut agent = Proc::start(&["agent", "--rendezvous", &dir.rendezvous()]);
-        agent.until_event("started");
+        agent.until_event("unblocked");
         let mut one = lock(&dir, kind, &files[0]);
         one.until_event("leading");
         until("stamps", || read(&files[0]).len() > 10);

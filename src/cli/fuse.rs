@@ -48,7 +48,7 @@ pub(crate) struct Wrapper {
 
 impl Wrapper {
     /// The fuse first, because neighbours want a handle of it as soon as they meet the node.
-    pub(crate) async fn start(flags: NodeFlags, how: How, rejoin: bool) -> Result<Self, Failure> {
+    pub(crate) async fn start(flags: NodeFlags, how: How) -> Result<Self, Failure> {
         let program: Vec<OsString> = ["/proc/self/exe", "fuse"].map(Into::into).into();
         let fuse = backplane::Fuse::start(program, how.0).await.map_err(|error| {
             let kind = how.0.map_or("", Containment::name);
@@ -74,7 +74,7 @@ impl Wrapper {
             abort();
         }));
         let lease = flags.lease();
-        let node = flags.builder(true).rejoin(rejoin).acts_through(tree).start().await;
+        let node = flags.builder(true).acts_through(tree).start().await;
         Ok(Self { node: node.map_err(flags::start_failure)?, fuse: Arc::new(fuse), lease })
     }
 

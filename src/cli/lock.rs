@@ -4,7 +4,7 @@ use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 
 use backplane::{ChildSpec, Task};
 use clap::Args;
-use membership::{JoinError, Leadership, Membership};
+use membership::{JoinError, Leadership, Membership, What};
 use tokio::time::{Instant, timeout};
 
 use super::{
@@ -53,12 +53,12 @@ impl Lock {
 
     pub(crate) async fn run(self, json: bool) -> Outcome {
         let stops = Stops::new()?;
-        let wrapper = Wrapper::start(self.node, self.fuse, false).await?;
+        let wrapper = Wrapper::start(self.node, self.fuse).await?;
         let mut spec = ChildSpec::new(self.command);
         spec.grace = self.grace.0;
         // As if a shell had started it.
         (spec.input, spec.own_group) = (true, false);
-        let exclusive = Exclusive { wrapper, group: self.group, serves: None, prints: json };
+        let exclusive = Exclusive { wrapper, group: self.group, serves: None, once: true, prints: json };
         exclusive.run(spec, stops, json).await
     }
 }
@@ -69,6 +69,8 @@ pub(crate) struct Exclusive {
     pub(crate) group: String,
     /// Where it serves, as it was written, and how long it may take until its port answers.
     pub(crate) serves: Option<(String, SocketAddr, Duration)>,
+    /// Is a removal while it waits the end? Otherwise it waits again.
+    pub(crate) once: bool,
     /// Are events printed?
     pub(crate) prints: bool,
 }
@@ -97,7 +99,7 @@ impl Exclusive {
     }
 
     async fn go(self, mut spec: ChildSpec, mut stops: Stops, json: bool) -> Outcome {
-        let Self { wrapper, group, serves, prints } = self;
+        let Self { wrapper, group, serves, once, prints } = self;
         let printer = prints.then(|| tokio::spawn(print_events(wrapper.node.all_events(), json)));
         spec.bound = true;
         if json {
@@ -106,7 +108,7 @@ impl Exclusive {
         let membership =
             wrapper.node.join(&group, None).await.map_err(|error| Failure::usage(error.to_string()))?;
         let leadership = tokio::select! {
-            leads = wait(&wrapper, &membership) => leads,
+            leads = wait(&wrapper, &membership, once) => leads,
             () = stops.next() => Ok(None),
         };
         let end = match leadership {
@@ -135,20 +137,29 @@ impl Exclusive {
     }
 }
 
-/// Waits for the lead, as long as the cluster wants this node.
-async fn wait(wrapper: &Wrapper, membership: &Membership) -> Result<Option<Leadership>, Failure> {
+/// Waits for the lead.
+async fn wait(wrapper: &Wrapper, membership: &Membership, once: bool) -> Result<Option<Leadership>, Failure> {
+    let mut events = wrapper.node.events();
     match wrapper.node.joined().await {
         Ok(()) => {}
         Err(error @ JoinError::Timeout { .. }) => {
             return Err(Failure::new(exit::NOT_JOINED, error.to_string()));
         }
-        Err(error) => return Err(Failure::new(exit::REMOVED, error.to_string())),
+        Err(error) => return Err(error.into()),
     }
-    match membership.until_leader().await {
-        Ok(leadership) => Ok(Some(leadership)),
-        Err(error) => {
-            Err(Failure::new(exit::REMOVED, format!("removed from the cluster while waiting: {error}")))
+    // A cluster that dissolves into another one takes its members along.
+    let removed = async {
+        while let Some(event) = events.next().await {
+            if let (What::Removed { view, why }, true) = (event.what, once) {
+                return format!("removed from the cluster by view {view} while waiting: {why}");
+            }
         }
+        std::future::pending().await
+    };
+    tokio::select! {
+        biased;
+        leads = membership.until_leader() => Ok(Some(leads?)),
+        why = removed => Err(Failure::new(exit::REMOVED, why)),
     }
 }
 

@@ -104,7 +104,7 @@ impl Run {
             free(at).await?;
         }
         let stops = Stops::new()?;
-        let wrapper = Wrapper::start(std::mem::take(&mut self.node), self.fuse, true).await?;
+        let wrapper = Wrapper::start(std::mem::take(&mut self.node), self.fuse).await?;
         let mut spec = ChildSpec::new(std::mem::take(&mut self.command));
         spec.grace = self.grace.0;
         if json {
@@ -113,7 +113,7 @@ impl Run {
         let serves = self.endpoint.clone().zip(endpoint);
         if self.exclusive {
             let serves = serves.map(|(text, at)| (text, at, self.start_timeout.0));
-            let exclusive = Exclusive { wrapper, group: self.group, serves, prints: true };
+            let exclusive = Exclusive { wrapper, group: self.group, serves, once: false, prints: true };
             return exclusive.run(spec, stops, json).await;
         }
         let printer = tokio::spawn(print_events(wrapper.node.all_events(), json));
