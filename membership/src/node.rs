@@ -30,6 +30,7 @@ use crate::{
     secret::{Secret, SecretError, Source, Wallet},
     start,
     status::{GroupStatus, Status},
+    watchdog::{Pats, Watchdog},
 };
 
 /// How many changes a reader of events may be behind before it gets a gap.
@@ -58,6 +59,7 @@ pub struct NodeBuilder {
     pub(crate) rejoin: bool,
     pub(crate) panic_hook: bool,
     pub(crate) acts: Acts,
+    pub(crate) watchdog: Option<Duration>,
 }
 
 impl Default for NodeBuilder {
@@ -82,6 +84,7 @@ impl Default for NodeBuilder {
             rejoin: true,
             panic_hook: true,
             acts: Acts::Itself,
+            watchdog: None,
         }
     }
 }
@@ -227,6 +230,14 @@ impl NodeBuilder {
         self
     }
 
+    /// How long the application may be silent, 10 ms to 1 h. It says that it lives with [`Watchdog::pat`]; the node's start counts
+    /// as the first. An application that is late stands still although its node's heart beats: the node leads nothing any more
+    /// and leaves its groups until the next pat, and comes back as their last member. Default: not watched.
+    pub fn watchdog(mut self, limit: Duration) -> Self {
+        self.watchdog = Some(limit);
+        self
+    }
+
     /// Starts the node. It listens when this returns, and joins meanwhile: see [`Node::joined`].
     ///
     /// Must be called within a tokio runtime with its drivers enabled; the node itself runs on threads of its own, and
@@ -300,6 +311,8 @@ pub(crate) struct Shared {
     /// What proves that this node belongs to the cluster.
     pub(crate) wallet: Wallet,
     pub(crate) extensions: Extensions,
+    /// If the application is watched.
+    pub(crate) pats: Option<Pats>,
     /// What this node keeps for others that look for their cluster, if it has an admin API.
     pub(crate) registrar: Arc<Mutex<Registrar>>,
     /// Handles that were dropped, for the control thread to notice.
@@ -395,6 +408,12 @@ impl Node {
     /// Where the admin API listens, if there is one.
     pub fn admin_addr(&self) -> Option<SocketAddr> {
         self.inner.shared.admin
+    }
+
+    /// By which the application says that it lives, if [`NodeBuilder::watchdog`] asks for that; otherwise it does nothing. It
+    /// does not keep the node.
+    pub fn watchdog(&self) -> Watchdog {
+        Watchdog(Arc::clone(&self.inner.shared))
     }
 
     /// What callers add to the admin API: routes and metrics.

@@ -7,7 +7,10 @@ use std::{ffi::OsString, sync::Arc, time::Duration};
 
 use backplane::{ChildSpec, Fuse};
 use membership::{Events, GroupName, Lineage, Membership, Node, NodeId, Token, What};
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::{Mutex, watch},
+    time::timeout,
+};
 
 use super::{
     complain,
@@ -21,6 +24,7 @@ pub(crate) struct Hooks {
     pub(crate) on_lead: Option<OsString>,
     pub(crate) on_follow: Option<OsString>,
     pub(crate) limit: Duration,
+    pub(crate) gate: Arc<Gate>,
 }
 
 /// What a command runs for.
@@ -30,6 +34,29 @@ enum Role {
     Lead(Token, Lineage),
     /// Under this member, which serves here, if it said so.
     Follow(NodeId, Arc<str>, Option<Arc<str>>),
+}
+
+/// Closed before the group is left: who leaves says that it has stopped, so what runs for the lead must be gone by then.
+pub(crate) struct Gate {
+    open: watch::Sender<bool>,
+    /// Held while something runs for the lead.
+    busy: Mutex<()>,
+}
+
+impl Gate {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self { open: watch::Sender::new(true), busy: Mutex::new(()) })
+    }
+
+    /// When this returns, nothing runs for the lead, and nothing will.
+    pub(crate) async fn close(&self) {
+        self.open.send_replace(false);
+        drop(self.busy.lock().await);
+    }
+
+    pub(crate) fn open(&self) {
+        self.open.send_replace(true);
+    }
 }
 
 /// How long is waited before a command that failed is tried again.
@@ -58,7 +85,7 @@ pub(crate) async fn follow(
                     Err(why) => {
                         complain(why);
                         let others = membership.view().is_some_and(|view| view.members.len() > 1);
-                        if matches!(role, Role::Lead(..)) && others {
+                        if matches!(role, Role::Lead(..)) && others && *roles.borrow() == role {
                             // Somebody else may be able to.
                             membership.step_down().await;
                         }
@@ -123,9 +150,13 @@ async fn run(
     let mut spec = ChildSpec::new([OsString::from("sh"), "-c".into(), command.clone()]);
     // What it prints is for people.
     spec.output = backplane::Output::Stderr;
-    let mut leadership = None;
+    let (mut leadership, mut open, mut _busy) = (None, hooks.gate.open.subscribe(), None);
     match role {
         Role::Lead(token, _) => {
+            _busy = Some(hooks.gate.busy.lock().await);
+            if !*open.borrow_and_update() {
+                return Ok(false);
+            }
             // It leads already, or not any more.
             let leads = timeout(Duration::ZERO, membership.until_leader()).await;
             let Ok(Ok(leads)) = leads else { return Ok(false) };
@@ -152,7 +183,11 @@ async fn run(
     let mut task = spawn(fuse, spec).await.map_err(|failure| format!("{name}: {failure}"))?;
     let lost = async {
         match &leadership {
-            Some(leadership) => _ = leadership.lost().await,
+            Some(leadership) => tokio::select! {
+                _ = leadership.lost() => {}
+                // An error would say that the gate is gone, which we hold.
+                _ = open.wait_for(|open| !*open) => {}
+            },
             None => std::future::pending().await,
         }
     };

@@ -20,7 +20,7 @@ use super::{
     flags::{NodeFlags, Time},
     fuse::{How, Wrapper},
     health::{self, Check, Patience},
-    hooks::{self, Hooks},
+    hooks::{self, Gate, Hooks},
     join::{LEAVE_LIMIT, Stops},
     lock::Exclusive,
 };
@@ -159,7 +159,8 @@ impl Run {
         let endpoint = serves.map(|(text, _)| text);
         let join = || wrapper.node.join(&self.group, endpoint.clone());
         let mut membership = join().await.map_err(|error| Failure::usage(error.to_string()))?;
-        let _hooks = self.hooks().map(|hooks| {
+        let gate = Gate::new();
+        let _hooks = self.hooks(&gate).map(|hooks| {
             let (node, fuse) = (wrapper.node.clone(), Arc::clone(&wrapper.fuse));
             Running(tokio::spawn(hooks::follow(hooks, node, membership.clone(), fuse, wrapper.lease)))
         });
@@ -187,11 +188,13 @@ impl Run {
                 () = stops.next() => break None,
                 Ok(()) = healthy.changed() => {
                     if *healthy.borrow_and_update() {
+                        gate.open();
                         // An error says that the node has stopped: then the server is all that is left.
                         if let Ok(again) = join().await {
                             membership = again;
                         }
                     } else {
+                        gate.close().await;
                         let membership = membership.clone();
                         // The wish is what counts; nobody has to wait for the view.
                         tokio::spawn(async move { membership.leave().await });
@@ -203,6 +206,7 @@ impl Run {
             match ended {
                 Some(end) => Ok(end),
                 None => {
+                    gate.close().await;
                     // Out of the routers' sight first, then down.
                     let _late = tokio::time::timeout(LEAVE_LIMIT, membership.leave()).await;
                     server.stop().await
@@ -216,12 +220,13 @@ impl Run {
         Ok(code_of(end.status))
     }
 
-    fn hooks(&self) -> Option<Hooks> {
+    fn hooks(&self, gate: &Arc<Gate>) -> Option<Hooks> {
         let Self { on_lead, on_follow, .. } = self;
         (on_lead.is_some() || on_follow.is_some()).then(|| Hooks {
             on_lead: on_lead.clone(),
             on_follow: on_follow.clone(),
             limit: self.hook_timeout.0,
+            gate: Arc::clone(gate),
         })
     }
 }
