@@ -15,8 +15,12 @@ mod check;
 mod demo;
 mod events;
 mod flags;
+mod fuse;
+mod health;
+mod hooks;
 mod inventory;
 mod join;
+mod lock;
 mod operate;
 mod proc;
 mod route;
@@ -35,6 +39,8 @@ pub(crate) mod exit {
     pub(crate) const NOT_JOINED: u8 = 3;
     /// Removed from the cluster.
     pub(crate) const REMOVED: u8 = 4;
+    /// Lost the lead while a command ran under it.
+    pub(crate) const LOST: u8 = 5;
 }
 
 /// Why a command ends without success: what to print, and what to exit with.
@@ -102,6 +108,7 @@ enum Command {
     /// A node that observes GROUP and prints its views.
     Watch(join::Watch),
     Run(run::Run),
+    Lock(lock::Lock),
     Router(route::Router),
     /// How a node stands, asked at its admin API.
     Status(operate::Status),
@@ -116,6 +123,8 @@ enum Command {
     Inventory(inventory::Inventory),
     #[command(hide = true)]
     Server(server::Server),
+    #[command(hide = true)]
+    Fuse(fuse::FuseCommand),
 }
 
 /// A count that cannot be 0.
@@ -137,6 +146,7 @@ impl Command {
             Self::Inventory(inventory) => inventory.configure(),
             Self::Watch(watch) => watch.configure(),
             Self::Run(run) => run.configure(),
+            Self::Lock(lock) => lock.configure(),
             Self::Router(router) => router.configure(),
             _ => Ok(None),
         }
@@ -194,6 +204,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Join(join) => block_on(join.run(json)),
         Command::Watch(watch) => block_on(watch.run(json)),
         Command::Run(run) => block_on(run.run(json)),
+        Command::Lock(lock) => block_on(lock.run(json)),
         Command::Router(router) => block_on(router.run(json)),
         Command::Status(status) => status.run(json),
         Command::View(view) => view.run(json),
@@ -203,6 +214,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Bench(bench) => block_on(bench.run(json)),
         Command::Inventory(inventory) => block_on(inventory.run(json)),
         Command::Server(server) => block_on(server.run()),
+        Command::Fuse(fuse) => fuse.run(),
     };
     drop(held);
     match outcome {

@@ -18,7 +18,14 @@ fn refused(args: &[&str], code: i32, says: &[&str]) {
 
 #[test]
 fn wrong_flags_and_what_is_not_built_yet_exit_with_2() {
-    refused(&["lock", "g", "--", "true"], 2, &["lock"]);
+    refused(&["lock", "g"], 2, &["CMD"]);
+    refused(
+        &["run", "--group", "g", "--health", "udp:x:1", "--", "true"],
+        2,
+        &["--health", "redis:HOST:PORT"],
+    );
+    refused(&["run", "--group", "g", "--exclusive", "--on-lead", "x", "--", "true"], 2, &["--exclusive"]);
+    refused(&["lock", "g", "--fuse", "bomb", "--", "true"], 2, &["--fuse", "subreaper"]);
     refused(&["frobnicate"], 2, &["frobnicate"]);
     refused(&["join"], 2, &["GROUP"]);
     refused(&["join", "g", "--tls-ca", "x"], 2, &["--tls-ca"]);
@@ -33,14 +40,14 @@ fn wrong_flags_and_what_is_not_built_yet_exit_with_2() {
     refused(&["sim", "--seeds", "2", "--trace", "x"], 2, &["--trace"]);
     refused(&["run", "--group", "g"], 2, &["CMD"]);
     let help = stdout(&run(&["--help"]));
-    for absent in ["lock", "force-new", "pub", "sub"] {
+    for absent in ["force-new", "pub", "sub"] {
         assert!(
             !help.lines().any(|l| l.trim_start().starts_with(&format!("{absent} "))),
             "{absent} is not built"
         );
     }
     let help = stdout(&run(&["run", "--help"]));
-    assert!(help.contains("survive a SIGKILL") && help.contains("master_process off"), "{help}");
+    assert!(help.contains("killed with SIGKILL") && help.contains("PHALANX_TOKEN"), "{help}");
     assert!(stdout(&run(&["--version"])).contains(env!("CARGO_PKG_VERSION")));
 }
 

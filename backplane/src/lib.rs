@@ -10,9 +10,10 @@
 //! - A process number is never used for a process that may have been replaced: signals go out only while the
 //!   child is unreaped, and its end is seen through a pidfd.
 //!
-//! Not in here: processes that leave the group (`setsid`, daemons), the grandchildren of a wrapper that was
-//! killed, and set-user-id programs, which the kernel frees from the wrapper. They need a pid namespace or a
-//! cgroup.
+//! A [`Child`] does not answer for processes that leave its group (`setsid`, daemons), nor for the grandchildren of a wrapper
+//! that was killed, nor for set-user-id programs, which the kernel frees from the wrapper. A [`Fuse`] does: what runs
+//! under it is a [`Task`], which ends with all that it has started, also at a deadline that the wrapper does not
+//! live to see. [`fuse_main`] is the program of the fuse.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -33,10 +34,12 @@
 #![deny(unsafe_code)]
 
 mod child;
+mod fuse;
 mod port;
 mod spawner;
 mod spec;
 
 pub use child::Child;
+pub use fuse::{Containment, Fuse, Task, TaskEnd, fuse_main};
 pub use port::{PortProbe, ProbeError, wait_for_port};
 pub use spec::{ChildSpec, Output, SpawnError};

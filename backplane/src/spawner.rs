@@ -6,8 +6,12 @@
 
 use std::{
     ffi::OsStr,
+    fs::File,
     io,
-    os::unix::process::CommandExt,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::process::CommandExt,
+    },
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     process::{Command, Stdio},
@@ -23,7 +27,7 @@ use tokio::sync::oneshot;
 
 use crate::{Child, ChildSpec, Output, SpawnError};
 
-type Job = Box<dyn FnOnce() + Send>;
+pub(crate) type Job = Box<dyn FnOnce() + Send>;
 
 static SPAWNER: Mutex<Option<mpsc::Sender<Job>>> = Mutex::new(None);
 
@@ -37,7 +41,7 @@ pub(crate) async fn spawn(spec: ChildSpec) -> Result<Child, SpawnError> {
     child.await.expect("the spawner answers every job")
 }
 
-fn submit(job: Job) -> io::Result<()> {
+pub(crate) fn submit(job: Job) -> io::Result<()> {
     let mut spawner = SPAWNER.lock().unwrap_or_else(PoisonError::into_inner);
     let jobs = match &mut *spawner {
         Some(jobs) => jobs,
@@ -69,7 +73,11 @@ fn start(spec: &ChildSpec) -> Result<Child, SpawnError> {
     let refused = |source| SpawnError::System { command: program.clone(), source };
     let mut command = Command::new(program);
     command.args(arguments).envs(spec.env.iter().map(|(name, value)| (name, value)));
-    command.stdin(Stdio::null()).stdout(stdout(spec.output).map_err(refused)?).process_group(0);
+    command.stdin(if spec.input { Stdio::inherit() } else { Stdio::null() });
+    command.stdout(output(spec.output).map_err(refused)?);
+    if spec.own_group {
+        command.process_group(0);
+    }
     if let Some(dir) = &spec.dir {
         command.current_dir(dir);
     }
@@ -78,12 +86,13 @@ fn start(spec: &ChildSpec) -> Result<Child, SpawnError> {
     Child::adopt(child, spec.grace).map_err(refused)
 }
 
-fn stdout(output: Output) -> io::Result<Stdio> {
-    Ok(match output {
-        Output::Inherit => Stdio::inherit(),
-        Output::Stderr => Stdio::from(std::os::fd::AsFd::as_fd(&io::stderr()).try_clone_to_owned()?),
-        Output::Null => Stdio::null(),
-    })
+/// What a child's standard output is.
+pub(crate) fn output(output: Output) -> io::Result<OwnedFd> {
+    match output {
+        Output::Inherit => io::stdout().as_fd().try_clone_to_owned(),
+        Output::Stderr => io::stderr().as_fd().try_clone_to_owned(),
+        Output::Null => Ok(File::options().write(true).open("/dev/null")?.into()),
+    }
 }
 
 /// Makes the kernel kill the child when the thread that is about to fork it ends.
@@ -101,7 +110,7 @@ fn die_with_wrapper(command: &mut Command, wrapper: Pid) {
 }
 
 /// What the kernel's number means for this command.
-fn explain(program: &OsStr, dir: Option<&Path>, source: io::Error) -> SpawnError {
+pub(crate) fn explain(program: &OsStr, dir: Option<&Path>, source: io::Error) -> SpawnError {
     let command = program.to_owned();
     match Errno::from_io_error(&source) {
         Some(Errno::NOENT) => {

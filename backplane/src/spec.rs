@@ -12,8 +12,16 @@ pub struct ChildSpec {
     pub env: Vec<(OsString, OsString)>,
     /// The working directory; this process's own unless given.
     pub dir: Option<PathBuf>,
-    /// Where the child's standard output goes. Its input is `/dev/null`, its error output ours.
+    /// Where the child's standard output goes. Its error output is ours.
     pub output: Output,
+    /// Whether it reads our standard input, and not `/dev/null`. Default no.
+    pub input: bool,
+    /// Whether it heads a process group of its own, which then gets its signals, and not those of our terminal. Without one it
+    /// is in our group, as if a shell had started it in our place. Default yes.
+    pub own_group: bool,
+    /// Whether it, and all that it starts, must be gone when the deadline of its [`Fuse`](crate::Fuse) passes. A
+    /// [`Child`](crate::Child), which has none, ignores it. Default no.
+    pub bound: bool,
     /// How long [`Child::stop`](crate::Child::stop) waits between SIGTERM and SIGKILL. Longer lets a server
     /// finish more of what it has begun, and delays whoever waits for it to be gone. Default 10 s.
     pub grace: Duration,
@@ -27,6 +35,9 @@ impl ChildSpec {
             env: Vec::new(),
             dir: None,
             output: Output::default(),
+            input: false,
+            own_group: true,
+            bound: false,
             grace: Duration::from_secs(10),
         }
     }

@@ -165,6 +165,8 @@ struct Driver {
     /// What is to go into the machine once its outputs are carried out.
     inputs: VecDeque<Input>,
     end: Option<End>,
+    /// The application stands still.
+    late: bool,
     /// Something in the status changed that is not read from the machine.
     changed: bool,
     stopping: Option<Stopping>,
@@ -245,6 +247,7 @@ impl Driver {
             own_state: Vec::new(),
             inputs: VecDeque::new(),
             end: None,
+            late: false,
             changed: true,
             stopping: None,
             over: None,
@@ -314,6 +317,8 @@ impl Driver {
     /// Sets the timer to when the machine, or we, must do something even if nothing comes. False for never.
     fn arm(&mut self, timer: &mut std::pin::Pin<Box<Sleep>>) -> bool {
         let own = self.stopping.as_ref().map(|s| s.until).into_iter().chain(self.next_rejoin());
+        let pats = self.shared.pats.as_ref().filter(|_| !self.late && self.stopping.is_none());
+        let own = own.chain(pats.map(|pats| pats.due()));
         let Some(at) = self.machine.poll_timeout().into_iter().chain(own).min() else { return false };
         let pause = (at - clock::now()).min(Duration::from_secs(3600));
         timer.as_mut().reset(tokio::time::Instant::now() + pause);
@@ -333,6 +338,7 @@ impl Driver {
         if self.machine.poll_timeout().is_some_and(|due| due <= now) {
             self.machine.handle_timeout(now);
         }
+        self.watch_application();
         self.rejoin_due(now);
         self.pump();
         if let (Some(neighbours), Some(view)) = (self.transport.neighbours(), &self.view) {
@@ -383,6 +389,7 @@ impl Driver {
         for (group, handle) in dropped {
             self.handle_dropped(group, handle);
         }
+        self.watch_application();
         self.pump();
     }
 

@@ -14,6 +14,10 @@
 //! thread may end alone; the proof is that all threads of the process are exiting ([`threads`]). One thread per process
 //! waits for wake-ups and looks ([`wake`]); the pidfd goes on being watched and proves the death where that fails.
 //!
+//! What acts for a node may be more than its process: a wrapper's death leaves its children. So a wrapper that runs them
+//! under a fuse also gives a handle of the fuse ([`Tree`]), and its death is proved once both are gone; a wrapper that cannot
+//! say when its children are gone says so, and its lease is waited out.
+//!
 //! That connections break, or that nobody listens any more, proves nothing. An incarnation that ends within a living
 //! process is no death: its pidfd stays silent.
 
@@ -35,7 +39,7 @@ use std::{
     time::Duration,
 };
 
-use membership_sync::{GivenLine, LifeLine, LifeLines};
+use membership_sync::{Deadline, GivenLine, LifeLine, LifeLines};
 use membership_types::NodeId;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -72,10 +76,20 @@ const MEETINGS: usize = 64;
 const WATCHED: usize = 4096;
 /// A node that was never in a view, or is in none any more, is watched for this long.
 const KEPT: Duration = Duration::from_secs(60);
-/// A node id and the number of a life line on the local socket, and with it descriptors: the shared memory, a pidfd, and
-/// the memory of life lines if there is one.
-const CARD: usize = 16;
-const DESCRIPTORS: usize = 3;
+/// On the local socket: a node id, the number of a life line, and what of the following comes with it besides the shared
+/// memory and a pidfd, in this order.
+const CARD: usize = 20;
+/// The memory of life lines.
+const LINE: u32 = 1;
+/// A pidfd of the fuse, under which others act for the node.
+const TREE: u32 = 2;
+/// Memory in which the fuse says last that nobody is left.
+const LAST_WORD: u32 = 4;
+/// Something to hold until the fuse is dead.
+const HOLD: u32 = 8;
+/// Others act for the node, and nobody can say when they are gone.
+const UNKNOWN: u32 = 16;
+const DESCRIPTORS: usize = 6;
 /// How many life lines a neighbour is given. It uses one; which one, only it knows if we met more than once.
 const LINES_PER_NODE: usize = 4;
 
@@ -87,6 +101,7 @@ struct Inner {
     listener: RefCell<Option<unix::UnixListener>>,
     /// Those that others may watch.
     lines: Option<&'static LifeLines>,
+    acts: Acts,
     awaited: RefCell<Vec<Awaited>>,
     watched: RefCell<BTreeMap<NodeId, Watch>>,
 }
@@ -105,6 +120,66 @@ struct Watch {
     given: Vec<GivenLine>,
 }
 
+/// The processes other than its own that act for a node, all under one process that outlives them: their fuse.
+#[derive(Clone, Debug)]
+pub struct Tree {
+    fuse: Arc<OwnedFd>,
+    last_word: Option<Arc<Deadline>>,
+    hold: Option<Arc<OwnedFd>>,
+}
+
+impl Tree {
+    /// A tree that is gone once its fuse is, because the kernel ends it so: the fuse is the first process of a pid namespace.
+    /// `fuse` is its pidfd.
+    pub fn new(fuse: Arc<OwnedFd>) -> Self {
+        Self { fuse, last_word: None, hold: None }
+    }
+
+    /// The end of the fuse proves nothing unless it says last, in this memory, that nobody is left.
+    pub fn with_last_word(mut self, memory: Arc<Deadline>) -> Self {
+        self.last_word = Some(memory);
+        self
+    }
+
+    /// Neighbours hold this until the fuse is dead, so that the dying need not free it.
+    pub fn holding(mut self, hold: Arc<OwnedFd>) -> Self {
+        self.hold = Some(hold);
+        self
+    }
+}
+
+/// Who acts for this node.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum Acts {
+    /// This process, and nobody else.
+    #[default]
+    Itself,
+    /// These, too.
+    Through(Tree),
+    /// Others, too, and nobody can say when they are gone.
+    Unknown,
+}
+
+/// Who acts for another node.
+#[derive(Debug)]
+enum TheirActs {
+    Itself,
+    Through { fuse: OwnedFd, last_word: Option<OwnedFd>, hold: Option<Held> },
+    Unknown,
+}
+
+/// Letting go of it may take milliseconds, for which the control thread has no time.
+#[derive(Debug)]
+struct Held(Option<OwnedFd>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let held = self.0.take();
+        // Without a thread it is dropped here, late as that may be.
+        let _refused = std::thread::Builder::new().name("phalanx-release".into()).spawn(move || drop(held));
+    }
+}
+
 /// What a process at the other end of the local socket gives of itself.
 struct Card {
     node: NodeId,
@@ -112,6 +187,7 @@ struct Card {
     pidfd: OwnedFd,
     /// The memory of its life lines, and the number of ours.
     line: Option<(OwnedFd, u32)>,
+    acts: TheirActs,
 }
 
 /// A node whose process is known.
@@ -119,6 +195,7 @@ struct Met {
     node: NodeId,
     pidfd: OwnedFd,
     line: Option<(OwnedFd, u32)>,
+    acts: TheirActs,
     given: Option<GivenLine>,
 }
 
@@ -128,26 +205,34 @@ pub(crate) struct Door {
     pub(crate) name: String,
     listener: unix::UnixListener,
     lines: Option<&'static LifeLines>,
+    acts: Acts,
 }
 
 impl Door {
-    /// Others are given life lines if the end of all threads of this process is the end of whatever acts for it.
-    pub(crate) fn open(give_lines: bool) -> io::Result<Self> {
+    pub(crate) fn open(acts: Acts) -> io::Result<Self> {
         let name = format!("phalanx-{:032x}", u128::from_le_bytes(random()?));
         let addr = unix::SocketAddr::from_abstract_name(&name)?;
         let listener = unix::UnixListener::bind_addr(&addr)?;
         listener.set_nonblocking(true)?;
         // Here, so that the control thread need not wait for the thread that begins with it.
         let life = wake::life();
-        let lines = life.filter(|_| give_lines).map(|life| life.lines);
-        Ok(Self { name, listener, lines })
+        // Of no use where our death proves nothing.
+        let lines = life.filter(|_| !matches!(acts, Acts::Unknown)).map(|life| life.lines);
+        Ok(Self { name, listener, lines, acts })
     }
 }
 
 impl Neighbours {
     pub(crate) fn new(door: Door) -> Self {
-        let (listener, lines) = (RefCell::new(Some(door.listener)), door.lines);
-        Self(Rc::new(Inner { listener, lines, awaited: RefCell::default(), watched: RefCell::default() }))
+        let Door { name: _, listener, lines, acts } = door;
+        let listener = RefCell::new(Some(listener));
+        Self(Rc::new(Inner {
+            listener,
+            lines,
+            acts,
+            awaited: RefCell::default(),
+            watched: RefCell::default(),
+        }))
     }
 
     /// These nodes act first when somebody dies. If all of them are on this host, and none is `me`, they need nothing of this
@@ -246,8 +331,9 @@ impl Neighbours {
         let own = pidfd_open(getpid(), PidfdFlags::empty())?;
         let given = self.0.lines.and_then(|lines| Some((lines.memory(), lines.give()?)));
         let line = given.as_ref().map(|(memory, line)| (*memory, line.number()));
-        send_card(&stream, me, memory.as_fd(), own.as_fd(), line).await?;
-        let Card { node, memory: their_memory, pidfd: sent_pidfd, line } = receive_card(&stream).await?;
+        send_card(&stream, me, memory.as_fd(), own.as_fd(), line, &self.0.acts).await?;
+        let Card { node, memory: their_memory, pidfd: sent_pidfd, line, acts } =
+            receive_card(&stream).await?;
         if expected.is_some_and(|expected| expected != node) {
             return Err(refused("it is another incarnation by now"));
         }
@@ -279,7 +365,7 @@ impl Neighbours {
         if transport.me() != me {
             return Err(refused("this node is another incarnation by now"));
         }
-        Ok(Met { node, pidfd, line, given: given.map(|(_, line)| line) })
+        Ok(Met { node, pidfd, line, acts, given: given.map(|(_, line)| line) })
     }
 
     /// A node says which number it found in the memory that we share with it.
@@ -297,7 +383,7 @@ impl Neighbours {
 
     /// From now on the death of the process is a proof of the node's.
     fn watch(&self, met: Met, transport: &Transport) {
-        let Met { node, pidfd, line, given } = met;
+        let Met { node, pidfd, line, acts, given } = met;
         let mut watched = self.0.watched.borrow_mut();
         if let Some(watch) = watched.get_mut(&node) {
             // It may have taken the line of this meeting, and not that of the other one.
@@ -315,10 +401,13 @@ impl Neighbours {
                 None
             }
         });
+        if let TheirActs::Unknown = acts {
+            tracing::debug!(%node, "others act for it, and their end cannot be proved: its lease is waited out");
+        }
         let (neighbours, transport) = (self.clone(), transport.clone());
         transport.counts().neighbours.inc();
         let task = spawn_local(async move {
-            match proof(pidfd, waking, transport.counts()).await {
+            match proof(pidfd, waking, acts, transport.counts()).await {
                 Ok(how) => {
                     tracing::debug!(%node, how, "its process is dead");
                     transport.report_dead(node, how).await;
@@ -365,8 +454,16 @@ fn follow(pidfd: &OwnedFd, memory: BorrowedFd<'_>, number: u32) -> io::Result<Op
     Ok(Some(life.watch(LifeLine::watch(memory, number)?, Threads::of(pidfd)?)))
 }
 
-/// Waits for a proof that the process is dead, whichever comes first. Says which one it is.
-async fn proof(pidfd: OwnedFd, waking: Option<Waking>, counts: &Counts) -> io::Result<&'static str> {
+/// Waits for a proof that the process is dead, whichever comes first, and all that acts for it. Says which one it is.
+async fn proof(
+    pidfd: OwnedFd,
+    waking: Option<Waking>,
+    acts: TheirActs,
+    counts: &Counts,
+) -> io::Result<&'static str> {
+    if let TheirActs::Unknown = acts {
+        std::future::pending::<()>().await;
+    }
     let exiting = async {
         let woken = match waking {
             Some(mut waking) => waking.woken().await,
@@ -380,17 +477,29 @@ async fn proof(pidfd: OwnedFd, waking: Option<Waking>, counts: &Counts) -> io::R
         // The pidfd remains.
         std::future::pending().await
     };
-    tokio::select! {
-        () = exiting => {
-            counts.proofs_by_exiting.inc();
-            Ok("exiting")
-        }
+    let how = tokio::select! {
+        () = exiting => "exiting",
         gone = dead(pidfd) => {
             gone?;
-            counts.proofs_by_pidfd.inc();
-            Ok("pidfd")
+            "pidfd"
         }
+    };
+    if let TheirActs::Through { fuse, last_word, hold } = acts {
+        dead(fuse).await?;
+        if let Some(memory) = last_word
+            && !Deadline::is_gone(memory.as_fd())?
+        {
+            return Err(refused(
+                "its fuse was killed, and what it had started may live: its lease is waited out",
+            ));
+        }
+        drop(hold);
     }
+    match how {
+        "exiting" => counts.proofs_by_exiting.inc(),
+        _ => counts.proofs_by_pidfd.inc(),
+    };
+    Ok(how)
 }
 
 /// Says once that deaths are proved as late as they can be, and why.
@@ -463,15 +572,31 @@ async fn send_card(
     memory: BorrowedFd<'_>,
     pidfd: BorrowedFd<'_>,
     line: Option<(BorrowedFd<'_>, u32)>,
+    acts: &Acts,
 ) -> io::Result<()> {
     let mut card = [0; CARD];
     card[..4].copy_from_slice(&me.node().to_le_bytes());
     card[4..12].copy_from_slice(&me.inc().to_le_bytes());
     let mut descriptors = vec![memory, pidfd];
+    let mut what = 0;
+    let mut add = |bit, descriptor| {
+        what |= bit;
+        descriptors.push(descriptor);
+    };
     if let Some((lines, number)) = line {
-        card[12..].copy_from_slice(&number.to_le_bytes());
-        descriptors.push(lines);
+        card[12..16].copy_from_slice(&number.to_le_bytes());
+        add(LINE, lines);
     }
+    match acts {
+        Acts::Itself => {}
+        Acts::Through(Tree { fuse, last_word, hold }) => {
+            add(TREE, fuse.as_fd());
+            last_word.iter().for_each(|memory| add(LAST_WORD, memory.memory()));
+            hold.iter().for_each(|held| add(HOLD, held.as_fd()));
+        }
+        Acts::Unknown => what |= UNKNOWN,
+    }
+    card[16..].copy_from_slice(&what.to_le_bytes());
     let sent = stream
         .async_io(Interest::WRITABLE, || {
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
@@ -482,7 +607,7 @@ async fn send_card(
             Ok(sendmsg(stream, &[io::IoSlice::new(&card)], &mut ancillary, SendFlags::NOSIGNAL)?)
         })
         .await?;
-    if sent == CARD { Ok(()) } else { Err(refused("it takes no sixteen bytes")) }
+    if sent == CARD { Ok(()) } else { Err(refused("it does not take a card")) }
 }
 
 async fn receive_card(stream: &UnixStream) -> io::Result<Card> {
@@ -505,13 +630,27 @@ async fn receive_card(stream: &UnixStream) -> io::Result<Card> {
     let number = |at: usize| u32::from_le_bytes(card[at..at + 4].try_into().expect("four bytes"));
     let inc = u64::from_le_bytes(card[4..12].try_into().expect("eight bytes"));
     let mut fds = fds.into_iter();
-    match (fds.next(), fds.next(), fds.next()) {
-        (Some(memory), Some(pidfd), lines) if received == CARD => {
-            let line = lines.map(|lines| (lines, number(12)));
-            Ok(Card { node: NodeId::new(number(0), inc), memory, pidfd, line })
+    let (Some(memory), Some(pidfd), true) = (fds.next(), fds.next(), received == CARD) else {
+        return Err(refused("it does not introduce itself as nodes do"));
+    };
+    let what = number(16);
+    let mut next = |bit| match what & bit {
+        0 => Ok(None),
+        _ => fds.next().map(Some).ok_or_else(|| refused("it gives less than it says")),
+    };
+    let line = next(LINE)?.map(|lines| (lines, number(12)));
+    let (fuse, last_word, hold) = (next(TREE)?, next(LAST_WORD)?, next(HOLD)?.map(|held| Held(Some(held))));
+    let acts = match fuse {
+        // What we do not know of may be something else that acts.
+        _ if what & !(LINE | TREE | LAST_WORD | HOLD) != 0 => TheirActs::Unknown,
+        Some(fuse) => {
+            // A handle of a process: others may become readable for any reason.
+            pid_of(&fuse)?;
+            TheirActs::Through { fuse, last_word, hold }
         }
-        _ => Err(refused("it does not introduce itself as nodes do")),
-    }
+        None => TheirActs::Itself,
+    };
+    Ok(Card { node: NodeId::new(number(0), inc), memory, pidfd, line, acts })
 }
 
 fn random() -> io::Result<[u8; 16]> {
@@ -546,12 +685,32 @@ mod tests {
         let own = pidfd_open(getpid(), PidfdFlags::empty()).expect("ourselves");
         let me = NodeId::new(7, 9);
         let memory = memfd_create("test", MemfdFlags::CLOEXEC).expect("memory");
-        send_card(&one, me, memory.as_fd(), own.as_fd(), None).await.expect("sent");
-        let Card { node, pidfd: sent, line, .. } = receive_card(&two).await.expect("received");
-        assert!(node == me && line.is_none());
-        send_card(&one, me, memory.as_fd(), own.as_fd(), Some((memory.as_fd(), 7))).await.expect("sent");
+        let itself = Acts::Itself;
+        send_card(&one, me, memory.as_fd(), own.as_fd(), None, &itself).await.expect("sent");
+        let Card { node, pidfd: sent, line, acts, .. } = receive_card(&two).await.expect("received");
+        assert!(node == me && line.is_none() && matches!(acts, TheirActs::Itself));
+        let line = Some((memory.as_fd(), 7));
+        send_card(&one, me, memory.as_fd(), own.as_fd(), line, &Acts::Unknown).await.expect("sent");
         let card = receive_card(&two).await.expect("received");
         assert!(card.line.is_some_and(|(_, number)| number == 7), "a life line where there is one");
+        assert!(matches!(card.acts, TheirActs::Unknown));
+        let fuse = Arc::new(own.try_clone().expect("a copy"));
+        let tree = Tree::new(fuse).with_last_word(Arc::new(Deadline::new().expect("memory")));
+        for (tree, holds) in
+            [(tree.clone(), false), (tree.holding(Arc::new(memory.try_clone().expect("a copy"))), true)]
+        {
+            let acts = Acts::Through(tree);
+            send_card(&one, me, memory.as_fd(), own.as_fd(), None, &acts).await.expect("sent");
+            let TheirActs::Through { last_word, hold, .. } = receive_card(&two).await.expect("received").acts
+            else {
+                panic!("others act for it");
+            };
+            assert!(!Deadline::is_gone(last_word.expect("sent").as_fd()).expect("memory"));
+            assert_eq!(hold.is_some(), holds);
+        }
+        let no_process = Acts::Through(Tree::new(Arc::new(memory.try_clone().expect("a copy"))));
+        send_card(&one, me, memory.as_fd(), own.as_fd(), None, &no_process).await.expect("sent");
+        assert!(receive_card(&two).await.is_err(), "a tree without a process");
         let pid = i32::try_from(std::process::id()).expect("a pid");
         assert!(checked_pidfd(sent.try_clone().expect("a copy"), Some(pid)).is_ok());
         assert!(checked_pidfd(sent, Some(pid + 1)).is_err(), "of another process");
@@ -560,5 +719,38 @@ mod tests {
             Ok(pidfd) => assert!(checked_pidfd(pidfd, Some(pid)).is_ok()),
             Err(error) => assert_eq!(error.raw_os_error(), Some(libc::ENOPROTOOPT), "{error}"),
         }
+    }
+
+    #[tokio::test]
+    async fn a_wrapper_is_dead_once_its_fuse_is_too_and_only_with_its_last_word() {
+        let start = || std::process::Command::new("sleep").arg("100").spawn().expect("sleep exists");
+        let handle = |child: &std::process::Child| {
+            pidfd_open(rustix::process::Pid::from_child(child), PidfdFlags::empty()).expect("our own child")
+        };
+        for (last_word, said) in [(false, false), (true, true), (true, false)] {
+            let (mut wrapper, mut fuse) = (start(), start());
+            let word = Deadline::new().expect("memory");
+            let memory = word.memory().try_clone_to_owned().expect("a copy");
+            let last = last_word.then_some(memory);
+            let acts = TheirActs::Through { fuse: handle(&fuse), last_word: last, hold: None };
+            let counts = Counts::default();
+            let mut proof = Box::pin(proof(handle(&wrapper), None, acts, &counts));
+            wrapper.kill().expect("our own child");
+            wrapper.wait().expect("reaped");
+            assert!(timeout(Duration::from_millis(50), &mut proof).await.is_err(), "its fuse lives");
+            if said {
+                word.set_gone();
+            }
+            fuse.kill().expect("our own child");
+            let proved = timeout(Duration::from_secs(10), proof).await.expect("told in time");
+            assert_eq!(proved.is_ok(), said || !last_word, "{proved:?}");
+            fuse.wait().expect("reaped");
+        }
+        let mut wrapper = start();
+        let counts = Counts::default();
+        let mut proof = Box::pin(proof(handle(&wrapper), None, TheirActs::Unknown, &counts));
+        wrapper.kill().expect("our own child");
+        wrapper.wait().expect("reaped");
+        assert!(timeout(Duration::from_millis(50), &mut proof).await.is_err(), "others may act for it");
     }
 }

@@ -136,6 +136,13 @@ pub enum What {
         /// `CLOCK_BOOTTIME` in nanoseconds after which nothing could be done under the token.
         until_ns: u64,
     },
+    /// The application is late to say that it lives: the node leads nothing, and leaves its groups, until [`What::Unstuck`].
+    Stuck {
+        /// For how long nothing was heard of it.
+        why: String,
+    },
+    /// The application lives: the node joins its groups again.
+    Unstuck,
     /// This node is no member of the group any more.
     Out {
         /// It left on request; otherwise its incarnation is over, and the next one joins the group again.

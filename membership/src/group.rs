@@ -232,6 +232,12 @@ impl Leadership {
         self.lead.cell.is_current(self.lead.token.get(), clock::now_ns)
     }
 
+    /// Until when it lasts at least, in nanoseconds of `CLOCK_BOOTTIME`, while it is current: for others that act on its
+    /// behalf, and must end by themselves if this process is stopped. Ask again and again: every heartbeat moves it.
+    pub fn until_ns(&self) -> Option<u64> {
+        self.lead.cell.current_until(self.lead.token.get(), clock::now_ns)
+    }
+
     /// The fencing token, while the leadership is current.
     #[inline]
     pub fn token(&self) -> Option<Token> {

@@ -40,7 +40,7 @@
 //! | `rendezvous.rs` | how a starting process finds the cluster: one file for each provider, `finder.rs` runs them |
 //! | `rendezvous/registrar.rs` | the registry that a node keeps for others on its admin API |
 //! | `admin.rs`, `metrics.rs`, `trace.rs` | what operators and checkers read |
-//! | `panic.rs` | a panic ends the lease first |
+//! | `panic.rs`, `watchdog.rs` | a panic ends the lease first; an application that stands still |
 //! | `clock.rs`, `error.rs` | the one clock; what can go wrong |
 //!
 //! Each node has one control thread and one bulk thread (and one for its admin API and one for its trace, if it has them),
@@ -67,16 +67,19 @@ mod start;
 mod status;
 mod trace;
 mod transport;
+mod watchdog;
 mod wire;
 
 pub use admin::{AdminRequest, AdminResponse, Extensions};
 pub use bytes::Bytes;
 pub use channel::{Delivered, Deliveries, Fence, Message, SendError, StateRequest};
+pub use death::Tree;
 pub use error::{GroupError, JoinError, NotMember, StartError};
 pub use event::{Event, Events, Member, View, Views, What};
 pub use group::{Leadership, Lost, Membership, Observer};
 pub use membership_multicast::Class;
 pub use membership_proto::{Bootstrap, ClusterView, ConfigError, NodeInfo, WhyNot};
+pub use membership_sync::Deadline;
 pub use membership_types::{GroupName, InvalidGroupName, Lineage, NodeId, Rank, Token, ViewId};
 pub use node::{Node, NodeBuilder};
 pub use prometheus_client::registry::Registry;
@@ -84,3 +87,4 @@ pub use rendezvous::{DnsName, HttpRegistry, LocalNetwork, ParseRendezvousError, 
 pub use replica::{ProposeError, Replica, ReplicatedState};
 pub use secret::{Secret, SecretError};
 pub use status::{GroupStatus, Status};
+pub use watchdog::Watchdog;

@@ -21,6 +21,7 @@ use crate::{
     admin::Extensions,
     bulk::Bulk,
     channel::{Deliveries, Mailbox},
+    death::{Acts, Tree},
     error::{GroupError, JoinError, StartError},
     event::{Events, NodeBus, NodeSubscription, Topic, What},
     group::{Membership, MembershipInner, Observer, ObserverInner},
@@ -29,6 +30,7 @@ use crate::{
     secret::{Secret, SecretError, Source, Wallet},
     start,
     status::{GroupStatus, Status},
+    watchdog::{Pats, Watchdog},
 };
 
 /// How many changes a reader of events may be behind before it gets a gap.
@@ -56,7 +58,8 @@ pub struct NodeBuilder {
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) rejoin: bool,
     pub(crate) panic_hook: bool,
-    pub(crate) children_act: bool,
+    pub(crate) acts: Acts,
+    pub(crate) watchdog: Option<Duration>,
 }
 
 impl Default for NodeBuilder {
@@ -80,7 +83,8 @@ impl Default for NodeBuilder {
             labels: BTreeMap::new(),
             rejoin: true,
             panic_hook: true,
-            children_act: false,
+            acts: Acts::Itself,
+            watchdog: None,
         }
     }
 }
@@ -212,11 +216,25 @@ impl NodeBuilder {
         self
     }
 
-    /// Whether processes other than this one act for the node, as a wrapper's children do. Its death then counts as proved
-    /// only once the kernel has sent them the signal that they asked for in that case (`PR_SET_PDEATHSIG`), and not before
-    /// it has freed the memory of this process. Default no.
+    /// Whether processes other than this one act for the node, as a wrapper's children do, and nobody can say when they are
+    /// gone: its death then proves nothing, and its lease is waited out. Default no.
     pub fn children_act(mut self, act: bool) -> Self {
-        self.children_act = act;
+        self.acts = if act { Acts::Unknown } else { Acts::Itself };
+        self
+    }
+
+    /// Processes other than this one act for the node, all of them in this tree: its death counts as proved once they are gone,
+    /// too. Default: none.
+    pub fn acts_through(mut self, tree: Tree) -> Self {
+        self.acts = Acts::Through(tree);
+        self
+    }
+
+    /// How long the application may be silent, 10 ms to 1 h. It says that it lives with [`Watchdog::pat`]; the node's start counts
+    /// as the first. An application that is late stands still although its node's heart beats: the node leads nothing any more
+    /// and leaves its groups until the next pat, and comes back as their last member. Default: not watched.
+    pub fn watchdog(mut self, limit: Duration) -> Self {
+        self.watchdog = Some(limit);
         self
     }
 
@@ -293,6 +311,8 @@ pub(crate) struct Shared {
     /// What proves that this node belongs to the cluster.
     pub(crate) wallet: Wallet,
     pub(crate) extensions: Extensions,
+    /// If the application is watched.
+    pub(crate) pats: Option<Pats>,
     /// What this node keeps for others that look for their cluster, if it has an admin API.
     pub(crate) registrar: Arc<Mutex<Registrar>>,
     /// Handles that were dropped, for the control thread to notice.
@@ -388,6 +408,12 @@ impl Node {
     /// Where the admin API listens, if there is one.
     pub fn admin_addr(&self) -> Option<SocketAddr> {
         self.inner.shared.admin
+    }
+
+    /// By which the application says that it lives, if [`NodeBuilder::watchdog`] asks for that; otherwise it does nothing. It
+    /// does not keep the node.
+    pub fn watchdog(&self) -> Watchdog {
+        Watchdog(Arc::clone(&self.inner.shared))
     }
 
     /// What callers add to the admin API: routes and metrics.

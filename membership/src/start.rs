@@ -30,6 +30,7 @@ use crate::{
     secret::Wallet,
     status::Status,
     trace::Tracer,
+    watchdog::Pats,
 };
 
 /// How many commands of applications wait for the control thread; then they wait themselves.
@@ -39,6 +40,13 @@ const LOOKUP: Duration = Duration::from_secs(5);
 
 pub(crate) async fn start(builder: NodeBuilder) -> Result<Node, StartError> {
     check_names(&builder)?;
+    let limits = Duration::from_millis(10)..=Duration::from_secs(3600);
+    if let Some(limit) = builder.watchdog.filter(|limit| !limits.contains(limit)) {
+        return Err(StartError::setting(
+            "watchdog",
+            format!("{limit:?} is no limit for it: give 10ms to 1h"),
+        ));
+    }
     let source = builder.credentials.clone();
     let wallet = Wallet::open(source)
         .map_err(|source| StartError::Secret { place: builder.credentials.place(), source })?;
@@ -153,6 +161,7 @@ fn share(
         bus: Mutex::new(Some(bus.clone())),
         status: status.reader(),
         groups: Mutex::default(),
+        pats: builder.watchdog.map(Pats::new),
         extensions: Extensions::new(Arc::clone(&metrics)),
         registrar: Arc::new(Mutex::new(registrar)),
         metrics,
@@ -180,7 +189,7 @@ fn run(
             Some(created.map_err(|source| StartError::Trace { path: path.clone(), source })?)
         }
     };
-    let door = match Door::open(!builder.children_act) {
+    let door = match Door::open(builder.acts.clone()) {
         Ok(door) => Some(door),
         Err(error) => {
             tracing::warn!(%error, "deaths on this host cannot be proved: leases are waited out");

@@ -42,6 +42,8 @@ pub(crate) fn to_json(event: &Event) -> Option<Value> {
             "why": why.as_str(),
             "until_ns": until_ns,
         }),
+        What::Stuck { why } => json!({"event": "stuck", "why": why}),
+        What::Unstuck => json!({"event": "unstuck"}),
         What::Missed { count } => json!({"event": "missed", "count": count}),
         _ => return None,
     };

@@ -297,6 +297,11 @@ impl NodeFlags {
         self.secret_file.is_some()
     }
 
+    /// The lease that the node will have.
+    pub(crate) fn lease(&self) -> Duration {
+        self.lease.map_or(Duration::from_secs(1), |time| time.0)
+    }
+
     /// A node with these settings; `core` where the flags do not say.
     pub(crate) fn builder(self, core: bool) -> NodeBuilder {
         let mut b = Node::builder()

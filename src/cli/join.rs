@@ -109,11 +109,6 @@ pub(crate) async fn start(flags: NodeFlags, core: bool, rejoin: bool) -> Result<
     Ok(node)
 }
 
-/// A node for which a server acts that is its child.
-pub(crate) async fn start_wrapper(flags: NodeFlags) -> Result<Node, Failure> {
-    flags.builder(true).rejoin(true).children_act(true).start().await.map_err(flags::start_failure)
-}
-
 impl Join {
     pub(crate) fn configure(&mut self) -> Result<Option<tracing::Level>, Failure> {
         self.node.complete(self.config.as_deref())

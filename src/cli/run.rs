@@ -6,24 +6,34 @@ use std::{
     os::unix::process::ExitStatusExt,
     path::PathBuf,
     process::ExitStatus,
+    sync::Arc,
     time::Duration,
 };
 
-use backplane::{Child, ChildSpec, Output, PortProbe, SpawnError};
+use backplane::{ChildSpec, Fuse, Output, PortProbe, SpawnError, Task, TaskEnd};
 use clap::Args;
-use tokio::time::Instant;
+use membership::{JoinError, Leadership, Membership, Node};
+use tokio::{sync::watch, time::Instant};
 
 use super::{
-    Failure, Outcome, events, exit,
+    Failure, Outcome, at_least_one, events, exit,
     flags::{NodeFlags, Time},
-    join::{LEAVE_LIMIT, Stops, start_wrapper},
+    fuse::{How, Wrapper},
+    health::{self, Check, Patience},
+    hooks::{self, Gate, Hooks},
+    join::{LEAVE_LIMIT, Stops},
+    lock::Exclusive,
 };
 
 /// Runs an unmodified server as a member of a group: `phalanx run --group G --endpoint ADDR -- CMD…`
 ///
-/// Starts CMD, joins GROUP once its port answers, leaves when it exits, and stops it on TERM with all that it started.
-/// Workers that CMD forks survive a SIGKILL of this wrapper, though not a TERM: run servers in the foreground that do not fork,
-/// for instance nginx with `master_process off`. The exit code is CMD's own.
+/// Starts CMD, joins GROUP once its port answers, leaves when it exits, and stops it on TERM. All that CMD starts ends with this
+/// wrapper, also when that is killed with SIGKILL, and daemons too; CMD itself must stay in the foreground. With --exclusive CMD
+/// runs only while this node leads GROUP. The exit code is CMD's own; 5 if --exclusive and the leadership was lost.
+///
+/// CMD and hooks find PHALANX_GROUP and PHALANX_NODE in their environment, hooks also PHALANX_ROLE, PHALANX_VIEW and
+/// PHALANX_LINEAGE, --on-lead and an exclusive CMD PHALANX_TOKEN (send it along with each effect), --on-follow PHALANX_LEADER and
+/// PHALANX_LEADER_ENDPOINT (also _HOST and _PORT).
 ///
 /// Example: phalanx run --group kv-a --endpoint 127.0.0.1:6401 --rendezvous file:/tmp/rdv -- redis-server --port 6401
 #[derive(Args)]
@@ -34,12 +44,45 @@ pub(crate) struct Run {
     /// Where CMD serves; routers forward to it.
     #[arg(long, value_name = "ADDR")]
     endpoint: Option<String>,
+    /// Run CMD only while this node leads the group, once. It is killed with all that it started before another one can lead.
+    #[arg(long, conflicts_with_all = ["health", "on_lead", "on_follow"])]
+    exclusive: bool,
+    /// Whether CMD does its work: tcp:HOST:PORT, http:HOST:PORT/PATH (200 to 399), redis:HOST:PORT (PING) or exec:COMMAND (exits
+    /// with 0). While it does not, this node is out of the group; then it comes back as the last.
+    #[arg(long, value_name = "CHECK")]
+    health: Option<Check>,
+    /// How often that is asked; up to 8760h.
+    #[arg(long, value_name = "DUR", default_value = "1s")]
+    health_every: Time,
+    /// How long an answer may take; up to 8760h.
+    #[arg(long, value_name = "DUR", default_value = "1s")]
+    health_timeout: Time,
+    /// After how many failures in a row it is unhealthy.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = at_least_one)]
+    health_failures: usize,
+    /// After how many successes in a row it is healthy again.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = at_least_one)]
+    health_successes: usize,
+    /// What to run when this node comes to lead, with `sh -c`. It is killed when the lead is lost, before another one can have it.
+    /// If it fails this node steps down.
+    #[arg(long, value_name = "COMMAND")]
+    on_lead: Option<OsString>,
+    /// What to run when another node leads, with `sh -c`; also when that changes.
+    #[arg(long, value_name = "COMMAND")]
+    on_follow: Option<OsString>,
+    /// How long these two may take; up to 8760h. One runs at a time, and if the role changes meanwhile only the newest counts.
+    #[arg(long, value_name = "DUR", default_value = "30s")]
+    hook_timeout: Time,
     /// How long CMD may take until its port answers; up to 8760h.
     #[arg(long, value_name = "DUR", default_value = "60s")]
     start_timeout: Time,
     /// How long CMD has between TERM and KILL; up to 8760h.
     #[arg(long, value_name = "DUR", default_value = "10s")]
     grace: Time,
+    /// What keeps all together that CMD starts: namespace (a pid namespace; needs root), user-namespace, subreaper, or auto,
+    /// the first of these that this process may have.
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    fuse: How,
     /// A TOML file with these settings.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -55,90 +98,179 @@ impl Run {
         self.node.complete(self.config.as_deref())
     }
 
-    pub(crate) async fn run(self, json: bool) -> Outcome {
+    pub(crate) async fn run(mut self, json: bool) -> Outcome {
         let endpoint = self.endpoint.as_deref().map(resolve).transpose()?;
         if let Some(at) = endpoint {
             free(at).await?;
         }
-        let mut stops = Stops::new()?;
-        let node = start_wrapper(self.node).await?;
-        let name = self.command.first().map(|program| program.display().to_string()).unwrap_or_default();
-        let mut spec = ChildSpec::new(self.command);
+        let stops = Stops::new()?;
+        let wrapper = Wrapper::start(std::mem::take(&mut self.node), self.fuse).await?;
+        let mut spec = ChildSpec::new(std::mem::take(&mut self.command));
         spec.grace = self.grace.0;
         if json {
             spec.output = Output::Stderr;
         }
-        let mut child = match Child::spawn(spec).await {
-            Ok(child) => child,
-            Err(error) => {
-                node.leave().await;
-                let wrong = matches!(error, SpawnError::NoCommand | SpawnError::NotFound(_));
-                let code = if wrong { exit::USAGE } else { exit::FAILED };
-                return Err(Failure::new(code, error.to_string()));
-            }
-        };
-        let printer = tokio::spawn(print_events(node.all_events(), json));
-        let status = if let Some(at) = endpoint {
+        let serves = self.endpoint.clone().zip(endpoint);
+        if self.exclusive {
+            let serves = serves.map(|(text, at)| (text, at, self.start_timeout.0));
+            let exclusive = Exclusive { wrapper, group: self.group, serves, once: false, prints: true };
+            return exclusive.run(spec, stops, json).await;
+        }
+        let printer = tokio::spawn(print_events(wrapper.node.all_events(), json));
+        let outcome = Box::pin(self.serve(&wrapper, spec, serves, stops)).await;
+        wrapper.end().await?;
+        // Where nobody reads, nothing is lost.
+        let _unread = tokio::time::timeout(LEAVE_LIMIT, printer).await;
+        outcome
+    }
+
+    /// Runs the server to its end.
+    async fn serve(
+        &self,
+        wrapper: &Wrapper,
+        mut spec: ChildSpec,
+        serves: Option<(String, SocketAddr)>,
+        mut stops: Stops,
+    ) -> Outcome {
+        let name = spec.command.first().map(|program| program.display().to_string()).unwrap_or_default();
+        spec.env.push(("PHALANX_GROUP".into(), self.group.clone().into()));
+        spec.env.push(("PHALANX_NODE".into(), wrapper.node.name().into()));
+        let mut server = spawn(&wrapper.fuse, spec).await?;
+        if let Some((_, at)) = &serves {
             let deadline = Instant::now() + self.start_timeout.0;
             tokio::select! {
-                ready = backplane::wait_for_port(at, Duration::from_millis(20), deadline) => match ready {
-                    Ok(()) => None,
-                    Err(error) => {
-                        child.stop().await?;
-                        node.leave().await;
+                ready = backplane::wait_for_port(*at, Duration::from_millis(20), deadline) => {
+                    if let Err(error) = ready {
+                        server.stop().await?;
                         return Err(Failure::new(exit::FAILED, error.to_string()));
                     }
-                },
-                status = child.wait() => {
-                    let status = status?;
-                    if status.success() {
-                        node.leave().await;
+                }
+                end = server.wait() => {
+                    let end = end?;
+                    if end.status.success() {
                         let why = format!("{name} ended before its port {at} answered: run it in the foreground");
                         return Err(Failure::new(exit::FAILED, why));
                     }
-                    Some(status)
+                    return Ok(code_of(end.status));
                 }
-                () = stops.next() => Some(child.stop().await?),
+                () = stops.next() => return Ok(code_of(server.stop().await?.status)),
             }
-        } else {
-            None
-        };
-        let status = match status {
-            Some(status) => status,
-            None => {
-                let endpoint = self.endpoint.filter(|_| endpoint.is_some());
-                let membership =
-                    node.join(&self.group, endpoint).await.map_err(|e| Failure::usage(e.to_string()))?;
-                let status = tokio::select! {
-                    status = child.wait() => Some(status?),
-                    () = stops.next() => None,
-                };
-                let stop = async {
-                    match status {
-                        Some(status) => Ok(status),
-                        None => {
-                            // Out of the routers' sight first, then down.
-                            let _ = tokio::time::timeout(LEAVE_LIMIT, membership.leave()).await;
-                            child.stop().await
-                        }
+        }
+        let endpoint = serves.map(|(text, _)| text);
+        let join = || wrapper.node.join(&self.group, endpoint.clone());
+        let mut membership = join().await.map_err(|error| Failure::usage(error.to_string()))?;
+        let gate = Gate::new();
+        let _hooks = self.hooks(&gate).map(|hooks| {
+            let (node, fuse) = (wrapper.node.clone(), Arc::clone(&wrapper.fuse));
+            Running(tokio::spawn(hooks::follow(hooks, node, membership.clone(), fuse, wrapper.lease)))
+        });
+        let (tell, mut healthy) = watch::channel(true);
+        let _asking = self.health.clone().map(|check| {
+            let patience = Patience {
+                every: self.health_every.0,
+                limit: self.health_timeout.0,
+                failures: self.health_failures,
+                successes: self.health_successes,
+            };
+            Running(tokio::spawn(health::watch(check, patience, Arc::clone(&wrapper.fuse), tell)))
+        });
+        let (mut joining, mut joined) = (true, std::pin::pin!(wrapper.node.joined()));
+        let ended = loop {
+            tokio::select! {
+                end = server.wait() => break Some(end?),
+                outcome = &mut joined, if joining => {
+                    joining = false;
+                    if let Err(error @ JoinError::Timeout { .. }) = outcome {
+                        server.stop().await?;
+                        return Err(Failure::new(exit::NOT_JOINED, error.to_string()));
                     }
-                };
-                tokio::select! {
-                    status = stop => status?,
-                    () = stops.next() => std::process::exit(130),
+                }
+                () = stops.next() => break None,
+                Ok(()) = healthy.changed() => {
+                    if *healthy.borrow_and_update() {
+                        gate.open();
+                        // An error says that the node has stopped: then the server is all that is left.
+                        if let Ok(again) = join().await {
+                            membership = again;
+                        }
+                    } else {
+                        gate.close().await;
+                        let membership = membership.clone();
+                        // The wish is what counts; nobody has to wait for the view.
+                        tokio::spawn(async move { membership.leave().await });
+                    }
                 }
             }
         };
-        node.leave().await;
-        let _ = tokio::time::timeout(LEAVE_LIMIT, printer).await;
-        Ok(code_of(status))
+        let stop = async {
+            match ended {
+                Some(end) => Ok(end),
+                None => {
+                    gate.close().await;
+                    // Out of the routers' sight first, then down.
+                    let _late = tokio::time::timeout(LEAVE_LIMIT, membership.leave()).await;
+                    server.stop().await
+                }
+            }
+        };
+        let end: TaskEnd = tokio::select! {
+            end = stop => end?,
+            () = stops.next() => std::process::exit(130),
+        };
+        Ok(code_of(end.status))
     }
+
+    fn hooks(&self, gate: &Arc<Gate>) -> Option<Hooks> {
+        let Self { on_lead, on_follow, .. } = self;
+        (on_lead.is_some() || on_follow.is_some()).then(|| Hooks {
+            on_lead: on_lead.clone(),
+            on_follow: on_follow.clone(),
+            limit: self.hook_timeout.0,
+            gate: Arc::clone(gate),
+        })
+    }
+}
+
+/// A task that ends with this.
+struct Running(tokio::task::JoinHandle<()>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Starts a command, with the right exit code if that fails.
+pub(crate) async fn spawn(fuse: &Fuse, spec: ChildSpec) -> Result<Task, Failure> {
+    fuse.spawn(spec).await.map_err(|error| {
+        let wrong = matches!(error, SpawnError::NoCommand | SpawnError::NotFound(_));
+        let code = if wrong { exit::USAGE } else { exit::FAILED };
+        Failure::new(code, error.to_string())
+    })
+}
+
+/// What a command is told of the group, and of the lead that it acts under.
+pub(crate) fn variables(
+    node: &Node,
+    membership: &Membership,
+    leadership: Option<&Leadership>,
+) -> Vec<(OsString, OsString)> {
+    let mut all =
+        vec![("PHALANX_GROUP", membership.group().to_string()), ("PHALANX_NODE", node.name().to_owned())];
+    if let Some(view) = membership.view() {
+        all.push(("PHALANX_VIEW", view.id.get().to_string()));
+        all.push(("PHALANX_LINEAGE", view.lineage.to_string()));
+    }
+    if let Some(token) = leadership.and_then(Leadership::token) {
+        all.push(("PHALANX_TOKEN", token.get().to_string()));
+    }
+    all.into_iter().map(|(name, value)| (name.into(), value.into())).collect()
 }
 
 /// How long an address is asked whether anybody answers there.
 const PROBE: Duration = Duration::from_millis(100);
 
-async fn print_events(mut events: membership::Events, json: bool) {
+pub(crate) async fn print_events(mut events: membership::Events, json: bool) {
     while let Some(event) = events.next().await {
         // A wrapper goes on for its server's sake even if nobody reads this.
         let _ = events::print(&event, json);
@@ -166,7 +298,7 @@ fn resolve(endpoint: &str) -> Result<SocketAddr, Failure> {
 }
 
 /// The child's own code, or 128 and the signal that ended it, as shells do.
-fn code_of(status: ExitStatus) -> u8 {
+pub(crate) fn code_of(status: ExitStatus) -> u8 {
     let code = status.code().or_else(|| status.signal().map(|s| 128 + s));
     code.and_then(|c| u8::try_from(c & 0xff).ok()).unwrap_or(exit::FAILED)
 }

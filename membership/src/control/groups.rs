@@ -178,7 +178,7 @@ impl Driver {
             return;
         }
         let recent = wanted.away.filter(|(at, _)| clock::now() - *at < FORGIVEN);
-        let away = recent.map_or(AWAY.0, |(_, before)| (2 * before).min(AWAY.1));
+        let away = recent.map_or(AWAY.0, |(_, before)| (2 * before).clamp(AWAY.0, AWAY.1));
         tracing::warn!(%group, ?away, "others wait for this member: it leaves the group for a while");
         wanted.leaving = Leaving::SteppedOut;
         wanted.away = Some((clock::now().after(away), away));
@@ -186,8 +186,51 @@ impl Driver {
         self.inputs.push_back(Input::Wish(GroupWish::Leave { group: group.clone() }));
     }
 
+    /// Looks whether the application still stands still, or does by now.
+    pub(super) fn watch_application(&mut self) {
+        let Some(pats) = self.shared.pats.as_ref().filter(|_| self.stopping.is_none()) else { return };
+        let late = pats.is_late();
+        if late == self.late {
+            return;
+        }
+        self.late = late;
+        if late {
+            let why = format!("nothing was heard of the application for {:?}", pats.limit());
+            tracing::error!(why, "the application stands still: the node leaves its groups");
+            let groups: Vec<GroupName> = self.groups.keys().cloned().collect();
+            groups.iter().for_each(|group| self.step_out_late(group));
+            self.say(What::Stuck { why });
+            return;
+        }
+        tracing::warn!("the application lives: the node joins its groups again");
+        self.say(What::Unstuck);
+        for (group, slot) in &mut self.groups {
+            let Some(wanted) = slot.wanted.as_mut() else { continue };
+            if wanted.leaving == Leaving::SteppedOut && wanted.away.is_none() {
+                wanted.away = Some((clock::now(), Duration::ZERO));
+                self.away.insert(group.clone());
+            }
+        }
+        self.rejoin_due(clock::now());
+    }
+
+    /// The application stands still: out of the group until it lives.
+    fn step_out_late(&mut self, group: &GroupName) {
+        let Some(wanted) = self.groups.get_mut(group).filter(|s| s.member).and_then(|s| s.wanted.as_mut())
+        else {
+            return;
+        };
+        if wanted.leaving == Leaving::No {
+            (wanted.leaving, wanted.away) = (Leaving::SteppedOut, None);
+            self.inputs.push_back(Input::Wish(GroupWish::Leave { group: group.clone() }));
+        }
+    }
+
     /// When the next one who stepped out comes back.
     pub(super) fn next_rejoin(&self) -> Option<Instant> {
+        if self.late {
+            return None;
+        }
         let away = |slot: &Slot| {
             let wanted = slot.wanted.as_ref().filter(|w| w.leaving == Leaving::SteppedOut)?;
             (!slot.member).then_some(wanted.away?.0)
@@ -196,6 +239,9 @@ impl Driver {
     }
 
     pub(super) fn rejoin_due(&mut self, now: Instant) {
+        if self.late {
+            return;
+        }
         for group in self.away.clone() {
             let Some(slot) = self.groups.get_mut(&group) else {
                 self.away.remove(&group);
@@ -277,6 +323,9 @@ impl Driver {
             self.bulk.view(Arc::clone(&view), kind);
         }
         self.tell_group(&group, event);
+        if self.late {
+            self.step_out_late(&group);
+        }
         let is_out = part == Part::Left || was_member && rank.is_none();
         if is_out {
             self.out(&group);
@@ -378,7 +427,7 @@ impl Driver {
         // The clock is read for the event before anybody can act.
         let event =
             self.event(Some(group.clone()), What::Leading { token: lead.token, lineage: lead.lineage });
-        if event.at_ns >= self.lease_until.as_nanos() || self.revoked {
+        if event.at_ns >= self.lease_until.as_nanos() || self.revoked || self.late {
             self.suspended = true;
             return;
         }

@@ -235,7 +235,10 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
-    use crate::{death::proof, metrics::Counts};
+    use crate::{
+        death::{TheirActs, proof},
+        metrics::Counts,
+    };
 
     /// Longer than anything takes that will happen at all.
     const PATIENCE: Duration = Duration::from_secs(60);
@@ -349,7 +352,7 @@ mod tests {
     async fn a_thread_that_ends_alone_proves_nothing_and_the_pidfd_remains() {
         let mut holder = Holder::start(0);
         let (pidfd, waking, counts) = (holder.pidfd(), holder.waking(), Counts::default());
-        let mut proof = Box::pin(proof(pidfd, Some(waking), &counts));
+        let mut proof = Box::pin(proof(pidfd, Some(waking), TheirActs::Itself, &counts));
         writeln!(holder.child.stdin.as_ref().expect("piped"), "end").expect("it reads");
         let end = Instant::now() + PATIENCE;
         while counts.wakes_in_vain.get() == 0 {
@@ -366,7 +369,7 @@ mod tests {
     async fn a_stopped_process_is_not_dead_until_it_is_killed() {
         let mut holder = Holder::start(0);
         let (pidfd, waking, counts) = (holder.pidfd(), holder.waking(), Counts::default());
-        let mut proof = Box::pin(proof(pidfd, Some(waking), &counts));
+        let mut proof = Box::pin(proof(pidfd, Some(waking), TheirActs::Itself, &counts));
         holder.signal(Signal::STOP);
         assert!(timeout(LONGEST, &mut proof).await.is_err(), "it is stopped");
         assert_eq!(counts.wakes_in_vain.get(), 0, "its line is whole");

@@ -174,6 +174,15 @@ impl LeaderCell {
         (token != NOT_LEADING && self.confirm(token, clock)).then_some(token)
     }
 
+    /// Until when this node leads under `token` as far as is known now, if it does: for whoever watches over others that
+    /// act for it. As [`is_current`](LeaderCell::is_current), but it gives the end that the claim is about.
+    pub fn current_until(&self, token: u64, clock: impl Fn() -> u64) -> Option<u64> {
+        if token == NOT_LEADING || self.token() != token {
+            return None;
+        }
+        self.confirmed(token, clock)
+    }
+
     /// Begins to lead under `token`, or goes on doing so after a gap.
     ///
     /// For the control thread, while the lease is unexpired, and after the stop of the reign before. A token
@@ -209,10 +218,16 @@ impl LeaderCell {
     /// U, T2 and C of the claim above: whether `token`, which was just loaded, is backed by the lease.
     #[inline]
     fn confirm(&self, token: u64, clock: impl Fn() -> u64) -> bool {
+        self.confirmed(token, clock).is_some()
+    }
+
+    /// The same, and U.
+    #[inline]
+    fn confirmed(&self, token: u64, clock: impl Fn() -> u64) -> Option<u64> {
         // Acquire: the token is loaded again after this, and is no older than the end; pairs with `extend`.
         let until = self.lease.page.until().load(Ordering::Acquire);
         // Acquire: keeps the clock, which is no atomic, behind the load.
-        self.token.load(Ordering::Acquire) == token && clock() < until
+        (self.token.load(Ordering::Acquire) == token && clock() < until).then_some(until)
     }
 }
 
@@ -233,6 +248,8 @@ mod tests {
     fn a_leader_is_current_until_the_nanosecond_at_which_its_lease_ends() {
         let (_lease, cell) = led(5, 100);
         assert!(cell.is_current(5, || 99));
+        assert_eq!(cell.current_until(5, || 99), Some(100));
+        assert_eq!((cell.current_until(5, || 100), cell.current_until(4, || 99)), (None, None));
         assert!(!cell.is_current(5, || 100));
         assert_eq!((cell.current(|| 99), cell.current(|| 100)), (Some(5), None));
     }

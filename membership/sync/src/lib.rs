@@ -6,6 +6,7 @@
 //! | [`Snapshot`] | one publisher | every worker | what is the newest table? |
 //! | [`PartitionGate`] | every worker | the mover | is any request still inside? |
 //! | [`LifeLines`] | the kernel | other processes on the host | may this process have died? |
+//! | [`Deadline`] | a wrapper | the fuse of its children | until when may they act? |
 //!
 //! Nothing here waits (but for a short lock, and in [`Bell::sleep`]), does I/O, or knows an async runtime. Every ordering is argued
 //! beside its line. The models in `tests/loom_*.rs` name, for each claim, the step whose weakening makes the
@@ -16,6 +17,8 @@
 //! ```
 #![deny(unsafe_code)]
 
+#[cfg(not(loom))]
+mod deadline;
 mod gate;
 mod lease_cell;
 #[cfg(not(loom))]
@@ -26,6 +29,8 @@ mod life_links;
 mod shim;
 mod snapshot;
 
+#[cfg(not(loom))]
+pub use deadline::Deadline;
 pub use gate::{Inside, PartitionGate};
 pub use lease_cell::{LeaderCell, LeaseMemoryError, NodeLease};
 #[cfg(not(loom))]

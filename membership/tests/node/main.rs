@@ -17,3 +17,4 @@ mod strangers;
 
 /// Whether nodes of the harness hold a key: the tests of `tests/sealed`, some of which are these, say yes.
 const SEALED: bool = false;
+mod watchdog;

@@ -1,0 +1,63 @@
+//! Applications that stand still while their node's heart beats.
+
+use std::time::Duration;
+
+use membership::What;
+
+use crate::harness::{Place, event, names, quiet, view, within};
+
+const LIMIT: Duration = Duration::from_millis(400);
+
+#[tokio::test]
+async fn a_node_whose_application_stands_still_does_not_lead_and_comes_back_with_it() {
+    let place = Place::new();
+    let still = place.builder("still").watchdog(LIMIT).start().await.expect("starts");
+    let dog = still.watchdog();
+    let pats = tokio::spawn(async move {
+        loop {
+            dog.pat();
+            tokio::time::sleep(LIMIT / 20).await;
+        }
+    });
+    let one = still.join("g", None).await.expect("runs");
+    let mut events = one.events();
+    let leadership = within("the lead", one.until_leader()).await.expect("runs");
+    let other = place.node("other").await;
+    let two = other.join("g", None).await.expect("runs");
+    within("both", view(&mut two.views(), |view| view.members.len() == 2)).await;
+    tokio::time::sleep(LIMIT * 2).await;
+    assert!(leadership.is_current(), "it is patted");
+
+    pats.abort();
+    within("the other leads", two.until_leader()).await.expect("runs");
+    assert!(!leadership.is_current());
+    within("it is told", event(&mut events, |what| matches!(what, What::Stuck { .. }))).await;
+    within("and out", event(&mut events, |what| matches!(what, What::Out { left: false }))).await;
+    let more = still.join("h", None).await.expect("runs");
+    assert!(
+        tokio::time::timeout(LIMIT, more.until_leader()).await.is_err(),
+        "nor does it lead what it joins meanwhile"
+    );
+
+    let dog = still.watchdog();
+    let pats = tokio::spawn(async move {
+        loop {
+            dog.pat();
+            tokio::time::sleep(LIMIT / 20).await;
+        }
+    });
+    within("it is back", event(&mut events, |what| matches!(what, What::Unstuck))).await;
+    let both = within("both", view(&mut two.views(), |view| view.members.len() == 2)).await;
+    assert_eq!(names(&both), ["other", "still"]);
+    within("the lead of what it joined", more.until_leader()).await.expect("runs");
+    pats.abort();
+    place.judge([still, other]).await;
+}
+
+#[tokio::test]
+async fn a_limit_that_makes_no_sense_is_refused() {
+    for limit in [Duration::ZERO, Duration::from_millis(9), Duration::from_secs(3601)] {
+        let refused = quiet("n").watchdog(limit).start().await.expect_err("no such limit").to_string();
+        assert!(refused.contains("watchdog") && refused.contains("10ms"), "{refused}");
+    }
+}

@@ -1,0 +1,117 @@
+//! Wrappers: a node for which others act, all of them under a fuse, and the fuse itself.
+
+use std::{convert::Infallible, ffi::OsString, process::abort, sync::Arc, time::Duration};
+
+use backplane::{Containment, fuse_main};
+use clap::Args;
+use membership::{Deadline, Leadership, Node, Tree};
+use tokio::task::JoinHandle;
+
+use super::{Failure, Outcome, complain, flags, flags::NodeFlags};
+
+/// The process between a wrapper and what it starts; wrappers start it themselves.
+#[derive(Args)]
+pub(crate) struct FuseCommand {
+    control: i32,
+    deadline: i32,
+    how: String,
+}
+
+impl FuseCommand {
+    pub(crate) fn run(self) -> Outcome {
+        let never: Infallible = fuse_main(self.control, self.deadline, &self.how)?;
+        match never {}
+    }
+}
+
+/// `auto`, or a kind of fuse.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct How(Option<Containment>);
+
+impl std::str::FromStr for How {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match Containment::named(text) {
+            _ if text == "auto" => Ok(Self(None)),
+            Some(how) => Ok(Self(Some(how))),
+            None => Err("give auto, namespace, user-namespace or subreaper".into()),
+        }
+    }
+}
+
+/// A node for which its children act, under its fuse.
+pub(crate) struct Wrapper {
+    pub(crate) node: Node,
+    pub(crate) fuse: Arc<backplane::Fuse>,
+    pub(crate) lease: Duration,
+}
+
+impl Wrapper {
+    /// The fuse first, because neighbours want a handle of it as soon as they meet the node.
+    pub(crate) async fn start(flags: NodeFlags, how: How) -> Result<Self, Failure> {
+        let program: Vec<OsString> = ["/proc/self/exe", "fuse"].map(Into::into).into();
+        let fuse = backplane::Fuse::start(program, how.0).await.map_err(|error| {
+            let kind = how.0.map_or("", Containment::name);
+            Failure::from(anyhow::Error::new(error).context(format!("no {kind} fuse for what this starts")))
+        })?;
+        let mut tree = Tree::new(Arc::clone(fuse.pidfd()));
+        if fuse.containment() == Containment::Subreaper {
+            tree = tree.with_last_word(Arc::clone(fuse.deadline()));
+            if let Some(error) = fuse.why_not_better() {
+                complain(format_args!(
+                    "no pid namespace for what this starts ({error}): if its fuse (process {}) is killed too, orphans may \
+                     live on, and others wait until the lease ends",
+                    fuse.id()
+                ));
+            }
+        }
+        if let Some(mounts) = fuse.mounts() {
+            tree = tree.holding(Arc::clone(mounts));
+        }
+        // A lease that ends while children go on would let others lead too soon; the end of this process ends them first.
+        std::panic::set_hook(Box::new(|info| {
+            complain(info);
+            abort();
+        }));
+        let lease = flags.lease();
+        let node = flags.builder(true).acts_through(tree).start().await;
+        Ok(Self { node: node.map_err(flags::start_failure)?, fuse: Arc::new(fuse), lease })
+    }
+
+    /// Ends all that runs under the fuse, then leaves.
+    pub(crate) async fn end(self) -> Result<(), Failure> {
+        self.fuse.end().await?;
+        self.node.leave().await;
+        Ok(())
+    }
+}
+
+/// Moves the fuse's deadline on for as long as a leadership lasts; the one that was set last stays when this is dropped.
+pub(crate) struct Keeper(JoinHandle<()>);
+
+impl Keeper {
+    pub(crate) fn new(leadership: Leadership, deadline: Arc<Deadline>, lease: Duration) -> Self {
+        // What has to be killed must be gone when the lease ends; renewals come long before that.
+        let margin =
+            (lease / 8).clamp(Duration::from_millis(2), Duration::from_millis(250)).as_nanos() as u64;
+        let every = (lease / 20).clamp(Duration::from_millis(1), Duration::from_millis(100));
+        let keep = move || match leadership.until_ns() {
+            Some(until) => deadline.set(until.saturating_sub(margin)),
+            None => deadline.set(0),
+        };
+        // Before the first command asks.
+        keep();
+        Self(tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(every).await;
+                keep();
+            }
+        }))
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

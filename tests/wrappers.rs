@@ -1,0 +1,240 @@
+//! What acts under a lease: commands under `lock` and `run`, and whatever they start, end in time whatever happens to
+//! their wrapper.
+
+mod common;
+
+use std::{
+    fs,
+    path::Path,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use common::{Dir, PATIENCE, Proc, run, stderr, stdout};
+
+const LEASE: Duration = Duration::from_millis(1000);
+
+/// The kinds of fuse that this machine grants.
+fn kinds() -> Vec<&'static str> {
+    let dir = Dir::new();
+    let grants = |kind: &&str| {
+        let rendezvous = dir.rendezvous();
+        let output = run(&["lock", "probe", "--fuse", kind, "--rendezvous", &rendezvous, "--", "true"]);
+        let granted = output.status.success();
+        if !granted {
+            assert!(std::env::var_os("CI").is_none(), "no {kind} fuse: {}", stderr(&output));
+            println!("SKIPPED: no {kind} fuse: {}", stderr(&output));
+        }
+        granted
+    };
+    ["namespace", "user-namespace", "subreaper"].into_iter().filter(grants).collect()
+}
+
+/// A command that writes the time (`CLOCK_BOOTTIME` in hundredths of a second) into a file again and again, and a daemon that
+/// it leaves behind, in a session of its own and with no parent, which does the same.
+fn stamps(file: &str) -> String {
+    let body = format!("while :; do read up rest < /proc/uptime; echo $up >> {file}; sleep 0.005; done");
+    format!("(setsid sh -c '{body}' >/dev/null 2>&1 &); {body}")
+}
+
+/// What was written, in hundredths of a second.
+fn read(file: &str) -> Vec<u64> {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    whole.lines().map(|line| line.replace('.', "").parse().expect("a time")).collect()
+}
+
+fn uptime() -> u64 {
+    let text = fs::read_to_string("/proc/uptime").expect("Linux");
+    text.split_once(' ').expect("two numbers").0.replace('.', "").parse().expect("a time")
+}
+
+fn until(what: &str, holds: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        sleep(Duration::from_millis(5));
+    }
+}
+
+fn lock(dir: &Dir, kind: &str, file: &str) -> Proc {
+    let (rendezvous, script) = (dir.rendezvous(), stamps(file));
+    Proc::start(&["lock", "g", "--fuse", kind, "--rendezvous", &rendezvous, "--", "sh", "-c", &script])
+}
+
+#[test]
+fn a_daemon_dies_with_the_wrapper_that_is_killed() {
+    for kind in kinds() {
+        let dir = Dir::new();
+        let file = dir.file("stamps");
+        let (rendezvous, script) = (dir.rendezvous(), stamps(&file));
+        let args = ["run", "--group", "g", "--fuse", kind, "--rendezvous", &rendezvous, "--", "sh", "-c"];
+        let mut wrapper = Proc::start(&[&args[..], &[&script]].concat());
+        wrapper.until_event("leading");
+        until("stamps", || read(&file).len() > 10);
+        wrapper.signal("KILL");
+        wrapper.end();
+        until("calm", || {
+            let before = read(&file).len();
+            sleep(Duration::from_millis(200));
+            before == read(&file).len()
+        });
+        let before = read(&file).len();
+        sleep(Duration::from_millis(500));
+        assert_eq!(before, read(&file).len(), "{kind}: somebody lives on");
+    }
+}
+
+#[test]
+fn the_next_holder_begins_when_all_of_the_killed_one_is_gone_and_long_before_its_lease_ends() {
+    for kind in kinds() {
+        let dir = Dir::new();
+        let files = [dir.file("one"), dir.file("two")];
+        let mut one = lock(&dir, kind, &files[0]);
+        one.until_event("leading");
+        until("stamps", || read(&files[0]).len() > 10);
+        let mut two = lock(&dir, kind, &files[1]);
+        two.until_members(2);
+        // Until they have met.
+        sleep(LEASE);
+        assert!(read(&files[1]).is_empty(), "one at a time");
+        let killed = Instant::now();
+        one.signal("KILL");
+        two.until_event("leading");
+        let took = killed.elapsed();
+        one.end();
+        until("stamps", || read(&files[1]).len() > 10);
+        let (last, first) = (read(&files[0]).last().copied(), read(&files[1]).first().copied());
+        assert!(last <= first, "{kind}: one went on until {last:?}, the other one began at {first:?}");
+        println!("{kind}: the next one led after {took:?}");
+        two.signal("TERM");
+        assert_eq!(two.end(), Some(143), "the command's own end");
+    }
+}
+
+#[test]
+fn a_stopped_wrapper_cannot_prolong_its_command() {
+    for kind in kinds() {
+        let dir = Dir::new();
+        let files = [dir.file("one"), dir.file("two")];
+        // A stopped process is not proved dead: it takes a majority without it.
+        let mut agent = Proc::start(&["agent", "--rendezvous", &dir.rendezvous()]);
+        agent.until_event("unblocked");
+        let mut one = lock(&dir, kind, &files[0]);
+        one.until_event("leading");
+        until("stamps", || read(&files[0]).len() > 10);
+        let mut two = lock(&dir, kind, &files[1]);
+        two.until_members(2);
+        // Until the core has grown.
+        sleep(LEASE);
+        let stopped = uptime();
+        one.signal("STOP");
+        two.until_event("leading");
+        until("stamps", || read(&files[1]).len() > 10);
+        let (last, first) = (*read(&files[0]).last().expect("stamps"), read(&files[1])[0]);
+        assert!(last <= first, "{kind}: one went on until {last}, the other one began at {first}");
+        assert!(last <= stopped + LEASE.as_millis() as u64 / 10 + 1, "{kind}: from {stopped} until {last}");
+        one.signal("CONT");
+        assert_eq!(one.end(), Some(5), "{kind}: lost");
+    }
+}
+
+#[test]
+fn what_runs_while_a_node_leads_ends_with_the_codes_that_are_documented() {
+    let dir = Dir::new();
+    let rendezvous = dir.rendezvous();
+    let locked = |script: &str| run(&["lock", "g", "--rendezvous", &rendezvous, "--", "sh", "-c", script]);
+    let output =
+        locked("echo $PHALANX_GROUP; test $PHALANX_TOKEN -gt 0 && test $PHALANX_VIEW -gt 0 && exit 7");
+    assert_eq!((output.status.code(), stdout(&output)), (Some(7), "g\n".to_owned()), "{}", stderr(&output));
+    assert_eq!(locked("kill -9 $$").status.code(), Some(137));
+    assert_eq!(locked("exit 0").status.code(), Some(0));
+    let exclusive = ["run", "--exclusive", "--group", "g", "--rendezvous", &rendezvous, "--"];
+    assert_eq!(run(&[&exclusive[..], &["sh", "-c", "exit 8"]].concat()).status.code(), Some(8));
+    assert_eq!(run(&[&exclusive[..], &["no-such-program-here"]].concat()).status.code(), Some(2));
+    let unfounded = ["lock", "g", "--bootstrap", "join", "--join-timeout", "300ms"];
+    let output = run(&[&unfounded[..], &["--rendezvous", &dir.rendezvous(), "--", "true"]].concat());
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+}
+
+#[test]
+fn a_command_under_a_lock_reads_and_writes_as_if_it_ran_alone() {
+    let dir = Dir::new();
+    let mut command = common::phalanx();
+    command.args(["lock", "g", "--rendezvous", &dir.rendezvous(), "--", "sh", "-c"]);
+    // It finds itself under the number that it has, and reads what we write.
+    command.arg("readlink /proc/$$/fd/0 | cut -c1-5; cat; echo wrong >&2; readlink /proc/$$/exe >/dev/null");
+    command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+    command.stderr(std::process::Stdio::piped());
+    let mut child = command.spawn().expect("the binary can be started");
+    std::io::Write::write_all(&mut child.stdin.take().expect("piped"), b"hello\n").expect("it reads");
+    let output = child.wait_with_output().expect("it ends");
+    assert_eq!((output.status.code(), stdout(&output)), (Some(0), "pipe:\nhello\n".to_owned()));
+    assert!(stderr(&output).ends_with("wrong\n"), "{}", stderr(&output));
+}
+
+/// A server that only sleeps, and hooks that write what they are told.
+fn hooked(dir: &Dir, name: &str, more: &[&str]) -> Proc {
+    let (rendezvous, file) = (dir.rendezvous(), dir.file(name));
+    let lead = format!("echo lead $PHALANX_TOKEN >> {file}");
+    let follow = format!("echo follow $PHALANX_LEADER >> {file}");
+    let args = ["run", "--group", "g", "--name", name, "--rendezvous", &rendezvous];
+    let hooks = ["--on-lead", &lead, "--on-follow", &follow];
+    Proc::start(&[&args[..], &hooks, more, &["--", "sleep", "1000"]].concat())
+}
+
+fn lines(dir: &Dir, name: &str) -> Vec<String> {
+    let text = fs::read_to_string(dir.path().join(name)).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn hooks_run_when_the_role_changes() {
+    let dir = Dir::new();
+    let mut one = hooked(&dir, "one", &[]);
+    let token = one.until_event("leading")["token"].as_u64().expect("a token");
+    until("the lead", || lines(&dir, "one") == [format!("lead {token}")]);
+    let mut two = hooked(&dir, "two", &[]);
+    two.until_members(2);
+    until("following", || lines(&dir, "two") == ["follow one"]);
+    one.signal("KILL");
+    one.end();
+    let token = two.until_event("leading")["token"].as_u64().expect("a token");
+    until("the lead", || lines(&dir, "two") == ["follow one".to_owned(), format!("lead {token}")]);
+}
+
+#[test]
+fn a_hook_for_the_lead_is_killed_when_the_wrapper_is_stopped_and_the_server_is_not() {
+    let dir = Dir::new();
+    let (hook, server) = (dir.file("hook"), dir.file("server"));
+    let (rendezvous, lead, serve) = (dir.rendezvous(), stamps(&hook), stamps(&server));
+    let args = ["run", "--group", "g", "--rendezvous", &rendezvous, "--on-lead", &lead, "--", "sh", "-c"];
+    let mut one = Proc::start(&[&args[..], &[&serve]].concat());
+    one.until_event("leading");
+    until("stamps", || read(&hook).len() > 10);
+    let stopped = uptime();
+    one.signal("STOP");
+    sleep(LEASE * 2);
+    let last = *read(&hook).last().expect("stamps");
+    assert!(last <= stopped + LEASE.as_millis() as u64 / 10 + 1, "from {stopped} until {last}");
+    assert!(*read(&server).last().expect("stamps") > last, "the server is not bound to the lead");
+    one.signal("CONT");
+}
+
+#[test]
+fn an_unhealthy_server_does_not_lead_and_comes_back_as_the_last() {
+    let dir = Dir::new();
+    let healthy = dir.write("healthy", "");
+    let check = format!("exec:test -f {healthy}");
+    let often = ["--health", &check, "--health-every", "50ms"];
+    let mut one = hooked(&dir, "one", &often);
+    one.until_event("leading");
+    let mut two = hooked(&dir, "two", &[]);
+    two.until_members(2);
+    fs::remove_file(Path::new(&healthy)).expect("it is there");
+    two.until_event("leading");
+    fs::write(&healthy, "").expect("written");
+    let members = two.until_members(2)["members"].clone();
+    assert_eq!(members, serde_json::json!(["two", "one"]));
+    until("following", || lines(&dir, "one").last().is_some_and(|line| line == "follow two"));
+}
