@@ -14,7 +14,7 @@
 use alloc::{boxed::Box, collections::BTreeMap, sync::Arc, vec::Vec};
 use core::time::Duration;
 
-use membership_types::{Ballot, Instant, LogIndex, NodeId};
+use membership_types::{Ballot, Instant, LogIndex, NodeId, ViewId};
 
 use crate::{
     acceptor::Acceptor,
@@ -64,6 +64,8 @@ struct Promised {
     asked: Instant,
     /// The promiser's clock.
     clock: Instant,
+    /// Up to where its data directory has set view ids aside.
+    floor: ViewId,
 }
 
 impl Takeover {
@@ -180,6 +182,7 @@ impl Member {
             horizon: ctx.now.after(ctx.config.terms.drift.granter_waits(left)),
             asked: Instant::MAX,
             clock: ctx.now,
+            floor: ctx.floor(),
         };
         let promises = BTreeMap::from([(me, own)]);
         let old_core = acceptor.state.core.clone();
@@ -289,6 +292,7 @@ impl Member {
             tail: acceptor.tail_after(ask.commit),
             accepted: acceptor.accepted.clone(),
             left,
+            floor: ctx.floor(),
             deaths: self.deaths.clone(),
         };
         ctx.reply(from, lineage, ClusterMsg::Promise(Box::new(promise)));
@@ -326,6 +330,7 @@ impl Member {
             horizon: horizon.min(before),
             asked: promise.echo,
             clock: promise.sent,
+            floor: promise.floor,
         };
         candidate.promises.insert(from, promised);
         let deaths: Vec<_> = promise.deaths.iter().map(|(n, w)| (n, w.clone())).collect();
@@ -466,6 +471,7 @@ impl Member {
             without,
             lapsed,
             clocks: candidate.promises.iter().map(|(id, p)| (*id, p.clock)).collect(),
+            floors: candidate.promises.iter().map(|(id, p)| (*id, p.floor)).collect(),
             stored: candidate
                 .promises
                 .iter()

@@ -245,6 +245,7 @@ fn random_record(
             bootstrap: [None, Some("alone-after".into()), Some("?".into())][usize::from(n[4]) % 3].clone(),
             slots: vec![1, 2, u64::MAX],
             core: None,
+            durable: false,
             bounds: [("B1".to_string(), id(n[5])), ("B9".to_string(), id(n[6]))].into(),
         }),
         1 => Event::Start { p },

@@ -31,6 +31,7 @@ impl Story {
             bootstrap: None,
             slots: Vec::new(),
             core: Some(3),
+            durable: false,
             bounds: BTreeMap::new(),
         }))
     }
