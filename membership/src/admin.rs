@@ -298,6 +298,7 @@ fn status_json(shared: &Shared, status: &Status) -> Value {
         "listen": shared.listen.to_string(),
         "advertise": shared.advertise.to_string(),
         "admin": shared.admin.map(|a| a.to_string()),
+        "data_dir": shared.data_dir.as_ref().map(|dir| dir.display().to_string()),
         "labels": shared.labels,
         "bootstrap": shared.bootstrap,
         "guarantees": shared.guarantees,

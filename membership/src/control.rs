@@ -35,6 +35,7 @@ use crate::{
     clock,
     control::groups::Slot,
     death::{Door, Neighbours},
+    disk::{DataDir, Disk},
     error::StartError,
     event::{Event, NodeBus, Said, Topic, What},
     handshake::Hello,
@@ -69,6 +70,7 @@ pub(crate) struct Setup {
     pub(crate) finder: Finder,
     pub(crate) door: Option<Door>,
     pub(crate) tracer: Option<Tracer>,
+    pub(crate) data_dir: Option<DataDir>,
     pub(crate) bulk: Bulk,
     pub(crate) rejoin: bool,
     /// Does a panic end the lease?
@@ -138,6 +140,7 @@ struct Driver {
     bulk: Bulk,
     steering: Steering,
     tracer: Option<Tracer>,
+    disk: Option<Disk>,
     rejoin: bool,
     guard: bool,
 
@@ -192,10 +195,12 @@ impl Driver {
             finder,
             door,
             tracer,
+            data_dir,
             bulk,
             rejoin,
             guard,
         } = setup;
+        let floor = data_dir.as_ref().map(|dir| dir.floor);
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let me = Hello {
             cluster: shared.cluster.clone(),
@@ -216,8 +221,18 @@ impl Driver {
         let transport =
             Transport::new(me, wallet, lease_of, arrived.clone(), neighbours, bulk.clone(), counts.clone());
         transport.accept(listener);
+        let disk = data_dir.map(|dir| {
+            let arrived = arrived.clone();
+            // It fails when the node has stopped, and then nobody waits for it.
+            dir.run(move |floor| drop(arrived.blocking_send(Arrived::IsSetAside(floor))))
+        });
+        let disk = disk.transpose()?;
         let steering = finder.run(config.me.id, arrived);
-        let machine = Cluster::new(config.clone(), clock::now(), Rng::seeded(rng.next_u64()), ViewId::NONE);
+        let mut machine =
+            Cluster::new(config.clone(), clock::now(), Rng::seeded(rng.next_u64()), ViewId::NONE);
+        if let Some(floor) = floor {
+            machine = machine.with_floor(floor);
+        }
         let mut driver = Self {
             shared,
             bus,
@@ -230,6 +245,7 @@ impl Driver {
             bulk,
             steering,
             tracer,
+            disk,
             rejoin,
             guard,
             _guarded: guard.then(|| Guarded::new(lease.clone())),
@@ -271,6 +287,8 @@ impl Driver {
                 bootstrap: self.shared.bootstrap.split('=').next().map(str::to_owned),
                 slots: Vec::new(),
                 core: Some(u64::from(self.config.terms.core_size)),
+                // Whether all founders have data directories, only a harness can tell.
+                durable: false,
                 bounds: BTreeMap::new(),
             }));
         }
@@ -362,6 +380,7 @@ impl Driver {
                 }
                 self.input(Input::ProvedDead { node, how });
             }
+            Arrived::IsSetAside(floor) => self.input(Input::IsSetAside(floor)),
             Arrived::Addresses { addresses, complete } => {
                 self.addresses = (addresses.clone(), complete);
                 self.input(Input::Rendezvous { addresses, complete });
@@ -472,6 +491,11 @@ impl Driver {
             }
             Output::Ended(end) => self.end = Some(end),
             Output::StepOut { group } => self.step_out(&group),
+            Output::SetAside(floor) => {
+                if let Some(disk) = &self.disk {
+                    disk.set_aside(floor);
+                }
+            }
             Output::Trace(event) => self.trace(event),
             Output::Mark(_) => {}
         }
@@ -658,7 +682,9 @@ impl Driver {
         self.steering.set_seeking(true);
         self.inputs.clear();
         let rng = Rng::seeded(self.rng.next_u64());
-        self.machine = Cluster::new(self.config.clone(), clock::now(), rng, highest);
+        let floor = self.machine.floor();
+        let fresh = Cluster::new(self.config.clone(), clock::now(), rng, highest);
+        self.machine = if self.disk.is_some() { fresh.with_floor(floor) } else { fresh };
         self.begun();
         self.bulk.begin(self.transport.hello(), self.lease.clone());
         let (addresses, complete) = self.addresses.clone();

@@ -41,6 +41,9 @@ pub enum StartError {
         /// Why not.
         source: io::Error,
     },
+    /// The data directory cannot be used; nothing in it was changed.
+    #[error("--data-dir: {0}")]
+    DataDir(String),
     /// A rendezvous provider could not be used at all.
     #[error("--rendezvous {url}: {source}")]
     Rendezvous {
@@ -68,7 +71,7 @@ pub enum StartError {
 impl StartError {
     /// Is the configuration to be corrected (exit code 2 of the command line), rather than the surroundings?
     pub fn is_configuration(&self) -> bool {
-        matches!(self, Self::Config(_) | Self::Setting { .. } | Self::Secret { .. })
+        matches!(self, Self::Config(_) | Self::Setting { .. } | Self::Secret { .. } | Self::DataDir(_))
     }
 
     pub(crate) fn setting(flag: &'static str, problem: impl Into<String>) -> Self {

@@ -52,6 +52,7 @@ mod channel;
 pub mod clock;
 mod control;
 mod death;
+mod disk;
 mod error;
 mod event;
 mod group;

@@ -55,6 +55,7 @@ pub struct NodeBuilder {
     pub(crate) credentials: Source,
     pub(crate) admin: Option<SocketAddr>,
     pub(crate) trace: Option<PathBuf>,
+    pub(crate) data_dir: Option<PathBuf>,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) rejoin: bool,
     pub(crate) panic_hook: bool,
@@ -80,6 +81,7 @@ impl Default for NodeBuilder {
             credentials: Source::None,
             admin: None,
             trace: None,
+            data_dir: None,
             labels: BTreeMap::new(),
             rejoin: true,
             panic_hook: true,
@@ -195,6 +197,15 @@ impl NodeBuilder {
         self
     }
 
+    /// A directory in which the node remembers which view ids, and so which tokens, may have been given: a cluster that is
+    /// founded anew after all of it was down goes on above them, whatever the wall clocks say. Under `expect` all founders
+    /// should have one, for themselves; then it holds for whatever majority of them comes back. Default none: a new lineage
+    /// begins at the wall clock.
+    pub fn data_dir(mut self, path: impl Into<PathBuf>) -> Self {
+        self.data_dir = Some(path.into());
+        self
+    }
+
     /// A label of the node; shown in its status. The core is spread over nodes of different `zone`, `rack` (in a zone) and
     /// `power` unit, as far as there are such.
     pub fn label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
@@ -294,6 +305,7 @@ pub(crate) struct Shared {
     pub(crate) listen: SocketAddr,
     pub(crate) advertise: SocketAddr,
     pub(crate) admin: Option<SocketAddr>,
+    pub(crate) data_dir: Option<PathBuf>,
     pub(crate) name: Arc<str>,
     pub(crate) join_timeout: Duration,
     pub(crate) labels: BTreeMap<String, String>,

@@ -22,6 +22,7 @@ use crate::{
     clock,
     control::{self, Setup},
     death::Door,
+    disk::DataDir,
     error::StartError,
     event::NodeBus,
     metrics::Metrics,
@@ -60,6 +61,7 @@ pub(crate) async fn start(builder: NodeBuilder) -> Result<Node, StartError> {
         );
         return Err(StartError::setting("listen", problem));
     }
+    let data_dir = data_dir(&builder).await?;
     let listener = listen("listen", builder.listen)?;
     let listen = listener.local_addr().map_err(StartError::System)?;
     let advertise = advertised(&builder, listen)?;
@@ -78,10 +80,7 @@ pub(crate) async fn start(builder: NodeBuilder) -> Result<Node, StartError> {
             Some((listener, addr))
         }
     };
-    let name = match &builder.name {
-        Some(name) => name.clone(),
-        None => format!("{}-{}", host_name(), std::process::id()),
-    };
+    let name = name(&builder);
     let id = fresh_id(&name)?;
     let registries = open_registries(&builder, &name, advertise, id)?;
     let status = Snapshot::new(Arc::new(Status::begin(id)));
@@ -102,10 +101,11 @@ pub(crate) async fn start(builder: NodeBuilder) -> Result<Node, StartError> {
             addr: advertise,
             eligible: builder.core,
             slot,
+            keeps_floor: builder.data_dir.is_some(),
             domains: domains(&builder.labels),
         };
         let config = configuration(&builder, me)?;
-        run(&builder, config, listener, &shared, bus, status, registries.clone())
+        run(&builder, config, listener, &shared, bus, status, (registries.clone(), data_dir))
     });
     if started.is_err() {
         for (_, registry) in &registries {
@@ -115,6 +115,20 @@ pub(crate) async fn start(builder: NodeBuilder) -> Result<Node, StartError> {
         unfinished.0 = None;
     }
     started
+}
+
+fn name(builder: &NodeBuilder) -> String {
+    let given = builder.name.clone();
+    given.unwrap_or_else(|| format!("{}-{}", host_name(), std::process::id()))
+}
+
+/// Takes the data directory, if there is one. It may be waited for.
+async fn data_dir(builder: &NodeBuilder) -> Result<Option<DataDir>, StartError> {
+    let Some(path) = builder.data_dir.clone() else { return Ok(None) };
+    let (cluster, name) = (builder.cluster.clone(), name(builder));
+    let opened = tokio::task::spawn_blocking(move || DataDir::open(&path, &cluster, &name)).await;
+    let opened = opened.map_err(|error| StartError::System(io::Error::other(error)))?;
+    opened.map(Some).map_err(StartError::DataDir)
 }
 
 /// A start that fails, or is given up, ends the admin API too.
@@ -146,6 +160,7 @@ fn share(
         listen,
         advertise,
         admin,
+        data_dir: builder.data_dir.clone(),
         name: name.into(),
         join_timeout: builder.join_timeout,
         labels: builder.labels.clone(),
@@ -180,7 +195,7 @@ fn run(
     shared: &Arc<Shared>,
     bus: NodeBus,
     status: Snapshot<Status>,
-    registries: Vec<(String, Registry)>,
+    (registries, data_dir): (Vec<(String, Registry)>, Option<DataDir>),
 ) -> Result<Node, StartError> {
     let tracer = match &builder.trace {
         None => None,
@@ -209,6 +224,7 @@ fn run(
         finder,
         door,
         tracer,
+        data_dir,
         bulk: shared.bulk.clone(),
         rejoin: builder.rejoin,
         guard: builder.panic_hook,

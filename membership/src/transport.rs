@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use membership_proto::{Dest, Msg};
+use membership_proto::{Dest, Floor, Msg};
 use membership_types::NodeId;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
@@ -61,6 +61,8 @@ const QUIET: Duration = Duration::from_secs(30);
 
 /// What comes in from the surroundings, for the control loop.
 pub(crate) enum Arrived {
+    /// The data directory has this floor.
+    IsSetAside(Floor),
     /// A message that reached the incarnation `to`.
     Message { to: NodeId, from: NodeId, msg: Msg },
     /// Proof of a death on this host, and what it is.

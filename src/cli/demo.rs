@@ -385,6 +385,7 @@ impl Harness {
             bootstrap: Some("alone-after".into()),
             slots: Vec::new(),
             core: Some(5),
+            durable: false,
             bounds: BTreeMap::new(),
         };
         this.write(Event::Cfg(cfg))?;

@@ -199,6 +199,10 @@ pub(crate) struct NodeFlags {
     /// Where to serve the admin API (HTTP), and the registry for others' --rendezvous http:.
     #[arg(long, env = "PHALANX_ADMIN", value_name = "ADDR")]
     admin: Option<SocketAddr>,
+    /// A directory of this node's own, in which it remembers which tokens may have been given: after the whole cluster
+    /// was down they go on growing, whatever the wall clocks say. Under expect=N give all founders one.
+    #[arg(long, env = "PHALANX_DATA_DIR", value_name = "DIR")]
+    data_dir: Option<PathBuf>,
     /// May this node sit in the core that decides? yes or no [default: no for watch and router, else yes].
     #[arg(long, env = "PHALANX_CORE", value_name = "YES|NO")]
     #[serde(deserialize_with = "from_text")]
@@ -228,7 +232,7 @@ pub(crate) fn read(file: &Path) -> Result<String, Failure> {
 
 impl NodeFlags {
     /// The keys of a configuration file.
-    pub(crate) const KEYS: [&'static str; 17] = [
+    pub(crate) const KEYS: [&'static str; 18] = [
         "cluster",
         "name",
         "listen",
@@ -241,6 +245,7 @@ impl NodeFlags {
         "secret-file",
         "insecure",
         "admin",
+        "data-dir",
         "core",
         "give-up",
         "join-timeout",
@@ -284,6 +289,7 @@ impl NodeFlags {
             secret_file: self.secret_file.or(base.secret_file),
             insecure: self.insecure.or(base.insecure),
             admin: self.admin.or(base.admin),
+            data_dir: self.data_dir.or(base.data_dir),
             core: self.core.or(base.core),
             give_up: self.give_up.or(base.give_up),
             join_timeout: self.join_timeout.or(base.join_timeout),
@@ -325,6 +331,10 @@ impl NodeFlags {
         b = self.join_timeout.map_or_else(|| b.clone(), |d| b.clone().join_timeout(d.0));
         b = match self.secret_file {
             Some(file) => b.secret_file(file),
+            None => b,
+        };
+        b = match self.data_dir {
+            Some(dir) => b.data_dir(dir),
             None => b,
         };
         b = match self.trace {

@@ -71,6 +71,7 @@ impl Acceptor {
         let this =
             Self { promised, state, accepted: None, given, recent: VecDeque::new(), recent_commands: 0 };
         this.trace_core(ctx);
+        ctx.set_aside(this.state.lineage, promised, this.state.last_view);
         this
     }
 
@@ -164,6 +165,7 @@ impl Acceptor {
     pub(crate) fn commit(&mut self, ctx: &mut Ctx, entry: Arc<Entry>) -> Arc<Change> {
         let change = Arc::new(self.state.apply(&entry));
         self.accepted = None;
+        ctx.set_aside(self.state.lineage, self.promised, self.state.last_view);
         self.recent_commands += entry.commands.len() + 1;
         self.recent.push_back(Logged { entry, change: change.clone() });
         while self.recent_commands > RECENT_COMMANDS && self.recent.len() > 1 {
@@ -217,6 +219,7 @@ impl Acceptor {
                     self.accepted = None;
                     self.recent.clear();
                     self.recent_commands = 0;
+                    ctx.set_aside(self.state.lineage, self.promised, self.state.last_view);
                     self.trace_core(ctx);
                 }
                 true

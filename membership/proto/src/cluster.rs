@@ -17,6 +17,7 @@ use crate::{
     config::Config,
     ctx::{Ctx, Dest, End, Output, WhyNot, Wishes},
     entry::GroupWish,
+    floor::{Durable, Floor},
     member::{Member, Parting},
     msg::{ClusterMsg, Msg, Probe, Tail},
     plant::Plant,
@@ -73,6 +74,8 @@ pub enum Input {
         /// Who stays behind.
         node: NodeId,
     },
+    /// The data directory has what [`Output::SetAside`] asked for.
+    IsSetAside(Floor),
     /// Leave the cluster.
     LeaveCluster,
 }
@@ -109,11 +112,25 @@ impl Cluster {
             wishes: Wishes::default(),
             observes: BTreeSet::new(),
             highest,
+            durable: None,
             #[cfg(feature = "plant")]
             plant: None,
         };
         let phase = Phase::Seeking(Box::new(Seeking::new(&ctx)));
         Self { ctx, phase }
+    }
+
+    /// The node has a data directory, which remembers this, if anything. Its [`NodeInfo`](crate::NodeInfo) must say so.
+    #[must_use]
+    pub fn with_floor(mut self, floor: Option<Floor>) -> Self {
+        debug_assert!(self.ctx.config.me.keeps_floor, "others must know");
+        self.ctx.durable = Some(Durable::new(floor));
+        self
+    }
+
+    /// What the data directory is known to have.
+    pub fn floor(&self) -> Option<Floor> {
+        self.ctx.durable.as_ref().and_then(|durable| durable.synced)
     }
 
     /// Plants a bug in this node.
@@ -323,6 +340,14 @@ impl Machine for Cluster {
             Input::ProvedDead { node, how } => {
                 if let Phase::Member(member) = &mut self.phase {
                     member.on_death(&mut self.ctx, node, how, None);
+                }
+            }
+            Input::IsSetAside(floor) => {
+                self.ctx.is_set_aside(floor);
+                match &mut self.phase {
+                    Phase::Seeking(seeking) => seeking.ask_to_join(&mut self.ctx),
+                    Phase::Member(member) => member.send_heartbeat(&mut self.ctx),
+                    Phase::Ended => {}
                 }
             }
             Input::Wish(wish) => self.on_wish(wish),
@@ -562,6 +587,7 @@ impl Member {
             ClusterMsg::CatchUp { ballot, tail } if ballot.node == from => {
                 self.on_catch_up(ctx, ballot, tail)
             }
+            ClusterMsg::SetAside { ballot, view } => ctx.set_aside(self.lineage, ballot, view),
             ClusterMsg::Update(update) if update.ballot.node == from => return self.on_update(ctx, *update),
             ClusterMsg::Removed { view, index, why } if index >= self.seen() => {
                 return Some(self.out(ctx, view, why.as_str()));

@@ -36,6 +36,11 @@ pub struct Config {
     /// Seconds since the start of 2020 by the wall clock at the instant 0 of the node's interval clock. It
     /// begins the view ids of a new lineage and decides nothing else.
     pub epoch_s: u64,
+    /// A lineage begins its view ids at the second of its founding times 2 to this power: ids of later lineages are higher as
+    /// long as a lineage makes fewer views than that a second, and no wall clock is set back.
+    pub id_bits: u32,
+    /// How many view ids a data directory sets aside at once; a restart of the whole cluster skips about as many.
+    pub id_block: u64,
     /// Emit trace events?
     pub trace: bool,
 }
@@ -55,6 +60,12 @@ pub enum ConfigError {
         /// The lease.
         lease: Duration,
     },
+    /// See the text.
+    #[error("2^{0} view ids a second are out of range: give at most 2^22, so that they last for 60 years")]
+    IdBits(u32),
+    /// See the text.
+    #[error("a block of {0} view ids is out of range: give 4 to 2^32")]
+    IdBlock(u64),
     /// See the text.
     #[error("core size {0} is out of range: give 1 to 15; 5 survives two losses at once")]
     CoreSize(u16),
@@ -81,7 +92,7 @@ impl Config {
     /// A [`ConfigError`] names the value, its range, and what gets worse when it grows.
     pub fn new(me: NodeInfo, bootstrap: Bootstrap, lease: Duration) -> Result<Self, ConfigError> {
         let slots = if let Bootstrap::Expect(n) = bootstrap { n } else { 0 };
-        let terms = Terms { lease, drift: Drift::DEFAULT, core_size: 5, slots };
+        let terms = Terms { lease, drift: Drift::DEFAULT, core_size: 5, slots, durable: false };
         Self {
             me,
             bootstrap,
@@ -90,6 +101,8 @@ impl Config {
             step: lease / 20,
             give_up: lease * 10,
             epoch_s: 0,
+            id_bits: 22,
+            id_block: 1 << 20,
             trace: false,
         }
         .checked()
@@ -106,6 +119,12 @@ impl Config {
         }
         if !(Duration::from_millis(1)..=lease / 3).contains(&self.heartbeat) {
             return Err(ConfigError::Heartbeat { heartbeat: self.heartbeat, lease });
+        }
+        if self.id_bits > 22 {
+            return Err(ConfigError::IdBits(self.id_bits));
+        }
+        if !(4..=1 << 32).contains(&self.id_block) {
+            return Err(ConfigError::IdBlock(self.id_block));
         }
         if !(1..=15).contains(&self.terms.core_size) {
             return Err(ConfigError::CoreSize(self.terms.core_size));

@@ -20,6 +20,7 @@ use membership_types::{
 use crate::{
     config::Config,
     entry::GroupWish,
+    floor::{Durable, Floor},
     msg::{ClusterMsg, Msg},
     view::{ClusterView, NodeInfo, SharedView},
 };
@@ -117,6 +118,9 @@ pub enum Output {
     Ended(End),
     /// The cluster does not admit this node, for the reason given; it goes on asking.
     Refused(String),
+    /// Write this to the data directory, durably, and say so with [`Input::IsSetAside`](crate::Input::IsSetAside). What is
+    /// written later takes its place.
+    SetAside(Floor),
     /// A record for the trace.
     Trace(Event),
     /// Something worth testing happened; only while tracing.
@@ -196,6 +200,8 @@ pub(crate) struct Ctx {
     pub(crate) wishes: Wishes,
     pub(crate) observes: BTreeSet<GroupName>,
     pub(crate) highest: ViewId,
+    /// What our data directory remembers, if we have one.
+    pub(crate) durable: Option<Durable>,
     #[cfg(feature = "plant")]
     pub(crate) plant: Option<crate::plant::Plant>,
 }
@@ -214,9 +220,11 @@ impl Hash for Ctx {
             wishes,
             observes,
             highest,
+            durable,
             ..
         } = self;
-        (config.me.id, now, started, rng, rendezvous, asked_around, wishes, observes, highest).hash(state);
+        (config.me.id, now, started, rng, rendezvous, asked_around, wishes, observes, highest, durable)
+            .hash(state);
     }
 }
 

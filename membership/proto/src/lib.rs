@@ -18,6 +18,7 @@
 //! | `office.rs`, `office/` | the coordinator: authority, proposals, removals, telling |
 //! | `meeting.rs` | other lineages: dissolve, give up |
 //! | `spread.rs` | who sits in the core: seniors, spread over failure domains |
+//! | `floor.rs` | view ids set aside on disk |
 //! | `quorum.rs` | which sets of core members may decide |
 //! | `state.rs`, `entry.rs`, `view.rs` | what is agreed on |
 //! | `msg.rs`, `config.rs`, `ctx.rs` | messages, configuration, effects |
@@ -36,6 +37,7 @@ mod cluster;
 pub mod config;
 mod ctx;
 pub mod entry;
+mod floor;
 mod meeting;
 mod member;
 pub mod msg;
@@ -52,6 +54,7 @@ pub use cluster::{Cluster, Input};
 pub use config::{Bootstrap, Config, ConfigError};
 pub use ctx::{Dest, End, Output, Part, WhyNot};
 pub use entry::GroupWish;
+pub use floor::Floor;
 pub use msg::Msg;
 pub use plant::Plant;
 pub use spread::Domains;

@@ -355,6 +355,7 @@ impl Member {
             seen: self.seen(),
             commit: self.acceptor.as_ref().map(|a| a.state.index),
             slot: ctx.config.me.slot.is_some() && ctx.is_ripe(),
+            floor: ctx.floor(),
             hello: self.hello_due.then(|| self.hello(ctx)),
         }
     }
@@ -477,6 +478,7 @@ impl Member {
 
     fn installed(&mut self, ctx: &mut Ctx, old: &ClusterView, at: LogIndex, snap: bool) {
         ctx.highest = ctx.highest.max(self.view.id);
+        ctx.set_aside(self.lineage, self.following, self.view.id);
         if !self.lease.held {
             // A view is news: if no lease follows it, that is said (again).
             self.said_blocked = false;
@@ -516,6 +518,7 @@ impl Member {
             self.stop_leading(ctx, &view.group, WhyNot::View);
         }
         ctx.highest = ctx.highest.max(view.id);
+        ctx.set_aside(self.lineage, ballot, view.id);
         let part = match (view.contains(me), observed, was_member) {
             (true, _, _) => Part::Member,
             (false, true, _) => Part::Observer,

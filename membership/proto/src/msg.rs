@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     entry::{Entry, GroupWish},
+    floor::Floor,
     quorum::Deaths,
     state::{State, Terms},
     view::{ClusterDelta, ClusterView, NodeInfo, SharedView, Why},
@@ -94,6 +95,8 @@ pub struct Join {
     pub lease: Duration,
     /// View ids up to here were used where it comes from: the cluster raises its own above them first.
     pub highest: ViewId,
+    /// What its data directory remembers; of another lineage, this cluster raises its ids above that, too.
+    pub floor: Option<Floor>,
     /// Its wishes about groups, so that it is admitted and joins in one entry.
     pub wishes: Vec<(u64, GroupWish)>,
     /// Groups that it wants to observe.
@@ -169,6 +172,14 @@ pub enum ClusterMsg {
 
     /// A candidate to a core member that has no log yet: what is committed as far as the candidate knows.
     Log(Box<State>),
+    /// Coordinator to node, a seeker too: view ids up to here are needed, and too few data directories have set them
+    /// aside.
+    SetAside {
+        /// The coordinator's ballot.
+        ballot: Ballot,
+        /// The highest of them.
+        view: ViewId,
+    },
     /// Coordinator to node: what has been committed that concerns it.
     Update(Box<Update>),
     /// "You are no member since this view."
@@ -238,6 +249,8 @@ pub struct Heartbeat {
     /// Does it answer for its founder slot? Only once its incarnation is older than any authority its
     /// predecessor in the slot may have supported.
     pub slot: bool,
+    /// Up to where its data directory has set view ids aside.
+    pub floor: ViewId,
     /// All that a coordinator must know to begin (or begin again) to tell it things.
     pub hello: Option<Hello>,
 }
@@ -308,6 +321,8 @@ pub struct Promise {
     pub seen: LogIndex,
     /// What a coordinator must know to tell it things, unless that is long: then it comes with a heartbeat.
     pub hello: Option<Hello>,
+    /// Up to where its data directory has set view ids aside.
+    pub floor: ViewId,
     /// The deaths it can prove.
     pub deaths: Deaths,
 }

@@ -16,7 +16,7 @@ use alloc::{
 };
 use core::time::Duration;
 
-use membership_types::{Ballot, GroupName, Instant, LogIndex, NodeId};
+use membership_types::{Ballot, GroupName, Instant, LogIndex, NodeId, ViewId};
 
 use crate::{
     acceptor::Acceptor,
@@ -62,6 +62,8 @@ pub(crate) struct Peer {
     accepted: (LogIndex, Instant),
     /// How far it has committed, if it keeps the log.
     commit: Option<LogIndex>,
+    /// Up to where its data directory has set view ids aside.
+    floor: ViewId,
     /// Its latest wish in our queue.
     queued_op: u64,
     /// The groups that it observes.
@@ -81,6 +83,7 @@ impl Peer {
             told: None,
             accepted: (LogIndex::ZERO, Instant::ZERO),
             commit: None,
+            floor: ViewId::NONE,
             queued_op: 0,
             observes: BTreeSet::new(),
         }
@@ -117,6 +120,8 @@ pub(crate) struct Promiser {
     pub(crate) bound: Option<Instant>,
     /// Did it answer for its founder slot?
     pub(crate) slot: bool,
+    /// Up to where its data directory has set view ids aside.
+    pub(crate) floor: ViewId,
     /// How far it has committed.
     pub(crate) commit: LogIndex,
     /// How far it has been told what concerns it.
@@ -173,6 +178,10 @@ pub(crate) struct Office {
     /// comes to cover all that were given.
     wanted: Option<Vec<NodeId>>,
     complaints: behind::Complaints,
+    /// Up to where the data directory of each founder slot has set view ids aside, its holder in the view or not.
+    slot_floors: BTreeMap<u16, ViewId>,
+    /// Ids up to here wait for that.
+    lacks_ids: Option<ViewId>,
     /// The core at the beginning, for one planted bug.
     first_core: Vec<NodeId>,
     pub(crate) next_tick: Instant,
@@ -209,6 +218,8 @@ impl Office {
             given_until: Instant::ZERO,
             wanted: None,
             complaints: behind::Complaints::default(),
+            slot_floors: BTreeMap::new(),
+            lacks_ids: None,
             first_core: acceptor.state.core.clone(),
             next_tick: now.after(ctx.config.heartbeat / 2),
             to_self: VecDeque::new(),
@@ -217,6 +228,7 @@ impl Office {
         for node in &acceptor.state.view.members {
             if node.id != ctx.me() {
                 office.peers.insert(node.id, Peer::new(now));
+                office.note_slot_floor(node.slot, ViewId::NONE);
             }
         }
         let bound = won.promisers.values().any(|promiser| promiser.bound.is_some());
@@ -267,6 +279,9 @@ impl Office {
     fn meet(&mut self, ctx: &mut Ctx, acceptor: &Acceptor, node: NodeId, promiser: Promiser) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         peer.heard = peer.heard.max(Some(promiser.clock));
+        peer.floor = peer.floor.max(promiser.floor);
+        self.note_slot_floor(acceptor.state.view.node(node).and_then(|info| info.slot), promiser.floor);
+        let Some(peer) = self.peers.get_mut(&node) else { return };
         if promiser.bound.is_some() {
             peer.rooted = peer.rooted.max(promiser.bound);
             peer.answered = peer.answered.max(Some(promiser.asked));
@@ -338,6 +353,7 @@ impl Office {
         peer.heard = peer.heard.max(Some(beat.sent));
         let first_log = peer.commit.is_none() && beat.commit.is_some();
         peer.commit = peer.commit.max(beat.commit);
+        peer.floor = peer.floor.max(beat.floor);
         if beat.ballot == self.ballot {
             peer.answered = peer.answered.max(beat.echo);
             if beat.rooted && beat.commit.is_some() {
@@ -349,6 +365,7 @@ impl Office {
         }
         // A newcomer shows at once that it hears us, so that the core need not wait for it.
         let newcomer = peer.answered.is_none();
+        self.note_slot_floor(acceptor.state.view.node(from).and_then(|info| info.slot), beat.floor);
         if let Some(hello) = beat.hello {
             self.on_hello(ctx, acceptor, from, beat.seen, hello);
         }
@@ -403,12 +420,32 @@ impl Office {
             ctx.mark("a newer process takes over an address");
             self.remove(ctx, deaths, node, Why::Replaced);
         }
+        let terms = &acceptor.state.terms;
+        if terms.slots > 0 && terms.durable && join.info.slot.is_some() {
+            if !join.info.keeps_floor {
+                let text = "the founders of this cluster have data directories and this node, which has a founder slot, \
+                            has none: start it with --data-dir";
+                let to = crate::ctx::Dest::Node(id, Some(join.info.addr));
+                ctx.push(crate::ctx::Output::Send(to, Msg::Refused(text.into())));
+                return;
+            }
+            // Its directory may be another one than the slot had before.
+            let floor = join.floor.map_or(ViewId::NONE, |floor| floor.view);
+            self.slot_floors.extend(join.info.slot.map(|slot| (slot, floor)));
+            if let Some(view) = self.lacks_ids.filter(|view| floor < *view) {
+                let msg = ClusterMsg::SetAside { ballot: self.ballot, view };
+                ctx.send(&join.info, acceptor.state.lineage, msg);
+            }
+        }
         if self.is_waiting_for_admission(id) || self.dissolving.is_some() {
             return;
         }
-        if join.highest > acceptor.state.last_view {
+        // What was set aside for this very lineage is not used elsewhere.
+        let foreign = join.floor.filter(|floor| floor.lineage != acceptor.state.lineage);
+        let highest = join.highest.max(foreign.map_or(ViewId::NONE, |floor| floor.view));
+        if highest > acceptor.state.last_view {
             ctx.mark("view ids are raised above those of another lineage");
-            self.enqueue(Command::Raise(join.highest));
+            self.enqueue(Command::Raise(highest));
         }
         self.enqueue(Command::Admit(join.info));
         for (op, wish) in join.wishes {
@@ -515,6 +552,9 @@ impl Office {
     pub(crate) fn inherit(&mut self, before: Self) {
         self.queue = before.queue;
         self.joining = before.joining;
+        for (slot, floor) in before.slot_floors {
+            self.note_slot_floor(Some(slot), floor);
+        }
     }
 
     /// Until when anybody may hold a lease that rests on this office.
@@ -532,6 +572,7 @@ impl Office {
         self.suspect_the_silent(ctx, deaths);
         self.repeat_stops(ctx, acceptor);
         self.repeat_proposal(ctx, acceptor, deaths);
+        self.ask_to_set_aside(ctx, acceptor);
         self.feed_learners(ctx, acceptor);
     }
 
@@ -551,6 +592,13 @@ impl Office {
 
     fn cut_window(&self, ctx: &Ctx) -> Duration {
         ctx.config.heartbeat * 2
+    }
+
+    fn note_slot_floor(&mut self, slot: Option<u16>, floor: ViewId) {
+        if let Some(slot) = slot {
+            let known = self.slot_floors.entry(slot).or_insert(floor);
+            *known = floor.max(*known);
+        }
     }
 
     fn enqueue(&mut self, command: Command) {

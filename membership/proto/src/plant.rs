@@ -41,11 +41,13 @@ pub enum Plant {
     StepDownLate,
     /// A node that missed an update takes the next one as if nothing had been before it.
     IgnoreGap,
+    /// The coordinator gives view ids that no data directory has set aside.
+    UseIdsNotSetAside,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::PromiseEarly,
         Self::CountOldAcks,
         Self::WinInOldCore,
@@ -63,6 +65,7 @@ impl Plant {
         Self::LeaseNeverLapses,
         Self::StepDownLate,
         Self::IgnoreGap,
+        Self::UseIdsNotSetAside,
     ];
 
     /// The name on the command line.
@@ -85,6 +88,7 @@ impl Plant {
             Self::LeaseNeverLapses => "lease-never-lapses",
             Self::StepDownLate => "step-down-late",
             Self::IgnoreGap => "ignore-gap",
+            Self::UseIdsNotSetAside => "use-ids-not-set-aside",
         }
     }
 }

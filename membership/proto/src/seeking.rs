@@ -33,10 +33,6 @@ use crate::{
     view::NodeInfo,
 };
 
-/// How many seconds one step of the first view id of a lineage stands for: ids of later lineages are higher as long as
-/// a lineage makes fewer than 2^22 views a second.
-const IDS_PER_SECOND_BITS: u32 = 22;
-
 /// Another node that we heard of late.
 #[derive(Clone, Debug, PartialEq, Hash)]
 struct Heard {
@@ -73,6 +69,8 @@ pub(crate) struct Seeking {
     /// Since when a majority of the slots has been heard.
     majority_since: Option<Instant>,
     last_refusal: Option<String>,
+    /// The highest id that other seekers know of: a lineage that is founded here begins above.
+    floors: ViewId,
 }
 
 /// What comes out of seeking.
@@ -92,6 +90,7 @@ impl Seeking {
             founding: None,
             majority_since: None,
             last_refusal: None,
+            floors: ViewId::NONE,
         }
     }
 
@@ -120,7 +119,7 @@ impl Seeking {
             may_found_alone: ctx.config.me.eligible
                 && ctx.asked_around
                 && matches!(ctx.config.bootstrap, Bootstrap::AloneAfter(_)),
-            highest: ctx.highest,
+            highest: ctx.highest_or_floor().max(self.floors),
         }
     }
 
@@ -167,7 +166,7 @@ impl Seeking {
         let first = !self.heard.contains_key(&probe.info.id);
         let member = matches!(probe.standing, Standing::Member { .. });
         if let Standing::Seeking { highest, .. } = &probe.standing {
-            ctx.highest = ctx.highest.max(*highest);
+            self.floors = self.floors.max(*highest);
         }
         let id = probe.info.id;
         let before = self.heard.get(&id).and_then(|h| h.answered_at);
@@ -181,7 +180,7 @@ impl Seeking {
     }
 
     /// Asks every coordinator that we heard of to admit us.
-    fn ask_to_join(&mut self, ctx: &mut Ctx) {
+    pub(crate) fn ask_to_join(&mut self, ctx: &mut Ctx) {
         if self.pledged.is_some() {
             return;
         }
@@ -197,6 +196,7 @@ impl Seeking {
                 info: ctx.config.me.clone(),
                 lease: ctx.lease(),
                 highest: ctx.highest,
+                floor: ctx.durable.as_ref().and_then(|durable| durable.synced),
                 wishes: ctx.wishes.all(),
                 observes: ctx.observes.iter().cloned().collect(),
             };
@@ -242,8 +242,8 @@ impl Seeking {
         }
         ctx.mark("a node founds alone");
         let me = ctx.config.me.clone();
-        let lineage = new_lineage(ctx);
-        let highest = ctx.highest;
+        let highest = ctx.highest_or_floor().max(self.floors);
+        let lineage = new_lineage(ctx, highest);
         Some(Found::Member(Box::new(found(ctx, lineage, [me].into(), highest))))
     }
 
@@ -281,11 +281,12 @@ impl Seeking {
             return None;
         }
         if self.founding.as_ref().is_none_or(|f| ctx.now - f.since > ctx.lease()) {
-            let lineage = new_lineage(ctx);
+            let highest = ctx.highest_or_floor().max(self.floors);
+            let lineage = new_lineage(ctx, highest);
             let me = ctx.config.me.clone();
             self.pledged = Some(Pledged { lineage, to: me.id, at: ctx.now });
             let pledges = BTreeMap::from([(me.id, me)]);
-            self.founding = Some(Founding { lineage, since: ctx.now, pledges, highest: ctx.highest });
+            self.founding = Some(Founding { lineage, since: ctx.now, pledges, highest });
         }
         let (lineage, terms) = (self.founding.as_ref()?.lineage, ctx.config.terms.clone());
         for (_, info) in holders {
@@ -300,13 +301,19 @@ impl Seeking {
     /// A founder asks us to found a lineage with it.
     pub(crate) fn on_ask_pledge(&mut self, ctx: &mut Ctx, from: NodeId, lineage: Lineage, terms: &Terms) {
         let free = self.pledged.as_ref().is_none_or(|p| p.lineage == lineage);
-        let same = *terms == ctx.config.terms;
+        // Whether all founders have data directories is known when all have pledged themselves.
+        let durable = terms.durable;
+        let same = *terms == Terms { durable, ..ctx.config.terms.clone() };
         if ctx.config.me.slot.is_none() || !free || !same {
             return;
         }
         self.pledged = Some(Pledged { lineage, to: from, at: ctx.now });
         self.founding = None;
-        let pledge = Msg::Pledge { lineage, info: ctx.config.me.clone(), highest: ctx.highest };
+        let pledge = Msg::Pledge {
+            lineage,
+            info: ctx.config.me.clone(),
+            highest: ctx.highest_or_floor().max(self.floors),
+        };
         ctx.push(Output::Send(Dest::Node(from, None), pledge));
     }
 
@@ -377,6 +384,10 @@ impl Seeking {
                 member.acceptor = Some(Acceptor::new(ctx, ballot, *state));
                 Some(Found::Member(Box::new(member)))
             }
+            ClusterMsg::SetAside { ballot, view } => {
+                ctx.set_aside_as_guest(lineage, ballot, view);
+                None
+            }
             // We are in a core without knowing: the founding did not reach us, and its coordinator is gone or deaf.
             ClusterMsg::Ask(_) if !elsewhere => {
                 ctx.reply(from, lineage, ClusterMsg::Behind { commit: LogIndex::ZERO });
@@ -410,16 +421,19 @@ impl Seeking {
     }
 }
 
-fn new_lineage(ctx: &mut Ctx) -> Lineage {
+/// A lineage that counts as younger than those which gave ids up to `highest`, also where the wall clock was set back.
+fn new_lineage(ctx: &mut Ctx, highest: ViewId) -> Lineage {
     let seconds = ctx.config.epoch_s + ctx.now.as_nanos() / 1_000_000_000;
-    Lineage::new(seconds, ctx.rng.next_u64())
+    let known = highest.get() >> ctx.config.id_bits;
+    Lineage::new(if known > seconds { known + 1 } else { seconds }, ctx.rng.next_u64())
 }
 
 /// Founds a lineage with these founders, by slot order, and takes its first office.
 fn found(ctx: &mut Ctx, lineage: Lineage, founders: Vec<NodeInfo>, highest: ViewId) -> Member {
-    let terms = ctx.config.terms.clone();
+    let mut terms = ctx.config.terms.clone();
+    terms.durable = founders.iter().all(|info| info.keeps_floor);
     let core = spread::first(&founders, usize::from(terms.core_size)).into_iter().map(|n| n.id).collect();
-    let by_clock = ViewId::new(lineage.founded_s() << IDS_PER_SECOND_BITS);
+    let by_clock = ViewId::new(lineage.founded_s() << ctx.config.id_bits);
     let state = State::before_founding(lineage, terms, by_clock.max(highest), founders, core);
     let ballot = Ballot { round: 1, node: ctx.me() };
     ctx.trace(|p| Event::Join { p, g: Group::CLUSTER, lin: Some(membership_types::trace::lin(lineage)) });

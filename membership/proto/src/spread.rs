@@ -102,6 +102,7 @@ mod tests {
                 addr: SocketAddr::from(([10, 0, 0, at as u8], 1)),
                 eligible: true,
                 slot: None,
+                keeps_floor: false,
                 domains: Domains { zone, rack, power: None },
             }
         };

@@ -29,6 +29,9 @@ pub struct Terms {
     pub core_size: u16,
     /// How many founder slots there are (`expect(n)`); 0 where anybody may found.
     pub slots: u16,
+    /// Have all founder slots data directories? Then a majority of them sets every view id aside before it is given.
+    #[serde(default)]
+    pub durable: bool,
 }
 
 /// The cluster as of one index of the log.
@@ -115,13 +118,18 @@ impl State {
 
     /// Is there room for the view ids that this entry may need? If not, the coordinator stops for good.
     pub fn has_ids_for(&self, entry: &Entry) -> bool {
+        self.ids_for(entry).is_some()
+    }
+
+    /// No view that this entry makes has an id above this one.
+    pub fn ids_for(&self, entry: &Entry) -> Option<ViewId> {
         let raised = entry.commands.iter().filter_map(|c| match c {
             Command::Raise(above) => Some(above.get()),
             _ => None,
         });
         let from = raised.max().unwrap_or(0).max(self.last_view.get());
         let groups = self.groups.len() as u64 + entry.commands.len() as u64;
-        from.checked_add(groups + 1).is_some_and(|last| last < ViewId::BOUND)
+        from.checked_add(groups + 1).filter(|last| *last < ViewId::BOUND).map(ViewId::new)
     }
 
     /// Applies the next entry. Every core member that applies the same entries gets the same state.
@@ -335,6 +343,7 @@ mod tests {
             addr,
             eligible: true,
             slot: None,
+            keeps_floor: false,
             domains: Domains::default(),
         }
     }
@@ -344,7 +353,13 @@ mod tests {
     }
 
     fn founded(n: u32) -> State {
-        let terms = Terms { lease: Duration::from_secs(1), drift: Drift::DEFAULT, core_size: 5, slots: 0 };
+        let terms = Terms {
+            lease: Duration::from_secs(1),
+            drift: Drift::DEFAULT,
+            core_size: 5,
+            slots: 0,
+            durable: false,
+        };
         let founders = (1..=n).map(info).collect();
         let floor = ViewId::new(100);
         let mut state = State::before_founding(Lineage::new(1, 1), terms, floor, founders, vec![id(1)]);

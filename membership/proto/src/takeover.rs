@@ -187,7 +187,7 @@ impl Member {
             accepted: acceptor.accepted.clone(),
             horizon: ctx.now.after(ctx.config.terms.drift.granter_waits(left)),
             asked: Instant::MAX,
-            promiser: Promiser::default(),
+            promiser: Promiser { floor: ctx.floor(), ..Promiser::default() },
         };
         let promises = BTreeMap::from([(me, own)]);
         let old_core = acceptor.state.core.clone();
@@ -307,6 +307,7 @@ impl Member {
             slot: ctx.config.me.slot.is_some() && ctx.is_ripe(),
             seen,
             hello,
+            floor: ctx.floor(),
             deaths: self.deaths.clone(),
         };
         ctx.reply(from, lineage, ClusterMsg::Promise(Box::new(promise)));
@@ -325,6 +326,7 @@ impl Member {
             asked: promise.echo,
             bound: promise.bound.then_some(promise.echo),
             slot: promise.slot,
+            floor: promise.floor,
             commit: promise.commit,
             seen: promise.seen,
             hello: promise.hello,

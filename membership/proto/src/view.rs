@@ -21,6 +21,9 @@ pub struct NodeInfo {
     pub eligible: bool,
     /// The founder slot that it holds under `expect(n)`.
     pub slot: Option<u16>,
+    /// Has it a data directory, which sets view ids aside?
+    #[serde(default)]
+    pub keeps_floor: bool,
     /// In which failure domains it is.
     #[serde(default)]
     pub domains: Domains,

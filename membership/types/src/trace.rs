@@ -216,6 +216,9 @@ pub struct Cfg {
     /// How many members the core has (K).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub core: Option<u64>,
+    /// Founder slots have data directories, in which ids are set aside before they are given.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub durable: bool,
     /// Bounds B1..B9 in nanoseconds, by name; what is absent follows from the lease. Also the plain numbers `k`, `c`, `m`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub bounds: BTreeMap<String, u64>,

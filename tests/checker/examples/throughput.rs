@@ -60,6 +60,7 @@ fn made_up() -> Vec<Record> {
         bootstrap: None,
         slots: Vec::new(),
         core: Some(5),
+        durable: false,
         bounds: Default::default(),
     };
     trace.say(Source::Harness, Event::Cfg(cfg));

@@ -25,7 +25,7 @@
 //!
 //! `intake.rs` decides whether a trace is evidence; `book.rs` gathers what was judged and found; `report.rs` is what
 //! comes out; `read.rs` reads files. Views: `views.rs` (GM1, GM2, GM4), `chain.rs` (GM5, GM7, GM8), `quorum.rs` (GM6, GM6a). Leaders:
-//! `title.rs` (GM3, LD1), `reigns.rs` (LD2, GM11), `fences.rs` (LD3, LD5), `zombie.rs` (LD4), `silence.rs` (GM12).
+//! `floors.rs` (GM2n), `title.rs` (GM3, LD1), `reigns.rs` (LD2, GM11), `fences.rs` (LD3, LD5), `zombie.rs` (LD4), `silence.rs` (GM12).
 //! After faults: `calm.rs` (LV1, LV3, LV5, LV9), `accuracy.rs` (LV6),
 //! `reasons.rs` (GM9, LV7), `apart.rs` (LV8). `terms.rs` is what the run promises.
 #![forbid(unsafe_code)]
@@ -36,6 +36,7 @@ mod book;
 mod calm;
 mod chain;
 mod fences;
+mod floors;
 mod intake;
 mod multicast;
 mod quorum;
@@ -60,6 +61,7 @@ use accuracy::Accuracy;
 use book::{At, Book, Grp, Lin};
 use calm::{Liveness, Scene};
 use fences::{Answers, Claim, Fences};
+use floors::Floors;
 use intake::Intake;
 use multicast::{Entry, Multicasts};
 use quorum::Quorum;
@@ -81,6 +83,7 @@ pub struct Checker {
     book: Book,
     terms: Option<Terms>,
     views: Views,
+    floors: Floors,
     quorum: Quorum,
     titles: Titles,
     reigns: Reigns,
@@ -127,6 +130,7 @@ impl Checker {
                 if self.terms.is_none() || *src == Source::Harness {
                     let terms = Terms::new(cfg.clone());
                     self.reigns.one_lineage_at_a_time = !terms.alone();
+                    self.floors.promised = terms.durable();
                     self.terms = Some(terms);
                 }
             }
@@ -261,6 +265,7 @@ impl Checker {
                 for out in std::mem::take(&mut self.views.wills.excluded) {
                     self.reasons.excluded(&mut self.book, self.terms.as_ref(), &out);
                 }
+                self.floors.installed(&mut self.book, &told);
                 if group == Grp::CLUSTER {
                     self.reasons.view(&mut self.book, self.terms.as_ref(), lin, vid, at);
                     if let Some(idx) = idx {

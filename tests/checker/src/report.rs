@@ -14,6 +14,7 @@ use serde::{Serialize, Serializer};
 pub enum Predicate {
     GM1,
     GM2,
+    GM2n,
     GM3,
     GM4,
     GM5,
@@ -57,9 +58,10 @@ pub enum Predicate {
 
 impl Predicate {
     /// All predicates that this build judges, in the order of a report.
-    pub const ALL: [Self; 41] = [
+    pub const ALL: [Self; 42] = [
         Self::GM1,
         Self::GM2,
+        Self::GM2n,
         Self::GM3,
         Self::GM4,
         Self::GM5,
@@ -106,6 +108,7 @@ impl Predicate {
         match self {
             Self::GM1 => "GM1",
             Self::GM2 => "GM2",
+            Self::GM2n => "GM2n",
             Self::GM3 => "GM3",
             Self::GM4 => "GM4",
             Self::GM5 => "GM5",
@@ -153,6 +156,7 @@ impl Predicate {
         match self {
             Self::GM1 => "whoever installs a view is in it",
             Self::GM2 => "view ids grow at every process",
+            Self::GM2n => "ids grow from one lineage to the next",
             Self::GM3 => "nobody leads a group before installing a view of it",
             Self::GM4 => "all who install a view see the same members in the same order",
             Self::GM5 => "views form one chain without a fork, and ids grow along it",

@@ -29,6 +29,11 @@ impl Terms {
         self.cfg.bootstrap.as_deref().is_some_and(|b| b.starts_with("alone-after"))
     }
 
+    /// Do all founder slots set ids aside on disk?
+    pub(crate) fn durable(&self) -> bool {
+        self.cfg.durable && !self.alone()
+    }
+
     /// The founder slots, by node number; empty where they are not told or not used.
     pub(crate) fn slots(&self) -> &[u64] {
         if self.alone() { &[] } else { &self.cfg.slots }

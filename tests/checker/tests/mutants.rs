@@ -20,7 +20,11 @@ fn the_unchanged_life_is_good() {
     let of_multicast =
         |p: &Predicate| p.name().starts_with("VS") || matches!(p, Predicate::LV2 | Predicate::LV4);
     let idle: Vec<Predicate> = idle.into_iter().filter(|p| !of_multicast(p)).collect();
-    assert_eq!(idle, [Predicate::GM11, Predicate::LV6, Predicate::LV8, Predicate::LV9], "{report}");
+    assert_eq!(
+        idle,
+        [Predicate::GM2n, Predicate::GM11, Predicate::LV6, Predicate::LV8, Predicate::LV9],
+        "{report}"
+    );
 }
 
 #[test]

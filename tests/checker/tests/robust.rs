@@ -245,6 +245,7 @@ fn random_record(
             bootstrap: [None, Some("alone-after".into()), Some("?".into())][usize::from(n[4]) % 3].clone(),
             slots: vec![1, 2, u64::MAX],
             core: None,
+            durable: false,
             bounds: [("B1", n[5]), ("B9", n[6]), ("k", n[7]), ("c", n[8]), ("m", n[9])]
                 .map(|(name, n)| (name.to_string(), id(n)))
                 .into(),

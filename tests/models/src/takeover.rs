@@ -240,6 +240,7 @@ fn info(place: usize, incarnation: u64) -> NodeInfo {
         addr: ([127, 0, 0, 1], 1000 + place as u16).into(),
         eligible: true,
         slot: None,
+        keeps_floor: false,
         domains: Domains::default(),
     }
 }

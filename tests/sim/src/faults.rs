@@ -234,7 +234,7 @@ impl World {
                 self.lie_in_wait("changing-core", 4 * lease, false);
             }
             Kind::RestartAll => {
-                if !self.rng.chance(250) {
+                if !self.rng.chance(if self.params.durable { 700 } else { 250 }) {
                     return false;
                 }
                 for p in self.up() {

@@ -78,6 +78,8 @@ pub(crate) struct Params {
     pub(crate) ending: Ending,
     /// The largest deviation of a clock, in parts per million.
     pub(crate) drift_ppm: u64,
+    /// Founder slots have data directories; and no wall clock is any good.
+    pub(crate) durable: bool,
 }
 
 impl Params {
@@ -138,7 +140,7 @@ impl Params {
         if nodes > 3 && rng.chance(250) {
             ineligible.push(rng.below(nodes as u64) as usize);
         }
-        Self {
+        let mut params = Self {
             nodes,
             extra: 3,
             hosts,
@@ -159,7 +161,15 @@ impl Params {
             manners: Manners::draw(rng),
             ending: weighted(rng, &endings),
             drift_ppm: *rng.pick(&[0, 200, 5000, 5000]).expect("not empty"),
+            durable: false,
+        };
+        // From a generator of their own, so that what a seed meant before such things existed is what it means now.
+        let mut later = Rng::seeded(params.fault_every ^ params.faults_for.rotate_left(32));
+        params.durable = params.slots > 0 && later.chance(400);
+        if params.durable {
+            params.kinds.extend([Kind::RestartAll; 2]);
         }
+        params
     }
 }
 

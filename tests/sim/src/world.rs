@@ -6,8 +6,8 @@ use std::{
 };
 
 use membership_proto::{
-    Bootstrap, Cluster, Config, Dest, Domains, End, GroupWish, Input, Kind as GroupKind, Msg, NodeInfo,
-    Output,
+    Bootstrap, Cluster, Config, Dest, Domains, End, Floor, GroupWish, Input, Kind as GroupKind, Msg,
+    NodeInfo, Output,
 };
 use membership_types::{
     GroupName, Instant, Lineage, Machine, NodeId, Rng, Token, ViewId,
@@ -43,6 +43,8 @@ pub(crate) enum Action {
     DeliverAt { addr: SocketAddr, from: NodeId, msg: Msg },
     /// A process's timer.
     Wake { p: usize },
+    /// What a process had written is on its disk.
+    Synced { p: usize, floor: Floor },
     /// An application looks around and acts.
     App { p: usize },
     /// A link is mended.
@@ -127,6 +129,9 @@ pub(crate) struct World {
     /// Places that are never mended.
     outcast: BTreeSet<usize>,
     next_place: usize,
+    /// What the data directory of each machine remembers.
+    disks: BTreeMap<usize, Floor>,
+    disks_hang_until: u64,
     /// The connections between processes over which they multicast.
     pub(crate) wires: Wires,
     last_killed_leader: Option<u64>,
@@ -143,6 +148,10 @@ const LIVELOCK_EVENTS: u64 = 200_000;
 
 /// The start of simulated wall-clock time, in seconds since 2020.
 const EPOCH_S: u64 = 200_000_000;
+/// So few that they run out often.
+const ID_BLOCK: u64 = 16;
+/// The longest time that an ordinary write takes.
+const DISK_NS: u64 = 20_000_000;
 
 pub(crate) fn address(machine: usize) -> SocketAddr {
     SocketAddr::from(([10, 0, (machine >> 8) as u8, machine as u8], 7000))
@@ -185,6 +194,8 @@ impl World {
             apart: None,
             outcast: BTreeSet::new(),
             next_place,
+            disks: BTreeMap::new(),
+            disks_hang_until: 0,
             wires: Wires::default(),
             last_killed_leader: None,
             window: (0, 0),
@@ -204,6 +215,7 @@ impl World {
             bootstrap: Some(if self.params.slots > 0 { "expect" } else { "alone-after" }.into()),
             slots: (0..u64::from(self.params.slots)).collect(),
             core: Some(u64::from(self.params.core_size)),
+            durable: self.params.durable,
             bounds: bounds.into_iter().map(|(name, ns)| (name.to_string(), ns)).collect(),
         };
         self.record(Source::Harness, Event::Cfg(cfg));
@@ -277,6 +289,7 @@ impl World {
                     self.step(p, Incoming::Timers);
                 }
             }
+            Action::Synced { p, floor } => self.synced(p, floor),
             Action::App { p } => self.run_app(p),
             Action::Heal { from, to } => {
                 let apart = self.apart.is_some_and(|pair| pair == (from, to) || pair == (to, from));
@@ -372,6 +385,7 @@ impl World {
             addr: address(machine),
             eligible,
             slot,
+            keeps_floor: params.durable && slot.is_some(),
             domains,
         };
         let bootstrap = match (slot, founder) {
@@ -384,6 +398,12 @@ impl World {
         config.terms.core_size = params.core_size;
         config.terms.slots = params.slots;
         config.epoch_s = EPOCH_S;
+        if params.durable {
+            // Set back at every start: only what is on disk tells what was given before.
+            config.epoch_s -= 1000 * self.processes.len() as u64;
+            config.id_block = ID_BLOCK;
+            config.id_bits = 2;
+        }
         config.trace = true;
         let ppm = self.seeds.between(0, 2 * params.drift_ppm) as i64 - params.drift_ppm as i64;
         // All clocks of one host agree; wall clocks start near each other.
@@ -392,6 +412,9 @@ impl World {
         let rng = self.seeds.split();
         #[allow(unused_mut, reason = "planting needs it")]
         let mut cluster = Cluster::new(config, now, rng, highest);
+        if info.keeps_floor {
+            cluster = cluster.with_floor(self.disks.get(&machine).copied());
+        }
         #[cfg(feature = "plant")]
         cluster.plant(self.plant.and_then(Plant::of_membership));
         let _ = self.plant;
@@ -542,6 +565,26 @@ impl World {
         if self.processes[p].is_up() {
             self.push(self.now, Action::App { p });
         }
+    }
+
+    /// A write comes to its end, unless the process died first.
+    fn synced(&mut self, p: usize, floor: Floor) {
+        if self.now < self.disks_hang_until && !self.processes[p].is_gone() {
+            return self.push(self.now + DISK_NS, Action::Synced { p, floor });
+        }
+        let process = &self.processes[p];
+        let disk = self.disks.get(&process.machine).map_or(ViewId::NONE, |disk| disk.view);
+        // The last write of a process that is dead may have come through, or not; one from before another cannot.
+        let hangs = self.now < self.disks_hang_until;
+        if process.is_gone()
+            && (hangs || self.order.is_multiple_of(2) || self.process_on(process.machine).is_some())
+        {
+            return;
+        }
+        if floor.view >= disk {
+            self.disks.insert(process.machine, floor);
+        }
+        self.deliver(p, Incoming::Cluster(Input::IsSetAside(floor)));
     }
 
     fn deliver(&mut self, p: usize, input: Incoming) {
@@ -728,6 +771,15 @@ impl World {
             Output::Ended(end) => self.ended(p, &end),
             Output::View(view, part) if view.kind == GroupKind::Multicast => self.room_view(p, &view, part),
             Output::StepOut { group } => self.step_out(p, group),
+            Output::SetAside(floor) => {
+                // Mostly a few milliseconds; now and then what all disks hang on is out of order for a while.
+                let lease = self.params.lease.as_nanos() as u64;
+                if !self.calm && self.rng.chance(150) {
+                    self.disks_hang_until = self.now + self.rng.between(lease, 20 * lease);
+                }
+                let delay = self.rng.between(100_000, DISK_NS);
+                self.push(self.now + delay, Action::Synced { p, floor });
+            }
             Output::Blocked(_) | Output::Unblocked | Output::View(..) | Output::Refused(_) => {}
         }
     }
@@ -954,6 +1006,7 @@ impl World {
         self.calm = true;
         self.calm_ns = self.now;
         self.ambush = None;
+        self.disks_hang_until = 0;
         self.network.manners.calm();
         let victim = match self.params.ending {
             Ending::AllWell | Ending::CoreLost => None,

@@ -3,16 +3,18 @@
 //! Whatever arrived while the previous entry was being agreed goes into the next: removals whose condition holds,
 //! then wishes in order of arrival, then a change of the core.
 
-use alloc::{sync::Arc, vec::Vec};
+use alloc::{collections::BTreeMap, sync::Arc, vec::Vec};
 
-use membership_types::{Ballot, Instant, LogIndex, NodeId};
+use membership_types::{Ballot, Instant, LogIndex, NodeId, ViewId};
 
 use super::{Office, Peer, Proposal};
 use crate::{
     acceptor::{Acceptor, Offer},
     ctx::Ctx,
     entry::{Command, Entry},
+    floor,
     msg::ClusterMsg,
+    plant::Plant,
     quorum::{Deaths, Share, share},
     spread,
     view::{NodeInfo, Why},
@@ -66,6 +68,10 @@ impl Office {
             ctx.mark("an adopted removal is waited out again");
             return false;
         }
+        if !self.ids_are_set_aside(ctx, acceptor, deaths, &entry) {
+            return false;
+        }
+        let Some(proposal) = &self.proposal else { return false };
         let index = proposal.index;
         if acceptor.offer(ctx, self.ballot, index, entry) != Offer::Accepted {
             return false;
@@ -75,6 +81,62 @@ impl Office {
         }
         self.send_proposal(ctx, acceptor, |_| true);
         true
+    }
+
+    /// Have enough data directories set the ids aside that this entry needs? If not, they are asked to.
+    fn ids_are_set_aside(
+        &mut self,
+        ctx: &mut Ctx,
+        acceptor: &Acceptor,
+        deaths: &Deaths,
+        entry: &Entry,
+    ) -> bool {
+        let state = &acceptor.state;
+        let needed = state.ids_for(entry).filter(|id| *id != state.last_view);
+        let bound = if state.terms.slots == 0 {
+            // Those who are gone, or about to go, are not waited for.
+            let stays = |id: &NodeId| !deaths.contains(*id) && !self.removing.contains_key(id);
+            let keepers = state.core.iter().filter(|id| stays(id)).filter_map(|id| state.view.node(*id));
+            let floor =
+                |id| if id == ctx.me() { Some(ctx.floor()) } else { Some(self.peers.get(&id)?.floor) };
+            floor::bound(
+                keepers.filter(|n| n.keeps_floor).filter_map(|n| floor(n.id)).collect(),
+                state.core.len(),
+            )
+        } else if state.terms.durable {
+            let slots = usize::from(state.terms.slots);
+            let own = ctx.config.me.slot.map(|slot| (slot, ctx.floor()));
+            let mut floors: BTreeMap<u16, ViewId> = self.slot_floors.clone();
+            floors.extend(own);
+            // A slot of which nothing is known has set nothing aside.
+            let mut floors: Vec<ViewId> = floors.into_values().collect();
+            floors.resize(slots.max(floors.len()), ViewId::NONE);
+            floor::bound(floors, slots)
+        } else {
+            None
+        };
+        let lacks = needed.filter(|needed| bound.is_some_and(|bound| bound < *needed));
+        let lacks = lacks.filter(|_| !ctx.planted(Plant::UseIdsNotSetAside));
+        let news = lacks.is_some() && self.lacks_ids.is_none();
+        self.lacks_ids = lacks;
+        if news {
+            ctx.mark("an entry waits until its view ids are set aside");
+            self.ask_to_set_aside(ctx, acceptor);
+        }
+        lacks.is_none()
+    }
+
+    /// Asks those who keep floors to raise them, where an entry waits for that.
+    pub(super) fn ask_to_set_aside(&self, ctx: &mut Ctx, acceptor: &Acceptor) {
+        let Some(view) = self.lacks_ids else { return };
+        let state = &acceptor.state;
+        for node in &state.view.members {
+            if node.id == ctx.me() {
+                ctx.set_aside(state.lineage, self.ballot, view);
+            } else if node.keeps_floor && (node.slot.is_some() || state.core.contains(&node.id)) {
+                ctx.send(node, state.lineage, ClusterMsg::SetAside { ballot: self.ballot, view });
+            }
+        }
     }
 
     /// The conditions under which an entry may be proposed, checked for adopted entries too.

@@ -31,6 +31,7 @@ impl Story {
             bootstrap: None,
             slots: Vec::new(),
             core: Some(3),
+            durable: false,
             bounds: [("k", 1), ("c", 3), ("m", 4)].map(|(name, n)| (name.to_string(), n)).into(),
         }))
     }

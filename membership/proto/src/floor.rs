@@ -1,0 +1,113 @@
+//! View ids set aside on disk, so that nobody who restarts gives one of them again.
+//!
+//! A node with a data directory keeps a *floor* there: a view id that no cluster founded from this directory begins at
+//! or below. The coordinator gives an id only once enough directories of the core (and, under `expect(n)`, of the founder
+//! slots) have a floor at or above it. Floors rise by whole blocks, and half a block ahead of need, so that no view change
+//! waits for a disk. Any founding majority of slots then has a directory among it whose floor is above all ids given.
+
+use alloc::vec::Vec;
+
+use membership_types::{Ballot, Lineage, ViewId};
+use serde::{Deserialize, Serialize};
+
+use crate::ctx::{Ctx, Output};
+
+/// What a data directory remembers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Floor {
+    /// Ids up to here may have been given.
+    pub view: ViewId,
+    /// In this lineage: it numbers its views above all floors that were brought to it.
+    pub lineage: Lineage,
+    /// The highest ballot known there when this was written, for people.
+    pub ballot: Ballot,
+}
+
+/// A node's floor: what is on disk, and what is on its way there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Durable {
+    pub(crate) synced: Option<Floor>,
+    asked: Option<Floor>,
+}
+
+impl Durable {
+    pub(crate) fn new(synced: Option<Floor>) -> Self {
+        Self { synced, asked: synced }
+    }
+}
+
+impl Ctx {
+    /// Ids up to `used` are in use in this lineage, or about to be: has more of them set aside where half a block is not
+    /// left. For who is a member there.
+    pub(crate) fn set_aside(&mut self, lineage: Lineage, ballot: Ballot, used: ViewId) {
+        self.raise_floor(lineage, ballot, used);
+    }
+
+    /// The same for who is not admitted yet: what it brings from another lineage stays of that lineage until this one has
+    /// raised its ids above it.
+    pub(crate) fn set_aside_as_guest(&mut self, lineage: Lineage, ballot: Ballot, used: ViewId) {
+        let brought = self.durable.as_ref().and_then(|durable| durable.asked);
+        self.raise_floor(brought.map_or(lineage, |floor| floor.lineage), ballot, used);
+    }
+
+    fn raise_floor(&mut self, lineage: Lineage, ballot: Ballot, used: ViewId) {
+        let block = self.config.id_block;
+        let Some(durable) = &mut self.durable else { return };
+        let asked = durable.asked.map_or(0, |floor| floor.view.get());
+        let same = durable.asked.is_some_and(|floor| floor.lineage == lineage);
+        if same && used.get().saturating_add(block / 2) <= asked {
+            return;
+        }
+        let view = used.get().saturating_add(block).max(asked).min(ViewId::BOUND - 1);
+        let floor = Floor { view: ViewId::new(view), lineage, ballot };
+        if durable.asked.is_some_and(|before| before.view == floor.view && before.lineage == lineage) {
+            return; // All ids that there are.
+        }
+        durable.asked = Some(floor);
+        self.push(Output::SetAside(floor));
+    }
+
+    /// The floor is on disk.
+    pub(crate) fn is_set_aside(&mut self, floor: Floor) {
+        if let Some(durable) = &mut self.durable
+            && durable.synced.is_none_or(|before| before.view <= floor.view)
+        {
+            durable.synced = Some(floor);
+        }
+    }
+
+    /// Up to where our own directory has set ids aside.
+    pub(crate) fn floor(&self) -> ViewId {
+        let synced = self.durable.as_ref().and_then(|durable| durable.synced);
+        synced.map_or(ViewId::NONE, |floor| floor.view)
+    }
+
+    /// Ids up to here may have been given, as far as we know: a lineage that we found begins above.
+    pub(crate) fn highest_or_floor(&self) -> ViewId {
+        self.highest.max(self.floor())
+    }
+}
+
+/// Up to where ids are set aside by enough of those who keep a floor: by a majority of `of` places, or by all keepers
+/// where they are fewer than that (the rest keeps nothing, and nothing is promised for it). No bound without keepers.
+pub(crate) fn bound(mut floors: Vec<ViewId>, of: usize) -> Option<ViewId> {
+    let enough = (of / 2 + 1).min(floors.len());
+    floors.sort_unstable_by(|a, b| b.cmp(a));
+    floors.get(enough.checked_sub(1)?).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec;
+
+    #[test]
+    fn a_majority_must_have_set_an_id_aside_or_all_where_few_keep_floors() {
+        let floors = |ids: &[u64]| ids.iter().map(|id| ViewId::new(*id)).collect::<Vec<_>>();
+        assert_eq!(bound(floors(&[9, 3, 7, 1, 5]), 5), Some(ViewId::new(5)));
+        assert_eq!(bound(floors(&[9, 3]), 5), Some(ViewId::new(3)));
+        assert_eq!(bound(floors(&[9, 3]), 2), Some(ViewId::new(3)));
+        assert_eq!(bound(floors(&[4]), 1), Some(ViewId::new(4)));
+        assert_eq!(bound(vec![], 5), None);
+    }
+}

@@ -1,0 +1,331 @@
+//! The data directory: what a node remembers when its machine lost power.
+//!
+//! | name | is |
+//! | --- | --- |
+//! | `lock` | locked by the one process that uses the directory; says which, for people |
+//! | `floor` | view ids up to here may have been given: see `membership_proto::Floor` |
+//!
+//! A file is replaced by writing another one, syncing it, renaming it, and syncing the directory: a reader finds the old
+//! one or the new one, whole. What cannot be read is never overwritten: it is for people to decide what it is worth.
+
+use std::{
+    ffi::OsString,
+    fmt::Write as _,
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, ErrorKind, Read, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::{Arc, mpsc::Receiver, mpsc::RecvTimeoutError, mpsc::Sender, mpsc::channel},
+    thread,
+    time::{Duration, Instant},
+};
+
+use membership_proto::Floor;
+use membership_types::{Ballot, Lineage, NodeId, ViewId};
+use rustix::fs::{FlockOperation, flock};
+
+/// A process that is about to end may still hold the directory.
+const HANDOVER: Duration = Duration::from_secs(3);
+/// How long after a failed write it is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+/// No file of ours but a state is longer.
+const LONGEST: u64 = 4096;
+const LOCK: &str = "lock";
+const FLOOR: &str = "floor";
+const OURS: [&str; 3] = [LOCK, FLOOR, "floor.new"];
+const FIRST_LINE: &str = "phalanx floor 1";
+
+/// A data directory that this process alone uses.
+pub(crate) struct DataDir {
+    path: PathBuf,
+    cluster: String,
+    /// What was found in it.
+    pub(crate) floor: Option<Floor>,
+    lock: Arc<File>,
+}
+
+impl DataDir {
+    /// Takes the directory for this process, and reads what is in it. Where it does not exist it is made. What is wrong, and
+    /// what to do about it, is told in words; nothing was changed then.
+    pub(crate) fn open(path: &Path, cluster: &str, name: &str) -> Result<Self, String> {
+        let at = path.display();
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| {
+            format!("{at} is no directory, and cannot be made one: {e}; give one that this user may write to")
+        })?;
+        let strangers = strangers(path).map_err(|e| format!("{at} cannot be read: {e}"))?;
+        let known = path.join(LOCK).exists() || path.join(FLOOR).exists();
+        if let Some(stranger) = strangers.filter(|_| !known) {
+            let stranger = stranger.display();
+            return Err(format!("{at} holds other things ({stranger}): give a directory of its own"));
+        }
+        let lock = take(path, name)?;
+        let floor = read_floor(path, cluster)?;
+        Ok(Self { path: path.to_owned(), cluster: cluster.to_owned(), floor, lock: Arc::new(lock) })
+    }
+
+    /// Starts to write floors as they are asked for, on a thread of its own, since disks may hang; each one that is on disk
+    /// is told. Where several wait, only the last is written: it is above the others.
+    pub(crate) fn run(self, mut done: impl FnMut(Floor) + Send + 'static) -> io::Result<Disk> {
+        let (asked, wanted) = channel();
+        let Self { path, cluster, lock, .. } = self;
+        let held = Arc::clone(&lock);
+        thread::Builder::new().name("phalanx-disk".into()).spawn(move || {
+            let _held = held;
+            write_floors(&path, &cluster, &wanted, &mut done);
+        })?;
+        Ok(Disk { asked, _lock: lock })
+    }
+}
+
+/// The way to the thread that writes. The directory is free once this is dropped and the last write is over.
+pub(crate) struct Disk {
+    asked: Sender<Floor>,
+    _lock: Arc<File>,
+}
+
+impl Disk {
+    /// Has a floor written.
+    pub(crate) fn set_aside(&self, floor: Floor) {
+        if self.asked.send(floor).is_err() {
+            tracing::error!("the thread that writes to the data directory is gone");
+        }
+    }
+}
+
+fn write_floors(path: &Path, cluster: &str, wanted: &Receiver<Floor>, done: &mut dyn FnMut(Floor)) {
+    let mut next = wanted.recv().ok();
+    while let Some(floor) = next {
+        let latest = wanted.try_iter().last().unwrap_or(floor);
+        next = match write_durably(path, FLOOR, to_text(cluster, latest).as_bytes()) {
+            Ok(()) => {
+                done(latest);
+                wanted.recv().ok()
+            }
+            Err(error) => {
+                let path = path.display();
+                tracing::error!(%error, %path, "the data directory cannot be written to: views can be made only as long as \
+                    the ids last that were set aside before");
+                match wanted.recv_timeout(AGAIN) {
+                    Ok(newer) => Some(newer),
+                    Err(RecvTimeoutError::Timeout) => Some(latest),
+                    Err(RecvTimeoutError::Disconnected) => None,
+                }
+            }
+        };
+    }
+}
+
+/// Something in the directory that is not ours.
+fn strangers(path: &Path) -> io::Result<Option<OsString>> {
+    for entry in fs::read_dir(path)? {
+        let name = entry?.file_name();
+        if name != "lost+found" && !OURS.iter().any(|ours| name == *ours) {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
+}
+
+/// Locks the directory, and says in the lock file who we are.
+fn take(path: &Path, name: &str) -> Result<File, String> {
+    let (at, file) = (path.display(), path.join(LOCK));
+    let opened =
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&file);
+    let mut lock = opened.map_err(|e| format!("{}: {e}", file.display()))?;
+    let begun = Instant::now();
+    while let Err(error) = flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        if error != rustix::io::Errno::WOULDBLOCK {
+            return Err(format!(
+                "{at} cannot be locked: {error}; give a directory on a file system with locks"
+            ));
+        }
+        if begun.elapsed() >= HANDOVER {
+            let mut holder = String::new();
+            // What cannot be read is not said.
+            let _unreadable = (&mut lock).take(LONGEST).read_to_string(&mut holder);
+            let holder = if holder.trim().is_empty() { "another process" } else { holder.trim() };
+            return Err(format!(
+                "{at} is in use by {holder}: give each node a directory of its own, or stop that one"
+            ));
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    let text = format!("process {} (node {name})\n", std::process::id());
+    let written = lock.set_len(0).and_then(|()| lock.write_all(text.as_bytes()));
+    written.map_err(|e| format!("{}: {e}", file.display()))?;
+    Ok(lock)
+}
+
+fn read_floor(path: &Path, cluster: &str) -> Result<Option<Floor>, String> {
+    let file = path.join(FLOOR);
+    let at = file.display();
+    let mut bytes = Vec::new();
+    match File::open(&file).and_then(|file| file.take(LONGEST + 1).read_to_end(&mut bytes)) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(format!("{at} cannot be read: {error}; nothing was changed")),
+        Ok(_) => {}
+    }
+    let (of, floor) = from_text(&bytes).map_err(|why| {
+        format!(
+            "{at} is damaged ({why}); nothing was changed. Put a copy of it back; or, if there is none, move it away \
+             (mv {at} {at}.damaged): this node then knows no more than its wall clock which tokens were given, and \
+             learns the rest from the nodes that it finds"
+        )
+    })?;
+    if of != cluster {
+        return Err(format!(
+            "{at} is of cluster {of:?}, and this node of {cluster:?}: give the directory of this cluster, or an empty one"
+        ));
+    }
+    Ok(Some(floor))
+}
+
+fn to_text(cluster: &str, floor: Floor) -> String {
+    let Floor { view, lineage, ballot } = floor;
+    let (seconds, random): (u64, u64) = lineage.into();
+    let (round, node, inc) = (ballot.round, ballot.node.node(), ballot.node.inc());
+    let mut text = format!(
+        "{FIRST_LINE}\ncluster {cluster}\nview {view}\nlineage {seconds} {random:016x}\nballot {round} {node} {inc:016x}\n"
+    );
+    let sum = checksum(text.as_bytes());
+    let _infallible = writeln!(text, "sum {sum}");
+    text
+}
+
+fn from_text(bytes: &[u8]) -> Result<(String, Floor), &'static str> {
+    let text = std::str::from_utf8(bytes).map_err(|_| "it is no text")?;
+    if text.is_empty() {
+        return Err("it is empty");
+    }
+    if !text.starts_with(FIRST_LINE) {
+        return Err("it does not begin like a floor of this version of phalanx");
+    }
+    let (body, sum) = text.rsplit_once("sum ").ok_or("its end is missing")?;
+    if sum.strip_suffix('\n') != Some(&checksum(body.as_bytes())) {
+        return Err("its checksum is wrong");
+    }
+    let mut lines = body.lines().skip(1);
+    let mut line = |key: &str| {
+        let line = lines.next().and_then(|line| line.strip_prefix(key)).ok_or("a line is missing")?;
+        line.strip_prefix(' ').ok_or("a line is missing")
+    };
+    let cluster = line("cluster")?.to_owned();
+    let view = number(line("view")?)?;
+    let (seconds, random) = line("lineage")?.split_once(' ').ok_or("a number is missing")?;
+    let lineage = Lineage::new(number(seconds)?, hex(random)?);
+    let (round, node) = line("ballot")?.split_once(' ').ok_or("a number is missing")?;
+    let (node, inc) = node.split_once(' ').ok_or("a number is missing")?;
+    let ballot = Ballot { round: number(round)?, node: NodeId::new(number(node)?, hex(inc)?) };
+    if view >= ViewId::BOUND {
+        return Err("its view id is too high");
+    }
+    Ok((cluster, Floor { view: ViewId::new(view), lineage, ballot }))
+}
+
+fn number<T: FromStr>(text: &str) -> Result<T, &'static str> {
+    text.parse().map_err(|_| "a number is none")
+}
+
+fn hex(text: &str) -> Result<u64, &'static str> {
+    u64::from_str_radix(text, 16).map_err(|_| "a number is none")
+}
+
+fn checksum(bytes: &[u8]) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
+    data_encoding::HEXLOWER.encode(&digest.as_ref()[..16])
+}
+
+/// Replaces a file; when this returns without an error, power may fail.
+fn write_durably(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let (file, new) = (dir.join(name), dir.join(format!("{name}.new")));
+    let mut out = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    out.write_all(bytes)?;
+    out.sync_all()?;
+    fs::rename(&new, &file)?;
+    File::open(dir)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Dir(PathBuf);
+
+    impl Dir {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("phalanx-disk-{name}-{}", std::process::id()));
+            Self(path)
+        }
+    }
+
+    impl Drop for Dir {
+        fn drop(&mut self) {
+            let _gone = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn floor(view: u64) -> Floor {
+        let ballot = Ballot { round: 7, node: NodeId::new(3, 0xabc) };
+        Floor { view: ViewId::new(view), lineage: Lineage::new(5, 0xdef), ballot }
+    }
+
+    fn problem(opened: Result<DataDir, String>) -> String {
+        opened.err().expect("it must be refused")
+    }
+
+    #[test]
+    fn what_was_set_aside_is_there_after_a_restart() {
+        let dir = Dir::new("again");
+        let opened = DataDir::open(&dir.0, "c", "n").expect("a new directory");
+        assert_eq!(opened.floor, None);
+        let (told, tells) = channel();
+        let disk = opened.run(move |floor| told.send(floor).expect("we listen")).expect("a thread");
+        for view in [10, 20, 30] {
+            disk.set_aside(floor(view));
+        }
+        while tells.recv().expect("it is written") != floor(30) {}
+        let busy = problem(DataDir::open(&dir.0, "c", "other"));
+        assert!(busy.contains(&format!("process {} (node n)", std::process::id())), "{busy}");
+        drop(disk);
+        let again = DataDir::open(&dir.0, "c", "n").expect("it is free");
+        assert_eq!(again.floor, Some(floor(30)));
+    }
+
+    #[test]
+    fn every_damage_is_noticed_and_nothing_is_lost() {
+        let dir = Dir::new("damage");
+        drop(DataDir::open(&dir.0, "c", "n").expect("a new directory"));
+        let file = dir.0.join(FLOOR);
+        let whole = to_text("c", floor(123_456)).into_bytes();
+        for cut in 0..whole.len() {
+            fs::write(&file, &whole[..cut]).expect("writable");
+            let why = problem(DataDir::open(&dir.0, "c", "n"));
+            assert!(why.contains("damaged") && why.contains("mv "), "{cut}: {why}");
+            assert_eq!(fs::read(&file).expect("still there"), whole[..cut], "nothing was changed");
+        }
+        for at in 0..whole.len() {
+            let mut other = whole.clone();
+            other[at] ^= 1;
+            fs::write(&file, &other).expect("writable");
+            assert!(DataDir::open(&dir.0, "c", "n").is_err(), "a flipped bit at {at}");
+        }
+        fs::write(&file, vec![b'x'; 1 << 20]).expect("writable");
+        assert!(problem(DataDir::open(&dir.0, "c", "n")).contains("does not begin like"));
+        fs::write(&file, &whole).expect("writable");
+        assert!(problem(DataDir::open(&dir.0, "d", "n")).contains("is of cluster \"c\""));
+        // What a crash left of a write that did not come to its end means nothing.
+        fs::write(dir.0.join("floor.new"), b"torn").expect("writable");
+        assert_eq!(DataDir::open(&dir.0, "c", "n").expect("whole").floor, Some(floor(123_456)));
+    }
+
+    #[test]
+    fn a_directory_of_others_is_left_alone() {
+        let dir = Dir::new("others");
+        fs::create_dir_all(&dir.0).expect("a directory");
+        fs::write(dir.0.join("thesis.tex"), b"x").expect("writable");
+        assert!(problem(DataDir::open(&dir.0, "c", "n")).contains("thesis.tex"));
+        assert!(!dir.0.join(LOCK).exists(), "nothing was made in it");
+        assert!(problem(DataDir::open(&dir.0.join("thesis.tex"), "c", "n")).contains("no directory"));
+    }
+}
