@@ -61,6 +61,9 @@ struct Args {
     /// Only these kinds of fault.
     #[arg(long, value_name = "KIND,…", value_delimiter = ',')]
     faults: Vec<Kind>,
+    /// No faults, but so many busy threads for each processor; nobody may be suspected or removed.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=64))]
+    burn: u64,
     /// The binary under test [default: phalanx, beside this program].
     #[arg(long, value_name = "FILE")]
     phalanx: Option<PathBuf>,
@@ -158,6 +161,7 @@ fn play(args: &Args) -> anyhow::Result<usize> {
         lease: args.lease,
         kinds: args.faults.clone(),
         storm: args.storm,
+        burn: args.burn as usize,
     };
     let quotas = Quotas::new()?;
     if quotas.is_none() {
@@ -220,6 +224,9 @@ fn again(args: &Args) -> String {
         if let Some(time) = time {
             text += &format!(" --{flag} {}ms", time.as_millis());
         }
+    }
+    if args.burn > 0 {
+        text += &format!(" --burn {}", args.burn);
     }
     if !args.faults.is_empty() {
         let kinds: Vec<String> = args.faults.iter().map(|kind| kind.name()).collect();

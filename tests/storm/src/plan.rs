@@ -115,6 +115,7 @@ pub struct Plan {
     pub storm: Duration,
     pub send_every: Duration,
     pub ending: Ending,
+    pub burn: usize,
 }
 
 /// What the command line fixes.
@@ -124,6 +125,8 @@ pub struct Fixed {
     pub lease: Option<Duration>,
     pub kinds: Vec<Kind>,
     pub storm: Option<Duration>,
+    /// No faults: so many busy threads for each processor instead.
+    pub burn: usize,
 }
 
 /// How many places join storms have.
@@ -155,7 +158,16 @@ impl Plan {
             storm: fixed.storm.unwrap_or(storm),
             send_every: Duration::from_millis(rng.between(4, 60)),
             ending: weighted(&mut rng, &ENDINGS),
+            burn: fixed.burn,
         };
+        if fixed.burn > 0 {
+            plan.nodes = fixed.nodes.unwrap_or(5);
+            plan.hosts = (0..plan.nodes + EXTRA).collect();
+            plan.lease = fixed.lease.unwrap_or(Duration::from_secs(1));
+            (plan.expect, plan.plain) = (true, false);
+            plan.storm = fixed.storm.unwrap_or(Duration::from_secs(60));
+            return (plan, rng);
+        }
         // Some kinds are off in every round, so that the others are not drowned.
         let given = !fixed.kinds.is_empty();
         let all: Vec<Kind> = WEIGHTS.iter().map(|(kind, _)| *kind).collect();
@@ -179,6 +191,13 @@ impl std::fmt::Display for Plan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let hosts = self.hosts.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
         let founding = if self.expect { "founder slots" } else { "anybody founds" };
+        if self.burn > 0 {
+            let (nodes, lease, storm, burn) = (self.nodes, self.lease, self.storm, self.burn);
+            return write!(
+                f,
+                "{nodes} nodes, lease {lease:?}, no faults but {burn} busy threads a processor for {storm:?}"
+            );
+        }
         let plain = if self.plain { ", plain members" } else { "" };
         let sealed = if self.sealed { ", sealed links" } else { "" };
         write!(
@@ -209,7 +228,7 @@ mod tests {
         for kind in Kind::value_variants() {
             assert!(WEIGHTS.iter().any(|(other, _)| other == kind), "{kind:?}");
         }
-        let fixed = Fixed { nodes: None, most: 7, lease: None, kinds: Vec::new(), storm: None };
+        let fixed = Fixed { nodes: None, most: 7, lease: None, kinds: Vec::new(), storm: None, burn: 0 };
         for seed in 0..200 {
             let ((a, mut x), (b, mut y)) = (Plan::draw(seed, &fixed, true), Plan::draw(seed, &fixed, true));
             assert_eq!(a.to_string(), b.to_string());

@@ -68,7 +68,8 @@ impl Proc {
         let name = format!("n{place}-{who}");
         let (trace, log) = (dir.join(format!("{name}.jsonl")), dir.join(format!("{name}.log")));
         command
-            .args(["--name", &name, "--trace"])
+            // One name for each place: the checker knows a node, and its founder slot, by the number that follows from it.
+            .args(["--name", &format!("n{place}"), "--trace"])
             .arg(&trace)
             .process_group(0)
             .stdin(Stdio::piped())

@@ -1,16 +1,17 @@
 //! One round: a cluster of its own, a storm of faults, a calm, and the checker's verdict on what all have written.
 
 use std::{
-    cmp::Reverse,
+    cmp::{Ordering, Reverse},
     collections::{BTreeMap, BTreeSet, BinaryHeap},
     fs,
     io::{BufRead, BufReader, BufWriter, Write as _},
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::Ordering,
+        atomic::{AtomicBool, Ordering::Relaxed},
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
+    thread,
     time::Duration,
 };
 
@@ -66,12 +67,12 @@ impl PartialEq for Due {
 }
 impl Eq for Due {}
 impl PartialOrd for Due {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 impl Ord for Due {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+    fn cmp(&self, other: &Self) -> Ordering {
         (self.at, self.order).cmp(&(other.at, other.order))
     }
 }
@@ -104,6 +105,10 @@ pub struct Round<'a> {
     views: BTreeSet<u64>,
     sent: u64,
     next_send: u64,
+    /// The node numbers of the founder slots, which belong to their addresses.
+    slots: BTreeSet<u64>,
+    /// The ending parts them into halves.
+    undecided: bool,
     /// What went wrong that no trace tells.
     wrong: Vec<String>,
     tally: &'a mut Tally,
@@ -141,6 +146,8 @@ impl<'a> Round<'a> {
             views: BTreeSet::new(),
             sent: 0,
             next_send: 0,
+            slots: BTreeSet::new(),
+            undecided: false,
             wrong: Vec::new(),
             tally,
         })
@@ -168,6 +175,11 @@ impl<'a> Round<'a> {
                 self.wrong.push("the first view of all did not come in time".into());
             }
         }
+        if self.plan.burn > 0 {
+            self.burn()?;
+            self.end()?;
+            return if self.shared.stopping() { Ok(Vec::new()) } else { self.judge(began) };
+        }
         let end = self.after(self.plan.storm);
         let every = self.plan.fault_every;
         while now_ns() < end && !self.shared.stopping() {
@@ -188,6 +200,25 @@ impl<'a> Round<'a> {
             return Ok(Vec::new());
         }
         self.judge(began)
+    }
+
+    /// Many want the processors, and nothing else is wrong.
+    fn burn(&mut self) -> anyhow::Result<()> {
+        let processors = thread::available_parallelism()?.get();
+        let cold = Arc::new(AtomicBool::new(false));
+        let fires: Vec<_> = (0..processors * self.plan.burn)
+            .map(|_| {
+                let cold = Arc::clone(&cold);
+                thread::spawn(move || while !cold.load(Relaxed) {})
+            })
+            .collect();
+        let over = self.run_until(self.after(self.plan.storm), |_| false);
+        cold.store(true, Relaxed);
+        for fire in fires {
+            // It only burns.
+            let _burnt = fire.join();
+        }
+        over.map(|_| ())
     }
 
     fn after(&self, time: Duration) -> u64 {
@@ -312,6 +343,9 @@ impl<'a> Round<'a> {
         match event["event"].as_str().unwrap_or_default() {
             "started" if was.is_none() => {
                 if let Some(p) = proc.id {
+                    if proc.place < self.plan.nodes {
+                        self.slots.insert(p.0);
+                    }
                     self.record(Event::Start { p });
                 }
             }
@@ -774,13 +808,13 @@ impl<'a> Round<'a> {
         for attempt in 1..=3 {
             // Whoever has just rejoined has told of it by then.
             self.run_until(self.after(self.leases(1.0)), |_| false)?;
-            self.shared.stall.store(0, Ordering::Relaxed);
+            self.shared.stall.store(0, Relaxed);
             let living = self.procs.iter().filter(|(who, _)| !outcast.contains(who));
             let core: Vec<Process> = living.filter_map(|(_, p)| p.id).collect();
             let at = self.records.len();
             self.record(Event::Gst { core });
             self.run_until(self.after(lasts), |_| false)?;
-            let stall = Duration::from_nanos(self.shared.stall.load(Ordering::Relaxed));
+            let stall = Duration::from_nanos(self.shared.stall.load(Relaxed));
             if self.shared.stopping() || stall < self.plan.lease / 3 {
                 break;
             }
@@ -789,7 +823,7 @@ impl<'a> Round<'a> {
             self.records.remove(at);
             self.tally.calms_not_judged += 1;
         }
-        if self.plan.expect {
+        if self.plan.expect && !self.undecided {
             for proc in outcast.iter().filter_map(|who| self.procs.get(who)) {
                 if proc.leads.is_some() && proc.stopped_at.is_none() && !self.shared.stopping() {
                     self.wrong.push(format!("{} is cut off from most, and leads", proc.name));
@@ -856,9 +890,12 @@ impl<'a> Round<'a> {
         let of_side = |p: &Proc| side.contains(&self.plan.hosts[p.place]);
         let mut outcast: BTreeSet<usize> =
             self.procs.iter().filter(|(_, p)| of_side(p)).map(|(who, _)| *who).collect();
-        if 2 * outcast.len() >= self.procs.len() {
-            // Those that share the one host are not the minority: nobody need get along then.
-            outcast = all.into_iter().collect();
+        match (2 * outcast.len()).cmp(&self.procs.len()) {
+            Ordering::Less => {}
+            // Then it is the others that are cut off.
+            Ordering::Greater => outcast = all.into_iter().filter(|who| !outcast.contains(who)).collect(),
+            // One half may go on, or none.
+            Ordering::Equal => (outcast, self.undecided) = (all.into_iter().collect(), true),
         }
         self.tell(&links, None);
         self.hosts.harm(&links)?;
@@ -867,7 +904,7 @@ impl<'a> Round<'a> {
 
     /// All leave.
     fn end(&mut self) -> anyhow::Result<()> {
-        let stalled = Duration::from_nanos(self.shared.worst.load(Ordering::Relaxed));
+        let stalled = Duration::from_nanos(self.shared.worst.load(Relaxed));
         self.tally.longest_stall_ms = self.tally.longest_stall_ms.max(stalled.as_secs_f64() * 1e3);
         self.awaited = None;
         let whole = self.hosts.heal_all()?;
@@ -921,7 +958,7 @@ impl<'a> Round<'a> {
             }
         }
         self.tally.views += self.views.len() as u64;
-        self.tally.messages += self.counts.messages.load(Ordering::Relaxed);
+        self.tally.messages += self.counts.messages.load(Relaxed);
         self.tally.failovers += failovers(&self.reigns);
         Ok(wrong)
     }
@@ -936,6 +973,9 @@ impl<'a> Round<'a> {
             }
         };
         let mut cfg = self.traces.iter().find_map(first).context("no trace begins with its terms")?;
+        if self.plan.expect {
+            cfg.slots = self.slots.iter().copied().collect();
+        }
         let bounds = [("B1", self.b1()), ("B6", self.b6()), ("B9", self.b9())];
         cfg.bounds = bounds.map(|(name, time)| (name.to_owned(), time.as_nanos() as u64)).into();
         for (name, leases) in [("B2", 4.0), ("B4", 8.0), ("delta", 1.0)] {
