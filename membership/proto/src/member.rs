@@ -235,15 +235,19 @@ impl Member {
             return;
         }
         self.lease.ballot = self.lease.ballot.max(Some(ballot));
+        let regained = !self.lease.held && self.is_installed();
+        if regained {
+            self.lease.held = true;
+            self.said_blocked = false;
+            // Before other threads can act under the lease, and say so.
+            ctx.trace(|p| Event::Primary { p });
+        }
         if until > self.lease.until {
             self.lease.until = until;
             ctx.push(Output::Lease(until));
         }
-        if !self.lease.held && self.is_installed() {
-            self.lease.held = true;
-            self.said_blocked = false;
+        if regained {
             ctx.push(Output::Unblocked);
-            ctx.trace(|p| Event::Primary { p });
         }
         self.start_leading(ctx);
     }

@@ -157,6 +157,8 @@ pub(crate) struct Office {
     peers: BTreeMap<NodeId, Peer>,
     observers: BTreeMap<GroupName, BTreeSet<NodeId>>,
     queue: VecDeque<Command>,
+    /// Nodes were admitted a moment ago: those who come now wait until then, and are admitted together.
+    admit_at: Option<Instant>,
     proposal: Option<Proposal>,
     removing: BTreeMap<NodeId, Removal>,
     /// Nodes that are being brought up to date so that they may join the core.
@@ -206,6 +208,7 @@ impl Office {
             peers: BTreeMap::new(),
             observers: BTreeMap::new(),
             queue: VecDeque::new(),
+            admit_at: None,
             proposal: None,
             removing: BTreeMap::new(),
             learners: BTreeSet::new(),
@@ -587,7 +590,13 @@ impl Office {
         let removals = self.removing.values().map(|r| r.ready_at).filter(|at| *at > ctx.now).min();
         let dissolve = self.dissolving.as_ref().map(|d| d.ready_at).filter(|at| *at > ctx.now);
         let cut = self.cut_since.map(|at| at.after(self.cut_window(ctx))).filter(|at| *at > ctx.now);
-        [removals, dissolve, cut].into_iter().flatten().min().unwrap_or(Instant::MAX).min(self.next_tick)
+        let admit = self.admit_at.filter(|at| *at > ctx.now && !self.queue.is_empty());
+        [removals, dissolve, cut, admit]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(Instant::MAX)
+            .min(self.next_tick)
     }
 
     fn cut_window(&self, ctx: &Ctx) -> Duration {
@@ -610,6 +619,21 @@ impl Office {
     fn is_waiting_for_admission(&self, id: NodeId) -> bool {
         let is = |c: &Command| matches!(c, Command::Admit(info) if info.id == id);
         self.queue.iter().any(is) || self.proposal.as_ref().is_some_and(|p| p.entry.commands.iter().any(is))
+    }
+
+    /// May what is queued wait for more like it? So it is while it is all about nodes that are to be admitted, and others
+    /// were a moment ago: many that start at once come in few views.
+    fn gathers(&mut self, ctx: &Ctx, acceptor: &Acceptor) -> bool {
+        let Some(until) = self.admit_at else { return false };
+        if ctx.now >= until {
+            self.admit_at = None;
+            return false;
+        }
+        self.queue.iter().all(|command| match command {
+            Command::Admit(_) | Command::Raise(_) => true,
+            Command::Group { node, .. } => !acceptor.state.view.contains(*node),
+            _ => false,
+        })
     }
 
     fn forget_observer(&mut self, group: &GroupName, node: NodeId) {

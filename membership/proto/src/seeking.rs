@@ -10,7 +10,12 @@
 //!   else). Any two majorities share a slot, so a second lineage can only come from restarted processes, and those
 //!   answer for their slot only when they are older than any authority that their predecessors supported.
 
-use alloc::{boxed::Box, collections::BTreeMap, string::String, vec::Vec};
+use alloc::{
+    boxed::Box,
+    collections::{BTreeMap, BTreeSet},
+    string::String,
+    vec::Vec,
+};
 use core::{net::SocketAddr, time::Duration};
 
 use membership_types::{
@@ -32,6 +37,16 @@ use crate::{
     state::{State, Terms},
     view::NodeInfo,
 };
+
+/// How many nodes a seeker probes in one round. Where there are more they take turns: else n processes that start at once
+/// would send n^2 probes in every round, and hear nothing for noise.
+const PROBES_A_ROUND: usize = 16;
+
+/// The same once it hears somebody whom it may leave the founding to, or a member.
+const PROBES_WHEN_GUIDED: usize = 4;
+
+/// So many of those are probed in every round: the first of them may not hear us.
+const GUIDES: usize = 4;
 
 /// Another node that we heard of late.
 #[derive(Clone, Debug, PartialEq, Hash)]
@@ -71,6 +86,12 @@ pub(crate) struct Seeking {
     last_refusal: Option<String>,
     /// The highest id that other seekers know of: a lineage that is founded here begins above.
     floors: ViewId,
+    /// Whom we have probed, where that takes more than one round.
+    asked: BTreeSet<SocketAddr>,
+    /// Where the next turn of probes begins.
+    turn: usize,
+    /// All addresses were probed before this round.
+    asked_all: bool,
 }
 
 /// What comes out of seeking.
@@ -91,6 +112,9 @@ impl Seeking {
             majority_since: None,
             last_refusal: None,
             floors: ViewId::NONE,
+            asked: BTreeSet::new(),
+            turn: 0,
+            asked_all: true,
         }
     }
 
@@ -136,15 +160,15 @@ impl Seeking {
         self.next_probe = ctx.now.after(ctx.config.heartbeat);
         let own = ctx.config.me.addr;
         let addresses: Vec<SocketAddr> = ctx.rendezvous.iter().copied().filter(|a| *a != own).collect();
-        for addr in &addresses {
-            self.probe(ctx, Dest::Addr(*addr), true);
+        let mut targets: Vec<(SocketAddr, Dest)> = addresses.iter().map(|a| (*a, Dest::Addr(*a))).collect();
+        let others = self.recent(ctx).filter(|h| !addresses.contains(&h.info.addr));
+        targets.extend(others.map(|h| (h.info.addr, Dest::Node(h.info.id, Some(h.info.addr)))));
+        if targets.len() > PROBES_A_ROUND {
+            self.take_turns(ctx, &mut targets);
+        } else {
+            self.asked_all = true;
         }
-        let others: Vec<Dest> = self
-            .recent(ctx)
-            .filter(|h| !addresses.contains(&h.info.addr))
-            .map(|h| Dest::Node(h.info.id, Some(h.info.addr)))
-            .collect();
-        for dest in others {
+        for (_, dest) in targets {
             self.probe(ctx, dest, true);
         }
         self.heard.retain(|_, h| Self::is_recent(ctx, h.at));
@@ -153,6 +177,40 @@ impl Seeking {
         }
         self.ask_to_join(ctx);
         self.try_to_found(ctx)
+    }
+
+    /// Leaves those to be probed whose turn it is: who may found in our stead or has a cluster, then who was never asked,
+    /// then the others one after the other.
+    fn take_turns(&mut self, ctx: &Ctx, targets: &mut Vec<(SocketAddr, Dest)>) {
+        let by_slot = matches!(ctx.config.bootstrap, Bootstrap::Expect(_));
+        let rank = |info: &NodeInfo| (if by_slot { info.slot.unwrap_or(u16::MAX) } else { 0 }, info.id);
+        let me = rank(&ctx.config.me);
+        let mut guides: Vec<_> = self
+            .recent(ctx)
+            .filter_map(|h| match &h.standing {
+                Standing::Member { active, .. } => Some(((!active, 0, h.info.id), h.info.addr)),
+                Standing::Seeking { may_found_alone, .. } => {
+                    let (slot, id) = rank(&h.info);
+                    let may_found = if by_slot { h.info.slot.is_some() } else { *may_found_alone };
+                    (may_found && (slot, id) < me).then_some(((true, slot, id), h.info.addr))
+                }
+            })
+            .collect();
+        guides.sort_unstable();
+        guides.truncate(GUIDES);
+        let is_guide = |addr: &SocketAddr| guides.iter().any(|(_, guide)| guide == addr);
+        let count = if guides.is_empty() { PROBES_A_ROUND } else { PROBES_WHEN_GUIDED };
+        self.asked_all = targets.iter().all(|(addr, _)| self.asked.contains(addr));
+        self.asked.retain(|addr| targets.iter().any(|(target, _)| target == addr));
+        let (mut now, others): (Vec<_>, Vec<_>) = targets.drain(..).partition(|(addr, _)| is_guide(addr));
+        let (known, fresh): (Vec<_>, Vec<_>) =
+            others.into_iter().partition(|(addr, _)| self.asked.contains(addr));
+        let begin = self.turn.checked_rem(known.len()).unwrap_or(0);
+        let in_turn = known[begin..].iter().chain(&known[..begin]);
+        now.extend(fresh.iter().chain(in_turn).take(count).copied());
+        self.turn = begin + count.saturating_sub(fresh.len());
+        self.asked.extend(now.iter().map(|(addr, _)| *addr));
+        *targets = now;
     }
 
     /// Another node says where it stands.
@@ -213,7 +271,7 @@ impl Seeking {
     }
 
     fn found_alone(&mut self, ctx: &mut Ctx, after: Duration) -> Option<Found> {
-        if !ctx.config.me.eligible || !ctx.asked_around {
+        if !ctx.config.me.eligible || !ctx.asked_around || !self.asked_all {
             return None;
         }
         let mut longest = ctx.now - ctx.started;

@@ -242,6 +242,8 @@ pub enum Event {
     Pause { p: Process },
     /// ... and continued.
     Resume { p: Process },
+    /// A process gets this part of a processor, until it is told otherwise or for a while.
+    Starve { p: Process, quota: f64 },
     /// The directed link from node `a` to node `b` changes.
     Link {
         a: u64,

@@ -1,12 +1,19 @@
 //! `bench join`: how long it takes until processes that start at the same instant are one ranked group.
 
-use std::{collections::BTreeMap, fs, path::Path, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+    process::Stdio,
+    time::Duration,
+};
 
 use anyhow::Context as _;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use membership::clock::now_ns;
 use serde_json::{Value, json};
 use tokio::{
+    process::Command,
     sync::mpsc,
     time::{Instant, timeout_at},
 };
@@ -18,8 +25,9 @@ use crate::cli::{
     proc::{Proc, Said},
 };
 
-/// Starts processes at the same instant, again and again, in both ways to begin: a static list with expect=N, and a
-/// directory with alone-after=1s. Measured until the last one sees all of them. Exit code 1 if they ever end in two views.
+/// Starts processes at the same instant, again and again: with a static list and expect=N, with a directory or by multicast
+/// and alone-after=1s. Measured until the last one sees all of them, beside the floor of this machine: as many processes that
+/// do nothing. Exit code 1 if they ever end in two views.
 #[derive(Args)]
 pub(crate) struct Join {
     /// How often, each way.
@@ -28,25 +36,54 @@ pub(crate) struct Join {
     /// How many processes.
     #[arg(long, value_name = "N", default_value_t = 20)]
     nodes: usize,
+    /// How they find each other.
+    #[arg(long, value_name = "HOW,…", value_delimiter = ',', default_values = ["static", "file"])]
+    by: Vec<How>,
+    /// They are plain members, without messages.
+    #[arg(long)]
+    plain: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum How {
+    Static,
+    File,
+    Multicast,
+}
+
+/// What one start came to.
+struct Came {
+    /// Milliseconds from the first start until the last process saw all.
+    ms: f64,
+    /// How many views of the group there were.
+    views: usize,
+    /// How long all of this took with processes that do nothing.
+    floor_ms: f64,
 }
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
 impl Join {
     pub(crate) async fn run(self, json: bool) -> Outcome {
-        if !(2..=100).contains(&self.nodes) {
-            return Err(Failure::usage(format!("--nodes {}: give 2 to 100", self.nodes)));
+        if !(2..=200).contains(&self.nodes) {
+            return Err(Failure::usage(format!("--nodes {}: give 2 to 200", self.nodes)));
         }
         let mut failed = 0;
-        for how in ["static", "file"] {
-            let mut times = Vec::new();
+        for how in &self.by {
+            let name = how.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned());
+            let (mut times, mut floors, mut views) = (Vec::new(), Vec::new(), Vec::new());
             for n in 0..self.times {
-                let dir = std::env::temp_dir().join(format!("phalanx-bench-{}-{how}{n}", std::process::id()));
+                let dir =
+                    std::env::temp_dir().join(format!("phalanx-bench-{}-{name}{n}", std::process::id()));
                 fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
-                match self.once(how == "static", &dir).await {
-                    Ok(ms) => times.push(ms),
+                match self.once(*how, &dir).await {
+                    Ok(came) => {
+                        times.push(came.ms);
+                        floors.push(came.floor_ms);
+                        views.push(came.views);
+                    }
                     Err(why) => {
-                        eprintln!("phalanx: {how}, {n}: {why}");
+                        eprintln!("phalanx: {name}, {n}: {why}");
                         failed += 1;
                     }
                 }
@@ -54,38 +91,69 @@ impl Join {
                     eprintln!("phalanx: {} stays behind: {error}", dir.display());
                 }
             }
-            super::print(&format!("{} at once, {how}", self.nodes), times, json);
+            super::print(&format!("{} processes that do nothing", self.nodes), floors, json);
+            super::print(&format!("{} at once, {name}", self.nodes), times, json);
+            views.sort_unstable();
+            if let (Some(least), Some(most)) = (views.first(), views.last()) {
+                let object = json!({"event": "views", "what": name, "least": least, "most": most});
+                let text = format!("views until all were in one: {least} to {most}");
+                events::line(&if json { object.to_string() } else { text });
+            }
         }
         let summary = json!({"event": "summary", "failed": failed});
         events::line(&if json { summary.to_string() } else { format!("{failed} starts failed") });
         Ok(if failed > 0 { exit::FAILED } else { 0 })
     }
 
-    /// Milliseconds from the first start until the last process sees all.
-    async fn once(&self, by_list: bool, dir: &Path) -> Result<f64, Failure> {
+    /// Starts so many processes that do nothing, and waits until they have ended.
+    async fn floor(&self) -> Result<f64, Failure> {
+        let exe = std::env::current_exe()?;
+        let started = now_ns();
+        let mut children = Vec::new();
+        for _ in 0..self.nodes {
+            children.push(Command::new(&exe).arg("--version").stdout(Stdio::null()).spawn()?);
+        }
+        for child in &mut children {
+            child.wait().await?;
+        }
+        Ok((now_ns() - started) as f64 / 1e6)
+    }
+
+    async fn once(&self, how: How, dir: &Path) -> Result<Came, Failure> {
+        let floor_ms = self.floor().await?;
         let (said, mut heard) = mpsc::channel(4096);
         let mut ports = Vec::new();
         for _ in 0..self.nodes {
             ports.push(format!("127.0.0.1:{}", free_port()?));
         }
-        let rendezvous =
-            if by_list { format!("static:{}", ports.join(",")) } else { format!("file:{}", dir.display()) };
-        let bootstrap = if by_list { format!("expect={}", self.nodes) } else { "alone-after=1s".into() };
+        let rendezvous = match how {
+            How::Static => format!("static:{}", ports.join(",")),
+            How::File => format!("file:{}", dir.display()),
+            // A port that is free for TCP is likely to be so for datagrams.
+            How::Multicast => format!("multicast:239.255.70.9:{}", free_port()?),
+        };
+        let bootstrap =
+            if how == How::Static { format!("expect={}", self.nodes) } else { "alone-after=1s".into() };
         let started = now_ns();
         let mut procs = Vec::new();
         for (who, port) in ports.iter().enumerate() {
             let name = format!("n{who}");
             let args = ["join", "g", "--no-stdin", "--name", &name, "--listen", port];
             let more = ["--rendezvous", &rendezvous, "--bootstrap", &bootstrap];
-            let args: Vec<String> = args.into_iter().chain(more).map(Into::into).collect();
+            let plain = self.plain.then_some("--plain");
+            let args: Vec<String> = args.into_iter().chain(more).chain(plain).map(Into::into).collect();
             procs.push(Proc::start(&args, who, said.clone())?);
         }
         let deadline = Instant::now() + PATIENCE;
         let mut complete: BTreeMap<usize, (Value, u64)> = BTreeMap::new();
+        let mut ids = BTreeSet::new();
         while complete.len() < self.nodes {
             let slow = || Failure::new(exit::FAILED, format!("{} of {} see all", complete.len(), self.nodes));
             let Said { who, event } =
                 timeout_at(deadline, heard.recv()).await.map_err(|_| slow())?.ok_or_else(slow)?;
+            if event["event"] == "view" {
+                ids.extend(event["view"].as_u64());
+            }
             if event["event"] == "view" && event["members"].as_array().map(Vec::len) == Some(self.nodes) {
                 let at = event["at_ns"].as_u64().unwrap_or_default();
                 complete.insert(who, (event["members"].clone(), at));
@@ -96,6 +164,6 @@ impl Join {
             return Err(Failure::new(exit::FAILED, "two views of the same group"));
         }
         let last = complete.values().map(|(_, at)| *at).max().unwrap_or(started);
-        Ok(last.saturating_sub(started) as f64 / 1e6)
+        Ok(Came { ms: last.saturating_sub(started) as f64 / 1e6, views: ids.len(), floor_ms })
     }
 }

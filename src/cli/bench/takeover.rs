@@ -36,7 +36,7 @@ pub(crate) struct Takeover {
     /// How often it is told to leave [default: a third of --times].
     #[arg(long, value_name = "N")]
     leaves: Option<usize>,
-    /// How often it is stopped and continued [default: a thirtieth of --times].
+    /// How often it is stopped and continued, for 0.5, 1, 3 and 10 leases in turn [default: a thirtieth of --times].
     #[arg(long, value_name = "N")]
     stops: Option<usize>,
     /// How many members the group has.
@@ -148,10 +148,13 @@ impl Takeover {
             left.push(fleet.leader_leaves().await?);
             fleet.start()?;
         }
-        let mut stopped = Vec::new();
+        let Time(lease) = self.lease.parse().map_err(Failure::usage)?;
+        let (mut stopped, mut stops) = (Vec::new(), 0);
         for _ in 0..self.stops.unwrap_or(self.times.div_ceil(30)) {
             fleet.until_complete(self.nodes).await?;
-            stopped.push(fleet.stop_leader().await?);
+            let pause = lease.mul_f64([0.5, 1.0, 3.0, 10.0][stops % 4]);
+            stopped.extend(fleet.stop_leader(pause, lease).await?);
+            stops += 1;
         }
         fleet.until_complete(self.nodes).await?;
         fleet.check_reigns();
@@ -163,8 +166,15 @@ impl Takeover {
         for text in &fleet.wrong {
             eprintln!("phalanx: {text}");
         }
-        let summary = json!({"event": "summary", "overlaps": overlaps, "lease": self.lease, "nodes": self.nodes, "ballast": self.ballast.0});
-        events::line(&if json { summary.to_string() } else { format!("{overlaps} reigns overlapped") });
+        let failovers = fleet.reigns.windows(2).filter(|pair| pair[0].who != pair[1].who).count();
+        let summary = json!({
+            "event": "summary", "overlaps": overlaps, "failovers": failovers, "stops": stops, "lease": self.lease,
+            "nodes": self.nodes, "ballast": self.ballast.0,
+        });
+        let text = format!(
+            "{overlaps} reigns overlapped in {failovers} failovers, with {stops} stops of 0.5 to 10 leases"
+        );
+        events::line(&if json { summary.to_string() } else { text });
         Ok(if overlaps > 0 { exit::FAILED } else { 0 })
     }
 }
@@ -224,7 +234,10 @@ impl Fleet {
     async fn hear(&mut self, deadline: Instant) -> Result<Option<(usize, u64)>, Failure> {
         let slow = || Failure::new(exit::FAILED, format!("nothing happened for {PATIENCE:?}"));
         let said = timeout_at(deadline, self.heard.recv()).await.map_err(|_| slow())?.ok_or_else(slow)?;
-        let Said { who, event } = said;
+        Ok(self.take_in(said))
+    }
+
+    fn take_in(&mut self, Said { who, event }: Said) -> Option<(usize, u64)> {
         let word = event["event"].as_str().unwrap_or_default();
         if self.awaiting_first == Some(who) && event["group"] == "g" {
             self.awaiting_first = None;
@@ -242,12 +255,12 @@ impl Fleet {
             "leading" => {
                 let from = event["at_ns"].as_u64().unwrap_or_default();
                 self.reigns.push(Reign { who, from, until: None });
-                return Ok(Some((who, from)));
+                return Some((who, from));
             }
             "not_leading" => self.close(who, event["until_ns"].as_u64().unwrap_or_default()),
             _ => {}
         }
-        Ok(None)
+        None
     }
 
     fn close(&mut self, who: usize, until: u64) {
@@ -313,14 +326,32 @@ impl Fleet {
         Ok(took)
     }
 
-    async fn stop_leader(&mut self) -> Result<f64, Failure> {
+    /// Stops the leader for so long. How long it took until another one led, if that came about.
+    async fn stop_leader(&mut self, pause: Duration, lease: Duration) -> Result<Option<f64>, Failure> {
         let who = self.leader().ok_or_else(|| Failure::new(exit::FAILED, "nobody leads"))?;
         let at = now_ns();
+        let until = Instant::now() + pause;
         self.signal(who, Signal::STOP);
-        let took = self.next_leader(who, at).await?;
-        self.awaiting_first = Some(who);
-        self.sees.remove(&who);
+        let mut took = None;
+        while let Ok(said) = timeout_at(until, self.heard.recv()).await {
+            let none = || Failure::new(exit::FAILED, "we hold a sender ourselves");
+            if let Some((next, from)) = self.take_in(said.ok_or_else(none)?)
+                && next != who
+                && took.is_none()
+            {
+                took = Some(from.saturating_sub(at) as f64 / 1e6);
+            }
+        }
+        if took.is_some() {
+            self.awaiting_first = Some(who);
+            self.sees.remove(&who);
+        }
         self.signal(who, Signal::CONT);
+        // Who was on the point of taking over does so, or does not.
+        let settled = Instant::now() + lease * 2;
+        while let Ok(Some(said)) = timeout_at(settled, self.heard.recv()).await {
+            self.take_in(said);
+        }
         Ok(took)
     }
 

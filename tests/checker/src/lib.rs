@@ -139,6 +139,7 @@ impl Checker {
             | Event::Crash { .. }
             | Event::Pause { .. }
             | Event::Resume { .. }
+            | Event::Starve { .. }
             | Event::Link { .. }
             | Event::Clock { .. }
             | Event::Gst { .. } => self.harness(event, at),
@@ -198,6 +199,14 @@ impl Checker {
                 self.reasons.mended(at);
                 let lapsed = self.terms.as_ref().map_or(u64::MAX, Terms::lapsed_after);
                 self.zombies.resume(&mut self.book, &self.reigns, *p, at, lapsed);
+            }
+            // A node that heartbeats ten times a lease must do with a fifth of a processor.
+            Event::Starve { quota, .. } => {
+                if *quota < 0.2 {
+                    self.accuracy.fault("a process was starved");
+                }
+                self.liveness.disturb(at.t, "a process was starved");
+                self.multicasts.disturb();
             }
             Event::Link { state, .. } if *state != LinkState::Ok => {
                 self.accuracy.fault("a link was disturbed");

@@ -245,7 +245,12 @@ impl Office {
         let core = self.next_core(ctx, acceptor, deaths, heard, &mut removals);
         let mut commands: Vec<Command> =
             removals.iter().map(|(id, why)| Command::Remove(*id, *why)).collect();
-        commands.extend(self.queue.drain(..));
+        if !commands.is_empty() || core.is_some() || !self.gathers(ctx, acceptor) {
+            commands.extend(self.queue.drain(..));
+        }
+        if commands.iter().any(|command| matches!(command, Command::Admit(_))) {
+            self.admit_at = Some(ctx.now.after(ctx.config.heartbeat * 2));
+        }
         if commands.is_empty() && core.is_none() {
             return None;
         }
