@@ -789,6 +789,9 @@ impl Hub {
                         link.heard.remove(&number);
                     }
                 }
+                Ok(Some(Unit::Unknown)) => {
+                    self.counts.unknown.inc();
+                }
                 Err(nonsense) => outcome = Err(nonsense),
             }
             if outcome.is_err() {

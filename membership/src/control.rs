@@ -37,7 +37,7 @@ use crate::{
     death::{Door, Neighbours},
     error::StartError,
     event::{Event, NodeBus, Said, Topic, What},
-    handshake::Hello,
+    handshake::{Hello, Versions},
     metrics::Counts,
     node::{Command, Shared, lock},
     panic::Guarded,
@@ -203,6 +203,7 @@ impl Driver {
             lineage: None,
             near: door.as_ref().map(|door| door.name.clone()),
             bulk: false,
+            speaks: Versions::OURS,
         };
         let counts = shared.metrics.count.clone();
         let wallet = shared.wallet.clone();
@@ -567,7 +568,9 @@ impl Driver {
         let now = self.shared.status();
         let (phase, coordinator, core) =
             (self.machine.phase_name(), self.machine.coordinator(), self.machine.core());
-        if !self.changed && now.phase == phase && now.coordinator == coordinator && now.core == core {
+        let level = self.machine.level();
+        let same = now.phase == phase && now.coordinator == coordinator && now.core == core;
+        if !self.changed && same && now.level == level {
             return;
         }
         self.changed = false;
@@ -578,6 +581,7 @@ impl Driver {
             view: self.view.clone(),
             core: core.to_vec(),
             coordinator,
+            level,
             blocked: self.blocked.clone(),
             lease_until_ns: self.lease_until.as_nanos(),
             groups: Arc::default(),

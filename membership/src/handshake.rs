@@ -7,7 +7,7 @@
 
 use std::{
     collections::{HashSet, VecDeque},
-    io,
+    fmt, io,
     net::SocketAddr,
     time::Duration,
 };
@@ -25,7 +25,8 @@ use crate::{
 };
 
 const MAGIC: [u8; 7] = *b"PHALANX";
-/// Nodes of different versions do not understand each other.
+/// Of the head, and of how greetings are sealed. Whoever begins otherwise is not read any further; everything else is the
+/// matter of the versions in the greetings.
 const VERSION: u8 = 2;
 /// Bytes of the magic word and the version; of the whole head.
 const PREAMBLE: usize = 8;
@@ -34,6 +35,37 @@ const HEAD: usize = 19;
 const LINGER: Duration = Duration::from_millis(300);
 /// How many beginnings are remembered, so that they cannot be repeated at our cost.
 const REMEMBERED: usize = 8192;
+
+/// The versions of the protocol that a build speaks: between two nodes, the highest that both speak counts.
+///
+/// 2. Whatever is not understood ends the connection.
+/// 3. Messages of unknown kinds are skipped and counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Versions {
+    pub(crate) min: u8,
+    pub(crate) max: u8,
+}
+
+impl Versions {
+    pub(crate) const OURS: Self = Self { min: 2, max: 3 };
+
+    /// Of builds that do not say it.
+    fn before() -> Self {
+        Self { min: 2, max: 2 }
+    }
+
+    /// The version that two nodes use.
+    pub(crate) fn common(self, other: Self) -> Option<u8> {
+        let max = self.max.min(other.max);
+        (max >= self.min.max(other.min)).then_some(max)
+    }
+}
+
+impl fmt::Display for Versions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "versions {} to {}", self.min, self.max)
+    }
+}
 
 /// How a node introduces itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +85,9 @@ pub(crate) struct Hello {
     /// Is the connection for what groups say, rather than for the protocol of membership?
     #[serde(default)]
     pub(crate) bulk: bool,
+    /// The versions of the protocol that it speaks.
+    #[serde(default = "Versions::before")]
+    pub(crate) speaks: Versions,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -75,7 +110,9 @@ enum Manner {
 /// Why a stranger is refused, as far as it may know. Nothing proves who says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Told {
-    #[error("it does not speak this version of the protocol")]
+    #[error(
+        "it begins connections in another version of the protocol: start the older of the two nodes with a newer build"
+    )]
     Version = 1,
     #[error("it requires a secret, and this node has none: start this one with its --secret-file")]
     SecretNeeded = 2,
@@ -103,8 +140,13 @@ pub(crate) enum Refusal {
     Closed,
     #[error("the other side does not speak this protocol")]
     NotPhalanx,
-    #[error("the other side speaks version {0} of the protocol, this node speaks version {VERSION}")]
+    #[error(
+        "the other side begins with version {0} of the protocol, this node with version {VERSION}: start the older of the two \
+         with a newer build"
+    )]
     Version(u8),
+    #[error("{}", no_common(*theirs, *ours))]
+    Versions { theirs: Versions, ours: Versions },
     #[error("{0}")]
     Garbage(#[from] Garbage),
     #[error("the other side belongs to the cluster {0:?}")]
@@ -140,7 +182,11 @@ impl Refusal {
         match self {
             Self::Io(_) | Self::Closed => "broken",
             Self::NotPhalanx | Self::Garbage(_) => "garbage",
-            Self::Version(_) | Self::Cluster(_) | Self::Myself | Self::Rejected(_) => "rejected",
+            Self::Version(_)
+            | Self::Versions { .. }
+            | Self::Cluster(_)
+            | Self::Myself
+            | Self::Rejected(_) => "rejected",
             Self::Replayed => "replayed",
             Self::NoSecret
             | Self::SecretNeeded
@@ -384,9 +430,19 @@ impl Refusal {
             Self::Cluster(theirs) => {
                 Some(format!("this node belongs to the cluster {:?}, and not to {theirs:?}", me.cluster))
             }
+            Self::Versions { theirs, ours } => Some(no_common(*ours, *theirs)),
             _ => None,
         }
     }
+}
+
+/// Why two nodes cannot talk, as seen by one of them.
+fn no_common(theirs: Versions, ours: Versions) -> String {
+    let older = if theirs.max < ours.max { "the other side" } else { "this node" };
+    format!(
+        "the other side speaks {theirs} of the protocol, this node {ours}, none of which both do: start {older} with a newer build; \
+         where builds lie that far apart, go through one in between"
+    )
 }
 
 /// What a greeting says, if the two belong together.
@@ -400,6 +456,9 @@ fn heard(me: &Hello, greeting: &[u8]) -> Result<Hello, Refusal> {
     }
     if hello.node == me.node {
         return Err(Refusal::Myself);
+    }
+    if me.speaks.common(hello.speaks).is_none() {
+        return Err(Refusal::Versions { theirs: hello.speaks, ours: me.speaks });
     }
     Ok(hello)
 }
@@ -448,6 +507,7 @@ mod tests {
             lineage: None,
             near: None,
             bulk: false,
+            speaks: Versions::OURS,
         }
     }
 
@@ -582,6 +642,59 @@ mod tests {
             assert!(reply.len() <= HEAD, "nothing but a reason: {reply:?}");
         }
         assert!(seen.order.is_empty(), "strangers are not remembered");
+    }
+
+    #[tokio::test]
+    async fn two_builds_use_the_highest_version_that_both_speak() {
+        let speaks = |node, min, max| Hello { speaks: Versions { min, max }, ..hello("c", node) };
+        for with in [Credentials::None, keys(&[1])] {
+            for (a, b, common) in [((2, 3), (3, 7), 3), ((2, 9), (1, 4), 4), ((5, 5), (2, 9), 5)] {
+                let (a, b) = (speaks(1, a.0, a.1), speaks(2, b.0, b.1));
+                let (one, two) = meet((&a, &with), (&b, &with)).await;
+                let (one, two) = (one.expect("met"), two.expect("met"));
+                assert_eq!(
+                    (a.speaks.common(one.hello.speaks), b.speaks.common(two.hello.speaks)),
+                    (Some(common), Some(common))
+                );
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn builds_without_a_common_version_part_and_both_say_which_is_too_old() {
+        let (old, new) = (hello("c", 1), Hello { speaks: Versions { min: 4, max: 6 }, ..hello("c", 2) });
+        for with in [Credentials::None, keys(&[1])] {
+            for (a, b) in [(&old, &new), (&new, &old)] {
+                let (one, two) = meet((a, &with), (b, &with)).await;
+                for (outcome, me) in [(one, a), (two, b)] {
+                    let refusal = why(outcome);
+                    let older = if me.node == old.node { "start this node" } else { "start the other side" };
+                    let text = refusal.to_string();
+                    assert!(refusal.is_reject() && text.contains(older), "{text}");
+                    assert!(text.contains("versions 2 to 3") && text.contains("versions 4 to 6"), "{text}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_greeting_from_before_ranges_is_one_of_version_two() {
+        // As the builds before wrote it; what is new in ours they skip, as we skip what is new in others'.
+        #[derive(Serialize)]
+        struct Before {
+            cluster: String,
+            node: NodeId,
+            name: String,
+            addr: SocketAddr,
+            lineage: Option<Lineage>,
+            near: Option<String>,
+            of_tomorrow: [u8; 3],
+        }
+        let Hello { cluster, node, name, addr, lineage, near, .. } = hello("c", 2);
+        let before = Before { cluster, node, name, addr, lineage, near, of_tomorrow: [1, 2, 3] };
+        let bytes = rmp_serde::to_vec_named(&before).expect("encodes");
+        let read: Hello = wire::decode(&bytes).expect("decodes");
+        assert_eq!((read.speaks, read.speaks.common(Versions::OURS)), (Versions::before(), Some(2)));
     }
 
     #[tokio::test]

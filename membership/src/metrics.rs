@@ -41,6 +41,7 @@ counts! {
     members: Gauge = "phalanx_cluster_members", "Members of the installed cluster view";
     sent: Counter = "phalanx_messages_sent", "Messages handed to a connection";
     received: Counter = "phalanx_messages_received", "Messages received";
+    unknown: Counter = "phalanx_messages_unknown", "Messages of kinds that only newer builds know, skipped";
     undeliverable: Counter = "phalanx_messages_undeliverable", "Messages for which there was no connection and no address";
     dropped: Counter = "phalanx_messages_dropped", "Messages that a full queue, or a broken connection, lost";
     dials: Counter = "phalanx_connections_dialed", "Attempts to connect to another node";

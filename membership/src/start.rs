@@ -34,6 +34,8 @@ use crate::{
 
 /// How many commands of applications wait for the control thread; then they wait themselves.
 const COMMANDS: usize = 256;
+/// How long all members must have run builds of a higher feature level before it is agreed on.
+const RAISE_AFTER: Duration = Duration::from_secs(600);
 /// How long host names of founder slots are looked up.
 const LOOKUP: Duration = Duration::from_secs(5);
 
@@ -261,6 +263,7 @@ fn configuration(builder: &NodeBuilder, me: NodeInfo) -> Result<Config, StartErr
     }
     config.epoch_s = clock::booted_s();
     config.trace = builder.trace.is_some();
+    config.raise_after = Some(RAISE_AFTER);
     Ok(config.checked()?)
 }
 

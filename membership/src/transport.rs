@@ -499,7 +499,8 @@ impl Net {
     }
 
     fn register(&self, me: &Hello, peer: Hello) -> Rc<Link> {
-        tracing::debug!(peer = %peer.node, name = peer.name, addr = %peer.addr, "connected");
+        let version = me.speaks.common(peer.speaks);
+        tracing::debug!(peer = %peer.node, name = peer.name, addr = %peer.addr, version, "connected");
         let link = Rc::new(Link {
             me: me.node,
             queue: RefCell::default(),
@@ -536,7 +537,14 @@ impl Net {
                 session.borrow_mut().open(clock::now(), &mut came, frames.buffer(), &self.counts)?;
                 while let Some(payload) = frames.next()? {
                     link.used.set(clock::now_ns());
-                    match wire::decode::<Frame>(&payload)? {
+                    let Some(frame) = wire::decode_known::<Frame>(&payload)? else {
+                        self.counts.unknown.inc();
+                        self.complain("unknown", addr.ip(), || {
+                            tracing::info!(peer = %link.peer.node, name = link.peer.name, "a newer build says what this one skips");
+                        });
+                        continue;
+                    };
+                    match frame {
                         Frame::Msg(msg) => {
                             self.counts.received.inc();
                             let arrived = Arrived::Message { to: link.me, from: link.peer.node, msg };

@@ -4,7 +4,7 @@ use core::time::Duration;
 
 use membership_types::Drift;
 
-use crate::{state::Terms, view::NodeInfo};
+use crate::{entry::LEVEL, state::Terms, view::NodeInfo};
 
 /// How a node that finds no cluster goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -38,6 +38,11 @@ pub struct Config {
     pub epoch_s: u64,
     /// Emit trace events?
     pub trace: bool,
+    /// The feature level that this build understands; less only to try how builds of several levels get on.
+    pub level: u16,
+    /// How long all members must have understood a higher feature level before this node, as coordinator, has it agreed on:
+    /// a time in which the last upgrade can still be taken back. `None` for never.
+    pub raise_after: Option<Duration>,
 }
 
 /// A value is out of its range; the text says which, and what would be right.
@@ -91,6 +96,8 @@ impl Config {
             give_up: lease * 10,
             epoch_s: 0,
             trace: false,
+            level: LEVEL,
+            raise_after: None,
         }
         .checked()
     }

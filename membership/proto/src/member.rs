@@ -353,6 +353,7 @@ impl Member {
             commit: self.acceptor.as_ref().map(|a| a.state.index),
             slot: ctx.config.me.slot.is_some() && ctx.is_ripe(),
             hello: self.hello_due.then(|| self.hello(ctx)),
+            level: ctx.config.level,
         }
     }
 

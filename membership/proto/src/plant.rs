@@ -41,11 +41,13 @@ pub enum Plant {
     StepDownLate,
     /// A node that missed an update takes the next one as if nothing had been before it.
     IgnoreGap,
+    /// The coordinator raises the feature level to its own without looking at what others understand.
+    RaiseTooEarly,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::PromiseEarly,
         Self::CountOldAcks,
         Self::WinInOldCore,
@@ -63,6 +65,7 @@ impl Plant {
         Self::LeaseNeverLapses,
         Self::StepDownLate,
         Self::IgnoreGap,
+        Self::RaiseTooEarly,
     ];
 
     /// The name on the command line.
@@ -85,6 +88,7 @@ impl Plant {
             Self::LeaseNeverLapses => "lease-never-lapses",
             Self::StepDownLate => "step-down-late",
             Self::IgnoreGap => "ignore-gap",
+            Self::RaiseTooEarly => "raise-too-early",
         }
     }
 }

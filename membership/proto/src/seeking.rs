@@ -199,6 +199,7 @@ impl Seeking {
                 highest: ctx.highest,
                 wishes: ctx.wishes.all(),
                 observes: ctx.observes.iter().cloned().collect(),
+                level: ctx.config.level,
             };
             ctx.push(Output::Send(Dest::Node(info.id, Some(info.addr)), Msg::Join(Box::new(join))));
         }

@@ -1,6 +1,6 @@
 //! What one seed's run looks like: drawn at random, so that every run stresses another mixture.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use membership_types::Rng;
 
@@ -75,6 +75,10 @@ pub(crate) struct Params {
     pub(crate) ending: Ending,
     /// The largest deviation of a clock, in parts per million.
     pub(crate) drift_ppm: u64,
+    /// Machines whose first process is of a build from before the present feature level.
+    pub(crate) old: BTreeSet<usize>,
+    /// How long all must understand a feature level before it is agreed on.
+    pub(crate) raise_after: Duration,
 }
 
 impl Params {
@@ -134,6 +138,11 @@ impl Params {
         if nodes > 3 && rng.chance(250) {
             ineligible.push(rng.below(nodes as u64) as usize);
         }
+        // Drawn apart, so that all else is what it was before there were levels.
+        let mut apart = Rng::seeded(!rng.clone().next_u64());
+        let mixed = apart.chance(300);
+        let old = (0..nodes + 3).filter(|_| mixed && apart.chance(400)).collect();
+        let raise_after = Duration::from_millis(apart.between(100, 10_000));
         Self {
             nodes,
             extra: 3,
@@ -155,6 +164,8 @@ impl Params {
             manners: Manners::draw(rng),
             ending: weighted(rng, &endings),
             drift_ppm: *rng.pick(&[0, 200, 5000, 5000]).expect("not empty"),
+            old,
+            raise_after,
         }
     }
 }

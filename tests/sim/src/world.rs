@@ -332,6 +332,7 @@ impl World {
     }
 
     fn spawn(&mut self, machine: usize, place: usize, app: App, highest: ViewId) {
+        let old = self.params.old.remove(&machine);
         let params = &self.params;
         let inc = self.seeds.next_u64() >> 20;
         let id = NodeId::new(machine as u32, inc);
@@ -360,6 +361,10 @@ impl World {
         config.terms.slots = params.slots;
         config.epoch_s = EPOCH_S;
         config.trace = true;
+        config.raise_after = Some(params.raise_after);
+        if old {
+            config.level = 0;
+        }
         let ppm = self.seeds.between(0, 2 * params.drift_ppm) as i64 - params.drift_ppm as i64;
         // All clocks of one host agree; wall clocks start near each other.
         let clock = Clock::new(0, 0, ppm);
@@ -681,6 +686,10 @@ impl World {
             Output::Ended(end) => self.ended(p, &end),
             Output::View(view, part) if view.kind == GroupKind::Multicast => self.room_view(p, &view, part),
             Output::StepOut { group } => self.step_out(p, group),
+            // What operators do then.
+            Output::Refused(why) if why.contains("feature level") => {
+                self.ended(p, &End::StartOver { why: "upgraded" });
+            }
             Output::Blocked(_) | Output::Unblocked | Output::View(..) | Output::Refused(_) => {}
         }
     }

@@ -183,6 +183,7 @@ impl Office {
         let core = self.next_core(ctx, acceptor, deaths, heard, &mut removals);
         let mut commands: Vec<Command> =
             removals.iter().map(|(id, why)| Command::Remove(*id, *why)).collect();
+        commands.extend(self.raised_level(ctx, acceptor));
         commands.extend(self.queue.drain(..));
         if commands.is_empty() && core.is_none() {
             return None;
