@@ -293,6 +293,7 @@ fn own_answer(path: &str, shared: &Shared) -> Option<AdminResponse> {
 
 fn status_json(shared: &Shared, status: &Status) -> Value {
     let view = status.view.as_deref();
+    let by = shared.wallet.get().means();
     json!({
         "node": &*shared.name,
         "id": status.id.to_string(),
@@ -313,6 +314,7 @@ fn status_json(shared: &Shared, status: &Status) -> Value {
         "coordinator": status.coordinator.map(|c| name_of(status, c)),
         "versions": { "min": Versions::OURS.min, "max": Versions::OURS.max },
         "level": { "agreed": status.level, "understood": LEVEL },
+        "links": { "sealed": by.is_some(), "by": by },
         "core": status.core.iter().map(|id| name_of(status, *id)).collect::<Vec<_>>(),
         "lease_until_ns": status.lease_until_ns,
         "now_ns": crate::clock::now_ns(),

@@ -196,8 +196,28 @@ impl Refusal {
         }
     }
 
+    /// The same in more detail, for counters.
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Io(_) | Self::Closed => "broken",
+            Self::NotPhalanx => "not_phalanx",
+            Self::Garbage(_) => "garbage",
+            Self::Version(_) | Self::Versions { .. } | Self::Told(Told::Version) => "version",
+            Self::Cluster(_) => "cluster",
+            Self::Myself => "myself",
+            Self::Rejected(_) => "told_so",
+            Self::Replayed => "replayed",
+            Self::NoSecret | Self::SecretNeeded | Self::Told(Told::SecretNeeded | Told::NoSecret) => {
+                "no_secret"
+            }
+            Self::UnknownKey { .. } | Self::Told(Told::UnknownKey) => "unknown_key",
+            Self::Unproved(_) | Self::Told(Told::Unproved) => "unproved",
+        }
+    }
+
     /// Counts it as what it is.
     pub(crate) fn count(&self, counts: &Counts) {
+        counts.refused.get_or_create(&[("reason", self.label())]).inc();
         match self.kind() {
             "garbage" => counts.garbage.inc(),
             "rejected" => counts.rejected.inc(),

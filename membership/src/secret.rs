@@ -258,6 +258,16 @@ pub(crate) enum Credentials {
     Secret(Secret),
 }
 
+impl Credentials {
+    /// By what links are sealed, for people.
+    pub(crate) fn means(&self) -> Option<&'static str> {
+        match self {
+            Self::None => None,
+            Self::Secret(_) => Some("secret"),
+        }
+    }
+}
+
 /// Where credentials came from, so that they can be read again.
 #[derive(Clone, Debug, Default)]
 pub(crate) enum Source {

@@ -15,6 +15,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use membership_proto::{Dest, Msg};
 use membership_types::NodeId;
+use prometheus_client::metrics::gauge::Gauge;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -28,7 +29,7 @@ use crate::{
     bulk::Bulk,
     clock,
     death::Neighbours,
-    handshake::{self, Hello, Met, Refusal, Seen},
+    handshake::{self, Hello, Met, Refusal, Seen, Versions},
     metrics::Counts,
     secret::Wallet,
     session::{Corrupt, Scratch, Session},
@@ -40,7 +41,7 @@ const STRANGERS: usize = 256;
 /// Connections with one incarnation: each side may have made one, and another while the first was breaking.
 const LINKS_PER_NODE: usize = 4;
 /// Frames and bytes that wait for a connection.
-const WAITING_FRAMES: usize = 4096;
+pub(crate) const WAITING_FRAMES: usize = 4096;
 const WAITING_BYTES: usize = 2 * MAX_FRAME;
 /// Frames that wait for a connection that is being made.
 const WAITING_FOR_DIAL: usize = 64;
@@ -272,6 +273,12 @@ impl Transport {
         self.0.link_with(node).is_some()
     }
 
+    /// How many frames wait for the connection for which most wait.
+    pub(crate) fn longest_queue(&self) -> usize {
+        let links = self.0.links.borrow();
+        links.values().flatten().map(|link| link.queue.borrow().len()).max().unwrap_or(0)
+    }
+
     /// Tells the control loop of a death.
     pub(crate) async fn report_dead(&self, node: NodeId, how: &'static str) {
         self.0.counts.proofs.inc();
@@ -458,6 +465,7 @@ impl Net {
                 && let Some(oldest) = strangers.pop_front()
             {
                 self.counts.overrun.inc();
+                self.counts.refused.get_or_create(&[("reason", "displaced")]).inc();
                 oldest.notify_one();
             }
             strangers.push_back(Rc::clone(&displaced));
@@ -488,6 +496,7 @@ impl Net {
             Some(Ok(Err(refusal))) => self.complain_of(&refusal, from, "a connection was made"),
             Some(Err(_)) => {
                 self.counts.silent.inc();
+                self.counts.refused.get_or_create(&[("reason", "timed_out")]).inc();
                 self.complain("silent", from.ip(), || {
                     tracing::warn!(%from, "a connection is closed: no introduction came in {INTRODUCTION:?}");
                 });
@@ -517,6 +526,7 @@ impl Net {
         }
         known.push(Rc::clone(&link));
         self.counts.links.inc();
+        self.by_version(&link).inc();
         self.open.set(self.open.get() + 1);
         link
     }
@@ -623,8 +633,14 @@ impl Net {
             }
         }
         self.counts.links.dec();
+        self.by_version(link).dec();
         self.open.set(self.open.get() - 1);
         self.closed.notify_one();
+    }
+
+    fn by_version(&self, link: &Link) -> Gauge {
+        let version = Versions::OURS.common(link.peer.speaks).unwrap_or(0);
+        self.counts.by_version.get_or_create_owned(&[("version", version.into())])
     }
 
     /// Now and then: closes what is not used, forgets what is not wanted.

@@ -28,7 +28,7 @@ const PIECES: usize = 64;
 /// About how many bytes are sealed at a time: four records.
 const BATCH: usize = 4 * 65519;
 /// A connection for which more than this waits is broken off: whoever is behind learns what it missed on the next one.
-const WAITING: usize = 256 << 20;
+pub(super) const WAITING: usize = 256 << 20;
 /// How many groups a peer may have declared at a time.
 const DECLARED: usize = 1 << 20;
 
@@ -374,6 +374,11 @@ impl Links {
         let done = link.outbox.write(&link.stream, &mut link.session, &mut self.scratch)?;
         link.blocked = !done;
         Ok(done)
+    }
+
+    /// How many bytes wait for the connection for which most wait.
+    pub(crate) fn most_waiting(&self) -> usize {
+        self.links.values().map(|link| link.outbox.bytes + link.outbox.sealed.len()).max().unwrap_or(0)
     }
 
     /// Does nothing wait to be written?

@@ -690,7 +690,11 @@ impl World {
             Output::Refused(why) if why.contains("feature level") => {
                 self.ended(p, &End::StartOver { why: "upgraded" });
             }
-            Output::Blocked(_) | Output::Unblocked | Output::View(..) | Output::Refused(_) => {}
+            Output::Blocked(_)
+            | Output::Unblocked
+            | Output::View(..)
+            | Output::Refused(_)
+            | Output::Change { .. } => {}
         }
     }
 
