@@ -8,11 +8,11 @@
 use std::{
     collections::{HashSet, VecDeque},
     fmt, io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 use membership_types::{Lineage, NodeId};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -21,6 +21,8 @@ use crate::{
     metrics::Counts,
     secret::{Credentials, Key, KeyId, Secret},
     session::{Agreeing, PROOF, Scratch, Session},
+    start,
+    tls::{self, Certified, Tls},
     wire::{self, Garbage, MAX_GREETING},
 };
 
@@ -33,6 +35,8 @@ const PREAMBLE: usize = 8;
 const HEAD: usize = 19;
 /// How long a refused connection is kept, so that the other side can read why.
 const LINGER: Duration = Duration::from_millis(300);
+/// Bytes of a handshake of TLS that are taken from a stranger.
+const MAX_SHAKE: usize = 128 * 1024;
 /// How many beginnings are remembered, so that they cannot be repeated at our cost.
 const REMEMBERED: usize = 8192;
 
@@ -105,6 +109,12 @@ enum Manner {
     Sealed = 1,
     /// There is none: the other side is refused, and the name of the key is a [`Told`].
     Refused = 2,
+    /// Under TLS, which begins right after the head.
+    Certified = 3,
+}
+
+impl Manner {
+    const ALL: [Self; 4] = [Self::Open, Self::Sealed, Self::Refused, Self::Certified];
 }
 
 /// Why a stranger is refused, as far as it may know. Nothing proves who says so.
@@ -122,11 +132,24 @@ pub(crate) enum Told {
     UnknownKey = 4,
     #[error("what this node sent does not open with the key of that name")]
     Unproved = 5,
+    #[error("{UNLIKE}")]
+    Unlike = 6,
 }
+
+/// One has certificates, and the other one has not.
+const UNLIKE: &str = "the two do not authenticate nodes in the same way: start both with certificates (--tls-ca, --tls-cert, \
+                      --tls-key), or both with the same --secret-file";
 
 impl Told {
     fn read(code: u8) -> Option<Self> {
-        let all = [Self::Version, Self::SecretNeeded, Self::NoSecret, Self::UnknownKey, Self::Unproved];
+        let all = [
+            Self::Version,
+            Self::SecretNeeded,
+            Self::NoSecret,
+            Self::UnknownKey,
+            Self::Unproved,
+            Self::Unlike,
+        ];
         all.into_iter().find(|told| *told as u8 == code)
     }
 }
@@ -169,6 +192,29 @@ pub(crate) enum Refusal {
     Replayed,
     #[error("refused by the other side, as it seems: {0}")]
     Told(Told),
+    #[error("{UNLIKE}")]
+    Unlike,
+    #[error("the certificate of the other side: {0}")]
+    Certificate(String),
+    #[error("the other side refuses the certificate of this node: {0}")]
+    CertificateRefused(String),
+    #[error(
+        "the certificate of the other side is neither for its name, {name:?}, nor for its address, {addr}: put one of them into its \
+         subject alternative names"
+    )]
+    NotItsOwn { name: String, addr: IpAddr },
+    #[error("the other side has the certificate of {0:?}, and the id of another node")]
+    NotItsId(String),
+}
+
+impl From<rustls::Error> for Refusal {
+    fn from(error: rustls::Error) -> Self {
+        match &error {
+            rustls::Error::AlertReceived(alert) => Self::CertificateRefused(tls::explain_alert(*alert)),
+            rustls::Error::NoCertificatesPresented => Self::Certificate("there is none".to_owned()),
+            other => Self::Certificate(tls::explain(other)),
+        }
+    }
 }
 
 impl Refusal {
@@ -192,6 +238,11 @@ impl Refusal {
             | Self::SecretNeeded
             | Self::UnknownKey { .. }
             | Self::Unproved(_)
+            | Self::Unlike
+            | Self::Certificate(_)
+            | Self::CertificateRefused(_)
+            | Self::NotItsOwn { .. }
+            | Self::NotItsId(_)
             | Self::Told(_) => "unauthenticated",
         }
     }
@@ -212,6 +263,9 @@ impl Refusal {
             }
             Self::UnknownKey { .. } | Self::Told(Told::UnknownKey) => "unknown_key",
             Self::Unproved(_) | Self::Told(Told::Unproved) => "unproved",
+            Self::Unlike | Self::Told(Told::Unlike) => "unlike",
+            Self::Certificate(_) | Self::CertificateRefused(_) => "certificate",
+            Self::NotItsOwn { .. } | Self::NotItsId(_) => "identity",
         }
     }
 
@@ -235,6 +289,7 @@ impl Refusal {
             Self::SecretNeeded => Some(Told::NoSecret),
             Self::UnknownKey { .. } => Some(Told::UnknownKey),
             Self::Unproved(_) => Some(Told::Unproved),
+            Self::Unlike => Some(Told::Unlike),
             _ => None,
         }
     }
@@ -279,6 +334,9 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let hello = greeting(&Greeting::Hello(me.clone()));
+    if let Credentials::Tls(tls) = with {
+        return initiate_certified(stream, me, tls, &hello).await;
+    }
     let Credentials::Secret(secret) = with else {
         stream.write_all(&message(Manner::Open, KeyId::NONE, &hello)).await?;
         let mut from = Reader { stream, came: BytesMut::new() };
@@ -298,6 +356,32 @@ where
     session.seal_proof(&mut proof);
     from.stream.write_all(proof.bytes()).await?;
     Ok(Met { hello, session, rest: from.came })
+}
+
+async fn initiate_certified<S>(stream: &mut S, me: &Hello, tls: &Tls, hello: &[u8]) -> Result<Met, Refusal>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut certified = tls.connect();
+    let mut from = Reader { stream, came: BytesMut::new() };
+    from.stream.write_all(&message(Manner::Certified, KeyId::NONE, &[])).await?;
+    from.tell(&mut certified, &[]).await?;
+    from.answer(Manner::Certified, KeyId::NONE, Refusal::Unlike).await?;
+    from.shake(&mut certified).await?;
+    from.tell(&mut certified, hello).await?;
+    let hello = heard(me, &from.listen(&mut certified).await?)?;
+    vouched(&certified, &hello)?;
+    Ok(Met { hello, session: Session::Certified(certified.into()), rest: from.came })
+}
+
+/// Is the other side whom its certificate says?
+fn vouched(certified: &Certified, hello: &Hello) -> Result<(), Refusal> {
+    let name: String = hello.name.chars().take(128).collect();
+    if !certified.vouches(&hello.name, hello.addr) {
+        return Err(Refusal::NotItsOwn { name, addr: hello.addr.ip() });
+    }
+    // An id begins with its node's name, so nobody comes under the id of another name.
+    if hello.node.node() == start::name_hash(&hello.name) { Ok(()) } else { Err(Refusal::NotItsId(name)) }
 }
 
 /// Answers an introduction on a connection that was made to us.
@@ -357,6 +441,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Reader<'_, S> {
                 let first = self.take(size).await?;
                 self.respond_sealed(me, secret, id, &first, seen).await
             }
+            (Manner::Certified, Credentials::Tls(tls)) => self.respond_certified(me, tls).await,
+            (Manner::Certified, _) | (Manner::Open | Manner::Sealed, Credentials::Tls(_)) => {
+                Err(Refusal::Unlike)
+            }
             (Manner::Open, Credentials::Secret(_)) => Err(Refusal::NoSecret),
             (Manner::Sealed, Credentials::None) => Err(Refusal::SecretNeeded),
             (Manner::Refused, _) => Err(Refusal::NotPhalanx),
@@ -399,6 +487,88 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Reader<'_, S> {
         }
     }
 
+    async fn respond_certified(&mut self, me: &Hello, tls: &Tls) -> Result<(Hello, Session), Refusal> {
+        self.stream.write_all(&message(Manner::Certified, KeyId::NONE, &[])).await?;
+        let mut certified = tls.accept();
+        self.shake(&mut certified).await?;
+        let greeted = self.listen(&mut certified).await?;
+        let judged = heard(me, &greeted).and_then(|hello| vouched(&certified, &hello).map(|()| hello));
+        let hello = match judged {
+            Ok(hello) => hello,
+            Err(refusal) => {
+                if let Some(why) = refusal.reason(me) {
+                    let why = framed(&greeting(&Greeting::Reject(why)));
+                    let mut out = Scratch::default();
+                    certified.seal(&why, &mut out);
+                    part(self.stream, out.bytes()).await;
+                }
+                return Err(refusal);
+            }
+        };
+        self.tell(&mut certified, &greeting(&Greeting::Hello(me.clone()))).await?;
+        Ok((hello, Session::Certified(certified.into())))
+    }
+
+    /// Carries the handshake of TLS out. If it fails, the other side is told as TLS does.
+    async fn shake(&mut self, certified: &mut Certified) -> Result<(), Refusal> {
+        let mut bytes = 0;
+        while certified.is_handshaking() {
+            let before = self.came.len();
+            self.hear(certified).await?;
+            self.tell(certified, &[]).await?;
+            if !certified.is_handshaking() {
+                break;
+            }
+            bytes += before;
+            if bytes > MAX_SHAKE {
+                return Err(Garbage::TooLarge { size: bytes, max: MAX_SHAKE }.into());
+            }
+            self.more().await?;
+        }
+        Ok(())
+    }
+
+    /// Takes in what came. What TLS has to say to that is its last word, if this fails.
+    async fn hear(&mut self, certified: &mut Certified) -> Result<(), Refusal> {
+        let Err(error) = certified.hear(&mut self.came) else { return Ok(()) };
+        let mut out = Scratch::default();
+        certified.seal(&[], &mut out);
+        part(self.stream, out.bytes()).await;
+        Err(error.into())
+    }
+
+    /// Writes what TLS has to say, and a greeting if there is one.
+    async fn tell(&mut self, certified: &mut Certified, greeting: &[u8]) -> Result<(), Refusal> {
+        let mut out = Scratch::default();
+        let framed = if greeting.is_empty() { Vec::new() } else { framed(greeting) };
+        certified.seal(&framed, &mut out);
+        Ok(self.stream.write_all(out.bytes()).await?)
+    }
+
+    /// The greeting of the other side.
+    async fn listen(&mut self, certified: &mut Certified) -> Result<BytesMut, Refusal> {
+        loop {
+            self.hear(certified).await?;
+            let early = certified.early();
+            if let Some(length) = early.first_chunk::<2>() {
+                let size = usize::from(u16::from_be_bytes(*length));
+                if size > MAX_GREETING {
+                    return Err(Garbage::TooLarge { size, max: MAX_GREETING }.into());
+                }
+                if early.len() >= 2 + size {
+                    early.advance(2);
+                    return Ok(early.split_to(size));
+                }
+            }
+            self.more().await?;
+        }
+    }
+
+    async fn more(&mut self) -> Result<(), Refusal> {
+        self.came.reserve(4096);
+        if self.stream.read_buf(&mut self.came).await? == 0 { Err(Refusal::Closed) } else { Ok(()) }
+    }
+
     /// Exactly so many bytes, which the caller has bounded.
     async fn take(&mut self, size: usize) -> Result<BytesMut, Refusal> {
         while self.came.len() < size {
@@ -421,8 +591,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Reader<'_, S> {
         let rest = self.take(HEAD - PREAMBLE).await?;
         let id = KeyId(*rest[1..].first_chunk().expect("a head is longer"));
         let size = usize::from(u16::from_be_bytes([rest[9], rest[10]]));
-        let manner =
-            [Manner::Open, Manner::Sealed, Manner::Refused].into_iter().find(|m| *m as u8 == rest[0]);
+        let manner = Manner::ALL.into_iter().find(|m| *m as u8 == rest[0]);
         let manner = manner.ok_or(Refusal::NotPhalanx)?;
         if size > MAX_GREETING {
             return Err(Garbage::TooLarge { size, max: MAX_GREETING }.into());
@@ -451,6 +620,9 @@ impl Refusal {
                 Some(format!("this node belongs to the cluster {:?}, and not to {theirs:?}", me.cluster))
             }
             Self::Versions { theirs, ours } => Some(no_common(*ours, *theirs)),
+            Self::NotItsOwn { .. } | Self::NotItsId(_) => {
+                Some(self.to_string().replace("the other side", "this node"))
+            }
             _ => None,
         }
     }
@@ -487,6 +659,12 @@ fn greeting(greeting: &Greeting) -> Vec<u8> {
     let bytes = rmp_serde::to_vec_named(greeting).expect("our own types encode");
     assert!(bytes.len() + 64 <= MAX_GREETING, "names are bounded where they come in");
     bytes
+}
+
+/// A greeting where TLS has no lengths.
+fn framed(greeting: &[u8]) -> Vec<u8> {
+    let size = u16::try_from(greeting.len()).expect("greetings are short");
+    [&size.to_be_bytes(), greeting].concat()
 }
 
 /// A message after its head.

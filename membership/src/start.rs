@@ -41,15 +41,16 @@ const LOOKUP: Duration = Duration::from_secs(5);
 
 pub(crate) async fn start(builder: NodeBuilder) -> Result<Node, StartError> {
     check_names(&builder)?;
-    let source = builder.credentials.clone();
+    check_credentials(&builder)?;
+    let source = builder.credentials();
     let wallet = Wallet::open(source)
-        .map_err(|source| StartError::Secret { place: builder.credentials.place(), source })?;
-    let proved = builder.credentials.is_some();
+        .map_err(|source| StartError::Secret { place: builder.credentials().place(), source })?;
+    let proved = builder.credentials().is_some();
     if !proved && !builder.insecure && !builder.listen.ip().is_loopback() {
         let problem = format!(
             "{} is reachable from other machines, and nothing authenticates who connects: give all nodes the same \
-             --secret-file (`phalanx secret` prints what belongs in it), or a loopback address, or --insecure where the \
-             network itself is trusted",
+             --secret-file (`phalanx secret` prints what belongs in it), or each a certificate (--tls-ca, --tls-cert, \
+             --tls-key), or a loopback address, or --insecure where the network itself is trusted",
             builder.listen
         );
         return Err(StartError::setting("listen", problem));
@@ -63,7 +64,8 @@ pub(crate) async fn start(builder: NodeBuilder) -> Result<Node, StartError> {
             if !builder.insecure && !addr.ip().is_loopback() {
                 let problem = format!(
                     "{addr} is reachable from other machines, and the admin API authenticates nobody, whatever \
-                     --secret-file says: give a loopback address, or --insecure where the network itself is trusted"
+                     --secret-file or --tls-ca say: give a loopback address, and reach it through ssh -L, or --insecure \
+                     where the network itself is trusted"
                 );
                 return Err(StartError::setting("admin", problem));
             }
@@ -76,6 +78,8 @@ pub(crate) async fn start(builder: NodeBuilder) -> Result<Node, StartError> {
         Some(name) => name.clone(),
         None => format!("{}-{}", host_name(), std::process::id()),
     };
+    let place = || builder.credentials().place();
+    wallet.belongs_to(&name, advertise).map_err(|source| StartError::Secret { place: place(), source })?;
     let id = fresh_id(&name)?;
     let registries = open_registries(&builder, &name, advertise, id)?;
     let status = Snapshot::new(Arc::new(Status::begin(id)));
@@ -213,6 +217,23 @@ fn run(
 pub(crate) fn is_cluster_name(text: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
     (1..=64).contains(&text.len()) && text.bytes().all(allowed) && !text.starts_with('.')
+}
+
+fn check_credentials(builder: &NodeBuilder) -> Result<(), StartError> {
+    let tls = [("tls-ca", &builder.tls_ca), ("tls-cert", &builder.tls_cert), ("tls-key", &builder.tls_key)];
+    let Some((given, _)) = tls.iter().find(|(_, file)| file.is_some()) else { return Ok(()) };
+    if let Some((missing, _)) = tls.iter().find(|(_, file)| file.is_none()) {
+        return Err(StartError::setting(
+            missing,
+            format!("needed with --{given}: the three belong together"),
+        ));
+    }
+    if builder.secret.is_some() {
+        let problem =
+            "a node has certificates or a secret: leave out --secret-file, or the three --tls- flags";
+        return Err(StartError::setting(given, problem));
+    }
+    Ok(())
 }
 
 fn check_names(builder: &NodeBuilder) -> Result<(), StartError> {
@@ -357,9 +378,12 @@ fn host_name() -> String {
 
 /// An id that no other incarnation has: a hash of the name, and fresh random bits.
 pub(crate) fn fresh_id(name: &str) -> Result<NodeId, StartError> {
-    let node =
-        name.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-    Ok(NodeId::new(node, random().map_err(StartError::System)?))
+    Ok(NodeId::new(name_hash(name), random().map_err(StartError::System)?))
+}
+
+/// What ids of nodes of this name begin with.
+pub(crate) fn name_hash(name: &str) -> u32 {
+    name.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
 /// From the operating system.
