@@ -23,7 +23,9 @@ use super::{
 ///
 /// Starts CMD, joins GROUP once its port answers, leaves when it exits, and stops it on TERM with all that it started.
 /// Workers that CMD forks survive a SIGKILL of this wrapper, though not a TERM: run servers in the foreground that do not fork,
-/// for instance nginx with `master_process off`. The exit code is CMD's own.
+/// for instance nginx with `master_process off`. The exit code is CMD's own. If standard output is lost, because its reader went away
+/// or a disk is full, CMD goes on serving, nothing more is told, and the exit code is 1 where it
+/// would have been 0.
 ///
 /// Example: phalanx run --group kv-a --endpoint 127.0.0.1:6401 --rendezvous file:/tmp/rdv -- redis-server --port 6401
 #[derive(Args)]
