@@ -224,7 +224,9 @@ fn counts_and_ports_that_make_no_sense_are_refused() {
     refused(&["bench", "takeover", "--ballast", "65GiB"], 2, &["--ballast", "64GiB"]);
     refused(&["bench", "takeover", "--times", "0"], 2, &["--times", "at least 1"]);
     refused(&["bench", "join", "--times", "0"], 2, &["--times", "at least 1"]);
-    refused(&["router", "--config", "x", "--workers", "0"], 2, &["--workers", "at least 1"]);
+    for wrong in ["0", "257", "100000", "x"] {
+        refused(&["router", "--config", "x", "--workers", wrong], 2, &["--workers", "1 to 256"]);
+    }
     refused(
         &["run", "--group", "g", "--endpoint", "127.0.0.1:0", "--", "true"],
         2,
@@ -359,4 +361,36 @@ fn an_admin_api_that_does_not_answer_is_said_so() {
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("within 5 s"), "{}", stderr(&output));
     assert!(stderr(&output).contains("no answer from"), "{}", stderr(&output));
+}
+
+#[test]
+fn an_admin_api_that_answers_without_end_is_not_listened_to_for_ever() {
+    // A byte now and then keeps each read within its limit, and the whole answer beyond any.
+    let drip = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let addr = drip.local_addr().expect("bound").to_string();
+    std::thread::spawn(move || {
+        for stream in drip.incoming() {
+            let mut stream = stream.expect("a connection");
+            while stream.write_all(b"x").is_ok() {
+                std::thread::sleep(Duration::from_millis(300));
+            }
+        }
+    });
+    let begun = std::time::Instant::now();
+    let output = run(&["status", "--admin", &addr]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("within 5 s"), "{}", stderr(&output));
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+
+    let flood = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let addr = flood.local_addr().expect("bound").to_string();
+    std::thread::spawn(move || {
+        for stream in flood.incoming() {
+            let mut stream = stream.expect("a connection");
+            while stream.write_all(&[b'x'; 1 << 16]).is_ok() {}
+        }
+    });
+    let output = run(&["view", "--admin", &addr]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("longer than 16 MiB"), "{}", stderr(&output));
 }

@@ -19,6 +19,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use membership_proto::entry::LEVEL;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tokio::{sync::Semaphore, time::timeout};
@@ -26,6 +27,7 @@ use tokio::{sync::Semaphore, time::timeout};
 use crate::{
     clock::now,
     event::View,
+    handshake::Versions,
     metrics::Metrics,
     node::{Shared, lock},
     rendezvous::{MAX_BODY, Question, REGISTRY_PATH},
@@ -291,6 +293,7 @@ fn own_answer(path: &str, shared: &Shared) -> Option<AdminResponse> {
 
 fn status_json(shared: &Shared, status: &Status) -> Value {
     let view = status.view.as_deref();
+    let by = shared.wallet.get().means();
     json!({
         "node": &*shared.name,
         "id": status.id.to_string(),
@@ -310,6 +313,9 @@ fn status_json(shared: &Shared, status: &Status) -> Value {
         "rank": view.and_then(|v| v.rank_of(status.id)).map(|r| r.get()),
         "nodes": view.map(|v| v.members.len()),
         "coordinator": status.coordinator.map(|c| name_of(status, c)),
+        "versions": { "min": Versions::OURS.min, "max": Versions::OURS.max },
+        "level": { "agreed": status.level, "understood": LEVEL },
+        "links": { "sealed": by.is_some(), "by": by },
         "core": status.core.iter().map(|id| name_of(status, *id)).collect::<Vec<_>>(),
         "lease_until_ns": status.lease_until_ns,
         "now_ns": crate::clock::now_ns(),

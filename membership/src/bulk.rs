@@ -34,12 +34,12 @@ use tokio::{
 };
 
 use crate::{
-    bulk::links::{Links, Nonsense, Unit, next_unit},
+    bulk::links::{Links, Nonsense, Unit, WAITING, next_unit},
     channel::{Delivered, Fence, Mailbox, Message, SendError, StateRequest},
     clock,
     event::{Member, View},
     handshake::{self, Hello, Met},
-    metrics::Counts,
+    metrics::{Counts, Tally},
     node::lock,
     secret::Wallet,
     session::Corrupt,
@@ -59,6 +59,8 @@ const UNKNOWN: usize = 4096;
 const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 /// How often connections and groups that are of no use are looked for.
 const TIDY: Duration = Duration::from_secs(10);
+/// How often queues are measured.
+const LOOK: Duration = Duration::from_secs(1);
 /// What is left of connections when the node stops has this long to be written.
 const FAREWELL: Duration = Duration::from_millis(300);
 
@@ -229,6 +231,7 @@ pub(crate) fn spawn(
             bulk: bulk.clone(),
             tracer,
             counts,
+            tally: Tally::default(),
             addresses: BTreeMap::new(),
             keys: HashMap::new(),
             rooms: HashMap::new(),
@@ -251,6 +254,8 @@ type Shared = Rc<RefCell<Hub>>;
 async fn run(hub: Shared, bulk: Bulk) {
     let turn = Rc::clone(&hub.borrow().turn);
     let mut tidy = tokio::time::interval(TIDY);
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let due = hub.borrow().timers.first().map(|(at, _)| *at - clock::now());
         tokio::select! {
@@ -262,6 +267,7 @@ async fn run(hub: Shared, bulk: Bulk) {
             }
             () = turn.notified() => hub.borrow_mut().turn(),
             () = sleep(due.unwrap_or_default()), if due.is_some() => hub.borrow_mut().on_time(),
+            _ = look.tick() => hub.borrow().look(),
             _ = tidy.tick() => hub.borrow_mut().tidy(),
         }
     }
@@ -509,6 +515,7 @@ struct Hub {
     bulk: Bulk,
     tracer: Option<Tracer>,
     counts: Counts,
+    tally: Tally,
     addresses: BTreeMap<NodeId, SocketAddr>,
     keys: HashMap<GroupName, u32>,
     rooms: HashMap<u32, Room>,
@@ -789,6 +796,9 @@ impl Hub {
                         link.heard.remove(&number);
                     }
                 }
+                Ok(Some(Unit::Unknown)) => {
+                    self.counts.unknown.inc();
+                }
                 Err(nonsense) => outcome = Err(nonsense),
             }
             if outcome.is_err() {
@@ -844,7 +854,7 @@ impl Hub {
                     self.post(room, all.iter().copied().filter(|to| *to != me), &frame);
                 }
                 Output::Deliver(message) => {
-                    self.counts.delivered.inc();
+                    self.tally.delivered(message.class, message.payload.len());
                     if room.mailbox.is_some() {
                         room.delivered.push(Delivered::Message(Message {
                             view: message.view,
@@ -874,6 +884,7 @@ impl Hub {
                 }
                 Output::Ready(view) => room.to_tell = Some(view),
                 Output::StateRequest { to, id } => {
+                    self.counts.asked.inc();
                     if let Some(mailbox) = room.mailbox.clone() {
                         room.delivered.push(Delivered::StateRequest(StateRequest { to, id, mailbox }));
                     }
@@ -883,6 +894,7 @@ impl Hub {
                     room.tell(Delivered::StateReceived(pieces));
                 }
                 Output::StateLost(view) => {
+                    self.counts.state_lost.inc();
                     tracing::error!(group = %room.group, %view, "the group's state is lost: nobody in this view has it");
                     room.tell(Delivered::StateLost { view });
                 }
@@ -905,6 +917,7 @@ impl Hub {
             self.turn_of(&mut room);
             self.rooms.insert(key, room);
         }
+        self.tally.tell(&self.counts);
         for (peer, error) in self.links.write_all() {
             tracing::debug!(%peer, %error, "a connection for bulk broke");
             self.links.remove(peer);
@@ -928,7 +941,7 @@ impl Hub {
             && room.machine.installed().is_some()
             && !room.machine.is_blocked()
         {
-            took = room.take_from(&mailbox, now, &self.counts);
+            took = room.take_from(&mailbox, now, &mut self.tally);
         }
         if let Some(mailbox) = room.mailbox.clone() {
             room.take_wishes(&mailbox, now, held);
@@ -980,6 +993,14 @@ impl Hub {
             self.soil(key);
         }
         self.turn();
+    }
+
+    /// Tells how much waits.
+    fn look(&self) {
+        let bytes = i64::try_from(self.links.most_waiting()).unwrap_or(i64::MAX);
+        let queue = [("queue", "bulk_bytes")];
+        self.counts.queue.get_or_create(&queue).set(bytes);
+        self.counts.queue_limit.get_or_create(&queue).set(WAITING as i64);
     }
 
     /// Now and then: closes connections that nobody needs, forgets groups that nobody told of.
@@ -1067,13 +1088,13 @@ impl Room {
     }
 
     /// Hands what the application wants to send to the machine, as far as there is room. True if that was anything.
-    fn take_from(&mut self, mailbox: &Mailbox, now: Instant, counts: &Counts) -> bool {
+    fn take_from(&mut self, mailbox: &Mailbox, now: Instant, tally: &mut Tally) -> bool {
         let mut took = false;
         let room = self.machine.room();
         if room > 0 && mailbox.take_all(room, &mut self.batch) {
             for (class, payload) in self.batch.drain(..) {
                 took = true;
-                counts.multicast.inc();
+                tally.sent(class, payload.len());
                 self.machine.handle(now, Input::Multicast(class, payload));
             }
             return took;
@@ -1082,7 +1103,7 @@ impl Room {
             && let Some((class, payload)) = mailbox.take()
         {
             took = true;
-            counts.multicast.inc();
+            tally.sent(class, payload.len());
             self.machine.handle(now, Input::Multicast(class, payload));
         }
         took

@@ -18,7 +18,10 @@ use std::{
     time::Duration,
 };
 
-use membership_proto::{Cluster, ClusterView, Config, End, Input, Output, WhyNot};
+use membership_proto::{
+    Cluster, ClusterView, Config, End, Input, Msg, Output, WhyNot,
+    msg::{ClusterMsg, Grant},
+};
 use membership_sync::{NodeLease, Snapshot};
 use membership_types::{
     GroupName, Instant, Machine, NodeId, Rng, ViewId,
@@ -38,8 +41,8 @@ use crate::{
     disk::{DataDir, Disk},
     error::StartError,
     event::{Event, NodeBus, Said, Topic, What},
-    handshake::Hello,
-    metrics::Counts,
+    handshake::{Hello, Versions},
+    metrics::{Counts, cause},
     node::{Command, Shared, lock},
     panic::Guarded,
     rendezvous::{Finder, Steering},
@@ -163,6 +166,14 @@ struct Driver {
     addresses: (Vec<SocketAddr>, bool),
     /// Proved deaths of nodes that may still be in a view to come, and what the proofs are.
     dead: VecDeque<(NodeId, &'static str)>,
+    /// When those proofs came.
+    died: BTreeMap<NodeId, Instant>,
+    /// Since when time without a lease is not counted yet.
+    blocked_since: Option<Instant>,
+    /// The latest heartbeat that was answered, by our clock.
+    answered: Instant,
+    /// Who gave the last lease, and when.
+    leased: Option<(NodeId, Instant)>,
     /// The node's own current state, as events.
     own_state: Vec<Event>,
     /// What is to go into the machine once its outputs are carried out.
@@ -210,9 +221,12 @@ impl Driver {
             lineage: None,
             near: door.as_ref().map(|door| door.name.clone()),
             bulk: false,
+            speaks: Versions::OURS,
         };
         let counts = shared.metrics.count.clone();
         let wallet = shared.wallet.clone();
+        let means = wallet.get().means();
+        counts.sealed.get_or_create(&[("by", means.unwrap_or("nothing"))]).set(means.is_some().into());
         let patience = transport::patience(config.terms.lease);
         let (on_bulk, purse) = (lease.clone(), wallet.clone());
         bulk::spawn(bulk.clone(), me.clone(), purse, on_bulk, patience, tracer.clone(), counts.clone())?;
@@ -260,6 +274,10 @@ impl Driver {
             away: BTreeSet::new(),
             addresses: (Vec::new(), false),
             dead: VecDeque::new(),
+            died: BTreeMap::new(),
+            blocked_since: None,
+            answered: Instant::ZERO,
+            leased: None,
             own_state: Vec::new(),
             inputs: VecDeque::new(),
             end: None,
@@ -302,8 +320,15 @@ impl Driver {
         let bulk = self.bulk.clone();
         let mut timer = Box::pin(sleep(Duration::ZERO));
         let mut handles = true;
+        for (queue, limit) in [("arrivals", ARRIVALS), ("link_frames", transport::WAITING_FRAMES)] {
+            self.counts.queue_limit.get_or_create(&[("queue", queue)]).set(limit as i64);
+        }
+        let waiting = self.counts.queue.get_or_create_owned(&[("queue", "arrivals")]);
         while self.over.is_none() {
             let due = self.arm(&mut timer);
+            if due {
+                waiting.set(i64::try_from(arrivals.len()).unwrap_or(i64::MAX));
+            }
             tokio::select! {
                 biased;
                 command = commands.recv(), if handles => match command {
@@ -343,8 +368,23 @@ impl Driver {
         true
     }
 
+    /// Adds the time without a lease that is not counted yet.
+    fn count_blocked(&mut self) {
+        if let Some(since) = &mut self.blocked_since {
+            let now = clock::now();
+            self.counts.blocked_for.inc_by((now - *since).as_secs_f64());
+            *since = now;
+        }
+    }
+
+    fn set_queue(&self, queue: &'static str, length: usize) {
+        self.counts.queue.get_or_create(&[("queue", queue)]).set(i64::try_from(length).unwrap_or(i64::MAX));
+    }
+
     fn on_time(&mut self) {
         let now = clock::now();
+        self.count_blocked();
+        self.set_queue("link_frames", self.transport.longest_queue());
         if self.stopping.as_ref().is_some_and(|s| now >= s.until) {
             tracing::warn!("the cluster did not let the node go in time: it will be removed as silent");
             self.over = Some("left without an answer of the cluster".to_owned());
@@ -370,11 +410,22 @@ impl Driver {
         match arrived {
             // What was meant for an earlier incarnation of this process says nothing about this one.
             Arrived::Message { to, from, msg } if to == self.config.me.id => {
+                if let Msg::In(_, ClusterMsg::Grant(Grant { echo: Some(echo), .. })) = &msg
+                    && *echo > self.answered
+                {
+                    // Later grants may repeat it.
+                    self.answered = *echo;
+                    self.counts.round_trip.observe(clock::now() - *echo);
+                }
                 self.input(Input::Message { from, msg })
             }
             Arrived::Message { .. } => {}
             Arrived::Dead(node, how) => {
                 self.dead.push_back((node, how));
+                if self.died.len() == DEAD_KEPT {
+                    self.died.pop_first();
+                }
+                self.died.insert(node, clock::now());
                 if self.dead.len() > DEAD_KEPT {
                     self.dead.pop_front();
                 }
@@ -465,12 +516,20 @@ impl Driver {
         match output {
             Output::Send(to, msg) => self.transport.send(to, &msg),
             Output::Lease(until) => self.extend_lease(until),
+            Output::Change { joined, left } => {
+                let changes = &self.counts.changes;
+                changes.get_or_create(&[("cause", "join")]).inc_by(joined as u64);
+                for (_, why) in left {
+                    changes.get_or_create(&[("cause", cause(why))]).inc();
+                }
+            }
             Output::ClusterView(view) => self.install(view),
             Output::View(view, part) => self.learn(&view, part),
             Output::Leading { group, token, lineage } => self.begin_leading(group, token, lineage),
             Output::NotLeading { group, token, why, until } => self.end_leading(&group, token, why, until),
             Output::Blocked(why) => {
                 self.counts.blocked.inc();
+                self.blocked_since.get_or_insert_with(clock::now);
                 self.blocked = Some(why.clone());
                 // Where all leave at once, the last of them have nobody to tell.
                 if self.stopping.is_some() {
@@ -481,6 +540,8 @@ impl Driver {
                 self.say(What::Blocked { why });
             }
             Output::Unblocked => {
+                self.count_blocked();
+                self.blocked_since = None;
                 self.blocked = None;
                 tracing::info!("unblocked");
                 self.say(What::Unblocked);
@@ -490,7 +551,10 @@ impl Driver {
                 self.say(What::Refused { why });
             }
             Output::Ended(end) => self.end = Some(end),
-            Output::StepOut { group } => self.step_out(&group),
+            Output::StepOut { group } => {
+                self.counts.stepped_out.inc();
+                self.step_out(&group);
+            }
             Output::SetAside(floor) => {
                 if let Some(disk) = &self.disk {
                     disk.set_aside(floor);
@@ -529,6 +593,16 @@ impl Driver {
             return;
         }
         self.counts.leases.inc();
+        let now = clock::now();
+        if self.lease_until > Instant::ZERO {
+            self.counts.lease_margin.observe(self.lease_until - now);
+        }
+        if let Some(coordinator) = self.machine.coordinator() {
+            let before = self.leased.replace((coordinator, now));
+            if let Some((_, at)) = before.filter(|(before, _)| *before != coordinator) {
+                self.counts.coordinator_gap.observe(now - at);
+            }
+        }
         self.lease_until = self.lease_until.max(until);
         self.changed = true;
         self.resume_leading();
@@ -603,7 +677,9 @@ impl Driver {
         let now = self.shared.status();
         let (phase, coordinator, core) =
             (self.machine.phase_name(), self.machine.coordinator(), self.machine.core());
-        if !self.changed && now.phase == phase && now.coordinator == coordinator && now.core == core {
+        let level = self.machine.level();
+        let same = now.phase == phase && now.coordinator == coordinator && now.core == core;
+        if !self.changed && same && now.level == level {
             return;
         }
         self.changed = false;
@@ -614,6 +690,7 @@ impl Driver {
             view: self.view.clone(),
             core: core.to_vec(),
             coordinator,
+            level,
             blocked: self.blocked.clone(),
             lease_until_ns: self.lease_until.as_nanos(),
             groups: Arc::default(),
@@ -632,6 +709,16 @@ impl Driver {
         self.blocked = None;
         self.own_state.retain(|e| matches!(e.what, What::Started { .. }));
         let leaves = self.stopping.is_some();
+        self.count_blocked();
+        self.blocked_since = None;
+        self.leased = None;
+        let cause = match &end {
+            End::Left => "leave",
+            End::Removed { .. } => "removed",
+            End::Dissolved { .. } => "merge",
+            End::StartOver { .. } => "start_over",
+        };
+        self.counts.ended.get_or_create(&[("cause", cause)]).inc();
         let why = match end {
             End::Left if self.revoked && !leaves => {
                 let why = "a panic in this process ended its lease";

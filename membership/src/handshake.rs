@@ -7,12 +7,12 @@
 
 use std::{
     collections::{HashSet, VecDeque},
-    io,
-    net::SocketAddr,
+    fmt, io,
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 use membership_types::{Lineage, NodeId};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -21,19 +21,55 @@ use crate::{
     metrics::Counts,
     secret::{Credentials, Key, KeyId, Secret},
     session::{Agreeing, PROOF, Scratch, Session},
+    start,
+    tls::{self, Certified, Tls},
     wire::{self, Garbage, MAX_GREETING},
 };
 
 const MAGIC: [u8; 7] = *b"PHALANX";
-/// Nodes of different versions do not understand each other.
+/// Of the head, and of how greetings are sealed. Whoever begins otherwise is not read any further; everything else is the
+/// matter of the versions in the greetings.
 const VERSION: u8 = 2;
 /// Bytes of the magic word and the version; of the whole head.
 const PREAMBLE: usize = 8;
 const HEAD: usize = 19;
 /// How long a refused connection is kept, so that the other side can read why.
 const LINGER: Duration = Duration::from_millis(300);
+/// Bytes of a handshake of TLS that are taken from a stranger.
+const MAX_SHAKE: usize = 128 * 1024;
 /// How many beginnings are remembered, so that they cannot be repeated at our cost.
 const REMEMBERED: usize = 8192;
+
+/// The versions of the protocol that a build speaks: between two nodes, the highest that both speak counts.
+///
+/// 2. Whatever is not understood ends the connection.
+/// 3. Messages of unknown kinds are skipped and counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Versions {
+    pub(crate) min: u8,
+    pub(crate) max: u8,
+}
+
+impl Versions {
+    pub(crate) const OURS: Self = Self { min: 2, max: 3 };
+
+    /// Of builds that do not say it.
+    fn before() -> Self {
+        Self { min: 2, max: 2 }
+    }
+
+    /// The version that two nodes use.
+    pub(crate) fn common(self, other: Self) -> Option<u8> {
+        let max = self.max.min(other.max);
+        (max >= self.min.max(other.min)).then_some(max)
+    }
+}
+
+impl fmt::Display for Versions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "versions {} to {}", self.min, self.max)
+    }
+}
 
 /// How a node introduces itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +89,9 @@ pub(crate) struct Hello {
     /// Is the connection for what groups say, rather than for the protocol of membership?
     #[serde(default)]
     pub(crate) bulk: bool,
+    /// The versions of the protocol that it speaks.
+    #[serde(default = "Versions::before")]
+    pub(crate) speaks: Versions,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -70,12 +109,20 @@ enum Manner {
     Sealed = 1,
     /// There is none: the other side is refused, and the name of the key is a [`Told`].
     Refused = 2,
+    /// Under TLS, which begins right after the head.
+    Certified = 3,
+}
+
+impl Manner {
+    const ALL: [Self; 4] = [Self::Open, Self::Sealed, Self::Refused, Self::Certified];
 }
 
 /// Why a stranger is refused, as far as it may know. Nothing proves who says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Told {
-    #[error("it does not speak this version of the protocol")]
+    #[error(
+        "it begins connections in another version of the protocol: start the older of the two nodes with a newer build"
+    )]
     Version = 1,
     #[error("it requires a secret, and this node has none: start this one with its --secret-file")]
     SecretNeeded = 2,
@@ -85,11 +132,24 @@ pub(crate) enum Told {
     UnknownKey = 4,
     #[error("what this node sent does not open with the key of that name")]
     Unproved = 5,
+    #[error("{UNLIKE}")]
+    Unlike = 6,
 }
+
+/// One has certificates, and the other one has not.
+const UNLIKE: &str = "the two do not authenticate nodes in the same way: start both with certificates (--tls-ca, --tls-cert, \
+                      --tls-key), or both with the same --secret-file";
 
 impl Told {
     fn read(code: u8) -> Option<Self> {
-        let all = [Self::Version, Self::SecretNeeded, Self::NoSecret, Self::UnknownKey, Self::Unproved];
+        let all = [
+            Self::Version,
+            Self::SecretNeeded,
+            Self::NoSecret,
+            Self::UnknownKey,
+            Self::Unproved,
+            Self::Unlike,
+        ];
         all.into_iter().find(|told| *told as u8 == code)
     }
 }
@@ -103,8 +163,13 @@ pub(crate) enum Refusal {
     Closed,
     #[error("the other side does not speak this protocol")]
     NotPhalanx,
-    #[error("the other side speaks version {0} of the protocol, this node speaks version {VERSION}")]
+    #[error(
+        "the other side begins with version {0} of the protocol, this node with version {VERSION}: start the older of the two \
+         with a newer build"
+    )]
     Version(u8),
+    #[error("{}", no_common(*theirs, *ours))]
+    Versions { theirs: Versions, ours: Versions },
     #[error("{0}")]
     Garbage(#[from] Garbage),
     #[error("the other side belongs to the cluster {0:?}")]
@@ -127,6 +192,29 @@ pub(crate) enum Refusal {
     Replayed,
     #[error("refused by the other side, as it seems: {0}")]
     Told(Told),
+    #[error("{UNLIKE}")]
+    Unlike,
+    #[error("the certificate of the other side: {0}")]
+    Certificate(String),
+    #[error("the other side refuses the certificate of this node: {0}")]
+    CertificateRefused(String),
+    #[error(
+        "the certificate of the other side is neither for its name, {name:?}, nor for its address, {addr}: put one of them into its \
+         subject alternative names"
+    )]
+    NotItsOwn { name: String, addr: IpAddr },
+    #[error("the other side has the certificate of {0:?}, and the id of another node")]
+    NotItsId(String),
+}
+
+impl From<rustls::Error> for Refusal {
+    fn from(error: rustls::Error) -> Self {
+        match &error {
+            rustls::Error::AlertReceived(alert) => Self::CertificateRefused(tls::explain_alert(*alert)),
+            rustls::Error::NoCertificatesPresented => Self::Certificate("there is none".to_owned()),
+            other => Self::Certificate(tls::explain(other)),
+        }
+    }
 }
 
 impl Refusal {
@@ -140,18 +228,50 @@ impl Refusal {
         match self {
             Self::Io(_) | Self::Closed => "broken",
             Self::NotPhalanx | Self::Garbage(_) => "garbage",
-            Self::Version(_) | Self::Cluster(_) | Self::Myself | Self::Rejected(_) => "rejected",
+            Self::Version(_)
+            | Self::Versions { .. }
+            | Self::Cluster(_)
+            | Self::Myself
+            | Self::Rejected(_) => "rejected",
             Self::Replayed => "replayed",
             Self::NoSecret
             | Self::SecretNeeded
             | Self::UnknownKey { .. }
             | Self::Unproved(_)
+            | Self::Unlike
+            | Self::Certificate(_)
+            | Self::CertificateRefused(_)
+            | Self::NotItsOwn { .. }
+            | Self::NotItsId(_)
             | Self::Told(_) => "unauthenticated",
+        }
+    }
+
+    /// The same in more detail, for counters.
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Io(_) | Self::Closed => "broken",
+            Self::NotPhalanx => "not_phalanx",
+            Self::Garbage(_) => "garbage",
+            Self::Version(_) | Self::Versions { .. } | Self::Told(Told::Version) => "version",
+            Self::Cluster(_) => "cluster",
+            Self::Myself => "myself",
+            Self::Rejected(_) => "told_so",
+            Self::Replayed => "replayed",
+            Self::NoSecret | Self::SecretNeeded | Self::Told(Told::SecretNeeded | Told::NoSecret) => {
+                "no_secret"
+            }
+            Self::UnknownKey { .. } | Self::Told(Told::UnknownKey) => "unknown_key",
+            Self::Unproved(_) | Self::Told(Told::Unproved) => "unproved",
+            Self::Unlike | Self::Told(Told::Unlike) => "unlike",
+            Self::Certificate(_) | Self::CertificateRefused(_) => "certificate",
+            Self::NotItsOwn { .. } | Self::NotItsId(_) => "identity",
         }
     }
 
     /// Counts it as what it is.
     pub(crate) fn count(&self, counts: &Counts) {
+        counts.refused.get_or_create(&[("reason", self.label())]).inc();
         match self.kind() {
             "garbage" => counts.garbage.inc(),
             "rejected" => counts.rejected.inc(),
@@ -169,6 +289,7 @@ impl Refusal {
             Self::SecretNeeded => Some(Told::NoSecret),
             Self::UnknownKey { .. } => Some(Told::UnknownKey),
             Self::Unproved(_) => Some(Told::Unproved),
+            Self::Unlike => Some(Told::Unlike),
             _ => None,
         }
     }
@@ -213,6 +334,9 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let hello = greeting(&Greeting::Hello(me.clone()));
+    if let Credentials::Tls(tls) = with {
+        return initiate_certified(stream, me, tls, &hello).await;
+    }
     let Credentials::Secret(secret) = with else {
         stream.write_all(&message(Manner::Open, KeyId::NONE, &hello)).await?;
         let mut from = Reader { stream, came: BytesMut::new() };
@@ -232,6 +356,32 @@ where
     session.seal_proof(&mut proof);
     from.stream.write_all(proof.bytes()).await?;
     Ok(Met { hello, session, rest: from.came })
+}
+
+async fn initiate_certified<S>(stream: &mut S, me: &Hello, tls: &Tls, hello: &[u8]) -> Result<Met, Refusal>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut certified = tls.connect();
+    let mut from = Reader { stream, came: BytesMut::new() };
+    from.stream.write_all(&message(Manner::Certified, KeyId::NONE, &[])).await?;
+    from.tell(&mut certified, &[]).await?;
+    from.answer(Manner::Certified, KeyId::NONE, Refusal::Unlike).await?;
+    from.shake(&mut certified).await?;
+    from.tell(&mut certified, hello).await?;
+    let hello = heard(me, &from.listen(&mut certified).await?)?;
+    vouched(&certified, &hello)?;
+    Ok(Met { hello, session: Session::Certified(certified.into()), rest: from.came })
+}
+
+/// Is the other side whom its certificate says?
+fn vouched(certified: &Certified, hello: &Hello) -> Result<(), Refusal> {
+    let name: String = hello.name.chars().take(128).collect();
+    if !certified.vouches(&hello.name, hello.addr) {
+        return Err(Refusal::NotItsOwn { name, addr: hello.addr.ip() });
+    }
+    // An id begins with its node's name, so nobody comes under the id of another name.
+    if hello.node.node() == start::name_hash(&hello.name) { Ok(()) } else { Err(Refusal::NotItsId(name)) }
 }
 
 /// Answers an introduction on a connection that was made to us.
@@ -291,6 +441,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Reader<'_, S> {
                 let first = self.take(size).await?;
                 self.respond_sealed(me, secret, id, &first, seen).await
             }
+            (Manner::Certified, Credentials::Tls(tls)) => self.respond_certified(me, tls).await,
+            (Manner::Certified, _) | (Manner::Open | Manner::Sealed, Credentials::Tls(_)) => {
+                Err(Refusal::Unlike)
+            }
             (Manner::Open, Credentials::Secret(_)) => Err(Refusal::NoSecret),
             (Manner::Sealed, Credentials::None) => Err(Refusal::SecretNeeded),
             (Manner::Refused, _) => Err(Refusal::NotPhalanx),
@@ -333,6 +487,88 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Reader<'_, S> {
         }
     }
 
+    async fn respond_certified(&mut self, me: &Hello, tls: &Tls) -> Result<(Hello, Session), Refusal> {
+        self.stream.write_all(&message(Manner::Certified, KeyId::NONE, &[])).await?;
+        let mut certified = tls.accept();
+        self.shake(&mut certified).await?;
+        let greeted = self.listen(&mut certified).await?;
+        let judged = heard(me, &greeted).and_then(|hello| vouched(&certified, &hello).map(|()| hello));
+        let hello = match judged {
+            Ok(hello) => hello,
+            Err(refusal) => {
+                if let Some(why) = refusal.reason(me) {
+                    let why = framed(&greeting(&Greeting::Reject(why)));
+                    let mut out = Scratch::default();
+                    certified.seal(&why, &mut out);
+                    part(self.stream, out.bytes()).await;
+                }
+                return Err(refusal);
+            }
+        };
+        self.tell(&mut certified, &greeting(&Greeting::Hello(me.clone()))).await?;
+        Ok((hello, Session::Certified(certified.into())))
+    }
+
+    /// Carries the handshake of TLS out. If it fails, the other side is told as TLS does.
+    async fn shake(&mut self, certified: &mut Certified) -> Result<(), Refusal> {
+        let mut bytes = 0;
+        while certified.is_handshaking() {
+            let before = self.came.len();
+            self.hear(certified).await?;
+            self.tell(certified, &[]).await?;
+            if !certified.is_handshaking() {
+                break;
+            }
+            bytes += before;
+            if bytes > MAX_SHAKE {
+                return Err(Garbage::TooLarge { size: bytes, max: MAX_SHAKE }.into());
+            }
+            self.more().await?;
+        }
+        Ok(())
+    }
+
+    /// Takes in what came. What TLS has to say to that is its last word, if this fails.
+    async fn hear(&mut self, certified: &mut Certified) -> Result<(), Refusal> {
+        let Err(error) = certified.hear(&mut self.came) else { return Ok(()) };
+        let mut out = Scratch::default();
+        certified.seal(&[], &mut out);
+        part(self.stream, out.bytes()).await;
+        Err(error.into())
+    }
+
+    /// Writes what TLS has to say, and a greeting if there is one.
+    async fn tell(&mut self, certified: &mut Certified, greeting: &[u8]) -> Result<(), Refusal> {
+        let mut out = Scratch::default();
+        let framed = if greeting.is_empty() { Vec::new() } else { framed(greeting) };
+        certified.seal(&framed, &mut out);
+        Ok(self.stream.write_all(out.bytes()).await?)
+    }
+
+    /// The greeting of the other side.
+    async fn listen(&mut self, certified: &mut Certified) -> Result<BytesMut, Refusal> {
+        loop {
+            self.hear(certified).await?;
+            let early = certified.early();
+            if let Some(length) = early.first_chunk::<2>() {
+                let size = usize::from(u16::from_be_bytes(*length));
+                if size > MAX_GREETING {
+                    return Err(Garbage::TooLarge { size, max: MAX_GREETING }.into());
+                }
+                if early.len() >= 2 + size {
+                    early.advance(2);
+                    return Ok(early.split_to(size));
+                }
+            }
+            self.more().await?;
+        }
+    }
+
+    async fn more(&mut self) -> Result<(), Refusal> {
+        self.came.reserve(4096);
+        if self.stream.read_buf(&mut self.came).await? == 0 { Err(Refusal::Closed) } else { Ok(()) }
+    }
+
     /// Exactly so many bytes, which the caller has bounded.
     async fn take(&mut self, size: usize) -> Result<BytesMut, Refusal> {
         while self.came.len() < size {
@@ -355,8 +591,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Reader<'_, S> {
         let rest = self.take(HEAD - PREAMBLE).await?;
         let id = KeyId(*rest[1..].first_chunk().expect("a head is longer"));
         let size = usize::from(u16::from_be_bytes([rest[9], rest[10]]));
-        let manner =
-            [Manner::Open, Manner::Sealed, Manner::Refused].into_iter().find(|m| *m as u8 == rest[0]);
+        let manner = Manner::ALL.into_iter().find(|m| *m as u8 == rest[0]);
         let manner = manner.ok_or(Refusal::NotPhalanx)?;
         if size > MAX_GREETING {
             return Err(Garbage::TooLarge { size, max: MAX_GREETING }.into());
@@ -384,9 +619,22 @@ impl Refusal {
             Self::Cluster(theirs) => {
                 Some(format!("this node belongs to the cluster {:?}, and not to {theirs:?}", me.cluster))
             }
+            Self::Versions { theirs, ours } => Some(no_common(*ours, *theirs)),
+            Self::NotItsOwn { .. } | Self::NotItsId(_) => {
+                Some(self.to_string().replace("the other side", "this node"))
+            }
             _ => None,
         }
     }
+}
+
+/// Why two nodes cannot talk, as seen by one of them.
+fn no_common(theirs: Versions, ours: Versions) -> String {
+    let older = if theirs.max < ours.max { "the other side" } else { "this node" };
+    format!(
+        "the other side speaks {theirs} of the protocol, this node {ours}, none of which both do: start {older} with a newer build; \
+         where builds lie that far apart, go through one in between"
+    )
 }
 
 /// What a greeting says, if the two belong together.
@@ -401,6 +649,9 @@ fn heard(me: &Hello, greeting: &[u8]) -> Result<Hello, Refusal> {
     if hello.node == me.node {
         return Err(Refusal::Myself);
     }
+    if me.speaks.common(hello.speaks).is_none() {
+        return Err(Refusal::Versions { theirs: hello.speaks, ours: me.speaks });
+    }
     Ok(hello)
 }
 
@@ -408,6 +659,12 @@ fn greeting(greeting: &Greeting) -> Vec<u8> {
     let bytes = rmp_serde::to_vec_named(greeting).expect("our own types encode");
     assert!(bytes.len() + 64 <= MAX_GREETING, "names are bounded where they come in");
     bytes
+}
+
+/// A greeting where TLS has no lengths.
+fn framed(greeting: &[u8]) -> Vec<u8> {
+    let size = u16::try_from(greeting.len()).expect("greetings are short");
+    [&size.to_be_bytes(), greeting].concat()
 }
 
 /// A message after its head.
@@ -448,6 +705,7 @@ mod tests {
             lineage: None,
             near: None,
             bulk: false,
+            speaks: Versions::OURS,
         }
     }
 
@@ -582,6 +840,59 @@ mod tests {
             assert!(reply.len() <= HEAD, "nothing but a reason: {reply:?}");
         }
         assert!(seen.order.is_empty(), "strangers are not remembered");
+    }
+
+    #[tokio::test]
+    async fn two_builds_use_the_highest_version_that_both_speak() {
+        let speaks = |node, min, max| Hello { speaks: Versions { min, max }, ..hello("c", node) };
+        for with in [Credentials::None, keys(&[1])] {
+            for (a, b, common) in [((2, 3), (3, 7), 3), ((2, 9), (1, 4), 4), ((5, 5), (2, 9), 5)] {
+                let (a, b) = (speaks(1, a.0, a.1), speaks(2, b.0, b.1));
+                let (one, two) = meet((&a, &with), (&b, &with)).await;
+                let (one, two) = (one.expect("met"), two.expect("met"));
+                assert_eq!(
+                    (a.speaks.common(one.hello.speaks), b.speaks.common(two.hello.speaks)),
+                    (Some(common), Some(common))
+                );
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn builds_without_a_common_version_part_and_both_say_which_is_too_old() {
+        let (old, new) = (hello("c", 1), Hello { speaks: Versions { min: 4, max: 6 }, ..hello("c", 2) });
+        for with in [Credentials::None, keys(&[1])] {
+            for (a, b) in [(&old, &new), (&new, &old)] {
+                let (one, two) = meet((a, &with), (b, &with)).await;
+                for (outcome, me) in [(one, a), (two, b)] {
+                    let refusal = why(outcome);
+                    let older = if me.node == old.node { "start this node" } else { "start the other side" };
+                    let text = refusal.to_string();
+                    assert!(refusal.is_reject() && text.contains(older), "{text}");
+                    assert!(text.contains("versions 2 to 3") && text.contains("versions 4 to 6"), "{text}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_greeting_from_before_ranges_is_one_of_version_two() {
+        // As the builds before wrote it; what is new in ours they skip, as we skip what is new in others'.
+        #[derive(Serialize)]
+        struct Before {
+            cluster: String,
+            node: NodeId,
+            name: String,
+            addr: SocketAddr,
+            lineage: Option<Lineage>,
+            near: Option<String>,
+            of_tomorrow: [u8; 3],
+        }
+        let Hello { cluster, node, name, addr, lineage, near, .. } = hello("c", 2);
+        let before = Before { cluster, node, name, addr, lineage, near, of_tomorrow: [1, 2, 3] };
+        let bytes = rmp_serde::to_vec_named(&before).expect("encodes");
+        let read: Hello = wire::decode(&bytes).expect("decodes");
+        assert_eq!((read.speaks, read.speaks.common(Versions::OURS)), (Versions::before(), Some(2)));
     }
 
     #[tokio::test]

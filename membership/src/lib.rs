@@ -66,6 +66,7 @@ mod secret;
 mod session;
 mod start;
 mod status;
+mod tls;
 mod trace;
 mod transport;
 mod watchdog;

@@ -30,6 +30,7 @@ use crate::{
     secret::{Secret, SecretError, Source, Wallet},
     start,
     status::{GroupStatus, Status},
+    tls::TlsFiles,
     watchdog::{Pats, Watchdog},
 };
 
@@ -52,7 +53,10 @@ pub struct NodeBuilder {
     pub(crate) give_up: Option<Duration>,
     pub(crate) join_timeout: Duration,
     pub(crate) insecure: bool,
-    pub(crate) credentials: Source,
+    pub(crate) secret: Source,
+    pub(crate) tls_ca: Option<PathBuf>,
+    pub(crate) tls_cert: Option<PathBuf>,
+    pub(crate) tls_key: Option<PathBuf>,
     pub(crate) admin: Option<SocketAddr>,
     pub(crate) trace: Option<PathBuf>,
     pub(crate) data_dir: Option<PathBuf>,
@@ -78,7 +82,10 @@ impl Default for NodeBuilder {
             give_up: None,
             join_timeout: Duration::from_secs(30),
             insecure: false,
-            credentials: Source::None,
+            secret: Source::None,
+            tls_ca: None,
+            tls_cert: None,
+            tls_key: None,
             admin: None,
             trace: None,
             data_dir: None,
@@ -168,14 +175,44 @@ impl NodeBuilder {
     /// sealed, and nodes without one of the keys are refused. [`Node::reload_secret`] reads it again. Default: no file, and
     /// nothing is authenticated.
     pub fn secret_file(mut self, file: impl Into<PathBuf>) -> Self {
-        self.credentials = Source::File(file.into());
+        self.secret = Source::File(file.into());
         self
     }
 
     /// The keys of the cluster themselves, instead of a [file](Self::secret_file).
     pub fn secret(mut self, secret: Secret) -> Self {
-        self.credentials = Source::Given(secret);
+        self.secret = Source::Given(secret);
         self
+    }
+
+    /// The authorities (PEM) that sign for nodes of this cluster. Together with [`tls_cert`](Self::tls_cert) and
+    /// [`tls_key`](Self::tls_key), and instead of a secret: connections between nodes are then TLS 1.3, and each side must show a
+    /// certificate of these authorities that is for its name or its address. [`Node::reload_secret`] reads the files again.
+    pub fn tls_ca(mut self, file: impl Into<PathBuf>) -> Self {
+        self.tls_ca = Some(file.into());
+        self
+    }
+
+    /// The certificate of this node (PEM; those between it and the authority may follow). One of its subject alternative names must
+    /// be the node's name, or its advertised address.
+    pub fn tls_cert(mut self, file: impl Into<PathBuf>) -> Self {
+        self.tls_cert = Some(file.into());
+        self
+    }
+
+    /// The private key to it (PEM), which others than its owner and group must not be able to read.
+    pub fn tls_key(mut self, file: impl Into<PathBuf>) -> Self {
+        self.tls_key = Some(file.into());
+        self
+    }
+
+    pub(crate) fn credentials(&self) -> Source {
+        match (&self.tls_ca, &self.tls_cert, &self.tls_key) {
+            (Some(ca), Some(cert), Some(key)) => {
+                Source::Tls(TlsFiles { ca: ca.clone(), cert: cert.clone(), key: key.clone() })
+            }
+            _ => self.secret.clone(),
+        }
     }
 
     /// Allows to listen beyond loopback although nothing authenticates who connects. Default no.
@@ -582,8 +619,8 @@ impl Node {
         Ok(Observer { inner: observer })
     }
 
-    /// Reads the file of [`NodeBuilder::secret_file`] again. Connections that exist go on; new ones use, and accept, the
-    /// keys that are in it now. Reads a file: call it where that may wait.
+    /// Reads the file of [`NodeBuilder::secret_file`], or those of [`NodeBuilder::tls_ca`] and so on, again. Connections that exist go
+    /// on; new ones use, and accept, what is in them now. Reads files: call it where that may wait.
     ///
     /// # Errors
     /// [`SecretError`] says what is wrong with the file; the keys that were in use stay in use.

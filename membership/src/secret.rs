@@ -4,15 +4,19 @@ use std::{
     fmt,
     fs::OpenOptions,
     io::{self, Read},
+    net::SocketAddr,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
 };
 
 use data_encoding::{BASE64_NOPAD, BASE64URL_NOPAD, HEXLOWER, HEXLOWER_PERMISSIVE};
 use ring::hkdf;
 
-use crate::node::lock;
+use crate::{
+    node::lock,
+    tls::{Tls, TlsFiles},
+};
 
 /// Fewer bytes than this can be guessed.
 const LEAST: usize = 32;
@@ -223,6 +227,15 @@ fn material(line: &str) -> Vec<u8> {
 
 /// The text of a file that is nobody else's business.
 pub(crate) fn read_private(file: &Path) -> Result<String, SecretError> {
+    read(file, true)
+}
+
+/// The text of a file that everybody may read.
+pub(crate) fn read_public(file: &Path) -> Result<String, SecretError> {
+    read(file, false)
+}
+
+fn read(file: &Path, private: bool) -> Result<String, SecretError> {
     // Opening a pipe would wait for its writer.
     let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(file)?;
     // Of what was opened, so that nobody can exchange it in between.
@@ -231,7 +244,8 @@ pub(crate) fn read_private(file: &Path) -> Result<String, SecretError> {
         return Err(SecretError::NoFile);
     }
     let mode = metadata.mode() & 0o7777;
-    if mode & 0o006 != 0 {
+    let others = if private { 0o006 } else { 0o002 };
+    if mode & others != 0 {
         return Err(SecretError::Public { mode });
     }
     let mut bytes = Vec::new();
@@ -256,6 +270,23 @@ pub(crate) enum Credentials {
     None,
     /// Both hold a key.
     Secret(Secret),
+    /// Each has a certificate of its own.
+    Tls(Arc<Tls>),
+}
+
+impl Credentials {
+    fn check_owner(&self, (name, addr): &(String, SocketAddr)) -> Result<(), SecretError> {
+        if let Self::Tls(tls) = self { tls.check_own(name, *addr) } else { Ok(()) }
+    }
+
+    /// By what links are sealed, for people.
+    pub(crate) fn means(&self) -> Option<&'static str> {
+        match self {
+            Self::None => None,
+            Self::Secret(_) => Some("secret"),
+            Self::Tls(_) => Some("certificates"),
+        }
+    }
 }
 
 /// Where credentials came from, so that they can be read again.
@@ -265,6 +296,7 @@ pub(crate) enum Source {
     None,
     Given(Secret),
     File(PathBuf),
+    Tls(TlsFiles),
 }
 
 impl Source {
@@ -273,6 +305,7 @@ impl Source {
             Self::None => Credentials::None,
             Self::Given(secret) => Credentials::Secret(secret.clone()),
             Self::File(file) => Credentials::Secret(Secret::read(file)?),
+            Self::Tls(files) => Credentials::Tls(Arc::new(Tls::read(files)?)),
         })
     }
 
@@ -281,6 +314,7 @@ impl Source {
         match self {
             Self::None | Self::Given(_) => "secret".to_owned(),
             Self::File(file) => format!("--secret-file {}", file.display()),
+            Self::Tls(_) => "certificates".to_owned(),
         }
     }
 
@@ -297,12 +331,20 @@ pub(crate) struct Wallet(Arc<WalletInner>);
 struct WalletInner {
     source: Source,
     now: Mutex<Credentials>,
+    /// The name and the address of the node that they are for, once it is known.
+    owner: OnceLock<(String, SocketAddr)>,
 }
 
 impl Wallet {
     pub(crate) fn open(source: Source) -> Result<Self, SecretError> {
         let now = Mutex::new(source.load()?);
-        Ok(Self(Arc::new(WalletInner { source, now })))
+        Ok(Self(Arc::new(WalletInner { source, now, owner: OnceLock::new() })))
+    }
+
+    /// Says whose credentials these are, and checks that they are.
+    pub(crate) fn belongs_to(&self, name: &str, addr: SocketAddr) -> Result<(), SecretError> {
+        let owner = self.0.owner.get_or_init(|| (name.to_owned(), addr));
+        self.get().check_owner(owner)
     }
 
     pub(crate) fn get(&self) -> Credentials {
@@ -315,6 +357,12 @@ impl Wallet {
             return Err(SecretError::NotUsed);
         }
         let fresh = self.0.source.load()?;
+        if let Some(owner) = self.0.owner.get() {
+            fresh.check_owner(owner)?;
+        }
+        if matches!(fresh, Credentials::Tls(_)) {
+            tracing::info!("the certificates were read again");
+        }
         if let Credentials::Secret(secret) = &fresh {
             tracing::info!(keys = secret.ids(), "the secret was read again");
         }
@@ -331,18 +379,18 @@ mod tests {
 
     const KEY: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
 
-    fn read(text: &str) -> Result<Secret, String> {
+    fn parse(text: &str) -> Result<Secret, String> {
         text.parse().map_err(|error: SecretError| error.to_string())
     }
 
     #[test]
     fn a_key_is_the_same_however_it_is_written() {
-        let hex = read(KEY).expect("hexadecimal");
-        assert_eq!(hex, read(&KEY.to_uppercase()).expect("capitals"));
-        assert_eq!(hex, read("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").expect("base64"));
-        assert_eq!(hex, read("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8").expect("without padding"));
-        assert_eq!(hex, read(&format!("# old\n\n  {KEY}\r\n")).expect("comments and spaces"));
-        let raw = read("correct horse battery staple, and more").expect("as it stands");
+        let hex = parse(KEY).expect("hexadecimal");
+        assert_eq!(hex, parse(&KEY.to_uppercase()).expect("capitals"));
+        assert_eq!(hex, parse("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").expect("base64"));
+        assert_eq!(hex, parse("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8").expect("without padding"));
+        assert_eq!(hex, parse(&format!("# old\n\n  {KEY}\r\n")).expect("comments and spaces"));
+        let raw = parse("correct horse battery staple, and more").expect("as it stands");
         assert_ne!(raw, hex);
         assert_eq!(hex.first().id().to_string().len(), 16);
         assert_ne!(hex.first().bytes()[..8], hex.first().id().0, "the name tells nothing of the key");
@@ -351,8 +399,8 @@ mod tests {
     #[test]
     fn several_keys_are_accepted_and_the_first_is_used() {
         let other = Secret::generate().expect("random");
-        let both = read(&format!("{KEY}\n{other}\n")).expect("two");
-        let (one, two) = (read(KEY).expect("one"), read(&other).expect("the other"));
+        let both = parse(&format!("{KEY}\n{other}\n")).expect("two");
+        let (one, two) = (parse(KEY).expect("one"), parse(&other).expect("the other"));
         assert_eq!(both.first().id(), one.first().id());
         for alone in [one, two] {
             assert!(both.find(alone.first().id()).is_some_and(|key| key.bytes() == alone.first().bytes()));
@@ -371,12 +419,12 @@ mod tests {
             (&format!("{KEY}\n{}", KEY.to_uppercase()), "repeats"),
         ];
         for (text, why) in wrong {
-            let error = read(text).expect_err(text);
+            let error = parse(text).expect_err(text);
             assert!(error.contains(why) && !error.contains("swordfish"), "{text}: {error}");
         }
         let five: String = (0..5).map(|_| Secret::generate().expect("random") + "\n").collect();
-        assert!(read(&five).expect_err("five").contains("more than 4"));
-        let shown = format!("{:?}", read(KEY).expect("a key"));
+        assert!(parse(&five).expect_err("five").contains("more than 4"));
+        let shown = format!("{:?}", parse(KEY).expect("a key"));
         assert!(!shown.contains("0001020304"), "{shown}");
     }
 
@@ -389,7 +437,7 @@ mod tests {
         for (mode, fits) in [(0o600, true), (0o640, true), (0o644, false), (0o602, false), (0o666, false)] {
             fs::set_permissions(&file, fs::Permissions::from_mode(mode)).expect("set");
             match Secret::read(&file) {
-                Ok(secret) => assert!(fits && secret == read(KEY).expect("a key"), "{mode:o}"),
+                Ok(secret) => assert!(fits && secret == parse(KEY).expect("a key"), "{mode:o}"),
                 Err(error) => assert!(!fits && error.to_string().contains("chmod 600"), "{mode:o}: {error}"),
             }
         }

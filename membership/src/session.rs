@@ -10,7 +10,7 @@ use bytes::{Buf, BytesMut};
 use membership_types::Instant;
 use snow::{Builder, HandshakeState, TransportState};
 
-use crate::{metrics::Counts, secret::Key};
+use crate::{metrics::Counts, secret::Key, tls::Certified};
 
 /// Both prove that they hold the key (`psk0`: from the first byte on, before any costly step), and agree on fresh ones, so
 /// that old recordings stay closed if the key becomes known. AES-GCM because processors have it: here it seals large records
@@ -27,7 +27,7 @@ const REKEY: u64 = 1 << 16;
 /// So many corrupt records close the connection. Fewer may be somebody's who cannot do more than add to a stream.
 const CORRUPT: u8 = 3;
 /// Bytes that do not become a good record within this time close the connection.
-const STALLED: Duration = Duration::from_secs(3);
+pub(crate) const STALLED: Duration = Duration::from_secs(3);
 /// How many tags are remembered, so that a repeated record is counted as such.
 const TAGS: usize = 16;
 
@@ -38,12 +38,15 @@ pub(crate) enum Corrupt {
     Records,
     #[error("what came in made no good record for {STALLED:?}")]
     Stalled,
+    #[error("what came in is no good record: {0}")]
+    Tls(String),
 }
 
 /// How bytes travel on one connection.
 pub(crate) enum Session {
     Open,
     Sealed(Box<Sealed>),
+    Certified(Box<Certified>),
 }
 
 pub(crate) struct Sealed {
@@ -72,6 +75,11 @@ impl Scratch {
             self.buffer.resize(self.end + size, 0);
         }
         &mut self.buffer[self.end..self.end + size]
+    }
+
+    pub(crate) fn extend(&mut self, bytes: &[u8]) {
+        self.room(bytes.len())[..bytes.len()].copy_from_slice(bytes);
+        self.end += bytes.len();
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
@@ -105,10 +113,8 @@ impl Session {
     /// Adds the records that carry these bytes.
     pub(crate) fn seal(&mut self, plain: &[u8], out: &mut Scratch) {
         match self {
-            Self::Open => {
-                out.room(plain.len()).copy_from_slice(plain);
-                out.end += plain.len();
-            }
+            Self::Open => out.extend(plain),
+            Self::Certified(certified) => certified.seal(plain, out),
             Self::Sealed(sealed) => {
                 for part in plain.chunks(LONGEST - TAG) {
                     sealed.seal(part, out);
@@ -140,6 +146,13 @@ impl Session {
                 came.clear();
             }
             Self::Sealed(sealed) => sealed.open(now, came, plain, counts)?,
+            Self::Certified(certified) => {
+                let opened = certified.open(now, came, plain);
+                if matches!(opened, Err(Corrupt::Tls(_))) {
+                    counts.corrupt.inc();
+                }
+                opened?;
+            }
         }
         Ok(())
     }
@@ -158,6 +171,7 @@ impl Session {
         match self {
             Self::Open => None,
             Self::Sealed(sealed) => sealed.since.map(|since| since.after(STALLED) - now),
+            Self::Certified(certified) => certified.since().map(|since| since.after(STALLED) - now),
         }
     }
 }

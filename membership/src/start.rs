@@ -36,6 +36,8 @@ use crate::{
 
 /// How many commands of applications wait for the control thread; then they wait themselves.
 const COMMANDS: usize = 256;
+/// How long all members must have run builds of a higher feature level before it is agreed on.
+const RAISE_AFTER: Duration = Duration::from_secs(600);
 /// How long host names of founder slots are looked up.
 const LOOKUP: Duration = Duration::from_secs(5);
 
@@ -48,15 +50,16 @@ pub(crate) async fn start(builder: NodeBuilder) -> Result<Node, StartError> {
             format!("{limit:?} is no limit for it: give 10ms to 1h"),
         ));
     }
-    let source = builder.credentials.clone();
+    check_credentials(&builder)?;
+    let source = builder.credentials();
     let wallet = Wallet::open(source)
-        .map_err(|source| StartError::Secret { place: builder.credentials.place(), source })?;
-    let proved = builder.credentials.is_some();
+        .map_err(|source| StartError::Secret { place: builder.credentials().place(), source })?;
+    let proved = builder.credentials().is_some();
     if !proved && !builder.insecure && !builder.listen.ip().is_loopback() {
         let problem = format!(
             "{} is reachable from other machines, and nothing authenticates who connects: give all nodes the same \
-             --secret-file (`phalanx secret` prints what belongs in it), or a loopback address, or --insecure where the \
-             network itself is trusted",
+             --secret-file (`phalanx secret` prints what belongs in it), or each a certificate (--tls-ca, --tls-cert, \
+             --tls-key), or a loopback address, or --insecure where the network itself is trusted",
             builder.listen
         );
         return Err(StartError::setting("listen", problem));
@@ -71,7 +74,8 @@ pub(crate) async fn start(builder: NodeBuilder) -> Result<Node, StartError> {
             if !builder.insecure && !addr.ip().is_loopback() {
                 let problem = format!(
                     "{addr} is reachable from other machines, and the admin API authenticates nobody, whatever \
-                     --secret-file says: give a loopback address, or --insecure where the network itself is trusted"
+                     --secret-file or --tls-ca say: give a loopback address, and reach it through ssh -L, or --insecure \
+                     where the network itself is trusted"
                 );
                 return Err(StartError::setting("admin", problem));
             }
@@ -81,6 +85,8 @@ pub(crate) async fn start(builder: NodeBuilder) -> Result<Node, StartError> {
         }
     };
     let name = name(&builder);
+    let place = || builder.credentials().place();
+    wallet.belongs_to(&name, advertise).map_err(|source| StartError::Secret { place: place(), source })?;
     let id = fresh_id(&name)?;
     let registries = open_registries(&builder, &name, advertise, id)?;
     let status = Snapshot::new(Arc::new(Status::begin(id)));
@@ -238,6 +244,23 @@ pub(crate) fn is_cluster_name(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(allowed) && !text.starts_with('.')
 }
 
+fn check_credentials(builder: &NodeBuilder) -> Result<(), StartError> {
+    let tls = [("tls-ca", &builder.tls_ca), ("tls-cert", &builder.tls_cert), ("tls-key", &builder.tls_key)];
+    let Some((given, _)) = tls.iter().find(|(_, file)| file.is_some()) else { return Ok(()) };
+    if let Some((missing, _)) = tls.iter().find(|(_, file)| file.is_none()) {
+        return Err(StartError::setting(
+            missing,
+            format!("needed with --{given}: the three belong together"),
+        ));
+    }
+    if builder.secret.is_some() {
+        let problem =
+            "a node has certificates or a secret: leave out --secret-file, or the three --tls- flags";
+        return Err(StartError::setting(given, problem));
+    }
+    Ok(())
+}
+
 fn check_names(builder: &NodeBuilder) -> Result<(), StartError> {
     let cluster = &builder.cluster;
     if !is_cluster_name(cluster) {
@@ -286,6 +309,7 @@ fn configuration(builder: &NodeBuilder, me: NodeInfo) -> Result<Config, StartErr
     }
     config.epoch_s = clock::booted_s();
     config.trace = builder.trace.is_some();
+    config.raise_after = Some(RAISE_AFTER);
     Ok(config.checked()?)
 }
 
@@ -379,9 +403,12 @@ fn host_name() -> String {
 
 /// An id that no other incarnation has: a hash of the name, and fresh random bits.
 pub(crate) fn fresh_id(name: &str) -> Result<NodeId, StartError> {
-    let node =
-        name.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-    Ok(NodeId::new(node, random().map_err(StartError::System)?))
+    Ok(NodeId::new(name_hash(name), random().map_err(StartError::System)?))
+}
+
+/// What ids of nodes of this name begin with.
+pub(crate) fn name_hash(name: &str) -> u32 {
+    name.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
 /// From the operating system.

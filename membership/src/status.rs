@@ -22,6 +22,8 @@ pub struct Status {
     pub core: Vec<NodeId>,
     /// The coordinator that it follows.
     pub coordinator: Option<NodeId>,
+    /// The feature level that all members agreed on, if the node keeps the log.
+    pub level: Option<u16>,
     /// Why it has no lease, while it has none.
     pub blocked: Option<String>,
     /// The end of its lease as of the last renewal, `CLOCK_BOOTTIME` in nanoseconds; 0 without one.
@@ -51,6 +53,7 @@ impl Status {
             view: None,
             core: Vec::new(),
             coordinator: None,
+            level: None,
             blocked: None,
             lease_until_ns: 0,
             groups: Arc::default(),

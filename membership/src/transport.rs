@@ -15,6 +15,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use membership_proto::{Dest, Floor, Msg};
 use membership_types::NodeId;
+use prometheus_client::metrics::gauge::Gauge;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -28,7 +29,7 @@ use crate::{
     bulk::Bulk,
     clock,
     death::Neighbours,
-    handshake::{self, Hello, Met, Refusal, Seen},
+    handshake::{self, Hello, Met, Refusal, Seen, Versions},
     metrics::Counts,
     secret::Wallet,
     session::{Corrupt, Scratch, Session},
@@ -40,7 +41,7 @@ const STRANGERS: usize = 256;
 /// Connections with one incarnation: each side may have made one, and another while the first was breaking.
 const LINKS_PER_NODE: usize = 4;
 /// Frames and bytes that wait for a connection.
-const WAITING_FRAMES: usize = 4096;
+pub(crate) const WAITING_FRAMES: usize = 4096;
 const WAITING_BYTES: usize = 2 * MAX_FRAME;
 /// Frames that wait for a connection that is being made.
 const WAITING_FOR_DIAL: usize = 64;
@@ -274,6 +275,12 @@ impl Transport {
         self.0.link_with(node).is_some()
     }
 
+    /// How many frames wait for the connection for which most wait.
+    pub(crate) fn longest_queue(&self) -> usize {
+        let links = self.0.links.borrow();
+        links.values().flatten().map(|link| link.queue.borrow().len()).max().unwrap_or(0)
+    }
+
     /// Tells the control loop of a death.
     pub(crate) async fn report_dead(&self, node: NodeId, how: &'static str) {
         self.0.counts.proofs.inc();
@@ -460,6 +467,7 @@ impl Net {
                 && let Some(oldest) = strangers.pop_front()
             {
                 self.counts.overrun.inc();
+                self.counts.refused.get_or_create(&[("reason", "displaced")]).inc();
                 oldest.notify_one();
             }
             strangers.push_back(Rc::clone(&displaced));
@@ -490,6 +498,7 @@ impl Net {
             Some(Ok(Err(refusal))) => self.complain_of(&refusal, from, "a connection was made"),
             Some(Err(_)) => {
                 self.counts.silent.inc();
+                self.counts.refused.get_or_create(&[("reason", "timed_out")]).inc();
                 self.complain("silent", from.ip(), || {
                     tracing::warn!(%from, "a connection is closed: no introduction came in {INTRODUCTION:?}");
                 });
@@ -501,7 +510,8 @@ impl Net {
     }
 
     fn register(&self, me: &Hello, peer: Hello) -> Rc<Link> {
-        tracing::debug!(peer = %peer.node, name = peer.name, addr = %peer.addr, "connected");
+        let version = me.speaks.common(peer.speaks);
+        tracing::debug!(peer = %peer.node, name = peer.name, addr = %peer.addr, version, "connected");
         let link = Rc::new(Link {
             me: me.node,
             queue: RefCell::default(),
@@ -518,6 +528,7 @@ impl Net {
         }
         known.push(Rc::clone(&link));
         self.counts.links.inc();
+        self.by_version(&link).inc();
         self.open.set(self.open.get() + 1);
         link
     }
@@ -538,7 +549,14 @@ impl Net {
                 session.borrow_mut().open(clock::now(), &mut came, frames.buffer(), &self.counts)?;
                 while let Some(payload) = frames.next()? {
                     link.used.set(clock::now_ns());
-                    match wire::decode::<Frame>(&payload)? {
+                    let Some(frame) = wire::decode_known::<Frame>(&payload)? else {
+                        self.counts.unknown.inc();
+                        self.complain("unknown", addr.ip(), || {
+                            tracing::info!(peer = %link.peer.node, name = link.peer.name, "a newer build says what this one skips");
+                        });
+                        continue;
+                    };
+                    match frame {
                         Frame::Msg(msg) => {
                             self.counts.received.inc();
                             let arrived = Arrived::Message { to: link.me, from: link.peer.node, msg };
@@ -617,8 +635,14 @@ impl Net {
             }
         }
         self.counts.links.dec();
+        self.by_version(link).dec();
         self.open.set(self.open.get() - 1);
         self.closed.notify_one();
+    }
+
+    fn by_version(&self, link: &Link) -> Gauge {
+        let version = Versions::OURS.common(link.peer.speaks).unwrap_or(0);
+        self.counts.by_version.get_or_create_owned(&[("version", version.into())])
     }
 
     /// Now and then: closes what is not used, forgets what is not wanted.

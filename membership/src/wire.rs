@@ -4,12 +4,17 @@ use std::io;
 
 use bytes::{Buf, Bytes, BytesMut};
 use membership_proto::Msg;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{
+    Deserialize, Serialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
 
 /// The largest frame between nodes that know each other: a snapshot of some ten thousand nodes and groups.
 pub(crate) const MAX_FRAME: usize = 8 * 1024 * 1024;
 /// The largest message of a stranger.
 pub(crate) const MAX_GREETING: usize = 4 * 1024;
+/// How deep values of a message are nested, at most.
+const DEPTH: usize = 64;
 /// Bytes of the length.
 const LENGTH: usize = 4;
 
@@ -64,6 +69,24 @@ pub(crate) fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, Garbage> 
     match payload.len().checked_sub(consumed) {
         Some(0) => Ok(value),
         rest => Err(Garbage::Trailing(rest.unwrap_or(0))),
+    }
+}
+
+/// The same, or `None` if it says something that only newer builds know: well made, and with a variant that is unknown here.
+/// To skip it is to lose a message, which the protocol bears; what must be understood is sent only to who understands it.
+pub(crate) fn decode_known<T: DeserializeOwned>(payload: &[u8]) -> Result<Option<T>, Garbage> {
+    let garbage = match decode(payload) {
+        Ok(value) => return Ok(Some(value)),
+        Err(garbage) => garbage,
+    };
+    let mut decoder = rmp_serde::Deserializer::new(io::Cursor::new(payload));
+    decoder.set_max_depth(DEPTH);
+    let whole = IgnoredAny::deserialize(&mut decoder).is_ok()
+        && usize::try_from(decoder.position()).is_ok_and(|at| at == payload.len());
+    match &garbage {
+        // So serde words it, and there is no other way to tell.
+        Garbage::Undecodable(why) if whole && why.starts_with("unknown variant ") => Ok(None),
+        _ => Err(garbage),
     }
 }
 
@@ -139,6 +162,33 @@ mod tests {
             Err(Garbage::TooLarge { size: 101, max: 100 })
         ));
         assert_eq!(encode(&"x".repeat(200), 100), Err(202));
+    }
+
+    #[test]
+    fn what_only_newer_builds_know_is_skipped_and_garbage_is_not() {
+        #[derive(Serialize)]
+        enum Newer {
+            Invitation { from: u8, deep: Vec<Vec<u8>> },
+            Msg(NewerMsg),
+        }
+        #[derive(Serialize)]
+        enum NewerMsg {
+            Rumour(String),
+            Probe(u8),
+        }
+        let bytes = |newer: &Newer| encode(newer, MAX_FRAME).expect("small")[LENGTH..].to_vec();
+        let unknown =
+            [Newer::Invitation { from: 1, deep: vec![vec![2]] }, Newer::Msg(NewerMsg::Rumour("r".into()))];
+        for newer in &unknown {
+            let bytes = bytes(newer);
+            assert!(matches!(decode_known::<Frame>(&bytes), Ok(None)));
+            assert!(decode_known::<Frame>(&bytes[..bytes.len() - 1]).is_err(), "cut short");
+            assert!(decode_known::<Frame>(&[&bytes[..], &[0]].concat()).is_err(), "and more");
+        }
+        // A known variant with another content is no newer kind.
+        assert!(decode_known::<Frame>(&bytes(&Newer::Msg(NewerMsg::Probe(1)))).is_err());
+        let deep = [&b"\x81\xa1x"[..], &[0x91; 10_000], &[0]].concat();
+        assert!(decode_known::<Frame>(&deep).is_err(), "deeper than anything is");
     }
 
     #[test]

@@ -192,6 +192,17 @@ pub(crate) struct NodeFlags {
     /// all are accepted; on HUP the file is read again.
     #[arg(long, env = "PHALANX_SECRET_FILE", value_name = "FILE")]
     secret_file: Option<PathBuf>,
+    /// Instead of a secret: the authorities that sign for nodes of the cluster (PEM). Connections between nodes are then TLS 1.3;
+    /// each side shows a certificate that is for its --name, or for the address that it advertises. On HUP the three files are
+    /// read again.
+    #[arg(long, env = "PHALANX_TLS_CA", value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+    /// The certificate of this node (PEM), for both serverAuth and clientAuth.
+    #[arg(long, env = "PHALANX_TLS_CERT", value_name = "FILE")]
+    tls_cert: Option<PathBuf>,
+    /// The private key to it (PEM), not readable by everybody.
+    #[arg(long, env = "PHALANX_TLS_KEY", value_name = "FILE")]
+    tls_key: Option<PathBuf>,
     /// Listen beyond loopback without authentication.
     #[arg(long, env = "PHALANX_INSECURE", value_name = "YES|NO", value_parser = BoolishValueParser::new())]
     #[arg(hide_possible_values = true, num_args = 0..=1, require_equals = true, default_missing_value = "yes")]
@@ -232,7 +243,7 @@ pub(crate) fn read(file: &Path) -> Result<String, Failure> {
 
 impl NodeFlags {
     /// The keys of a configuration file.
-    pub(crate) const KEYS: [&'static str; 18] = [
+    pub(crate) const KEYS: [&'static str; 21] = [
         "cluster",
         "name",
         "listen",
@@ -243,6 +254,9 @@ impl NodeFlags {
         "heartbeat",
         "label",
         "secret-file",
+        "tls-ca",
+        "tls-cert",
+        "tls-key",
         "insecure",
         "admin",
         "data-dir",
@@ -287,6 +301,9 @@ impl NodeFlags {
             heartbeat: self.heartbeat.or(base.heartbeat),
             label: if self.label.is_empty() { base.label } else { self.label },
             secret_file: self.secret_file.or(base.secret_file),
+            tls_ca: self.tls_ca.or(base.tls_ca),
+            tls_cert: self.tls_cert.or(base.tls_cert),
+            tls_key: self.tls_key.or(base.tls_key),
             insecure: self.insecure.or(base.insecure),
             admin: self.admin.or(base.admin),
             data_dir: self.data_dir.or(base.data_dir),
@@ -298,9 +315,9 @@ impl NodeFlags {
         })
     }
 
-    /// Does the node use a file of keys, that is read again on HUP?
-    pub(crate) fn has_secret_file(&self) -> bool {
-        self.secret_file.is_some()
+    /// Does the node use files of keys or certificates, that are read again on HUP?
+    pub(crate) fn reads_again(&self) -> bool {
+        self.secret_file.is_some() || self.tls_cert.is_some()
     }
 
     /// The lease that the node will have.
@@ -337,6 +354,9 @@ impl NodeFlags {
             Some(dir) => b.data_dir(dir),
             None => b,
         };
+        b = self.tls_ca.map_or_else(|| b.clone(), |file| b.clone().tls_ca(file));
+        b = self.tls_cert.map_or_else(|| b.clone(), |file| b.clone().tls_cert(file));
+        b = self.tls_key.map_or_else(|| b.clone(), |file| b.clone().tls_key(file));
         b = match self.trace {
             Some(path) => b.trace(path),
             None => b,

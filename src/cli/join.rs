@@ -90,9 +90,14 @@ impl Stops {
 }
 
 pub(crate) async fn start(flags: NodeFlags, core: bool, rejoin: bool) -> Result<Node, Failure> {
+    let reads_again = flags.reads_again();
+    start_built(flags.builder(core).rejoin(rejoin), reads_again).await
+}
+
+async fn start_built(builder: membership::NodeBuilder, reads_again: bool) -> Result<Node, Failure> {
     // Without one, HUP ends the process as it ends others.
-    let reloads = if flags.has_secret_file() { Some(signal(SignalKind::hangup())?) } else { None };
-    let node = flags.builder(core).rejoin(rejoin).start().await.map_err(flags::start_failure)?;
+    let reloads = if reads_again { Some(signal(SignalKind::hangup())?) } else { None };
+    let node = builder.start().await.map_err(flags::start_failure)?;
     if let Some(mut hangups) = reloads {
         let node = node.clone();
         tokio::spawn(async move {
@@ -100,8 +105,8 @@ pub(crate) async fn start(flags: NodeFlags, core: bool, rejoin: bool) -> Result<
                 let reader = node.clone();
                 match tokio::task::spawn_blocking(move || reader.reload_secret()).await {
                     Ok(Ok(())) => {}
-                    Ok(Err(error)) => tracing::error!(%error, "the secret stays as it was"),
-                    Err(error) => tracing::error!(%error, "the secret could not be read"),
+                    Ok(Err(error)) => tracing::error!(%error, "keys and certificates stay as they were"),
+                    Err(error) => tracing::error!(%error, "keys and certificates could not be read"),
                 }
             }
         });

@@ -3,7 +3,7 @@
 use std::{
     io::{self, ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Error, anyhow, bail};
@@ -30,10 +30,10 @@ pub(crate) struct View {
     admin: SocketAddr,
 }
 
-/// How long an answer may take.
+/// How long an answer may take, all of it.
 const LIMIT: Duration = Duration::from_secs(5);
 /// How long an answer may be.
-const LONGEST: u64 = 16 << 20;
+const LONGEST: usize = 16 << 20;
 
 impl Status {
     pub(crate) fn run(self, json: bool) -> Outcome {
@@ -54,6 +54,28 @@ fn show(value: &Value, json: bool) {
     events::line(&if json { value.to_string() } else { format!("{value:#}") });
 }
 
+/// All that comes until the end, within bounds of time and size.
+fn read(stream: &mut TcpStream, until: Instant) -> io::Result<Vec<u8>> {
+    let mut answer = Vec::new();
+    let mut part = [0; 16 << 10];
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut part) {
+            Ok(0) => return Ok(answer),
+            Ok(read) => answer.extend_from_slice(&part[..read]),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        if answer.len() > LONGEST {
+            return Err(io::Error::other(format!("the answer is longer than {} MiB", LONGEST >> 20)));
+        }
+    }
+}
+
 fn get(admin: SocketAddr, path: &str) -> anyhow::Result<Value> {
     let asked = || format!("asking http://{admin}{path}");
     let failed = |error: io::Error| match error.kind() {
@@ -62,12 +84,12 @@ fn get(admin: SocketAddr, path: &str) -> anyhow::Result<Value> {
         }
         _ => Error::new(error).context(asked()),
     };
+    let until = Instant::now() + LIMIT;
     let mut stream = TcpStream::connect_timeout(&admin, LIMIT).map_err(failed)?;
-    stream.set_read_timeout(Some(LIMIT))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n")
-        .with_context(asked)?;
-    let mut answer = String::new();
-    stream.take(LONGEST).read_to_string(&mut answer).map_err(failed)?;
+    stream.set_write_timeout(Some(LIMIT))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n").map_err(failed)?;
+    let answer = read(&mut stream, until).map_err(failed)?;
+    let answer = String::from_utf8(answer).context("the answer is no text: is this an admin API?")?;
     let (head, body) =
         answer.split_once("\r\n\r\n").context("the answer is no HTTP: is this an admin API?")?;
     let code = head.split_whitespace().nth(1).unwrap_or_default();

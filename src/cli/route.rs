@@ -18,6 +18,9 @@ use super::{
 /// Routes requests by their key to the right clone while membership changes. Static servers need no rendezvous; a RACS
 /// with `group =` does.
 ///
+/// If standard output is lost, because its reader went away or a disk is full, the router goes on serving, and exits with 1 at its
+/// end where output was lost.
+///
 /// Example: phalanx router --config router.toml --rendezvous file:/tmp/rdv
 #[derive(Args)]
 pub(crate) struct Router {
@@ -27,14 +30,22 @@ pub(crate) struct Router {
     /// The configuration's text.
     #[arg(skip)]
     text: String,
-    /// Worker threads [default: one per core].
-    #[arg(long, value_name = "N", value_parser = super::at_least_one)]
+    /// Worker threads, 1 to 256 [default: one per core].
+    #[arg(long, value_name = "N", value_parser = workers)]
     workers: Option<usize>,
     /// Only say whether the configuration is right.
     #[arg(long)]
     check: bool,
     #[command(flatten)]
     node: NodeFlags,
+}
+
+/// More threads than cores only wait for each other; each has connections of its own to every server.
+const MOST_WORKERS: usize = 256;
+
+fn workers(text: &str) -> Result<usize, String> {
+    let wrong = || format!("`{text}` is no number of worker threads: give 1 to {MOST_WORKERS}");
+    text.parse().ok().filter(|n| (1..=MOST_WORKERS).contains(n)).ok_or_else(wrong)
 }
 
 /// How long requests in flight may take when the router stops.

@@ -29,7 +29,9 @@ use super::{
 ///
 /// Starts CMD, joins GROUP once its port answers, leaves when it exits, and stops it on TERM. All that CMD starts ends with this
 /// wrapper, also when that is killed with SIGKILL, and daemons too; CMD itself must stay in the foreground. With --exclusive CMD
-/// runs only while this node leads GROUP. The exit code is CMD's own; 5 if --exclusive and the leadership was lost.
+/// runs only while this node leads GROUP. The exit code is CMD's own; 5 if --exclusive and the leadership was lost. If standard
+/// output is lost, because its reader went away or a disk is full, CMD goes on serving, nothing more is told, and the exit code is 1
+/// where it would have been 0.
 ///
 /// CMD and hooks find PHALANX_GROUP and PHALANX_NODE in their environment, hooks also PHALANX_ROLE, PHALANX_VIEW and
 /// PHALANX_LINEAGE, --on-lead and an exclusive CMD PHALANX_TOKEN (send it along with each effect), --on-follow PHALANX_LEADER and

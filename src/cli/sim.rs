@@ -33,7 +33,7 @@ pub(crate) struct Sim {
     /// How many seeds.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seeds: u64,
-    /// Simulated hours of faults per seed [default: a minute].
+    /// Simulated hours of faults per seed, 0 to 1000 [default: a minute].
     #[arg(long, value_name = "H")]
     hours: Option<f64>,
     /// The kinds of fault to draw from, separated by commas [default: all].

@@ -81,7 +81,12 @@ pub struct Proc {
 
 impl Proc {
     pub fn start(args: &[&str]) -> Self {
-        let mut command = phalanx();
+        Self::start_of(Path::new(env!("CARGO_BIN_EXE_phalanx")), args)
+    }
+
+    /// The same, of another build.
+    pub fn start_of(binary: &Path, args: &[&str]) -> Self {
+        let mut command = Command::new(binary);
         command.args(["--json"]).args(args).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("the binary can be started");
         let out = BufReader::new(child.stdout.take().expect("it is piped"));

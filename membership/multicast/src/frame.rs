@@ -231,7 +231,13 @@ pub enum FrameError {
     /// A field has a value that means nothing.
     #[error("a field of the frame has no meaning")]
     Value,
+    /// A newer build says something here that may be left out.
+    #[error("a frame of a kind that only newer builds know")]
+    Unknown,
 }
+
+/// Kinds from this one on may be skipped by who does not know them. Others are sent only to who does.
+pub const OPTIONAL: u8 = 128;
 
 const DATA: u8 = 1;
 const ORDER: u8 = 2;
@@ -417,6 +423,7 @@ impl Frame {
             HAVE => Self::Transfer(Transfer::Have { view: view_of(&mut bytes)? }),
             LOST => Self::Transfer(Transfer::Lost { view: view_of(&mut bytes)? }),
             PLEDGE => Self::Transfer(Transfer::Pledge { view: view_of(&mut bytes)? }),
+            OPTIONAL.. => return Err(FrameError::Unknown),
             _ => return Err(FrameError::Value),
         };
         if bytes.has_remaining() { Err(FrameError::Long) } else { Ok(frame) }

@@ -50,6 +50,6 @@ pub mod plant;
 mod state;
 mod store;
 
-pub use frame::{Ack, Class, Cut, Data, Frame, FrameError, Order, Run, Standing, Sync, Transfer};
+pub use frame::{Ack, Class, Cut, Data, Frame, FrameError, OPTIONAL, Order, Run, Standing, Sync, Transfer};
 pub use machine::{Config, Input, Message, Multicast, Output, View};
 pub use plant::Plant;

@@ -130,6 +130,10 @@ impl Acceptor {
         if index != self.state.index.next() {
             return Offer::Behind;
         }
+        assert!(
+            entry.commands.iter().all(|command| command.level() <= ctx.config.level),
+            "nothing is proposed that a keeper of the log does not understand"
+        );
         self.promise(ctx, ballot);
         let news = self.accepted.as_ref().is_none_or(|(b, _)| *b != ballot);
         if news {

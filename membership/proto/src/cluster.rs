@@ -164,6 +164,11 @@ impl Cluster {
         self.member().map_or(&[], |m| &m.core)
     }
 
+    /// The feature level that all members agreed on, if the node keeps the log.
+    pub fn level(&self) -> Option<u16> {
+        self.member()?.acceptor.as_ref().map(|a| a.state.level)
+    }
+
     /// The coordinator that the node follows.
     pub fn coordinator(&self) -> Option<NodeId> {
         self.member().map(|m| m.following.node)

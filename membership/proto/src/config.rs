@@ -4,7 +4,7 @@ use core::time::Duration;
 
 use membership_types::Drift;
 
-use crate::{state::Terms, view::NodeInfo};
+use crate::{entry::LEVEL, state::Terms, view::NodeInfo};
 
 /// How a node that finds no cluster goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -43,6 +43,11 @@ pub struct Config {
     pub id_block: u64,
     /// Emit trace events?
     pub trace: bool,
+    /// The feature level that this build understands; less only to try how builds of several levels get on.
+    pub level: u16,
+    /// How long all members must have understood a higher feature level before this node, as coordinator, has it agreed on:
+    /// a time in which the last upgrade can still be taken back. `None` for never.
+    pub raise_after: Option<Duration>,
 }
 
 /// A value is out of its range; the text says which, and what would be right.
@@ -104,6 +109,8 @@ impl Config {
             id_bits: 22,
             id_block: 1 << 20,
             trace: false,
+            level: LEVEL,
+            raise_after: None,
         }
         .checked()
     }

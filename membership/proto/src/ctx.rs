@@ -22,7 +22,7 @@ use crate::{
     entry::GroupWish,
     floor::{Durable, Floor},
     msg::{ClusterMsg, Msg},
-    view::{ClusterView, NodeInfo, SharedView},
+    view::{ClusterView, NodeInfo, SharedView, Why},
 };
 
 /// Where a message goes.
@@ -78,6 +78,14 @@ impl WhyNot {
 pub enum Output {
     /// Send this, once; what is lost is sent again by itself.
     Send(Dest, Msg),
+    /// How the view that is installed next came about: how many joined, and who is out and why. Not told where the
+    /// node missed views in between.
+    Change {
+        /// How many joined.
+        joined: usize,
+        /// Who is out, and why.
+        left: Vec<(NodeId, Why)>,
+    },
     /// The node installed a cluster view.
     ClusterView(ClusterView),
     /// The node learned a group view.

@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::view::{Kind, NodeInfo, Why};
 
+/// The highest feature level of a command that this build understands. A new kind of command has a new level.
+pub const LEVEL: u16 = 1;
+
 /// One change, part of an entry.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Command {
@@ -31,6 +34,24 @@ pub enum Command {
     Raise(ViewId),
     /// This lineage ends; its nodes join that one.
     Dissolve(Lineage),
+    /// From now on commands up to this feature level may be proposed: every member understands them, and who does not is
+    /// not admitted any more.
+    Level(u16),
+}
+
+impl Command {
+    /// The feature level that whoever keeps the log must understand.
+    pub fn level(&self) -> u16 {
+        match self {
+            Self::Found
+            | Self::Admit(_)
+            | Self::Remove(..)
+            | Self::Group { .. }
+            | Self::Raise(_)
+            | Self::Dissolve(_) => 0,
+            Self::Level(_) => 1,
+        }
+    }
 }
 
 /// What a node wants of a group.

@@ -361,6 +361,7 @@ impl Member {
             slot: ctx.config.me.slot.is_some() && ctx.is_ripe(),
             floor: ctx.floor(),
             hello: self.hello_due.then(|| self.hello(ctx)),
+            level: ctx.config.level,
         }
     }
 
@@ -432,6 +433,7 @@ impl Member {
                     delta.left.iter().find(|(id, _)| *id == ctx.me()).map_or("", |(_, why)| why.as_str());
                 return Some(self.out(ctx, delta.id, why));
             }
+            ctx.push(Output::Change { joined: delta.joined.len(), left: delta.left.clone() });
             self.installed(ctx, &old, *at, false);
         }
         if let Some(core) = update.core {

@@ -101,6 +101,9 @@ pub struct Join {
     pub wishes: Vec<(u64, GroupWish)>,
     /// Groups that it wants to observe.
     pub observes: Vec<GroupName>,
+    /// The feature level that it understands.
+    #[serde(default)]
+    pub level: u16,
 }
 
 /// A message within a lineage.
@@ -253,6 +256,9 @@ pub struct Heartbeat {
     pub floor: ViewId,
     /// All that a coordinator must know to begin (or begin again) to tell it things.
     pub hello: Option<Hello>,
+    /// The feature level that it understands. Builds from before there were levels do not tell it.
+    #[serde(default)]
+    pub level: u16,
 }
 
 /// Where a node stands, for a coordinator that does not know.

@@ -2,6 +2,7 @@
 //!
 //! * `authority.rs`: how long it may believe that nobody has replaced it, and the leases that it passes on.
 //! * `behind.rs`: who must leave a group because others wait for it.
+//! * `level.rs`: which kinds of commands everybody understands.
 //! * `propose.rs`: one entry at a time from queue to commit.
 //! * `removal.rs`: who is silent, and when a node may be removed (the one rule for every way to cease leading).
 //! * `tell.rs`: who is told what.
@@ -30,6 +31,7 @@ use crate::{
 
 mod authority;
 mod behind;
+mod level;
 mod propose;
 mod removal;
 mod tell;
@@ -68,6 +70,8 @@ pub(crate) struct Peer {
     queued_op: u64,
     /// The groups that it observes.
     observes: BTreeSet<GroupName>,
+    /// The feature level that it understands, as far as it said so.
+    level: u16,
 }
 
 impl Peer {
@@ -86,6 +90,7 @@ impl Peer {
             floor: ViewId::NONE,
             queued_op: 0,
             observes: BTreeSet::new(),
+            level: 0,
         }
     }
 }
@@ -172,6 +177,8 @@ pub(crate) struct Office {
     half_floor: LogIndex,
     /// Observed groups of nodes that are not admitted yet.
     joining: BTreeMap<NodeId, Vec<GroupName>>,
+    /// Since when all members understand more than the level agreed on.
+    understood_since: Option<Instant>,
     /// What authority was when we last looked, to see it rise.
     authority_seen: Instant,
     /// No lease that rests on this office, our own included, lasts longer than this.
@@ -217,6 +224,7 @@ impl Office {
             dissolving: None,
             half_floor: LogIndex::ZERO,
             joining: BTreeMap::new(),
+            understood_since: None,
             authority_seen: Instant::ZERO,
             given_until: Instant::ZERO,
             wanted: None,
@@ -357,6 +365,9 @@ impl Office {
         let first_log = peer.commit.is_none() && beat.commit.is_some();
         peer.commit = peer.commit.max(beat.commit);
         peer.floor = peer.floor.max(beat.floor);
+        if ctx.config.raise_after.is_some() {
+            peer.level = beat.level;
+        }
         if beat.ballot == self.ballot {
             peer.answered = peer.answered.max(beat.echo);
             if beat.rooted && beat.commit.is_some() {
@@ -406,6 +417,12 @@ impl Office {
                 acceptor.state.terms.lease,
                 join.lease
             );
+            let to = crate::ctx::Dest::Node(id, Some(join.info.addr));
+            ctx.push(crate::ctx::Output::Send(to, Msg::Refused(text)));
+            return;
+        }
+        if let Some(text) = self.lacks_level(acceptor, join.level) {
+            ctx.mark("a node is refused because it does not understand what was agreed on");
             let to = crate::ctx::Dest::Node(id, Some(join.info.addr));
             ctx.push(crate::ctx::Output::Send(to, Msg::Refused(text)));
             return;
@@ -553,7 +570,8 @@ impl Office {
 
     /// Takes over what waits in an office that the same node held under a lower ballot.
     pub(crate) fn inherit(&mut self, before: Self) {
-        self.queue = before.queue;
+        // Joiners ask again, and are judged by what is agreed on now.
+        self.queue = before.queue.into_iter().filter(|c| !matches!(c, Command::Admit(_))).collect();
         self.joining = before.joining;
         for (slot, floor) in before.slot_floors {
             self.note_slot_floor(Some(slot), floor);
@@ -573,6 +591,7 @@ impl Office {
         }
         self.next_tick = ctx.now.after(ctx.config.heartbeat / 2);
         self.suspect_the_silent(ctx, deaths);
+        self.watch_level(ctx, acceptor);
         self.repeat_stops(ctx, acceptor);
         self.repeat_proposal(ctx, acceptor, deaths);
         self.ask_to_set_aside(ctx, acceptor);

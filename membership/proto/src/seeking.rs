@@ -257,6 +257,7 @@ impl Seeking {
                 floor: ctx.durable.as_ref().and_then(|durable| durable.synced),
                 wishes: ctx.wishes.all(),
                 observes: ctx.observes.iter().cloned().collect(),
+                level: ctx.config.level,
             };
             ctx.push(Output::Send(Dest::Node(info.id, Some(info.addr)), Msg::Join(Box::new(join))));
         }

@@ -53,6 +53,9 @@ pub struct State {
     pub view_at: LogIndex,
     /// The lineage into which this one dissolved, once it has.
     pub dissolved: Option<Lineage>,
+    /// The feature level that all members agreed on. Builds from before there were levels do not tell it.
+    #[serde(default)]
+    pub level: u16,
     /// The latest removals: who, by which view, why. So that each removed node is told once it asks.
     gone: VecDeque<(NodeId, ViewId, Why)>,
     groups: BTreeMap<GroupName, Group>,
@@ -109,6 +112,7 @@ impl State {
             core,
             view_at: LogIndex::ZERO,
             dissolved: None,
+            level: 0,
             gone: VecDeque::new(),
             groups: BTreeMap::new(),
             last_op: BTreeMap::new(),
@@ -180,6 +184,7 @@ impl State {
                     }
                 }
                 Command::Dissolve(into) => self.dissolved = Some(*into),
+                Command::Level(level) => self.level = self.level.max(*level),
             }
         }
         let cluster = (!joined.is_empty() || !left.is_empty()).then(|| {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use membership_multicast::Frame;
+use membership_multicast::{Frame, FrameError, OPTIONAL};
 use membership_types::{GroupName, Lineage, NodeId};
 use tokio::{net::TcpStream, sync::Notify};
 
@@ -28,7 +28,7 @@ const PIECES: usize = 64;
 /// About how many bytes are sealed at a time: four records.
 const BATCH: usize = 4 * 65519;
 /// A connection for which more than this waits is broken off: whoever is behind learns what it missed on the next one.
-const WAITING: usize = 256 << 20;
+pub(super) const WAITING: usize = 256 << 20;
 /// How many groups a peer may have declared at a time.
 const DECLARED: usize = 1 << 20;
 
@@ -53,7 +53,7 @@ pub(crate) enum Nonsense {
     #[error("more than {DECLARED} groups are declared")]
     TooMany,
     #[error("a frame does not decode: {0}")]
-    Frame(membership_multicast::FrameError),
+    Frame(FrameError),
 }
 
 /// What is in a unit.
@@ -61,6 +61,8 @@ pub(crate) enum Unit {
     Declare(u32, GroupName, Lineage),
     Retire(u32),
     Frame(u32, Frame),
+    /// Something that only newer builds know, and that may be left out.
+    Unknown,
 }
 
 /// Takes the next unit from what came in, once all of it is here.
@@ -77,7 +79,11 @@ pub(crate) fn next_unit(buffer: &mut BytesMut) -> Result<Option<Unit>, Nonsense>
     let mut unit = buffer.split_to(size).freeze();
     let (kind, number) = (unit.get_u8(), unit.get_u32_le());
     match kind {
-        FRAME => Ok(Some(Unit::Frame(number, Frame::decode(unit).map_err(Nonsense::Frame)?))),
+        FRAME => match Frame::decode(unit) {
+            Ok(frame) => Ok(Some(Unit::Frame(number, frame))),
+            Err(FrameError::Unknown) => Ok(Some(Unit::Unknown)),
+            Err(error) => Err(Nonsense::Frame(error)),
+        },
         RETIRE if unit.is_empty() => Ok(Some(Unit::Retire(number))),
         DECLARE if unit.len() > 16 => {
             let lineage = Lineage::from((unit.get_u64_le(), unit.get_u64_le()));
@@ -85,6 +91,7 @@ pub(crate) fn next_unit(buffer: &mut BytesMut) -> Result<Option<Unit>, Nonsense>
             Ok(Some(Unit::Declare(number, name.ok_or(Nonsense::Declaration)?, lineage)))
         }
         DECLARE | RETIRE => Err(Nonsense::Declaration),
+        OPTIONAL.. => Ok(Some(Unit::Unknown)),
         other => Err(Nonsense::Kind(other)),
     }
 }
@@ -369,6 +376,11 @@ impl Links {
         Ok(done)
     }
 
+    /// How many bytes wait for the connection for which most wait.
+    pub(crate) fn most_waiting(&self) -> usize {
+        self.links.values().map(|link| link.outbox.bytes + link.outbox.sealed.len()).max().unwrap_or(0)
+    }
+
     /// Does nothing wait to be written?
     pub(crate) fn is_written(&self) -> bool {
         self.links.values().all(|link| link.outbox.bytes == 0 && link.outbox.sealed.is_empty())
@@ -432,6 +444,26 @@ mod tests {
                 }
             }
             assert_eq!(got, frames, "{cut}");
+        }
+    }
+
+    #[test]
+    fn what_only_newer_builds_know_is_skipped_and_what_follows_is_read() {
+        let unit = |kind: u8, rest: &[u8]| {
+            let size = u32::try_from(HEAD + rest.len()).expect("small").to_le_bytes();
+            [&size[..], &[kind], &7_u32.to_le_bytes(), rest].concat()
+        };
+        let mut outbox = Outbox::default();
+        post(&mut outbox, &data(b"known"));
+        let all =
+            [unit(200, b"a unit"), unit(FRAME, &[OPTIONAL, 1, 2]), written(&mut outbox).to_vec()].concat();
+        let mut buffer = BytesMut::from(&all[..]);
+        for _ in 0..2 {
+            assert!(matches!(next_unit(&mut buffer), Ok(Some(Unit::Unknown))));
+        }
+        assert!(matches!(next_unit(&mut buffer), Ok(Some(Unit::Frame(7, frame))) if frame == data(b"known")));
+        for wrong in [unit(OPTIONAL - 1, b""), unit(FRAME, &[OPTIONAL - 1])] {
+            assert!(next_unit(&mut BytesMut::from(&wrong[..])).is_err());
         }
     }
 

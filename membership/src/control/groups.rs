@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use membership_proto::{GroupView, GroupWish, Input, Kind, Part, SharedView, WhyNot};
 use membership_sync::LeaderCell;
-use membership_types::{GroupName, Instant, Lineage, Token, ViewId};
+use membership_types::{GroupName, Instant, Lineage, NodeId, Token, ViewId};
 use tokio::sync::oneshot;
 
 use super::Driver;
@@ -33,6 +33,8 @@ pub(super) struct Slot {
     left: Vec<oneshot::Sender<()>>,
     /// The bulk thread knows of the group.
     bulk: bool,
+    /// When the death of the leader before us was proved, until we lead.
+    since_death: Option<Instant>,
     /// Told when a view comes that is newer than this one.
     stepped_down: Vec<(Option<ViewId>, oneshot::Sender<()>)>,
 }
@@ -288,6 +290,7 @@ impl Driver {
     pub(super) fn learn(&mut self, view: &SharedView, part: Part) {
         self.notice_lapse();
         self.counts.group_views.inc();
+        self.count_changes(view);
         let (group, me, kind) = (view.group.clone(), self.config.me.id, view.kind);
         let view = Arc::new(self.named(view));
         let rank = view.rank_of(me);
@@ -330,6 +333,24 @@ impl Driver {
         if is_out {
             self.out(&group);
         }
+    }
+
+    /// What a view changes against the one before it, if that is known.
+    fn count_changes(&mut self, view: &GroupView) {
+        let me = self.config.me.id;
+        let Some(slot) = self.groups.get_mut(&view.group) else { return };
+        let Some(before) = slot.view.clone().filter(|before| before.id == view.prev) else { return };
+        let had = |node: NodeId| before.members.iter().any(|m| m.node == node);
+        let joined = view.members.iter().filter(|m| !had(m.node)).count();
+        let left = before.members.iter().filter(|m| !view.contains(m.node)).count();
+        let first = before.leader().map(|l| l.node);
+        let stepped_down = first.filter(|first| view.leader() != Some(*first) && view.contains(*first));
+        let counted = [("join", joined), ("leave", left), ("step_down", stepped_down.iter().count())];
+        for (cause, times) in counted.into_iter().filter(|(_, times)| *times > 0) {
+            self.counts.group_changes.get_or_create(&[("cause", cause)]).inc_by(times as u64);
+        }
+        let succeeds = view.leader() == Some(me) && first != Some(me);
+        slot.since_death = first.filter(|_| succeeds).and_then(|first| self.died.get(&first).copied());
     }
 
     /// A view of the group without this node is known.
@@ -436,6 +457,9 @@ impl Driver {
             acting.told = Some(event.clone());
         }
         self.counts.reigns.inc();
+        if let Some(since) = self.groups.get_mut(group).and_then(|slot| slot.since_death.take()) {
+            self.counts.takeover.observe(clock::now() - since);
+        }
         self.counts.leading.inc();
         tracing::info!(%group, token = %lead.token, "leading");
         self.tell_group(group, event);

@@ -9,7 +9,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::harness::{Place, loopback, quiet, view, within};
+use crate::harness::{Place, leave, loopback, one_view, quiet, view, within};
 
 /// One request on a connection of its own. Gives the status, the head and the body.
 async fn request(addr: SocketAddr, head: &str) -> (u16, String, String) {
@@ -49,6 +49,9 @@ async fn operators_find_out_how_things_stand() {
     assert_eq!(status["node"], "a");
     assert_eq!(status["id"], node.id().to_string());
     assert_eq!(status["labels"], json!({ "zone": "east" }));
+    assert_eq!(status["links"], json!({ "sealed": false, "by": null }));
+    assert_eq!(status["versions"], json!({ "min": 2, "max": 3 }));
+    assert_eq!(status["level"], json!({ "agreed": 0, "understood": 1 }));
     assert_eq!((&status["rank"], &status["nodes"], &status["ready"]), (&json!(0), &json!(1), &json!(true)));
     assert_eq!((&status["coordinator"], &status["leading"]), (&json!("a"), &json!(["kv/1"])));
     let (_, view) = get(addr, "/v1/view").await;
@@ -68,6 +71,51 @@ async fn operators_find_out_how_things_stand() {
         "{metrics}"
     );
     place.judge([node]).await;
+}
+
+#[tokio::test]
+async fn metrics_tell_of_leases_answers_changes_and_queues() {
+    let place = Place::new();
+    let (a, addr) = admin_of(&place).await;
+    let b = place.node("b").await;
+    one_view(&[a.clone(), b.clone()]).await;
+    let of = |node: &Node| node.extensions().metrics_text();
+    within("both are seen", async {
+        let seen = || {
+            let (a, b) = (of(&a), of(&b));
+            a.contains("phalanx_member_changes_total{cause=\"join\"} 1")
+                && a.contains("phalanx_links_by_version{version=\"3\"}")
+                && b.contains("phalanx_queue_limit{queue=\"bulk_bytes\"}")
+                && count(&b, "phalanx_heartbeat_round_trip_seconds_count") > 2
+                && count(&b, "phalanx_lease_margin_seconds_count") > 2
+        };
+        while !seen() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    let text = of(&b);
+    for line in [
+        "phalanx_queue_limit{queue=\"arrivals\"} 1024",
+        "phalanx_links_sealed{by=\"nothing\"} 0",
+        "phalanx_queue_length{queue=\"link_frames\"} ",
+    ] {
+        assert!(text.contains(line), "{line} is missing in {text}");
+    }
+    leave([b]).await;
+    within("its leaving is counted", async {
+        while !of(&a).contains("phalanx_member_changes_total{cause=\"leave\"} 1") {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    assert_eq!(get(addr, "/healthz").await.0, 200);
+    place.judge([a]).await;
+}
+
+fn count(text: &str, name: &str) -> u64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    line.and_then(|rest| rest.trim().parse().ok()).unwrap_or(0)
 }
 
 #[tokio::test]

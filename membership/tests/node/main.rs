@@ -4,6 +4,8 @@
 //! stall any process for seconds.
 
 mod admin;
+mod authority;
+mod certificates;
 mod dns;
 mod groups;
 mod harness;

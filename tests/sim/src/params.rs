@@ -1,6 +1,6 @@
 //! What one seed's run looks like: drawn at random, so that every run stresses another mixture.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use membership_types::Rng;
 
@@ -80,6 +80,10 @@ pub(crate) struct Params {
     pub(crate) drift_ppm: u64,
     /// Founder slots have data directories; and no wall clock is any good.
     pub(crate) durable: bool,
+    /// Machines whose first process is of a build from before the present feature level.
+    pub(crate) old: BTreeSet<usize>,
+    /// How long all must understand a feature level before it is agreed on.
+    pub(crate) raise_after: Duration,
 }
 
 impl Params {
@@ -140,6 +144,11 @@ impl Params {
         if nodes > 3 && rng.chance(250) {
             ineligible.push(rng.below(nodes as u64) as usize);
         }
+        // Drawn apart, so that all else is what it was before there were levels.
+        let mut apart = Rng::seeded(!rng.clone().next_u64());
+        let mixed = apart.chance(300);
+        let old = (0..nodes + 3).filter(|_| mixed && apart.chance(400)).collect();
+        let raise_after = Duration::from_millis(apart.between(100, 10_000));
         let mut params = Self {
             nodes,
             extra: 3,
@@ -162,6 +171,8 @@ impl Params {
             ending: weighted(rng, &endings),
             drift_ppm: *rng.pick(&[0, 200, 5000, 5000]).expect("not empty"),
             durable: false,
+            old,
+            raise_after,
         };
         // From a generator of their own, so that what a seed meant before such things existed is what it means now.
         let mut later = Rng::seeded(params.fault_every ^ params.faults_for.rotate_left(32));

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Rare things that a large enough set of runs must have seen, or it proves little.
-pub const MARKERS: [&str; 87] = [
+pub const MARKERS: [&str; 89] = [
     "a candidate dies",
     "a candidate gives way to a higher ballot",
     "a candidate learns committed entries from a promise",
@@ -39,6 +39,7 @@ pub const MARKERS: [&str; 87] = [
     "a member that was brought along goes on to a newer view",
     "a message of the next view comes before it is installed",
     "a message without a place is delivered at a closing",
+    "a node is refused because it does not understand what was agreed on",
     "a newer process takes over an address",
     "a node begins anew",
     "a node founds alone",
@@ -82,6 +83,7 @@ pub const MARKERS: [&str; 87] = [
     "takeover after a lease lapsed",
     "takeover after a proof of death",
     "the core is spread anew",
+    "the feature level is raised",
     "two leaders die in a row",
     "a process comes and goes again and again",
     "a link fails in one direction again and again",

@@ -370,6 +370,7 @@ impl World {
     }
 
     fn spawn(&mut self, machine: usize, place: usize, app: App, highest: ViewId) {
+        let old = self.params.old.remove(&machine);
         let params = &self.params;
         let inc = self.seeds.next_u64() >> 20;
         let id = NodeId::new(machine as u32, inc);
@@ -405,6 +406,10 @@ impl World {
             config.id_bits = 2;
         }
         config.trace = true;
+        config.raise_after = Some(params.raise_after);
+        if old {
+            config.level = 0;
+        }
         let ppm = self.seeds.between(0, 2 * params.drift_ppm) as i64 - params.drift_ppm as i64;
         // All clocks of one host agree; wall clocks start near each other.
         let clock = Clock::new(0, 0, ppm);
@@ -780,7 +785,15 @@ impl World {
                 let delay = self.rng.between(100_000, DISK_NS);
                 self.push(self.now + delay, Action::Synced { p, floor });
             }
-            Output::Blocked(_) | Output::Unblocked | Output::View(..) | Output::Refused(_) => {}
+            // What operators do then.
+            Output::Refused(why) if why.contains("feature level") => {
+                self.ended(p, &End::StartOver { why: "upgraded" });
+            }
+            Output::Blocked(_)
+            | Output::Unblocked
+            | Output::View(..)
+            | Output::Refused(_)
+            | Output::Change { .. } => {}
         }
     }
 

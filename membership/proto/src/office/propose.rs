@@ -245,6 +245,7 @@ impl Office {
         let core = self.next_core(ctx, acceptor, deaths, heard, &mut removals);
         let mut commands: Vec<Command> =
             removals.iter().map(|(id, why)| Command::Remove(*id, *why)).collect();
+        commands.extend(self.raised_level(ctx, acceptor));
         if !commands.is_empty() || core.is_some() || !self.gathers(ctx, acceptor) {
             commands.extend(self.queue.drain(..));
         }
