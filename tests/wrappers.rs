@@ -22,7 +22,9 @@ fn kinds() -> Vec<&'static str> {
         let output = run(&["lock", "probe", "--fuse", kind, "--rendezvous", &rendezvous, "--", "true"]);
         let granted = output.status.success();
         if !granted {
-            assert!(std::env::var_os("CI").is_none(), "no {kind} fuse: {}", stderr(&output));
+            let required =
+                ["CI", "PHALANX_REQUIRE_SERVERS"].iter().any(|name| std::env::var_os(name).is_some());
+            assert!(!required, "no {kind} fuse: {}", stderr(&output));
             println!("SKIPPED: no {kind} fuse: {}", stderr(&output));
         }
         granted
