@@ -416,6 +416,35 @@ fn message(manner: Manner, id: KeyId, body: &[u8]) -> Vec<u8> {
     [&MAGIC[..], &[VERSION, manner as u8], &id.0, &size.to_be_bytes(), body].concat()
 }
 
+/// What is said in a handshake, for those who throw nonsense at it.
+#[cfg(feature = "fuzz")]
+pub(crate) mod said {
+    use super::{Greeting, Hello, Key, KeyId, Manner};
+
+    pub(crate) fn hello(me: &Hello) -> Vec<u8> {
+        super::greeting(&Greeting::Hello(me.clone()))
+    }
+
+    pub(crate) fn refusal(why: &str) -> Vec<u8> {
+        super::greeting(&Greeting::Reject(why.into()))
+    }
+
+    /// A greeting with its head, as it is.
+    pub(crate) fn open(greeting: &[u8]) -> Vec<u8> {
+        super::message(Manner::Open, KeyId::NONE, greeting)
+    }
+
+    /// The head of a message that is sealed with this key, and the message.
+    pub(crate) fn sealed(key: &Key, message: &[u8]) -> Vec<u8> {
+        super::message(Manner::Sealed, key.id(), message)
+    }
+
+    /// A refusal without a message.
+    pub(crate) fn refused(code: u8) -> Vec<u8> {
+        super::message(Manner::Refused, KeyId([code, 0, 0, 0, 0, 0, 0, 0]), &[])
+    }
+}
+
 /// What both sides must have seen alike for anything sealed to open.
 fn bound(key: &Key) -> Vec<u8> {
     [&MAGIC[..], &[VERSION, Manner::Sealed as u8], &key.id().0].concat()

@@ -2,7 +2,7 @@
 //!
 //! A provider gives addresses at which nodes may be found, and may give founder slots. Several may be used at once.
 
-mod announce;
+pub(crate) mod announce;
 mod dns;
 mod file;
 mod finder;
