@@ -497,7 +497,7 @@ async fn receive_card(stream: &UnixStream) -> io::Result<Card> {
     let inc = u64::from_le_bytes(card[4..12].try_into().expect("eight bytes"));
     let mut fds = fds.into_iter();
     match (fds.next(), fds.next(), fds.next()) {
-        (Some(memory), Some(pidfd), lines) if received == CARD => {
+        (Some(memory), Some(pidfd), lines) if received == CARD && inc < NodeId::INC_BOUND => {
             let line = lines.map(|lines| (lines, number(12)));
             Ok(Card { node: NodeId::new(number(0), inc), memory, pidfd, line })
         }

@@ -21,7 +21,7 @@ use crate::{
     metrics::Counts,
     secret::{Credentials, Key, KeyId, Secret},
     session::{Agreeing, PROOF, Scratch, Session},
-    wire::{self, Garbage, MAX_GREETING},
+    wire::{self, Garbage, MAX_GREETING, shown},
 };
 
 const MAGIC: [u8; 7] = *b"PHALANX";
@@ -393,7 +393,7 @@ impl Refusal {
 fn heard(me: &Hello, greeting: &[u8]) -> Result<Hello, Refusal> {
     let hello = match wire::decode(greeting)? {
         Greeting::Hello(hello) => hello,
-        Greeting::Reject(why) => return Err(Refusal::Rejected(why.chars().take(256).collect())),
+        Greeting::Reject(why) => return Err(Refusal::Rejected(shown(&why))),
     };
     if hello.cluster != me.cluster {
         return Err(Refusal::Cluster(hello.cluster.chars().take(64).collect()));
@@ -419,7 +419,7 @@ fn message(manner: Manner, id: KeyId, body: &[u8]) -> Vec<u8> {
 /// What is said in a handshake, for those who throw nonsense at it.
 #[cfg(feature = "fuzz")]
 pub(crate) mod said {
-    use super::{Greeting, Hello, Key, KeyId, Manner};
+    use super::{AsyncRead, AsyncReadExt, Greeting, HEAD, Hello, Key, KeyId, Manner};
 
     pub(crate) fn hello(me: &Hello) -> Vec<u8> {
         super::greeting(&Greeting::Hello(me.clone()))
@@ -442,6 +442,19 @@ pub(crate) mod said {
     /// A refusal without a message.
     pub(crate) fn refused(code: u8) -> Vec<u8> {
         super::message(Manner::Refused, KeyId([code, 0, 0, 0, 0, 0, 0, 0]), &[])
+    }
+
+    pub(crate) fn bound(key: &Key) -> Vec<u8> {
+        super::bound(key)
+    }
+
+    /// The body of the next message; `None` if there is none.
+    pub(crate) async fn next<S: AsyncRead + Unpin>(stream: &mut S) -> Option<Vec<u8>> {
+        let mut head = [0; HEAD];
+        stream.read_exact(&mut head).await.ok()?;
+        let mut body = vec![0; usize::from(u16::from_be_bytes([head[HEAD - 2], head[HEAD - 1]]))];
+        stream.read_exact(&mut body).await.ok()?;
+        Some(body)
     }
 }
 

@@ -22,7 +22,7 @@ use membership_types::Instant;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::start::is_cluster_name;
+use crate::{rendezvous::is_reachable, start::is_cluster_name};
 
 /// How long a node is listed that does not renew its entry.
 pub(crate) const TTL: Duration = Duration::from_secs(10);
@@ -336,7 +336,7 @@ fn read(body: &[u8]) -> Result<Entry, String> {
     let like = r#"{"key":"…","id":"…","name":"…","addr":"IP:PORT"}"#;
     let entry: Entry = serde_json::from_slice(body).map_err(|e| format!("{e}: an entry is {like}"))?;
     let addr = entry.addr;
-    if addr.ip().is_unspecified() || addr.ip().is_multicast() || addr.port() == 0 {
+    if !is_reachable(addr) {
         return Err(format!("{addr} is no address that others can connect to"));
     }
     let fine = is_key(&entry.key) && entry.id.len() <= MAX_KEY && entry.name.len() <= MAX_NAME;

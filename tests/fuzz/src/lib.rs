@@ -7,8 +7,11 @@
 //! which see what was covered and so find more. `samples.rs` makes `corpus/` from real frames; `mutate.rs` is the mutations.
 #![forbid(unsafe_code)]
 
+#[path = "../../../src/cli/inventory/items.rs"]
+mod items;
 mod mutate;
 mod samples;
+mod traffic;
 
 use std::{
     fs, io, panic,
@@ -21,6 +24,9 @@ use membership::{GroupName, NodeId, Rendezvous};
 use membership_multicast::Frame;
 use membership_types::{Rng, trace::Source};
 use router::{Config, Surroundings};
+use router_proto::http::{Body, HeadScan, Method, ResponseHead};
+
+use items::{Items, Write, Written};
 
 pub use samples::samples;
 
@@ -36,7 +42,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 22] = [
     Target { name: "multicast_frame", run: multicast_frame, tries: 50_000 },
     Target { name: "bulk_units", run: membership::fuzz::bulk_units, tries: 20_000 },
     Target { name: "wire_frame", run: membership::fuzz::wire_frame, tries: 50_000 },
@@ -46,6 +52,19 @@ pub const TARGETS: [Target; 9] = [
     Target { name: "trace", run: trace, tries: 10_000 },
     Target { name: "names", run: names, tries: 50_000 },
     Target { name: "router_config", run: router_config, tries: 20_000 },
+    Target { name: "sealed_greeting", run: membership::fuzz::sealed_greeting, tries: 3_000 },
+    Target { name: "records", run: membership::fuzz::records, tries: 10_000 },
+    Target { name: "secret_file", run: membership::fuzz::secret_file, tries: 20_000 },
+    Target { name: "file_entry", run: membership::fuzz::file_entry, tries: 20_000 },
+    Target { name: "registry", run: membership::fuzz::registry, tries: 5_000 },
+    Target { name: "registry_answer", run: membership::fuzz::registry_answer, tries: 20_000 },
+    Target { name: "admin", run: admin, tries: 2_000 },
+    Target { name: "http_requests", run: traffic::requests, tries: 20_000 },
+    Target { name: "http_responses", run: traffic::responses, tries: 20_000 },
+    Target { name: "resp_commands", run: traffic::commands, tries: 20_000 },
+    Target { name: "resp_replies", run: traffic::replies, tries: 20_000 },
+    Target { name: "inventory", run: inventory, tries: 20_000 },
+    Target { name: "inventory_command", run: inventory_command, tries: 20_000 },
 ];
 
 /// A frame of a group's multicast: what is understood is written the same way.
@@ -95,6 +114,57 @@ pub fn router_config(data: &[u8]) {
             }
             Err(error) => assert!(error.line().is_none_or(|line| line <= 1 + text.matches('\n').count())),
         }
+    }
+}
+
+/// What comes in on a connection with a node's admin API: what is answered is HTTP, and JSON where it says so.
+pub fn admin(data: &[u8]) {
+    let answers = membership::fuzz::admin(data);
+    let Ok(Some(end)) = HeadScan::default().response(&answers) else {
+        assert!(answers.is_empty(), "half an answer: {}", answers.escape_ascii());
+        return;
+    };
+    let (head, rest) = answers.split_at(end);
+    let asked = data.trim_ascii_start();
+    let to = if asked.starts_with(b"HEAD ") { Method::Head } else { Method::Other };
+    let answer = ResponseHead::parse(head, to).expect("an answer");
+    let json = answer.fields().values(head, b"content-type").any(|kind| kind == b"application/json");
+    if let (Body::Length(len), true, true) = (answer.body(), json, !rest.is_empty()) {
+        let body = rest.get(..usize::try_from(len).expect("it is in memory")).expect("the whole body");
+        assert!(serde_json::from_slice::<serde_json::Value>(body).is_ok(), "{}", body.escape_ascii());
+    }
+}
+
+/// A snapshot of an inventory, and then commands, each on a line: what is taken over can be given on, and two clones of it that
+/// apply the same commands stay the same.
+pub fn inventory(data: &[u8]) {
+    let mut lines = data.split(|byte| *byte == b'\n');
+    let Ok(mut one) = Items::read(lines.next().unwrap_or_default()) else { return };
+    let mut two = Items::read(&one.bytes()).expect("what was taken over is given on");
+    for line in lines {
+        let write = || serde_json::from_slice::<Write>(line);
+        if let (Ok(write), Ok(again)) = (write(), write()) {
+            assert_eq!(one.write(write), two.write(again));
+            two = Items::read(&two.bytes()).expect("a command makes no state that nobody takes over");
+        }
+    }
+    assert!(one == two);
+}
+
+/// Commands to an inventory, each on a line: one that is repeated changes nothing.
+pub fn inventory_command(data: &[u8]) {
+    let mut items = Items::default();
+    for line in data.split(|byte| *byte == b'\n') {
+        let write = || serde_json::from_slice::<Write>(line);
+        let (Ok(first), Ok(again)) = (write(), write()) else { continue };
+        let (named, key) = (first.request.is_some(), first.key.clone());
+        items.write(first);
+        let before = items.clone();
+        match items.write(again) {
+            Written::Done { repeated, .. } => assert_eq!(repeated, named),
+            Written::Full => panic!("so few are not too many"),
+        }
+        assert_eq!(items == before, named, "{key}");
     }
 }
 

@@ -20,7 +20,7 @@ const EDGES: [u64; 14] = [
     u64::MAX,
 ];
 /// Texts that mean something to somebody.
-const WORDS: [&[u8]; 22] = [
+const WORDS: [&[u8]; 34] = [
     b"\"",
     b"\\u0000",
     b"{",
@@ -43,6 +43,18 @@ const WORDS: [&[u8]; 22] = [
     b"\xff",
     b"\xc3\xa9",
     b"[::1]:",
+    b"\r\n",
+    b"\r",
+    b" ",
+    b";",
+    b"*",
+    b"$-1\r\n",
+    b"*1000000\r\n",
+    b"%2e",
+    b"Content-Length: 5\r\n",
+    b"Transfer-Encoding: chunked\r\n",
+    b"Connection: x-key\r\n",
+    b"\n\n",
 ];
 /// Longer inputs show nothing more, and are slow.
 const MAX: usize = 1 << 14;

@@ -30,9 +30,122 @@ pub fn samples(target: &str) -> Vec<Vec<u8>> {
         "trace" => traces(),
         "names" => text(&NAMES),
         "router_config" => text(&CONFIGS),
+        "sealed_greeting" => membership::fuzz::sealed_greetings(),
+        "records" => membership::fuzz::meddlings(),
+        "secret_file" => text(&SECRETS),
+        "file_entry" => text(&ENTRIES),
+        "registry" => text(&QUESTIONS),
+        "registry_answer" => cut(&ANSWERS, &[0]),
+        "admin" => text(&ADMIN),
+        "http_requests" => cut(&REQUESTS, &[0, 6]),
+        "http_responses" => cut(&RESPONSES, &[0, 6, 64]),
+        "resp_commands" => cut(&COMMANDS, &[0, 6]),
+        "resp_replies" => cut(&REPLIES, &[0, 6]),
+        "inventory" => text(&SNAPSHOTS),
+        "inventory_command" => text(&WRITES),
         other => unreachable!("no target is called {other}"),
     }
 }
+
+/// Each text after each of these bytes, which say how it is cut, or the like.
+fn cut(texts: &[&str], cuts: &[u8]) -> Vec<Vec<u8>> {
+    texts.iter().flat_map(|text| cuts.iter().map(|cut| [&[*cut], text.as_bytes()].concat())).collect()
+}
+
+const SECRETS: [&str; 5] = [
+    "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f\n",
+    "# new\nAAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\n\n  # old\n\tcorrect horse battery staple, and more \r\n",
+    "0000000000000000000000000000000000000000000000000000000000000000",
+    "-_-_AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA\n000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f\n\
+     000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e20\n\
+     000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e21\n",
+    "swordfish",
+];
+
+const ENTRIES: [&str; 4] = [
+    r#"{"id":"1.2","name":"tower","addr":"10.0.0.1:7000"}"#,
+    r#"{"id":"1.2","name":"\u001b[2J\u00e9","addr":"[fe80::1%3]:1"}"#,
+    r#"{"id":"","name":"","addr":"0.0.0.0:0"}"#,
+    r#"{"id":"1.2","name":"x","addr":"224.0.0.1:1","more":[[[[1]]]]}"#,
+];
+
+const QUESTIONS: [&str; 3] = [
+    "5 PUT /c/slots/0 - *\n{\"key\":\"a\",\"id\":\"1.1\",\"name\":\"a\",\"addr\":\"10.0.0.1:7000\"}\n\n\
+     1 PUT /c/slots/0 = -\n{\"key\":\"b\",\"id\":\"1.2\",\"name\":\"b\",\"addr\":\"10.0.0.2:7000\"}\n\n\
+     11 PUT /c/slots/0 = -\n{\"key\":\"b\",\"id\":\"1.2\",\"name\":\"b\",\"addr\":\"10.0.0.2:7000\"}\n\n\
+     0 DELETE /c/slots/0 =",
+    "0 PUT /c/slots/7 - *\n{\"key\":\"a\",\"id\":\"1.1\",\"name\":\"a\",\"addr\":\"10.0.0.1:7000\",\"held\":true}\n\n\
+     0 PUT /c/slots/7 - *\n{\"key\":\"b\",\"id\":\"1.2\",\"name\":\"b\",\"addr\":\"10.0.0.1:7000\",\"held\":true}\n\n\
+     0 PUT /c/slots/7 = -\n{\"key\":\"b\",\"id\":\"1.2\",\"name\":\"b\",\"addr\":\"10.0.0.1:7000\"}\n\n0 GET /c - =",
+    "0 PUT /c/nodes/a\n{\"key\":\"a\",\"id\":\"1.1\",\"name\":\"a\",\"addr\":\"[::1]:7000\"}\n\n0 GET /c/nodes/a\n\n\
+     9 PUT /c/nodes/a =\n{\"key\":\"a\",\"id\":\"1.1\",\"name\":\"a\",\"addr\":\"[::1]:7000\"}\n\n2 GET /c\n\n20 GET /c\n\n\
+     0 DELETE /c/nodes/a",
+];
+
+const ANSWERS: [&str; 3] = [
+    r#"{"nodes":["10.0.0.1:7000","0.0.0.0:1"],"slots":{"0":{"entry":{"key":"a","id":"1.1","name":"\u0007a","addr":"10.0.0.1:7000"},"stale":true}}}"#,
+    r#"{"entry":{"key":"a","id":"1.1","name":"a","addr":"10.0.0.1:7000","held":true},"stale":false}"#,
+    r#"{"error":"the registry has just begun\n"}"#,
+];
+
+const ADMIN: [&str; 6] = [
+    "GET /v1/status HTTP/1.1\r\nHost: h\r\n\r\nGET /v1/groups/a%2Fb HTTP/1.1\r\nHost: h\r\n\r\n",
+    "GET /metrics HTTP/1.0\r\n\r\n",
+    "HEAD /readyz HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n",
+    "POST /x/%y?q=1 HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+    "PUT /v1/rendezvous/c/nodes/a HTTP/1.1\r\nHost: h\r\nIf-None-Match: *\r\nContent-Length: 56\r\n\r\n\
+     {\"key\":\"a\",\"id\":\"1.1\",\"name\":\"a\",\"addr\":\"10.0.0.1:7000\"}GET /v1/rendezvous/c HTTP/1.1\r\nHost: h\r\n\r\n",
+    "DELETE /v1/rendezvous/c/slots/0 HTTP/1.1\r\nHost: h\r\nIf-Match: \"1-1\"\r\n\r\n",
+];
+
+const REQUESTS: [&str; 4] = [
+    "\r\nPOST /items/a%20b/c?q HTTP/1.1\r\nHost: h\r\nConnection: keep-alive, X-Hop\r\nX-Hop: 1\r\n\
+     Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n10;x=\"y\"\r\n0123456789abcdef\r\n00\r\nX-Sum: 1\r\n\r\n\
+     GET / HTTP/1.0\r\n\r\n",
+    "PUT http://h:80/items/7 HTTP/1.1\r\nhost: h:80\r\nExpect: 100-continue\r\nContent-Length: 3\r\nX-Key: k\r\n\r\n\
+     abcOPTIONS * HTTP/1.1\r\nHost: [::1]\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n",
+    "GET /items/%2e%2E/x HTTP/1.1\r\nHost: h\r\nTE: trailers\r\nKeep-Alive: timeout=5\r\n\r\n",
+    "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+];
+
+const RESPONSES: [&str; 4] = [
+    "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nServer: s\r\nX-Phalanx-Epoch: 1\r\nContent-Length: 5\r\n\r\nhello\
+     HTTP/1.0 204 No Content\r\nContent-Length: 0\r\n\r\n",
+    "HTTP/1.1 200 \r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n1\r\na\r\n0\r\nX: y\r\n\r\n",
+    "HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\nKeep-Alive: timeout=9, max=3\r\n\r\n",
+    "HTTP/1.1 200 OK\r\n\r\nuntil it closes",
+];
+
+const COMMANDS: [&str; 4] = [
+    "*1\r\n$4\r\nPING\r\n*3\r\n$3\r\nSET\r\n$0\r\n\r\n$12\r\n*1\r\n$4\r\nQUIT\r\n*0\r\nPING a  b\r\n*-1\r\n\
+     *2\r\n$3\r\nget\r\n$10\r\n0123456789\r\n",
+    "*5\r\n$4\r\nMSET\r\n$1\r\na\r\n$1\r\n1\r\n$1\r\nb\r\n$1\r\n2\r\n*4\r\n$4\r\nMGET\r\n$1\r\na\r\n$1\r\nb\r\n$1\r\nc\r\n\
+     *3\r\n$3\r\nDEL\r\n$1\r\na\r\n$1\r\nb\r\n",
+    "*4\r\n$5\r\nHELLO\r\n$1\r\n2\r\n$7\r\nSETNAME\r\n$1\r\nx\r\n*3\r\n$6\r\nCONFIG\r\n$3\r\nGET\r\n$4\r\nsave\r\n\
+     *2\r\n$6\r\nclient\r\n$4\r\nlist\r\n*2\r\n$6\r\nSELECT\r\n$1\r\n1\r\n*2\r\n$4\r\necho\r\n$2\r\nhi\r\n",
+    "*1\r\n$99999999999\r\n",
+];
+
+const REPLIES: [&str; 4] = [
+    "+OK\r\n-ERR x\r\n:12\r\n$-1\r\n$0\r\n\r\n$4\r\n\r\n\r\n\r\n*-1\r\n*0\r\n*3\r\n:1\r\n*2\r\n$1\r\na\r\n*0\r\n+x\r\n",
+    "%1\r\n+k\r\n~2\r\n#t\r\n_\r\n|1\r\n+a\r\n:1\r\n,1.5\r\n(123\r\n=7\r\ntxt:abc\r\n!3\r\nERR\r\n",
+    "*2\r\n$1\r\na\r\n$-1\r\n*2\r\n$1\r\nb\r\n-ERR y\r\n",
+    ":1\r\n:2\r\n:9999999999\r\n",
+];
+
+const SNAPSHOTS: [&str; 3] = [
+    "{\"items\":{\"k\":{\"value\":\"1\",\"version\":2}},\"requests\":{\"a\":1,\"b\":2},\"order\":[\"b\",\"a\"]}\n\
+     {\"key\":\"k\",\"value\":\"2\",\"request\":\"a\"}\n{\"key\":\"j\",\"value\":\"\",\"request\":null}",
+    "{\"items\":{},\"requests\":{},\"order\":[]}\n{\"key\":\"k\",\"value\":\"\\u0000\",\"request\":\"\"}",
+    "{\"items\":{\"k\":{\"value\":\"\",\"version\":18446744073709551615}},\"requests\":{},\"order\":[]}\n\
+     {\"key\":\"k\",\"value\":\"2\",\"request\":null}",
+];
+
+const WRITES: [&str; 3] = [
+    r#"{"key":"k","value":"1","request":"a"}"#,
+    "{\"key\":\"k\",\"value\":\"1\",\"request\":\"a\"}\n{\"key\":\"k\",\"value\":\"2\"}\n{\"key\":\"k\",\"value\":\"2\",\"request\":\"a\"}",
+    "[\"k\",\"v\",null]",
+];
 
 const NAMES: [&str; 16] = [
     "air-traffic/control.1:a_b",
