@@ -219,7 +219,8 @@ impl Registrar {
             Place::Node(_) if current.is_none() && known.is_some_and(|c| c.nodes.len() >= MAX_NODES) => {
                 Some(Answer::error(507, format!("a cluster has at most {MAX_NODES} nodes here")))
             }
-            Place::Slot(_) if question.if_match.is_none() && question.if_none_match.is_none() => {
+            // Any other If-None-Match compares with nothing that counts.
+            Place::Slot(_) if question.if_match.is_none() && question.if_none_match != Some("*") => {
                 let way_out = "If-None-Match: * takes a free one, If-Match: ETAG one that is held";
                 Some(Answer::error(428, format!("a slot is taken by compare-and-set: {way_out}")))
             }
@@ -437,6 +438,8 @@ mod tests {
         let blind = body(&a);
         let blind = Question { method: "PUT", path: "/c/slots/0", body: &blind, ..Question::default() };
         assert_eq!(r.handle(at(21), blind).status, 428);
+        let vain = Question { if_none_match: Some("\"else\""), ..blind };
+        assert_eq!(r.handle(at(35), vain).status, 428, "whoever compares with nothing takes nothing");
     }
 
     #[test]
