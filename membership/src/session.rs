@@ -169,6 +169,14 @@ impl Session {
         }
     }
 
+    /// Forgets what was corrupt, for the same.
+    #[cfg(feature = "fuzz")]
+    pub(crate) fn forgive(&mut self) {
+        if let Self::Sealed(sealed) = self {
+            (sealed.corrupt, sealed.since) = (0, None);
+        }
+    }
+
     /// How long to wait for more bytes, if not for ever.
     pub(crate) fn patience(&self, now: Instant) -> Option<Duration> {
         match self {

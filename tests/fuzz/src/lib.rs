@@ -7,6 +7,7 @@
 //! which see what was covered and so find more. `samples.rs` makes `corpus/` from real frames; `mutate.rs` is the mutations.
 #![forbid(unsafe_code)]
 
+pub mod forge;
 #[path = "../../../src/cli/inventory/items.rs"]
 mod items;
 mod mutate;

@@ -5,7 +5,8 @@ use std::{env, fs, io, process::ExitCode, time::Instant};
 use fuzz::{TARGETS, Target, corpus, folder, hunt, samples};
 use membership_types::Rng;
 
-const USAGE: &str = "give `corpus` (writes the samples of all targets), or `TARGET|all [EXECUTIONS [SEED]]`";
+const USAGE: &str = "give `corpus` (writes the samples of all targets), `TARGET|all [EXECUTIONS [SEED]]`, \
+                     or `forge [TRIES [SEED]]`";
 
 fn main() -> io::Result<ExitCode> {
     let args: Vec<String> = env::args().skip(1).collect();
@@ -13,6 +14,15 @@ fn main() -> io::Result<ExitCode> {
     let name = args.first().map_or("", String::as_str);
     if name == "corpus" {
         return write_corpus().map(|()| ExitCode::SUCCESS);
+    }
+    if name == "forge" {
+        return match (number(1, 1_000_000), number(2, 1)) {
+            (Ok(tries), Ok(seed)) => Ok(forge(tries, seed)),
+            _ => {
+                eprintln!("{USAGE}");
+                Ok(ExitCode::from(2))
+            }
+        };
     }
     let chosen: Vec<Target> = TARGETS.into_iter().filter(|t| name == "all" || t.name == name).collect();
     let (Ok(tries), Ok(seed)) = (number(1, 10_000_000), number(2, 1)) else {
@@ -40,6 +50,22 @@ fn main() -> io::Result<ExitCode> {
         }
     }
     Ok(code)
+}
+
+/// Somebody without the keys: nothing is accepted, or this panics.
+fn forge(tries: u64, seed: u64) -> ExitCode {
+    let started = Instant::now();
+    let forged = membership::fuzz::forge(tries, seed);
+    println!("in memory: {} forgeries in {:?}, none accepted: {forged:?}", forged.tried(), started.elapsed());
+    let started = Instant::now();
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let outcome = runtime.block_on(fuzz::forge::against_nodes(tries / 50, seed));
+    println!(
+        "against nodes: {} connections in {:?}, none accepted: {outcome:#?}",
+        outcome.tried,
+        started.elapsed()
+    );
+    ExitCode::SUCCESS
 }
 
 /// Samples are numbered; what was found has a name, and stays.
