@@ -22,7 +22,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use membership_proto::entry::LEVEL;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::Semaphore,
+    time::timeout,
+};
 
 use crate::{
     clock::now,
@@ -164,15 +168,20 @@ async fn accept(listener: TcpListener, shared: &Arc<Shared>) {
         };
         let shared = Arc::clone(shared);
         tokio::spawn(async move {
-            let service = service_fn(|request| answer(request, &shared));
-            let mut http = hyper::server::conn::http1::Builder::new();
-            http.timer(TokioTimer::new()).header_read_timeout(PATIENCE).max_buf_size(HEAD);
-            let connection = http.serve_connection(TokioIo::new(stream), service);
-            // What goes wrong on a connection is the client's affair.
-            let _outcome = timeout(LIFE, connection).await;
+            converse(stream, &shared).await;
             drop(place);
         });
     }
+}
+
+/// Answers what comes on one connection.
+pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(stream: S, shared: &Shared) {
+    let service = service_fn(|request| answer(request, shared));
+    let mut http = hyper::server::conn::http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(PATIENCE).max_buf_size(HEAD);
+    let connection = http.serve_connection(TokioIo::new(stream), service);
+    // What goes wrong on a connection is the client's affair.
+    let _outcome = timeout(LIFE, connection).await;
 }
 
 async fn answer(request: Request<Incoming>, shared: &Shared) -> Result<Response<Full<Bytes>>, Infallible> {
@@ -379,7 +388,8 @@ fn percent_decoded(text: &str) -> String {
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while at < bytes.len() {
-        let hex = bytes.get(at + 1..at + 3).and_then(|h| std::str::from_utf8(h).ok());
+        let hex = bytes.get(at + 1..at + 3).filter(|h| h.iter().all(u8::is_ascii_hexdigit));
+        let hex = hex.and_then(|h| std::str::from_utf8(h).ok());
         match (bytes[at], hex.and_then(|h| u8::from_str_radix(h, 16).ok())) {
             (b'%', Some(byte)) => {
                 out.push(byte);
@@ -402,6 +412,7 @@ mod tests {
     fn percent_signs_that_are_no_escapes_stay() {
         assert_eq!(percent_decoded("a%2Fb%3ac%"), "a/b:c%");
         assert_eq!(percent_decoded("%zz%2"), "%zz%2");
+        assert_eq!(percent_decoded("%+1"), "%+1", "a number may have a sign, an escape may not");
     }
 
     #[test]

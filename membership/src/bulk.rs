@@ -5,7 +5,7 @@
 //! into the machine of the group, and at the end of each turn, when nothing more waits to be read, what came together is
 //! answered together: places are given, acknowledgements sent, connections written, applications woken, once each.
 
-mod links;
+pub(crate) mod links;
 
 use std::{
     cell::RefCell,

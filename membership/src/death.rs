@@ -630,7 +630,8 @@ async fn receive_card(stream: &UnixStream) -> io::Result<Card> {
     let number = |at: usize| u32::from_le_bytes(card[at..at + 4].try_into().expect("four bytes"));
     let inc = u64::from_le_bytes(card[4..12].try_into().expect("eight bytes"));
     let mut fds = fds.into_iter();
-    let (Some(memory), Some(pidfd), true) = (fds.next(), fds.next(), received == CARD) else {
+    let whole = received == CARD && inc < NodeId::INC_BOUND;
+    let (Some(memory), Some(pidfd), true) = (fds.next(), fds.next(), whole) else {
         return Err(refused("it does not introduce itself as nodes do"));
     };
     let what = number(16);

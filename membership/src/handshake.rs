@@ -23,7 +23,7 @@ use crate::{
     session::{Agreeing, PROOF, Scratch, Session},
     start,
     tls::{self, Certified, Tls},
-    wire::{self, Garbage, MAX_GREETING},
+    wire::{self, Garbage, MAX_GREETING, shown},
 };
 
 const MAGIC: [u8; 7] = *b"PHALANX";
@@ -641,7 +641,7 @@ fn no_common(theirs: Versions, ours: Versions) -> String {
 fn heard(me: &Hello, greeting: &[u8]) -> Result<Hello, Refusal> {
     let hello = match wire::decode(greeting)? {
         Greeting::Hello(hello) => hello,
-        Greeting::Reject(why) => return Err(Refusal::Rejected(why.chars().take(256).collect())),
+        Greeting::Reject(why) => return Err(Refusal::Rejected(shown(&why))),
     };
     if hello.cluster != me.cluster {
         return Err(Refusal::Cluster(hello.cluster.chars().take(64).collect()));
@@ -671,6 +671,48 @@ fn framed(greeting: &[u8]) -> Vec<u8> {
 fn message(manner: Manner, id: KeyId, body: &[u8]) -> Vec<u8> {
     let size = u16::try_from(body.len()).expect("greetings are short");
     [&MAGIC[..], &[VERSION, manner as u8], &id.0, &size.to_be_bytes(), body].concat()
+}
+
+/// What is said in a handshake, for those who throw nonsense at it.
+#[cfg(feature = "fuzz")]
+pub(crate) mod said {
+    use super::{AsyncRead, AsyncReadExt, Greeting, HEAD, Hello, Key, KeyId, Manner};
+
+    pub(crate) fn hello(me: &Hello) -> Vec<u8> {
+        super::greeting(&Greeting::Hello(me.clone()))
+    }
+
+    pub(crate) fn refusal(why: &str) -> Vec<u8> {
+        super::greeting(&Greeting::Reject(why.into()))
+    }
+
+    /// A greeting with its head, as it is.
+    pub(crate) fn open(greeting: &[u8]) -> Vec<u8> {
+        super::message(Manner::Open, KeyId::NONE, greeting)
+    }
+
+    /// The head of a message that is sealed with this key, and the message.
+    pub(crate) fn sealed(key: &Key, message: &[u8]) -> Vec<u8> {
+        super::message(Manner::Sealed, key.id(), message)
+    }
+
+    /// A refusal without a message.
+    pub(crate) fn refused(code: u8) -> Vec<u8> {
+        super::message(Manner::Refused, KeyId([code, 0, 0, 0, 0, 0, 0, 0]), &[])
+    }
+
+    pub(crate) fn bound(key: &Key) -> Vec<u8> {
+        super::bound(key)
+    }
+
+    /// The body of the next message; `None` if there is none.
+    pub(crate) async fn next<S: AsyncRead + Unpin>(stream: &mut S) -> Option<Vec<u8>> {
+        let mut head = [0; HEAD];
+        stream.read_exact(&mut head).await.ok()?;
+        let mut body = vec![0; usize::from(u16::from_be_bytes([head[HEAD - 2], head[HEAD - 1]]))];
+        stream.read_exact(&mut body).await.ok()?;
+        Some(body)
+    }
 }
 
 /// What both sides must have seen alike for anything sealed to open.

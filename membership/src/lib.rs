@@ -41,6 +41,7 @@
 //! | `rendezvous/registrar.rs` | the registry that a node keeps for others on its admin API |
 //! | `admin.rs`, `metrics.rs`, `trace.rs` | what operators and checkers read |
 //! | `panic.rs`, `watchdog.rs` | a panic ends the lease first; an application that stands still |
+//! | `fuzz.rs` | the parsers, for those who throw nonsense at them (feature `fuzz`) |
 //! | `clock.rs`, `error.rs` | the one clock; what can go wrong |
 //!
 //! Each node has one control thread and one bulk thread (and one for its admin API and one for its trace, if it has them),
@@ -55,6 +56,9 @@ mod death;
 mod disk;
 mod error;
 mod event;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzz;
 mod group;
 mod handshake;
 mod metrics;

@@ -2,19 +2,19 @@
 //!
 //! A provider gives addresses at which nodes may be found, and may give founder slots. Several may be used at once.
 
-mod announce;
+pub(crate) mod announce;
 mod dns;
-mod file;
+pub(crate) mod file;
 mod finder;
 mod fixed;
-mod http;
-mod registrar;
+pub(crate) mod http;
+pub(crate) mod registrar;
 mod registry;
 mod udp;
 
 use std::{
     fmt,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     str::FromStr,
 };
@@ -26,6 +26,13 @@ pub(crate) use http::PATH as REGISTRY_PATH;
 pub(crate) use registrar::{MAX_BODY, Question, Registrar};
 pub(crate) use registry::Registry;
 pub use udp::LocalNetwork;
+
+/// Can others connect there, as far as an address says? What comes from others is asked that before it counts.
+pub(crate) fn is_reachable(addr: SocketAddr) -> bool {
+    let ip = addr.ip();
+    let everybody = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
+    !ip.is_unspecified() && !ip.is_multicast() && !everybody && addr.port() > 0
+}
 
 /// A provider of addresses, as it is configured.
 ///

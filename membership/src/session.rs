@@ -23,9 +23,9 @@ const TAG: usize = 16;
 pub(crate) const PROOF: usize = LENGTH + TAG;
 const LONGEST: usize = 65535;
 /// After so many records (4 GiB at most) a key is replaced by one that follows from it: AES-GCM must not see too much.
-const REKEY: u64 = 1 << 16;
+pub(crate) const REKEY: u64 = 1 << 16;
 /// So many corrupt records close the connection. Fewer may be somebody's who cannot do more than add to a stream.
-const CORRUPT: u8 = 3;
+pub(crate) const CORRUPT: u8 = 3;
 /// Bytes that do not become a good record within this time close the connection.
 pub(crate) const STALLED: Duration = Duration::from_secs(3);
 /// How many tags are remembered, so that a repeated record is counted as such.
@@ -164,6 +164,30 @@ impl Session {
         let fits = *length == [0, 16] && sealed.noise.read_message(record, &mut [0; TAG]) == Ok(0);
         sealed.received += u64::from(fits);
         fits
+    }
+
+    /// Records sent so far, for those who meddle with them.
+    #[cfg(feature = "fuzz")]
+    pub(crate) fn sent(&self) -> u64 {
+        if let Self::Sealed(sealed) = self { sealed.sent } else { 0 }
+    }
+
+    /// Expects this record next, as if nothing had come in, for the same. The keys are those of now.
+    #[cfg(feature = "fuzz")]
+    pub(crate) fn expect(&mut self, next: u64) {
+        if let Self::Sealed(sealed) = self {
+            sealed.noise.set_receiving_nonce(next);
+            (sealed.received, sealed.corrupt, sealed.since) = (next, 0, None);
+            sealed.tags = [[0; TAG]; TAGS];
+        }
+    }
+
+    /// Forgets what was corrupt, for the same.
+    #[cfg(feature = "fuzz")]
+    pub(crate) fn forgive(&mut self) {
+        if let Self::Sealed(sealed) = self {
+            (sealed.corrupt, sealed.since) = (0, None);
+        }
     }
 
     /// How long to wait for more bytes, if not for ever.

@@ -46,6 +46,11 @@ pub(crate) enum Garbage {
     Trailing(usize),
 }
 
+/// Words of others, as people may be shown them: they steer no terminal, and do not fill it.
+pub(crate) fn shown(words: &str) -> String {
+    words.chars().filter(|c| !c.is_control()).take(256).collect()
+}
+
 /// Encodes one frame. The error gives the size that was too large: nothing would take it.
 pub(crate) fn encode<T: Serialize>(value: &T, max: usize) -> Result<Bytes, usize> {
     let mut out = vec![0; LENGTH];
@@ -64,7 +69,7 @@ pub(crate) fn encode<T: Serialize>(value: &T, max: usize) -> Result<Bytes, usize
 /// Decodes what is within a frame, all of it.
 pub(crate) fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, Garbage> {
     let mut decoder = rmp_serde::Deserializer::new(io::Cursor::new(payload));
-    let value = T::deserialize(&mut decoder).map_err(|e| Garbage::Undecodable(e.to_string()))?;
+    let value = T::deserialize(&mut decoder).map_err(|e| Garbage::Undecodable(shown(&e.to_string())))?;
     let consumed = usize::try_from(decoder.position()).unwrap_or(usize::MAX);
     match payload.len().checked_sub(consumed) {
         Some(0) => Ok(value),

@@ -28,6 +28,8 @@ pub struct Surroundings<'a> {
     pub follows_groups: bool,
     /// Top-level keys of the same file that somebody else reads.
     pub others_keys: &'a [&'a str],
+    /// Whether host names are refused rather than looked up.
+    pub numeric_only: bool,
 }
 
 /// One service: an address, a protocol, a partition map, and the RACS behind it.

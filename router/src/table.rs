@@ -175,7 +175,8 @@ mod tests {
             pmap = { style = "slots", partitions = 4 }
             racs = [{ name = "a", group = "g" }, { name = "b", servers = ["127.0.0.1:1", "127.0.0.1:2"] }]
         "#;
-        Config::parse(text, "t".as_ref(), Surroundings { follows_groups: true, others_keys: &[] }).unwrap()
+        Config::parse(text, "t".as_ref(), Surroundings { follows_groups: true, ..Surroundings::default() })
+            .unwrap()
     }
 
     fn view(epoch: u64, leader: Option<usize>, ports: &[u16]) -> GroupClones {

@@ -33,7 +33,7 @@ fn parse(text: &str) -> Result<Config, ConfigError> {
     Config::parse(
         text,
         "router.toml".as_ref(),
-        Surroundings { follows_groups: true, others_keys: &["cluster"] },
+        Surroundings { follows_groups: true, others_keys: &["cluster"], numeric_only: false },
     )
 }
 

@@ -5,14 +5,9 @@
 //! anywhere, and so sees it. An update may carry an `x-request-id`; one that was applied already is answered again, and not
 //! applied twice.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    convert::Infallible,
-    net::SocketAddr,
-    path::PathBuf,
-    rc::Rc,
-    time::Duration,
-};
+mod items;
+
+use std::{convert::Infallible, net::SocketAddr, path::PathBuf, rc::Rc, time::Duration};
 
 use clap::Args;
 use http_body_util::{BodyExt, Full, Limited};
@@ -23,7 +18,6 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use membership::{Leadership, NodeId, ProposeError, Replica, ReplicatedState};
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::{
     net::TcpListener,
@@ -31,6 +25,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
+use self::items::{Items, Write, Written};
 use super::{
     Failure, Outcome, events,
     flags::NodeFlags,
@@ -59,67 +54,10 @@ pub(crate) struct Inventory {
 
 /// The longest value.
 const LONGEST: usize = 64 << 10;
-/// How many items there may be.
-const MOST: usize = 100_000;
-/// How many requests are remembered, to be answered again.
-const REMEMBERED: usize = 100_000;
+/// The longest key, and the longest name of a request.
+const LONGEST_NAME: usize = 512;
 /// How long a read waits for this clone to catch up, and an update for its fate.
 const PATIENCE: Duration = Duration::from_secs(5);
-
-/// An item, and how often it was written.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Item {
-    value: String,
-    version: u64,
-}
-
-/// What all clones hold.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Items {
-    items: BTreeMap<String, Item>,
-    /// Requests that were applied, with the version that each made; the oldest are forgotten.
-    requests: BTreeMap<String, u64>,
-    order: VecDeque<String>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Write {
-    key: String,
-    value: String,
-    request: Option<String>,
-}
-
-/// What became of an update.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Written {
-    Done { version: u64, repeated: bool },
-    Full,
-}
-
-impl Items {
-    fn write(&mut self, write: Write) -> Written {
-        if let Some(version) = write.request.as_ref().and_then(|id| self.requests.get(id)) {
-            return Written::Done { version: *version, repeated: true };
-        }
-        if self.items.len() >= MOST && !self.items.contains_key(&write.key) {
-            return Written::Full;
-        }
-        let item = self.items.entry(write.key).or_insert_with(|| Item { value: String::new(), version: 0 });
-        item.value = write.value;
-        item.version += 1;
-        let version = item.version;
-        if let Some(id) = write.request {
-            self.requests.insert(id.clone(), version);
-            self.order.push_back(id);
-            if self.order.len() > REMEMBERED
-                && let Some(oldest) = self.order.pop_front()
-            {
-                self.requests.remove(&oldest);
-            }
-        }
-        Written::Done { version, repeated: false }
-    }
-}
 
 impl ReplicatedState for Items {
     type Answer = Option<Written>;
@@ -129,11 +67,11 @@ impl ReplicatedState for Items {
     }
 
     fn snapshot(&self) -> Bytes {
-        serde_json::to_vec(self).expect("items are texts and numbers").into()
+        self.bytes().into()
     }
 
     fn restore(&mut self, snapshot: &[Bytes]) -> Result<(), String> {
-        *self = serde_json::from_slice(&snapshot.concat()).map_err(|e| e.to_string())?;
+        *self = Self::read(&snapshot.concat())?;
         Ok(())
     }
 }
@@ -256,6 +194,10 @@ impl Clone {
         let Ok(value) = String::from_utf8(body.to_bytes().into()) else {
             return (StatusCode::BAD_REQUEST, json!({"error": "values are text in UTF-8"}));
         };
+        if key.len().max(id.as_ref().map_or(0, String::len)) > LONGEST_NAME {
+            let why = format!("a key and an x-request-id have {LONGEST_NAME} bytes at most");
+            return (StatusCode::BAD_REQUEST, json!({"error": why}));
+        }
         let leads = self.leadership.borrow().as_ref().is_some_and(Leadership::is_current);
         if !leads {
             let why = "this clone does not lead: nothing was done";
@@ -305,6 +247,15 @@ mod tests {
         other.restore(&[items.snapshot()]).expect("a snapshot");
         assert_eq!(other, items);
         assert_eq!(other.apply(me, &write("k", "2", Some("b"))), done(2, true));
-        assert!(other.restore(&[Bytes::from_static(b"{")]).is_err());
+        let impossible = [
+            &b"{"[..],
+            br#"{"items":{"k":{"value":"","version":18446744073709551615}},"requests":{},"order":[]}"#,
+            br#"{"items":{},"requests":{"a":1},"order":[]}"#,
+            br#"{"items":{},"requests":{"a":1},"order":["a","a"]}"#,
+        ];
+        for snapshot in impossible {
+            assert!(other.restore(&[Bytes::from_static(snapshot)]).is_err());
+        }
+        assert_eq!(other.apply(me, &write("k", "2", Some("b"))), done(2, true), "what was there stays");
     }
 }

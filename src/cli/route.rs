@@ -60,7 +60,8 @@ impl Router {
 
     pub(crate) async fn run(self, json: bool) -> Outcome {
         let follows_groups = !self.node.rendezvous.is_empty();
-        let surroundings = Surroundings { follows_groups, others_keys: &NodeFlags::KEYS };
+        let surroundings =
+            Surroundings { follows_groups, others_keys: &NodeFlags::KEYS, numeric_only: false };
         let config = Config::parse(&self.text, &self.config, surroundings)
             .map_err(|e| Failure::usage(e.to_string()))?;
         if self.check {

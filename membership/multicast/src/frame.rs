@@ -486,7 +486,13 @@ fn put_nodes(out: &mut Vec<u8>, nodes: &[NodeId]) {
 }
 
 fn nodes_of(bytes: &mut Bytes) -> Result<Vec<NodeId>, FrameError> {
-    (0..u16_of(bytes)?).map(|_| Ok(NodeId::new(u32_of(bytes)?, u64_of(bytes)?))).collect()
+    (0..u16_of(bytes)?).map(|_| node_of(bytes)).collect()
+}
+
+/// An incarnation beyond the bound is no other name of a node within it.
+fn node_of(bytes: &mut Bytes) -> Result<NodeId, FrameError> {
+    let (node, inc) = (u32_of(bytes)?, u64_of(bytes)?);
+    if inc < NodeId::INC_BOUND { Ok(NodeId::new(node, inc)) } else { Err(FrameError::Value) }
 }
 
 fn numbers_of(bytes: &mut Bytes) -> Result<Vec<u64>, FrameError> {
@@ -601,6 +607,20 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_node_has_one_name_only() {
+        let (view, inc) = (ViewId::new(1), NodeId::INC_BOUND - 1);
+        let (held, trans) = (vec![], vec![NodeId::new(3, inc)]);
+        let standing = Standing::Whole;
+        let frame =
+            Frame::Sync(Sync { view, last: view, prev: view, standing, held, seq: 0, sent: 0, trans });
+        let mut bytes = bytes(&frame);
+        assert_eq!(Frame::decode(Bytes::from(bytes.clone())), Ok(frame));
+        let at = bytes.len() - 8;
+        bytes[at..].copy_from_slice(&(inc + 1).to_le_bytes());
+        assert_eq!(Frame::decode(Bytes::from(bytes)), Err(FrameError::Value));
     }
 
     proptest::proptest! {

@@ -253,6 +253,7 @@ pub struct Heartbeat {
     /// predecessor in the slot may have supported.
     pub slot: bool,
     /// Up to where its data directory has set view ids aside.
+    #[serde(default)]
     pub floor: ViewId,
     /// All that a coordinator must know to begin (or begin again) to tell it things.
     pub hello: Option<Hello>,
@@ -320,14 +321,19 @@ pub struct Promise {
     /// How long, as it measures it, authority that it granted to a predecessor may last still.
     pub left: Duration,
     /// Did it bind itself to the candidate, as a grant would have bound it, when the question came?
+    #[serde(default)]
     pub bound: bool,
     /// Does it answer for its founder slot?
+    #[serde(default)]
     pub slot: bool,
     /// How far it has been told what concerns it.
+    #[serde(default)]
     pub seen: LogIndex,
     /// What a coordinator must know to tell it things, unless that is long: then it comes with a heartbeat.
+    #[serde(default)]
     pub hello: Option<Hello>,
     /// Up to where its data directory has set view ids aside.
+    #[serde(default)]
     pub floor: ViewId,
     /// The deaths it can prove.
     pub deaths: Deaths,

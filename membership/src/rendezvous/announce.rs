@@ -15,6 +15,8 @@ use std::{
 use membership_types::{Instant, NodeId, Rng};
 use serde::{Deserialize, Serialize};
 
+use crate::rendezvous::is_reachable;
+
 /// The largest datagram, in bytes: a cluster's name has at most 64, and an address far fewer than the rest.
 pub(crate) const MAX_DATAGRAM: usize = 512;
 const VERSION: u8 = 1;
@@ -71,12 +73,7 @@ impl Notice {
         }
         let written: Written<'_> = serde_json::from_slice(datagram).ok()?;
         let Written { phalanx: VERSION, cluster, id, addr, asks } = written else { return None };
-        let ip = addr.ip();
-        let reachable = match ip {
-            IpAddr::V4(ip) => !ip.is_broadcast() && !ip.is_multicast(),
-            IpAddr::V6(ip) => !ip.is_multicast(),
-        };
-        let fine = cluster.len() <= MAX_CLUSTER && reachable && !ip.is_unspecified() && addr.port() > 0;
+        let fine = cluster.len() <= MAX_CLUSTER && is_reachable(addr);
         fine.then_some(Self { cluster: cluster.to_owned(), id: id.parse().ok()?, addr, asks })
     }
 }

@@ -24,7 +24,12 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 use serde::{Deserialize, Serialize};
 use tokio::{task::spawn_blocking, time::timeout};
 
-use crate::{clock::now_ns, node::lock, rendezvous::finder::Report};
+use crate::{
+    clock::now_ns,
+    node::lock,
+    rendezvous::{finder::Report, is_reachable},
+    wire::shown,
+};
 
 /// How often the directory is read by a node that is in no view, and by one that is.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(1500));
@@ -43,11 +48,11 @@ const MAX_FILE: u64 = 4096;
 const MAX_FILES: usize = 10_000;
 
 /// What a node writes about itself.
-#[derive(Debug, Serialize, Deserialize)]
-struct Entry {
-    id: String,
-    name: String,
-    addr: SocketAddr,
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Entry {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    pub(crate) addr: SocketAddr,
 }
 
 /// A directory in which nodes find each other.
@@ -118,7 +123,7 @@ impl Directory {
     /// Who holds the slots, for a message to people.
     pub(crate) fn holders(&self, count: u16) -> String {
         let holders = (0..count).filter_map(|number| read(&self.slots.join(number.to_string())));
-        let names: Vec<String> = holders.take(20).map(|entry| entry.name).collect();
+        let names: Vec<String> = holders.take(20).map(|entry| shown(&entry.name)).collect();
         names.join(", ")
     }
 
@@ -230,7 +235,13 @@ fn read(path: &Path) -> Option<Entry> {
         return None;
     }
     file.take(MAX_FILE).read_to_end(&mut text).ok()?;
-    serde_json::from_slice(&text).ok()
+    parse(&text)
+}
+
+/// What another node wrote, if it is just that.
+pub(crate) fn parse(text: &[u8]) -> Option<Entry> {
+    let entry: Entry = serde_json::from_slice(text).ok()?;
+    is_reachable(entry.addr).then_some(entry)
 }
 
 fn write_over(mut file: &File, bytes: &[u8]) -> io::Result<()> {
@@ -269,6 +280,8 @@ mod tests {
         b.withdraw();
         assert_eq!(a.read().expect("read"), [a.addr]);
         fs::write(a.nodes.join("junk"), b"{").expect("written");
+        let nowhere = br#"{"id":"1.1","name":"n","addr":"0.0.0.0:1"}"#;
+        fs::write(a.nodes.join("nowhere"), nowhere).expect("written");
         let pipe = a.nodes.join("pipe");
         rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)
             .expect("made");
@@ -284,6 +297,9 @@ mod tests {
         let taken: Vec<_> = nodes.iter().map(|n| n.take_slot(2, id).expect("locks work")).collect();
         assert_eq!(taken, [Some(0), Some(1), None]);
         assert_eq!(nodes[2].holders(2), "n, n");
+        let strange = br#"{"id":"1.1","name":"\u001b[2Jn","addr":"10.0.0.1:1"}"#;
+        fs::write(nodes[0].slots.join("1"), strange).expect("written");
+        assert_eq!(nodes[2].holders(2), "n, [2Jn", "a name steers no terminal");
         nodes[0].withdraw();
         nodes[0].renew(id).expect("nothing is done");
         assert!(nodes[2].read().expect("read").is_empty(), "withdrawn for good");

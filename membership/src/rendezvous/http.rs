@@ -30,7 +30,8 @@ use tokio::{
 
 use crate::{
     clock::now_ns,
-    rendezvous::{finder::Report, fixed::Lookup, registrar::Entry},
+    rendezvous::{finder::Report, fixed::Lookup, is_reachable, registrar::Entry},
+    wire::shown,
 };
 
 /// The path at which nodes keep registries.
@@ -97,25 +98,45 @@ struct State {
 static CLIENTS: AtomicU64 = AtomicU64::new(0);
 
 #[derive(Deserialize)]
-struct Listed {
+pub(crate) struct Listed {
     nodes: Vec<SocketAddr>,
     slots: BTreeMap<u16, Held>,
 }
 
 #[derive(Deserialize)]
-struct Held {
+pub(crate) struct Held {
     entry: Entry,
     stale: bool,
 }
 
-struct Answer {
-    status: u16,
-    etag: Option<String>,
-    body: Bytes,
+impl Listed {
+    /// Where nodes may be found.
+    pub(crate) fn addresses(self) -> BTreeSet<SocketAddr> {
+        self.nodes.into_iter().filter(|addr| is_reachable(*addr)).collect()
+    }
+
+    /// Who holds slots below `count`, for a message to people.
+    pub(crate) fn holders(&self, count: u16) -> String {
+        let held = self.slots.range(..count).take(20).map(|(_, held)| held.shown());
+        held.collect::<Vec<_>>().join("; ")
+    }
+}
+
+impl Held {
+    fn shown(&self) -> String {
+        let silent = if self.stale { ", silent: DELETE its slot if it is gone for good" } else { "" };
+        format!("{} at {}{silent}", shown(&self.entry.name), self.entry.addr)
+    }
+}
+
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) etag: Option<String>,
+    pub(crate) body: Bytes,
 }
 
 impl Answer {
-    fn read<T: DeserializeOwned>(&self) -> io::Result<T> {
+    pub(crate) fn read<T: DeserializeOwned>(&self) -> io::Result<T> {
         serde_json::from_slice(&self.body)
             .map_err(|e| io::Error::other(format!("no answer of a registry: {e}")))
     }
@@ -125,13 +146,13 @@ impl Answer {
     }
 
     /// What it says that went wrong.
-    fn error(&self) -> io::Error {
+    pub(crate) fn error(&self) -> io::Error {
         #[derive(Deserialize)]
         struct Refusal {
             error: String,
         }
         let why = self.read::<Refusal>().map_or_else(|_| String::new(), |r| format!(": {}", r.error));
-        let why: String = why.chars().take(200).filter(|c| !c.is_control()).collect();
+        let why = shown(&why);
         let hint = if self.status == 404 { "; nodes keep registries at /v1/rendezvous" } else { "" };
         io::Error::other(format!("the registry answered {}{why}{hint}", self.status))
     }
@@ -312,13 +333,7 @@ impl Client {
     pub(crate) async fn holders(&self, count: u16) -> String {
         let listed = async { self.connect(&mut self.state.lock().await.lookup).await?.list().await };
         let Ok(Ok(listed)) = timeout(PATIENCE, listed).await else { return "unknown nodes".to_owned() };
-        let name = |held: &Held| {
-            let silent = if held.stale { ", silent: DELETE its slot if it is gone for good" } else { "" };
-            let name: String = held.entry.name.chars().filter(|c| !c.is_control()).take(128).collect();
-            format!("{name} at {}{silent}", held.entry.addr)
-        };
-        let held = listed.slots.range(..count).take(20).map(|(_, held)| name(held));
-        held.collect::<Vec<_>>().join("; ")
+        listed.holders(count)
     }
 
     /// Renews what is ours if it is time, and reads what others have registered. Gives both outcomes.
@@ -342,7 +357,7 @@ impl Client {
         match (answer.status, &state.list) {
             (304, Some((_, list))) => Ok((written, list.clone())),
             (200, _) => {
-                let list: BTreeSet<SocketAddr> = answer.read::<Listed>()?.nodes.into_iter().collect();
+                let list = answer.read::<Listed>()?.addresses();
                 state.list = answer.etag.map(|etag| (etag, list.clone()));
                 Ok((written, list))
             }

@@ -22,7 +22,7 @@ use membership_types::Instant;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::start::is_cluster_name;
+use crate::{rendezvous::is_reachable, start::is_cluster_name};
 
 /// How long a node is listed that does not renew its entry.
 pub(crate) const TTL: Duration = Duration::from_secs(10);
@@ -219,7 +219,8 @@ impl Registrar {
             Place::Node(_) if current.is_none() && known.is_some_and(|c| c.nodes.len() >= MAX_NODES) => {
                 Some(Answer::error(507, format!("a cluster has at most {MAX_NODES} nodes here")))
             }
-            Place::Slot(_) if question.if_match.is_none() && question.if_none_match.is_none() => {
+            // Any other If-None-Match compares with nothing that counts.
+            Place::Slot(_) if question.if_match.is_none() && question.if_none_match != Some("*") => {
                 let way_out = "If-None-Match: * takes a free one, If-Match: ETAG one that is held";
                 Some(Answer::error(428, format!("a slot is taken by compare-and-set: {way_out}")))
             }
@@ -336,7 +337,7 @@ fn read(body: &[u8]) -> Result<Entry, String> {
     let like = r#"{"key":"…","id":"…","name":"…","addr":"IP:PORT"}"#;
     let entry: Entry = serde_json::from_slice(body).map_err(|e| format!("{e}: an entry is {like}"))?;
     let addr = entry.addr;
-    if addr.ip().is_unspecified() || addr.ip().is_multicast() || addr.port() == 0 {
+    if !is_reachable(addr) {
         return Err(format!("{addr} is no address that others can connect to"));
     }
     let fine = is_key(&entry.key) && entry.id.len() <= MAX_KEY && entry.name.len() <= MAX_NAME;
@@ -437,6 +438,8 @@ mod tests {
         let blind = body(&a);
         let blind = Question { method: "PUT", path: "/c/slots/0", body: &blind, ..Question::default() };
         assert_eq!(r.handle(at(21), blind).status, 428);
+        let vain = Question { if_none_match: Some("\"else\""), ..blind };
+        assert_eq!(r.handle(at(35), vain).status, 428, "whoever compares with nothing takes nothing");
     }
 
     #[test]

@@ -74,7 +74,7 @@ pub(super) fn config(text: &str, surroundings: Surroundings<'_>) -> Checked<Conf
 fn service(written: &Spanned<raw::Service>, surroundings: Surroundings<'_>) -> Checked<Service> {
     let raw = written.get_ref();
     let name = name(&raw.name)?;
-    let listen = address(&raw.listen)?;
+    let listen = address(&raw.listen, surroundings)?;
     let racs = raw.racs.iter().map(|racs| self::racs(racs, surroundings)).collect::<Checked<Vec<_>>>()?;
     if racs.is_empty() {
         return wrong(written, "the service has no RACS: write at least one [[service.racs]]");
@@ -271,15 +271,19 @@ fn racs(written: &Spanned<raw::Racs>, surroundings: Surroundings<'_>) -> Checked
             }
             Source::Group(group.get_ref().as_str().into())
         }
-        (None, Some(servers)) => Source::Servers(self::servers(servers, &name)?),
+        (None, Some(servers)) => Source::Servers(self::servers(servers, &name, surroundings)?),
     };
     Ok(RacsConfig { name, source })
 }
 
-fn servers(written: &Spanned<Vec<Spanned<String>>>, racs: &str) -> Checked<Vec<(Box<str>, SocketAddr)>> {
+fn servers(
+    written: &Spanned<Vec<Spanned<String>>>,
+    racs: &str,
+    surroundings: Surroundings<'_>,
+) -> Checked<Vec<(Box<str>, SocketAddr)>> {
     let mut servers: Vec<(Box<str>, SocketAddr)> = Vec::new();
     for server in written.get_ref() {
-        let addr = address(server)?;
+        let addr = address(server, surroundings)?;
         if addr.port() == 0 {
             return wrong(server, format!("{:?} has no port to connect to", server.get_ref()));
         }
@@ -312,10 +316,16 @@ fn name(written: &Spanned<String>) -> Checked<Box<str>> {
     }
 }
 
-fn address(written: &Spanned<String>) -> Checked<SocketAddr> {
+fn address(written: &Spanned<String>, surroundings: Surroundings<'_>) -> Checked<SocketAddr> {
     let text = written.get_ref();
     if let Ok(addr) = text.parse() {
         return Ok(addr);
+    }
+    if surroundings.numeric_only {
+        return wrong(
+            written,
+            format!("{text:?} is no IP address with a port, and names are not looked up here"),
+        );
     }
     match text.to_socket_addrs().map(|mut found| found.next()) {
         Ok(Some(addr)) => Ok(addr),

@@ -365,7 +365,7 @@ impl Router {
     }
 
     pub fn with(config: &str, workers: usize, adjust: impl FnOnce(&mut Limits)) -> Self {
-        let surroundings = Surroundings { follows_groups: true, others_keys: &[] };
+        let surroundings = Surroundings { follows_groups: true, ..Surroundings::default() };
         let config = Config::parse(config, "test.toml".as_ref(), surroundings).unwrap();
         let mut limits = Limits::default();
         adjust(&mut limits);

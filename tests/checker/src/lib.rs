@@ -54,7 +54,7 @@ use std::collections::BTreeMap;
 
 use membership_types::trace::{Event, Group, LinkState, Process, Record, Source, Tok};
 
-pub use read::{MAX_LINE, Merged, ReadError, check_files, read_files};
+pub use read::{MAX_LINE, Merged, ReadError, check_files, check_input, read_files};
 pub use report::{Invalid, Outcome, Predicate, Report, Verdict, Witness};
 
 use accuracy::Accuracy;

@@ -60,7 +60,7 @@ pub enum ReadError {
 /// One file, read record by record.
 struct Lines {
     path: PathBuf,
-    input: BufReader<File>,
+    input: BufReader<Box<dyn Read + Send>>,
     line: u64,
     buffer: Vec<u8>,
     /// The sources of the first and of the latest record.
@@ -72,8 +72,12 @@ struct Lines {
 impl Lines {
     fn open(path: &Path) -> Result<Self, ReadError> {
         let file = File::open(path).map_err(|source| ReadError::Open { path: path.into(), source })?;
-        let input = BufReader::with_capacity(1 << 16, file);
-        Ok(Self { path: path.into(), input, line: 0, buffer: Vec::new(), ends: None, cut_off: false })
+        Ok(Self::new(path, Box::new(file)))
+    }
+
+    fn new(path: &Path, input: Box<dyn Read + Send>) -> Self {
+        let input = BufReader::with_capacity(1 << 16, input);
+        Self { path: path.into(), input, line: 0, buffer: Vec::new(), ends: None, cut_off: false }
     }
 
     /// The next record; `None` at the end. Blank lines do not count, nor does a last line that breaks off.
@@ -135,18 +139,20 @@ pub struct Merged {
 /// # Errors
 /// If a file cannot be opened, or its first line is no record.
 pub fn read_files<P: AsRef<Path>>(paths: &[P]) -> Result<Merged, ReadError> {
+    merge(paths.iter().map(|path| Lines::open(path.as_ref())).collect::<Result<_, _>>()?)
+}
+
+fn merge(files: Vec<Lines>) -> Result<Merged, ReadError> {
     let mut merged = Merged {
-        files: Vec::with_capacity(paths.len()),
-        heads: BinaryHeap::with_capacity(paths.len()),
-        next: Vec::with_capacity(paths.len()),
+        heads: BinaryHeap::with_capacity(files.len()),
+        next: Vec::with_capacity(files.len()),
+        files,
         failed: None,
     };
-    for (at, path) in paths.iter().enumerate() {
-        let mut file = Lines::open(path.as_ref())?;
+    for (at, file) in merged.files.iter_mut().enumerate() {
         let first = file.next()?;
         merged.heads.extend(first.as_ref().map(|record| Reverse((record.t, at))));
         merged.next.push(first);
-        merged.files.push(file);
     }
     Ok(merged)
 }
@@ -189,7 +195,18 @@ impl Iterator for Merged {
 /// If a file is unreadable, with the file and the line. A trace that is merely incomplete is no error but an invalid
 /// report. Both are exit code 2 of a command.
 pub fn check_files<P: AsRef<Path>>(paths: &[P]) -> Result<Report, ReadError> {
-    let mut merged = read_files(paths)?;
+    judge(read_files(paths)?)
+}
+
+/// Judges one trace from wherever it comes; `name` is what errors call it.
+///
+/// # Errors
+/// As of [`check_files`].
+pub fn check_input(name: &Path, input: Box<dyn Read + Send>) -> Result<Report, ReadError> {
+    judge(merge(vec![Lines::new(name, input)])?)
+}
+
+fn judge(mut merged: Merged) -> Result<Report, ReadError> {
     let mut checker = Checker::new();
     for record in merged.by_ref() {
         checker.observe(&record?);

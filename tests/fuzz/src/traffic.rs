@@ -1,0 +1,278 @@
+//! What passes through a router: where messages end must not depend on how their bytes come in, and what goes on must mean the
+//! same to its next reader.
+
+use std::{mem, ops::ControlFlow};
+
+use membership_types::Rng;
+use router_proto::{
+    extract::Extract,
+    http::{Body, ChunkedScanner, HeadScan, Method, Refusal, RequestHead, ResponseHead},
+    resp::{Args, Family, Gather, Keys, Limits, ReplyScanner, Scan, Scanner, SubCommand, answer, lookup},
+};
+
+/// Reads a stream that comes in at once, in equal pieces, and in pieces of any size. All must come to the same.
+fn however_it_is_cut<T: PartialEq + std::fmt::Debug>(cut: u8, stream: &[u8], read: impl Fn(&[&[u8]]) -> T) {
+    let whole = read(&[stream]);
+    let equal: Vec<&[u8]> = stream.chunks(1 + usize::from(cut % 16)).collect();
+    assert_eq!(read(&equal), whole, "in pieces of {}", 1 + cut % 16);
+    let (mut rng, mut rest, mut pieces) = (Rng::seeded(cut.into()), stream, Vec::new());
+    while !rest.is_empty() {
+        let (piece, more) = rest.split_at(rng.between(1, rest.len().min(64) as u64) as usize);
+        pieces.push(piece);
+        rest = more;
+    }
+    assert_eq!(read(&pieces), whole, "in pieces of any size, drawn from {cut}");
+}
+
+/// What was read of a stream: messages, and whether it ended in one that is refused.
+#[derive(Debug, PartialEq)]
+struct Read<M, E> {
+    messages: Vec<M>,
+    refused: Option<E>,
+}
+
+/// Reads messages off a buffer that grows. `next` gives one with its length, if it is there.
+fn messages<M, E>(
+    pieces: &[&[u8]],
+    mut next: impl FnMut(&[u8]) -> Result<Option<(M, usize)>, E>,
+) -> Read<M, E> {
+    let (mut buffer, mut messages) = (Vec::new(), Vec::new());
+    for piece in pieces {
+        buffer.extend_from_slice(piece);
+        loop {
+            match next(&buffer) {
+                Ok(Some((message, len))) => {
+                    messages.push(message);
+                    buffer.drain(..len);
+                }
+                Ok(None) => break,
+                Err(refused) => return Read { messages, refused: Some(refused) },
+            }
+        }
+    }
+    Read { messages, refused: None }
+}
+
+/// A part of a stream of HTTP.
+#[derive(Debug, PartialEq)]
+enum Part {
+    /// A head, as it goes on, and its key.
+    Head(Vec<u8>, Option<Vec<u8>>),
+    /// A body ended here.
+    End(u64),
+}
+
+/// What comes next in a stream of HTTP.
+enum Next {
+    Head(HeadScan),
+    Length { left: u64, passed: u64 },
+    Chunked { scanner: ChunkedScanner, passed: u64 },
+    UntilClose,
+}
+
+impl Next {
+    fn after(body: Body) -> Self {
+        match body {
+            Body::None => Self::Head(HeadScan::default()),
+            Body::Length(left) => Self::Length { left, passed: 0 },
+            Body::Chunked => Self::Chunked { scanner: ChunkedScanner::default(), passed: 0 },
+            Body::UntilClose => Self::UntilClose,
+        }
+    }
+
+    /// Passes what belongs to a body. Gives how much that is, and the part that ends with it.
+    fn body(&mut self, input: &[u8]) -> Result<(usize, Option<Part>), Refusal> {
+        let (len, passed, done) = match self {
+            Self::Head(_) => return Ok((0, None)),
+            Self::UntilClose => return Ok((input.len(), None)),
+            Self::Length { left, passed } => {
+                let len = usize::try_from(*left).unwrap_or(usize::MAX).min(input.len());
+                *left -= len as u64;
+                *passed += len as u64;
+                (len, *passed, *left == 0)
+            }
+            Self::Chunked { scanner, passed } => {
+                let advance = scanner.advance(input)?;
+                assert!(advance.len <= input.len() && (advance.done || advance.len == input.len()));
+                *passed += advance.len as u64;
+                (advance.len, *passed, advance.done)
+            }
+        };
+        let part = done.then_some(Part::End(passed));
+        if done {
+            *self = Self::Head(HeadScan::default());
+        }
+        Ok((len, part))
+    }
+}
+
+/// Reads a stream of heads and bodies. `head` finds and judges a head: how it goes on, its key, its body, and its length.
+fn http(
+    pieces: &[&[u8]],
+    mut head: impl FnMut(&mut HeadScan, &[u8]) -> Result<Option<(Part, Body, usize)>, Refusal>,
+) -> (Vec<Part>, bool) {
+    let (mut buffer, mut parts, mut next) = (Vec::new(), Vec::new(), Next::after(Body::None));
+    let mut step = |buffer: &mut Vec<u8>, next: &mut Next| -> Result<ControlFlow<()>, Refusal> {
+        if let Next::Head(scan) = next {
+            let Some((part, body, len)) = head(scan, buffer)? else { return Ok(ControlFlow::Break(())) };
+            parts.push(part);
+            buffer.drain(..len);
+            *next = Next::after(body);
+        }
+        let (len, part) = next.body(buffer)?;
+        buffer.drain(..len);
+        parts.extend(part);
+        let goes_on = matches!(next, Next::Head(_)) && !buffer.is_empty();
+        Ok(if goes_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+    };
+    for piece in pieces {
+        buffer.extend_from_slice(piece);
+        loop {
+            match step(&mut buffer, &mut next) {
+                Ok(ControlFlow::Continue(())) => {}
+                Ok(ControlFlow::Break(())) => break,
+                // Which of two faults is seen first may depend on the cuts. That there is one must not.
+                Err(_) => return (parts, true),
+            }
+        }
+    }
+    (parts, false)
+}
+
+/// What a client sends on a connection: the same requests, with the same bodies and keys, however it is cut; and the server reads
+/// out of what goes on what the router read.
+pub(crate) fn requests(data: &[u8]) {
+    let Some((cut, stream)) = data.split_first() else { return };
+    let extract = Extract::compile(["header:x-key", "path:/items/{key}/*"]).expect("well-formed");
+    let key = |request: &RequestHead, head: &[u8]| {
+        let mut scratch = Vec::new();
+        extract.key(request, head, &mut scratch).map(|key| key.map(<[u8]>::to_vec))
+    };
+    let read = |scan: &mut HeadScan, input: &[u8]| {
+        let Some(place) = scan.request(input)? else { return Ok(None) };
+        let head = &input[place.clone()];
+        let request = RequestHead::parse(head)?;
+        let found = key(&request, head)?;
+        let forwarded = request.forward(head).collect::<Vec<_>>().concat();
+        let again = [&forwarded[..], b"\r\n"].concat();
+        let reread = RequestHead::parse(&again).expect("what goes on is well-formed");
+        assert_eq!((reread.body(), reread.method()), (request.body(), request.method()), "two readers");
+        assert_eq!(key(&reread, &again).as_ref(), Ok(&found), "the server sees another key");
+        let ends = HeadScan::default().request(&again).map(|place| place.map(|place| place.end));
+        assert_eq!(ends, Ok(Some(again.len())), "the server sees another end");
+        Ok(Some((Part::Head(forwarded, found), request.body(), place.end)))
+    };
+    however_it_is_cut(*cut, stream, |pieces| http(pieces, read));
+}
+
+/// What a server answers on a connection, to requests of one method.
+pub(crate) fn responses(data: &[u8]) {
+    let Some((cut, stream)) = data.split_first() else { return };
+    let to = [Method::Get, Method::Head, Method::Post, Method::Other][usize::from(cut >> 6)];
+    let read = |scan: &mut HeadScan, input: &[u8]| {
+        let Some(end) = scan.response(input)? else { return Ok(None) };
+        let head = &input[..end];
+        let mut response = ResponseHead::parse(head, to)?;
+        let forwarded = response.forward(head).collect::<Vec<_>>().concat();
+        let again = [&forwarded[..], b"\r\n"].concat();
+        let reread = ResponseHead::parse(&again, to).expect("what goes on is well-formed");
+        assert_eq!((reread.body(), reread.status()), (response.body(), response.status()), "two readers");
+        response.reserve(head, b"x-phalanx-");
+        let exposed = response.forward(head).collect::<Vec<_>>().concat();
+        let names = |text: &[u8]| text.to_ascii_lowercase().windows(12).any(|w| w == b"\r\nx-phalanx-");
+        assert!(!names(&exposed), "a server speaks in the router's name");
+        Ok(Some((Part::Head(forwarded, None), response.body(), end)))
+    };
+    however_it_is_cut(cut & 63, stream, |pieces| http(pieces, read));
+}
+
+/// Limits that short inputs reach.
+const TIGHT: Limits = Limits { args: 64, bulk: 512, command: 2048 };
+
+/// What a client of Redis sends: the same commands however they are cut. Each is split by server and answered as it would be.
+pub(crate) fn commands(data: &[u8]) {
+    let Some((cut, stream)) = data.split_first() else { return };
+    however_it_is_cut(*cut, stream, |pieces| {
+        let (mut scanner, mut args) = (Scanner::default(), Args::default());
+        messages(pieces, |input| {
+            Ok::<_, router_proto::resp::ProtocolError>(match scanner.scan(input, &mut args, &TIGHT)? {
+                Scan::Incomplete => {
+                    assert!(scanner.wants(input) > input.len(), "nothing is missing");
+                    None
+                }
+                Scan::Empty(len) => Some((Vec::new(), len)),
+                Scan::Command(len) => {
+                    routed(&input[..len], &args);
+                    Some((texts(&input[..len], &args), len))
+                }
+                Scan::Inline(len) => Some((texts(&input[..len], &args), len)),
+            })
+        })
+    });
+}
+
+fn texts(command: &[u8], args: &Args) -> Vec<Vec<u8>> {
+    (0..args.len()).map(|at| args.get(command, at).to_vec()).collect()
+}
+
+/// A command that is split and put together again loses nothing, and what the router answers itself is one reply.
+fn routed(command: &[u8], args: &Args) {
+    let Some(known) = lookup(args.get(command, 0)) else { return };
+    match known.keys {
+        Keys::One { at, .. } => assert!(at < known.min_args),
+        Keys::None(local) => {
+            let mut out = Vec::new();
+            answer(local, command, args, &mut out);
+            assert_eq!(ReplyScanner::default().scan(&out), Ok(Some(out.len())), "{}", out.escape_ascii());
+        }
+        Keys::Many(family) => {
+            let whole = SubCommand::of(command, args, family);
+            let Some(keys) = whole.keys() else { return };
+            let parts: Vec<u16> =
+                (0..keys).map(|at| whole.key(at).iter().map(|b| u16::from(*b)).sum::<u16>() % 3).collect();
+            let mut together = 0;
+            for part in 0..3 {
+                let (mut out, mut args) = (Vec::new(), Args::default());
+                whole.write(&parts, part, &mut out);
+                let scan = Scanner::default().scan(&out, &mut args, &Limits::default());
+                assert_eq!(scan, Ok(Scan::Command(out.len())), "{}", out.escape_ascii());
+                together += args.len() - 1;
+                let expected = (0..keys).filter(|at| parts[*at] == part).map(|at| whole.key(at));
+                let sub = SubCommand::of(&out, &args, family);
+                let found = (0..sub.keys().unwrap_or(0)).map(|at| sub.key(at));
+                assert!(expected.eq(found), "{}", out.escape_ascii());
+            }
+            assert_eq!(together, args.len() - 1, "an argument is lost");
+        }
+    }
+}
+
+/// What servers of Redis answer: the same replies however they are cut; and whatever the parts of a split command are
+/// answered, its client gets one reply.
+pub(crate) fn replies(data: &[u8]) {
+    let Some((cut, stream)) = data.split_first() else { return };
+    let whole = |pieces: &[&[u8]]| {
+        let mut scanner = ReplyScanner::default();
+        messages(pieces, |input| {
+            Ok::<_, router_proto::resp::ReplyError>(
+                scanner.scan(input)?.map(|len| (input[..len].to_vec(), len)),
+            )
+        })
+    };
+    however_it_is_cut(*cut, stream, whole);
+    let replies = mem::take(&mut whole(&[stream]).messages);
+    let count = replies.len().min(8) as u16;
+    for family in [Family::Mget, Family::Mset, Family::CountUpdate, Family::CountRead] {
+        if count == 0 {
+            break;
+        }
+        let parts = (0..2 * count).map(|key| key % count).collect();
+        let mut gather = Gather::new(family, parts, count);
+        for (part, reply) in (0..count).zip(&replies) {
+            assert_eq!(gather.put(part, reply), part + 1 == count);
+        }
+        let mut out = Vec::new();
+        gather.write(&mut out);
+        assert_eq!(ReplyScanner::default().scan(&out), Ok(Some(out.len())), "{}", out.escape_ascii());
+    }
+}
