@@ -83,6 +83,8 @@ pub enum Standing {
         coordinator: Option<NodeInfo>,
         /// The last view id that it knows of.
         last_view: ViewId,
+        /// The lineages that were given up for this one.
+        supersedes: Vec<Lineage>,
     },
 }
 
@@ -228,6 +230,8 @@ pub enum ClusterMsg {
         contact: NodeInfo,
         /// The highest view id known there.
         last_view: ViewId,
+        /// The lineages that were given up for it.
+        supersedes: Vec<Lineage>,
     },
 }
 

@@ -43,11 +43,13 @@ pub enum Plant {
     IgnoreGap,
     /// The coordinator gives view ids that no data directory has set aside.
     UseIdsNotSetAside,
+    /// A lineage that an operator gave up does not end where it meets the new one.
+    GivenUpGoesOn,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::PromiseEarly,
         Self::CountOldAcks,
         Self::WinInOldCore,
@@ -66,6 +68,7 @@ impl Plant {
         Self::StepDownLate,
         Self::IgnoreGap,
         Self::UseIdsNotSetAside,
+        Self::GivenUpGoesOn,
     ];
 
     /// The name on the command line.
@@ -89,6 +92,7 @@ impl Plant {
             Self::StepDownLate => "step-down-late",
             Self::IgnoreGap => "ignore-gap",
             Self::UseIdsNotSetAside => "use-ids-not-set-aside",
+            Self::GivenUpGoesOn => "given-up-goes-on",
         }
     }
 }

@@ -290,6 +290,12 @@ impl Checker {
                 self.silence.begin(&mut self.book, *p, at, "was evicted");
                 self.liveness.evicted(*p, at);
             }
+            Event::Force { lin, .. } => {
+                let new = self.book.names.lin(lin);
+                self.views.forced.insert(new);
+                self.reigns.forced.insert(new);
+                self.floors.forced(&mut self.book);
+            }
             Event::Suspect { p, q, why } => self.accuracy.suspect(*p, *q, why, at),
             Event::NoPrimary { p } => {
                 self.silence.begin(&mut self.book, *p, at, "lost the primary component");

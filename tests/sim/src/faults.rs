@@ -45,11 +45,13 @@ pub enum Kind {
     SplitInPhase,
     /// A core member loses its coordinator, and when the core is changed for that, the network splits along the change.
     SplitCore,
+    /// The network splits, or most of a core dies, and an operator gives up what is blocked.
+    ForceNew,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Crash,
         Self::KillInPhase,
         Self::RestartAll,
@@ -66,6 +68,7 @@ impl Kind {
         Self::Leave,
         Self::SplitInPhase,
         Self::SplitCore,
+        Self::ForceNew,
     ];
 
     /// The name on the command line.
@@ -87,6 +90,7 @@ impl Kind {
             Self::Leave => "leave",
             Self::SplitInPhase => "split-in-phase",
             Self::SplitCore => "split-core",
+            Self::ForceNew => "force-new",
         }
     }
 }
@@ -189,6 +193,23 @@ impl World {
                 self.note(|| format!("place {a} | place {c} for {}", seconds(4 * lease)));
                 self.cut_both(a, c, Cut::Lose, 4 * lease);
                 self.lie_in_wait("changing-core", 4 * lease, false);
+            }
+            Kind::ForceNew => {
+                if self.rng.chance(600) {
+                    // Long enough for the operator to come while it lasts.
+                    let places = self.places();
+                    let side: Vec<bool> = places.iter().map(|_| self.rng.chance(600)).collect();
+                    self.split_by(&places, &side, 8 * lease, Cut::Lose);
+                } else {
+                    for p in self.up() {
+                        if self.rng.chance(500) {
+                            self.crash_and_restart(p, lease);
+                        }
+                    }
+                }
+                self.note(|| "an operator forces a lineage where somebody is blocked".into());
+                let after = self.rng.between(3 * lease, 6 * lease);
+                self.push(self.now + after, Action::Force);
             }
             Kind::RestartAll => {
                 if !self.rng.chance(if self.params.durable { 700 } else { 250 }) {
@@ -402,7 +423,7 @@ impl World {
     fn split(&mut self) {
         let places = self.places();
         let side: Vec<bool> = places.iter().map(|_| self.rng.chance(500)).collect();
-        self.split_by(&places, &side);
+        self.split_somehow(&places, &side);
     }
 
     /// Splits the network: the process and those outside its core on one side, the others of the core on the other; or
@@ -417,13 +438,17 @@ impl World {
         let places: Vec<usize> = living.iter().map(|q| self.processes[*q].place).collect();
         let side: Vec<bool> =
             living.iter().map(|q| *q != p && core.contains(&self.processes[*q].id)).collect();
-        self.split_by(&places, &side);
+        self.split_somehow(&places, &side);
     }
 
-    fn split_by(&mut self, places: &[usize], side: &[bool]) {
+    fn split_somehow(&mut self, places: &[usize], side: &[bool]) {
         let lease = self.params.lease.as_nanos() as u64;
         let length = self.some_length(lease);
         let how = self.some_cut();
+        self.split_by(places, side, length, how);
+    }
+
+    fn split_by(&mut self, places: &[usize], side: &[bool], length: u64, how: Cut) {
         self.note(|| {
             let of = |wanted: bool| {
                 let side = places.iter().zip(side).filter(|(_, side)| **side == wanted);

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Rare things that a large enough set of runs must have seen, or it proves little.
-pub const MARKERS: [&str; 68] = [
+pub const MARKERS: [&str; 70] = [
     "a candidate dies",
     "a candidate gives way to a higher ballot",
     "a candidate learns committed entries from a promise",
@@ -83,6 +83,8 @@ pub const MARKERS: [&str; 68] = [
     "takeover after a proof of death",
     "the core is spread anew",
     "two leaders die in a row",
+    "an entry waits until its view ids are set aside",
+    "an operator gives up a lineage",
 ];
 
 /// One run's outcome.
