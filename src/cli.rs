@@ -114,6 +114,8 @@ enum Command {
     Status(operate::Status),
     /// The cluster's view, or a group's, asked at a node's admin API.
     View(operate::View),
+    #[command(name = "force-new")]
+    ForceNew(operate::ForceNew),
     Secret(secret::Secret),
     /// The simulator: hostile runs of the membership protocol, judged by the checker.
     Sim(sim::Sim),
@@ -208,6 +210,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Router(router) => block_on(router.run(json)),
         Command::Status(status) => status.run(json),
         Command::View(view) => view.run(json),
+        Command::ForceNew(force) => force.run(json),
         Command::Secret(secret) => secret.run(json),
         Command::Sim(sim) => sim.run(json),
         Command::Check(check) => check.run(json),

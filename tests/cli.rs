@@ -40,7 +40,7 @@ fn wrong_flags_and_what_is_not_built_yet_exit_with_2() {
     refused(&["sim", "--seeds", "2", "--trace", "x"], 2, &["--trace"]);
     refused(&["run", "--group", "g"], 2, &["CMD"]);
     let help = stdout(&run(&["--help"]));
-    for absent in ["force-new", "pub", "sub"] {
+    for absent in ["pub", "sub"] {
         assert!(
             !help.lines().any(|l| l.trim_start().starts_with(&format!("{absent} "))),
             "{absent} is not built"

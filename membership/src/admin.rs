@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     convert::Infallible,
     io,
-    net::TcpListener,
+    net::{IpAddr, SocketAddr, TcpListener},
     sync::{Arc, Mutex},
     thread,
     time::Duration,
@@ -15,7 +15,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
     Method, Request, Response,
     body::Incoming,
-    header::{ALLOW, CONTENT_TYPE, ETAG, HeaderValue, IF_MATCH, IF_NONE_MATCH},
+    header::{ALLOW, CONTENT_TYPE, ETAG, HeaderValue, IF_MATCH, IF_NONE_MATCH, ORIGIN},
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -24,7 +24,7 @@ use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::Semaphore,
+    sync::{Semaphore, oneshot},
     time::timeout,
 };
 
@@ -33,13 +33,17 @@ use crate::{
     event::View,
     handshake::Versions,
     metrics::Metrics,
-    node::{Shared, lock},
+    node::{Command, Shared, lock},
     rendezvous::{MAX_BODY, Question, REGISTRY_PATH},
     status::{GroupStatus, Status},
 };
 
 /// How many connections are served at once; the next ones wait in the listen queue.
 const CONNECTIONS: usize = 64;
+/// Where an operator gives up a lineage.
+const FORCE_PATH: &str = "/v1/force-new";
+/// A header that no page of another site may set without asking first.
+const OPERATOR: &str = "x-phalanx-operator";
 /// The longest request head, in bytes.
 const HEAD: usize = 16 * 1024;
 /// The longest body, in bytes.
@@ -157,8 +161,8 @@ async fn accept(listener: TcpListener, shared: &Arc<Shared>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, near) = match listener.accept().await {
+            Ok((stream, from)) => (stream, from.ip().is_loopback()),
             Err(error) => {
                 // Most often too many open files: waiting is all that helps.
                 tracing::warn!(%error, "the admin API cannot accept a connection");
@@ -168,15 +172,15 @@ async fn accept(listener: TcpListener, shared: &Arc<Shared>) {
         };
         let shared = Arc::clone(shared);
         tokio::spawn(async move {
-            converse(stream, &shared).await;
+            converse(stream, &shared, near).await;
             drop(place);
         });
     }
 }
 
 /// Answers what comes on one connection.
-pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(stream: S, shared: &Shared) {
-    let service = service_fn(|request| answer(request, shared));
+pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(stream: S, shared: &Shared, near: bool) {
+    let service = service_fn(|request| answer(request, shared, near));
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(PATIENCE).max_buf_size(HEAD);
     let connection = http.serve_connection(TokioIo::new(stream), service);
@@ -184,8 +188,15 @@ pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(stream: S, share
     let _outcome = timeout(LIFE, connection).await;
 }
 
-async fn answer(request: Request<Incoming>, shared: &Shared) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn answer(
+    request: Request<Incoming>,
+    shared: &Shared,
+    near: bool,
+) -> Result<Response<Full<Bytes>>, Infallible> {
     let path = request.uri().path().to_owned();
+    if path == FORCE_PATH {
+        return Ok(respond(force_new(request, shared, near).await));
+    }
     let below = path.strip_prefix(REGISTRY_PATH).filter(|rest| rest.is_empty() || rest.starts_with('/'));
     if let Some(below) = below {
         return Ok(registry(request, below, shared).await);
@@ -208,6 +219,57 @@ async fn answer(request: Request<Incoming>, shared: &Shared) -> Result<Response<
         },
     };
     Ok(respond(answer))
+}
+
+/// An operator gives up the lineage. Nothing authenticates who asks, so it must be somebody on this host, and no page in
+/// somebody's browser: such a request names its origin or where it was made, cannot have this header without being allowed
+/// to first, and, where a name was made to point here, has that name in `host`.
+async fn force_new(request: Request<Incoming>, shared: &Shared, near: bool) -> AdminResponse {
+    let headers = request.headers();
+    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let by_address = header("host").is_some_and(|host| {
+        let name = host.parse::<SocketAddr>().map(|addr| addr.ip()).or_else(|_| host.parse::<IpAddr>());
+        name.is_ok_and(|ip| ip.is_loopback()) || host.split(':').next() == Some("localhost")
+    });
+    let of_a_page = headers.keys().any(|name| *name == ORIGIN || name.as_str().starts_with("sec-fetch-"));
+    if request.method() != Method::POST {
+        return AdminResponse::error(405, "only POST is allowed here: use `phalanx force-new --from ADDR`");
+    }
+    if !near {
+        return AdminResponse::error(
+            403,
+            "only a process on the node's own host may force: run `phalanx force-new` there",
+        );
+    }
+    if of_a_page || !by_address || header(OPERATOR).is_none() {
+        return AdminResponse::error(403, "not from a web page: use `phalanx force-new --from ADDR`");
+    }
+    let body = match read(request).await {
+        Ok(request) => request.body,
+        Err(refusal) => return refusal,
+    };
+    let lineage =
+        serde_json::from_slice::<Value>(&body).ok().and_then(|v| v["lineage"].as_str().map(str::to_owned));
+    let Some(lineage) = lineage else {
+        return AdminResponse::error(
+            400,
+            "the body must be {\"lineage\": …}, the one that is given up; see /v1/status",
+        );
+    };
+    let Some(commands) = shared.commands.get().and_then(|commands| commands.upgrade()) else {
+        return AdminResponse::error(503, "the node has stopped, or has not begun");
+    };
+    let (done, outcome) = oneshot::channel();
+    let sent = timeout(PATIENCE, commands.send(Command::ForceNew { lineage, done })).await;
+    drop(commands);
+    if !matches!(sent, Ok(Ok(()))) {
+        return AdminResponse::error(503, "the node has stopped, or does not take commands");
+    }
+    match timeout(PATIENCE, outcome).await {
+        Ok(Ok(Ok(lineage))) => AdminResponse::json(200, &json!({ "lineage": lineage.to_string() })),
+        Ok(Ok(Err(why))) => AdminResponse::error(409, why),
+        _ => AdminResponse::error(504, "the node did not say what came of it: see /v1/status"),
+    }
 }
 
 /// What this node keeps for others that look for their cluster.

@@ -19,16 +19,16 @@ use std::{
 };
 
 use membership_proto::{
-    Cluster, ClusterView, Config, End, Input, Msg, Output, WhyNot,
+    Cluster, ClusterView, Config, End, Forced, Input, Msg, Output, WhyNot,
     msg::{ClusterMsg, Grant},
 };
 use membership_sync::{NodeLease, Snapshot};
 use membership_types::{
-    GroupName, Instant, Machine, NodeId, Rng, ViewId,
+    GroupName, Instant, Lineage, Machine, NodeId, Rng, ViewId,
     trace::{Cfg, Event as TraceEvent, Group},
 };
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, oneshot},
     task::LocalSet,
     time::{Sleep, sleep, timeout},
 };
@@ -144,6 +144,8 @@ struct Driver {
     steering: Steering,
     tracer: Option<Tracer>,
     disk: Option<Disk>,
+    /// An operator waits for a new lineage.
+    forcing: Option<oneshot::Sender<Result<Lineage, String>>>,
     rejoin: bool,
     guard: bool,
 
@@ -260,6 +262,7 @@ impl Driver {
             steering,
             tracer,
             disk,
+            forcing: None,
             rejoin,
             guard,
             _guarded: guard.then(|| Guarded::new(lease.clone())),
@@ -450,6 +453,7 @@ impl Driver {
             Command::Leave { group, done } => self.leave(group, Some(done)),
             Command::StepDown { group, done } => self.step_down(group, done),
             Command::Observe { group, handle } => self.observe(group, handle),
+            Command::ForceNew { lineage, done } => self.force_new(&lineage, done),
         }
         self.pump();
     }
@@ -475,6 +479,32 @@ impl Driver {
         let behind = told.behind.into_iter().map(|(group, node)| Input::Behind { group, node });
         self.inputs.extend(behind);
         self.pump();
+    }
+
+    /// An operator gives up the lineage that this node is in, if it is still the one that was meant.
+    fn force_new(&mut self, lineage: &str, done: oneshot::Sender<Result<Lineage, String>>) {
+        let present = self.machine.lineage().map(|lineage| lineage.to_string());
+        let refusal = match &present {
+            _ if self.stopping.is_some() => Some("this node is about to leave".to_owned()),
+            None => Some("this node is in no lineage".to_owned()),
+            Some(present) if present != lineage => {
+                Some(format!("this node is in lineage {present} meanwhile"))
+            }
+            Some(_) => None,
+        };
+        if let Some(why) = refusal {
+            // Whoever asked may be gone.
+            let _gone = done.send(Err(why));
+            return;
+        }
+        self.forcing = Some(done);
+        self.inputs.push_back(Input::ForceNew);
+    }
+
+    fn forced(&mut self, outcome: Result<Lineage, String>) {
+        if let Some(done) = self.forcing.take() {
+            let _gone = done.send(outcome);
+        }
     }
 
     /// Leaves the cluster, within bounds.
@@ -555,6 +585,7 @@ impl Driver {
                 self.counts.stepped_out.inc();
                 self.step_out(&group);
             }
+            Output::NotForced(why) => self.forced(Err(why)),
             Output::SetAside(floor) => {
                 if let Some(disk) = &self.disk {
                     disk.set_aside(floor);
@@ -717,8 +748,10 @@ impl Driver {
             End::Removed { .. } => "removed",
             End::Dissolved { .. } => "merge",
             End::StartOver { .. } => "start_over",
+            End::Forced(_) => "force",
         };
         self.counts.ended.get_or_create(&[("cause", cause)]).inc();
+        let mut by_force = None;
         let why = match end {
             End::Left if self.revoked && !leaves => {
                 let why = "a panic in this process ended its lease";
@@ -736,6 +769,14 @@ impl Driver {
                 self.say(What::Dissolved { into });
                 "its cluster dissolved"
             }
+            End::Forced(forced) => {
+                let into = forced.lineage;
+                let from = forced.supersedes.first().map(ToString::to_string);
+                tracing::error!(%into, from, above = %forced.highest, "an operator forced a new lineage from this node");
+                self.say(What::Dissolved { into });
+                by_force = Some(forced);
+                "an operator forced a new lineage"
+            }
             End::StartOver { why } => {
                 if self.stopping.is_none() {
                     tracing::warn!(why, "the node begins anew");
@@ -748,16 +789,16 @@ impl Driver {
         if let Some(tracer) = &self.tracer {
             tracer.record(TraceEvent::End {});
         }
-        if leaves || !self.rejoin {
+        if leaves || !self.rejoin && by_force.is_none() {
             self.over = Some(why.to_owned());
-        } else if let Err(error) = self.begin_again(highest) {
+        } else if let Err(error) = self.begin_again(highest, by_force) {
             tracing::error!(%error, "the node cannot begin anew");
             self.over = Some(format!("cannot begin anew: {error}"));
         }
     }
 
     /// A fresh incarnation, with the wishes of the last one.
-    fn begin_again(&mut self, highest: ViewId) -> Result<(), StartError> {
+    fn begin_again(&mut self, highest: ViewId, forced: Option<Forced>) -> Result<(), StartError> {
         let id = start::fresh_id(&self.config.me.name)?;
         self.lease = NodeLease::new()?;
         self._guarded = self.guard.then(|| Guarded::new(self.lease.clone()));
@@ -771,12 +812,20 @@ impl Driver {
         let rng = Rng::seeded(self.rng.next_u64());
         let floor = self.machine.floor();
         let fresh = Cluster::new(self.config.clone(), clock::now(), rng, highest);
-        self.machine = if self.disk.is_some() { fresh.with_floor(floor) } else { fresh };
+        let fresh = if self.disk.is_some() { fresh.with_floor(floor) } else { fresh };
+        let lineage = forced.as_ref().map(|forced| forced.lineage);
+        self.machine = match forced {
+            Some(forced) => fresh.with_forced(forced),
+            None => fresh,
+        };
         self.begun();
         self.bulk.begin(self.transport.hello(), self.lease.clone());
         let (addresses, complete) = self.addresses.clone();
         self.inputs.push_back(Input::Rendezvous { addresses, complete });
         self.wish_again();
+        if let Some(lineage) = lineage {
+            self.forced(Ok(lineage));
+        }
         Ok(())
     }
 

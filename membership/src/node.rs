@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -13,7 +13,7 @@ use std::{
 
 use membership_proto::Bootstrap;
 use membership_sync::Reader;
-use membership_types::{GroupName, NodeId};
+use membership_types::{GroupName, Lineage, NodeId};
 use pubsub::Topics;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
@@ -367,16 +367,37 @@ pub(crate) struct Shared {
     /// Handles that were dropped, for the control thread to notice.
     pub(crate) dropped: Mutex<Vec<(GroupName, u64)>>,
     pub(crate) wake: Notify,
+    /// For the admin API, which keeps no node alive.
+    pub(crate) commands: OnceLock<mpsc::WeakSender<Command>>,
     /// True once the control thread has finished.
     pub(crate) finished: watch::Sender<bool>,
 }
 
 /// What handles ask of the control thread.
 pub(crate) enum Command {
-    Join { group: GroupName, endpoint: Option<Box<str>>, handle: u64, mailbox: Option<Arc<Mailbox>> },
-    Leave { group: GroupName, done: oneshot::Sender<()> },
-    StepDown { group: GroupName, done: oneshot::Sender<()> },
-    Observe { group: GroupName, handle: u64 },
+    Join {
+        group: GroupName,
+        endpoint: Option<Box<str>>,
+        handle: u64,
+        mailbox: Option<Arc<Mailbox>>,
+    },
+    Leave {
+        group: GroupName,
+        done: oneshot::Sender<()>,
+    },
+    StepDown {
+        group: GroupName,
+        done: oneshot::Sender<()>,
+    },
+    /// An operator gives up this lineage, as it is written, for a new one. Answered with that.
+    ForceNew {
+        lineage: String,
+        done: oneshot::Sender<Result<Lineage, String>>,
+    },
+    Observe {
+        group: GroupName,
+        handle: u64,
+    },
     Stop,
 }
 

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     io,
     net::{SocketAddr, TcpListener},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
@@ -190,6 +190,7 @@ fn share(
         wallet,
         dropped: Mutex::default(),
         wake: Notify::new(),
+        commands: OnceLock::new(),
         finished: watch::Sender::new(false),
     }))
 }
@@ -218,6 +219,7 @@ fn run(
         }
     };
     let (commands, commands_of) = mpsc::channel(COMMANDS);
+    shared.commands.get_or_init(|| commands.downgrade());
     let kept = shared.admin.map(|_| Arc::clone(&shared.registrar));
     let finder = Finder::new(&builder.rendezvous, registries, &builder.cluster, config.me.addr, kept);
     control::spawn(Setup {

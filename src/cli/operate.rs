@@ -1,7 +1,7 @@
-//! `status` and `view`: questions to a node's admin API.
+//! `status`, `view` and `force-new`: questions to a node's admin API, and an order.
 
 use std::{
-    io::{self, ErrorKind, Read, Write},
+    io::{self, ErrorKind, IsTerminal, Read, Write},
     net::{SocketAddr, TcpStream},
     time::{Duration, Instant},
 };
@@ -10,7 +10,7 @@ use anyhow::{Context, Error, anyhow, bail};
 use clap::Args;
 use serde_json::Value;
 
-use super::{Outcome, events};
+use super::{Failure, Outcome, complain, events, exit};
 
 /// How the node stands: its view, its lease, the groups that it is in.
 #[derive(Args)]
@@ -28,6 +28,77 @@ pub(crate) struct View {
     /// The node's admin API.
     #[arg(long, env = "PHALANX_ADMIN", value_name = "ADDR")]
     admin: SocketAddr,
+}
+
+/// Gives up a lineage that lost most of its core, and founds a new one from one node's state.
+///
+/// Only where `status` says that the node is blocked, and those who are missing do not come back. The node begins the new
+/// lineage alone; other nodes of the old one join it as soon as they meet it, as new incarnations, and what comes back later
+/// does, too. View ids and tokens go on above all that the node knows of.
+///
+/// At risk: what the missing nodes had acknowledged and this one never heard of is lost. If they are alive behind a broken
+/// network, leaders of both lineages act until the two meet: make sure that they are down.
+#[derive(Args)]
+pub(crate) struct ForceNew {
+    /// The admin API of the node to begin from: best the one with the highest view (see `phalanx view`). On its own host.
+    #[arg(long, value_name = "ADDR")]
+    from: SocketAddr,
+    /// Do not ask for confirmation.
+    #[arg(long)]
+    yes: bool,
+}
+
+impl ForceNew {
+    pub(crate) fn run(self, json: bool) -> Outcome {
+        let status = get(self.from, "/v1/status")?;
+        let text = |key: &str| status[key].as_str().unwrap_or("unknown").to_owned();
+        let Some(lineage) = status["lineage"].as_str() else {
+            bail_out("the node is in no lineage that could be given up: it looks for a cluster")?
+        };
+        let Some(blocked) = status["blocked"].as_str() else {
+            bail_out("the node is not blocked: its cluster can decide, and needs no force")?
+        };
+        complain(format_args!(
+            "node {} of cluster {} is blocked: {blocked}\n\
+             It would give up lineage {lineage} at view {}, and found a new one alone, with the state that it has. The others join it \
+             when they meet it.\n\
+             At risk: what the missing nodes acknowledged and this one never heard of is lost; if they are alive, two leaders \
+             act until they meet. Core: {}",
+            text("node"),
+            text("cluster"),
+            status["view"],
+            status["core"],
+        ));
+        if !self.yes && !confirmed()? {
+            bail_out("not confirmed: nothing was changed")?;
+        }
+        let body = serde_json::json!({ "lineage": lineage }).to_string();
+        let answer = ask(self.from, "POST", "/v1/force-new", &body)?;
+        let new = answer["lineage"].as_str().unwrap_or("unknown");
+        if json {
+            show(&serde_json::json!({ "event": "forced", "from": lineage, "lineage": new }), true);
+        } else {
+            events::line(&format!("lineage {new} takes the place of {lineage}"));
+        }
+        Ok(0)
+    }
+}
+
+fn bail_out<T>(why: &str) -> Result<T, Failure> {
+    Err(Failure::new(exit::FAILED, why))
+}
+
+/// Asks the operator, at a terminal.
+fn confirmed() -> Result<bool, Failure> {
+    if !io::stdin().is_terminal() {
+        return Err(Failure::usage(
+            "there is no terminal to confirm this at: give --yes to do it without being asked",
+        ));
+    }
+    complain("Type `yes` to go on:");
+    let mut line = String::new();
+    io::stdin().read_line(&mut line)?;
+    Ok(line.trim() == "yes")
 }
 
 /// How long an answer may take, all of it.
@@ -77,6 +148,10 @@ fn read(stream: &mut TcpStream, until: Instant) -> io::Result<Vec<u8>> {
 }
 
 fn get(admin: SocketAddr, path: &str) -> anyhow::Result<Value> {
+    ask(admin, "GET", path, "")
+}
+
+fn ask(admin: SocketAddr, method: &str, path: &str, body: &str) -> anyhow::Result<Value> {
     let asked = || format!("asking http://{admin}{path}");
     let failed = |error: io::Error| match error.kind() {
         ErrorKind::WouldBlock | ErrorKind::TimedOut => {
@@ -87,7 +162,13 @@ fn get(admin: SocketAddr, path: &str) -> anyhow::Result<Value> {
     let until = Instant::now() + LIMIT;
     let mut stream = TcpStream::connect_timeout(&admin, LIMIT).map_err(failed)?;
     stream.set_write_timeout(Some(LIMIT))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n").map_err(failed)?;
+    let length = body.len();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\nx-phalanx-operator: 1\r\n\
+         content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+    )
+    .map_err(failed)?;
     let answer = read(&mut stream, until).map_err(failed)?;
     let answer = String::from_utf8(answer).context("the answer is no text: is this an admin API?")?;
     let (head, body) =

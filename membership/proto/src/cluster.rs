@@ -18,11 +18,12 @@ use crate::{
     ctx::{Ctx, Dest, End, Output, WhyNot, Wishes},
     entry::GroupWish,
     floor::{Durable, Floor},
+    meeting::Forced,
     member::{Member, Parting},
     msg::{ClusterMsg, Msg, Probe, Tail},
     plant::Plant,
     quorum::{Share, share},
-    seeking::{Found, Seeking},
+    seeking::{self, Found, Seeking},
     state::State,
     view::ClusterView,
 };
@@ -76,6 +77,9 @@ pub enum Input {
     },
     /// The data directory has what [`Output::SetAside`] asked for.
     IsSetAside(Floor),
+    /// An operator gives up this node's blocked lineage: found a new one from this node. Answered by
+    /// [`Output::NotForced`], or by an end that says with what to begin again.
+    ForceNew,
     /// Leave the cluster.
     LeaveCluster,
 }
@@ -125,6 +129,15 @@ impl Cluster {
     pub fn with_floor(mut self, floor: Option<Floor>) -> Self {
         debug_assert!(self.ctx.config.me.keeps_floor, "others must know");
         self.ctx.durable = Some(Durable::new(floor));
+        self
+    }
+
+    /// Founds the lineage for which an operator gave up the one before. To be called first, after
+    /// [`with_floor`](Self::with_floor) only.
+    #[must_use]
+    pub fn with_forced(mut self, forced: Forced) -> Self {
+        let member = seeking::found_forced(&mut self.ctx, forced);
+        self.phase = Phase::Member(Box::new(member));
         self
     }
 
@@ -304,6 +317,18 @@ impl Cluster {
         }
     }
 
+    fn force_new(&mut self) {
+        let Self { ctx, phase } = self;
+        let forced = match phase {
+            Phase::Member(member) => member.force_new(ctx),
+            _ => Err("this node is in no lineage that could be given up: it looks for a cluster".into()),
+        };
+        match forced {
+            Ok(forced) => self.end(End::Forced(forced)),
+            Err(why) => self.ctx.push(Output::NotForced(why)),
+        }
+    }
+
     fn on_wish(&mut self, wish: GroupWish) {
         let group = Group::from(wish.group());
         let (left, joins) = match wish {
@@ -355,6 +380,7 @@ impl Machine for Cluster {
                     Phase::Ended => {}
                 }
             }
+            Input::ForceNew => self.force_new(),
             Input::Wish(wish) => self.on_wish(wish),
             Input::Installed { group, view } => {
                 if let Phase::Member(member) = &mut self.phase {
@@ -628,7 +654,9 @@ impl Member {
                     self.on_death(ctx, node, "attested by a member", Some(witnesses));
                 }
             }
-            ClusterMsg::Met { lineage, contact, last_view } => self.met(ctx, lineage, contact, last_view),
+            ClusterMsg::Met { lineage, contact, last_view, supersedes } => {
+                self.met(ctx, lineage, contact, last_view, supersedes);
+            }
             // Whoever speaks under another's ballot is not heard.
             ClusterMsg::Grant(_)
             | ClusterMsg::Append { .. }

@@ -1,5 +1,6 @@
 //! The configuration of one node's membership; checked once, here.
 
+use alloc::vec::Vec;
 use core::time::Duration;
 
 use membership_types::Drift;
@@ -97,7 +98,14 @@ impl Config {
     /// A [`ConfigError`] names the value, its range, and what gets worse when it grows.
     pub fn new(me: NodeInfo, bootstrap: Bootstrap, lease: Duration) -> Result<Self, ConfigError> {
         let slots = if let Bootstrap::Expect(n) = bootstrap { n } else { 0 };
-        let terms = Terms { lease, drift: Drift::DEFAULT, core_size: 5, slots, durable: false };
+        let terms = Terms {
+            lease,
+            drift: Drift::DEFAULT,
+            core_size: 5,
+            slots,
+            durable: false,
+            supersedes: Vec::new(),
+        };
         Self {
             me,
             bootstrap,

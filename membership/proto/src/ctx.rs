@@ -21,6 +21,7 @@ use crate::{
     config::Config,
     entry::GroupWish,
     floor::{Durable, Floor},
+    meeting::Forced,
     msg::{ClusterMsg, Msg},
     view::{ClusterView, NodeInfo, SharedView, Why},
 };
@@ -126,6 +127,8 @@ pub enum Output {
     Ended(End),
     /// The cluster does not admit this node, for the reason given; it goes on asking.
     Refused(String),
+    /// The lineage is not given up, for this reason.
+    NotForced(String),
     /// Write this to the data directory, durably, and say so with [`Input::IsSetAside`](crate::Input::IsSetAside). What is
     /// written later takes its place.
     SetAside(Floor),
@@ -152,6 +155,8 @@ pub enum End {
         /// The lineage to join.
         into: Lineage,
     },
+    /// An operator gave up its lineage: it begins anew with this.
+    Forced(Forced),
     /// It can go no further in its lineage and begins anew.
     StartOver {
         /// Why.

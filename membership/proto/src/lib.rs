@@ -16,7 +16,7 @@
 //! | `takeover.rs` | how a core member becomes coordinator |
 //! | `acceptor.rs` | a core member's promises, accepted entry, grants |
 //! | `office.rs`, `office/` | the coordinator: authority, proposals, removals, telling |
-//! | `meeting.rs` | other lineages: dissolve, give up |
+//! | `meeting.rs` | other lineages: dissolve, give up, be given up by an operator |
 //! | `spread.rs` | who sits in the core: seniors, spread over failure domains |
 //! | `floor.rs` | view ids set aside on disk |
 //! | `quorum.rs` | which sets of core members may decide |
@@ -55,6 +55,7 @@ pub use config::{Bootstrap, Config, ConfigError};
 pub use ctx::{Dest, End, Output, Part, WhyNot};
 pub use entry::GroupWish;
 pub use floor::Floor;
+pub use meeting::Forced;
 pub use msg::Msg;
 pub use plant::Plant;
 pub use spread::Domains;

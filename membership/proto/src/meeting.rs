@@ -4,18 +4,40 @@
 //! just hear of each other again. A node whose lineage is blocked goes over to an active one after a while, or (where
 //! anybody may found) begins anew, or (under `expect(n)`) goes over to a younger one even if that is blocked too: a
 //! majority of the slots has founded it since, and may need just this node.
+//!
+//! An operator may give up a blocked lineage for a new one, founded from one node's state. The old one then ends wherever it
+//! meets the new one, although it is the elder.
 
-use alloc::collections::BTreeMap;
+use alloc::{collections::BTreeMap, format, string::String, vec::Vec};
 
-use membership_types::{Instant, Lineage, ViewId};
+use membership_types::{
+    Instant, Lineage, ViewId,
+    trace::{Event, lin},
+};
 
 use crate::{
     config::Bootstrap,
     ctx::{Ctx, Dest, End},
     member::Member,
     msg::{ClusterMsg, Probe, Standing},
+    plant::Plant,
+    seeking::new_lineage,
     view::NodeInfo,
 };
+
+/// How many lineages that were given up are remembered.
+const SUPERSEDED_KEPT: usize = 16;
+
+/// The lineage to be founded by the node from which an operator forced it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Forced {
+    /// The new lineage.
+    pub lineage: Lineage,
+    /// Those that it takes the place of, the latest first.
+    pub supersedes: Vec<Lineage>,
+    /// It numbers its views above this.
+    pub highest: ViewId,
+}
 
 /// How many addresses a blocked node probes in one round.
 const PROBES_WHEN_BLOCKED: usize = 8;
@@ -28,6 +50,8 @@ struct Other {
     heard_at: Instant,
     /// It was active then.
     active: bool,
+    /// An operator gave up ours for it.
+    supersedes_ours: bool,
 }
 
 /// What a member knows of other lineages.
@@ -57,6 +81,7 @@ impl Member {
             active: self.holds_lease(ctx.now) && !self.leaving,
             coordinator: self.coordinator().cloned(),
             last_view: ctx.highest.max(self.view.id),
+            supersedes: ctx.config.terms.supersedes.clone(),
         }
     }
 
@@ -87,7 +112,9 @@ impl Member {
             let answer = Probe { info: ctx.config.me.clone(), standing: self.standing(ctx), answer: false };
             ctx.probe(Dest::Node(probe.info.id, Some(probe.info.addr)), answer);
         }
-        let Standing::Member { lineage, active, coordinator, last_view } = probe.standing else { return };
+        let Standing::Member { lineage, active, coordinator, last_view, supersedes } = probe.standing else {
+            return;
+        };
         if lineage == self.lineage {
             // We may have lost sight of the coordinator, or have been removed: it will tell.
             let lost = !self.holds_lease(ctx.now) && self.office.is_none();
@@ -97,9 +124,11 @@ impl Member {
             }
         } else if !probe.answer {
             if active {
-                self.met(ctx, lineage, probe.info, last_view);
+                self.met(ctx, lineage, probe.info, last_view, supersedes);
             } else {
-                let other = Other { contact: probe.info, last_view, heard_at: ctx.now, active };
+                let supersedes_ours = supersedes.contains(&self.lineage);
+                let other =
+                    Other { contact: probe.info, last_view, heard_at: ctx.now, active, supersedes_ours };
                 self.meeting.others.insert(lineage, other);
             }
         } else if active && ctx.now >= self.meeting.asked_at.after(ctx.config.heartbeat) {
@@ -111,15 +140,26 @@ impl Member {
     }
 
     /// An active cluster of our name is of another lineage.
-    pub(crate) fn met(&mut self, ctx: &mut Ctx, lineage: Lineage, contact: NodeInfo, last_view: ViewId) {
+    pub(crate) fn met(
+        &mut self,
+        ctx: &mut Ctx,
+        lineage: Lineage,
+        contact: NodeInfo,
+        last_view: ViewId,
+        supersedes: Vec<Lineage>,
+    ) {
         if lineage == self.lineage {
             return;
         }
-        let elder = lineage < self.lineage;
+        let supersedes_ours = supersedes.contains(&self.lineage) && !ctx.planted(Plant::GivenUpGoesOn);
+        // Whom an operator gave up for us is no elder of ours.
+        let given_up = ctx.config.terms.supersedes.contains(&lineage);
+        let elder = supersedes_ours || lineage < self.lineage && !given_up;
         let news = !self.meeting.others.contains_key(&lineage);
-        self.meeting
-            .others
-            .insert(lineage, Other { contact: contact.clone(), last_view, heard_at: ctx.now, active: true });
+        self.meeting.others.insert(
+            lineage,
+            Other { contact: contact.clone(), last_view, heard_at: ctx.now, active: true, supersedes_ours },
+        );
         let active = self.holds_lease(ctx.now);
         let standing = self.standing(ctx);
         match &mut self.office {
@@ -130,7 +170,7 @@ impl Member {
                 ctx.probe(Dest::Node(contact.id, Some(contact.addr)), probe);
             }
             Some(_) => {}
-            None => self.to_coordinator(ctx, ClusterMsg::Met { lineage, contact, last_view }),
+            None => self.to_coordinator(ctx, ClusterMsg::Met { lineage, contact, last_view, supersedes }),
         }
     }
 
@@ -153,7 +193,8 @@ impl Member {
         let recent = |o: &&Other| ctx.now - o.heard_at <= ctx.lease() * 3;
         if let Some((into, other)) = self.meeting.others.iter().find(|(_, o)| o.active && recent(o)) {
             ctx.highest = ctx.highest.max(other.last_view);
-            return (blocked >= ctx.config.give_up).then_some(End::Dissolved { into: *into });
+            let patience = if other.supersedes_ours { ctx.lease() } else { ctx.config.give_up };
+            return (blocked >= patience).then_some(End::Dissolved { into: *into });
         }
         match ctx.config.bootstrap {
             Bootstrap::AloneAfter(d) if blocked >= d.max(ctx.lease()) => {
@@ -168,6 +209,41 @@ impl Member {
             }
             _ => None,
         }
+    }
+
+    /// An operator gives up this lineage, which is blocked, for a new one founded from this node.
+    ///
+    /// No lease that rests on our own binding lasts any more; that there are none elsewhere the operator answers for.
+    pub(crate) fn force_new(&self, ctx: &mut Ctx) -> Result<Forced, String> {
+        if !self.is_installed() || self.leaving || self.parting.is_some() {
+            return Err("this node is about to leave its lineage, or has not come to it yet".into());
+        }
+        let blocked = ctx.now - self.blocked_since;
+        let bound = self.acceptor.as_ref().map_or(Instant::ZERO, |acceptor| acceptor.given.until);
+        if self.holds_lease(ctx.now) {
+            return Err("this node is not blocked: its cluster can decide, and needs no force".into());
+        }
+        if blocked < ctx.granter_lease() || ctx.now < bound {
+            return Err(format!("this node is blocked for {blocked:.1?} only: wait until a lease is over"));
+        }
+        let recent = |other: &Other| other.active && ctx.now - other.heard_at <= ctx.lease() * 3;
+        if let Some((lineage, _)) = self.meeting.others.iter().find(|(_, other)| recent(other)) {
+            return Err(format!(
+                "lineage {lineage} of this cluster is active, and this node goes over to it by itself"
+            ));
+        }
+        // The old lineage may have gone on without us, no faster than ids are made for each second.
+        let state = self.acceptor.as_ref().map_or(ViewId::NONE, |acceptor| acceptor.state.last_view);
+        let known = ctx.highest_or_floor().max(self.view.id).max(state).get();
+        let unseen = (blocked.as_secs() + ctx.lease().as_secs() + 2) << ctx.config.id_bits;
+        let highest = ViewId::new(known.saturating_add(unseen).min(ViewId::BOUND / 2).max(known));
+        let lineage = new_lineage(ctx, highest);
+        let old = self.lineage;
+        let mut supersedes = Vec::from([old]);
+        supersedes.extend(ctx.config.terms.supersedes.iter().take(SUPERSEDED_KEPT - 1));
+        ctx.mark("an operator gives up a lineage");
+        ctx.trace(|p| Event::Force { p, from: lin(old), lin: lin(lineage) });
+        Ok(Forced { lineage, supersedes, highest })
     }
 
     /// When giving up may become due.

@@ -83,6 +83,8 @@ pub enum Standing {
         coordinator: Option<NodeInfo>,
         /// The last view id that it knows of.
         last_view: ViewId,
+        /// The lineages that were given up for this one.
+        supersedes: Vec<Lineage>,
     },
 }
 
@@ -231,6 +233,8 @@ pub enum ClusterMsg {
         contact: NodeInfo,
         /// The highest view id known there.
         last_view: ViewId,
+        /// The lineages that were given up for it.
+        supersedes: Vec<Lineage>,
     },
 }
 

@@ -45,11 +45,13 @@ pub enum Plant {
     UseIdsNotSetAside,
     /// The coordinator raises the feature level to its own without looking at what others understand.
     RaiseTooEarly,
+    /// A lineage that an operator gave up does not end where it meets the new one.
+    GivenUpGoesOn,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::PromiseEarly,
         Self::CountOldAcks,
         Self::WinInOldCore,
@@ -69,6 +71,7 @@ impl Plant {
         Self::IgnoreGap,
         Self::UseIdsNotSetAside,
         Self::RaiseTooEarly,
+        Self::GivenUpGoesOn,
     ];
 
     /// The name on the command line.
@@ -93,6 +96,7 @@ impl Plant {
             Self::IgnoreGap => "ignore-gap",
             Self::UseIdsNotSetAside => "use-ids-not-set-aside",
             Self::RaiseTooEarly => "raise-too-early",
+            Self::GivenUpGoesOn => "given-up-goes-on",
         }
     }
 }

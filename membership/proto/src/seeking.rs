@@ -28,6 +28,7 @@ use crate::{
     config::Bootstrap,
     ctx::{Ctx, Dest, End, Output},
     entry::{Command, Entry},
+    meeting::Forced,
     member::Member,
     msg::{ClusterMsg, Join, Msg, Probe, Standing, Tail},
     office::{Office, Won},
@@ -481,10 +482,18 @@ impl Seeking {
 }
 
 /// A lineage that counts as younger than those which gave ids up to `highest`, also where the wall clock was set back.
-fn new_lineage(ctx: &mut Ctx, highest: ViewId) -> Lineage {
+pub(crate) fn new_lineage(ctx: &mut Ctx, highest: ViewId) -> Lineage {
     let seconds = ctx.config.epoch_s + ctx.now.as_nanos() / 1_000_000_000;
     let known = highest.get() >> ctx.config.id_bits;
     Lineage::new(if known > seconds { known + 1 } else { seconds }, ctx.rng.next_u64())
+}
+
+/// Founds a lineage alone, by an operator's word. Founder slots count no more in it: most of their holders may be lost.
+pub(crate) fn found_forced(ctx: &mut Ctx, forced: Forced) -> Member {
+    let me = ctx.config.me.clone();
+    ctx.config.terms.slots = 0;
+    ctx.config.terms.supersedes = forced.supersedes;
+    found(ctx, forced.lineage, [me].into(), forced.highest)
 }
 
 /// Founds a lineage with these founders, by slot order, and takes its first office.

@@ -32,6 +32,9 @@ pub struct Terms {
     /// Have all founder slots data directories? Then a majority of them sets every view id aside before it is given.
     #[serde(default)]
     pub durable: bool,
+    /// The lineages that an operator gave up for this one, the latest first: they end where they meet it, though older.
+    #[serde(default)]
+    pub supersedes: Vec<Lineage>,
 }
 
 /// The cluster as of one index of the log.
@@ -364,6 +367,7 @@ mod tests {
             core_size: 5,
             slots: 0,
             durable: false,
+            supersedes: Vec::new(),
         };
         let founders = (1..=n).map(info).collect();
         let floor = ViewId::new(100);

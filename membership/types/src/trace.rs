@@ -315,6 +315,8 @@ pub enum Event {
     },
     /// P learns that it was removed.
     Evicted { p: Process, vid: u64 },
+    /// An operator gives up the lineage `from` of P for the new one `lin`.
+    Force { p: Process, from: String, lin: String },
     /// P suspects Q.
     Suspect { p: Process, q: Process, why: String },
     /// P withdraws a suspicion.

@@ -114,7 +114,7 @@ impl Liveness {
             (after(terms.b1()), Due::Apart),
             (after(terms.b1().saturating_add(terms.led_after())), Due::Leaders),
         ];
-        if terms.alone() {
+        if terms.alone() || !views.forced.is_empty() {
             due.push((after(terms.b9()), Due::OneLineage));
         }
         due.sort_by_key(|(t, _)| std::cmp::Reverse(*t));
@@ -349,7 +349,10 @@ impl Liveness {
         let decide: Vec<Lin> =
             homes.iter().copied().filter(|lin| calm.decides(scene, *lin) == Some(true)).collect();
         // Under `expect` a lineage needs a majority of the founder slots besides its quorum; so do founders.
-        let has_slots = |lin: Option<Lin>| calm.holds_slots(terms, |p| views.home(p) == lin);
+        let has_slots = |lin: Option<Lin>| {
+            lin.is_some_and(|lin| views.forced.contains(&lin))
+                || calm.holds_slots(terms, |p| views.home(p) == lin)
+        };
         let by_slots = !terms.slots().is_empty();
         let can_found = has_slots(None) && calm.seekers(views).any(|p| by_slots || views.may_found(p));
         if decide.iter().any(|lin| has_slots(Some(*lin))) || can_found {

@@ -20,12 +20,22 @@ pub(crate) struct Floors {
     /// Is it promised at all?
     pub(crate) promised: bool,
     lineages: Vec<Ids>,
+    /// An operator forced a lineage: it goes on without a majority of the slots.
+    forced: bool,
 }
 
 impl Floors {
+    /// An operator forces a lineage.
+    pub(crate) fn forced(&mut self, book: &mut Book) {
+        self.forced = true;
+        if self.promised {
+            book.waive(Predicate::GM2n, "an operator forced a lineage".to_owned());
+        }
+    }
+
     /// A process installs a view.
     pub(crate) fn installed(&mut self, book: &mut Book, told: &Told<'_>) {
-        if !self.promised {
+        if !self.promised || self.forced {
             return;
         }
         let new = (told.vid, told.at);

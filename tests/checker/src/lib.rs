@@ -328,6 +328,12 @@ impl Checker {
                 self.reasons.suspect(*p, *q);
             }
             Event::Unsuspect { p, q } => self.reasons.unsuspect(*p, *q),
+            Event::Force { lin, .. } => {
+                let new = self.book.names.lin(lin);
+                self.views.forced.insert(new);
+                self.reigns.forced.insert(new);
+                self.floors.forced(&mut self.book);
+            }
             Event::NoPrimary { p } => {
                 self.silence.begin(&mut self.book, *p, at, "lost the primary component");
                 self.liveness.no_primary(*p, at);

@@ -69,6 +69,8 @@ pub(crate) struct Reigns {
     open: BTreeSet<(Process, Grp, Lin, Tok)>,
     /// Is GM11 judged by intervals?
     pub(crate) one_lineage_at_a_time: bool,
+    /// Lineages that an operator forced: that nobody led elsewhere was for the operator to know.
+    pub(crate) forced: BTreeSet<Lin>,
 }
 
 impl Reigns {
@@ -102,7 +104,9 @@ impl Reigns {
         if others.any(|((lin, tok, _), _)| *lin == title.lin && *tok < title.tok) {
             book.judged(Predicate::LD2);
         }
-        if self.one_lineage_at_a_time && stage.reigns.keys().any(|(lin, _, _)| *lin != title.lin) {
+        let rival = |lin: Lin| lin != title.lin && !self.forced.contains(&lin);
+        let others_led = stage.reigns.keys().any(|(lin, _, _)| rival(*lin));
+        if self.one_lineage_at_a_time && others_led && !self.forced.contains(&title.lin) {
             book.judged(Predicate::GM11);
         }
         let number = stage.forgotten + stage.starts.len() as u64;
@@ -163,7 +167,8 @@ impl Reigns {
         let later = stage.starts.iter().skip(seen + 1).take_while(|(began, _)| began.t < end);
         for (began, next) in later {
             let predicate = if next.lin != title.lin {
-                if !self.one_lineage_at_a_time {
+                let forced = [title.lin, next.lin].iter().any(|lin| self.forced.contains(lin));
+                if !self.one_lineage_at_a_time || forced {
                     continue;
                 }
                 Predicate::GM11

@@ -75,6 +75,8 @@ pub(crate) struct Views {
     /// Nodes that were first in the first cluster view of a lineage.
     founders: BTreeSet<u64>,
     pub(crate) wills: Wills,
+    /// Lineages that an operator forced; founder slots count no more in them.
+    pub(crate) forced: BTreeSet<Lin>,
 }
 
 impl Views {

@@ -237,6 +237,7 @@ fn messages() -> Vec<Msg> {
                 addr: address(n),
                 eligible: true,
                 slot: Some(n.into()),
+                keeps_floor: false,
                 domains: Domains { zone: Some("z".into()), ..Domains::default() },
             };
             let config = Config::new(info, Bootstrap::Expect(NODES.into()), Duration::from_secs(1));

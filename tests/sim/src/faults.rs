@@ -61,11 +61,13 @@ pub enum Kind {
     LeaveStorm,
     /// A process starts and goes, again and again.
     Flap,
+    /// The network splits, or most of a core dies, and an operator gives up what is blocked.
+    ForceNew,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Crash,
         Self::KillInPhase,
         Self::RestartAll,
@@ -90,6 +92,7 @@ impl Kind {
         Self::LoseRack,
         Self::LeaveStorm,
         Self::Flap,
+        Self::ForceNew,
     ];
 
     /// The name on the command line.
@@ -119,6 +122,7 @@ impl Kind {
             Self::LoseRack => "lose-rack",
             Self::LeaveStorm => "leave-storm",
             Self::Flap => "flap",
+            Self::ForceNew => "force-new",
         }
     }
 }
@@ -232,6 +236,23 @@ impl World {
                 self.note(|| format!("place {a} | place {c} for {}", seconds(4 * lease)));
                 self.cut_both(a, c, Cut::Lose, 4 * lease);
                 self.lie_in_wait("changing-core", 4 * lease, false);
+            }
+            Kind::ForceNew => {
+                if self.rng.chance(600) {
+                    // Long enough for the operator to come while it lasts.
+                    let places = self.places();
+                    let side: Vec<bool> = places.iter().map(|_| self.rng.chance(600)).collect();
+                    self.split_by(&places, &side, 8 * lease, Cut::Lose);
+                } else {
+                    for p in self.up() {
+                        if self.rng.chance(500) {
+                            self.crash_and_restart(p, lease);
+                        }
+                    }
+                }
+                self.note(|| "an operator forces a lineage where somebody is blocked".into());
+                let after = self.rng.between(3 * lease, 6 * lease);
+                self.push(self.now + after, Action::Force);
             }
             Kind::RestartAll => {
                 if !self.rng.chance(if self.params.durable { 700 } else { 250 }) {
@@ -626,7 +647,7 @@ impl World {
     fn split(&mut self) {
         let places = self.places();
         let side: Vec<bool> = places.iter().map(|_| self.rng.chance(500)).collect();
-        self.split_by(&places, &side);
+        self.split_somehow(&places, &side);
     }
 
     /// Splits the network: the process and those outside its core on one side, the others of the core on the other; or
@@ -641,13 +662,17 @@ impl World {
         let places: Vec<usize> = living.iter().map(|q| self.processes[*q].place).collect();
         let side: Vec<bool> =
             living.iter().map(|q| *q != p && core.contains(&self.processes[*q].id)).collect();
-        self.split_by(&places, &side);
+        self.split_somehow(&places, &side);
     }
 
-    fn split_by(&mut self, places: &[usize], side: &[bool]) {
+    fn split_somehow(&mut self, places: &[usize], side: &[bool]) {
         let lease = self.params.lease.as_nanos() as u64;
         let length = self.some_length(lease);
         let how = self.some_cut();
+        self.split_by(places, side, length, how);
+    }
+
+    fn split_by(&mut self, places: &[usize], side: &[bool], length: u64, how: Cut) {
         self.note(|| {
             let of = |wanted: bool| {
                 let side = places.iter().zip(side).filter(|(_, side)| **side == wanted);

@@ -176,6 +176,9 @@ impl Params {
         };
         // From a generator of their own, so that what a seed meant before such things existed is what it means now.
         let mut later = Rng::seeded(params.fault_every ^ params.faults_for.rotate_left(32));
+        if kinds.contains(&Kind::ForceNew) && (later.chance(200) || kinds.len() < Kind::ALL.len()) {
+            params.kinds.push(Kind::ForceNew);
+        }
         params.durable = params.slots > 0 && later.chance(400);
         if params.durable {
             params.kinds.extend([Kind::RestartAll; 2]);
@@ -186,9 +189,11 @@ impl Params {
 
 /// Some kinds are off in every run, so that the others are not drowned; two are on at least.
 fn choose_kinds(rng: &mut Rng, allowed: &[Kind]) -> Vec<Kind> {
+    // An operator's force is drawn apart.
+    let allowed: Vec<Kind> = allowed.iter().copied().filter(|kind| *kind != Kind::ForceNew).collect();
     let mut chosen: Vec<Kind> = allowed.iter().copied().filter(|_| rng.chance(450)).collect();
     while chosen.len() < 2.min(allowed.len()) {
-        if let Some(kind) = rng.pick(allowed).copied()
+        if let Some(kind) = rng.pick(&allowed).copied()
             && !chosen.contains(&kind)
         {
             chosen.push(kind);

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Rare things that a large enough set of runs must have seen, or it proves little.
-pub const MARKERS: [&str; 89] = [
+pub const MARKERS: [&str; 91] = [
     "a candidate dies",
     "a candidate gives way to a higher ballot",
     "a candidate learns committed entries from a promise",
@@ -104,6 +104,8 @@ pub const MARKERS: [&str; 89] = [
     "two processes are cut from each other and a third one reaches both",
     "an idle coordinator dies",
     "two processes never reach each other again",
+    "an entry waits until its view ids are set aside",
+    "an operator gives up a lineage",
 ];
 
 /// One run's outcome.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use membership_proto::{
-    Bootstrap, Cluster, Config, Dest, Domains, End, Floor, GroupWish, Input, Kind as GroupKind, Msg,
+    Bootstrap, Cluster, Config, Dest, Domains, End, Floor, Forced, GroupWish, Input, Kind as GroupKind, Msg,
     NodeInfo, Output,
 };
 use membership_types::{
@@ -59,6 +59,8 @@ pub(crate) enum Action {
     SplitAround { p: usize, fault: Option<usize> },
     /// A machine of a join storm goes away.
     Retire { machine: usize },
+    /// An operator forces a lineage, if somebody is blocked.
+    Force,
     /// The next fault.
     Fault,
     /// A client asks around who leads.
@@ -328,6 +330,7 @@ impl World {
                 }
             }
             Action::Ask => self.ask_who_leads(),
+            Action::Force => self.force(),
         }
     }
 
@@ -352,7 +355,7 @@ impl World {
     pub(crate) fn start(&mut self, machine: usize) {
         if self.process_on(machine).is_none() {
             let app = self.wanted(machine);
-            self.spawn(machine, machine, app, ViewId::NONE);
+            self.spawn(machine, machine, app, ViewId::NONE, None);
         }
     }
 
@@ -369,7 +372,7 @@ impl World {
         app
     }
 
-    fn spawn(&mut self, machine: usize, place: usize, app: App, highest: ViewId) {
+    fn spawn(&mut self, machine: usize, place: usize, app: App, highest: ViewId, forced: Option<Forced>) {
         let old = self.params.old.remove(&machine);
         let params = &self.params;
         let inc = self.seeds.next_u64() >> 20;
@@ -423,6 +426,9 @@ impl World {
         #[cfg(feature = "plant")]
         cluster.plant(self.plant.and_then(Plant::of_membership));
         let _ = self.plant;
+        if let Some(forced) = forced {
+            cluster = cluster.with_forced(forced);
+        }
         let host = self.params.hosts.get(machine).copied().unwrap_or(1000 + machine);
         let p = self.processes.len();
         let wants = app.wants.clone();
@@ -462,6 +468,20 @@ impl World {
         }
         let first = self.rng.below(self.params.lease.as_nanos() as u64 / 2);
         self.push(self.now + first, Action::App { p });
+    }
+
+    /// An operator finds somebody blocked, and forces a new lineage from there.
+    fn force(&mut self) {
+        let blocked = |p: &usize| {
+            let process = &self.processes[*p];
+            process.cluster.view().is_some()
+                && process.cluster.lease_until().is_none()
+                && process.place == process.machine
+        };
+        let blocked: Vec<usize> = self.up().into_iter().filter(blocked).collect();
+        if let Some(p) = self.rng.pick(&blocked).copied() {
+            self.step(p, Incoming::Cluster(Input::ForceNew));
+        }
     }
 
     /// A process dies. Others on its host will have proof of that.
@@ -794,6 +814,7 @@ impl World {
             | Output::View(..)
             | Output::Refused(_)
             | Output::Change { .. } => {}
+            Output::NotForced(_) => self.mark("an operator's force is refused"),
         }
     }
 
@@ -807,12 +828,14 @@ impl World {
             End::Left => self.mark("a node leaves and is let go"),
             End::Removed { .. } => self.mark("a removed node is told so"),
             End::Dissolved { .. } => self.mark("a node goes over to another lineage"),
+            End::Forced(_) => self.mark("a node founds a forced lineage"),
             End::StartOver { .. } => self.mark("a node begins anew"),
         }
         self.gone(p, &format!("ended: {end:?}"));
         let listens = place == machine;
         if *end != End::Left && listens {
-            self.spawn(machine, place, app, highest);
+            let forced = if let End::Forced(forced) = end { Some(forced.clone()) } else { None };
+            self.spawn(machine, place, app, highest, forced);
         }
     }
 
