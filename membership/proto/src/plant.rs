@@ -41,11 +41,23 @@ pub enum Plant {
     StepDownLate,
     /// A node that missed an update takes the next one as if nothing had been before it.
     IgnoreGap,
+    /// A suspicion is withdrawn even after the leases of the suspect were waited out, or while its removal is under way.
+    CallOffLate,
+    /// A leader acts before its view is installed behind it.
+    LeadUninstalled,
+    /// A removed node is not told so.
+    TellNobody,
+    /// An acceptor accepts under a lower ballot than it promised.
+    AcceptBelow,
+    /// What is accepted is taken for committed, under whichever ballot.
+    CommitAny,
+    /// A node that is being removed still gets leases.
+    LeaseForTheRemoved,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 23] = [
         Self::PromiseEarly,
         Self::CountOldAcks,
         Self::WinInOldCore,
@@ -63,6 +75,12 @@ impl Plant {
         Self::LeaseNeverLapses,
         Self::StepDownLate,
         Self::IgnoreGap,
+        Self::CallOffLate,
+        Self::LeadUninstalled,
+        Self::TellNobody,
+        Self::AcceptBelow,
+        Self::CommitAny,
+        Self::LeaseForTheRemoved,
     ];
 
     /// The name on the command line.
@@ -85,6 +103,12 @@ impl Plant {
             Self::LeaseNeverLapses => "lease-never-lapses",
             Self::StepDownLate => "step-down-late",
             Self::IgnoreGap => "ignore-gap",
+            Self::CallOffLate => "call-off-late",
+            Self::LeadUninstalled => "lead-uninstalled",
+            Self::TellNobody => "tell-nobody",
+            Self::AcceptBelow => "accept-below",
+            Self::CommitAny => "commit-any",
+            Self::LeaseForTheRemoved => "lease-for-the-removed",
         }
     }
 }
