@@ -1,10 +1,6 @@
 //! The machine: one node's membership, from its start to the end of its incarnation.
 
-use alloc::{
-    boxed::Box,
-    collections::{BTreeSet, VecDeque},
-    vec::Vec,
-};
+use alloc::{boxed::Box, collections::BTreeSet, vec::Vec};
 use core::net::SocketAddr;
 
 use membership_types::{
@@ -15,7 +11,7 @@ use membership_types::{
 use crate::{
     acceptor::{Acceptor, Offer},
     config::Config,
-    ctx::{Ctx, Dest, End, Output, WhyNot, Wishes},
+    ctx::{Ctx, Dest, End, Output, WhyNot},
     entry::GroupWish,
     floor::{Durable, Floor},
     meeting::Forced,
@@ -105,21 +101,7 @@ impl Cluster {
     /// A node that starts at `now`. `highest` is the highest view id that an earlier incarnation of this process knew
     /// of ([`ViewId::NONE`] if there was none).
     pub fn new(config: Config, now: Instant, rng: Rng, highest: ViewId) -> Self {
-        let ctx = Ctx {
-            config,
-            now,
-            started: now,
-            rng,
-            out: VecDeque::new(),
-            rendezvous: Vec::new(),
-            asked_around: false,
-            wishes: Wishes::default(),
-            observes: BTreeSet::new(),
-            highest,
-            durable: None,
-            #[cfg(feature = "plant")]
-            plant: None,
-        };
+        let ctx = Ctx::new(config, now, rng, highest);
         let phase = Phase::Seeking(Box::new(Seeking::new(&ctx)));
         Self { ctx, phase }
     }
@@ -238,11 +220,14 @@ impl Cluster {
         self.ctx.now = now;
         if let Phase::Member(member) = &mut self.phase {
             member.notice_lapse(&mut self.ctx);
+            let lease = self.ctx.lease();
+            member.stall_end = member.stall_end.filter(|end| now - *end <= lease);
             let late = due.map_or(core::time::Duration::ZERO, |due| now - due);
-            if late > self.ctx.lease() / 4
-                && let Some(office) = &mut member.office
-            {
-                office.stalled(now);
+            if late > self.ctx.lease() / 4 {
+                member.stall_end = Some(now);
+                if let Some(office) = &mut member.office {
+                    office.stalled(now);
+                }
             }
         }
     }
@@ -701,7 +686,10 @@ impl Member {
         if !valid {
             return;
         }
-        let promised = acceptor.promised.max(self.following);
+        let mut promised = acceptor.promised.max(self.following);
+        if ctx.planted(Plant::AcceptBelow) {
+            promised = ballot;
+        }
         let offer = if ballot < promised {
             Offer::Refused(promised)
         } else {

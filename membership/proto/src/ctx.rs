@@ -242,6 +242,24 @@ impl Hash for Ctx {
 }
 
 impl Ctx {
+    pub(crate) fn new(config: Config, now: Instant, rng: Rng, highest: ViewId) -> Self {
+        Self {
+            config,
+            now,
+            started: now,
+            rng,
+            out: VecDeque::new(),
+            rendezvous: Vec::new(),
+            asked_around: false,
+            wishes: Wishes::default(),
+            observes: BTreeSet::new(),
+            highest,
+            durable: None,
+            #[cfg(feature = "plant")]
+            plant: None,
+        }
+    }
+
     pub(crate) fn me(&self) -> NodeId {
         self.config.me.id
     }

@@ -85,6 +85,8 @@ pub(crate) struct Member {
     /// When the coordinator last showed that it hears us, or first appeared. One that speaks but is deaf is as good as
     /// silent.
     pub(crate) heard_at: Instant,
+    /// The end of our own last stall, if we had one.
+    pub(crate) stall_end: Option<Instant>,
     next_heartbeat: Instant,
     hello_due: bool,
     hello_sent_at: Instant,
@@ -116,6 +118,7 @@ impl Member {
             lease: Lease { until: Instant::ZERO, ballot: None, held: false },
             heard: None,
             heard_at: ctx.now,
+            stall_end: None,
             next_heartbeat: ctx.now,
             hello_due: true,
             hello_sent_at: Instant::ZERO,
@@ -607,7 +610,9 @@ impl Member {
         !self.leaving
             && self.holds_lease(ctx.now)
             && known.view.leader() == Some(ctx.me())
-            && (known.view.kind == Kind::Plain || known.installed >= known.view.token.view())
+            && (known.view.kind == Kind::Plain
+                || known.installed >= known.view.token.view()
+                || ctx.planted(Plant::LeadUninstalled))
             && self.lease.ballot.is_some_and(|b| b >= known.ballot)
             && !self.office.as_ref().is_some_and(Office::is_dissolving)
             && (!ctx.wishes.giving_up(&known.view.group) || ctx.planted(Plant::StepDownLate))

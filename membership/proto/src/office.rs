@@ -2,6 +2,7 @@
 //!
 //! * `authority.rs`: how long it may believe that nobody has replaced it, and the leases that it passes on.
 //! * `behind.rs`: who must leave a group because others wait for it.
+//! * `flaps.rs`: who came and went too often, and waits.
 //! * `level.rs`: which kinds of commands everybody understands.
 //! * `propose.rs`: one entry at a time from queue to commit.
 //! * `removal.rs`: who is silent, and when a node may be removed (the one rule for every way to cease leading).
@@ -15,7 +16,7 @@ use alloc::{
     sync::Arc,
     vec::Vec,
 };
-use core::time::Duration;
+use core::{net::SocketAddr, time::Duration};
 
 use membership_types::{Ballot, GroupName, Instant, LogIndex, NodeId, ViewId};
 
@@ -31,6 +32,7 @@ use crate::{
 
 mod authority;
 mod behind;
+mod flaps;
 mod level;
 mod propose;
 mod removal;
@@ -44,6 +46,8 @@ const QUEUE_LIMIT: usize = 100_000;
 /// What the coordinator knows of another node.
 #[derive(Clone, Debug, PartialEq, Hash)]
 pub(crate) struct Peer {
+    /// Where it is.
+    addr: Option<SocketAddr>,
     /// From when on silence counts, if the node never answered: our start in office, or its admission.
     since: Instant,
     /// When we last heard from it.
@@ -77,6 +81,7 @@ pub(crate) struct Peer {
 impl Peer {
     pub(crate) fn new(since: Instant) -> Self {
         Self {
+            addr: None,
             since,
             heard_at: since,
             heard: None,
@@ -191,6 +196,9 @@ pub(crate) struct Office {
     slot_floors: BTreeMap<u16, ViewId>,
     /// Ids up to here wait for that.
     lacks_ids: Option<ViewId>,
+    flaps: flaps::Flaps,
+    /// Since when most others are overdue: we may be the one who does not hear.
+    doubt_since: Option<Instant>,
     /// The core at the beginning, for one planted bug.
     first_core: Vec<NodeId>,
     pub(crate) next_tick: Instant,
@@ -231,6 +239,8 @@ impl Office {
             complaints: behind::Complaints::default(),
             slot_floors: BTreeMap::new(),
             lacks_ids: None,
+            flaps: flaps::Flaps::default(),
+            doubt_since: None,
             first_core: acceptor.state.core.clone(),
             next_tick: now.after(ctx.config.heartbeat / 2),
             to_self: VecDeque::new(),
@@ -238,7 +248,7 @@ impl Office {
         };
         for node in &acceptor.state.view.members {
             if node.id != ctx.me() {
-                office.peers.insert(node.id, Peer::new(now));
+                office.peers.insert(node.id, Peer { addr: Some(node.addr), ..Peer::new(now) });
                 office.note_slot_floor(node.slot, ViewId::NONE);
             }
         }
@@ -457,6 +467,10 @@ impl Office {
                 ctx.send(&join.info, acceptor.state.lineage, msg);
             }
         }
+        if self.flaps.must_wait(ctx, join.info.addr) {
+            ctx.mark("a node that comes and goes is kept waiting");
+            return;
+        }
         if self.is_waiting_for_admission(id) || self.dissolving.is_some() {
             return;
         }
@@ -566,10 +580,12 @@ impl Office {
     /// Our own loop did not run for longer than it should have.
     pub(crate) fn stalled(&mut self, now: Instant) {
         self.stall_end = Some(now);
+        self.doubt_since = None;
     }
 
     /// Takes over what waits in an office that the same node held under a lower ballot.
     pub(crate) fn inherit(&mut self, before: Self) {
+        self.flaps = before.flaps;
         // Joiners ask again, and are judged by what is agreed on now.
         self.queue = before.queue.into_iter().filter(|c| !matches!(c, Command::Admit(_))).collect();
         self.joining = before.joining;
@@ -601,7 +617,10 @@ impl Office {
     /// Has no quorum of the core been bound to us for longer than any of its members can have been bound?
     pub(crate) fn is_deserted(&self, ctx: &Ctx, acceptor: &Acceptor, deaths: &Deaths) -> bool {
         let until = self.authority_of(ctx, deaths, &acceptor.state.core).max(self.since);
-        ctx.now >= until.after(ctx.granter_lease())
+        let over = until.after(ctx.granter_lease());
+        // What was said to us while we were stopped is heard first; but who is late again and again waits a lease at most.
+        let listened = self.stall_end.map_or(Instant::ZERO, |end| end.after(ctx.config.heartbeat * 3));
+        ctx.now >= over.max(listened.min(over.after(ctx.lease())))
     }
 
     /// When something may happen without input, besides the tick.
@@ -667,6 +686,9 @@ impl Office {
     /// One who is no member (any more) gets one explicit answer.
     fn turn_away(&self, ctx: &mut Ctx, acceptor: &Acceptor, from: NodeId, seen: LogIndex) {
         let state = &acceptor.state;
+        if ctx.planted(Plant::TellNobody) {
+            return;
+        }
         let fate = state.removal_of(from);
         if fate.is_some() || seen <= state.index && seen > LogIndex::ZERO {
             let (view, why) = fate.unwrap_or((state.view.id, Why::Silent));

@@ -47,11 +47,23 @@ pub enum Plant {
     RaiseTooEarly,
     /// A lineage that an operator gave up does not end where it meets the new one.
     GivenUpGoesOn,
+    /// A suspicion is withdrawn even after the leases of the suspect were waited out, or while its removal is under way.
+    CallOffLate,
+    /// A leader acts before its view is installed behind it.
+    LeadUninstalled,
+    /// A removed node is not told so.
+    TellNobody,
+    /// An acceptor accepts under a lower ballot than it promised.
+    AcceptBelow,
+    /// What is accepted is taken for committed, under whichever ballot.
+    CommitAny,
+    /// A node that is being removed still gets leases.
+    LeaseForTheRemoved,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 26] = [
         Self::PromiseEarly,
         Self::CountOldAcks,
         Self::WinInOldCore,
@@ -72,6 +84,12 @@ impl Plant {
         Self::UseIdsNotSetAside,
         Self::RaiseTooEarly,
         Self::GivenUpGoesOn,
+        Self::CallOffLate,
+        Self::LeadUninstalled,
+        Self::TellNobody,
+        Self::AcceptBelow,
+        Self::CommitAny,
+        Self::LeaseForTheRemoved,
     ];
 
     /// The name on the command line.
@@ -97,6 +115,12 @@ impl Plant {
             Self::UseIdsNotSetAside => "use-ids-not-set-aside",
             Self::RaiseTooEarly => "raise-too-early",
             Self::GivenUpGoesOn => "given-up-goes-on",
+            Self::CallOffLate => "call-off-late",
+            Self::LeadUninstalled => "lead-uninstalled",
+            Self::TellNobody => "tell-nobody",
+            Self::AcceptBelow => "accept-below",
+            Self::CommitAny => "commit-any",
+            Self::LeaseForTheRemoved => "lease-for-the-removed",
         }
     }
 }

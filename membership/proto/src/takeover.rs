@@ -106,8 +106,15 @@ impl Member {
             return Some(ctx.now);
         }
         let bound_until = if given.to == Some(coordinator) { given.until } else { Instant::ZERO };
-        let lost_at = bound_until.max(self.heard_at.after(ctx.granter_lease()));
+        let lost_at = self.after_listening(ctx, bound_until.max(self.heard_at.after(ctx.granter_lease())));
         (ctx.now >= lost_at).then_some(lost_at)
+    }
+
+    /// Who was stopped hears first what was said meanwhile, and takes nobody for lost until then; but one whose loop is late
+    /// again and again waits for no more than a lease.
+    fn after_listening(&self, ctx: &Ctx, lost_at: Instant) -> Instant {
+        let listened = self.stall_end.map_or(Instant::ZERO, |end| end.after(ctx.config.heartbeat * 3));
+        lost_at.max(listened.min(lost_at.after(ctx.lease())))
     }
 
     /// When the coordinator may be lost, if nothing is heard until then.
@@ -116,7 +123,7 @@ impl Member {
             return self.takeover.deadline();
         }
         let given = self.acceptor.as_ref().map_or(Instant::ZERO, |a| a.given.until);
-        let lost_at = given.max(self.heard_at.after(ctx.granter_lease()));
+        let lost_at = self.after_listening(ctx, given.max(self.heard_at.after(ctx.granter_lease())));
         let next = if lost_at > ctx.now { lost_at } else { Instant::MAX };
         self.takeover.deadline().min(next)
     }

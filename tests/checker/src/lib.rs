@@ -167,7 +167,7 @@ impl Checker {
         match event {
             Event::Start { p } => {
                 self.accuracy.start(*p);
-                self.reasons.start(*p, at);
+                self.reasons.start(self.terms.as_ref(), *p, at);
                 self.liveness.start(*p, at);
             }
             Event::Crash { p, how } => {
@@ -190,7 +190,7 @@ impl Checker {
             }
             Event::Pause { p } => {
                 self.accuracy.fault("a process was stopped");
-                self.reasons.cause(at);
+                self.reasons.pause(self.terms.as_ref(), at);
                 self.liveness.disturb(at.t, "a process was stopped");
                 self.multicasts.disturb();
                 self.zombies.pause(*p, at);
@@ -210,7 +210,7 @@ impl Checker {
             }
             Event::Link { state, .. } if *state != LinkState::Ok => {
                 self.accuracy.fault("a link was disturbed");
-                self.reasons.cause(at);
+                self.reasons.fault(self.terms.as_ref(), at);
                 self.liveness.disturb(at.t, "a link was disturbed");
                 self.multicasts.disturb();
             }
@@ -246,7 +246,7 @@ impl Checker {
             self.book.waive(predicate, why.clone());
         }
         self.accuracy.fault("a clock was tampered with");
-        self.reasons.cause(at);
+        self.reasons.fault(self.terms.as_ref(), at);
         self.liveness.disturb(at.t, "a clock was tampered with");
     }
 

@@ -1,6 +1,6 @@
 //! GM9: nobody is excluded without a reason; LV7: views are as few as what happened explains.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use membership_types::trace::Process;
 
@@ -10,6 +10,10 @@ use crate::{
     report::Predicate,
     terms::Terms,
 };
+
+/// How many starts of a node within so many leases explain views.
+const STARTS: usize = 8;
+const WINDOW: u64 = 16;
 
 /// Why somebody may be excluded, and what views were made for.
 #[derive(Debug, Default)]
@@ -21,8 +25,16 @@ pub(crate) struct Reasons {
     /// Incarnations that ended by themselves, by node: their successors come of no will but the service's own.
     ended: BTreeSet<u64>,
     nodes: BTreeSet<u64>,
+    running: BTreeSet<Process>,
     causes: u64,
+    /// How many views a cause explains.
+    c: u64,
+    /// How many views they explain.
+    explained: u64,
+    /// When each node's latest starts were.
+    starts: BTreeMap<u64, VecDeque<u64>>,
     last_cause: Option<At>,
+    last_pause: Option<u64>,
     views: BTreeMap<Lin, u64>,
     made: u64,
     since_cause: u64,
@@ -42,30 +54,64 @@ impl Reasons {
 
     pub(crate) fn leave(&mut self, p: Process, at: At) {
         self.gone.insert(p);
-        self.cause(at);
+        self.cause(self.explains(p), at);
     }
 
-    pub(crate) fn start(&mut self, p: Process, at: At) {
+    pub(crate) fn start(&mut self, terms: Option<&Terms>, p: Process, at: At) {
+        self.c = terms.and_then(Terms::economy).unwrap_or_default().0;
         self.harness = true;
         self.nodes.insert(p.0);
-        if !self.ended.remove(&p.0) {
-            self.cause(at);
+        // It may take over the address of one that still runs and must be removed.
+        let over = self.running.range(Process(p.0, 0)..=Process(p.0, u64::MAX)).count() as u64;
+        self.running.insert(p);
+        if self.ended.remove(&p.0) {
+            return;
         }
+        let starts = self.starts.entry(p.0).or_default();
+        starts.push_back(at.t);
+        let long_ago = at.t.saturating_sub(terms.map_or(0, |t| t.lease().saturating_mul(WINDOW)));
+        while starts.front().is_some_and(|t| *t < long_ago) || starts.len() > STARTS + 1 {
+            starts.pop_front();
+        }
+        self.cause(self.explains(p) + over, at);
     }
 
     pub(crate) fn crash(&mut self, p: Process, by_itself: bool, at: At) {
-        self.gone.insert(p);
+        self.running.remove(&p);
+        let asked = !self.gone.insert(p);
         if by_itself {
-            self.ended.insert(p.0);
+            let another = self.running.range(Process(p.0, 0)..=Process(p.0, u64::MAX)).next().is_some();
+            if !asked && !another {
+                self.ended.insert(p.0);
+            }
         } else {
             self.ended.remove(&p.0);
-            self.cause(at);
+            self.cause(self.explains(p), at);
         }
     }
 
-    /// A fault, or the end of one.
-    pub(crate) fn cause(&mut self, at: At) {
+    /// How many views it explains that this process goes.
+    fn explains(&self, p: Process) -> u64 {
+        u64::from(self.starts.get(&p.0).is_none_or(|starts| starts.len() <= STARTS))
+    }
+
+    /// Somebody is stopped. All who are at one instant are one fault.
+    pub(crate) fn pause(&mut self, terms: Option<&Terms>, at: At) {
+        match self.last_pause.replace(at.t) == Some(at.t) {
+            true => self.mended(at),
+            false => self.fault(terms, at),
+        }
+    }
+
+    /// A fault that is neither a start nor an end.
+    pub(crate) fn fault(&mut self, terms: Option<&Terms>, at: At) {
+        self.c = terms.and_then(Terms::economy).unwrap_or_default().0;
+        self.cause(1, at);
+    }
+
+    fn cause(&mut self, explains: u64, at: At) {
         self.causes += 1;
+        self.explained = self.explained.saturating_add(explains.saturating_mul(self.c));
         self.mended(at);
     }
 
@@ -95,14 +141,19 @@ impl Reasons {
 
     /// LV7, when a cluster view is installed.
     pub(crate) fn view(&mut self, book: &mut Book, terms: Option<&Terms>, lin: Lin, vid: u64, at: At) {
+        let further = !self.views.is_empty();
         let last = self.views.entry(lin).or_default();
         if vid <= *last {
             return;
         }
+        // Where several lineages are founded, each node may have to be admitted by another one once more.
+        if *last == 0 && further {
+            self.explained = self.explained.saturating_add(self.nodes.len() as u64);
+        }
         *last = vid;
         self.made += 1;
         self.since_cause += 1;
-        let Some((c, m)) = terms.and_then(Terms::economy) else {
+        let Some((_, m)) = terms.and_then(Terms::economy) else {
             return book.idle(Predicate::LV7, "Cfg does not say how many views are too many (c, m)");
         };
         if !self.harness {
@@ -111,7 +162,7 @@ impl Reasons {
         book.judged(Predicate::LV7);
         let nodes = self.nodes.len() as u64;
         let (most, most_since) =
-            (c.saturating_mul(self.causes).saturating_add(1), m.saturating_mul(nodes).saturating_add(1));
+            (self.explained.saturating_add(1), m.saturating_mul(nodes).saturating_add(1));
         let what = if self.made > most {
             format!("{} views, where {} faults, joins and leaves explain {most}", self.made, self.causes)
         } else if self.since_cause > most_since {

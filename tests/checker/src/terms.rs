@@ -13,6 +13,10 @@ impl Terms {
         Self { cfg }
     }
 
+    pub(crate) fn lease(&self) -> u64 {
+        self.cfg.lease
+    }
+
     /// L(1+rho): whoever held a lease at the beginning of so long a time does not hold it at the end.
     pub(crate) fn lapsed_after(&self) -> u64 {
         let stretched = self.cfg.lease as f64 * (1.0 + self.cfg.rho);

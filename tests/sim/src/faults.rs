@@ -457,7 +457,7 @@ impl World {
             Kind::Flap => {
                 let machines = (self.params.nodes + self.params.extra) as u64;
                 let machine = self.rng.below(machines) as usize;
-                let left = self.rng.between(6, 12);
+                let left = self.rng.between(8, 24);
                 self.note(|| format!("n{machine} comes and goes, {left} times"));
                 self.mark("a process comes and goes again and again");
                 self.push(self.now, Action::Flap { machine, left });

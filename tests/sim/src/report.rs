@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Rare things that a large enough set of runs must have seen, or it proves little.
-pub const MARKERS: [&str; 91] = [
+pub const MARKERS: [&str; 93] = [
     "a candidate dies",
     "a candidate gives way to a higher ballot",
     "a candidate learns committed entries from a promise",
@@ -103,6 +103,8 @@ pub const MARKERS: [&str; 91] = [
     "a process is stopped for ten leases",
     "two processes are cut from each other and a third one reaches both",
     "an idle coordinator dies",
+    "a coordinator doubts that most others are gone",
+    "a node that comes and goes is kept waiting",
     "two processes never reach each other again",
     "an entry waits until its view ids are set aside",
     "an operator gives up a lineage",

@@ -152,7 +152,8 @@ impl Office {
         answer: bool,
     ) {
         let authority = self.authority(ctx, acceptor, deaths);
-        let withheld = self.removing.contains_key(&to) || self.dissolving.is_some();
+        let removing = self.removing.contains_key(&to) && !ctx.planted(Plant::LeaseForTheRemoved);
+        let withheld = removing || self.dissolving.is_some();
         let in_core = acceptor.state.core.contains(&to);
         let Some(peer) = self.peers.get_mut(&to) else { return };
         let lacks = in_core && peer.commit.is_none_or(|c| c < self.half_floor);

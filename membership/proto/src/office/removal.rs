@@ -5,6 +5,7 @@
 //! every one that it may hold has lapsed.
 
 use alloc::vec::Vec;
+use core::net::SocketAddr;
 
 use membership_types::{
     Instant, NodeId,
@@ -82,7 +83,8 @@ impl Office {
         let answered = peer.answered.is_some_and(|at| ctx.now - at <= ctx.lease());
         let removes = |c: &Command| matches!(c, Command::Remove(id, _) if *id == node);
         let under_way = self.proposal.as_ref().is_some_and(|p| p.entry.commands.iter().any(removes));
-        if removal.why == Why::Silent && ctx.now < removal.ready_at && answered && !under_way {
+        let in_time = ctx.now < removal.ready_at && !under_way || ctx.planted(Plant::CallOffLate);
+        if removal.why == Why::Silent && in_time && answered {
             self.removing.remove(&node);
             ctx.trace(|p| Event::Unsuspect { p, q: node.into() });
             ctx.mark("a suspicion is withdrawn");
@@ -110,9 +112,27 @@ impl Office {
                 silent.push(*node);
             }
         }
+        if self.is_in_doubt(ctx, silent.len()) {
+            return;
+        }
         for node in silent {
             self.remove(ctx, deaths, node, Why::Silent);
         }
+    }
+
+    /// If most others fall silent at once, it may be us who does not hear. For one more lease nobody is accused; if that is
+    /// how it stays, a majority of the core still decides whether we are right.
+    fn is_in_doubt(&mut self, ctx: &mut Ctx, silent: usize) -> bool {
+        let others = self.peers.keys().filter(|id| !self.removing.contains_key(*id)).count();
+        if 2 * silent <= others || silent < 2 {
+            self.doubt_since = None;
+            return false;
+        }
+        let since = *self.doubt_since.get_or_insert(ctx.now);
+        if since == ctx.now {
+            ctx.mark("a coordinator doubts that most others are gone");
+        }
+        ctx.now < since.after(ctx.lease())
     }
 
     /// Those whose removal may be proposed now. Silence is held for one cut, so that several nodes that fell silent
@@ -157,14 +177,14 @@ impl Office {
         }
     }
 
-    /// Forgets nodes that are no members any more.
-    pub(super) fn forget(&mut self, node: NodeId) {
+    /// Forgets a node that is no member any more, and says where it was.
+    pub(super) fn forget(&mut self, node: NodeId) -> Option<SocketAddr> {
         self.removing.remove(&node);
         self.learners.remove(&node);
-        if let Some(peer) = self.peers.remove(&node) {
-            for group in &peer.observes {
-                self.forget_observer(group, node);
-            }
+        let peer = self.peers.remove(&node)?;
+        for group in &peer.observes {
+            self.forget_observer(group, node);
         }
+        peer.addr
     }
 }

@@ -13,6 +13,7 @@ use crate::{
     acceptor::Acceptor,
     ctx::Ctx,
     msg::{ClusterMsg, Full, Hello, Update},
+    plant::Plant,
     state::Change,
     view::{GroupView, SharedView, Why},
 };
@@ -24,6 +25,7 @@ impl Office {
         for info in joined {
             if info.id != ctx.me() {
                 let mut peer = self.peers.remove(&info.id).unwrap_or_else(|| Peer::new(ctx.now));
+                peer.addr = Some(info.addr);
                 for group in self.joining.remove(&info.id).unwrap_or_default() {
                     self.observers.entry(group.clone()).or_default().insert(info.id);
                     peer.observes.insert(group);
@@ -33,9 +35,11 @@ impl Office {
         }
         let left: Vec<_> = change.cluster.iter().flat_map(|d| d.left.clone()).collect();
         for (node, why) in &left {
-            self.forget(*node);
+            if let Some(addr) = self.forget(*node) {
+                self.flaps.note(ctx, addr);
+            }
             // The dead read nothing.
-            if *node != ctx.me() && *why != Why::Dead {
+            if *node != ctx.me() && *why != Why::Dead && !ctx.planted(Plant::TellNobody) {
                 let (view, index) = (acceptor.state.view.id, change.index);
                 ctx.reply(*node, acceptor.state.lineage, ClusterMsg::Removed { view, index, why: *why });
             }
