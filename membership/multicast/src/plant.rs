@@ -28,11 +28,13 @@ pub enum Plant {
     ForgetUnstable,
     /// Who gets the state is told again what it reflects.
     ForgetLabel,
+    /// Who got a state and gives it on says only what has come to itself, and not what that state reflects.
+    ForgetOwnLabel,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::CloseAlone,
         Self::CloseUnsettled,
         Self::SafeIsOrdered,
@@ -44,6 +46,7 @@ impl Plant {
         Self::KeepStaleSync,
         Self::ForgetUnstable,
         Self::ForgetLabel,
+        Self::ForgetOwnLabel,
     ];
 
     /// The name on the command line.
@@ -60,6 +63,7 @@ impl Plant {
             Self::KeepStaleSync => "keep-stale-sync",
             Self::ForgetUnstable => "forget-unstable",
             Self::ForgetLabel => "forget-label",
+            Self::ForgetOwnLabel => "forget-own-label",
         }
     }
 }

@@ -381,6 +381,7 @@ impl Multicast {
     }
 
     fn on_ask(&mut self, member: NodeId, id: u64, base: ViewId, from: u64) {
+        let forgets = self.planted(Plant::ForgetOwnLabel);
         let Some(keeper) = &mut self.keeper else { return };
         if let Some(giving) = keeper.giving.get_mut(&member).filter(|g| g.id == id)
             && from >= giving.first
@@ -400,7 +401,13 @@ impl Multicast {
         if !keeper.whole {
             return self.push(Output::Send(member, Frame::Transfer(Transfer::Refuse { id })));
         }
-        let (view, taken) = (current.view.id, current.store.taken());
+        let (view, mut taken) = (current.view.id, current.store.taken());
+        // What we got ourselves may reflect messages that have not come here yet.
+        if let Some((_, reflected)) = keeper.label.as_ref().filter(|(of, _)| *of == view && !forgets) {
+            for (taken, reflected) in taken.iter_mut().zip(reflected) {
+                *taken = (*taken).max(*reflected);
+            }
+        }
         let giving = Giving {
             id,
             view,

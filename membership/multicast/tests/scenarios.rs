@@ -1,7 +1,10 @@
 //! Stories of three members, told frame by frame.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use membership_multicast::{Class, Config, Frame, Input, Multicast, Output, View};
@@ -169,6 +172,14 @@ impl Room {
                 return;
             }
         }
+    }
+
+    /// Time passes at one member.
+    fn wait(&mut self, n: u32, time: Duration) {
+        self.now = self.now.after(time);
+        self.members.get_mut(&n).unwrap().handle_timeout(self.now);
+        self.feed(n, Input::Drained);
+        self.run();
     }
 
     fn seen(&self, n: u32) -> &[Seen] {
@@ -393,4 +404,40 @@ fn when_the_last_who_has_the_state_is_gone_the_rest_say_so_and_the_leader_may_go
     assert_eq!(room.ready.get(&2), Some(&12));
     room.give("kept");
     assert_eq!(room.seen.remove(&3).unwrap_or_default()[0], Seen::State("kept".into()));
+}
+
+/// Found by the simulator: who gave a state on told only of what had come to itself, and the next one got that twice.
+#[test]
+fn who_gives_a_state_on_says_what_it_reflects_and_not_what_has_come_to_itself() {
+    let mut room = Room::with(&[1, 3], true);
+    for n in [1, 3, 2, 4] {
+        if n % 2 == 0 {
+            room.add(n, true);
+        }
+        room.feed(n, Input::View(view(11, &[1, 3, 2, 4])));
+    }
+    room.run();
+    // Nobody answers the first questions. Meanwhile the leader says something that does not reach those who asked.
+    room.requests.clear();
+    room.hold_up(1, 2);
+    room.hold_up(1, 4);
+    room.say(1, Class::Fifo, "reflected");
+    room.run();
+    room.wait(2, Duration::from_secs(60));
+    assert_eq!(room.requests.iter().map(|(n, to, _)| (*n, *to)).collect::<Vec<_>>(), [(3, id(2))]);
+    room.give("with it");
+    assert_eq!(room.seen(2), [Seen::State("with it".into()), Seen::View(11, vec![])]);
+    for _ in 0..4 {
+        room.wait(4, Duration::from_secs(60));
+        if room.requests.iter().any(|(n, ..)| *n == 2) {
+            break;
+        }
+        room.requests.clear();
+    }
+    assert_eq!(room.requests.iter().map(|(n, to, _)| (*n, *to)).collect::<Vec<_>>(), [(2, id(4))]);
+    room.give("with it");
+    room.let_go();
+    for n in [2, 4] {
+        assert_eq!(room.seen(n), [Seen::State("with it".into()), Seen::View(11, vec![])], "{n} twice");
+    }
 }
