@@ -445,7 +445,10 @@ impl Seeking {
                 Some(Found::Member(Box::new(member)))
             }
             ClusterMsg::SetAside { ballot, view } => {
-                ctx.set_aside_as_guest(lineage, ballot, view);
+                // A pledge has said up to where ids are in use: as long as somebody may found on it, that stays so.
+                if self.pledged.is_none() {
+                    ctx.set_aside_as_guest(lineage, ballot, view);
+                }
                 None
             }
             // We are in a core without knowing: the founding did not reach us, and its coordinator is gone or deaf.
