@@ -194,7 +194,9 @@ impl Member {
         if let Some((into, other)) = self.meeting.others.iter().find(|(_, o)| o.active && recent(o)) {
             ctx.highest = ctx.highest.max(other.last_view);
             let patience = if other.supersedes_ours { ctx.lease() } else { ctx.config.give_up };
-            return (blocked >= patience).then_some(End::Dissolved { into: *into });
+            // Views without a lease are no reason to stay: others may be admitted here again and again.
+            let unleased = ctx.now - self.unleased_since;
+            return (unleased >= patience).then_some(End::Dissolved { into: *into });
         }
         match ctx.config.bootstrap {
             Bootstrap::AloneAfter(d) if blocked >= d.max(ctx.lease()) => {

@@ -92,6 +92,8 @@ pub(crate) struct Member {
     hello_sent_at: Instant,
     /// Since when we have held no lease.
     pub(crate) blocked_since: Instant,
+    /// The same, whatever views came meanwhile.
+    pub(crate) unleased_since: Instant,
     said_blocked: bool,
     pub(crate) leaving: bool,
     /// We leave because a newer process has our address.
@@ -123,6 +125,7 @@ impl Member {
             hello_due: true,
             hello_sent_at: Instant::ZERO,
             blocked_since: ctx.now,
+            unleased_since: ctx.now,
             said_blocked: false,
             leaving: false,
             replaced: false,
@@ -268,6 +271,7 @@ impl Member {
         self.lease.held = false;
         self.said_blocked = true;
         self.blocked_since = ctx.now; // What came while we were stopped is read before we give up.
+        self.unleased_since = ctx.now;
         self.stop_leading_all(ctx, WhyNot::Lease);
         ctx.trace(|p| Event::LeaseEnd { p });
         ctx.trace(|p| Event::NoPrimary { p });
@@ -462,6 +466,7 @@ impl Member {
     fn begin_membership(&mut self, ctx: &mut Ctx) {
         self.hello_due = true;
         self.next_heartbeat = ctx.now;
+        self.unleased_since = ctx.now;
         self.blocked_since = ctx.now;
     }
 

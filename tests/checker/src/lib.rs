@@ -208,13 +208,17 @@ impl Checker {
                 self.liveness.disturb(at.t, "a process was starved");
                 self.multicasts.disturb();
             }
-            Event::Link { state, .. } if *state != LinkState::Ok => {
+            Event::Link { a, b, state, .. } if *state != LinkState::Ok => {
+                self.reasons.loses((*a, *b), *state == LinkState::Loss);
                 self.accuracy.fault("a link was disturbed");
                 self.reasons.fault(self.terms.as_ref(), at);
                 self.liveness.disturb(at.t, "a link was disturbed");
                 self.multicasts.disturb();
             }
-            Event::Link { .. } => self.reasons.mended(at),
+            Event::Link { a, b, .. } => {
+                self.reasons.loses((*a, *b), false);
+                self.reasons.mended(at);
+            }
             Event::Clock { p, kind, par } => self.clock(*p, kind, *par, at),
             Event::Gst { core, apart } => {
                 let Some(terms) = &self.terms else { return };

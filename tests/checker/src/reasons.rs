@@ -33,6 +33,8 @@ pub(crate) struct Reasons {
     explained: u64,
     /// When each node's latest starts were.
     starts: BTreeMap<u64, VecDeque<u64>>,
+    /// Links that lose some of what is said, a fault that goes on.
+    lossy: BTreeSet<(u64, u64)>,
     last_cause: Option<At>,
     last_pause: Option<u64>,
     views: BTreeMap<Lin, u64>,
@@ -115,6 +117,14 @@ impl Reasons {
         self.mended(at);
     }
 
+    /// A link begins, or ceases, to lose messages.
+    pub(crate) fn loses(&mut self, link: (u64, u64), loses: bool) {
+        match loses {
+            true => self.lossy.insert(link),
+            false => self.lossy.remove(&link),
+        };
+    }
+
     /// Something was mended: that may take views, but is no fault of its own.
     pub(crate) fn mended(&mut self, at: At) {
         self.last_cause = Some(at);
@@ -165,7 +175,7 @@ impl Reasons {
             (self.explained.saturating_add(1), m.saturating_mul(nodes).saturating_add(1));
         let what = if self.made > most {
             format!("{} views, where {} faults, joins and leaves explain {most}", self.made, self.causes)
-        } else if self.since_cause > most_since {
+        } else if self.since_cause > most_since && self.lossy.is_empty() {
             let since = self.since_cause;
             format!("{since} views since the latest fault, join or leave; {nodes} nodes explain {most_since}")
         } else {
