@@ -84,6 +84,7 @@ pub enum Standing {
         /// The last view id that it knows of.
         last_view: ViewId,
         /// The lineages that were given up for this one.
+        #[serde(default)]
         supersedes: Vec<Lineage>,
     },
 }
@@ -234,6 +235,7 @@ pub enum ClusterMsg {
         /// The highest view id known there.
         last_view: ViewId,
         /// The lineages that were given up for it.
+        #[serde(default)]
         supersedes: Vec<Lineage>,
     },
 }

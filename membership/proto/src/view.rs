@@ -1,7 +1,10 @@
 //! Ranked views: of the cluster and of its groups.
 
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
-use core::net::SocketAddr;
+use core::{
+    hash::{Hash, Hasher},
+    net::SocketAddr,
+};
 
 use membership_types::{GroupName, Lineage, NodeId, Rank, Token, ViewId};
 use serde::{Deserialize, Serialize};
@@ -9,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::spread::Domains;
 
 /// What everyone knows about a node.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeInfo {
     /// Its id, fresh at every start.
     pub id: NodeId,
@@ -27,6 +30,17 @@ pub struct NodeInfo {
     /// In which failure domains it is.
     #[serde(default)]
     pub domains: Domains,
+}
+
+/// What was added later counts only where it says something: digests of entries stay what they were in older builds.
+impl Hash for NodeInfo {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let Self { id, name, addr, eligible, slot, keeps_floor, domains } = self;
+        (id, name, addr, eligible, slot, domains).hash(state);
+        if *keeps_floor {
+            keeps_floor.hash(state);
+        }
+    }
 }
 
 /// The ranked list of all nodes.

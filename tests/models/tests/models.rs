@@ -8,7 +8,7 @@ use stateright::Model;
 use models::{
     search::{Found, Limits, Story, search},
     suite,
-    takeover::{Action, Budget, Takeover},
+    takeover::{Budget, Takeover},
 };
 
 const LIMITS: Limits = Limits {
@@ -49,39 +49,81 @@ fn those_who_come_along_close_a_view_alike() {
     holds(&search(suite::flush(&[&[0, 1], &[1, 0]], &[(1, Ordered)], None, 1), LIMITS));
 }
 
-/// Goes one path through a model.
-fn follow(model: &Takeover, path: &[Action]) {
+/// Goes one path through a model, told as a search tells it.
+fn follow(model: &Takeover, path: &[&str]) {
     let mut world = model.init_states().remove(0);
-    for action in path {
+    for step in path {
         let mut actions = Vec::new();
         model.actions(&world, &mut actions);
-        assert!(actions.contains(action), "{action:?} is not possible: {:?}", model.show(&world));
-        world = model.next_state(&world, action.clone()).expect("it is possible");
+        let action = actions.into_iter().find(|action| model.tell(&world, action) == *step);
+        let action = action.unwrap_or_else(|| panic!("{step} is not possible: {:?}", model.show(&world)));
+        world = model.next_state(&world, action).expect("it is possible");
         for property in model.properties().iter().filter(|p| p.expectation.discovery_is_failure()) {
             assert!((property.condition)(model, &world), "{}: {:?}", property.name, model.show(&world));
         }
     }
 }
 
+/// Where a change of the protocol makes this path impossible, a new one is found by `models takeover --nodes 3 --cuts 3` in a build
+/// in which a coordinator whose removal is under way renews its own lease.
 #[test]
 fn a_winner_that_adopts_its_own_removal_does_not_lead_meanwhile() {
-    use Action::{Advance, Deliver, Heal, Isolate};
     // Node 2 removes node 0, and is cut off just when that is committed. Node 0 wins with the help of node 1.
-    let steps = [
-        (1, Advance),
-        (1, Deliver(0)),
-        (1, Isolate(0)),
-        (2, Deliver(0)),
-        (3, Advance),
-        (11, Deliver(0)),
-        (1, Heal),
-        (1, Advance),
-        (5, Deliver(0)),
-        (1, Isolate(2)),
-        (3, Deliver(0)),
-        (3, Advance),
-        (4, Deliver(0)),
+    let path = [
+        "time goes on",
+        "arrives from 1.1 to 0.1: Heartbeat",
+        "0.1 is cut off",
+        "arrives from 2.1 to 0.1: Heartbeat",
+        "arrives from 0.1 to 1.1: Grant",
+        "time goes on",
+        "time goes on",
+        "all links carry again",
+        "time goes on",
+        "arrives from 1.1 to 0.1: Ask, Heartbeat",
+        "arrives from 1.1 to 2.1: Ask",
+        "arrives from 2.1 to 0.1: Ask, Heartbeat",
+        "arrives from 2.1 to 1.1: Ask, Heartbeat",
+        "arrives from 0.1 to 1.1: Promise",
+        "arrives from 0.1 to 1.1: Follow",
+        "arrives from 2.1 to 1.1: Refuse",
+        "arrives from 0.1 to 2.1: Promise",
+        "arrives from 0.1 to 2.1: Follow",
+        "arrives from 1.1 to 2.1: Promise",
+        "arrives from 1.1 to 2.1: Follow",
+        "arrives from 2.1 to 0.1: Grant",
+        "arrives from 2.1 to 1.1: Grant",
+        "arrives from 2.1 to 1.1: Grant",
+        "arrives from 1.1 to 2.1: Heartbeat, Heartbeat",
+        "arrives from 2.1 to 1.1: Grant",
+        "arrives from 2.1 to 1.1: Grant",
+        "arrives from 1.1 to 2.1: Heartbeat",
+        "arrives from 2.1 to 0.1: Grant",
+        "arrives from 2.1 to 1.1: Grant, Grant",
+        "time goes on",
+        "arrives from 0.1 to 2.1: Heartbeat",
+        "arrives from 1.1 to 2.1: Heartbeat",
+        "arrives from 2.1 to 0.1: CatchUp, Append",
+        "arrives from 2.1 to 1.1: Append",
+        "2.1 is cut off",
+        "arrives from 2.1 to 0.1: Grant",
+        "arrives from 2.1 to 1.1: Grant",
+        "arrives from 0.1 to 2.1: Heartbeat",
+        "arrives from 0.1 to 2.1: Accepted",
+        "arrives from 1.1 to 2.1: Accepted",
+        "time goes on",
+        "time goes on",
+        "time goes on",
+        "arrives from 0.1 to 1.1: Ask",
+        "1.1 is not heard by 0.1 any more",
+        "arrives from 1.1 to 0.1: Promise",
+        "arrives from 0.1 to 1.1: Grant, Append",
+        "time goes on",
+        "arrives from 0.1 to 1.1: Append, CatchUp, Append",
+        "all links carry again",
+        "time goes on",
+        "arrives from 0.1 to 1.1: Append, CatchUp, Append",
+        "arrives from 0.1 to 2.1: Append, CatchUp, Append",
+        "arrives from 1.1 to 0.1: Heartbeat",
     ];
-    let path: Vec<Action> = steps.into_iter().flat_map(|(times, action)| vec![action; times]).collect();
-    follow(&suite::takeover(3, Budget { cuts: 2, ..Budget::default() }), &path);
+    follow(&suite::takeover(3, Budget { cuts: 3, ..Budget::default() }), &path);
 }
