@@ -1,9 +1,12 @@
 //! Numbers and names that have a meaning: each is a type of its own, so that none can stand for another.
 
-use alloc::{boxed::Box, string::String};
+use alloc::{string::String, sync::Arc};
 use core::{fmt, str::FromStr};
 
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{self, Visitor},
+};
 
 /// One running process: a *node* in one *incarnation*.
 ///
@@ -278,9 +281,10 @@ impl fmt::Debug for Lineage {
 }
 
 /// The name of a group: 1 to 128 characters out of `A-Z a-z 0-9 . _ : / -`.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct GroupName(Box<str>);
+///
+/// Cheap to clone: it is in every view, event and map.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GroupName(Arc<str>);
 
 /// The name is empty, too long, or has a character that group names may not have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -314,9 +318,25 @@ impl TryFrom<String> for GroupName {
     }
 }
 
-impl From<GroupName> for String {
-    fn from(name: GroupName) -> Self {
-        name.0.into()
+impl Serialize for GroupName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for GroupName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Name;
+        impl Visitor<'_> for Name {
+            type Value = GroupName;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the name of a group")
+            }
+            fn visit_str<E: de::Error>(self, name: &str) -> Result<GroupName, E> {
+                GroupName::new(name).map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_str(Name)
     }
 }
 

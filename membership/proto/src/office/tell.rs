@@ -4,7 +4,12 @@
 //! is in or observes, and that its wishes were applied. What it is told forms a chain ([`Update`]`::prev`), so that a
 //! gap shows; then it says where it stands ([`Hello`]) and is told the rest.
 
-use alloc::{boxed::Box, collections::BTreeSet, sync::Arc, vec::Vec};
+use alloc::{
+    boxed::Box,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    vec::Vec,
+};
 
 use membership_types::{GroupName, Lineage, LogIndex, NodeId, ViewId};
 
@@ -197,26 +202,25 @@ impl Office {
         let logged =
             if seen == LogIndex::ZERO || seen > state.index { None } else { acceptor.entries_after(seen) };
         let mut update = self.full_update(acceptor, node, &observes);
+        let known: BTreeMap<&GroupName, ViewId> = hello.groups.iter().map(|(name, id)| (name, *id)).collect();
+        let told: BTreeSet<&GroupName> = update.groups.iter().map(|view| &view.group).collect();
         // Groups that the node knows, and that are gone, or that it has left.
-        for (name, known) in &hello.groups {
-            if update.groups.iter().any(|v| v.group == *name) {
-                continue;
-            }
-            let view = state.group(name).cloned();
-            let view =
-                view.unwrap_or_else(|| Arc::new(GroupView::empty(name.clone(), state.lineage, ViewId::NONE)));
-            if view.id != *known {
-                update.groups.push(view);
+        let mut others = Vec::new();
+        for (name, id) in known.iter().filter(|(name, _)| !told.contains(*name)) {
+            let none = || Arc::new(GroupView::empty((*name).clone(), state.lineage, ViewId::NONE));
+            let view = state.group(name).cloned().unwrap_or_else(none);
+            if view.id != *id {
+                others.push(view);
             }
         }
+        update.groups.extend(others);
         let Some(logged) = logged else { return update }; // Too long ago, or nothing seen at all.
         let (mut deltas, mut core) = (Vec::new(), None);
         for entry in logged {
             deltas.extend(entry.change.cluster.iter().map(|d| (entry.change.index, d.clone())));
             core = entry.change.core.clone().or(core);
         }
-        let known = |v: &SharedView| hello.groups.iter().any(|(name, id)| *name == v.group && *id == v.id);
-        update.groups.retain(|v| !known(v));
+        update.groups.retain(|view| known.get(&view.group) != Some(&view.id));
         Update { prev: seen, full: None, deltas, core, ..update }
     }
 
