@@ -6,6 +6,7 @@ mod common;
 use std::{
     fs,
     path::Path,
+    process::Command,
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -37,6 +38,13 @@ fn kinds() -> Vec<&'static str> {
 fn stamps(file: &str) -> String {
     let body = format!("while :; do read up rest < /proc/uptime; echo $up >> {file}; sleep 0.005; done");
     format!("(setsid sh -c '{body}' >/dev/null 2>&1 &); {body}")
+}
+
+/// All fuses and wrappers, and what writes to this file, for the message of a test that fails.
+fn processes(file: &str) -> String {
+    let all = Command::new("ps").args(["-eo", "pid,ppid,stat,lstart,args"]).output().expect("ps");
+    let text = String::from_utf8_lossy(&all.stdout).into_owned();
+    text.lines().filter(|line| line.contains("phalanx") || line.contains(file)).collect::<Vec<_>>().join("\n")
 }
 
 /// What was written, in hundredths of a second.
@@ -218,7 +226,8 @@ fn a_hook_for_the_lead_is_killed_when_the_wrapper_is_stopped_and_the_server_is_n
     one.signal("STOP");
     sleep(LEASE * 2);
     let last = *read(&hook).last().expect("stamps");
-    assert!(last <= stopped + LEASE.as_millis() as u64 / 10 + 1, "from {stopped} until {last}");
+    let in_time = last <= stopped + LEASE.as_millis() as u64 / 10 + 1;
+    assert!(in_time, "from {stopped} until {last}; seen {:#?}; processes:\n{}", one.seen, processes(&hook));
     assert!(*read(&server).last().expect("stamps") > last, "the server is not bound to the lead");
     one.signal("CONT");
 }

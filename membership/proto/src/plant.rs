@@ -59,11 +59,13 @@ pub enum Plant {
     CommitAny,
     /// A node that is being removed still gets leases.
     LeaseForTheRemoved,
+    /// A core member says with its promise that it is bound to the heir, and is not.
+    BindInWordsOnly,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::PromiseEarly,
         Self::CountOldAcks,
         Self::WinInOldCore,
@@ -90,6 +92,7 @@ impl Plant {
         Self::AcceptBelow,
         Self::CommitAny,
         Self::LeaseForTheRemoved,
+        Self::BindInWordsOnly,
     ];
 
     /// The name on the command line.
@@ -121,6 +124,7 @@ impl Plant {
             Self::AcceptBelow => "accept-below",
             Self::CommitAny => "commit-any",
             Self::LeaseForTheRemoved => "lease-for-the-removed",
+            Self::BindInWordsOnly => "bind-in-words-only",
         }
     }
 }

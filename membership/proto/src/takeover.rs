@@ -299,7 +299,7 @@ impl Member {
         acceptor.promise(ctx, ask.ballot);
         // The heir of one whose end is proved: nobody else will ask, so we can be bound to it before it has won.
         let bind = news && heir;
-        if bind {
+        if bind && !ctx.planted(Plant::BindInWordsOnly) {
             acceptor.grant(ctx, from);
         }
         let promise = Promise {
@@ -446,6 +446,9 @@ impl Member {
         } else {
             "takeover after a lease lapsed"
         });
+        if won.promisers.values().any(|promiser| promiser.bound.is_some()) {
+            ctx.mark("a heir has authority from the promises on");
+        }
         if won.undecided.is_some() {
             ctx.mark("a winner finishes its predecessor's entry");
         }
