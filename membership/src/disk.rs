@@ -50,7 +50,7 @@ impl DataDir {
     /// what to do about it, is told in words; nothing was changed then.
     pub(crate) fn open(path: &Path, cluster: &str, name: &str) -> Result<Self, String> {
         let at = path.display();
-        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| {
+        make(path).map_err(|e| {
             format!("{at} is no directory, and cannot be made one: {e}; give one that this user may write to")
         })?;
         let strangers = strangers(path).map_err(|e| format!("{at} cannot be read: {e}"))?;
@@ -114,6 +114,17 @@ fn write_floors(path: &Path, cluster: &str, wanted: &Receiver<Floor>, done: &mut
             }
         };
     }
+}
+
+/// Makes the directory, and those above it, where they are missing; they are still there when power fails.
+fn make(path: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> = path.ancestors().take_while(|dir| !dir.exists()).collect();
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    for parent in missing.iter().filter_map(|dir| dir.parent()) {
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        File::open(parent)?.sync_all()?;
+    }
+    Ok(())
 }
 
 /// Something in the directory that is not ours.

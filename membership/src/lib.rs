@@ -36,6 +36,8 @@
 //! | `bulk.rs` | the bulk thread: what members of groups say to each other |
 //! | `wire.rs`, `handshake.rs`, `transport.rs` | frames, introductions, connections |
 //! | `secret.rs`, `session.rs` | keys that nodes have in common; what is sealed under them |
+//! | `tls.rs` | certificates instead: one for each node |
+//! | `disk.rs` | the data directory: which view ids were set aside |
 //! | `death.rs` | processes on one host: showing it, and proof of death |
 //! | `rendezvous.rs` | how a starting process finds the cluster: one file for each provider, `finder.rs` runs them |
 //! | `rendezvous/registrar.rs` | the registry that a node keeps for others on its admin API |

@@ -34,6 +34,13 @@ enum Which {
     MulticastMember(multicast::MulticastMember),
 }
 
+/// The middle one of what each of some runs measured.
+fn median<T>(runs: &[T], of: fn(&T) -> f64) -> f64 {
+    let mut all: Vec<f64> = runs.iter().map(of).collect();
+    all.sort_by(f64::total_cmp);
+    all[all.len() / 2]
+}
+
 impl Bench {
     pub(crate) async fn run(self, json: bool) -> Outcome {
         match self.which {

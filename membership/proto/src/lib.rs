@@ -23,6 +23,7 @@
 //! | `state.rs`, `entry.rs`, `view.rs` | what is agreed on |
 //! | `msg.rs`, `config.rs`, `ctx.rs` | messages, configuration, effects |
 //! | `plant.rs` | deliberate bugs for testing the tests |
+//! | `scenes.rs` | tests: one node, and by hand what others say to it |
 //!
 //! `ARCHITECTURE.md` argues why each guarantee holds.
 #![no_std]
@@ -44,6 +45,8 @@ pub mod msg;
 mod office;
 pub mod plant;
 pub mod quorum;
+#[cfg(test)]
+mod scenes;
 mod seeking;
 mod spread;
 pub mod state;

@@ -6,7 +6,7 @@
 //! majority of the slots has founded it since, and may need just this node.
 //!
 //! An operator may give up a blocked lineage for a new one, founded from one node's state. The old one then ends wherever it
-//! meets the new one, although it is the elder.
+//! meets the new one, although it is the elder; see [`outlives`].
 
 use alloc::{collections::BTreeMap, format, string::String, vec::Vec};
 
@@ -41,6 +41,17 @@ pub struct Forced {
 
 /// How many addresses a blocked node probes in one round.
 const PROBES_WHEN_BLOCKED: usize = 8;
+
+/// Does lineage `a` go on where the two meet? With each come those that operators gave up for it.
+///
+/// Whoever was given up for the other one ends. Else the one for which more was given up goes on, and of equals the elder: an
+/// order without circles, since of three that meet at once none may end for the next one all around.
+fn outlives(a: (Lineage, &[Lineage]), b: (Lineage, &[Lineage])) -> bool {
+    if a.1.contains(&b.0) || b.1.contains(&a.0) {
+        return a.1.contains(&b.0);
+    }
+    (b.1.len(), a.0) < (a.1.len(), b.0)
+}
 
 #[derive(Clone, Debug, PartialEq, Hash)]
 struct Other {
@@ -151,10 +162,9 @@ impl Member {
         if lineage == self.lineage {
             return;
         }
-        let supersedes_ours = supersedes.contains(&self.lineage) && !ctx.planted(Plant::GivenUpGoesOn);
-        // Whom an operator gave up for us is no elder of ours.
-        let given_up = ctx.config.terms.supersedes.contains(&lineage);
-        let elder = supersedes_ours || lineage < self.lineage && !given_up;
+        let theirs: &[Lineage] = if ctx.planted(Plant::GivenUpGoesOn) { &[] } else { &supersedes };
+        let supersedes_ours = theirs.contains(&self.lineage);
+        let goes_on = outlives((lineage, theirs), (self.lineage, &ctx.config.terms.supersedes));
         let news = !self.meeting.others.contains_key(&lineage);
         self.meeting.others.insert(
             lineage,
@@ -163,9 +173,9 @@ impl Member {
         let active = self.holds_lease(ctx.now);
         let standing = self.standing(ctx);
         match &mut self.office {
-            Some(office) if elder && active => office.dissolve(ctx, lineage),
-            Some(_) if !elder && news => {
-                // So that the younger one hears of us even if nobody there ever looks here.
+            Some(office) if goes_on && active => office.dissolve(ctx, lineage),
+            Some(_) if !goes_on && news => {
+                // So that the other one hears of us even if nobody there ever looks here.
                 let probe = Probe { info: ctx.config.me.clone(), standing, answer: true };
                 ctx.probe(Dest::Node(contact.id, Some(contact.addr)), probe);
             }
@@ -179,12 +189,13 @@ impl Member {
         if self.holds_lease(ctx.now) {
             return None;
         }
-        let blocked = ctx.now - self.blocked_since;
+        let (blocked, unleased) = (ctx.now - self.blocked_since, ctx.now - self.unleased_since);
         if !self.is_installed() {
             let why = "the founding did not come about";
             return (blocked > ctx.lease() * 3).then_some(End::StartOver { why });
         }
-        if blocked < ctx.lease() {
+        // Views without a lease are no reason to stay where others are active: nodes may be admitted here again and again.
+        if unleased < ctx.lease() {
             return None;
         }
         if self.leaving && blocked >= ctx.lease() * 2 {
@@ -194,8 +205,6 @@ impl Member {
         if let Some((into, other)) = self.meeting.others.iter().find(|(_, o)| o.active && recent(o)) {
             ctx.highest = ctx.highest.max(other.last_view);
             let patience = if other.supersedes_ours { ctx.lease() } else { ctx.config.give_up };
-            // Views without a lease are no reason to stay: others may be admitted here again and again.
-            let unleased = ctx.now - self.unleased_since;
             return (unleased >= patience).then_some(End::Dissolved { into: *into });
         }
         match ctx.config.bootstrap {
@@ -254,5 +263,25 @@ impl Member {
             return Instant::MAX;
         }
         ctx.now.after(ctx.config.heartbeat)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_any_lineages_that_meet_one_outlives_all_others() {
+        let l = |n| Lineage::new(n, 0);
+        // 2 and 3 took the place of 1, 4 that of 2; 5 and 6 are of others.
+        let all: [(Lineage, &[Lineage]); 6] =
+            [(l(1), &[]), (l(2), &[l(1)]), (l(3), &[l(1)]), (l(4), &[l(2), l(1)]), (l(5), &[]), (l(0), &[])];
+        for some in 1..1_usize << all.len() {
+            let met: Vec<_> = (0..all.len()).filter(|i| some >> i & 1 == 1).map(|i| all[i]).collect();
+            let first = |a: &&(Lineage, &[Lineage])| met.iter().all(|b| a.0 == b.0 || outlives(**a, *b));
+            assert_eq!(met.iter().filter(first).count(), 1, "{met:?}");
+        }
+        assert!(outlives(all[1], all[0]) && outlives(all[3], all[1]), "whoever was given up ends");
+        assert!(outlives(all[1], all[2]) && outlives(all[0], all[4]), "of equals the elder stays");
     }
 }

@@ -297,8 +297,9 @@ impl Member {
         let left = if ctx.planted(Plant::PromiseEarly) { Duration::ZERO } else { acceptor.left(ctx.now) };
         let news = ask.ballot > acceptor.promised;
         acceptor.promise(ctx, ask.ballot);
-        // The heir of one whose end is proved: nobody else will ask, so we can be bound to it before it has won.
-        let bind = news && heir;
+        // The heir of one whose end is proved: nobody else will ask, so we can be bound to it before it has won. But not
+        // again and again: one that the others do not hear would keep us from whoever can win.
+        let bind = news && heir && acceptor.given.to != Some(from);
         if bind && !ctx.planted(Plant::BindInWordsOnly) {
             acceptor.grant(ctx, from);
         }

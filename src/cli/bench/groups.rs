@@ -69,11 +69,7 @@ impl Groups {
                 }
                 runs.push(run?);
             }
-            let median = |of: fn(&Measured) -> f64| {
-                let mut all: Vec<f64> = runs.iter().map(of).collect();
-                all.sort_by(f64::total_cmp);
-                all[all.len() / 2]
-            };
+            let median = |of: fn(&Measured) -> f64| super::median(&runs, of);
             let (join, takeover, bytes) = (median(|m| m.join), median(|m| m.takeover), median(|m| m.bytes));
             let object = json!({
                 "event": "groups", "groups": count, "join_ms": join, "takeover_ms": takeover,

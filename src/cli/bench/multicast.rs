@@ -138,11 +138,7 @@ impl Multicast {
                     }
                     runs.push(run?);
                 }
-                let median = |of: fn(&Measured) -> f64| {
-                    let mut all: Vec<f64> = runs.iter().map(of).collect();
-                    all.sort_by(f64::total_cmp);
-                    all[all.len() / 2]
-                };
+                let median = |of: fn(&Measured) -> f64| super::median(&runs, of);
                 let (rate, cpu) = (median(|m| m.per_second), median(|m| m.cpu_us));
                 let (p50, p99) = (median(|m| m.p50_us), median(|m| m.p99_us));
                 let object = json!({

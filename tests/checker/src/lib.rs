@@ -24,10 +24,10 @@
 //! # Map
 //!
 //! `intake.rs` decides whether a trace is evidence; `book.rs` gathers what was judged and found; `report.rs` is what
-//! comes out; `read.rs` reads files. Views: `views.rs` (GM1, GM2, GM4), `chain.rs` (GM5, GM7, GM8), `quorum.rs` (GM6, GM6a). Leaders:
-//! `floors.rs` (GM2n), `title.rs` (GM3, LD1), `reigns.rs` (LD2, GM11), `fences.rs` (LD3, LD5), `zombie.rs` (LD4), `silence.rs` (GM12).
-//! After faults: `calm.rs` (LV1, LV3, LV5, LV9), `accuracy.rs` (LV6),
-//! `reasons.rs` (GM9, LV7), `apart.rs` (LV8). `terms.rs` is what the run promises.
+//! comes out; `read.rs` reads files. Views: `views.rs` (GM1, GM2, GM4), `chain.rs` (GM5, GM7, GM8), `quorum.rs` (GM6, GM6a),
+//! `floors.rs` (GM2n), `reasons.rs` (GM9, LV7). Messages: `multicast.rs` (VS1 to VS14, LV2, LV4). Leaders: `title.rs` (GM3, LD1),
+//! `reigns.rs` (LD2, GM11), `fences.rs` (LD3, LD5), `zombie.rs` (LD4), `silence.rs` (GM12). After faults: `calm.rs` (LV1, LV3, LV5,
+//! LV9), `accuracy.rs` (LV6), `apart.rs` (LV8). `terms.rs` is what the run promises.
 #![forbid(unsafe_code)]
 
 mod accuracy;

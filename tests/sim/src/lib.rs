@@ -6,7 +6,8 @@
 //! # Map
 //!
 //! `params.rs` draws what a run looks like; `world.rs` is the event loop; `network.rs` and `faults.rs` are what goes
-//! wrong; `script.rs` leaves some of that out, and `shrink.rs` as much as it can; `process.rs` and `clock.rs` are what runs; `rooms.rs` is multicast; `recorder.rs` feeds the checker; `report.rs` sums runs up.
+//! wrong; `script.rs` leaves some of that out, and `shrink.rs` as much as it can; `process.rs` and `clock.rs` are what runs;
+//! `rooms.rs` is multicast; `recorder.rs` feeds the checker; `report.rs` sums runs up; `plant.rs` names the deliberate bugs.
 //!
 //! Source of the method: FoundationDB's simulation (Zhou et al., SIGMOD 2021, section 4) and swarm testing (Groce et
 //! al., ISSTA 2012): every run has some kinds of fault switched off.

@@ -1,0 +1,133 @@
+//! Scenes with one node, to which the test says by hand what others would: what is too rare for the simulator, or too long for a
+//! model.
+
+use alloc::{vec, vec::Vec};
+use core::{net::SocketAddr, time::Duration};
+
+use membership_types::{Ballot, Instant, Lineage, LogIndex, NodeId, Rng, ViewId};
+
+use crate::{
+    acceptor::Acceptor,
+    config::{Bootstrap, Config},
+    ctx::{Ctx, End, Output},
+    entry::{Command, Entry},
+    member::Member,
+    msg::{Ask, ClusterMsg, Msg, Probe, Standing},
+    quorum::Deaths,
+    spread::Domains,
+    state::State,
+    view::NodeInfo,
+};
+
+const LEASE: Duration = Duration::from_secs(1);
+
+fn id(n: u32) -> NodeId {
+    NodeId::new(n, u64::from(n))
+}
+
+fn ballot(round: u64, n: u32) -> Ballot {
+    Ballot { round, node: id(n) }
+}
+
+fn info(n: u32) -> NodeInfo {
+    NodeInfo {
+        id: id(n),
+        name: "n".into(),
+        addr: SocketAddr::from(([127, 0, 0, 1], 1000 + n as u16)),
+        eligible: true,
+        slot: None,
+        keeps_floor: false,
+        domains: Domains::default(),
+    }
+}
+
+/// Node `me` of five, all in the core; node 1 coordinates, and nobody has a lease.
+struct Scene {
+    ctx: Ctx,
+    member: Member,
+}
+
+impl Scene {
+    fn new(me: u32) -> Self {
+        let config = Config::new(info(me), Bootstrap::Join, LEASE).expect("valid");
+        let mut ctx = Ctx::new(config, Instant::from_nanos(1 << 40), Rng::seeded(1), ViewId::NONE);
+        let lineage = Lineage::new(1, 1);
+        let founders = (1..=5).map(info).collect();
+        let core = (1..=5).map(id).collect();
+        let terms = ctx.config.terms.clone();
+        let mut state = State::before_founding(lineage, terms, ViewId::new(100), founders, core);
+        state.apply(&Entry { commands: vec![Command::Found], core: None });
+        let mut member = Member::new(&ctx, lineage, ballot(1, 1));
+        member.view = state.view.clone();
+        member.core.clone_from(&state.core);
+        member.acceptor = Some(Acceptor::new(&mut ctx, ballot(1, 1), state));
+        Self { ctx, member }
+    }
+
+    fn wait(&mut self, time: Duration) {
+        self.ctx.now = self.ctx.now.after(time);
+    }
+
+    /// What the node has said since it was last asked.
+    fn said(&mut self) -> Vec<ClusterMsg> {
+        let said = self.ctx.out.drain(..).filter_map(|output| match output {
+            Output::Send(_, Msg::In(_, msg)) => Some(msg),
+            _ => None,
+        });
+        said.collect()
+    }
+
+    fn commit(&self) -> LogIndex {
+        self.member.acceptor.as_ref().expect("it keeps the log").state.index
+    }
+
+    /// A candidate asks for a promise. If it gets one: did the node bind itself, too?
+    fn ask(&mut self, round: u64, from: u32) -> Option<bool> {
+        let (commit, sent) = (self.commit(), self.ctx.now);
+        let ask = Ask { ballot: ballot(round, from), commit, sent, deaths: Deaths::default() };
+        self.member.on_ask(&mut self.ctx, id(from), ask);
+        self.said().into_iter().find_map(|msg| match msg {
+            ClusterMsg::Promise(promise) => Some(promise.bound),
+            _ => None,
+        })
+    }
+}
+
+/// Node 2 hears everybody, and only node 3 hears it: each time that node 4 asks, it gives way and then asks again.
+#[test]
+fn an_heir_that_cannot_win_does_not_bind_the_core_for_ever() {
+    let mut scene = Scene::new(3);
+    scene.member.on_death(&mut scene.ctx, id(1), "seen", None);
+    assert_eq!(scene.ask(2, 2), Some(true), "the heir asks");
+    assert_eq!(scene.ask(3, 4), None, "nobody else can win as long as the heir may have won");
+    scene.wait(LEASE / 2);
+    assert_eq!(scene.ask(4, 2), Some(false), "the heir asks anew");
+    assert_eq!(scene.ask(5, 4), None);
+    scene.wait(LEASE * 6 / 10);
+    assert_eq!(scene.ask(6, 4), Some(false), "a lease after the first time");
+}
+
+#[test]
+fn who_is_without_a_lease_goes_to_an_active_lineage_however_often_views_come() {
+    let mut scene = Scene::new(3);
+    let active = Standing::Member {
+        lineage: Lineage::new(2, 2),
+        active: true,
+        coordinator: None,
+        last_view: ViewId::new(500),
+        supersedes: Vec::new(),
+    };
+    let begun = scene.ctx.now;
+    let end = loop {
+        scene.wait(LEASE / 2);
+        scene.member.blocked_since = scene.ctx.now; // A view was installed.
+        let probe = Probe { info: info(9), standing: active.clone(), answer: false };
+        scene.member.on_probe(&mut scene.ctx, probe);
+        if let Some(end) = scene.member.check_give_up(&mut scene.ctx) {
+            break end;
+        }
+        assert!(scene.ctx.now - begun < scene.ctx.config.give_up * 2, "it stays for ever");
+    };
+    assert_eq!(end, End::Dissolved { into: Lineage::new(2, 2) });
+    assert!(scene.ctx.now - begun >= scene.ctx.config.give_up, "and not too early");
+}
