@@ -59,13 +59,11 @@ pub enum Plant {
     CommitAny,
     /// A node that is being removed still gets leases.
     LeaseForTheRemoved,
-    /// A core member says with its promise that it is bound to the heir, and is not.
-    BindInWordsOnly,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 26] = [
         Self::PromiseEarly,
         Self::CountOldAcks,
         Self::WinInOldCore,
@@ -92,7 +90,6 @@ impl Plant {
         Self::AcceptBelow,
         Self::CommitAny,
         Self::LeaseForTheRemoved,
-        Self::BindInWordsOnly,
     ];
 
     /// The name on the command line.
@@ -124,7 +121,6 @@ impl Plant {
             Self::AcceptBelow => "accept-below",
             Self::CommitAny => "commit-any",
             Self::LeaseForTheRemoved => "lease-for-the-removed",
-            Self::BindInWordsOnly => "bind-in-words-only",
         }
     }
 }

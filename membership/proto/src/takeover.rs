@@ -300,7 +300,7 @@ impl Member {
         // The heir of one whose end is proved: nobody else will ask, so we can be bound to it before it has won. But not
         // again and again: one that the others do not hear would keep us from whoever can win.
         let bind = news && heir && acceptor.given.to != Some(from);
-        if bind && !ctx.planted(Plant::BindInWordsOnly) {
+        if bind {
             acceptor.grant(ctx, from);
         }
         let promise = Promise {
