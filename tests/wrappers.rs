@@ -6,7 +6,7 @@ mod common;
 use std::{
     fs,
     path::Path,
-    process::Command,
+    process::{Command, Stdio},
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -174,8 +174,8 @@ fn a_command_under_a_lock_reads_and_writes_as_if_it_ran_alone() {
     command.args(["lock", "g", "--rendezvous", &dir.rendezvous(), "--", "sh", "-c"]);
     // It finds itself under the number that it has, and reads what we write.
     command.arg("readlink /proc/$$/fd/0 | cut -c1-5; cat; echo wrong >&2; readlink /proc/$$/exe >/dev/null");
-    command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
-    command.stderr(std::process::Stdio::piped());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    command.stderr(Stdio::piped());
     let mut child = command.spawn().expect("the binary can be started");
     std::io::Write::write_all(&mut child.stdin.take().expect("piped"), b"hello\n").expect("it reads");
     let output = child.wait_with_output().expect("it ends");
@@ -230,6 +230,24 @@ fn a_hook_for_the_lead_is_killed_when_the_wrapper_is_stopped_and_the_server_is_n
     assert!(in_time, "from {stopped} until {last}; seen {:#?}; processes:\n{}", one.seen, processes(&hook));
     assert!(*read(&server).last().expect("stamps") > last, "the server is not bound to the lead");
     one.signal("CONT");
+}
+
+/// The kernel continues what is stopped in a process group when the last one goes whose parent is outside, in the same session.
+#[test]
+fn the_end_of_a_command_continues_nobody_who_is_stopped() {
+    let phalanx = env!("CARGO_BIN_EXE_phalanx");
+    for kind in kinds() {
+        let dir = Dir::new();
+        let script = format!(
+            "trap '' HUP; sleep 60 & kill -STOP $!; {phalanx} lock g --fuse {kind} --rendezvous {} -- true && cut -d' ' -f3 \
+             /proc/$!/stat; kill -KILL $!",
+            dir.rendezvous()
+        );
+        let mut alone = Command::new("setsid");
+        let output = alone.args(["--wait", "sh", "-c", &script]).stdin(Stdio::null()).output();
+        let output = output.expect("util-linux is installed");
+        assert_eq!(stdout(&output).trim(), "T", "{kind}: {}", stderr(&output));
+    }
 }
 
 #[test]

@@ -29,7 +29,7 @@ use rustix::{
     net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send},
     process::{
         self, Pid, Signal, WaitOptions, getpid, getppid, kill_process, kill_process_group,
-        set_child_subreaper, set_parent_process_death_signal, setpgid,
+        set_child_subreaper, set_parent_process_death_signal, setsid,
     },
     time::{
         ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime,
@@ -152,8 +152,10 @@ fn branch(
         set_child_subreaper(Some(getpid()))?;
         let order = Order::read(&socket)?;
         let server = start(&order, input, output, *before)?;
-        // Only now: the command may have to be in the wrapper's group, where this process could be stopped.
-        setpgid(None, None)?;
+        // Only now: the command may have to be in the wrapper's group, where this process could be stopped. A session and not
+        // only a group of our own: else the command's end may leave that group without anybody outside, within the session, and
+        // the kernel then sends HUP and CONT to all in it, a stopped wrapper included.
+        setsid()?;
         Ok((order, server))
     };
     let (order, server) = match run() {
