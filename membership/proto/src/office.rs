@@ -289,7 +289,7 @@ impl Office {
             if bound && acceptor.state.core.contains(&node) && !promised.contains(&node) {
                 continue; // Its promise is on its way.
             }
-            let answer = office.peers.get(&node).is_some_and(|p| p.told.is_none());
+            let answer = office.waits_for(acceptor, node);
             office.grant(ctx, acceptor, deaths, node, answer);
         }
         office.authority_seen = office.authority(ctx, acceptor, deaths);
@@ -328,8 +328,15 @@ impl Office {
         let Some(peer) = self.peers.get_mut(&node).filter(|peer| peer.heard.is_none()) else { return };
         peer.heard_at = ctx.now;
         self.meet(ctx, acceptor, node, promiser);
-        let answer = self.peers.get(&node).is_some_and(|p| p.told.is_none());
+        let answer = self.waits_for(acceptor, node);
         self.grant(ctx, acceptor, deaths, node, answer);
+    }
+
+    /// Should the node answer our first grant at once? So it should if we cannot tell it anything yet, or need it to be bound
+    /// to us.
+    fn waits_for(&self, acceptor: &Acceptor, node: NodeId) -> bool {
+        let in_core = acceptor.state.core.contains(&node);
+        self.peers.get(&node).is_some_and(|p| p.told.is_none() || in_core && p.rooted.is_none())
     }
 
     /// Finishes the predecessor's undecided entry under this ballot before anything new.

@@ -9,10 +9,10 @@ use membership_types::{Ballot, Instant, Lineage, LogIndex, NodeId, Rng, ViewId};
 use crate::{
     acceptor::Acceptor,
     config::{Bootstrap, Config},
-    ctx::{Ctx, End, Output},
+    ctx::{Ctx, Dest, End, Output},
     entry::{Command, Entry},
     member::Member,
-    msg::{Ask, ClusterMsg, Msg, Probe, Standing},
+    msg::{Ask, ClusterMsg, Hello, Msg, Probe, Promise, Standing},
     quorum::Deaths,
     spread::Domains,
     state::State,
@@ -69,9 +69,9 @@ impl Scene {
     }
 
     /// What the node has said since it was last asked.
-    fn said(&mut self) -> Vec<ClusterMsg> {
+    fn said(&mut self) -> Vec<(Dest, ClusterMsg)> {
         let said = self.ctx.out.drain(..).filter_map(|output| match output {
-            Output::Send(_, Msg::In(_, msg)) => Some(msg),
+            Output::Send(to, Msg::In(_, msg)) => Some((to, msg)),
             _ => None,
         });
         said.collect()
@@ -86,10 +86,53 @@ impl Scene {
         let (commit, sent) = (self.commit(), self.ctx.now);
         let ask = Ask { ballot: ballot(round, from), commit, sent, deaths: Deaths::default() };
         self.member.on_ask(&mut self.ctx, id(from), ask);
-        self.said().into_iter().find_map(|msg| match msg {
+        self.said().into_iter().find_map(|(_, msg)| match msg {
             ClusterMsg::Promise(promise) => Some(promise.bound),
             _ => None,
         })
+    }
+
+    /// A core member promises the ballot for which the node asks just now.
+    fn promise(&mut self, ballot: Ballot, from: u32, bound: bool) {
+        let promise = Promise {
+            ballot,
+            echo: self.ctx.now,
+            sent: Instant::from_nanos(7),
+            commit: self.commit(),
+            tail: None,
+            accepted: None,
+            left: Duration::ZERO,
+            bound,
+            slot: false,
+            seen: self.commit(),
+            hello: Some(Hello { groups: Vec::new(), observes: Vec::new() }),
+            floor: ViewId::NONE,
+            deaths: Deaths::default(),
+        };
+        self.member.on_promise(&mut self.ctx, id(from), promise);
+    }
+
+    /// Node 2 takes over, with promises of 3 and 4. Which of the two should answer its first grant at once?
+    fn take_over(&mut self, bound: bool) -> Vec<(NodeId, bool)> {
+        self.member.check_takeover(&mut self.ctx);
+        self.wait(self.ctx.config.step);
+        self.member.check_takeover(&mut self.ctx);
+        let asked = self.said().into_iter().find_map(|(_, msg)| match msg {
+            ClusterMsg::Ask(ask) => Some(ask.ballot),
+            _ => None,
+        });
+        let asked = asked.expect("it asks for promises");
+        for from in [3, 4] {
+            self.promise(asked, from, bound);
+        }
+        assert!(self.member.office.is_some(), "three of five");
+        let grants = self.said().into_iter().filter_map(|(to, msg)| match (to, msg) {
+            (Dest::Node(to, _), ClusterMsg::Grant(grant)) if to == id(3) || to == id(4) => {
+                Some((to, grant.answer))
+            }
+            _ => None,
+        });
+        grants.collect()
     }
 }
 
@@ -105,6 +148,16 @@ fn an_heir_that_cannot_win_does_not_bind_the_core_for_ever() {
     assert_eq!(scene.ask(5, 4), None);
     scene.wait(LEASE * 6 / 10);
     assert_eq!(scene.ask(6, 4), Some(false), "a lease after the first time");
+}
+
+#[test]
+fn a_winner_asks_those_for_an_answer_who_are_not_bound_to_it_yet() {
+    let mut scene = Scene::new(2);
+    scene.wait(LEASE * 2);
+    assert_eq!(scene.take_over(false), [(id(3), true), (id(4), true)], "after a lease has lapsed");
+    let mut scene = Scene::new(2);
+    scene.member.on_death(&mut scene.ctx, id(1), "seen", None);
+    assert_eq!(scene.take_over(true), [(id(3), false), (id(4), false)], "after a proof, with nothing to add");
 }
 
 #[test]
