@@ -461,7 +461,9 @@ impl Member {
         let authority = office.own_lease(ctx, acceptor, &self.deaths);
         let ballot = office.ballot;
         // An entry that a predecessor left undecided may have been in force already: whom it removes acts no more.
-        let renew = !office.is_dissolving() && !office.is_removing(ctx.me());
+        // And once that is committed nothing in the office says so any more.
+        let is_out = office.is_removing(ctx.me()) || !acceptor.state.view.contains(ctx.me());
+        let renew = !office.is_dissolving() && !is_out;
         let updates = core::mem::take(&mut office.to_self);
         let mut end = None;
         for update in updates {

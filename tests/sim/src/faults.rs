@@ -7,7 +7,7 @@ use membership_types::trace::{Event, LinkState, Source};
 use crate::{
     network::Cut,
     process::Life,
-    world::{Action, Ambush, Heirs, World},
+    world::{Action, Ambush, Heirs, Strike, World},
 };
 
 /// A kind of fault.
@@ -43,6 +43,8 @@ pub enum Kind {
     Leave,
     /// The network splits when some process is in the middle of something.
     SplitInPhase,
+    /// A coordinator dies, and whoever asks to succeed it is heard no more from then on.
+    MuteHeir,
     /// A core member loses its coordinator, and when the core is changed for that, the network splits along the change.
     SplitCore,
     /// Links of one process are cut in one direction again and again, as long as they are whole in between.
@@ -67,7 +69,7 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::Crash,
         Self::KillInPhase,
         Self::RestartAll,
@@ -83,6 +85,7 @@ impl Kind {
         Self::Replace,
         Self::Leave,
         Self::SplitInPhase,
+        Self::MuteHeir,
         Self::SplitCore,
         Self::FlipFlop,
         Self::Lossy,
@@ -113,6 +116,7 @@ impl Kind {
             Self::Replace => "replace",
             Self::Leave => "leave",
             Self::SplitInPhase => "split-in-phase",
+            Self::MuteHeir => "mute-heir",
             Self::SplitCore => "split-core",
             Self::FlipFlop => "flip-flop",
             Self::Lossy => "lossy",
@@ -215,11 +219,19 @@ impl World {
             }
             Kind::KillInPhase => {
                 let phase = *self.rng.pick(&PHASES).expect("not empty");
-                self.lie_in_wait(phase, 6 * lease, true);
+                self.lie_in_wait(phase, 6 * lease, Strike::Kill);
             }
             Kind::SplitInPhase => {
                 let phase = *self.rng.pick(&PHASES).expect("not empty");
-                self.lie_in_wait(phase, 6 * lease, false);
+                self.lie_in_wait(phase, 6 * lease, Strike::Split);
+            }
+            Kind::MuteHeir => {
+                let up = self.up();
+                let Some(p) = up.into_iter().find(|p| self.processes[*p].cluster.is_coordinator()) else {
+                    return false;
+                };
+                self.lie_in_wait("candidate", 2 * lease, Strike::Mute);
+                self.crash_and_restart(p, lease);
             }
             Kind::SplitCore => {
                 let up = self.up();
@@ -235,7 +247,7 @@ impl World {
                 let (a, c) = (self.processes[a].place, self.processes[c].place);
                 self.note(|| format!("place {a} | place {c} for {}", seconds(4 * lease)));
                 self.cut_both(a, c, Cut::Lose, 4 * lease);
-                self.lie_in_wait("changing-core", 4 * lease, false);
+                self.lie_in_wait("changing-core", 4 * lease, Strike::Split);
             }
             Kind::ForceNew => {
                 if self.rng.chance(600) {
@@ -570,11 +582,25 @@ impl World {
         }
     }
 
-    fn lie_in_wait(&mut self, phase: &'static str, patience: u64, kill: bool) {
-        let what = if kill { "kills the first" } else { "splits the network around the first" };
+    /// From now on nobody hears the process, which hears everybody, for two leases.
+    pub(crate) fn mute(&mut self, p: usize) {
+        let lease = self.params.lease.as_nanos() as u64;
+        let place = self.processes[p].place;
+        for other in self.places().into_iter().filter(|other| *other != place) {
+            self.cut(place, other, Cut::Lose, 2 * lease);
+        }
+        self.mark("a candidate is not heard once it has asked");
+    }
+
+    fn lie_in_wait(&mut self, phase: &'static str, patience: u64, strike: Strike) {
+        let what = match strike {
+            Strike::Kill => "kills the first",
+            Strike::Split => "splits the network around the first",
+            Strike::Mute => "mutes the first",
+        };
         self.note(|| format!("{what} that is {phase} within {}", seconds(patience)));
         let fault = self.script.current();
-        self.ambush = Some(Ambush { phase, until: self.now + patience, kill, fault });
+        self.ambush = Some(Ambush { phase, until: self.now + patience, strike, fault });
     }
 
     fn note_process(&mut self, p: usize, what: impl FnOnce() -> String) {

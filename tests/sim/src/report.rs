@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Rare things that a large enough set of runs must have seen, or it proves little.
-pub const MARKERS: [&str; 94] = [
+pub const MARKERS: [&str; 95] = [
     "a candidate dies",
     "a candidate gives way to a higher ballot",
     "a candidate learns committed entries from a promise",
@@ -80,6 +80,7 @@ pub const MARKERS: [&str; 94] = [
     "silence is held for a cut",
     "takeover after a coordinator left",
     "takeover after a death on another host was attested",
+    "a candidate is not heard once it has asked",
     "a heir has authority from the promises on",
     "takeover after a lease lapsed",
     "takeover after a proof of death",

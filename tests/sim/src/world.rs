@@ -57,6 +57,8 @@ pub(crate) enum Action {
     Resume { p: usize },
     /// The network splits around a process that was in the middle of something.
     SplitAround { p: usize, fault: Option<usize> },
+    /// A process is not heard any more.
+    Mute { p: usize, fault: Option<usize> },
     /// A machine of a join storm goes away.
     Retire { machine: usize },
     /// An operator forces a lineage, if somebody is blocked.
@@ -67,13 +69,22 @@ pub(crate) enum Action {
     Ask,
 }
 
+/// What is done to who is in the phase.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Strike {
+    Kill,
+    /// The network is split.
+    Split,
+    /// What it says from then on is lost; it hears everybody.
+    Mute,
+}
+
 /// A fault that waits for the worst moment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ambush {
     pub(crate) phase: &'static str,
     pub(crate) until: u64,
-    /// Kill the process; else split the network.
-    pub(crate) kill: bool,
+    pub(crate) strike: Strike,
     /// The fault that this belongs to, where faults are written down.
     pub(crate) fault: Option<usize>,
 }
@@ -310,6 +321,13 @@ impl World {
                 if !self.calm {
                     self.script.set_current(fault);
                     self.split_around(p);
+                    self.script.set_current(None);
+                }
+            }
+            Action::Mute { p, fault } => {
+                if !self.calm {
+                    self.script.set_current(fault);
+                    self.mute(p);
                     self.script.set_current(None);
                 }
             }
@@ -698,9 +716,11 @@ impl World {
             self.ambush = None;
             let (who, at) = (self.who(p), self.now);
             self.script.note(ambush.fault, || format!("{who} is at {}", seconds(at)));
-            match ambush.kill {
-                true => self.processes[p].fuse = Some(self.rng.below(6)),
-                false => {
+            match ambush.strike {
+                Strike::Kill => self.processes[p].fuse = Some(self.rng.below(6)),
+                // What it says now is on its way by then.
+                Strike::Mute => self.push(self.now + 1, Action::Mute { p, fault: ambush.fault }),
+                Strike::Split => {
                     // What was just sent may get through, what follows from it may not.
                     let soon = self.rng.below(4_000_000);
                     self.push(self.now + soon, Action::SplitAround { p, fault: ambush.fault });
