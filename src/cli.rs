@@ -107,8 +107,8 @@ enum Command {
     Join(join::Join),
     /// A node that observes GROUP and prints its views.
     Watch(join::Watch),
-    Run(run::Run),
-    Lock(lock::Lock),
+    Run(Box<run::Run>),
+    Lock(Box<lock::Lock>),
     Router(route::Router),
     /// How a node stands, asked at its admin API.
     Status(operate::Status),

@@ -1,13 +1,18 @@
 //! Wrappers: a node for which others act, all of them under a fuse, and the fuse itself.
 
-use std::{convert::Infallible, ffi::OsString, process::abort, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible, ffi::OsString, mem::take, path::PathBuf, process::abort, sync::Arc, time::Duration,
+};
 
-use backplane::{Containment, fuse_main};
+use backplane::{ChildSpec, Containment, fuse_main};
 use clap::Args;
 use membership::{Deadline, Leadership, Node, Tree};
 use tokio::task::JoinHandle;
 
-use super::{Failure, Outcome, complain, flags, flags::NodeFlags};
+use super::{
+    Failure, Outcome, complain,
+    flags::{self, NodeFlags, Time},
+};
 
 /// The process between a wrapper and what it starts; wrappers start it themselves.
 #[derive(Args)]
@@ -39,6 +44,40 @@ impl std::str::FromStr for How {
     }
 }
 
+// What `run` and `lock` have in common. (A doc comment would take the place of theirs.)
+#[derive(Args)]
+pub(crate) struct Wrapped {
+    /// How long CMD has between TERM and KILL when this is told to end; up to 8760h.
+    #[arg(long, value_name = "DUR", default_value = "10s")]
+    grace: Time,
+    /// What keeps all together that CMD starts: namespace (a pid namespace; needs root), user-namespace, subreaper, or auto,
+    /// the first of these that this process may have.
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    fuse: How,
+    /// A TOML file with these settings.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    node: NodeFlags,
+    /// The command and its arguments.
+    #[arg(last = true, required = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+impl Wrapped {
+    pub(crate) fn configure(&mut self) -> Result<Option<tracing::Level>, Failure> {
+        self.node.complete(self.config.as_deref())
+    }
+
+    /// Starts the node, and says what it is to run. Once.
+    pub(crate) async fn start(&mut self) -> Result<(Wrapper, ChildSpec), Failure> {
+        let wrapper = Wrapper::start(take(&mut self.node), self.fuse).await?;
+        let mut spec = ChildSpec::new(take(&mut self.command));
+        spec.grace = self.grace.0;
+        Ok((wrapper, spec))
+    }
+}
+
 /// A node for which its children act, under its fuse.
 pub(crate) struct Wrapper {
     pub(crate) node: Node,
@@ -48,7 +87,7 @@ pub(crate) struct Wrapper {
 
 impl Wrapper {
     /// The fuse first, because neighbours want a handle of it as soon as they meet the node.
-    pub(crate) async fn start(flags: NodeFlags, how: How) -> Result<Self, Failure> {
+    async fn start(flags: NodeFlags, how: How) -> Result<Self, Failure> {
         let program: Vec<OsString> = ["/proc/self/exe", "fuse"].map(Into::into).into();
         let fuse = backplane::Fuse::start(program, how.0).await.map_err(|error| {
             let kind = how.0.map_or("", Containment::name);

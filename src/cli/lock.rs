@@ -1,6 +1,6 @@
 //! `lock`, and `run --exclusive`: a command that runs only while its node leads.
 
-use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use backplane::{ChildSpec, Task};
 use clap::Args;
@@ -9,8 +9,7 @@ use tokio::time::{Instant, timeout};
 
 use super::{
     Failure, Outcome, complain, exit,
-    flags::{NodeFlags, Time},
-    fuse::{How, Keeper, Wrapper},
+    fuse::{Keeper, Wrapped, Wrapper},
     join::{LEAVE_LIMIT, Stops},
     run::{code_of, print_events, spawn, variables},
 };
@@ -29,33 +28,18 @@ use super::{
 pub(crate) struct Lock {
     /// The group.
     group: String,
-    /// How long CMD has between TERM and KILL when this is told to end; up to 8760h.
-    #[arg(long, value_name = "DUR", default_value = "10s")]
-    grace: Time,
-    /// What keeps all together that CMD starts: namespace (a pid namespace; needs root), user-namespace, subreaper, or auto,
-    /// the first of these that this process may have.
-    #[arg(long, value_name = "HOW", default_value = "auto")]
-    fuse: How,
-    /// A TOML file with these settings.
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
     #[command(flatten)]
-    node: NodeFlags,
-    /// The command and its arguments.
-    #[arg(last = true, required = true, value_name = "CMD")]
-    command: Vec<OsString>,
+    wrapped: Wrapped,
 }
 
 impl Lock {
     pub(crate) fn configure(&mut self) -> Result<Option<tracing::Level>, Failure> {
-        self.node.complete(self.config.as_deref())
+        self.wrapped.configure()
     }
 
-    pub(crate) async fn run(self, json: bool) -> Outcome {
+    pub(crate) async fn run(mut self, json: bool) -> Outcome {
         let stops = Stops::new()?;
-        let wrapper = Wrapper::start(self.node, self.fuse).await?;
-        let mut spec = ChildSpec::new(self.command);
-        spec.grace = self.grace.0;
+        let (wrapper, mut spec) = self.wrapped.start().await?;
         // As if a shell had started it.
         (spec.input, spec.own_group) = (true, false);
         let exclusive = Exclusive { wrapper, group: self.group, serves: None, once: true, prints: json };

@@ -4,7 +4,6 @@ use std::{
     ffi::OsString,
     net::{SocketAddr, ToSocketAddrs},
     os::unix::process::ExitStatusExt,
-    path::PathBuf,
     process::ExitStatus,
     sync::Arc,
     time::Duration,
@@ -17,8 +16,8 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     Failure, Outcome, at_least_one, events, exit,
-    flags::{NodeFlags, Time},
-    fuse::{How, Wrapper},
+    flags::Time,
+    fuse::{Wrapped, Wrapper},
     health::{self, Check, Patience},
     hooks::{self, Gate, Hooks},
     join::{LEAVE_LIMIT, Stops},
@@ -78,26 +77,13 @@ pub(crate) struct Run {
     /// How long CMD may take until its port answers; up to 8760h.
     #[arg(long, value_name = "DUR", default_value = "60s")]
     start_timeout: Time,
-    /// How long CMD has between TERM and KILL; up to 8760h.
-    #[arg(long, value_name = "DUR", default_value = "10s")]
-    grace: Time,
-    /// What keeps all together that CMD starts: namespace (a pid namespace; needs root), user-namespace, subreaper, or auto,
-    /// the first of these that this process may have.
-    #[arg(long, value_name = "HOW", default_value = "auto")]
-    fuse: How,
-    /// A TOML file with these settings.
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
     #[command(flatten)]
-    node: NodeFlags,
-    /// The server and its arguments.
-    #[arg(last = true, required = true, value_name = "CMD")]
-    command: Vec<OsString>,
+    wrapped: Wrapped,
 }
 
 impl Run {
     pub(crate) fn configure(&mut self) -> Result<Option<tracing::Level>, Failure> {
-        self.node.complete(self.config.as_deref())
+        self.wrapped.configure()
     }
 
     pub(crate) async fn run(mut self, json: bool) -> Outcome {
@@ -106,9 +92,7 @@ impl Run {
             free(at).await?;
         }
         let stops = Stops::new()?;
-        let wrapper = Wrapper::start(std::mem::take(&mut self.node), self.fuse).await?;
-        let mut spec = ChildSpec::new(std::mem::take(&mut self.command));
-        spec.grace = self.grace.0;
+        let (wrapper, mut spec) = self.wrapped.start().await?;
         if json {
             spec.output = Output::Stderr;
         }

@@ -433,13 +433,16 @@ impl Cluster {
 impl Member {
     /// Agreement, takeover, heartbeats: all that may follow from an input or from time. Returns how this node's life in
     /// the lineage ends, if it does.
-    fn settle(&mut self, ctx: &mut Ctx) -> Option<End> {
+    pub(crate) fn settle(&mut self, ctx: &mut Ctx) -> Option<End> {
         if self.parting.is_some() {
             return self.check_parting(ctx);
         }
         self.check_takeover(ctx);
         if let Some(end) = self.run_office(ctx).or_else(|| self.check_own_removal(ctx)) {
-            return Some(end);
+            return match end {
+                End::Left | End::Removed { .. } => self.hand_over(ctx, end),
+                _ => Some(end),
+            };
         }
         self.notice_want_of_lease(ctx);
         self.on_heartbeat_due(ctx);
@@ -469,9 +472,6 @@ impl Member {
         for update in updates {
             end = end.or(self.on_update(ctx, update));
         }
-        if matches!(end, Some(End::Left | End::Removed { .. })) {
-            return self.hand_over(ctx, end);
-        }
         if renew {
             self.extend_lease(ctx, authority, ballot);
         } else {
@@ -482,10 +482,11 @@ impl Member {
 
     /// A coordinator that is out tells the core after it, so that the next rank need not wait, and goes once a quorum of
     /// that core knows (what few know must not go with it), or after a lease.
-    fn hand_over(&mut self, ctx: &mut Ctx, end: Option<End>) -> Option<End> {
-        let Some(office) = self.office.take() else { return end };
+    fn hand_over(&mut self, ctx: &mut Ctx, end: End) -> Option<End> {
+        let Some(office) = self.office.take() else { return Some(end) };
+        ctx.mark("a coordinator that is out hands over");
         self.parting = Some(Parting {
-            end: end?,
+            end,
             ballot: office.ballot,
             confirmed: BTreeSet::new(),
             next_word: ctx.now,
@@ -499,6 +500,9 @@ impl Member {
         let core = &acceptor.state.core;
         let known = matches!(share(core, |id| parting.confirmed.contains(&id)), Share::Majority);
         if known || core.is_empty() || ctx.now >= parting.until {
+            let vid =
+                acceptor.state.removal_of(ctx.me()).map_or(acceptor.state.view.id, |(view, _)| view).get();
+            ctx.trace(|p| Event::Evicted { p, vid });
             return self.parting.take().map(|p| p.end);
         }
         if ctx.now >= parting.next_word {
@@ -608,6 +612,8 @@ impl Member {
             ClusterMsg::SetAside { ballot, view } => ctx.set_aside(self.lineage, ballot, view),
             ClusterMsg::Update(update) if update.ballot.node == from => return self.on_update(ctx, *update),
             ClusterMsg::Removed { view, index, why } if index >= self.seen() => {
+                // If this is news to a coordinator, another one is in force.
+                self.office = None;
                 return Some(self.out(ctx, view, why.as_str()));
             }
             ClusterMsg::Wishes(wishes) => {

@@ -23,6 +23,14 @@ pub struct Floor {
     pub ballot: Ballot,
 }
 
+impl Floor {
+    /// What it is worth to a coordinator of this lineage. What was set aside for a younger one keeps nobody from giving ids that
+    /// are in use there.
+    pub(crate) fn counts_in(&self, lineage: Lineage) -> ViewId {
+        if self.lineage <= lineage { self.view } else { ViewId::NONE }
+    }
+}
+
 /// A node's floor: what is on disk, and what is on its way there.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Durable {
@@ -109,5 +117,14 @@ mod tests {
         assert_eq!(bound(floors(&[9, 3]), 2), Some(ViewId::new(3)));
         assert_eq!(bound(floors(&[4]), 1), Some(ViewId::new(4)));
         assert_eq!(bound(vec![], 5), None);
+    }
+
+    #[test]
+    fn what_was_set_aside_for_a_younger_lineage_counts_for_nothing() {
+        let ballot = Ballot { round: 1, node: membership_types::NodeId::new(1, 1) };
+        let floor = Floor { view: ViewId::new(500), lineage: Lineage::new(2, 2), ballot };
+        let counts =
+            [Lineage::new(3, 1), floor.lineage, Lineage::new(1, 9)].map(|l| floor.counts_in(l).get());
+        assert_eq!(counts, [500, 500, 0]);
     }
 }

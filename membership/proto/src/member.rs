@@ -470,11 +470,13 @@ impl Member {
         self.blocked_since = ctx.now;
     }
 
-    /// A view without us was committed.
+    /// A view without us was committed. A coordinator is rid of its groups with this, and goes when it has handed over.
     pub(crate) fn out(&mut self, ctx: &mut Ctx, view: ViewId, why: &'static str) -> End {
         let left = self.leaving && !self.replaced;
         self.stop_leading_all(ctx, if left { WhyNot::Leave } else { WhyNot::Removed });
-        ctx.trace(|p| Event::Evicted { p, vid: view.get() });
+        if self.office.is_none() {
+            ctx.trace(|p| Event::Evicted { p, vid: view.get() });
+        }
         let why = if self.replaced { Why::Replaced.as_str() } else { why };
         if left { End::Left } else { End::Removed { view, why } }
     }

@@ -466,10 +466,8 @@ impl Office {
                 ctx.push(crate::ctx::Output::Send(to, Msg::Refused(text.into())));
                 return;
             }
-            // Its directory may be another one than the slot had before. What it set aside for a lineage younger than ours
-            // keeps us from giving ids that are in use there.
-            let ours = join.floor.filter(|floor| floor.lineage <= acceptor.state.lineage);
-            let floor = ours.map_or(ViewId::NONE, |floor| floor.view);
+            // Its directory may be another one than the slot had before.
+            let floor = join.floor.map_or(ViewId::NONE, |floor| floor.counts_in(acceptor.state.lineage));
             self.slot_floors.extend(join.info.slot.map(|slot| (slot, floor)));
             if let Some(view) = self.lacks_ids.filter(|view| floor < *view) {
                 let msg = ClusterMsg::SetAside { ballot: self.ballot, view };

@@ -1,7 +1,7 @@
 //! Scenes with one node, to which the test says by hand what others would: what is too rare for the simulator, or too long for a
 //! model.
 
-use alloc::{vec, vec::Vec};
+use alloc::{sync::Arc, vec, vec::Vec};
 use core::{net::SocketAddr, time::Duration};
 
 use membership_types::{Ballot, Instant, Lineage, LogIndex, NodeId, Rng, ViewId};
@@ -11,12 +11,14 @@ use crate::{
     config::{Bootstrap, Config},
     ctx::{Ctx, Dest, End, Output},
     entry::{Command, Entry},
+    floor::Durable,
     member::Member,
     msg::{Ask, ClusterMsg, Hello, Msg, Probe, Promise, Standing},
     quorum::Deaths,
+    seeking::Seeking,
     spread::Domains,
     state::State,
-    view::NodeInfo,
+    view::{NodeInfo, Why},
 };
 
 const LEASE: Duration = Duration::from_secs(1);
@@ -92,15 +94,15 @@ impl Scene {
         })
     }
 
-    /// A core member promises the ballot for which the node asks just now.
-    fn promise(&mut self, ballot: Ballot, from: u32, bound: bool) {
+    /// A core member promises the ballot for which the node asks just now. It may have accepted an entry before.
+    fn promise(&mut self, ballot: Ballot, from: u32, bound: bool, accepted: Option<(Ballot, Arc<Entry>)>) {
         let promise = Promise {
             ballot,
             echo: self.ctx.now,
             sent: Instant::from_nanos(7),
             commit: self.commit(),
             tail: None,
-            accepted: None,
+            accepted,
             left: Duration::ZERO,
             bound,
             slot: false,
@@ -112,8 +114,8 @@ impl Scene {
         self.member.on_promise(&mut self.ctx, id(from), promise);
     }
 
-    /// Node 2 takes over, with promises of 3 and 4. Which of the two should answer its first grant at once?
-    fn take_over(&mut self, bound: bool) -> Vec<(NodeId, bool)> {
+    /// It is the node's turn: for which ballot does it ask?
+    fn candidacy(&mut self) -> Ballot {
         self.member.check_takeover(&mut self.ctx);
         self.wait(self.ctx.config.step);
         self.member.check_takeover(&mut self.ctx);
@@ -121,9 +123,14 @@ impl Scene {
             ClusterMsg::Ask(ask) => Some(ask.ballot),
             _ => None,
         });
-        let asked = asked.expect("it asks for promises");
+        asked.expect("it asks for promises")
+    }
+
+    /// Node 2 takes over, with promises of 3 and 4. Which of the two should answer its first grant at once?
+    fn take_over(&mut self, bound: bool) -> Vec<(NodeId, bool)> {
+        let asked = self.candidacy();
         for from in [3, 4] {
-            self.promise(asked, from, bound);
+            self.promise(asked, from, bound, None);
         }
         assert!(self.member.office.is_some(), "three of five");
         let grants = self.said().into_iter().filter_map(|(to, msg)| match (to, msg) {
@@ -158,6 +165,57 @@ fn a_winner_asks_those_for_an_answer_who_are_not_bound_to_it_yet() {
     let mut scene = Scene::new(2);
     scene.member.on_death(&mut scene.ctx, id(1), "seen", None);
     assert_eq!(scene.take_over(true), [(id(3), false), (id(4), false)], "after a proof, with nothing to add");
+}
+
+/// Found by the simulator: the entry that it had adopted removed the winner itself, and in the moment in which that was committed
+/// it had authority, and led once more.
+#[test]
+fn a_coordinator_that_has_just_committed_its_own_removal_takes_no_lease() {
+    let mut scene = Scene::new(2);
+    scene.member.on_death(&mut scene.ctx, id(1), "seen", None);
+    let asked = scene.candidacy();
+    let commands = vec![Command::Remove(id(2), Why::Silent)];
+    let entry = Arc::new(Entry { commands, core: Some([3, 4, 5].map(id).into()) });
+    for from in [3, 4] {
+        scene.promise(asked, from, true, Some((ballot(1, 1), entry.clone())));
+    }
+    assert_eq!(scene.member.settle(&mut scene.ctx), None);
+    let index = scene.commit().next();
+    let now = scene.ctx.now;
+    for from in [3, 4] {
+        let office = scene.member.office.as_mut().expect("three of five, and two of the next three");
+        office.on_accepted(&scene.ctx, id(from), asked, index, now);
+    }
+    // It goes once the others know.
+    assert_eq!(scene.member.settle(&mut scene.ctx), None);
+    assert_eq!(scene.commit(), index, "it is decided");
+    assert!(!scene.ctx.out.iter().any(|output| matches!(output, Output::Lease(_) | Output::Unblocked)));
+    scene.wait(LEASE);
+    assert!(
+        matches!(scene.member.settle(&mut scene.ctx), Some(End::Removed { .. })),
+        "or when it has waited long enough"
+    );
+}
+
+/// Found by the simulator: the lineage that was founded on the pledge began with ids that a coordinator elsewhere then gave, too.
+#[test]
+fn who_has_pledged_itself_sets_no_ids_aside_for_another_lineage() {
+    let me = NodeInfo { slot: Some(3), keeps_floor: true, ..info(3) };
+    let config = Config::new(me, Bootstrap::Expect(5), LEASE).expect("valid");
+    let mut ctx = Ctx::new(config, Instant::from_nanos(1 << 40), Rng::seeded(1), ViewId::NONE);
+    ctx.durable = Some(Durable::new(None));
+    let mut seeking = Seeking::new(&ctx);
+    let (ours, other) = (Lineage::new(2, 2), Lineage::new(1, 1));
+    let asked = |seeking: &mut Seeking, ctx: &mut Ctx, view| {
+        let msg = ClusterMsg::SetAside { ballot: ballot(1, 1), view: ViewId::new(view) };
+        assert!(seeking.on_cluster_msg(ctx, id(1), other, msg).is_none());
+        ctx.out.drain(..).any(|output| matches!(output, Output::SetAside(_)))
+    };
+    assert!(asked(&mut seeking, &mut ctx, 100), "as long as nobody relies on what it said");
+    let terms = ctx.config.terms.clone();
+    seeking.on_ask_pledge(&mut ctx, id(2), ours, &terms);
+    assert!(ctx.out.drain(..).any(|output| matches!(output, Output::Send(_, Msg::Pledge { .. }))));
+    assert!(!asked(&mut seeking, &mut ctx, 1 << 40));
 }
 
 #[test]

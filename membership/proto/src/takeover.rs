@@ -56,13 +56,9 @@ struct Candidate {
 
 #[derive(Clone, Debug, PartialEq, Hash)]
 struct Promised {
-    commit: LogIndex,
     accepted: Option<(Ballot, Arc<Entry>)>,
     /// When leases that rest on the promiser's grants have lapsed, on our clock.
     horizon: Instant,
-    /// Our clock in the question that it answered.
-    asked: Instant,
-    /// What else it said of itself.
     promiser: Promiser,
 }
 
@@ -189,12 +185,11 @@ impl Member {
         let round = self.takeover.round.max(acceptor.promised.round).max(self.following.round) + 1;
         let ballot = Ballot { round, node: me };
         acceptor.promise(ctx, ballot);
+        let commit = acceptor.state.index;
         let own = Promised {
-            commit: acceptor.state.index,
             accepted: acceptor.accepted.clone(),
             horizon: ctx.now.after(ctx.config.terms.drift.granter_waits(left)),
-            asked: Instant::MAX,
-            promiser: Promiser { floor: ctx.floor(), ..Promiser::default() },
+            promiser: Promiser { asked: Instant::MAX, commit, ..Promiser::default() },
         };
         let promises = BTreeMap::from([(me, own)]);
         let old_core = acceptor.state.core.clone();
@@ -364,10 +359,8 @@ impl Member {
         let before = candidate.promises.get(&from);
         promiser.bound = promiser.bound.max(before.and_then(|p| p.promiser.bound));
         let promised = Promised {
-            commit: promise.commit,
             accepted: promise.accepted,
             horizon: before.map_or(horizon, |p| p.horizon.min(horizon)),
-            asked: promise.echo,
             promiser,
         };
         candidate.promises.insert(from, promised);
@@ -474,7 +467,7 @@ impl Member {
             self.takeover.candidate = None;
             return None;
         }
-        let latest = candidate.promises.values().filter(|p| p.commit == state.index);
+        let latest = candidate.promises.values().filter(|p| p.promiser.commit == state.index);
         let undecided = latest.filter_map(|p| p.accepted.clone()).max_by_key(|(ballot, _)| *ballot);
         let undecided = undecided.map(|(_, entry)| entry).filter(|_| !ctx.planted(Plant::AdoptNothing));
         let mut horizon = candidate.promises.values().map(|p| p.horizon).max().unwrap_or(ctx.now);
@@ -535,7 +528,7 @@ impl Member {
         }
         let from = candidate.alone_from.filter(|from| *from >= horizon).unwrap_or(ctx.now);
         candidate.alone_from = Some(from);
-        let anew = |id: &NodeId| candidate.promises.get(id).is_some_and(|p| p.asked >= from);
+        let anew = |id: &NodeId| candidate.promises.get(id).is_some_and(|p| p.promiser.asked >= from);
         let all = with.iter().all(anew);
         if !all && candidate.asked_at < from {
             candidate.next_ask = candidate.next_ask.min(ctx.now);

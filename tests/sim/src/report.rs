@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Rare things that a large enough set of runs must have seen, or it proves little.
-pub const MARKERS: [&str; 95] = [
+pub const MARKERS: [&str; 96] = [
     "a candidate dies",
     "a candidate gives way to a higher ballot",
     "a candidate learns committed entries from a promise",
@@ -24,6 +24,7 @@ pub const MARKERS: [&str; 95] = [
     "a coordinator dies while its lineage dissolves",
     "a coordinator dies while the core changes",
     "a coordinator hears of a higher ballot",
+    "a coordinator that is out hands over",
     "a coordinator wins a higher ballot of its own",
     "a core member is behind",
     "a death is attested to another host",
