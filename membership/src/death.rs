@@ -12,7 +12,7 @@
 //! says so only after the kernel has freed the memory of the dead, 70 ms for each GiB. So with its pidfd each side also
 //! gives the other a *life line* (`membership_sync::LifeLines`), which the kernel cuts before. That is only a wake-up, as a
 //! thread may end alone; the proof is that all threads of the process are exiting ([`threads`]). One thread per process
-//! waits for wake-ups and looks ([`wake`]); the pidfd goes on being watched and proves the death where that fails.
+//! waits for wake-ups and looks ([`wake`]), away from the processors where processes end ([`turn`]); the pidfd goes on being watched and proves the death where that fails.
 //!
 //! What acts for a node may be more than its process: a wrapper's death leaves its children. So a wrapper that runs them
 //! under a fuse also gives a handle of the fuse ([`Tree`]), and its death is proved once both are gone; a wrapper that cannot
@@ -22,6 +22,7 @@
 //! process is no death: its pidfd stays silent.
 
 mod threads;
+mod turn;
 mod wake;
 
 use std::{
@@ -235,12 +236,13 @@ impl Neighbours {
         }))
     }
 
-    /// These nodes act first when somebody dies. If all of them are on this host, and none is `me`, they need nothing of this
-    /// process, and it does not compete with them for a moment.
+    /// These nodes act first when somebody dies. If `me` is one of them, it is to run at once when that happens. If all of them
+    /// are on this host, and none is `me`, they need nothing of this process, and it does not compete with them for a moment.
     pub(crate) fn act_first(&self, me: NodeId, nodes: &[NodeId]) {
         let here = |node: &NodeId| *node != me && self.is_watched(*node);
         if let Some(life) = wake::life() {
             life.set_courteous(!nodes.is_empty() && nodes.iter().all(here));
+            life.set_prompt(nodes.contains(&me));
         }
     }
 

@@ -18,15 +18,21 @@ use std::{
 };
 
 use membership_sync::{Bell, Cut, LifeLine, LifeLines, WATCHED_AT_ONCE};
-use rustix::process::{PidfdFlags, getpid, pidfd_open};
+use rustix::{
+    process::{PidfdFlags, getpid, pidfd_open},
+    thread::{Pid, gettid},
+};
 use tokio::sync::oneshot;
 
-use super::threads::{Seen, Threads};
+use super::{
+    threads::{Seen, Threads},
+    turn::{self, Elsewhere},
+};
 
 /// Pauses between two looks at a process whose line is cut grow from the first to the second.
 const PAUSES: (Duration, Duration) = (Duration::from_micros(50), Duration::from_millis(2));
 /// How long one waits with its first look that others on this host need less than their own.
-const COURTESY: Duration = Duration::from_millis(1);
+const COURTESY: Duration = Duration::from_millis(3);
 /// Then its pidfd has to tell: the thread ended alone, or another one is inside a system call that takes long.
 const LONGEST: Duration = Duration::from_secs(1);
 
@@ -48,6 +54,10 @@ pub(super) struct Life {
     bell: Bell,
     /// Others on this host look first: what they see is told to this process before it needs it.
     courteous: AtomicBool,
+    /// This process is among those who act first.
+    prompt: AtomicBool,
+    /// The thread.
+    thread: Pid,
     /// On its way to the thread.
     new: Mutex<Vec<Watched>>,
 }
@@ -56,6 +66,8 @@ struct Watched {
     line: LifeLine,
     threads: Threads,
     tell: oneshot::Sender<Woken>,
+    /// The thread that waits for that.
+    waits: Pid,
     looking: Option<Looking>,
 }
 
@@ -65,6 +77,7 @@ struct Looking {
     next: Instant,
     pause: Duration,
     until: Instant,
+    seen_alive: bool,
 }
 
 /// Tells what comes of a watch, which ends when this is dropped.
@@ -107,7 +120,8 @@ fn begin() -> io::Result<&'static Life> {
     let body = move || {
         let life = LifeLines::hold().and_then(|lines| {
             let (bell, new) = (Bell::default(), Mutex::default());
-            let life = Life { lines, bell, courteous: AtomicBool::new(false), new };
+            let (courteous, prompt) = (AtomicBool::new(false), AtomicBool::new(false));
+            let life = Life { lines, bell, courteous, prompt, thread: gettid(), new };
             life.bell.sleep(life.bell.heard(), [], Some(Duration::ZERO))?;
             // It wakes up when it said, and not 50 us later. If that cannot be had, a look comes late, and nothing worse.
             let _imprecise = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
@@ -124,10 +138,10 @@ fn begin() -> io::Result<&'static Life> {
 }
 
 impl Life {
-    /// Watches a line. The threads must be those of the process that holds it.
+    /// Watches a line, for the calling thread. The threads must be those of the process that holds it.
     pub(super) fn watch(&self, line: LifeLine, threads: Threads) -> Waking {
         let (tell, told) = oneshot::channel();
-        let watched = Watched { line, threads, tell, looking: None };
+        let watched = Watched { line, threads, tell, waits: gettid(), looking: None };
         self.new.lock().unwrap_or_else(PoisonError::into_inner).push(watched);
         self.bell.ring();
         Waking(told)
@@ -138,8 +152,16 @@ impl Life {
         self.courteous.store(courteous, Ordering::Relaxed);
     }
 
+    /// Is this process among those who act first when somebody dies? Then its thread runs at once when it is woken.
+    pub(super) fn set_prompt(&self, prompt: bool) {
+        if self.prompt.swap(prompt, Ordering::Relaxed) != prompt {
+            turn::set_prompt(self.thread, prompt);
+        }
+    }
+
     fn watch_for_ever(&self) {
         let mut all: Vec<Watched> = Vec::new();
+        let mut elsewhere = None;
         loop {
             // Before the list is read: who puts something on it rings afterwards.
             let heard = self.bell.heard();
@@ -154,11 +176,17 @@ impl Life {
                         at += 1;
                     }
                     Err(woken) => {
-                        // Nobody may wait for it any more.
-                        let _unheard = all.swap_remove(at).tell.send(woken);
+                        let Watched { tell, waits, .. } = all.swap_remove(at);
+                        turn::wake_here(waits, || {
+                            // Nobody may wait for it any more.
+                            let _unheard = tell.send(woken);
+                        });
                     }
                 }
             }
+            // What still lives where this thread runs is kept from ending.
+            let lives = all.iter().any(|watched| watched.looking.is_some_and(|looking| looking.seen_alive));
+            elsewhere = if lives { elsewhere.or_else(Elsewhere::go) } else { None };
             let mut room = WATCHED_AT_ONCE;
             let full = |watched: &mut Watched| {
                 let fits = watched.looking.is_some() || room > 0;
@@ -192,7 +220,7 @@ impl Watched {
                 Cut::Cut => {
                     let now = Instant::now();
                     let next = if courteous { now + COURTESY } else { now };
-                    let looking = Looking { next, pause: PAUSES.0, until: now + LONGEST };
+                    let looking = Looking { next, pause: PAUSES.0, until: now + LONGEST, seen_alive: false };
                     self.looking = Some(looking);
                     looking
                 }
@@ -213,7 +241,7 @@ impl Watched {
         }
         let next = Instant::now() + looking.pause;
         let pause = (looking.pause * 5 / 4).min(PAUSES.1);
-        self.looking = Some(Looking { next, pause, ..looking });
+        self.looking = Some(Looking { next, pause, seen_alive: true, ..looking });
         Ok(Some(next))
     }
 }

@@ -1,0 +1,156 @@
+//! Where a thread gets its turn, and when.
+//!
+//! The last thread of a dying process stays on its processor until the kernel has freed the memory of all of them: half a
+//! millisecond for a small process, 70 ms for each GiB. The scheduler wakes a thread where it ran before, or where its waker
+//! runs, and does not always see that this one is occupied and another one idle. So whoever watches a death keeps off the
+//! processors where that goes on; and whoever acts first when somebody dies asks for short slices, with which it runs before the
+//! dying go on (EEVDF: the less a thread asks for, the sooner its virtual deadline; Stoica and Abdel-Wahab 1995). It gets no more of
+//! the processors for it, and no privileges are needed. Where something here fails, the scheduler's choice stands.
+
+use std::io;
+
+use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_getcpu, sched_setaffinity};
+
+/// The shortest slice that the scheduler knows.
+const SHORT: u64 = 100_000;
+/// The one that all have who have asked for none.
+const USUAL: u64 = 0;
+
+/// Lets another thread of this process, which sleeps, go on where the calling thread runs: `wake` is called to wake it.
+pub(super) fn wake_here(thread: Pid, wake: impl FnOnce()) {
+    let allowed = sched_getaffinity(Some(thread)).ok();
+    let here = sched_getcpu();
+    let placed = allowed.filter(|allowed| allowed.is_set(here) && allowed.count() > 1).filter(|_| {
+        let mut only = CpuSet::new();
+        only.set(here);
+        sched_setaffinity(Some(thread), &only).is_ok()
+    });
+    wake();
+    if let Some(allowed) = placed {
+        // It has its place; from now on it may go where it likes. Nothing can be done if it has ended meanwhile.
+        let _ended = sched_setaffinity(Some(thread), &allowed);
+    }
+}
+
+/// Keeps the calling thread off the processor on which it runs, until this is dropped.
+pub(super) struct Elsewhere(CpuSet);
+
+impl Elsewhere {
+    /// None if there is no other one.
+    pub(super) fn go() -> Option<Self> {
+        let allowed = sched_getaffinity(None).ok()?;
+        let mut others = allowed;
+        others.unset(sched_getcpu());
+        if others.count() == 0 || others.count() == allowed.count() {
+            return None;
+        }
+        sched_setaffinity(None, &others).ok()?;
+        Some(Self(allowed))
+    }
+}
+
+impl Drop for Elsewhere {
+    fn drop(&mut self) {
+        // What was allowed before is allowed again, unless somebody took it away meanwhile.
+        let _taken_away = sched_setaffinity(None, &self.0);
+    }
+}
+
+/// A thread of this process is to run at once when it is woken, or like others. Kernels before Linux 6.12, sandboxes, and threads
+/// under another policy than the usual one do without.
+pub(super) fn set_prompt(thread: Pid, prompt: bool) {
+    let slice = if prompt { SHORT } else { USUAL };
+    if let Err(error) = set_slice(thread, slice) {
+        tracing::debug!(%error, "the scheduler does not take a slice");
+    }
+}
+
+fn set_slice(thread: Pid, slice: u64) -> io::Result<()> {
+    let mut attr = attributes(thread)?;
+    if attr.sched_policy != libc::SCHED_OTHER as u32 {
+        return Ok(());
+    }
+    attr.sched_runtime = slice;
+    // SAFETY: `attr` is as large as it says, and the kernel only reads it.
+    #[allow(unsafe_code, reason = "no safe interface to this call exists")]
+    let status = unsafe { libc::syscall(libc::SYS_sched_setattr, thread.as_raw_pid(), &raw const attr, 0) };
+    if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// How a thread is scheduled.
+fn attributes(thread: Pid) -> io::Result<libc::sched_attr> {
+    let size = size_of::<libc::sched_attr>() as u32;
+    let mut attr = libc::sched_attr {
+        size,
+        sched_policy: 0,
+        sched_flags: 0,
+        sched_nice: 0,
+        sched_priority: 0,
+        sched_runtime: 0,
+        sched_deadline: 0,
+        sched_period: 0,
+    };
+    // SAFETY: `attr` is as large as `size` says, and valid whatever the kernel writes there.
+    #[allow(unsafe_code, reason = "no safe interface to this call exists")]
+    let status =
+        unsafe { libc::syscall(libc::SYS_sched_getattr, thread.as_raw_pid(), &raw mut attr, size, 0) };
+    if status == 0 { Ok(attr) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc::channel, thread};
+
+    use rustix::thread::gettid;
+
+    use super::*;
+
+    fn allowed() -> CpuSet {
+        sched_getaffinity(None).expect("this thread exists")
+    }
+
+    #[test]
+    fn who_is_woken_here_may_then_go_anywhere() {
+        let (wake, woken) = channel::<()>();
+        let (tell, told) = channel();
+        let sleeper = thread::spawn(move || {
+            tell.send(gettid()).expect("it waits");
+            while woken.recv().is_ok() {}
+            allowed()
+        });
+        let thread = told.recv().expect("it runs");
+        wake_here(thread, || wake.send(()).expect("it sleeps"));
+        drop(wake);
+        assert_eq!(sleeper.join().expect("no panic"), allowed());
+    }
+
+    #[test]
+    fn elsewhere_is_another_processor_until_its_guard_is_dropped() {
+        let before = allowed();
+        match Elsewhere::go() {
+            Some(elsewhere) => {
+                assert_eq!(allowed().count() + 1, before.count());
+                assert!(allowed().is_set(sched_getcpu()));
+                drop(elsewhere);
+            }
+            None => assert_eq!(before.count(), 1),
+        }
+        assert_eq!(allowed(), before);
+    }
+
+    #[test]
+    fn a_prompt_thread_keeps_its_priority_and_may_be_as_before() {
+        let me = gettid();
+        let seen = || {
+            let attr = attributes(me).expect("this thread exists");
+            ((attr.sched_policy, attr.sched_nice), attr.sched_runtime)
+        };
+        let (priority, slice) = seen();
+        set_prompt(me, true);
+        assert_eq!(seen().0, priority);
+        // Older kernels tell no slices.
+        assert!([slice, SHORT].contains(&seen().1), "{}", seen().1);
+        set_prompt(me, false);
+        assert_eq!(seen(), (priority, slice));
+    }
+}
