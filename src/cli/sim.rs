@@ -121,7 +121,7 @@ impl Sim {
             return Err(Failure::usage("--seeds 0: give at least 1"));
         }
         if self.plant.as_deref() == Some("list") {
-            for plant in Plant::all() {
+            for plant in Plant::all().filter(|plant| plant.is_simulated()) {
                 events::line(plant.name());
             }
             return Ok(0);

@@ -49,6 +49,9 @@ impl Plant {
         Self::ForgetOwnLabel,
     ];
 
+    /// Too rare for the simulator: a scenario shows that it is found.
+    pub const RARE: [Self; 1] = [Self::ForgetOwnLabel];
+
     /// The name on the command line.
     pub fn name(self) -> &'static str {
         match self {

@@ -16,6 +16,11 @@ impl Plant {
         membership.chain(membership_multicast::Plant::ALL.into_iter().map(Self::Multicast))
     }
 
+    /// Is this one to be found by the simulator? Those that are too rare have scenarios of their own.
+    pub fn is_simulated(self) -> bool {
+        !matches!(self, Self::Multicast(plant) if membership_multicast::Plant::RARE.contains(&plant))
+    }
+
     /// The name on the command line.
     pub fn name(self) -> &'static str {
         match self {
