@@ -250,6 +250,45 @@ fn the_end_of_a_command_continues_nobody_who_is_stopped() {
     }
 }
 
+/// `/proc` is hidden from the fuse while a command runs: what it cannot see it can neither end nor say to be gone.
+#[test]
+fn a_fuse_that_cannot_see_what_is_left_says_so_and_does_not_wait_for_ever() {
+    let dir = Dir::new();
+    let (rendezvous, file, daemon) = (dir.rendezvous(), dir.file("runs"), dir.file("daemon"));
+    if !Command::new("unshare").args(["--mount", "true"]).status().is_ok_and(|status| status.success()) {
+        assert!(std::env::var_os("CI").is_none(), "mount namespaces need root and util-linux");
+        println!("SKIPPED: no mount namespaces");
+        return;
+    }
+    let script = format!(
+        "(setsid sh -c 'echo $$ >{daemon}; exec sleep 60' >/dev/null 2>&1 &); touch {file}; exec sleep 60"
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--mount", env!("CARGO_BIN_EXE_phalanx"), "lock", "g", "--fuse", "subreaper"]);
+    command.args(["--rendezvous", &rendezvous, "--", "sh", "-c", &script]);
+    let wrapper = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().expect("util-linux");
+    let pid = |file: &str| fs::read_to_string(file).unwrap_or_default().trim().to_owned();
+    until("both run", || Path::new(&file).exists() && !pid(&daemon).is_empty());
+    let number = wrapper.id().to_string();
+    let run = |program: &str, args: &[&str]| {
+        assert!(
+            Command::new(program).args(args).status().expect("it can be run").success(),
+            "{program} {args:?}"
+        );
+    };
+    run("nsenter", &["--target", &number, "--mount", "mount", "-t", "tmpfs", "none", "/proc"]);
+    run("kill", &["-TERM", &number]);
+    let told = Instant::now();
+    let output = wrapper.wait_with_output().expect("it ends");
+    let took = told.elapsed();
+    let orphan = pid(&daemon);
+    assert!(Path::new(&format!("/proc/{orphan}")).exists(), "else there was nothing to miss");
+    run("kill", &["-KILL", &orphan]);
+    let said = stderr(&output);
+    assert!(said.contains("/proc cannot be read") && said.contains("may still run"), "{said}");
+    assert!(!output.status.success() && took < Duration::from_secs(20), "{:?} after {took:?}", output.status);
+}
+
 #[test]
 fn an_unhealthy_server_does_not_lead_and_comes_back_as_the_last() {
     let dir = Dir::new();
