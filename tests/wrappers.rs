@@ -72,6 +72,20 @@ fn lock(dir: &Dir, kind: &str, file: &str) -> Proc {
     Proc::start(&["lock", "g", "--fuse", kind, "--rendezvous", &rendezvous, "--", "sh", "-c", &script])
 }
 
+/// Two that want one lock: the first has it, the second waits for it; and the files in which they leave their stamps.
+fn holder_and_next(dir: &Dir, kind: &str) -> (Proc, Proc, [String; 2]) {
+    let files = [dir.file("one"), dir.file("two")];
+    let mut one = lock(dir, kind, &files[0]);
+    one.until_event("leading");
+    until("stamps", || read(&files[0]).len() > 10);
+    let mut two = lock(dir, kind, &files[1]);
+    two.until_members(2);
+    // Until they have met, and the core has grown.
+    sleep(LEASE);
+    assert!(read(&files[1]).is_empty(), "one at a time");
+    (one, two, files)
+}
+
 #[test]
 fn a_daemon_dies_with_the_wrapper_that_is_killed() {
     for kind in kinds() {
@@ -99,15 +113,7 @@ fn a_daemon_dies_with_the_wrapper_that_is_killed() {
 fn the_next_holder_begins_when_all_of_the_killed_one_is_gone_and_long_before_its_lease_ends() {
     for kind in kinds() {
         let dir = Dir::new();
-        let files = [dir.file("one"), dir.file("two")];
-        let mut one = lock(&dir, kind, &files[0]);
-        one.until_event("leading");
-        until("stamps", || read(&files[0]).len() > 10);
-        let mut two = lock(&dir, kind, &files[1]);
-        two.until_members(2);
-        // Until they have met.
-        sleep(LEASE);
-        assert!(read(&files[1]).is_empty(), "one at a time");
+        let (mut one, mut two, files) = holder_and_next(&dir, kind);
         let killed = Instant::now();
         one.signal("KILL");
         two.until_event("leading");
@@ -126,17 +132,10 @@ fn the_next_holder_begins_when_all_of_the_killed_one_is_gone_and_long_before_its
 fn a_stopped_wrapper_cannot_prolong_its_command() {
     for kind in kinds() {
         let dir = Dir::new();
-        let files = [dir.file("one"), dir.file("two")];
         // A stopped process is not proved dead: it takes a majority without it.
         let mut agent = Proc::start(&["agent", "--rendezvous", &dir.rendezvous()]);
         agent.until_event("unblocked");
-        let mut one = lock(&dir, kind, &files[0]);
-        one.until_event("leading");
-        until("stamps", || read(&files[0]).len() > 10);
-        let mut two = lock(&dir, kind, &files[1]);
-        two.until_members(2);
-        // Until the core has grown.
-        sleep(LEASE);
+        let (mut one, mut two, files) = holder_and_next(&dir, kind);
         let stopped = uptime();
         one.signal("STOP");
         two.until_event("leading");
