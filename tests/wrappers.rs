@@ -72,6 +72,20 @@ fn lock(dir: &Dir, kind: &str, file: &str) -> Proc {
     Proc::start(&["lock", "g", "--fuse", kind, "--rendezvous", &rendezvous, "--", "sh", "-c", &script])
 }
 
+/// Two that want one lock: the first has it, the second waits for it; and the files in which they leave their stamps.
+fn holder_and_next(dir: &Dir, kind: &str) -> (Proc, Proc, [String; 2]) {
+    let files = [dir.file("one"), dir.file("two")];
+    let mut one = lock(dir, kind, &files[0]);
+    one.until_event("leading");
+    until("stamps", || read(&files[0]).len() > 10);
+    let mut two = lock(dir, kind, &files[1]);
+    two.until_members(2);
+    // Until they have met, and the core has grown.
+    sleep(LEASE);
+    assert!(read(&files[1]).is_empty(), "one at a time");
+    (one, two, files)
+}
+
 #[test]
 fn a_daemon_dies_with_the_wrapper_that_is_killed() {
     for kind in kinds() {
@@ -99,15 +113,7 @@ fn a_daemon_dies_with_the_wrapper_that_is_killed() {
 fn the_next_holder_begins_when_all_of_the_killed_one_is_gone_and_long_before_its_lease_ends() {
     for kind in kinds() {
         let dir = Dir::new();
-        let files = [dir.file("one"), dir.file("two")];
-        let mut one = lock(&dir, kind, &files[0]);
-        one.until_event("leading");
-        until("stamps", || read(&files[0]).len() > 10);
-        let mut two = lock(&dir, kind, &files[1]);
-        two.until_members(2);
-        // Until they have met.
-        sleep(LEASE);
-        assert!(read(&files[1]).is_empty(), "one at a time");
+        let (mut one, mut two, files) = holder_and_next(&dir, kind);
         let killed = Instant::now();
         one.signal("KILL");
         two.until_event("leading");
@@ -126,17 +132,10 @@ fn the_next_holder_begins_when_all_of_the_killed_one_is_gone_and_long_before_its
 fn a_stopped_wrapper_cannot_prolong_its_command() {
     for kind in kinds() {
         let dir = Dir::new();
-        let files = [dir.file("one"), dir.file("two")];
         // A stopped process is not proved dead: it takes a majority without it.
         let mut agent = Proc::start(&["agent", "--rendezvous", &dir.rendezvous()]);
         agent.until_event("unblocked");
-        let mut one = lock(&dir, kind, &files[0]);
-        one.until_event("leading");
-        until("stamps", || read(&files[0]).len() > 10);
-        let mut two = lock(&dir, kind, &files[1]);
-        two.until_members(2);
-        // Until the core has grown.
-        sleep(LEASE);
+        let (mut one, mut two, files) = holder_and_next(&dir, kind);
         let stopped = uptime();
         one.signal("STOP");
         two.until_event("leading");
@@ -248,6 +247,45 @@ fn the_end_of_a_command_continues_nobody_who_is_stopped() {
         let output = output.expect("util-linux is installed");
         assert_eq!(stdout(&output).trim(), "T", "{kind}: {}", stderr(&output));
     }
+}
+
+/// `/proc` is hidden from the fuse while a command runs: what it cannot see it can neither end nor say to be gone.
+#[test]
+fn a_fuse_that_cannot_see_what_is_left_says_so_and_does_not_wait_for_ever() {
+    let dir = Dir::new();
+    let (rendezvous, file, daemon) = (dir.rendezvous(), dir.file("runs"), dir.file("daemon"));
+    if !Command::new("unshare").args(["--mount", "true"]).status().is_ok_and(|status| status.success()) {
+        assert!(std::env::var_os("CI").is_none(), "mount namespaces need root and util-linux");
+        println!("SKIPPED: no mount namespaces");
+        return;
+    }
+    let script = format!(
+        "(setsid sh -c 'echo $$ >{daemon}; exec sleep 60' >/dev/null 2>&1 &); touch {file}; exec sleep 60"
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--mount", env!("CARGO_BIN_EXE_phalanx"), "lock", "g", "--fuse", "subreaper"]);
+    command.args(["--rendezvous", &rendezvous, "--", "sh", "-c", &script]);
+    let wrapper = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().expect("util-linux");
+    let pid = |file: &str| fs::read_to_string(file).unwrap_or_default().trim().to_owned();
+    until("both run", || Path::new(&file).exists() && !pid(&daemon).is_empty());
+    let number = wrapper.id().to_string();
+    let run = |program: &str, args: &[&str]| {
+        assert!(
+            Command::new(program).args(args).status().expect("it can be run").success(),
+            "{program} {args:?}"
+        );
+    };
+    run("nsenter", &["--target", &number, "--mount", "mount", "-t", "tmpfs", "none", "/proc"]);
+    run("kill", &["-TERM", &number]);
+    let told = Instant::now();
+    let output = wrapper.wait_with_output().expect("it ends");
+    let took = told.elapsed();
+    let orphan = pid(&daemon);
+    assert!(Path::new(&format!("/proc/{orphan}")).exists(), "else there was nothing to miss");
+    run("kill", &["-KILL", &orphan]);
+    let said = stderr(&output);
+    assert!(said.contains("/proc cannot be read") && said.contains("may still run"), "{said}");
+    assert!(!output.status.success() && took < Duration::from_secs(20), "{:?} after {took:?}", output.status);
 }
 
 #[test]

@@ -38,7 +38,7 @@ use tokio::{
 
 pub use self::process::fuse_main;
 use self::{
-    process::{DESCRIPTORS, ENDED, READY, STARTED, TO_GROUP},
+    process::{DESCRIPTORS, ENDED, LATE, LEFT, READY, STARTED, TO_GROUP},
     spec::Order,
 };
 use crate::{ChildSpec, SpawnError, spawner};
@@ -122,7 +122,7 @@ impl Fuse {
             }
             let _unwanted = answer.send(Err(refused.unwrap_or_else(|| Errno::INVAL.into())));
         };
-        spawner::submit(Box::new(job))?;
+        spawner::submit(Box::new(job)).await?;
         started.await.map_err(|_| io::Error::other("the spawner thread has ended"))?
     }
 
@@ -174,7 +174,9 @@ impl Fuse {
         let lost = |_| refused(io::Error::other("the fuse has ended"));
         socket.write_all(&order).await.map_err(lost)?;
         match socket.read_u8().await.map_err(lost)? {
-            STARTED => Ok(Task { socket, own_group: spec.own_group, grace: spec.grace, end: None }),
+            STARTED => {
+                Ok(Task { socket, own_group: spec.own_group, grace: spec.grace, end: None, left: false })
+            }
             _ => {
                 let error = io::Error::from_raw_os_error(socket.read_i32_le().await.map_err(lost)?);
                 Err(spawner::explain(&program, spec.dir.as_deref(), error))
@@ -185,7 +187,7 @@ impl Fuse {
     /// Ends the fuse, and returns once all that ran under it is gone. Nothing can be started under it any more.
     ///
     /// # Errors
-    /// If its end cannot be watched.
+    /// If its end cannot be watched, or if it could not see whether all is gone.
     pub async fn end(&self) -> io::Result<()> {
         // An error says that it has ended already.
         let _ended = rustix::net::shutdown(&self.control, rustix::net::Shutdown::Both);
@@ -194,6 +196,9 @@ impl Fuse {
         #[allow(unsafe_code, reason = "there is no safe constructor")]
         let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?;
         let _ended = pidfd.readable().await?;
+        if self.how == Containment::Subreaper && !Deadline::is_gone(self.deadline.memory())? {
+            return Err(what_is_left());
+        }
         Ok(())
     }
 
@@ -252,6 +257,13 @@ fn begin(program: &[OsString], how: Containment) -> io::Result<Fuse> {
     Ok(Fuse { control, pid, pidfd: Arc::new(pidfd), how, why_not_better: None, deadline, mounts })
 }
 
+fn what_is_left() -> io::Error {
+    io::Error::other(
+        "what a command had started may still run: its fuse was killed, or could not read /proc to find it; end it by hand, and \
+         see that /proc is mounted",
+    )
+}
+
 /// A command that runs under a fuse. Dropping it kills the command and all that it started.
 #[derive(Debug)]
 pub struct Task {
@@ -259,6 +271,8 @@ pub struct Task {
     own_group: bool,
     grace: Duration,
     end: Option<TaskEnd>,
+    /// The fuse could not see whether all is gone.
+    left: bool,
 }
 
 /// How a command ended, and with it all that it had started.
@@ -276,8 +290,11 @@ impl Task {
     /// Cancel-safe, and may be called again: it gives the same.
     ///
     /// # Errors
-    /// If the fuse cannot be heard any more, for another reason than its end.
+    /// If the fuse cannot be heard any more, for another reason than its end; if it could not see whether all is gone.
     pub async fn wait(&mut self) -> io::Result<TaskEnd> {
+        if self.left {
+            return Err(what_is_left());
+        }
         if let Some(end) = self.end {
             return Ok(end);
         }
@@ -295,9 +312,14 @@ impl Task {
             }
         }
         let end = match said {
-            [ENDED, late, a, b, c, d] if so_far == said.len() => {
-                TaskEnd { status: ExitStatus::from_raw(i32::from_le_bytes([a, b, c, d])), late: late != 0 }
+            [ENDED, how, ..] if so_far == said.len() && how & LEFT != 0 => {
+                self.left = true;
+                return Err(what_is_left());
             }
+            [ENDED, how, a, b, c, d] if so_far == said.len() => TaskEnd {
+                status: ExitStatus::from_raw(i32::from_le_bytes([a, b, c, d])),
+                late: how & LATE != 0,
+            },
             // Somebody killed the fuse, or this branch of it.
             _ => TaskEnd { status: ExitStatus::from_raw(Signal::KILL.as_raw()), late: false },
         };

@@ -15,7 +15,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     process::{Command, Stdio},
-    sync::{Mutex, PoisonError, mpsc},
+    sync::{Mutex, PoisonError},
     thread,
 };
 
@@ -23,9 +23,12 @@ use rustix::{
     io::Errno,
     process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal},
 };
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::{Child, ChildSpec, Output, SpawnError};
+
+/// So many jobs may wait; who has one more waits until it finds room.
+const WAITING: usize = 64;
 
 pub(crate) type Job = Box<dyn FnOnce() + Send>;
 
@@ -37,25 +40,28 @@ pub(crate) async fn spawn(spec: ChildSpec) -> Result<Child, SpawnError> {
     let program = spec.command.first().cloned().ok_or(SpawnError::NoCommand)?;
     let (answer, child) = oneshot::channel();
     let job = move || drop(answer.send(start(&spec)));
-    submit(Box::new(job)).map_err(|source| SpawnError::System { command: program, source })?;
+    submit(Box::new(job)).await.map_err(|source| SpawnError::System { command: program, source })?;
     child.await.expect("the spawner answers every job")
 }
 
-pub(crate) fn submit(job: Job) -> io::Result<()> {
-    let mut spawner = SPAWNER.lock().unwrap_or_else(PoisonError::into_inner);
-    let jobs = match &mut *spawner {
-        Some(jobs) => jobs,
-        none => {
-            let (jobs, inbox) = mpsc::channel();
-            thread::Builder::new().name("spawner".into()).spawn(move || serve(inbox))?;
-            none.insert(jobs)
-        }
-    };
-    jobs.send(job).map_err(|_| io::Error::other("the spawner thread has ended"))
+/// Has the spawner do this. Cancel-safe: what found no room yet is not done.
+pub(crate) async fn submit(job: Job) -> io::Result<()> {
+    jobs()?.send(job).await.map_err(|_| io::Error::other("the spawner thread has ended"))
 }
 
-fn serve(inbox: mpsc::Receiver<Job>) {
-    for job in inbox {
+/// The way to the spawner, which is started with the first one who asks.
+fn jobs() -> io::Result<mpsc::Sender<Job>> {
+    let mut spawner = SPAWNER.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(jobs) = &*spawner {
+        return Ok(jobs.clone());
+    }
+    let (jobs, inbox) = mpsc::channel(WAITING);
+    thread::Builder::new().name("spawner".into()).spawn(move || serve(inbox))?;
+    Ok(spawner.insert(jobs).clone())
+}
+
+fn serve(mut inbox: mpsc::Receiver<Job>) {
+    while let Some(job) = inbox.blocking_recv() {
         // A panic must not end this thread: every child would die. Who waits for the job's answer panics
         // instead.
         let _ = catch_unwind(AssertUnwindSafe(job));
@@ -141,15 +147,42 @@ mod tests {
 
     #[test]
     fn a_panic_does_not_end_the_thread_on_which_every_child_depends() {
-        let (jobs, inbox) = mpsc::channel();
+        let (jobs, inbox) = mpsc::channel(2);
         let spawner = thread::spawn(move || serve(inbox));
-        let (ran, outcome) = mpsc::channel();
+        let (ran, outcome) = oneshot::channel();
         let panics: Job = Box::new(|| panic!("on purpose"));
         let reports: Job = Box::new(move || ran.send(()).expect("the test waits"));
-        jobs.send(panics).expect("it listens");
-        jobs.send(reports).expect("it listens");
-        outcome.recv().expect("the second job ran");
+        jobs.blocking_send(panics).expect("it listens");
+        jobs.blocking_send(reports).expect("it listens");
+        outcome.blocking_recv().expect("the second job ran");
         drop(jobs);
         assert!(spawner.join().is_ok());
+    }
+
+    #[tokio::test]
+    async fn who_has_more_for_the_spawner_than_may_wait_waits() {
+        let (go, gate) = std::sync::mpsc::channel::<()>();
+        let (begun, began) = oneshot::channel();
+        let first = move || {
+            begun.send(()).expect("the test waits");
+            // Until the test lets it go.
+            let _go = gate.recv();
+        };
+        submit(Box::new(first)).await.expect("the first");
+        began.await.expect("it runs");
+        let (ran, mut all) = mpsc::unbounded_channel();
+        for n in 0..WAITING {
+            let ran = ran.clone();
+            submit(Box::new(move || ran.send(n).expect("the test waits"))).await.expect("there is room");
+        }
+        let one_more = submit(Box::new(move || ran.send(WAITING).expect("the test waits")));
+        tokio::pin!(one_more);
+        let soon = std::time::Duration::from_millis(50);
+        assert!(tokio::time::timeout(soon, &mut one_more).await.is_err(), "there is no room");
+        drop(go);
+        one_more.await.expect("now there is");
+        for n in 0..=WAITING {
+            assert_eq!(all.recv().await, Some(n), "in their order, and none is lost");
+        }
     }
 }

@@ -5,7 +5,10 @@
 //! into the machine of the group, and at the end of each turn, when nothing more waits to be read, what came together is
 //! answered together: places are given, acknowledgements sent, connections written, applications woken, once each.
 
+mod connect;
+mod desk;
 pub(crate) mod links;
+mod room;
 
 use std::{
     cell::RefCell,
@@ -13,203 +16,51 @@ use std::{
     io,
     net::SocketAddr,
     rc::Rc,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     thread,
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
-use membership_multicast::{Class, Config, Frame, Input, Multicast, Output, View as RoomView};
+use bytes::BytesMut;
+use membership_multicast::{Config, Frame, Input, Multicast, Output, View as RoomView};
 use membership_proto::Kind;
 use membership_sync::NodeLease;
-use membership_types::{GroupName, Instant, Lineage, Machine, NodeId, Token, ViewId};
+use membership_types::{GroupName, Instant, Lineage, Machine, NodeId, ViewId};
 use tokio::{
     net::TcpStream,
     sync::Notify,
-    task::{LocalSet, spawn_local, yield_now},
+    task::{LocalSet, spawn_local},
     time::{sleep, timeout},
 };
 
+pub(crate) use self::desk::Bulk;
+use self::{
+    connect::{Broken, dial, link},
+    desk::{Accepted, News},
+    links::{Links, Nonsense, Unit, WAITING, next_unit},
+    room::Room,
+};
 use crate::{
-    bulk::links::{Links, Nonsense, Unit, WAITING, next_unit},
-    channel::{Delivered, Fence, Mailbox, Message, SendError, StateRequest},
+    channel::{Delivered, Mailbox, Message, SendError, StateRequest},
     clock,
-    event::{Member, View},
-    handshake::{self, Hello, Met},
+    event::View,
+    handshake::Hello,
     metrics::{Counts, Tally},
     node::lock,
     secret::Wallet,
-    session::Corrupt,
     trace::{Pen, Tracer},
-    transport,
 };
 
-/// How many connections that were made to us wait for the thread.
-const ACCEPTED: usize = 1024;
-/// How much is read from a connection before others, and the answers, get their turn.
-const READ: usize = 256 << 10;
 /// How many views of a group are remembered until they are installed.
 const VIEWS: usize = 64;
 /// How many groups may be heard of before membership tells of them.
 const UNKNOWN: usize = 4096;
-/// Pauses between attempts to connect double from the first to the second.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 /// How often connections and groups that are of no use are looked for.
 const TIDY: Duration = Duration::from_secs(10);
 /// How often queues are measured.
 const LOOK: Duration = Duration::from_secs(1);
 /// What is left of connections when the node stops has this long to be written.
 const FAREWELL: Duration = Duration::from_millis(300);
-
-/// The way to the bulk thread and back. A cheap handle.
-#[derive(Clone, Default)]
-pub(crate) struct Bulk(Arc<Desk>);
-
-#[derive(Default)]
-struct Desk {
-    inbox: Mutex<Inbox>,
-    wake: Notify,
-    told: Mutex<Told>,
-    tell: Notify,
-    finished: Notify,
-    /// A group waits for the node to have a lease again.
-    held: AtomicBool,
-}
-
-/// What waits for the bulk thread. Bounded by the groups and the memberships of the node.
-#[derive(Default)]
-struct Inbox {
-    begin: Option<(Hello, NodeLease)>,
-    addresses: Option<BTreeMap<NodeId, SocketAddr>>,
-    groups: BTreeMap<GroupName, News>,
-    ready: Vec<Arc<Mailbox>>,
-    accepted: Vec<Accepted>,
-    again: bool,
-    stop: bool,
-}
-
-/// A connection that was made to us, after the introduction, and what came in on it since.
-struct Accepted {
-    stream: std::net::TcpStream,
-    met: Met,
-}
-
-/// What happened to a group, in this order.
-#[derive(Default)]
-struct News {
-    /// The node is no member any more: did it ask for that?
-    out: Option<bool>,
-    /// A membership begins.
-    open: Option<Arc<Mailbox>>,
-    views: VecDeque<(Arc<View>, Kind)>,
-}
-
-/// What waits for the control thread. Bounded by the groups.
-#[derive(Default)]
-pub(crate) struct Told {
-    /// The views that are installed, each by this incarnation.
-    pub(crate) installed: BTreeMap<GroupName, (NodeId, ViewId)>,
-    /// Members who stay behind.
-    pub(crate) behind: BTreeSet<(GroupName, NodeId)>,
-}
-
-impl Bulk {
-    // ---- for the control thread -------------------------------------------------------------------------------------
-
-    /// An incarnation begins; whatever was to be told about the last one is over.
-    pub(crate) fn begin(&self, me: Hello, lease: NodeLease) {
-        let mut inbox = lock(&self.0.inbox);
-        inbox.groups.retain(|_, news| news.open.is_some() || news.out == Some(true));
-        for news in inbox.groups.values_mut() {
-            news.views.clear();
-        }
-        inbox.accepted.clear();
-        inbox.begin = Some((Hello { bulk: true, ..me }, lease));
-        *lock(&self.0.told) = Told::default();
-        self.0.wake.notify_one();
-    }
-
-    /// Where the nodes of the cluster are reached.
-    pub(crate) fn set_addresses(&self, addresses: BTreeMap<NodeId, SocketAddr>) {
-        lock(&self.0.inbox).addresses = Some(addresses);
-        self.0.wake.notify_one();
-    }
-
-    /// A membership begins, whose application wants the group's messages.
-    pub(crate) fn open(&self, group: GroupName, mailbox: Arc<Mailbox>) {
-        let mut inbox = lock(&self.0.inbox);
-        inbox.groups.entry(group).or_default().open = Some(mailbox);
-        self.0.wake.notify_one();
-    }
-
-    /// A view of a group in which this node is.
-    pub(crate) fn view(&self, view: Arc<View>, kind: Kind) {
-        let mut inbox = lock(&self.0.inbox);
-        let views = &mut inbox.groups.entry(view.group.clone()).or_default().views;
-        if views.len() == VIEWS {
-            views.pop_front(); // Overtaken.
-        }
-        views.push_back((view, kind));
-        self.0.wake.notify_one();
-    }
-
-    /// The node is no member of the group any more, or begins as a new one.
-    pub(crate) fn out(&self, group: GroupName, left: bool) {
-        let mut inbox = lock(&self.0.inbox);
-        let news = inbox.groups.entry(group).or_default();
-        news.views.clear();
-        news.out = Some(left || news.out == Some(true));
-        self.0.wake.notify_one();
-    }
-
-    /// The node's lease goes on.
-    pub(crate) fn lease_extended(&self) {
-        if self.0.held.swap(false, Ordering::AcqRel) {
-            lock(&self.0.inbox).again = true;
-            self.0.wake.notify_one();
-        }
-    }
-
-    /// A connection was made to us for this thread. False if too many wait already: it is closed.
-    pub(crate) fn accept(&self, stream: std::net::TcpStream, met: Met) -> bool {
-        let mut inbox = lock(&self.0.inbox);
-        let fits = inbox.accepted.len() < ACCEPTED;
-        if fits {
-            inbox.accepted.push(Accepted { stream, met });
-            self.0.wake.notify_one();
-        }
-        fits
-    }
-
-    /// Ends the thread; waits a moment until what waits has been written.
-    pub(crate) async fn stop(&self) {
-        lock(&self.0.inbox).stop = true;
-        self.0.wake.notify_one();
-        if timeout(2 * FAREWELL, self.0.finished.notified()).await.is_err() {
-            tracing::debug!("the bulk thread is cut off");
-        }
-    }
-
-    /// Waits until there is something to be [taken](Bulk::take_told). Cancel-safe.
-    pub(crate) async fn tells(&self) {
-        self.0.tell.notified().await;
-    }
-
-    pub(crate) fn take_told(&self) -> Told {
-        std::mem::take(&mut lock(&self.0.told))
-    }
-
-    // ---- for applications -------------------------------------------------------------------------------------------
-
-    /// A mailbox wants to be looked at.
-    pub(crate) fn ready(&self, mailbox: Arc<Mailbox>) {
-        lock(&self.0.inbox).ready.push(mailbox);
-        self.0.wake.notify_one();
-    }
-}
 
 /// Starts the thread, which ends with [`Bulk::stop`].
 pub(crate) fn spawn(
@@ -312,199 +163,6 @@ fn take_inbox(hub: &Shared, bulk: &Bulk) -> bool {
         spawn_local(dial(Rc::clone(hub), peer, addr));
     }
     !inbox.stop
-}
-
-// ---- connections ----------------------------------------------------------------------------------------------------
-
-/// Tries to reach a node until there is a connection, or nobody wants one any more.
-async fn dial(hub: Shared, peer: NodeId, addr: SocketAddr) {
-    let (me, patience, wallet) = {
-        let hub = hub.borrow();
-        (Rc::clone(&hub.me), hub.patience, hub.wallet.clone())
-    };
-    let mut pause = PAUSES.0;
-    loop {
-        let attempt = async {
-            let mut stream = TcpStream::connect(addr).await?;
-            transport::prepare(&stream, patience)?;
-            let met = handshake::initiate(&mut stream, &me, &wallet.get()).await?;
-            Ok::<_, handshake::Refusal>((stream, met))
-        };
-        let outcome = timeout(patience, attempt).await;
-        if !hub.borrow().is_wanted(&me, peer) {
-            break;
-        }
-        match outcome {
-            Ok(Ok((stream, met))) if met.hello.node == peer => {
-                hub.borrow_mut().dialing.remove(&peer);
-                link(&hub, stream, met);
-                hub.borrow_mut().turn();
-                return;
-            }
-            Ok(Ok((_, met))) => {
-                tracing::debug!(%peer, found = %met.hello.node, %addr, "another incarnation answers for bulk")
-            }
-            Ok(Err(refusal)) => {
-                refusal.count(&hub.borrow().counts);
-                tracing::debug!(%peer, %addr, %refusal, "no connection for bulk");
-            }
-            Err(_) => tracing::debug!(%peer, %addr, "no answer to an attempt to connect for bulk"),
-        }
-        sleep(pause).await;
-        pause = (pause * 2).min(PAUSES.1);
-        if !hub.borrow().is_wanted(&me, peer) {
-            break;
-        }
-    }
-    let mut hub = hub.borrow_mut();
-    if hub.me.node == me.node {
-        hub.dialing.remove(&peer);
-    }
-}
-
-/// A connection begins: what is needed again is said again.
-fn link(hub: &Shared, stream: TcpStream, met: Met) {
-    let Met { hello, session, rest } = met;
-    let peer = hello.node;
-    let stream = Rc::new(stream);
-    let mut this = hub.borrow_mut();
-    let link = this.links.insert(peer, Rc::clone(&stream), session);
-    let epoch = link.epoch;
-    spawn_local(read(Rc::clone(hub), peer, epoch, Rc::clone(&stream), Rc::clone(&link.ended), rest));
-    spawn_local(write(Rc::clone(hub), peer, epoch, stream));
-    this.counts.bulk_links.set(i64::try_from(this.links.len()).unwrap_or(i64::MAX));
-    this.on_linked(peer);
-}
-
-async fn read(
-    hub: Shared,
-    peer: NodeId,
-    epoch: u64,
-    stream: Rc<TcpStream>,
-    ended: Rc<Notify>,
-    mut buffer: BytesMut,
-) {
-    let reading = async {
-        loop {
-            let patience = hub.borrow_mut().on_bytes(peer, epoch, &mut buffer)?;
-            match patience {
-                None => stream.readable().await?,
-                // When nothing comes in time, the next turn says so.
-                Some(patience) => timeout(patience, stream.readable()).await.unwrap_or(Ok(()))?,
-            }
-            let mut taken = 0;
-            while taken < READ {
-                if buffer.capacity() - buffer.len() < 16 << 10 {
-                    buffer.reserve(64 << 10);
-                }
-                match stream.try_read_buf(&mut buffer) {
-                    Ok(0) => return Ok(()),
-                    Ok(read) => taken += read,
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    Err(error) => return Err(Broken::Io(error)),
-                }
-            }
-            if taken >= READ {
-                hub.borrow_mut().on_bytes(peer, epoch, &mut buffer)?;
-                yield_now().await;
-            }
-        }
-    };
-    let outcome: Result<(), Broken> = tokio::select! {
-        outcome = reading => outcome,
-        () = ended.notified() => return,
-    };
-    let mut hub_of = hub.borrow_mut();
-    match outcome {
-        Ok(()) => {}
-        Err(Broken::Io(error)) => tracing::debug!(%peer, %error, "a connection for bulk broke"),
-        Err(Broken::Corrupt(corrupt)) => {
-            tracing::warn!(%peer, "a connection for bulk is closed: {corrupt}");
-        }
-        Err(Broken::Nonsense(nonsense)) => {
-            hub_of.counts.garbage.inc();
-            tracing::warn!(%peer, "a connection for bulk is closed: {nonsense}");
-        }
-    }
-    hub_of.unlink(peer, epoch);
-    drop(hub_of);
-    hub.borrow().bulk.0.wake.notify_one(); // To connect again, where that is wanted.
-}
-
-async fn write(hub: Shared, peer: NodeId, epoch: u64, stream: Rc<TcpStream>) {
-    let Some(wake) = hub.borrow_mut().links.wake_of(peer, epoch) else { return };
-    loop {
-        wake.notified().await;
-        loop {
-            if hub.borrow_mut().links.get(peer, epoch).is_none() || stream.writable().await.is_err() {
-                return; // The reading task tells.
-            }
-            let outcome = hub.borrow_mut().links.write(peer, epoch);
-            match outcome {
-                Ok(true) => break,
-                Ok(false) => {}
-                Err(error) => {
-                    tracing::debug!(%peer, %error, "a connection for bulk broke");
-                    hub.borrow_mut().unlink(peer, epoch);
-                    return;
-                }
-            }
-        }
-    }
-}
-
-enum Broken {
-    Io(io::Error),
-    Corrupt(Corrupt),
-    Nonsense(Nonsense),
-}
-
-impl From<io::Error> for Broken {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
-}
-
-impl From<Corrupt> for Broken {
-    fn from(corrupt: Corrupt) -> Self {
-        Self::Corrupt(corrupt)
-    }
-}
-
-impl From<Nonsense> for Broken {
-    fn from(nonsense: Nonsense) -> Self {
-        Self::Nonsense(nonsense)
-    }
-}
-
-// ---- groups ---------------------------------------------------------------------------------------------------------
-
-/// A group at this node, or one that others said something about.
-struct Room {
-    key: u32,
-    group: GroupName,
-    machine: Multicast,
-    mailbox: Option<Arc<Mailbox>>,
-    /// Views that membership told of, and that are not installed.
-    views: VecDeque<Arc<View>>,
-    /// The view that is installed, for a membership that goes on where another one ended.
-    current: Option<Arc<View>>,
-    /// The others of the newest view: whom we need connections with.
-    peers: Vec<NodeId>,
-    /// What is to be handed to the application.
-    delivered: Vec<Delivered>,
-    /// What came from the application and is to be sent.
-    batch: VecDeque<(Class, Bytes)>,
-    /// A view was installed, which the application is told before membership is, and so before the node leads in it.
-    to_tell: Option<ViewId>,
-    /// Whoever waits until this view, up to this place, is delivered.
-    fences: VecDeque<(ViewId, u64, Fence)>,
-    /// The application holds what every member begins with.
-    initial: bool,
-    dirty: bool,
-    held: bool,
-    throttled: bool,
-    due: Option<Instant>,
 }
 
 struct Hub {
@@ -1035,106 +693,5 @@ impl Hub {
 
     fn is_written(&mut self) -> bool {
         self.links.is_written()
-    }
-}
-
-impl Room {
-    /// What the application wants besides sending.
-    fn take_wishes(&mut self, mailbox: &Mailbox, now: Instant, held: bool) {
-        let mut gave = false;
-        while let Some((to, id, bytes, last)) = mailbox.take_state(|to| self.machine.unsent_to(to)) {
-            gave = true;
-            self.machine.handle(now, Input::State { to, id, bytes, last });
-        }
-        if gave {
-            mailbox.has_room();
-        }
-        let (fences, keep) = mailbox.take_wishes();
-        if keep {
-            self.machine.handle(now, Input::Keep);
-        }
-        for fence in fences {
-            // With a lease the node is a member for whoever is one; so it holds what anybody promised.
-            match self.machine.places().filter(|_| !held && self.machine.is_whole()) {
-                Some((view, held_to, _)) => self.fences.push_back((view, held_to, fence)),
-                None => fence.pass(false),
-            }
-        }
-    }
-
-    fn pass_fences(&mut self) {
-        while let Some((view, place, _)) = self.fences.front() {
-            let passed = match self.machine.places() {
-                Some((now, _, delivered)) => now > *view || now == *view && delivered >= *place,
-                None => false,
-            };
-            let over = self.machine.places().is_none();
-            if !passed && !over {
-                return;
-            }
-            if let Some((_, _, fence)) = self.fences.pop_front() {
-                match self.mailbox {
-                    Some(_) if passed => self.delivered.push(Delivered::Fence(fence)),
-                    _ => fence.pass(false),
-                }
-            }
-        }
-    }
-
-    fn tell(&mut self, what: Delivered) {
-        if self.mailbox.is_some() {
-            self.delivered.push(what);
-        }
-    }
-
-    /// Hands what the application wants to send to the machine, as far as there is room. True if that was anything.
-    fn take_from(&mut self, mailbox: &Mailbox, now: Instant, tally: &mut Tally) -> bool {
-        let mut took = false;
-        let room = self.machine.room();
-        if room > 0 && mailbox.take_all(room, &mut self.batch) {
-            for (class, payload) in self.batch.drain(..) {
-                took = true;
-                tally.sent(class, payload.len());
-                self.machine.handle(now, Input::Multicast(class, payload));
-            }
-            return took;
-        }
-        while self.machine.has_room()
-            && let Some((class, payload)) = mailbox.take()
-        {
-            took = true;
-            tally.sent(class, payload.len());
-            self.machine.handle(now, Input::Multicast(class, payload));
-        }
-        took
-    }
-
-    /// The view as membership told of it. One that was left out, because it was overtaken, is made up from the others.
-    fn installed(&mut self, view: &RoomView) -> Arc<View> {
-        while self.views.front().is_some_and(|v| v.id < view.id) && self.views.len() > 1 {
-            self.views.pop_front();
-        }
-        if let Some(known) = self.views.iter().find(|v| v.id == view.id) {
-            return Arc::clone(known);
-        }
-        let known = |node: NodeId| {
-            let mut all = self.views.iter().flat_map(|v| v.members.iter());
-            all.rfind(|m| m.node == node).cloned()
-        };
-        let unknown = |node: NodeId| Member { node, name: node.to_string().into(), endpoint: None };
-        let members: Vec<Member> =
-            view.members.iter().map(|node| known(*node).unwrap_or_else(|| unknown(*node))).collect();
-        let same_reign = |v: &&Arc<View>| {
-            v.token.view() <= view.id && v.leader().map(|l| l.node) == view.members.first().copied()
-        };
-        let token = self.views.iter().find(same_reign).map_or_else(|| Token::new(view.id), |v| v.token);
-        Arc::new(View {
-            group: self.group.clone(),
-            lineage: view.lineage,
-            id: view.id,
-            prev: ViewId::NONE,
-            token,
-            members,
-        })
     }
 }

@@ -810,9 +810,8 @@ impl Driver {
         self.steering.set_seeking(true);
         self.inputs.clear();
         let rng = Rng::seeded(self.rng.next_u64());
-        let floor = self.machine.floor();
-        let fresh = Cluster::new(self.config.clone(), clock::now(), rng, highest);
-        let fresh = if self.disk.is_some() { fresh.with_floor(floor) } else { fresh };
+        let fresh =
+            Cluster::new(self.config.clone(), clock::now(), rng, highest).with_floor_of(&self.machine);
         let lineage = forced.as_ref().map(|forced| forced.lineage);
         self.machine = match forced {
             Some(forced) => fresh.with_forced(forced),

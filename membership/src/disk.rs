@@ -16,7 +16,7 @@ use std::{
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     str::FromStr,
-    sync::{Arc, mpsc::Receiver, mpsc::RecvTimeoutError, mpsc::Sender, mpsc::channel},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -67,50 +67,90 @@ impl DataDir {
     /// Starts to write floors as they are asked for, on a thread of its own, since disks may hang; each one that is on disk
     /// is told. Where several wait, only the last is written: it is above the others.
     pub(crate) fn run(self, mut done: impl FnMut(Floor) + Send + 'static) -> io::Result<Disk> {
-        let (asked, wanted) = channel();
+        let wanted = Arc::new(Wanted::default());
         let Self { path, cluster, lock, .. } = self;
-        let held = Arc::clone(&lock);
+        let (held, next) = (Arc::clone(&lock), Arc::clone(&wanted));
         thread::Builder::new().name("phalanx-disk".into()).spawn(move || {
             let _held = held;
-            write_floors(&path, &cluster, &wanted, &mut done);
+            write_floors(&path, &cluster, &next, &mut done);
         })?;
-        Ok(Disk { asked, _lock: lock })
+        Ok(Disk { wanted, _lock: lock })
     }
 }
 
 /// The way to the thread that writes. The directory is free once this is dropped and the last write is over.
 pub(crate) struct Disk {
-    asked: Sender<Floor>,
+    wanted: Arc<Wanted>,
     _lock: Arc<File>,
 }
 
 impl Disk {
     /// Has a floor written.
     pub(crate) fn set_aside(&self, floor: Floor) {
-        if self.asked.send(floor).is_err() {
+        if Arc::strong_count(&self.wanted) == 1 {
             tracing::error!("the thread that writes to the data directory is gone");
         }
+        self.wanted.lock().floor = Some(floor);
+        self.wanted.changed.notify_one();
     }
 }
 
-fn write_floors(path: &Path, cluster: &str, wanted: &Receiver<Floor>, done: &mut dyn FnMut(Floor)) {
-    let mut next = wanted.recv().ok();
+impl Drop for Disk {
+    fn drop(&mut self) {
+        self.wanted.lock().no_more = true;
+        self.wanted.changed.notify_one();
+    }
+}
+
+/// What is to be written next: one place, in which each floor takes that of the one before, since it is above it.
+#[derive(Default)]
+struct Wanted {
+    next: Mutex<Next>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Next {
+    floor: Option<Floor>,
+    no_more: bool,
+}
+
+impl Wanted {
+    /// What is in it is whole whenever the lock is free.
+    fn lock(&self) -> MutexGuard<'_, Next> {
+        self.next.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes what is to be written next, once there is something, or nobody wants anything any more.
+    fn take(&self) -> Option<Floor> {
+        let idle = |next: &mut Next| next.floor.is_none() && !next.no_more;
+        let next = self.changed.wait_while(self.lock(), idle);
+        next.unwrap_or_else(PoisonError::into_inner).floor.take()
+    }
+
+    /// The same if `failed` could not be written: after a while that is tried again, unless nobody waits for it any more.
+    fn take_instead_of(&self, failed: Floor) -> Option<Floor> {
+        let idle = |next: &mut Next| next.floor.is_none() && !next.no_more;
+        let waited = self.changed.wait_timeout_while(self.lock(), AGAIN, idle);
+        let (mut next, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let again = Some(failed).filter(|_| !next.no_more);
+        next.floor.take().or(again)
+    }
+}
+
+fn write_floors(path: &Path, cluster: &str, wanted: &Wanted, done: &mut dyn FnMut(Floor)) {
+    let mut next = wanted.take();
     while let Some(floor) = next {
-        let latest = wanted.try_iter().last().unwrap_or(floor);
-        next = match write_durably(path, FLOOR, to_text(cluster, latest).as_bytes()) {
+        next = match write_durably(path, FLOOR, to_text(cluster, floor).as_bytes()) {
             Ok(()) => {
-                done(latest);
-                wanted.recv().ok()
+                done(floor);
+                wanted.take()
             }
             Err(error) => {
                 let path = path.display();
                 tracing::error!(%error, %path, "the data directory cannot be written to: views can be made only as long as \
                     the ids last that were set aside before");
-                match wanted.recv_timeout(AGAIN) {
-                    Ok(newer) => Some(newer),
-                    Err(RecvTimeoutError::Timeout) => Some(latest),
-                    Err(RecvTimeoutError::Disconnected) => None,
-                }
+                wanted.take_instead_of(floor)
             }
         };
     }
@@ -290,7 +330,7 @@ mod tests {
         let dir = Dir::new("again");
         let opened = DataDir::open(&dir.0, "c", "n").expect("a new directory");
         assert_eq!(opened.floor, None);
-        let (told, tells) = channel();
+        let (told, tells) = std::sync::mpsc::channel();
         let disk = opened.run(move |floor| told.send(floor).expect("we listen")).expect("a thread");
         for view in [10, 20, 30] {
             disk.set_aside(floor(view));
@@ -301,6 +341,30 @@ mod tests {
         drop(disk);
         let again = DataDir::open(&dir.0, "c", "n").expect("it is free");
         assert_eq!(again.floor, Some(floor(30)));
+    }
+
+    #[test]
+    fn a_disk_that_hangs_finds_one_floor_waiting_and_that_is_the_last() {
+        let dir = Dir::new("hangs");
+        let (told, tells) = std::sync::mpsc::channel();
+        let (go, gate) = std::sync::mpsc::channel::<()>();
+        let slow = move |floor| {
+            told.send(floor).expect("we listen");
+            // As long as the disk hangs.
+            let _go = gate.recv();
+        };
+        let disk = DataDir::open(&dir.0, "c", "n").expect("a new directory").run(slow).expect("a thread");
+        disk.set_aside(floor(1));
+        assert_eq!(tells.recv(), Ok(floor(1)));
+        for view in 2..=1000 {
+            disk.set_aside(floor(view));
+        }
+        drop(disk);
+        drop(go);
+        assert_eq!(tells.recv(), Ok(floor(1000)), "what waited is written although nobody asks any more");
+        assert!(tells.recv().is_err(), "and nothing else");
+        // The thread lets go of the directory a moment later.
+        assert_eq!(DataDir::open(&dir.0, "c", "n").expect("it is free").floor, Some(floor(1000)));
     }
 
     #[test]

@@ -33,8 +33,8 @@
 //! | `control.rs` | the control thread: inputs to the machine, outputs of it |
 //! | `channel.rs` | messages of a group, as applications see them |
 //! | `replica.rs` | a service as a replicated state machine |
-//! | `bulk.rs` | the bulk thread: what members of groups say to each other |
-//! | `wire.rs`, `handshake.rs`, `transport.rs` | frames, introductions, connections |
+//! | `bulk.rs` | the bulk thread: what members of groups say to each other; its door, groups and connections in `bulk/` |
+//! | `wire.rs`, `handshake.rs`, `transport.rs` | frames, introductions (and why two part: `handshake/`), connections |
 //! | `secret.rs`, `session.rs` | keys that nodes have in common; what is sealed under them |
 //! | `tls.rs` | certificates instead: one for each node |
 //! | `disk.rs` | the data directory: which view ids were set aside |

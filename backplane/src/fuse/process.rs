@@ -20,6 +20,8 @@ use std::{
     },
     process::{Command, Stdio},
     ptr,
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
 use membership_sync::Deadline;
@@ -43,12 +45,19 @@ use super::{Containment, launch::FAILED, spec::Order};
 pub(super) const READY: u8 = b'R';
 /// What a branch says once the command runs.
 pub(super) const STARTED: u8 = b'S';
-/// What a branch says last: whether the deadline ended it, and the command's status as the kernel gives it.
+/// What a branch says last: how it ended ([`LATE`], [`LEFT`]), and the command's status as the kernel gives it.
 pub(super) const ENDED: u8 = b'X';
+/// The deadline ended it.
+pub(super) const LATE: u8 = 1;
+/// Whether all is gone could not be seen.
+pub(super) const LEFT: u8 = 2;
 /// In a byte to a branch: the signal is for the command's whole group.
 pub(super) const TO_GROUP: u8 = 0x80;
 /// With each order: a socket, standard input and standard output.
 pub(super) const DESCRIPTORS: usize = 3;
+
+/// Without /proc nobody knows whom to kill. So long is waited for those who end by themselves, or for /proc to come back.
+const BLIND: Duration = Duration::from_secs(5);
 
 /// Runs a fuse with the arguments that [`Fuse::start`](crate::Fuse::start) gave to this process, and never returns. For the
 /// program that was named there, before it starts any thread.
@@ -75,11 +84,21 @@ pub fn fuse_main(control: RawFd, deadline: RawFd, how: &str) -> io::Result<std::
     // Nothing but KILL ends a fuse, and no key of a terminal stops it.
     let (before, signals) = take_signals()?;
     set_child_subreaper(Some(getpid()))?;
+    children().map_err(|error| {
+        let [a, b, c, d] = error.raw_os_error().unwrap_or(libc::EIO).to_le_bytes();
+        // If nobody listens, the wrapper is dead.
+        let _unheard = send(&control, &[FAILED, a, b, c, d], SendFlags::NOSIGNAL);
+        io::Error::other(format!(
+            "/proc cannot be read ({error}): mount it, so that what a command starts can be ended"
+        ))
+    })?;
     send(&control, &[READY], SendFlags::NOSIGNAL)?;
     root(&control, &deadline, &before, &signals);
     if how == Containment::Subreaper {
-        end_children();
-        deadline.set_gone();
+        // Else there is no last word, and others wait until the lease ends.
+        if end_children(None).1 {
+            deadline.set_gone();
+        }
     }
     leave()
 }
@@ -168,7 +187,7 @@ fn branch(
     let (signals, timer) = match watched {
         Ok(watched) => watched,
         Err(error) => {
-            end_children();
+            end_children(None);
             refused(&mut socket, error)
         }
     };
@@ -204,10 +223,11 @@ fn branch(
         // At once, and not one generation after the other. Some may be gone.
         let _gone = kill_process_group(server, Signal::KILL);
     }
-    let last = end_children_but(server);
+    let (last, all_gone) = end_children(Some(server));
+    let how = if late { LATE } else { 0 } | (if all_gone { 0 } else { LEFT });
     let [a, b, c, d] = status.or(last).unwrap_or(libc::SIGKILL).to_le_bytes();
     // If nobody listens, the wrapper is dead.
-    let _unheard = socket.write_all(&[ENDED, u8::from(late), a, b, c, d]);
+    let _unheard = socket.write_all(&[ENDED, how, a, b, c, d]);
     leave()
 }
 
@@ -245,42 +265,61 @@ fn signal(server: Pid, byte: u8) {
         if byte & TO_GROUP == 0 { kill_process(server, signal) } else { kill_process_group(server, signal) };
 }
 
-fn end_children() {
-    // A number that no child has.
-    end_children_but(Pid::INIT);
-}
-
-/// Kills and waits for children until there are none. Gives the status of this one, if it is among them.
-fn end_children_but(server: Pid) -> Option<i32> {
-    let mut status = None;
+/// Kills and waits for children until there are none. Gives the status of this one, if it is among them, and whether there are
+/// none: where they cannot be listed, that is not waited for for ever.
+fn end_children(server: Option<Pid>) -> (Option<i32>, bool) {
+    let (mut status, mut blind_since) = (None, None::<Instant>);
     loop {
-        for child in children() {
+        let (known, how) = match children() {
+            Ok(list) => (list, WaitOptions::empty()),
+            Err(error) => {
+                blind_since.get_or_insert_with(|| {
+                    complain(format_args!(
+                        "/proc cannot be read ({error}): the fuse cannot see what it has to end; mount /proc"
+                    ));
+                    Instant::now()
+                });
+                (server.filter(|_| status.is_none()).into_iter().collect(), WaitOptions::NOHANG)
+            }
+        };
+        for child in known {
             // One that became another user's is waited for.
             let _not_ours = kill_process(child, Signal::KILL);
         }
-        match retry_on_intr(|| process::wait(WaitOptions::empty())) {
-            Ok(Some((pid, ended))) if pid == server => status = Some(ended.as_raw()),
-            Ok(_) => {}
-            Err(_) => return status,
+        match retry_on_intr(|| process::wait(how)) {
+            Ok(Some((pid, ended))) if Some(pid) == server => status = Some(ended.as_raw()),
+            Ok(Some(_)) => {}
+            Ok(None) if blind_since.is_some_and(|since| since.elapsed() >= BLIND) => return (status, false),
+            Ok(None) => sleep(Duration::from_millis(20)),
+            Err(_) => return (status, true),
         }
     }
 }
 
+/// Says so to people; there may be nobody.
+fn complain(what: std::fmt::Arguments<'_>) {
+    let _unheard = writeln!(io::stderr(), "phalanx: {what}");
+}
+
 /// The children of this process.
-fn children() -> Vec<Pid> {
+fn children() -> io::Result<Vec<Pid>> {
     let pid = |text: &str| text.parse().ok().and_then(Pid::from_raw);
     if let Ok(list) = read_to_string("/proc/thread-self/children") {
-        return list.split_ascii_whitespace().filter_map(pid).collect();
+        return Ok(list.split_ascii_whitespace().filter_map(pid).collect());
     }
     // A kernel that lists no children: all that name this one as their parent, which comes second after the name.
     let me = getpid().as_raw_nonzero().to_string();
-    let Ok(all) = std::fs::read_dir("/proc") else { return Vec::new() };
-    let numbers = all.flatten().filter_map(|entry| pid(entry.file_name().to_str()?));
-    let is_ours = |pid: &Pid| {
-        let stat = read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
-        stat.rsplit_once(')').and_then(|(_, rest)| rest.split_ascii_whitespace().nth(1)) == Some(&*me)
+    let parent_of = |pid: Pid| -> io::Result<String> {
+        let stat = read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()))?;
+        let parent = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_ascii_whitespace().nth(1));
+        Ok(parent.unwrap_or_default().to_owned())
     };
-    numbers.filter(is_ours).collect()
+    // A directory that is no such list does not have this process in it.
+    parent_of(getpid())?;
+    let all = std::fs::read_dir("/proc")?;
+    let numbers = all.flatten().filter_map(|entry| pid(entry.file_name().to_str()?));
+    // Some are gone meanwhile.
+    Ok(numbers.filter(|pid| parent_of(*pid).is_ok_and(|parent| parent == me)).collect())
 }
 
 /// Blocks all signals, and gives the ones that were blocked before, and a descriptor that tells of ended children.

@@ -15,6 +15,7 @@ use membership_types::{
 use crate::{
     frame::{Ack, Cut, Frame, Order, Standing, Sync},
     machine::{Installed, Multicast, Output, View},
+    order::up_to,
     plant::Plant,
     state::Keeper,
     store::{Holds, Store},
@@ -277,6 +278,7 @@ impl Multicast {
     }
 
     fn take_late(&mut self) {
+        let all_places = self.planted(Plant::LatePlaces);
         let (Some(flush), Some(current)) = (&mut self.flush, &mut self.current) else { return };
         let Some(decision) = &flush.decision else { return };
         for frame in flush.waiting.late.drain(..) {
@@ -288,7 +290,8 @@ impl Multicast {
                     }
                 }
                 Frame::Order(order) => {
-                    current.store.order(order.first, &order.runs);
+                    let through = if all_places { u64::MAX } else { decision.cut.seq };
+                    current.store.order(order.first, &up_to(order.first, &order.runs, through));
                 }
                 Frame::Ack(_) | Frame::Sync(_) | Frame::Cut(_) | Frame::Transfer(_) => {}
             }

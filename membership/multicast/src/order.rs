@@ -94,6 +94,17 @@ impl Sequence {
     }
 }
 
+/// What of these runs, which begin at place `first`, is not beyond `through`.
+pub(crate) fn up_to(first: u64, runs: &[Run], through: u64) -> Vec<Run> {
+    let mut left = through.saturating_add(1).saturating_sub(first);
+    let fitting = runs.iter().map(|run| {
+        let count = u64::from(run.count).min(left);
+        left -= count;
+        Run { rank: run.rank, count: count as u32 }
+    });
+    fitting.filter(|run| run.count > 0).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,6 +112,15 @@ mod tests {
 
     fn run(rank: u16, count: u32) -> Run {
         Run { rank, count }
+    }
+
+    #[test]
+    fn runs_are_cut_at_a_place() {
+        let runs = [run(0, 3), run(2, 2)];
+        assert_eq!(up_to(5, &runs, 4), vec![]);
+        assert_eq!(up_to(5, &runs, 6), vec![run(0, 2)]);
+        assert_eq!(up_to(5, &runs, 8), vec![run(0, 3), run(2, 1)]);
+        assert_eq!(up_to(5, &runs, u64::MAX - 1), runs);
     }
 
     #[test]

@@ -30,11 +30,13 @@ pub enum Plant {
     ForgetLabel,
     /// Who got a state and gives it on says only what has come to itself, and not what that state reflects.
     ForgetOwnLabel,
+    /// Places that come after a member told what it holds count, also those that nobody who comes along had told of.
+    LatePlaces,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::CloseAlone,
         Self::CloseUnsettled,
         Self::SafeIsOrdered,
@@ -47,6 +49,7 @@ impl Plant {
         Self::ForgetUnstable,
         Self::ForgetLabel,
         Self::ForgetOwnLabel,
+        Self::LatePlaces,
     ];
 
     /// Too rare for the simulator: a scenario shows that it is found.
@@ -67,6 +70,7 @@ impl Plant {
             Self::ForgetUnstable => "forget-unstable",
             Self::ForgetLabel => "forget-label",
             Self::ForgetOwnLabel => "forget-own-label",
+            Self::LatePlaces => "late-places",
         }
     }
 }

@@ -274,6 +274,34 @@ fn who_was_overtaken_is_brought_along() {
     assert_eq!((room.seen(2), room.seen(3)), (&both[..], &both[..]));
 }
 
+/// Found by the simulator: two who parted company while a view closed delivered the same messages in two orders, one of them by
+/// places that had come to it late.
+#[test]
+fn places_that_come_when_all_has_been_told_count_for_nobody() {
+    let mut room = Room::new(&[1, 2, 3]);
+    for (from, to) in [(1, 2), (1, 3), (3, 2)] {
+        room.hold_up(from, to);
+    }
+    room.say(3, Class::Ordered, "c");
+    room.run();
+    room.say(2, Class::Ordered, "b");
+    room.run();
+    for n in [2, 3] {
+        room.feed(n, Input::View(view(11, &[2, 3])));
+    }
+    room.run();
+    assert_eq!((room.seen(2), room.seen(3)), (&[][..], &[][..]), "two lacks what three has said");
+    room.held_up = vec![(1, 2), (2, 3), (3, 2)];
+    // Now the places come to three; and two goes, too.
+    room.run();
+    room.feed(3, Input::View(view(12, &[3])));
+    room.held_up = vec![(1, 2)];
+    room.run();
+    let both = [told("b"), told("c")];
+    assert_eq!(room.seen(2), [&both[..], &[Seen::View(11, vec![2, 3])]].concat());
+    assert_eq!(room.seen(3), [&both[..], &[Seen::View(12, vec![3])]].concat());
+}
+
 #[test]
 fn a_new_connection_brings_what_the_old_one_lost() {
     let mut room = Room::new(&[1, 2]);

@@ -114,18 +114,21 @@ impl Cluster {
         self
     }
 
+    /// The node has the data directory of this one, which ended in the same process. What that had asked for may not be written
+    /// yet: what is asked for now comes after it, and must not be below.
+    #[must_use]
+    pub fn with_floor_of(mut self, before: &Self) -> Self {
+        self.ctx.durable.clone_from(&before.ctx.durable);
+        self
+    }
+
     /// Founds the lineage for which an operator gave up the one before. To be called first, after
-    /// [`with_floor`](Self::with_floor) only.
+    /// [`with_floor`](Self::with_floor) or [`with_floor_of`](Self::with_floor_of) only.
     #[must_use]
     pub fn with_forced(mut self, forced: Forced) -> Self {
         let member = seeking::found_forced(&mut self.ctx, forced);
         self.phase = Phase::Member(Box::new(member));
         self
-    }
-
-    /// What the data directory is known to have.
-    pub fn floor(&self) -> Option<Floor> {
-        self.ctx.durable.as_ref().and_then(|durable| durable.synced)
     }
 
     /// Plants a bug in this node.

@@ -234,6 +234,16 @@ impl Member {
         if self.holds_lease(ctx.now) {
             return Err("this node is not blocked: its cluster can decide, and needs no force".into());
         }
+        // A coordinator that is about to be removed has no lease of its own, and others still have theirs from it.
+        if let (Some(office), Some(acceptor)) = (&self.office, &self.acceptor) {
+            let given = office.granted_until(ctx, acceptor, &self.deaths);
+            if ctx.now < given {
+                return Err(format!(
+                    "this node coordinates its cluster, and others may have leases from it for {:.1?}: wait until they are over",
+                    given - ctx.now
+                ));
+            }
+        }
         if blocked < ctx.granter_lease() || ctx.now < bound {
             return Err(format!("this node is blocked for {blocked:.1?} only: wait until a lease is over"));
         }

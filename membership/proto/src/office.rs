@@ -192,8 +192,8 @@ pub(crate) struct Office {
     /// comes to cover all that were given.
     wanted: Option<Vec<NodeId>>,
     complaints: behind::Complaints,
-    /// Up to where the data directory of each founder slot has set view ids aside, its holder in the view or not.
-    slot_floors: BTreeMap<u16, ViewId>,
+    /// Who held each founder slot last, and up to where its data directory has set view ids aside, in the view or not.
+    slot_floors: BTreeMap<u16, (NodeId, ViewId)>,
     /// Ids up to here wait for that.
     lacks_ids: Option<ViewId>,
     flaps: flaps::Flaps,
@@ -249,7 +249,7 @@ impl Office {
         for node in &acceptor.state.view.members {
             if node.id != ctx.me() {
                 office.peers.insert(node.id, Peer { addr: Some(node.addr), ..Peer::new(now) });
-                office.note_slot_floor(node.slot, ViewId::NONE);
+                office.note_slot_floor(acceptor, node.id, ViewId::NONE);
             }
         }
         let bound = won.promisers.values().any(|promiser| promiser.bound.is_some());
@@ -301,7 +301,7 @@ impl Office {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         peer.heard = peer.heard.max(Some(promiser.clock));
         peer.floor = peer.floor.max(promiser.floor);
-        self.note_slot_floor(acceptor.state.view.node(node).and_then(|info| info.slot), promiser.floor);
+        self.note_slot_floor(acceptor, node, promiser.floor);
         let Some(peer) = self.peers.get_mut(&node) else { return };
         if promiser.bound.is_some() {
             peer.rooted = peer.rooted.max(promiser.bound);
@@ -396,7 +396,7 @@ impl Office {
         }
         // A newcomer shows at once that it hears us, so that the core need not wait for it.
         let newcomer = peer.answered.is_none();
-        self.note_slot_floor(acceptor.state.view.node(from).and_then(|info| info.slot), beat.floor);
+        self.note_slot_floor(acceptor, from, beat.floor);
         if let Some(hello) = beat.hello {
             self.on_hello(ctx, acceptor, from, beat.seen, hello);
         }
@@ -468,7 +468,7 @@ impl Office {
             }
             // Its directory may be another one than the slot had before.
             let floor = join.floor.map_or(ViewId::NONE, |floor| floor.counts_in(acceptor.state.lineage));
-            self.slot_floors.extend(join.info.slot.map(|slot| (slot, floor)));
+            self.slot_floors.extend(join.info.slot.map(|slot| (slot, (id, floor))));
             if let Some(view) = self.lacks_ids.filter(|view| floor < *view) {
                 let msg = ClusterMsg::SetAside { ballot: self.ballot, view };
                 ctx.send(&join.info, acceptor.state.lineage, msg);
@@ -596,8 +596,11 @@ impl Office {
         // Joiners ask again, and are judged by what is agreed on now.
         self.queue = before.queue.into_iter().filter(|c| !matches!(c, Command::Admit(_))).collect();
         self.joining = before.joining;
-        for (slot, floor) in before.slot_floors {
-            self.note_slot_floor(Some(slot), floor);
+        for (slot, (holder, floor)) in before.slot_floors {
+            let known = self.slot_floors.entry(slot).or_insert((holder, floor));
+            if known.0 == holder {
+                known.1 = floor.max(known.1);
+            }
         }
     }
 
@@ -648,11 +651,27 @@ impl Office {
         ctx.config.heartbeat * 2
     }
 
-    fn note_slot_floor(&mut self, slot: Option<u16>, floor: ViewId) {
-        if let Some(slot) = slot {
-            let known = self.slot_floors.entry(slot).or_insert(floor);
-            *known = floor.max(*known);
+    /// What a member says of its data directory counts for its founder slot, unless the slot has a newer holder, in the view or
+    /// waiting to come into it: that one's directory may be another.
+    fn note_slot_floor(&mut self, acceptor: &Acceptor, node: NodeId, floor: ViewId) {
+        let view = &acceptor.state.view;
+        let Some(slot) = view.node(node).and_then(|info| info.slot) else { return };
+        let replaced = self.removing.get(&node).is_some_and(Removal::is_of_a_replaced);
+        let latest = view.members.iter().rev().find(|info| info.slot == Some(slot));
+        if replaced || latest.is_none_or(|info| info.id != node) {
+            return;
         }
+        let floor = match self.slot_floors.get(&slot) {
+            Some((holder, known)) if *holder == node => floor.max(*known),
+            Some((holder, _)) if self.is_waiting_for_admission(*holder) => return,
+            _ => floor,
+        };
+        self.slot_floors.insert(slot, (node, floor));
+    }
+
+    #[cfg(test)]
+    pub(crate) fn floor_of_slot(&self, slot: u16) -> Option<ViewId> {
+        self.slot_floors.get(&slot).map(|(_, floor)| *floor)
     }
 
     fn enqueue(&mut self, command: Command) {

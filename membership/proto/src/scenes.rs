@@ -4,16 +4,17 @@
 use alloc::{sync::Arc, vec, vec::Vec};
 use core::{net::SocketAddr, time::Duration};
 
-use membership_types::{Ballot, Instant, Lineage, LogIndex, NodeId, Rng, ViewId};
+use membership_types::{Ballot, Instant, Lineage, LogIndex, Machine, NodeId, Rng, ViewId};
 
 use crate::{
     acceptor::Acceptor,
+    cluster::{Cluster, Input},
     config::{Bootstrap, Config},
     ctx::{Ctx, Dest, End, Output},
     entry::{Command, Entry},
     floor::Durable,
     member::Member,
-    msg::{Ask, ClusterMsg, Hello, Msg, Probe, Promise, Standing},
+    msg::{Ask, ClusterMsg, Heartbeat, Hello, Join, Msg, Probe, Promise, Standing},
     quorum::Deaths,
     seeking::Seeking,
     spread::Domains,
@@ -112,6 +113,27 @@ impl Scene {
             deaths: Deaths::default(),
         };
         self.member.on_promise(&mut self.ctx, id(from), promise);
+    }
+
+    /// A member answers the grant that the node has given just now.
+    fn beat(&mut self, from: u32, floor: u64) {
+        let commit = self.commit();
+        let Self { ctx, member } = self;
+        let (office, acceptor) = (member.office.as_mut().expect("in office"), member.acceptor.as_mut());
+        let beat = Heartbeat {
+            ballot: office.ballot,
+            sent: ctx.now,
+            echo: Some(ctx.now),
+            rooted: true,
+            seen: commit,
+            commit: Some(commit),
+            slot: false,
+            floor: ViewId::new(floor),
+            hello: None,
+            level: 0,
+        };
+        let acceptor = acceptor.expect("it keeps the log");
+        assert_eq!(office.on_heartbeat(ctx, acceptor, &member.deaths, id(from), beat), Ok(()));
     }
 
     /// It is the node's turn: for which ballot does it ask?
@@ -241,4 +263,124 @@ fn who_is_without_a_lease_goes_to_an_active_lineage_however_often_views_come() {
     };
     assert_eq!(end, End::Dissolved { into: Lineage::new(2, 2) });
     assert!(scene.ctx.now - begun >= scene.ctx.config.give_up, "and not too early");
+}
+
+#[test]
+fn nobody_forces_a_lineage_while_others_have_leases_from_its_own_office() {
+    let mut scene = Scene::new(2);
+    scene.member.on_death(&mut scene.ctx, id(1), "seen", None);
+    let asked = scene.candidacy();
+    // What it adopts removes the node itself: it takes no lease, and goes on giving them until that is decided.
+    let entry = Arc::new(Entry { commands: vec![Command::Remove(id(2), Why::Silent)], core: None });
+    for from in [3, 4] {
+        scene.promise(asked, from, true, Some((ballot(1, 1), entry.clone())));
+    }
+    for _ in 0..30 {
+        scene.wait(LEASE / 10);
+        for from in [3, 4, 5] {
+            scene.beat(from, 0);
+        }
+        assert_eq!(scene.member.settle(&mut scene.ctx), None);
+    }
+    assert!(!scene.member.holds_lease(scene.ctx.now), "it is blocked for long");
+    let refused = scene.member.force_new(&mut scene.ctx).expect_err("others have leases");
+    assert!(refused.contains("leases from it"), "{refused}");
+    scene.wait(LEASE * 2);
+    assert!(scene.member.force_new(&mut scene.ctx).is_ok(), "when nobody has answered for two leases");
+}
+
+#[test]
+fn a_seeker_asks_an_active_lineage_and_not_a_blocked_one_for_as_long_as_it_may_be_admitted_there() {
+    let config = Config::new(info(9), Bootstrap::Join, LEASE).expect("valid");
+    let mut ctx = Ctx::new(config, Instant::from_nanos(1 << 40), Rng::seeded(1), ViewId::NONE);
+    let mut seeking = Seeking::new(&ctx);
+    let hear = |seeking: &mut Seeking, ctx: &mut Ctx, from: u32, active, answer| {
+        let lineage = Lineage::new(from.into(), 1);
+        let (coordinator, supersedes) = (Some(info(from)), Vec::new());
+        let standing = Standing::Member { lineage, active, coordinator, last_view: ViewId::NONE, supersedes };
+        assert!(seeking.on_probe(ctx, Probe { info: info(from), standing, answer }).is_none());
+    };
+    let asks = |seeking: &mut Seeking, ctx: &mut Ctx| -> Vec<NodeId> {
+        ctx.out.clear();
+        seeking.ask_to_join(ctx);
+        let asked = ctx.out.drain(..).filter_map(|output| match output {
+            Output::Send(Dest::Node(to, _), Msg::Join(_)) => Some(to),
+            _ => None,
+        });
+        asked.collect()
+    };
+    hear(&mut seeking, &mut ctx, 1, false, false);
+    assert_eq!(asks(&mut seeking, &mut ctx), [id(1)], "there is nobody else");
+    hear(&mut seeking, &mut ctx, 2, true, true);
+    assert_eq!(asks(&mut seeking, &mut ctx), [id(1), id(2)], "the active one may not hear us");
+    hear(&mut seeking, &mut ctx, 2, true, false);
+    assert_eq!(asks(&mut seeking, &mut ctx), [id(2)]);
+    ctx.now = ctx.now.after(ctx.config.give_up);
+    hear(&mut seeking, &mut ctx, 1, false, false);
+    hear(&mut seeking, &mut ctx, 2, true, false);
+    assert_eq!(asks(&mut seeking, &mut ctx), [id(1), id(2)], "it was not admitted");
+}
+
+/// Node 3 has founder slot 3; a newer process at its address has it too, with another data directory.
+#[test]
+fn what_a_replaced_holder_says_late_counts_for_its_slot_no_more() {
+    let mut scene = Scene::new(2);
+    let with_slot = |n| NodeInfo { slot: Some(3), keeps_floor: true, ..info(n) };
+    {
+        let state = &mut scene.member.acceptor.as_mut().expect("it keeps the log").state;
+        (state.terms.slots, state.terms.durable) = (5, true);
+        let node = state.view.members.iter_mut().find(|node| node.id == id(3)).expect("a member");
+        *node = with_slot(3);
+    }
+    scene.member.on_death(&mut scene.ctx, id(1), "seen", None);
+    assert_eq!(scene.take_over(true).len(), 2);
+    let floor = |scene: &Scene| {
+        let office = scene.member.office.as_ref().expect("in office");
+        office.floor_of_slot(3).map(ViewId::get)
+    };
+    scene.beat(3, 500);
+    assert_eq!(floor(&scene), Some(500));
+    let newer = NodeInfo { id: NodeId::new(3, 99), ..with_slot(3) };
+    let join = Join {
+        info: newer.clone(),
+        lease: LEASE,
+        highest: ViewId::NONE,
+        floor: None,
+        wishes: Vec::new(),
+        observes: Vec::new(),
+        level: 0,
+    };
+    {
+        let Scene { ctx, member } = &mut scene;
+        let (office, acceptor) = (member.office.as_mut().expect("in office"), member.acceptor.as_ref());
+        office.on_join(ctx, acceptor.expect("it keeps the log"), &member.deaths, newer.id, join);
+    }
+    assert_eq!(floor(&scene), Some(0), "of the new directory nothing is known");
+    scene.beat(3, 500);
+    assert_eq!(floor(&scene), Some(0), "and the old one is not the slot's any more");
+}
+
+/// A write may still be on its way when an incarnation ends: the next one asks for no lower floor, which would take its place.
+#[test]
+fn a_new_incarnation_knows_what_the_one_before_asked_its_disk_for() {
+    let me = NodeInfo { keeps_floor: true, ..info(3) };
+    let begun = Instant::from_nanos(1 << 40);
+    let new = || {
+        let config = Config::new(me.clone(), Bootstrap::Join, LEASE).expect("valid");
+        Cluster::new(config, begun, Rng::seeded(1), ViewId::NONE)
+    };
+    let asked = |cluster: &mut Cluster, view| {
+        let msg = ClusterMsg::SetAside { ballot: ballot(1, 1), view: ViewId::new(view) };
+        let msg = Msg::In(Lineage::new(1, 1), msg);
+        cluster.handle(begun, Input::Message { from: id(1), msg });
+        core::iter::from_fn(|| cluster.poll_output()).find_map(|output| match output {
+            Output::SetAside(floor) => Some(floor.view),
+            _ => None,
+        })
+    };
+    let mut first = new().with_floor(None);
+    let floor = asked(&mut first, 1 << 30).expect("far above what there was");
+    let mut next = new().with_floor_of(&first);
+    assert_eq!(asked(&mut next, 5), None, "as good as set aside");
+    assert!(asked(&mut next, floor.get()) > Some(floor));
 }

@@ -59,6 +59,16 @@ struct Heard {
     standing: Standing,
 }
 
+impl Heard {
+    fn hears_us(&self, ctx: &Ctx) -> bool {
+        self.answered_at.is_some_and(|at| Seeking::is_recent(ctx, at))
+    }
+
+    fn is_active_and_hears_us(&self, ctx: &Ctx) -> bool {
+        matches!(self.standing, Standing::Member { active: true, .. }) && self.hears_us(ctx)
+    }
+}
+
 /// A pledge to found a lineage together.
 #[derive(Clone, Debug, PartialEq, Hash)]
 struct Pledged {
@@ -238,14 +248,19 @@ impl Seeking {
         if first { self.try_to_found(ctx) } else { None }
     }
 
-    /// Asks every coordinator that we heard of to admit us.
+    /// Asks the coordinators that we heard of to admit us: those of active lineages that hear us, else all. (Who is blocked may
+    /// need just this node, and those who are active may not admit it: they are preferred for a while only.)
     pub(crate) fn ask_to_join(&mut self, ctx: &mut Ctx) {
         if self.pledged.is_some() {
             return;
         }
         let mut to: BTreeMap<NodeId, NodeInfo> = BTreeMap::new();
+        let prefers = ctx.now - ctx.started < ctx.config.give_up;
+        let some_active = prefers && self.recent(ctx).any(|heard| heard.is_active_and_hears_us(ctx));
         for heard in self.recent(ctx) {
-            if let Standing::Member { coordinator, .. } = &heard.standing {
+            if let Standing::Member { coordinator, active, .. } = &heard.standing
+                && (*active || !some_active)
+            {
                 let info = coordinator.as_ref().unwrap_or(&heard.info);
                 to.insert(info.id, info.clone());
             }
@@ -282,8 +297,7 @@ impl Seeking {
         for heard in self.recent(ctx) {
             match &heard.standing {
                 Standing::Member { active, .. } => {
-                    let answers = heard.answered_at.is_some_and(|at| Self::is_recent(ctx, at));
-                    if answers && (*active || !patience_over) {
+                    if heard.hears_us(ctx) && (*active || !patience_over) {
                         return None;
                     }
                 }
@@ -309,10 +323,7 @@ impl Seeking {
 
     fn found_with_slots(&mut self, ctx: &mut Ctx, slots: u16) -> Option<Found> {
         let own = ctx.config.me.slot?;
-        let active = |h: &Heard| {
-            matches!(h.standing, Standing::Member { active: true, .. })
-                && h.answered_at.is_some_and(|at| Self::is_recent(ctx, at))
-        };
+        let active = |h: &Heard| h.is_active_and_hears_us(ctx);
         let pledged_elsewhere = self.pledged.as_ref().is_some_and(|p| p.to != ctx.me());
         if self.recent(ctx).any(active) && !ctx.planted(Plant::FoundWithStaleSlots) || pledged_elsewhere {
             self.founding = None;

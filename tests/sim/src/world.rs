@@ -1,5 +1,8 @@
 //! The world: true time, one queue of what happens next, and everything that exists.
 
+mod ambush;
+mod ending;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     net::SocketAddr,
@@ -14,11 +17,12 @@ use membership_types::{
     trace::{Event, Group, Process as P, Source},
 };
 
+pub(crate) use self::ambush::{Ambush, Heirs, Strike};
 use crate::{
     clock::Clock,
-    faults::{Kind, seconds},
+    faults::Kind,
     network::{Cut, Fate, Network},
-    params::{Ending, Params},
+    params::Params,
     plant::Plant,
     process::{App, Incoming, Life, Process},
     recorder::Recorder,
@@ -67,35 +71,6 @@ pub(crate) enum Action {
     Fault,
     /// A client asks around who leads.
     Ask,
-}
-
-/// What is done to who is in the phase.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Strike {
-    Kill,
-    /// The network is split.
-    Split,
-    /// What it says from then on is lost; it hears everybody.
-    Mute,
-}
-
-/// A fault that waits for the worst moment.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Ambush {
-    pub(crate) phase: &'static str,
-    pub(crate) until: u64,
-    pub(crate) strike: Strike,
-    /// The fault that this belongs to, where faults are written down.
-    pub(crate) fault: Option<usize>,
-}
-
-/// Coordinators that are killed as soon as they come into office.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Heirs {
-    pub(crate) left: u64,
-    pub(crate) killed: u64,
-    pub(crate) until: u64,
-    pub(crate) fault: Option<usize>,
 }
 
 /// What went over a link that was cut, and waits for it.
@@ -706,50 +681,6 @@ impl World {
         }
     }
 
-    /// Strikes a process that is in the phase for which an ambush waits.
-    fn spring_ambush(&mut self, p: usize) {
-        self.kill_heir(p);
-        let Some(ambush) = self.ambush else { return };
-        if self.calm || self.now > ambush.until {
-            self.ambush = None;
-        } else if self.processes[p].cluster.phase_name() == ambush.phase {
-            self.ambush = None;
-            let (who, at) = (self.who(p), self.now);
-            self.script.note(ambush.fault, || format!("{who} is at {}", seconds(at)));
-            match ambush.strike {
-                Strike::Kill => self.processes[p].fuse = Some(self.rng.below(6)),
-                // What it says now is on its way by then.
-                Strike::Mute => self.push(self.now + 1, Action::Mute { p, fault: ambush.fault }),
-                Strike::Split => {
-                    // What was just sent may get through, what follows from it may not.
-                    let soon = self.rng.below(4_000_000);
-                    self.push(self.now + soon, Action::SplitAround { p, fault: ambush.fault });
-                }
-            }
-        }
-    }
-
-    /// Kills a coordinator that came into office after one that was killed.
-    fn kill_heir(&mut self, p: usize) {
-        let Some(heirs) = &mut self.heirs else { return };
-        let process = &mut self.processes[p];
-        if self.calm || heirs.left == 0 || self.now > heirs.until {
-            self.heirs = None;
-        } else if process.cluster.is_coordinator() && process.fuse.is_none() {
-            process.fuse = Some(self.rng.below(20));
-            heirs.left -= 1;
-            heirs.killed += 1;
-            let (killed, fault, at) = (heirs.killed, heirs.fault, self.now);
-            if killed == 2 {
-                self.mark("two coordinators die in a row");
-            } else if killed == 3 {
-                self.mark("three coordinators die in a row");
-            }
-            let who = self.who(p);
-            self.script.note(fault, || format!("{who} is killed at {}", seconds(at)));
-        }
-    }
-
     fn schedule(&mut self, p: usize) {
         let process = &mut self.processes[p];
         let rooms = process.rooms.values().filter_map(|room| room.machine.poll_timeout());
@@ -1053,135 +984,5 @@ impl World {
         }
         let next = self.rng.between(100_000_000, 900_000_000);
         self.push(self.now + next, Action::Ask);
-    }
-
-    // ---- the end of a run -------------------------------------------------------------------------------------------
-
-    /// Faults end here; what the ending wants broken stays broken, everything else is mended and restarted.
-    pub(crate) fn calm_down(&mut self) {
-        self.calm = true;
-        self.calm_ns = self.now;
-        self.ambush = None;
-        self.disks_hang_until = 0;
-        self.network.manners.calm();
-        let victim = match self.params.ending {
-            Ending::AllWell | Ending::CoreLost => None,
-            _ => self.target(),
-        };
-        let places: BTreeSet<usize> = self.places().into_iter().collect();
-        for a in &places {
-            for b in &places {
-                self.heal(*a, *b);
-            }
-        }
-        // Links of places where nothing is any more.
-        for a in 0..self.next_place {
-            for b in 0..self.next_place {
-                self.heal(a, b);
-            }
-        }
-        for p in 0..self.processes.len() {
-            self.resume(p);
-        }
-        for machine in 0..self.params.nodes {
-            let victims = victim.is_some_and(|v| self.processes[v].machine == machine);
-            if !victims || self.params.ending != Ending::OneDown {
-                self.push(self.now + 1_000_000, Action::Start { machine });
-            }
-        }
-        if let Some(v) = victim.filter(|v| !self.processes[*v].is_gone()) {
-            self.break_for_good(v);
-        }
-        if self.params.ending == Ending::CoreLost {
-            self.lose_the_core();
-        }
-    }
-
-    fn break_for_good(&mut self, v: usize) {
-        let place = self.processes[v].place;
-        let others: Vec<usize> = (0..self.next_place).filter(|o| *o != place).collect();
-        let forever = u64::MAX / 4;
-        match self.params.ending {
-            Ending::OneDown => {
-                self.crash(v, "killed");
-                self.forget_starts(self.processes[v].machine);
-            }
-            Ending::OneStopped => self.stop(v),
-            Ending::OneDeaf => others.iter().for_each(|o| self.cut(*o, place, Cut::Lose, forever)),
-            Ending::OneMute => others.iter().for_each(|o| self.cut(place, *o, Cut::Lose, forever)),
-            Ending::OneIsolated => others.iter().for_each(|o| {
-                self.cut(*o, place, Cut::Lose, forever);
-                self.cut(place, *o, Cut::Lose, forever);
-            }),
-            Ending::TwoApart => {
-                // Somebody else who is where its node's number says.
-                let there =
-                    |w: &Self, o: &usize| w.process_on(*o).is_some_and(|p| w.processes[p].place == *o);
-                let others: Vec<usize> =
-                    (0..self.params.nodes).filter(|o| *o != place && there(self, o)).collect();
-                let other = self
-                    .rng
-                    .pick(&others)
-                    .copied()
-                    .filter(|_| there(self, &place) && place < self.params.nodes);
-                let Some(other) = other else { return };
-                self.mark("two processes never reach each other again");
-                for (a, b) in [(place, other), (other, place)] {
-                    self.cut(a, b, Cut::Lose, forever);
-                }
-                self.apart = Some((place, other));
-                return;
-            }
-            Ending::AllWell | Ending::CoreLost => {}
-        }
-        self.outcast.insert(place);
-    }
-
-    /// Most of the core dies at once and is never restarted.
-    fn lose_the_core(&mut self) {
-        let coordinators: Vec<usize> =
-            self.up().into_iter().filter(|p| self.processes[*p].cluster.is_coordinator()).collect();
-        let Some(c) = coordinators.first() else { return };
-        let core = self.processes[*c].cluster.core().to_vec();
-        let doomed = core.len() / 2 + 1;
-        for id in core.into_iter().take(doomed) {
-            if let Some(p) = self.by_id.get(&id).copied() {
-                let machine = self.processes[p].machine;
-                self.crash(p, "killed");
-                self.forget_starts(machine);
-            }
-        }
-    }
-
-    /// A machine stays down, whatever was planned for it.
-    fn forget_starts(&mut self, machine: usize) {
-        let starts = |action: &Action| match action {
-            Action::Start { machine: m } | Action::Flap { machine: m, .. } => *m == machine,
-            _ => false,
-        };
-        self.queue.retain(|_, action| !starts(action));
-    }
-
-    /// Says who is up and connected, and that no fault comes any more.
-    pub(crate) fn declare_stable(&mut self) {
-        let core: Vec<P> = self
-            .processes
-            .iter()
-            .filter(|p| p.is_up() && !self.outcast.contains(&p.place))
-            .map(|p| p.id.into())
-            .collect();
-        let node = |place: usize| core.iter().find(|p| p.0 == place as u64).copied();
-        let apart = self.apart.and_then(|(a, b)| node(a).zip(node(b))).into_iter().collect();
-        self.record(Source::Harness, Event::Gst { core, apart });
-    }
-
-    pub(crate) fn finish(&mut self) {
-        for p in 0..self.processes.len() {
-            if !self.processes[p].is_gone() {
-                let id = self.processes[p].id;
-                self.record(Source::Process(id.into()), Event::End {});
-            }
-        }
-        self.record(Source::Harness, Event::End {});
     }
 }

@@ -106,7 +106,8 @@ impl Office {
         } else if state.terms.durable {
             let slots = usize::from(state.terms.slots);
             let own = ctx.config.me.slot.map(|slot| (slot, ctx.floor()));
-            let mut floors: BTreeMap<u16, ViewId> = self.slot_floors.clone();
+            let noted = self.slot_floors.iter().map(|(slot, (_, floor))| (*slot, *floor));
+            let mut floors: BTreeMap<u16, ViewId> = noted.collect();
             floors.extend(own);
             // A slot of which nothing is known has set nothing aside.
             let mut floors: Vec<ViewId> = floors.into_values().collect();

@@ -37,6 +37,11 @@ impl Removal {
             || ctx.planted(Plant::RemoveWithoutStop)
     }
 
+    /// Has a newer process its address?
+    pub(super) fn is_of_a_replaced(&self) -> bool {
+        self.why == Why::Replaced
+    }
+
     /// When its last lease lapsed, if it has: from then on nothing calls the removal off.
     pub(super) fn lapsed_at(&self, now: Instant) -> Option<Instant> {
         (now >= self.ready_at).then_some(self.ready_at)

@@ -1,0 +1,186 @@
+//! Connections: how they are made, read and written. What comes in goes to the [`Hub`](super::Hub).
+
+use std::{io, net::SocketAddr, rc::Rc, time::Duration};
+
+use bytes::BytesMut;
+use membership_types::NodeId;
+use tokio::{
+    net::TcpStream,
+    sync::Notify,
+    task::{spawn_local, yield_now},
+    time::{sleep, timeout},
+};
+
+use super::{Shared, links::Nonsense};
+use crate::{
+    handshake::{self, Met},
+    session::Corrupt,
+    transport,
+};
+
+/// How much is read from a connection before others, and the answers, get their turn.
+const READ: usize = 256 << 10;
+/// Pauses between attempts to connect double from the first to the second.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
+
+/// Tries to reach a node until there is a connection, or nobody wants one any more.
+pub(super) async fn dial(hub: Shared, peer: NodeId, addr: SocketAddr) {
+    let (me, patience, wallet) = {
+        let hub = hub.borrow();
+        (Rc::clone(&hub.me), hub.patience, hub.wallet.clone())
+    };
+    let mut pause = PAUSES.0;
+    loop {
+        let attempt = async {
+            let mut stream = TcpStream::connect(addr).await?;
+            transport::prepare(&stream, patience)?;
+            let met = handshake::initiate(&mut stream, &me, &wallet.get()).await?;
+            Ok::<_, handshake::Refusal>((stream, met))
+        };
+        let outcome = timeout(patience, attempt).await;
+        if !hub.borrow().is_wanted(&me, peer) {
+            break;
+        }
+        match outcome {
+            Ok(Ok((stream, met))) if met.hello.node == peer => {
+                hub.borrow_mut().dialing.remove(&peer);
+                link(&hub, stream, met);
+                hub.borrow_mut().turn();
+                return;
+            }
+            Ok(Ok((_, met))) => {
+                tracing::debug!(%peer, found = %met.hello.node, %addr, "another incarnation answers for bulk")
+            }
+            Ok(Err(refusal)) => {
+                refusal.count(&hub.borrow().counts);
+                tracing::debug!(%peer, %addr, %refusal, "no connection for bulk");
+            }
+            Err(_) => tracing::debug!(%peer, %addr, "no answer to an attempt to connect for bulk"),
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(PAUSES.1);
+        if !hub.borrow().is_wanted(&me, peer) {
+            break;
+        }
+    }
+    let mut hub = hub.borrow_mut();
+    if hub.me.node == me.node {
+        hub.dialing.remove(&peer);
+    }
+}
+
+/// A connection begins: what is needed again is said again.
+pub(super) fn link(hub: &Shared, stream: TcpStream, met: Met) {
+    let Met { hello, session, rest } = met;
+    let peer = hello.node;
+    let stream = Rc::new(stream);
+    let mut this = hub.borrow_mut();
+    let link = this.links.insert(peer, Rc::clone(&stream), session);
+    let epoch = link.epoch;
+    spawn_local(read(Rc::clone(hub), peer, epoch, Rc::clone(&stream), Rc::clone(&link.ended), rest));
+    spawn_local(write(Rc::clone(hub), peer, epoch, stream));
+    this.counts.bulk_links.set(i64::try_from(this.links.len()).unwrap_or(i64::MAX));
+    this.on_linked(peer);
+}
+
+async fn read(
+    hub: Shared,
+    peer: NodeId,
+    epoch: u64,
+    stream: Rc<TcpStream>,
+    ended: Rc<Notify>,
+    mut buffer: BytesMut,
+) {
+    let reading = async {
+        loop {
+            let patience = hub.borrow_mut().on_bytes(peer, epoch, &mut buffer)?;
+            match patience {
+                None => stream.readable().await?,
+                // When nothing comes in time, the next turn says so.
+                Some(patience) => timeout(patience, stream.readable()).await.unwrap_or(Ok(()))?,
+            }
+            let mut taken = 0;
+            while taken < READ {
+                if buffer.capacity() - buffer.len() < 16 << 10 {
+                    buffer.reserve(64 << 10);
+                }
+                match stream.try_read_buf(&mut buffer) {
+                    Ok(0) => return Ok(()),
+                    Ok(read) => taken += read,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) => return Err(Broken::Io(error)),
+                }
+            }
+            if taken >= READ {
+                hub.borrow_mut().on_bytes(peer, epoch, &mut buffer)?;
+                yield_now().await;
+            }
+        }
+    };
+    let outcome: Result<(), Broken> = tokio::select! {
+        outcome = reading => outcome,
+        () = ended.notified() => return,
+    };
+    let mut hub_of = hub.borrow_mut();
+    match outcome {
+        Ok(()) => {}
+        Err(Broken::Io(error)) => tracing::debug!(%peer, %error, "a connection for bulk broke"),
+        Err(Broken::Corrupt(corrupt)) => {
+            tracing::warn!(%peer, "a connection for bulk is closed: {corrupt}");
+        }
+        Err(Broken::Nonsense(nonsense)) => {
+            hub_of.counts.garbage.inc();
+            tracing::warn!(%peer, "a connection for bulk is closed: {nonsense}");
+        }
+    }
+    hub_of.unlink(peer, epoch);
+    drop(hub_of);
+    hub.borrow().bulk.0.wake.notify_one(); // To connect again, where that is wanted.
+}
+
+async fn write(hub: Shared, peer: NodeId, epoch: u64, stream: Rc<TcpStream>) {
+    let Some(wake) = hub.borrow_mut().links.wake_of(peer, epoch) else { return };
+    loop {
+        wake.notified().await;
+        loop {
+            if hub.borrow_mut().links.get(peer, epoch).is_none() || stream.writable().await.is_err() {
+                return; // The reading task tells.
+            }
+            let outcome = hub.borrow_mut().links.write(peer, epoch);
+            match outcome {
+                Ok(true) => break,
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::debug!(%peer, %error, "a connection for bulk broke");
+                    hub.borrow_mut().unlink(peer, epoch);
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Why a connection ends.
+pub(super) enum Broken {
+    Io(io::Error),
+    Corrupt(Corrupt),
+    Nonsense(Nonsense),
+}
+
+impl From<io::Error> for Broken {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl From<Corrupt> for Broken {
+    fn from(corrupt: Corrupt) -> Self {
+        Self::Corrupt(corrupt)
+    }
+}
+
+impl From<Nonsense> for Broken {
+    fn from(nonsense: Nonsense) -> Self {
+        Self::Nonsense(nonsense)
+    }
+}

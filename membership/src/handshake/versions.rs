@@ -1,0 +1,45 @@
+//! Which versions of the protocol two builds speak, and why they may have none in common.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// The versions of the protocol that a build speaks: between two nodes, the highest that both speak counts.
+///
+/// 2. Whatever is not understood ends the connection.
+/// 3. Messages of unknown kinds are skipped and counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Versions {
+    pub(crate) min: u8,
+    pub(crate) max: u8,
+}
+
+impl Versions {
+    pub(crate) const OURS: Self = Self { min: 2, max: 3 };
+
+    /// Of builds that do not say it.
+    pub(super) fn before() -> Self {
+        Self { min: 2, max: 2 }
+    }
+
+    /// The version that two nodes use.
+    pub(crate) fn common(self, other: Self) -> Option<u8> {
+        let max = self.max.min(other.max);
+        (max >= self.min.max(other.min)).then_some(max)
+    }
+}
+
+impl fmt::Display for Versions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "versions {} to {}", self.min, self.max)
+    }
+}
+
+/// Why two nodes cannot talk, as seen by one of them.
+pub(super) fn no_common(theirs: Versions, ours: Versions) -> String {
+    let older = if theirs.max < ours.max { "the other side" } else { "this node" };
+    format!(
+        "the other side speaks {theirs} of the protocol, this node {ours}, none of which both do: start {older} with a newer build; \
+         where builds lie that far apart, go through one in between"
+    )
+}
