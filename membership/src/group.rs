@@ -174,6 +174,17 @@ impl Membership {
         }
     }
 
+    /// As [`caught_up`](Membership::caught_up), but waits until it can be known: for a lease, a view, and the group's state.
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// [`NotMember`] once the node has left the group or stopped, and where the group was joined without its messages.
+    pub async fn until_caught_up(&self) -> Result<(), NotMember> {
+        let waits = async { self.inner.mailbox.as_ref()?.until_fence().await.then_some(()) };
+        let left = || self.inner.mailbox.is_none() || self.inner.left.load(Ordering::Acquire);
+        waits.await.ok_or_else(|| if left() { NotMember::Left } else { NotMember::Stopped })
+    }
+
     /// Was the group joined for its messages, too? See [`Node::join_multicast`].
     pub fn is_multicast(&self) -> bool {
         self.inner.mailbox.is_some()

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     channel::{Delivered, Deliveries, SendError},
-    error::GroupError,
+    error::{GroupError, NotMember},
     event::View,
     group::Membership,
     node::{Node, lock},
@@ -185,6 +185,15 @@ impl<S: ReplicatedState> Replica<S> {
     /// [read](Replica::read) then is linearizable. False if that cannot be known.
     pub async fn caught_up(&self) -> bool {
         self.shared.membership.caught_up().await
+    }
+
+    /// As [`caught_up`](Replica::caught_up), but waits until it can be known: a member that has just come gets the state
+    /// first. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`NotMember`] once the node has left the group or stopped.
+    pub async fn until_caught_up(&self) -> Result<(), NotMember> {
+        self.shared.membership.until_caught_up().await
     }
 }
 

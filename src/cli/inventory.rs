@@ -19,11 +19,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use membership::{Leadership, NodeId, ProposeError, Replica, ReplicatedState};
 use serde_json::{Value, json};
-use tokio::{
-    net::TcpListener,
-    sync::watch,
-    time::{Instant, sleep, timeout},
-};
+use tokio::{net::TcpListener, sync::watch, time::timeout};
 
 use self::items::{Items, Write, Written};
 use super::{
@@ -166,14 +162,10 @@ async fn answer(request: Request<Incoming>, clone: Rc<Clone>) -> Result<Response
 
 impl Clone {
     async fn get(&self, key: &str) -> (StatusCode, Value) {
-        let deadline = Instant::now() + PATIENCE;
         // A clone that has just come gets the items first.
-        while !self.replica.caught_up().await {
-            if Instant::now() > deadline {
-                let why = "this clone does not know what others have acknowledged";
-                return (StatusCode::SERVICE_UNAVAILABLE, json!({"error": why}));
-            }
-            sleep(Duration::from_millis(2)).await;
+        if !matches!(timeout(PATIENCE, self.replica.until_caught_up()).await, Ok(Ok(()))) {
+            let why = "this clone does not know what others have acknowledged";
+            return (StatusCode::SERVICE_UNAVAILABLE, json!({"error": why}));
         }
         let item = self.replica.read(|items| items.items.get(key).cloned());
         let (value, version) = item.map_or((None, 0), |item| (Some(item.value), item.version));

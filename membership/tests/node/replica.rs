@@ -1,9 +1,9 @@
 //! Members that keep a common state.
 
-use std::time::Duration;
-
 use bytes::Bytes;
-use membership::{Delivered, Membership, Node, NodeId, ProposeError, Replica, ReplicatedState, SendError};
+use membership::{
+    Delivered, Membership, Node, NodeId, NotMember, ProposeError, Replica, ReplicatedState, SendError,
+};
 
 use crate::harness::{Place, metric, within};
 
@@ -44,12 +44,7 @@ async fn replica(node: &Node, log: Log) -> Replica<Log> {
 }
 
 async fn lines(replica: &Replica<Log>) -> Vec<String> {
-    let caught_up = async {
-        while !replica.caught_up().await {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    within("it catches up", caught_up).await;
+    within("it catches up", replica.until_caught_up()).await.expect("a member");
     replica.read(|log| log.lines.clone())
 }
 
@@ -115,6 +110,7 @@ async fn who_has_left_has_nothing_to_propose_and_comes_back_with_the_state_of_th
     within("leaving", two.membership().leave()).await;
     assert_eq!(two.propose("alone").await, Err(ProposeError::NotSent(SendError::NotMember)));
     assert!(!two.caught_up().await);
+    assert_eq!(within("an answer", two.until_caught_up()).await, Err(NotMember::Left));
     within("an answer", one.propose("without")).await.expect("applied");
     let two = replica(&b, Log::default()).await;
     assert_eq!(lines(&two).await, ["both", "without"]);
