@@ -165,6 +165,8 @@ pub(crate) struct Mailbox {
     arrived: Notify,
     /// The bulk thread was told to look here.
     called: AtomicBool,
+    /// The application may lead.
+    ready: AtomicBool,
 }
 
 #[derive(Default)]
@@ -201,7 +203,7 @@ impl std::fmt::Debug for Mailbox {
 }
 
 impl Mailbox {
-    pub(crate) fn new(group: GroupName, state: bool, bulk: Bulk) -> Arc<Self> {
+    pub(crate) fn new(group: GroupName, state: bool, ready: bool, bulk: Bulk) -> Arc<Self> {
         Arc::new(Self {
             group,
             state,
@@ -211,6 +213,7 @@ impl Mailbox {
             incoming: Mutex::default(),
             arrived: Notify::new(),
             called: AtomicBool::new(false),
+            ready: AtomicBool::new(ready),
         })
     }
 
@@ -310,6 +313,17 @@ impl Mailbox {
     pub(crate) fn keep_state(self: &Arc<Self>) {
         lock(&self.outgoing).keep = true;
         self.call();
+    }
+
+    /// Whether the application may lead: until then no view is reported as installed.
+    pub(crate) fn set_ready(self: &Arc<Self>, ready: bool) {
+        if self.ready.swap(ready, Ordering::AcqRel) != ready {
+            self.call();
+        }
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
     }
 
     /// Waits until all members hold everything that was sent, or nothing can be sent any more, or the time is over.

@@ -57,6 +57,19 @@ impl MembershipInner {
     }
 }
 
+impl MembershipInner {
+    pub(crate) fn try_multicast(&self, class: Class, payload: Bytes) -> Result<(), SendError> {
+        self.mailbox.as_ref().ok_or(SendError::Plain)?.try_send(class, payload)
+    }
+
+    /// Whether this member may lead.
+    pub(crate) fn set_ready(&self, ready: bool) {
+        if let Some(mailbox) = &self.mailbox {
+            mailbox.set_ready(ready);
+        }
+    }
+}
+
 impl Drop for MembershipInner {
     fn drop(&mut self) {
         self.node.inner.handle_dropped(&self.group, self.handle);
