@@ -48,9 +48,7 @@ async fn day(dir: &Path) -> Result<(), Box<dyn Error>> {
 
     let (third, west) = till("west", dir).await?;
     // A new till gets the state first; then what it reads is never behind what anybody was told.
-    while !west.caught_up().await {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    west.until_caught_up().await?;
     println!("west begins with {} in all", west.read(|sold| sold.0));
     for node in [second, third] {
         node.leave().await;

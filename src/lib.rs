@@ -23,7 +23,8 @@
 pub use backplane;
 pub use membership::{
     self, Bootstrap, Class, Delivered, Deliveries, Event, Events, GroupName, Leadership, Membership, Node,
-    NodeBuilder, NodeId, Observer, Rendezvous, Replica, ReplicatedState, Token, View, ViewId, Views, What,
+    NodeBuilder, NodeId, Observer, Rendezvous, Replica, ReplicaBuilder, ReplicatedState, Standing, Token,
+    View, ViewId, Views, What,
 };
 pub use pubsub;
 pub use router;

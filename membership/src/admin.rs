@@ -35,6 +35,7 @@ use crate::{
     metrics::Metrics,
     node::{Command, Shared, lock},
     rendezvous::{MAX_BODY, Question, REGISTRY_PATH},
+    replica::Standing,
     status::{GroupStatus, Status},
 };
 
@@ -391,6 +392,7 @@ fn status_json(shared: &Shared, status: &Status) -> Value {
         "lease_until_ns": status.lease_until_ns,
         "now_ns": crate::clock::now_ns(),
         "groups": status.groups.keys().map(|g| g.as_str()).collect::<Vec<_>>(),
+        "states": status.groups.iter().filter_map(|(name, g)| Some((name.to_string(), state_json(g.state.as_ref()?)))).collect::<serde_json::Map<_, _>>(),
         "leading": status.groups.iter().filter(|(_, g)| g.leading.is_some()).map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
     })
 }
@@ -440,8 +442,21 @@ fn group_json(name: &str, group: &GroupStatus, status: &Status) -> Value {
         "leader": view.and_then(View::leader).map(|l| &*l.name),
         "rank": view.and_then(|v| v.rank_of(status.id)).map(|r| r.get()),
         "leading": group.leading.is_some(),
+        "state": group.state.as_ref().map(state_json),
         "members": members,
     })
+}
+
+fn state_json(standing: &Standing) -> Value {
+    match standing {
+        Standing::Memory => json!({ "standing": "memory" }),
+        Standing::Lost => json!({ "standing": "lost" }),
+        Standing::Waiting { why } => json!({ "standing": "waiting", "why": why }),
+        Standing::Kept { here, of, enough } => {
+            json!({ "standing": "kept", "here": here, "of": of, "enough": enough })
+        }
+        Standing::Refused { why } => json!({ "standing": "refused", "why": why }),
+    }
 }
 
 /// Group names may have slashes and colons, which some clients write as %2F and %3A.

@@ -243,6 +243,7 @@ impl Hub {
             batch: VecDeque::new(),
             to_tell: None,
             fences: VecDeque::new(),
+            early: Vec::new(),
             initial: false,
             dirty: false,
             held: false,
@@ -625,7 +626,8 @@ impl Hub {
                 mailbox.is_drained();
             }
         }
-        if let Some(view) = room.to_tell.take() {
+        let ready = room.mailbox.as_ref().is_none_or(|mailbox| mailbox.is_ready());
+        if let Some(view) = room.to_tell.take_if(|_| ready) {
             lock(&self.bulk.0.told).installed.insert(room.group.clone(), (self.me.node, view));
             self.bulk.0.tell.notify_one();
         }

@@ -84,6 +84,11 @@ impl Fence {
             let _gone = done.send(holds);
         }
     }
+
+    /// Nobody waits for it any more.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        lock(&self.0).as_ref().is_none_or(oneshot::Sender::is_closed)
+    }
 }
 
 /// A member needs the group's state. Dropped without [`finish`](StateRequest::finish), it is asked elsewhere after a while.
@@ -160,6 +165,8 @@ pub(crate) struct Mailbox {
     arrived: Notify,
     /// The bulk thread was told to look here.
     called: AtomicBool,
+    /// The application may lead.
+    ready: AtomicBool,
 }
 
 #[derive(Default)]
@@ -168,8 +175,9 @@ struct Outgoing {
     bytes: usize,
     /// Pieces of state for others.
     states: VecDeque<(NodeId, u64, Bytes, bool)>,
-    /// Who waits until everything was delivered that may be known elsewhere.
-    fences: Vec<oneshot::Sender<bool>>,
+    /// Who waits until everything was delivered that may be known elsewhere, and whether also for the day when that can be
+    /// known.
+    fences: Vec<(oneshot::Sender<bool>, bool)>,
     /// The application's state is to be the group's.
     keep: bool,
     /// Why nothing can be sent.
@@ -195,7 +203,7 @@ impl std::fmt::Debug for Mailbox {
 }
 
 impl Mailbox {
-    pub(crate) fn new(group: GroupName, state: bool, bulk: Bulk) -> Arc<Self> {
+    pub(crate) fn new(group: GroupName, state: bool, ready: bool, bulk: Bulk) -> Arc<Self> {
         Arc::new(Self {
             group,
             state,
@@ -205,6 +213,7 @@ impl Mailbox {
             incoming: Mutex::default(),
             arrived: Notify::new(),
             called: AtomicBool::new(false),
+            ready: AtomicBool::new(ready),
         })
     }
 
@@ -273,21 +282,48 @@ impl Mailbox {
     /// Waits until everything is delivered that any other member may have promised to anybody by now. False if that cannot
     /// be known: the node has no lease, or not the group's state.
     pub(crate) async fn fence(self: &Arc<Self>) -> bool {
+        self.ask_fence(false).await.unwrap_or(false)
+    }
+
+    /// As [`fence`](Mailbox::fence), but waits also until it can be known. False if the node is no member any more.
+    pub(crate) async fn until_fence(self: &Arc<Self>) -> bool {
+        loop {
+            match self.ask_fence(true).await {
+                Some(true) => return true,
+                Some(false) => {} // The incarnation ended, or the view: the next one is asked.
+                None => return false,
+            }
+        }
+    }
+
+    /// `None` if nothing can be sent any more.
+    async fn ask_fence(self: &Arc<Self>, waits: bool) -> Option<bool> {
         let (done, passed) = oneshot::channel();
         {
             let mut outgoing = lock(&self.outgoing);
-            if outgoing.refused.is_some() {
-                return false;
+            if outgoing.refused == Some(SendError::NotMember) {
+                return None;
             }
-            outgoing.fences.push(done);
+            outgoing.fences.push((done, waits));
         }
         self.call();
-        passed.await.unwrap_or(false)
+        Some(passed.await.unwrap_or(false))
     }
 
     pub(crate) fn keep_state(self: &Arc<Self>) {
         lock(&self.outgoing).keep = true;
         self.call();
+    }
+
+    /// Whether the application may lead: until then no view is reported as installed.
+    pub(crate) fn set_ready(self: &Arc<Self>, ready: bool) {
+        if self.ready.swap(ready, Ordering::AcqRel) != ready {
+            self.call();
+        }
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
     }
 
     /// Waits until all members hold everything that was sent, or nothing can be sent any more, or the time is over.
@@ -330,12 +366,14 @@ impl Mailbox {
         if unsent_to(*to) > WAITING as u64 { None } else { outgoing.states.pop_front() }
     }
 
-    /// Takes who waits for a fence, and whether the application's state is to be the group's.
-    pub(crate) fn take_wishes(&self) -> (Vec<Fence>, bool) {
+    /// Takes who asks for a fence (and waits until there can be one), and whether the application's state is to be the
+    /// group's.
+    pub(crate) fn take_wishes(&self) -> (Vec<(Fence, bool)>, bool) {
         let mut outgoing = lock(&self.outgoing);
         let keep = std::mem::take(&mut outgoing.keep);
         let fences = std::mem::take(&mut outgoing.fences);
-        (fences.into_iter().map(|done| Fence(Arc::new(Mutex::new(Some(done))))).collect(), keep)
+        let fence = |done| Fence(Arc::new(Mutex::new(Some(done))));
+        (fences.into_iter().map(|(done, waits)| (fence(done), waits)).collect(), keep)
     }
 
     /// Takes the next message to be sent.
@@ -381,8 +419,10 @@ impl Mailbox {
         let mut outgoing = lock(&self.outgoing);
         if outgoing.refused != Some(SendError::NotMember) && outgoing.refused != why {
             outgoing.refused = why;
-            if why.is_some() {
+            if why == Some(SendError::NotMember) {
                 outgoing.fences.clear();
+            }
+            if why.is_some() {
                 outgoing.states.clear();
                 outgoing.queue.clear();
                 outgoing.bytes = 0;

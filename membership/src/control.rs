@@ -453,6 +453,7 @@ impl Driver {
             Command::Leave { group, done } => self.leave(group, Some(done)),
             Command::StepDown { group, done } => self.step_down(group, done),
             Command::Observe { group, handle } => self.observe(group, handle),
+            Command::State { group, standing } => self.tell_state(&group, standing),
             Command::ForceNew { lineage, done } => self.force_new(&lineage, done),
         }
         self.pump();

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `lock` | locked by the one process that uses the directory; says which, for people |
 //! | `floor` | view ids up to here may have been given: see `membership_proto::Floor` |
+//! | `state` | a directory of its own: what the inventory keeps (`replica/store.rs`) |
 //!
 //! A file is replaced by writing another one, syncing it, renaming it, and syncing the directory: a reader finds the old
 //! one or the new one, whole. What cannot be read is never overwritten: it is for people to decide what it is worth.
@@ -33,7 +34,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 const LONGEST: u64 = 4096;
 const LOCK: &str = "lock";
 const FLOOR: &str = "floor";
-const OURS: [&str; 3] = [LOCK, FLOOR, "floor.new"];
+const OURS: [&str; 4] = [LOCK, FLOOR, "floor.new", "state"];
 const FIRST_LINE: &str = "phalanx floor 1";
 
 /// A data directory that this process alone uses.
@@ -49,17 +50,7 @@ impl DataDir {
     /// Takes the directory for this process, and reads what is in it. Where it does not exist it is made. What is wrong, and
     /// what to do about it, is told in words; nothing was changed then.
     pub(crate) fn open(path: &Path, cluster: &str, name: &str) -> Result<Self, String> {
-        let at = path.display();
-        make(path).map_err(|e| {
-            format!("{at} is no directory, and cannot be made one: {e}; give one that this user may write to")
-        })?;
-        let strangers = strangers(path).map_err(|e| format!("{at} cannot be read: {e}"))?;
-        let known = path.join(LOCK).exists() || path.join(FLOOR).exists();
-        if let Some(stranger) = strangers.filter(|_| !known) {
-            let stranger = stranger.display();
-            return Err(format!("{at} holds other things ({stranger}): give a directory of its own"));
-        }
-        let lock = take(path, name)?;
+        let lock = take_over(path, &OURS, &[LOCK, FLOOR], &format!("node {name}"))?;
         let floor = read_floor(path, cluster)?;
         Ok(Self { path: path.to_owned(), cluster: cluster.to_owned(), floor, lock: Arc::new(lock) })
     }
@@ -156,6 +147,22 @@ fn write_floors(path: &Path, cluster: &str, wanted: &Wanted, done: &mut dyn FnMu
     }
 }
 
+/// Makes the directory where it is missing, and takes it for this process. One that has other things in it than `ours`, and
+/// nothing of what is `known` to be in one that was used before, is left alone.
+pub(crate) fn take_over(path: &Path, ours: &[&str], known: &[&str], who: &str) -> Result<File, String> {
+    let at = path.display();
+    make(path).map_err(|e| {
+        format!("{at} is no directory, and cannot be made one: {e}; give one that this user may write to")
+    })?;
+    let strangers = strangers(path, ours).map_err(|e| format!("{at} cannot be read: {e}"))?;
+    let known = known.iter().any(|name| path.join(name).exists());
+    if let Some(stranger) = strangers.filter(|_| !known) {
+        let stranger = stranger.display();
+        return Err(format!("{at} holds other things ({stranger}): give a directory of its own"));
+    }
+    take(path, who)
+}
+
 /// Makes the directory, and those above it, where they are missing; they are still there when power fails.
 fn make(path: &Path) -> io::Result<()> {
     let missing: Vec<&Path> = path.ancestors().take_while(|dir| !dir.exists()).collect();
@@ -168,10 +175,10 @@ fn make(path: &Path) -> io::Result<()> {
 }
 
 /// Something in the directory that is not ours.
-fn strangers(path: &Path) -> io::Result<Option<OsString>> {
+fn strangers(path: &Path, ours: &[&str]) -> io::Result<Option<OsString>> {
     for entry in fs::read_dir(path)? {
         let name = entry?.file_name();
-        if name != "lost+found" && !OURS.iter().any(|ours| name == *ours) {
+        if name != "lost+found" && !ours.iter().any(|ours| name == *ours) {
             return Ok(Some(name));
         }
     }
@@ -179,7 +186,7 @@ fn strangers(path: &Path) -> io::Result<Option<OsString>> {
 }
 
 /// Locks the directory, and says in the lock file who we are.
-fn take(path: &Path, name: &str) -> Result<File, String> {
+fn take(path: &Path, who: &str) -> Result<File, String> {
     let (at, file) = (path.display(), path.join(LOCK));
     let opened =
         OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&file);
@@ -202,7 +209,7 @@ fn take(path: &Path, name: &str) -> Result<File, String> {
         }
         thread::sleep(Duration::from_millis(20));
     }
-    let text = format!("process {} (node {name})\n", std::process::id());
+    let text = format!("process {} ({who})\n", std::process::id());
     let written = lock.set_len(0).and_then(|()| lock.write_all(text.as_bytes()));
     written.map_err(|e| format!("{}: {e}", file.display()))?;
     Ok(lock)

@@ -12,7 +12,7 @@ use membership_sync::LeaderCell;
 use membership_types::{GroupName, Lineage, NodeId, Rank, Token, ViewId};
 use pubsub::{Bus, Delivery, Subscription, TryNextError};
 
-use crate::clock;
+use crate::{clock, replica::Standing};
 
 /// A ranked view of a group, with names for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,7 +63,7 @@ pub struct Event {
     pub node: NodeId,
     /// `CLOCK_BOOTTIME` in nanoseconds: after it happened, and before anything was done about it.
     pub at_ns: u64,
-    /// The group, for [`What::View`], [`What::Leading`], [`What::NotLeading`] and [`What::Out`].
+    /// The group, for [`What::View`], [`What::Leading`], [`What::NotLeading`], [`What::State`] and [`What::Out`].
     pub group: Option<GroupName>,
     /// What happened.
     pub what: What,
@@ -143,6 +143,11 @@ pub enum What {
     },
     /// The application lives: the node joins its groups again.
     Unstuck,
+    /// Where the group's state is, for a [`Replica`](crate::Replica) with a data directory: told whenever that changes.
+    State {
+        /// As [`Replica::standing`](crate::Replica::standing) says.
+        standing: Standing,
+    },
     /// This node is no member of the group any more.
     Out {
         /// It left on request; otherwise its incarnation is over, and the next one joins the group again.

@@ -2,6 +2,7 @@
 //! well-made bytes to begin with.
 
 mod forge;
+mod kept;
 
 use std::{cell::RefCell, collections::BTreeMap, net::SocketAddr, time::Duration};
 
@@ -31,6 +32,7 @@ use crate::{
 };
 
 pub use forge::{Forged, forge};
+pub use kept::{kept_state, kept_states};
 
 /// The payload of a frame between nodes: what is understood can be said, and is understood the same.
 pub fn wire_frame(data: &[u8]) {

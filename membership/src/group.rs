@@ -57,6 +57,19 @@ impl MembershipInner {
     }
 }
 
+impl MembershipInner {
+    pub(crate) fn try_multicast(&self, class: Class, payload: Bytes) -> Result<(), SendError> {
+        self.mailbox.as_ref().ok_or(SendError::Plain)?.try_send(class, payload)
+    }
+
+    /// Whether this member may lead.
+    pub(crate) fn set_ready(&self, ready: bool) {
+        if let Some(mailbox) = &self.mailbox {
+            mailbox.set_ready(ready);
+        }
+    }
+}
+
 impl Drop for MembershipInner {
     fn drop(&mut self) {
         self.node.inner.handle_dropped(&self.group, self.handle);
@@ -172,6 +185,17 @@ impl Membership {
             Some(mailbox) => mailbox.fence().await,
             None => false,
         }
+    }
+
+    /// As [`caught_up`](Membership::caught_up), but waits until it can be known: for a lease, a view, and the group's state.
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// [`NotMember`] once the node has left the group or stopped, and where the group was joined without its messages.
+    pub async fn until_caught_up(&self) -> Result<(), NotMember> {
+        let waits = async { self.inner.mailbox.as_ref()?.until_fence().await.then_some(()) };
+        let left = || self.inner.mailbox.is_none() || self.inner.left.load(Ordering::Acquire);
+        waits.await.ok_or_else(|| if left() { NotMember::Left } else { NotMember::Stopped })
     }
 
     /// Was the group joined for its messages, too? See [`Node::join_multicast`].

@@ -33,6 +33,7 @@
 //! | `control.rs` | the control thread: inputs to the machine, outputs of it |
 //! | `channel.rs` | messages of a group, as applications see them |
 //! | `replica.rs` | a service as a replicated state machine |
+//! | `replica/ledger.rs`, `store.rs`, `keeper.rs` | its state on disk: who holds what, and may go on; the files; both at work |
 //! | `bulk.rs` | the bulk thread: what members of groups say to each other; its door, groups and connections in `bulk/` |
 //! | `wire.rs`, `handshake.rs`, `transport.rs` | frames, introductions (and why two part: `handshake/`), connections |
 //! | `secret.rs`, `session.rs` | keys that nodes have in common; what is sealed under them |
@@ -92,7 +93,7 @@ pub use membership_types::{GroupName, InvalidGroupName, Lineage, NodeId, Rank, T
 pub use node::{Node, NodeBuilder};
 pub use prometheus_client::registry::Registry;
 pub use rendezvous::{DnsName, HttpRegistry, LocalNetwork, ParseRendezvousError, Rendezvous};
-pub use replica::{ProposeError, Replica, ReplicatedState};
+pub use replica::{ProposeError, Replica, ReplicaBuilder, ReplicaError, ReplicatedState, Standing};
 pub use secret::{Secret, SecretError};
 pub use status::{GroupStatus, Status};
 pub use watchdog::Watchdog;

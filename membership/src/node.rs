@@ -27,6 +27,7 @@ use crate::{
     group::{Membership, MembershipInner, Observer, ObserverInner},
     metrics::Metrics,
     rendezvous::{Registrar, Rendezvous},
+    replica::Standing,
     secret::{Secret, SecretError, Source, Wallet},
     start,
     status::{GroupStatus, Status},
@@ -389,6 +390,11 @@ pub(crate) enum Command {
         group: GroupName,
         done: oneshot::Sender<()>,
     },
+    /// How the state of a group stands, that is kept on disk.
+    State {
+        group: GroupName,
+        standing: Standing,
+    },
     /// An operator gives up this lineage, as it is written, for a new one. Answered with that.
     ForceNew {
         lineage: String,
@@ -579,7 +585,7 @@ impl Node {
         group: &str,
         endpoint: Option<String>,
     ) -> Result<(Membership, Deliveries), GroupError> {
-        self.join_with(group, endpoint, false).await
+        self.join_with(group, endpoint, false, true).await
     }
 
     /// As [`Node::join_multicast`], for a group whose members keep a common state, which follows from what was delivered to
@@ -595,14 +601,16 @@ impl Node {
         group: &str,
         endpoint: Option<String>,
     ) -> Result<(Membership, Deliveries), GroupError> {
-        self.join_with(group, endpoint, true).await
+        self.join_with(group, endpoint, true, true).await
     }
 
-    async fn join_with(
+    /// `ready`: it may lead as soon as there is a view; otherwise once it says so.
+    pub(crate) async fn join_with(
         &self,
         group: &str,
         endpoint: Option<String>,
         state: bool,
+        ready: bool,
     ) -> Result<(Membership, Deliveries), GroupError> {
         let group = GroupName::new(group)?;
         let permit = self.inner.commands.reserve().await.map_err(|_| GroupError::Stopped)?;
@@ -611,7 +619,7 @@ impl Node {
         if known.member.upgrade().is_some_and(|member| !member.left.load(Ordering::Acquire)) {
             return Err(GroupError::InUse(group));
         }
-        let mailbox = Mailbox::new(group.clone(), state, self.inner.shared.bulk.clone());
+        let mailbox = Mailbox::new(group.clone(), state, ready, self.inner.shared.bulk.clone());
         let (handle, letters) = (self.next_handle(), Some(Arc::clone(&mailbox)));
         let member = MembershipInner::new(self.clone(), group.clone(), handle, letters.clone());
         known.member = Arc::downgrade(&member);

@@ -1,7 +1,15 @@
 //! A service as a replicated state machine: every member applies the same commands in the same order.
+//!
+//! With a data directory (`keeper.rs`) what was applied is also on disk: `ledger.rs` decides what that means for the group,
+//! `store.rs` is the files.
+
+pub(crate) mod keeper;
+pub(crate) mod ledger;
+pub(crate) mod store;
 
 use std::{
     collections::HashMap,
+    path::PathBuf,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -11,11 +19,12 @@ use std::{
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use membership_multicast::Class;
 use membership_types::NodeId;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
+use self::keeper::{Keeper, Progress};
 use crate::{
     channel::{Delivered, Deliveries, SendError},
-    error::GroupError,
+    error::{GroupError, NotMember},
     event::View,
     group::Membership,
     node::{Node, lock},
@@ -64,6 +73,48 @@ pub enum ProposeError {
     Unknown,
 }
 
+/// The group was not joined; nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReplicaError {
+    /// The group cannot be used.
+    #[error(transparent)]
+    Group(#[from] GroupError),
+    /// The data directory cannot be used, or what is in it.
+    #[error("{0}")]
+    DataDir(String),
+}
+
+/// Where the state of a group is, as far as this member knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Standing {
+    /// In the memory of the group's members, and nowhere else: it is lost when all of them have gone.
+    Memory,
+    /// Nowhere any more: those who had it in memory are gone, and this member was still waiting for it. See
+    /// [`ReplicatedState::lost`].
+    Lost,
+    /// This member does not have it yet, for this reason. Nothing is applied until then.
+    Waiting {
+        /// What is waited for, and what can be done about it.
+        why: String,
+    },
+    /// On disk, and here.
+    Kept {
+        /// How many of the directories that count are in the group's view.
+        here: usize,
+        /// How many there are. Commands are answered only while more than half of them are here.
+        of: usize,
+        /// Are they?
+        enough: bool,
+    },
+    /// This member has given up, for this reason, and leaves the group.
+    Refused {
+        /// What is wrong, and what would be right.
+        why: String,
+    },
+}
+
 /// A member of a group of equal states. Clones are the same member; it leaves the group when the last one is dropped.
 ///
 /// # Examples
@@ -107,6 +158,8 @@ struct Shared<S: ReplicatedState> {
     mark: u64,
     next: AtomicU64,
     waiting: Mutex<HashMap<u64, Waiting<S>>>,
+    /// What is on disk, if anything is to be.
+    progress: watch::Sender<Progress>,
 }
 
 /// Who proposed a command, and waits for its answer.
@@ -120,10 +173,99 @@ impl<S: ReplicatedState> Clone for Replica<S> {
 
 /// Bytes before each command: who proposed it, and its number there.
 const HEAD: usize = 16;
+/// Before what members that keep the state on disk say to each other: nobody proposes under this.
+const NOBODY: u64 = 0;
+
+/// How to become a member. Nothing happens until [`join`](ReplicaBuilder::join).
+#[derive(Clone)]
+pub struct ReplicaBuilder {
+    node: Node,
+    group: String,
+    endpoint: Option<String>,
+    data_dir: Option<PathBuf>,
+    directories: u64,
+    accept: bool,
+}
+
+impl ReplicaBuilder {
+    /// For a member of this group on this node.
+    pub fn new(node: &Node, group: &str) -> Self {
+        let (node, group) = (node.clone(), group.to_owned());
+        Self { node, group, endpoint: None, data_dir: None, directories: 1, accept: false }
+    }
+
+    /// Where this member serves.
+    pub fn endpoint(mut self, endpoint: impl Into<String>) -> Self {
+        self.endpoint = Some(endpoint.into());
+        self
+    }
+
+    /// A directory of this member's own, in which it keeps the state: a command is answered once a majority of the group's
+    /// directories has it on disk, and survives the loss of power at all members. Give all members one, each its own;
+    /// never copy one for another member. Default none: the state lives as long as a member does that has it.
+    ///
+    /// After everybody was down, nobody goes on before a majority of the directories is there, the newest among them: until
+    /// then [`Replica::standing`] says what is waited for.
+    pub fn data_dir(mut self, path: impl Into<PathBuf>) -> Self {
+        self.data_dir = Some(path.into());
+        self
+    }
+
+    /// With how many directories the group is meant to begin: where all that are there are empty, nobody begins with an empty
+    /// state before more than half of so many are there. So who starts first with a new disk does not pass over the
+    /// others. Default 1.
+    pub fn directories(mut self, count: u64) -> Self {
+        self.directories = count;
+        self
+    }
+
+    /// An operator's order: go on with what this directory has (and others that are there now), although a majority of the
+    /// directories that hold the group's state is missing. What only those have is given up; where they come back, they are
+    /// refused. Not needed, and of no effect, where a majority is there.
+    pub fn accept_stale_state(mut self, accept: bool) -> Self {
+        self.accept = accept;
+        self
+    }
+
+    /// Makes the node a member of the group. `state` is what every member begins with: what is in the directory takes its place,
+    /// and where there are members already, theirs.
+    ///
+    /// Must be called within a tokio runtime: commands are applied on a task of it.
+    ///
+    /// # Errors
+    /// [`ReplicaError`]; nothing was changed.
+    pub async fn join<S: ReplicatedState>(self, mut state: S) -> Result<Replica<S>, ReplicaError> {
+        let Self { node, group, endpoint, data_dir, directories, accept } = self;
+        let mark = crate::start::random().map_err(|_| GroupError::Stopped)?.max(NOBODY + 1);
+        let mut keeper = None;
+        if let Some(path) = data_dir {
+            let who = (node.inner.shared.cluster.clone(), group.clone(), node.inner.shared.name.to_string());
+            let opened = tokio::task::spawn_blocking(move || {
+                let keeper = Keeper::open(&path, who, (directories, accept), &mut state)?;
+                Ok((keeper, state))
+            });
+            let opened = opened.await.map_err(|e| ReplicaError::DataDir(e.to_string()))?;
+            let (opened, restored) = opened.map_err(ReplicaError::DataDir)?;
+            (keeper, state) = (Some(opened), restored);
+        }
+        let (membership, deliveries) = node.join_with(&group, endpoint, true, keeper.is_none()).await?;
+        let progress = Progress::new(keeper.is_some());
+        let shared = Arc::new(Shared {
+            membership,
+            state: Mutex::new(state),
+            mark,
+            next: AtomicU64::new(1),
+            waiting: Mutex::default(),
+            progress: watch::Sender::new(progress),
+        });
+        tokio::spawn(follow(Arc::downgrade(&shared), deliveries, keeper));
+        Ok(Replica { shared })
+    }
+}
 
 impl<S: ReplicatedState> Replica<S> {
     /// Makes the node a member of the group, with the endpoint where it serves. `state` is what every member begins with:
-    /// where there are members already, theirs takes its place.
+    /// where there are members already, theirs takes its place. It is kept in memory; [`ReplicaBuilder`] has more to choose from.
     ///
     /// Must be called within a tokio runtime: commands are applied on a task of it.
     ///
@@ -135,17 +277,12 @@ impl<S: ReplicatedState> Replica<S> {
         endpoint: Option<String>,
         state: S,
     ) -> Result<Self, GroupError> {
-        let mark = crate::start::random().map_err(|_| GroupError::Stopped)?;
-        let (membership, deliveries) = node.join_with_state(group, endpoint).await?;
-        let shared = Arc::new(Shared {
-            membership,
-            state: Mutex::new(state),
-            mark,
-            next: AtomicU64::new(1),
-            waiting: Mutex::default(),
-        });
-        tokio::spawn(follow(Arc::downgrade(&shared), deliveries));
-        Ok(Self { shared })
+        let builder = ReplicaBuilder { endpoint, ..ReplicaBuilder::new(node, group) };
+        let joined = builder.join(state).await;
+        joined.map_err(|error| match error {
+            ReplicaError::Group(error) => error,
+            ReplicaError::DataDir(_) => unreachable!("there is none"),
+        })
     }
 
     /// The membership: its views, its events, and whether this member leads.
@@ -154,7 +291,9 @@ impl<S: ReplicatedState> Replica<S> {
     }
 
     /// Has all members apply a command. Gives what this member's state answered, once all members hold the command: it
-    /// survives as long as any of them does.
+    /// survives as long as any of them does. With a [data directory](ReplicaBuilder::data_dir) also once a majority of the
+    /// directories has it on disk: it survives as long as a majority of those does. Waits until this member has the group's
+    /// state: see [`standing`](Replica::standing).
     ///
     /// Cancel-safe: after a dropped future the command may be applied, or may not.
     ///
@@ -162,6 +301,9 @@ impl<S: ReplicatedState> Replica<S> {
     /// [`ProposeError`] says whether it may have been applied.
     pub async fn propose(&self, command: impl AsRef<[u8]>) -> Result<S::Answer, ProposeError> {
         let command = command.as_ref();
+        if !self.shared.is_whole() && !self.shared.until_whole().await {
+            return Err(SendError::NotMember.into());
+        }
         let number = self.shared.next.fetch_add(1, Ordering::Relaxed);
         let mut message = BytesMut::with_capacity(HEAD + command.len());
         message.put_u64_le(self.shared.mark);
@@ -183,8 +325,31 @@ impl<S: ReplicatedState> Replica<S> {
 
     /// Waits until this member has applied everything that anybody can have been told to be done by now: what is
     /// [read](Replica::read) then is linearizable. False if that cannot be known.
+    ///
+    /// With a data directory what is read then is also on the disks of a majority.
     pub async fn caught_up(&self) -> bool {
-        self.shared.membership.caught_up().await
+        self.shared.is_whole() && self.shared.membership.caught_up().await && self.shared.on_disk().await
+    }
+
+    /// As [`caught_up`](Replica::caught_up), but waits until it can be known: a member that has just come gets the state
+    /// first. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`NotMember`] once the node has left the group or stopped.
+    pub async fn until_caught_up(&self) -> Result<(), NotMember> {
+        loop {
+            // Once it is over, the membership says why.
+            let _whole = self.shared.until_whole().await;
+            self.shared.membership.until_caught_up().await?;
+            if self.shared.on_disk().await {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Where the group's state is, as far as this member knows. Changes are told as [`What::State`](crate::What::State).
+    pub fn standing(&self) -> Standing {
+        self.shared.progress.borrow().standing.clone()
     }
 }
 
@@ -200,15 +365,84 @@ impl<S: ReplicatedState> Drop for Waits<'_, S> {
     }
 }
 
+/// What a member does next.
+enum Next {
+    Delivered(Delivered),
+    Disk(keeper::Said),
+    /// What could not be said may be said now.
+    Again,
+    Over,
+}
+
+async fn next<S: ReplicatedState>(deliveries: &mut Deliveries, keeper: Option<&mut Keeper<S>>) -> Next {
+    let delivered = |delivered: Option<Delivered>| delivered.map_or(Next::Over, Next::Delivered);
+    let Some(keeper) = keeper else { return delivered(deliveries.next().await) };
+    let (takes, talks) = (!keeper.is_behind(), keeper.has_unsaid());
+    tokio::select! {
+        biased;
+        said = keeper.heard() => Next::Disk(said),
+        next = deliveries.next(), if takes => delivered(next),
+        () = tokio::time::sleep(keeper::AGAIN), if talks => Next::Again,
+    }
+}
+
 /// Applies what is delivered, until the member is out or nobody holds it.
-async fn follow<S: ReplicatedState>(shared: std::sync::Weak<Shared<S>>, mut deliveries: Deliveries) {
-    while let Some(delivered) = deliveries.next().await {
+async fn follow<S: ReplicatedState>(
+    shared: std::sync::Weak<Shared<S>>,
+    mut deliveries: Deliveries,
+    mut keeper: Option<Keeper<S>>,
+) {
+    loop {
+        let next = next(&mut deliveries, keeper.as_mut()).await;
         let Some(shared) = shared.upgrade() else { return };
+        let outcome = match (&mut keeper, next) {
+            (_, Next::Over) => break,
+            (Some(keeper), next) => keeper.step(&shared, next).await,
+            (None, Next::Delivered(delivered)) => {
+                let outcome = shared.on_delivered(delivered);
+                if let Ok(Some(standing)) = &outcome {
+                    shared.tell(standing.clone()).await;
+                }
+                outcome.map(drop)
+            }
+            (None, _) => Ok(()),
+        };
+        if let Err(why) = outcome {
+            let group = shared.membership.group();
+            tracing::error!(%group, why, "this member leaves the group");
+            shared.tell(Standing::Refused { why }).await;
+            let membership = shared.membership.clone();
+            shared.fail_all();
+            drop(shared);
+            return membership.leave().await;
+        }
+    }
+    if let Some(shared) = shared.upgrade() {
+        lock(&shared.waiting).clear();
+        shared.progress.send_modify(|progress| progress.over = true);
+    }
+}
+
+impl<S: ReplicatedState> Shared<S> {
+    /// Without a data directory. Gives where the state is, if that changes. The error says why this member cannot go on.
+    fn on_delivered(&self, delivered: Delivered) -> Result<Option<Standing>, String> {
         match delivered {
-            Delivered::Message(message) => shared.apply(message.from, message.payload),
-            Delivered::View { view, .. } => lock(&shared.state).installed(&view),
+            Delivered::Message(message) => {
+                if let Some((mark, number, command)) = self.command(message.from, message.payload) {
+                    if mark == NOBODY {
+                        return Err(
+                            "other members keep this group's state on disk: give this one a data directory, \
+                                    too (or none to any of them)"
+                                .into(),
+                        );
+                    }
+                    let answer = lock(&self.state).apply(message.from, &command);
+                    self.answer(mark, number, answer);
+                }
+            }
+            Delivered::View { view, .. } => lock(&self.state).installed(&view),
             Delivered::StateRequest(request) => {
-                let snapshot = lock(&shared.state).snapshot();
+                let snapshot = lock(&self.state).snapshot();
                 // Whether it arrives is up to the other one.
                 tokio::spawn(async move {
                     if let Err(error) = request.finish(snapshot).await {
@@ -217,46 +451,50 @@ async fn follow<S: ReplicatedState>(shared: std::sync::Weak<Shared<S>>, mut deli
                 });
             }
             Delivered::StateReceived(pieces) => {
-                let restored = lock(&shared.state).restore(&pieces);
-                if let Err(why) = restored {
-                    let group = shared.membership.group();
-                    tracing::error!(%group, why, "a snapshot cannot be restored: this member leaves the group");
-                    let membership = shared.membership.clone();
-                    drop(shared);
-                    return membership.leave().await;
-                }
+                let restored = lock(&self.state).restore(&pieces);
+                restored.map_err(|why| format!("a snapshot cannot be restored: {why}"))?;
+                return Ok((!self.is_whole()).then_some(Standing::Memory));
             }
             Delivered::StateLost { .. } => {
-                let goes_on = lock(&shared.state).lost();
+                let goes_on = lock(&self.state).lost();
                 if goes_on {
-                    shared.membership.keep_state();
+                    self.membership.keep_state();
                 }
+                return Ok((!goes_on).then_some(Standing::Lost));
             }
             Delivered::Out { .. } => {
-                for (_, waiting) in lock(&shared.waiting).drain() {
-                    let _gone = waiting.send(Err(ProposeError::Unknown));
-                }
+                self.fail_all();
+                return Ok((!self.is_whole()).then_some(Standing::Memory));
             }
             _ => {}
         }
+        Ok(None)
     }
-    if let Some(shared) = shared.upgrade() {
-        lock(&shared.waiting).clear();
-    }
-}
 
-impl<S: ReplicatedState> Shared<S> {
-    fn apply(&self, from: NodeId, mut message: Bytes) {
+    /// Who proposed a command, its number there, and the command.
+    fn command(&self, from: NodeId, mut message: Bytes) -> Option<(u64, u64, Bytes)> {
         if message.len() < HEAD {
             tracing::warn!(%from, group = %self.membership.group(), "a message is no command: it is left out");
-            return;
+            return None;
         }
-        let (mark, number) = (message.get_u64_le(), message.get_u64_le());
-        let answer = lock(&self.state).apply(from, &message);
-        if mark == self.mark
-            && let Some(waiting) = lock(&self.waiting).remove(&number)
-        {
+        Some((message.get_u64_le(), message.get_u64_le(), message))
+    }
+
+    /// Who waits for the answer to a command, if this member proposed it.
+    fn who_waits(&self, mark: u64, number: u64) -> Option<Waiting<S>> {
+        if mark == self.mark { lock(&self.waiting).remove(&number) } else { None }
+    }
+
+    fn answer(&self, mark: u64, number: u64, answer: S::Answer) {
+        if let Some(waiting) = self.who_waits(mark, number) {
             let _gone = waiting.send(Ok(answer));
+        }
+    }
+
+    /// What was proposed so far may be applied or not.
+    fn fail_all(&self) {
+        for (_, waiting) in lock(&self.waiting).drain() {
+            let _gone = waiting.send(Err(ProposeError::Unknown));
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use membership_proto::ClusterView;
 use membership_types::{GroupName, Lineage, NodeId, Token};
 
-use crate::event::View;
+use crate::{event::View, replica::Standing};
 
 /// A node's standing at one instant. The control thread replaces it whenever something in it changes.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,6 +41,8 @@ pub struct GroupStatus {
     pub member: bool,
     /// The token under which it leads, if it does.
     pub leading: Option<Token>,
+    /// Where the group's state is, for a [`Replica`](crate::Replica) with a data directory.
+    pub state: Option<Standing>,
 }
 
 impl Status {

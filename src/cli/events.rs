@@ -5,7 +5,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use membership::{Event, GroupName, Message, What, clock::now_ns};
+use membership::{Event, GroupName, Message, Standing, What, clock::now_ns};
 use serde_json::{Value, json};
 
 /// The event as the JSON object that the documentation describes; `None` for what commands do not print.
@@ -42,6 +42,18 @@ pub(crate) fn to_json(event: &Event) -> Option<Value> {
             "why": why.as_str(),
             "until_ns": until_ns,
         }),
+        What::State { standing } => match standing {
+            Standing::Memory => json!({"event": "state", "standing": "memory"}),
+            Standing::Lost => {
+                json!({"event": "state", "standing": "lost", "why": "those who had it are gone"})
+            }
+            Standing::Waiting { why } => json!({"event": "state", "standing": "waiting", "why": why}),
+            Standing::Kept { here, of, enough } => {
+                json!({"event": "state", "standing": "kept", "here": here, "of": of, "enough": enough})
+            }
+            Standing::Refused { why } => json!({"event": "state", "standing": "refused", "why": why}),
+            _ => return None,
+        },
         What::Stuck { why } => json!({"event": "stuck", "why": why}),
         What::Unstuck => json!({"event": "unstuck"}),
         What::Missed { count } => json!({"event": "missed", "count": count}),
@@ -72,6 +84,13 @@ fn to_text(event: &Event, object: &Value) -> String {
         What::Leading { token, .. } => format!("{name} leads{group}, token {token}"),
         What::NotLeading { why, token, .. } => {
             format!("{name} does not lead{group} any more (token {token}): {}", why.as_str())
+        }
+        What::State { standing: Standing::Kept { here, of, .. } } => {
+            format!("{name}: the state{group} is here, and {here} of {of} data directories")
+        }
+        What::State { .. } => {
+            let standing = object["standing"].as_str().unwrap_or_default();
+            format!("{name}: the state{group}: {standing} {}", object["why"].as_str().unwrap_or_default())
         }
         _ => {
             let word = object["event"].as_str().unwrap_or_default();

@@ -320,6 +320,19 @@ impl NodeFlags {
         self.secret_file.is_some() || self.tls_cert.is_some()
     }
 
+    /// Where the node keeps what must outlive it.
+    pub(crate) fn data_dir(&self) -> Option<&Path> {
+        self.data_dir.as_deref()
+    }
+
+    /// So many nodes found the cluster, if that is said.
+    pub(crate) fn founders(&self) -> Option<u64> {
+        match self.bootstrap {
+            Some(Founding(Bootstrap::Expect(n))) => Some(n.into()),
+            _ => None,
+        }
+    }
+
     /// The lease that the node will have.
     pub(crate) fn lease(&self) -> Duration {
         self.lease.map_or(Duration::from_secs(1), |time| time.0)

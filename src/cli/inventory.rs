@@ -4,6 +4,8 @@
 //! all clones hold it. A read may go to any clone: it waits until that clone has applied everything that was acknowledged
 //! anywhere, and so sees it. An update may carry an `x-request-id`; one that was applied already is answered again, and not
 //! applied twice.
+//!
+//! With `--data-dir` it is acknowledged only once a majority of the clones' directories has it on disk, too.
 
 mod items;
 
@@ -17,13 +19,11 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
-use membership::{Leadership, NodeId, ProposeError, Replica, ReplicatedState};
-use serde_json::{Value, json};
-use tokio::{
-    net::TcpListener,
-    sync::watch,
-    time::{Instant, sleep, timeout},
+use membership::{
+    Leadership, NodeId, ProposeError, Replica, ReplicaBuilder, ReplicaError, ReplicatedState, Standing,
 };
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, sync::watch, time::timeout};
 
 use self::items::{Items, Write, Written};
 use super::{
@@ -36,6 +36,9 @@ use super::{
 ///
 /// GET /items/KEY reads, PUT /items/KEY writes (at the leader; an x-request-id makes it safe to repeat).
 ///
+/// With --data-dir the items are kept in DIR/state, too: what is acknowledged is on the disks of a majority of the clones, and
+/// is there again after all of them lost power. Without it, it lives as long as one clone does that has it.
+///
 /// Example, three times: phalanx inventory --group stock --serve 127.0.0.1:0 --rendezvous file:/tmp/rdv
 #[derive(Args)]
 pub(crate) struct Inventory {
@@ -45,6 +48,14 @@ pub(crate) struct Inventory {
     /// The array of clones that it belongs to; every answer names it.
     #[arg(long, value_name = "NAME", default_value = "inventory")]
     group: String,
+    /// With --data-dir: with how many clones' directories the array is to begin. While those that are there are empty, none
+    /// begins with nothing before more than half of so many are there [default: N of --bootstrap expect=N, else 1].
+    #[arg(long, value_name = "N")]
+    directories: Option<u64>,
+    /// With --data-dir: go on with what this clone's directory has, although most of the directories that hold the items are
+    /// missing. What only those have is given up, and they are refused when they come back.
+    #[arg(long)]
+    accept_stale_state: bool,
     /// A TOML file with these settings.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -56,6 +67,7 @@ pub(crate) struct Inventory {
 const LONGEST: usize = 64 << 10;
 /// The longest key, and the longest name of a request.
 const LONGEST_NAME: usize = 512;
+const LOST: &str = "the items are lost: the clones that had them are gone";
 /// How long a read waits for this clone to catch up, and an update for its fate.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -94,10 +106,23 @@ impl Inventory {
             .await
             .map_err(|e| Failure::usage(format!("--serve {}: {e}", self.serve)))?;
         let endpoint = listener.local_addr()?.to_string();
+        let kept = self.node.data_dir().map(|dir| dir.join("state"));
+        let directories = self.directories.or(self.node.founders()).unwrap_or(1);
+        if kept.is_none() && (self.accept_stale_state || self.directories.is_some()) {
+            let why =
+                "--directories and --accept-stale-state are about what is on disk: give --data-dir, too";
+            return Err(Failure::usage(why));
+        }
         let node = start(self.node, true, true).await?;
-        let replica = Replica::join(&node, &self.group, Some(endpoint), Items::default())
-            .await
-            .map_err(|e| Failure::usage(e.to_string()))?;
+        let mut builder = ReplicaBuilder::new(&node, &self.group).endpoint(endpoint).directories(directories);
+        if let Some(dir) = kept {
+            builder = builder.data_dir(dir).accept_stale_state(self.accept_stale_state);
+        }
+        let joined = builder.join(Items::default()).await;
+        let replica = joined.map_err(|e| match e {
+            ReplicaError::DataDir(why) => Failure::usage(format!("--data-dir: {why}")),
+            other => Failure::usage(other.to_string()),
+        })?;
         let mut told = node.all_events();
         let printer = tokio::spawn(async move {
             while let Some(event) = told.next().await {
@@ -166,14 +191,14 @@ async fn answer(request: Request<Incoming>, clone: Rc<Clone>) -> Result<Response
 
 impl Clone {
     async fn get(&self, key: &str) -> (StatusCode, Value) {
-        let deadline = Instant::now() + PATIENCE;
         // A clone that has just come gets the items first.
-        while !self.replica.caught_up().await {
-            if Instant::now() > deadline {
-                let why = "this clone does not know what others have acknowledged";
-                return (StatusCode::SERVICE_UNAVAILABLE, json!({"error": why}));
-            }
-            sleep(Duration::from_millis(2)).await;
+        if !matches!(timeout(PATIENCE, self.replica.until_caught_up()).await, Ok(Ok(()))) {
+            let why = match self.replica.standing() {
+                Standing::Waiting { why } | Standing::Refused { why } => why,
+                Standing::Lost => LOST.into(),
+                _ => "this clone does not know what others have acknowledged".into(),
+            };
+            return (StatusCode::SERVICE_UNAVAILABLE, json!({"error": why}));
         }
         let item = self.replica.read(|items| items.items.get(key).cloned());
         let (value, version) = item.map_or((None, 0), |item| (Some(item.value), item.version));
@@ -202,6 +227,21 @@ impl Clone {
         if !leads {
             let why = "this clone does not lead: nothing was done";
             return (StatusCode::SERVICE_UNAVAILABLE, json!({"error": why}));
+        }
+        match self.replica.standing() {
+            Standing::Waiting { why } | Standing::Refused { why } => {
+                let why = format!("nothing was done: {why}");
+                return (StatusCode::SERVICE_UNAVAILABLE, json!({"error": why}));
+            }
+            Standing::Lost => {
+                let why = format!("nothing was done: {LOST}");
+                return (StatusCode::SERVICE_UNAVAILABLE, json!({"error": why}));
+            }
+            Standing::Kept { here, of, enough: false } => {
+                let why = format!("nothing was done: only {here} of {of} data directories are here");
+                return (StatusCode::SERVICE_UNAVAILABLE, json!({"error": why}));
+            }
+            _ => {}
         }
         let write = Write { key, value, request: id };
         let command = serde_json::to_vec(&write).expect("texts");

@@ -32,6 +32,8 @@ pub(super) struct Room {
     pub(super) to_tell: Option<ViewId>,
     /// Whoever waits until this view, up to this place, is delivered.
     pub(super) fences: VecDeque<(ViewId, u64, Fence)>,
+    /// Whoever waits until there is something to be waited for: a lease, and the group's state.
+    pub(super) early: Vec<Fence>,
     /// The application holds what every member begins with.
     pub(super) initial: bool,
     pub(super) dirty: bool,
@@ -55,10 +57,13 @@ impl Room {
         if keep {
             self.machine.handle(now, Input::Keep);
         }
-        for fence in fences {
-            // With a lease the node is a member for whoever is one; so it holds what anybody promised.
-            match self.machine.places().filter(|_| !held && self.machine.is_whole()) {
+        // With a lease the node is a member for whoever is one; so it holds what anybody promised.
+        let place = self.machine.places().filter(|_| !held && self.machine.is_whole());
+        let waited = std::mem::take(&mut self.early).into_iter().map(|fence| (fence, true));
+        for (fence, waits) in waited.chain(fences).filter(|(fence, _)| !fence.is_abandoned()) {
+            match place {
                 Some((view, held_to, _)) => self.fences.push_back((view, held_to, fence)),
+                None if waits => self.early.push(fence),
                 None => fence.pass(false),
             }
         }

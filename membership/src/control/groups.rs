@@ -13,6 +13,7 @@ use crate::{
     clock,
     event::{Event, Lead, Member, Said, Topic, View, What},
     node::lock,
+    replica::Standing,
     status::GroupStatus,
 };
 
@@ -29,6 +30,8 @@ pub(super) struct Slot {
     member: bool,
     acting: Option<Acting>,
     last_end: Option<Event>,
+    /// How the group's state stands that is kept on disk, and the event that told of it.
+    state: Option<(Standing, Event)>,
     /// Told when the node is no member any more.
     left: Vec<oneshot::Sender<()>>,
     /// The bulk thread knows of the group.
@@ -373,6 +376,7 @@ impl Driver {
         }
         let waiting = if left {
             slot.wanted = None;
+            slot.state = None;
             std::mem::take(&mut slot.left)
         } else {
             Vec::new()
@@ -517,13 +521,23 @@ impl Driver {
         self.tell_group(group, event);
     }
 
+    /// How the group's state stands, that is kept on disk.
+    pub(super) fn tell_state(&mut self, group: &GroupName, standing: Standing) {
+        let event = self.event(Some(group.clone()), What::State { standing: standing.clone() });
+        let Some(slot) = self.groups.get_mut(group).filter(|slot| slot.wanted.is_some()) else { return };
+        slot.state = Some((standing, event.clone()));
+        self.tell_group(group, event);
+    }
+
     // ---- telling ----------------------------------------------------------------------------------------------------
 
     /// Tells something about a group, with the group's state after it. A group that nobody wants is forgotten with that.
     fn tell_group(&mut self, group: &GroupName, event: Event) {
         let Some(slot) = self.groups.get(group) else { return };
         let acting = slot.acting.as_ref().filter(|a| a.told.is_some());
-        let state = slot.view_event.iter().chain(acting.and_then(|a| a.told.as_ref())).cloned().collect();
+        let kept = slot.state.as_ref().map(|(_, event)| event);
+        let told = acting.and_then(|a| a.told.as_ref());
+        let state = slot.view_event.iter().chain(kept).chain(told).cloned().collect();
         let lead = acting.map(|a| a.lead.clone());
         let said = Arc::new(Said { event, state, lead, last_end: slot.last_end.clone() });
         let used = slot.wanted.is_some() || slot.member || !slot.observers.is_empty();
@@ -551,6 +565,7 @@ impl Driver {
             view: slot.view.clone(),
             member: slot.member,
             leading: slot.acting.as_ref().filter(|a| a.told.is_some()).map(|a| a.lead.token),
+            state: slot.state.as_ref().map(|(standing, _)| standing.clone()),
         };
         match shown.get_mut(group) {
             Some(known) => *known = status,

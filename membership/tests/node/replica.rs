@@ -1,9 +1,10 @@
 //! Members that keep a common state.
 
-use std::time::Duration;
-
 use bytes::Bytes;
-use membership::{Delivered, Membership, Node, NodeId, ProposeError, Replica, ReplicatedState, SendError};
+use membership::{
+    Delivered, Membership, Node, NodeId, NotMember, ProposeError, Replica, ReplicaBuilder, ReplicatedState,
+    SendError, Standing, What,
+};
 
 use crate::harness::{Place, metric, within};
 
@@ -44,12 +45,7 @@ async fn replica(node: &Node, log: Log) -> Replica<Log> {
 }
 
 async fn lines(replica: &Replica<Log>) -> Vec<String> {
-    let caught_up = async {
-        while !replica.caught_up().await {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    within("it catches up", caught_up).await;
+    within("it catches up", replica.until_caught_up()).await.expect("a member");
     replica.read(|log| log.lines.clone())
 }
 
@@ -115,6 +111,7 @@ async fn who_has_left_has_nothing_to_propose_and_comes_back_with_the_state_of_th
     within("leaving", two.membership().leave()).await;
     assert_eq!(two.propose("alone").await, Err(ProposeError::NotSent(SendError::NotMember)));
     assert!(!two.caught_up().await);
+    assert_eq!(within("an answer", two.until_caught_up()).await, Err(NotMember::Left));
     within("an answer", one.propose("without")).await.expect("applied");
     let two = replica(&b, Log::default()).await;
     assert_eq!(lines(&two).await, ["both", "without"]);
@@ -161,4 +158,104 @@ async fn whoever_takes_nothing_for_too_long_steps_out_and_the_others_go_on() {
     load.abort();
     drop((unread, stuck));
     place.judge(groups.into_iter().map(|(_, node)| node).chain([last])).await;
+}
+
+async fn kept(place: &Place, name: &str) -> (Node, Replica<Log>) {
+    let node = place.node(name).await;
+    let builder =
+        ReplicaBuilder::new(&node, "log").directories(3).data_dir(place.dir().join(format!("data-{name}")));
+    let replica = builder.join(Log::default()).await.expect("a directory of its own");
+    (node, replica)
+}
+
+async fn standing(node: &Node, matches: impl Fn(&Standing) -> bool) -> Standing {
+    let mut told = node.all_events();
+    let found = async {
+        loop {
+            if let What::State { standing } = told.next().await.expect("it runs").what
+                && matches(&standing)
+            {
+                return standing;
+            }
+        }
+    };
+    within("a standing", found).await
+}
+
+#[tokio::test]
+async fn with_directories_two_of_three_go_on_where_all_ended_and_the_third_one_catches_up() {
+    let place = Place::new();
+    let mut members = Vec::new();
+    for n in 0..3 {
+        members.push(kept(&place, &format!("n{n}")).await);
+    }
+    for (n, (node, replica)) in members.iter().enumerate() {
+        // What is acknowledged from here on is on disk at two of these three.
+        standing(node, |standing| matches!(standing, Standing::Kept { here: 3, of: 3, .. })).await;
+        assert_eq!(within("an answer", replica.propose(format!("line {n}"))).await, Ok(n + 1));
+    }
+    // The last line is missing in the first directory: a majority is enough.
+    let (first, replica) = members.remove(0);
+    drop(replica);
+    within("leaving", first.leave()).await;
+    assert_eq!(within("an answer", members[0].1.propose("without n0")).await, Ok(4));
+    for (node, replica) in members.drain(..) {
+        drop(replica);
+        within("leaving", node.leave()).await;
+    }
+    let (old, behind) = kept(&place, "n0").await;
+    let why = standing(&old, |standing| matches!(standing, Standing::Waiting { .. })).await;
+    assert!(format!("{why:?}").contains("2 of the 3 directories"), "{why:?}");
+    assert!(!behind.caught_up().await, "it does not know what the others have");
+    let (new, ahead) = kept(&place, "n2").await;
+    let expected = ["line 0", "line 1", "line 2", "without n0"];
+    assert_eq!(lines(&behind).await, expected);
+    assert_eq!(lines(&ahead).await, expected);
+    assert_eq!(within("an answer", behind.propose("again")).await, Ok(5));
+    assert!(matches!(ahead.standing(), Standing::Kept { of: 3, enough: true, .. }), "{:?}", ahead.standing());
+    drop((behind, ahead));
+    place.judge([old, new]).await;
+}
+
+#[tokio::test]
+async fn members_with_and_without_a_directory_do_not_mix() {
+    let place = Place::new();
+    let a = place.node("n0").await;
+    let one = replica(&a, Log::default()).await;
+    leads(one.membership()).await;
+    within("an answer", one.propose("in memory")).await.expect("applied");
+    let (b, two) = kept(&place, "n1").await;
+    let refused = within("an answer", two.propose("on disk")).await;
+    assert_eq!(refused, Err(ProposeError::NotSent(SendError::NotMember)));
+    assert!(matches!(two.standing(), Standing::Refused { .. }), "{:?}", two.standing());
+    assert_eq!(within("an answer", one.propose("goes on")).await, Ok(2));
+    assert_eq!(one.standing(), Standing::Memory);
+    drop((one, two));
+    place.judge([a, b]).await;
+}
+
+#[tokio::test]
+async fn a_long_log_gives_way_to_a_snapshot_and_all_is_there_again() {
+    let place = Place::new();
+    let data = place.dir().join("data");
+    let begin = async || {
+        let node = place.node("n0").await;
+        let replica = ReplicaBuilder::new(&node, "log").data_dir(&data).join(Log::default()).await;
+        (node, replica.expect("a directory of its own"))
+    };
+    let (node, one) = begin().await;
+    let line = "x".repeat(1 << 20);
+    for n in 0..40 {
+        assert_eq!(within("an answer", one.propose(format!("{n} {line}"))).await, Ok(n + 1));
+    }
+    let length = |name: &str| std::fs::metadata(data.join(name)).expect("a file").len();
+    assert!(length("log") < 40 << 20 && length("state") > 16 << 20, "{} {}", length("log"), length("state"));
+    drop(one);
+    within("leaving", node.leave()).await;
+    let (node, one) = begin().await;
+    let all = lines(&one).await;
+    assert_eq!((all.len(), &all[39][..4]), (40, "39 x"));
+    assert_eq!(within("an answer", one.propose("more")).await, Ok(41));
+    drop(one);
+    place.judge([node]).await;
 }

@@ -1,0 +1,775 @@
+//! What a member of a replicated state keeps in a directory: the state as of some position, and a log of what came after it.
+//!
+//! | name | is |
+//! | --- | --- |
+//! | `lock` | locked by the one process that uses the directory; says which, for people |
+//! | `state` | the last snapshot: a head that says of what, and the application's bytes |
+//! | `log` | what was delivered after it, in frames; each is on disk before the next one is begun |
+//! | `state.new`, `log.new` | on their way; they mean nothing after a crash |
+//!
+//! A snapshot has a number, and so does the log that follows it: of a crash between the two renames an older log is left, which
+//! the snapshot reflects or which it has replaced. Since at most one frame is not on disk when power fails, whatever is
+//! wrong with a frame that another one follows is damage, and not a crash: that is refused.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, ErrorKind, Write as _},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use membership_types::NodeId;
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use super::ledger::{BOUND, DirId, Entry, Held, MOST, Mark, Place};
+use crate::disk;
+
+pub(crate) const STATE: &str = "state";
+pub(crate) const LOG: &str = "log";
+const STATE_MAGIC: &[u8; 16] = b"phalanx state 1\n";
+const LOG_MAGIC: &[u8; 16] = b"phalanx log 1\n\0\n";
+const FRAME_MAGIC: u32 = 0x5048_4c58;
+/// Of a log: the magic, its number, and a checksum of both.
+const LOG_HEAD: usize = 32;
+/// Of a frame: the magic, the length of the body, its index, its checksum, and a checksum of these.
+const FRAME_HEAD: usize = 32;
+/// So many bytes of entries are put on disk together, and whatever the last of them has.
+pub(crate) const TOGETHER: usize = 4 << 20;
+/// What comes before a snapshot is no longer.
+const LONGEST_HEAD: usize = 64 << 10;
+/// A log that is longer than this, and than twice its snapshot, is followed by a new snapshot.
+const LONG: u64 = 16 << 20;
+
+// ---- files ----------------------------------------------------------------------------------------------------------
+
+/// The few things that are done to files. What a call has done is on disk once it, or the next `sync`, has returned.
+pub(crate) trait Files: Send {
+    fn read(&mut self, name: &str) -> io::Result<Option<Vec<u8>>>;
+    /// A new file in the place of an old one, whole or not at all.
+    fn replace(&mut self, name: &str, parts: &[&[u8]]) -> io::Result<()>;
+    fn append(&mut self, name: &str, bytes: &[u8]) -> io::Result<()>;
+    /// What was appended is on disk.
+    fn sync(&mut self, name: &str) -> io::Result<()>;
+    /// All after this length is gone, on disk.
+    fn cut(&mut self, name: &str, length: u64) -> io::Result<()>;
+    /// Where it is, for people.
+    fn path(&self, name: &str) -> PathBuf;
+}
+
+/// Those of a directory.
+pub(crate) struct Dir {
+    path: PathBuf,
+    log: Option<File>,
+    _lock: File,
+}
+
+impl Dir {
+    /// Takes the directory for this process.
+    pub(crate) fn open(path: &Path, who: &str) -> Result<Self, String> {
+        let lock =
+            disk::take_over(path, &["lock", STATE, LOG, "state.new", "log.new"], &["lock", STATE], who)?;
+        Ok(Self { path: path.to_owned(), log: None, _lock: lock })
+    }
+
+    fn log(&mut self, name: &str) -> io::Result<&mut File> {
+        if self.log.is_none() {
+            self.log = Some(OpenOptions::new().append(true).open(self.path.join(name))?);
+        }
+        self.log.as_mut().ok_or_else(|| ErrorKind::NotFound.into())
+    }
+}
+
+impl Files for Dir {
+    fn read(&mut self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        match fs::read(self.path.join(name)) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn replace(&mut self, name: &str, parts: &[&[u8]]) -> io::Result<()> {
+        let (file, new) = (self.path.join(name), self.path.join(format!("{name}.new")));
+        let mut out = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        for part in parts {
+            out.write_all(part)?;
+        }
+        out.sync_all()?;
+        fs::rename(&new, &file)?;
+        self.log = None;
+        File::open(&self.path)?.sync_all()
+    }
+
+    fn append(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        self.log(name)?.write_all(bytes)
+    }
+
+    fn sync(&mut self, name: &str) -> io::Result<()> {
+        self.log(name)?.sync_data()
+    }
+
+    fn cut(&mut self, name: &str, length: u64) -> io::Result<()> {
+        let log = self.log(name)?;
+        log.set_len(length)?;
+        log.sync_all()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+}
+
+// ---- the snapshot ---------------------------------------------------------------------------------------------------
+
+/// What a snapshot is of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Head {
+    /// Its number, which the log after it has, too.
+    pub(crate) number: u64,
+    pub(crate) cluster: String,
+    pub(crate) group: String,
+    pub(crate) dir: DirId,
+    pub(crate) promised: u64,
+    pub(crate) held: Option<Held>,
+    /// Of the application's bytes.
+    length: u64,
+    sum: u64,
+}
+
+fn state_head(head: &Head) -> Vec<u8> {
+    let head = rmp_serde::to_vec_named(head).expect("texts and numbers");
+    let mut bytes = STATE_MAGIC.to_vec();
+    bytes.put_u32_le(u32::try_from(head.len()).expect("a few KiB"));
+    bytes.put_u64_le(xxh3_64_with_seed(&head, 0));
+    bytes.extend_from_slice(&head);
+    bytes
+}
+
+/// Reads a snapshot. The error says what is wrong with it.
+pub(crate) fn read_state(mut bytes: Bytes) -> Result<(Head, Bytes), String> {
+    if bytes.len() < 28 || !bytes.starts_with(STATE_MAGIC) {
+        let other = bytes.starts_with(b"phalanx state ");
+        return Err(
+            if other { "it is of another version of phalanx" } else { "it does not begin like one" }.into()
+        );
+    }
+    bytes.advance(16);
+    let (length, sum) = (bytes.get_u32_le() as usize, bytes.get_u64_le());
+    if length > LONGEST_HEAD || length > bytes.len() {
+        return Err("it is too short".into());
+    }
+    let head = bytes.split_to(length);
+    if xxh3_64_with_seed(&head, 0) != sum {
+        return Err("the checksum of its head is wrong".into());
+    }
+    let head: Head = rmp_serde::from_slice(&head).map_err(|e| format!("its head is not understood: {e}"))?;
+    if head.length != bytes.len() as u64 || head.sum != xxh3_64_with_seed(&bytes, head.number) {
+        return Err("its checksum is wrong".into());
+    }
+    if head.promised >= BOUND || head.held.as_ref().is_some_and(|held| !held.is_sound()) {
+        return Err("its head makes no sense".into());
+    }
+    Ok((head, bytes))
+}
+
+// ---- the log --------------------------------------------------------------------------------------------------------
+
+fn log_head(number: u64) -> [u8; LOG_HEAD] {
+    let mut head = [0; LOG_HEAD];
+    head[..16].copy_from_slice(LOG_MAGIC);
+    head[16..24].copy_from_slice(&number.to_le_bytes());
+    let sum = xxh3_64_with_seed(&head[..24], 0);
+    head[24..].copy_from_slice(&sum.to_le_bytes());
+    head
+}
+
+fn frame_head(body: &[u8], number: u64, index: u64) -> [u8; FRAME_HEAD] {
+    let mut head = [0; FRAME_HEAD];
+    head[..4].copy_from_slice(&FRAME_MAGIC.to_le_bytes());
+    head[4..8].copy_from_slice(&u32::try_from(body.len()).expect("bounded").to_le_bytes());
+    head[8..16].copy_from_slice(&index.to_le_bytes());
+    head[16..24].copy_from_slice(&xxh3_64_with_seed(body, number).to_le_bytes());
+    let sum = xxh3_64_with_seed(&head[..24], number);
+    head[24..].copy_from_slice(&sum.to_le_bytes());
+    head
+}
+
+/// The body of the frame that begins here, if it is whole and one of this log: not before `index`.
+fn frame(bytes: &[u8], number: u64, index: u64) -> Option<(u64, &[u8])> {
+    let (head, rest) = bytes.split_at_checked(FRAME_HEAD)?;
+    let word = |at: usize| u64::from_le_bytes(head[at..at + 8].try_into().expect("eight bytes"));
+    if head[..4] != FRAME_MAGIC.to_le_bytes() || word(24) != xxh3_64_with_seed(&head[..24], number) {
+        return None;
+    }
+    let body = rest.get(..(word(0) >> 32) as usize)?;
+    let fits = word(8) >= index && word(16) == xxh3_64_with_seed(body, number);
+    fits.then_some((word(8), body))
+}
+
+/// What is in a log.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Log {
+    pub(crate) number: u64,
+    pub(crate) entries: Vec<Entry>,
+    pub(crate) frames: u64,
+    /// So many of its bytes count: what comes after them was being written when the power failed.
+    pub(crate) end: usize,
+}
+
+/// Reads a log. The error says what is wrong with it: more than a crash leaves behind.
+pub(crate) fn read_log(bytes: &Bytes) -> Result<Log, String> {
+    if bytes.len() < LOG_HEAD || bytes[..16] != LOG_MAGIC[..] {
+        let other = bytes.starts_with(b"phalanx log ") && !bytes.starts_with(b"phalanx log 1\n");
+        return Err(
+            if other { "it is of another version of phalanx" } else { "it does not begin like one" }.into()
+        );
+    }
+    let number = u64::from_le_bytes(bytes[16..24].try_into().expect("eight bytes"));
+    if bytes[..LOG_HEAD] != log_head(number) {
+        return Err("the checksum of its head is wrong".into());
+    }
+    let mut log = Log { number, entries: Vec::new(), frames: 0, end: LOG_HEAD };
+    while let Some((index, body)) = frame(&bytes[log.end..], number, log.frames)
+        && index == log.frames
+    {
+        read_entries(bytes.slice_ref(body), &mut log.entries)
+            .map_err(|why| format!("what it says at byte {} is not understood: {why}", log.end))?;
+        log.end += FRAME_HEAD + body.len();
+        log.frames += 1;
+    }
+    let rest = &bytes[log.end..];
+    let magic = FRAME_MAGIC.to_le_bytes();
+    let later = (0..rest.len()).filter(|at| rest[*at..].starts_with(&magic));
+    if let Some(at) = later.into_iter().find(|at| frame(&rest[*at..], number, log.frames).is_some()) {
+        let (from, to) = (log.end, log.end + at);
+        return Err(format!("the bytes from {from} to {to} are damaged, and whole records follow them"));
+    }
+    Ok(log)
+}
+
+const COMMAND: u8 = 1;
+const VIEW: u8 = 2;
+const TERM: u8 = 3;
+const HOLDERS: u8 = 4;
+const SETTLED: u8 = 5;
+const PROMISE: u8 = 6;
+
+/// Writes an entry to the body of a frame.
+pub(crate) fn put_entry(entry: &Entry, out: &mut BytesMut) {
+    let put_bytes = |out: &mut BytesMut, bytes: &[u8]| {
+        out.put_u32_le(u32::try_from(bytes.len()).expect("bounded by what members send"));
+        out.put_slice(bytes);
+    };
+    match entry {
+        Entry::Command { from, command } => {
+            out.put_u8(COMMAND);
+            out.put_u32_le(from.node());
+            out.put_u64_le(from.inc());
+            put_bytes(out, command);
+        }
+        Entry::View(view) => {
+            out.put_u8(VIEW);
+            put_bytes(out, view);
+        }
+        Entry::Term(term) => {
+            out.put_u8(TERM);
+            out.put_u64_le(*term);
+        }
+        Entry::Holders(now) => {
+            out.put_u8(HOLDERS);
+            out.put_u16_le(u16::try_from(now.len()).expect("a few"));
+            now.iter().for_each(|dir| out.put_u64_le(*dir));
+        }
+        Entry::Settled => out.put_u8(SETTLED),
+        Entry::Promise(term) => {
+            out.put_u8(PROMISE);
+            out.put_u64_le(*term);
+        }
+    }
+}
+
+pub(crate) fn read_entries(mut body: Bytes, into: &mut Vec<Entry>) -> Result<(), &'static str> {
+    while body.has_remaining() {
+        into.push(read_entry(&mut body)?);
+    }
+    Ok(())
+}
+
+fn read_entry(body: &mut Bytes) -> Result<Entry, &'static str> {
+    let short = |_| "a record is too short";
+    let bytes = |body: &mut Bytes| {
+        let length = body.try_get_u32_le().map_err(short)? as usize;
+        if length > body.len() { Err("a record is too short") } else { Ok(body.split_to(length)) }
+    };
+    let term = |body: &mut Bytes| {
+        let term = body.try_get_u64_le().map_err(short)?;
+        if term < BOUND { Ok(term) } else { Err("there is no such term") }
+    };
+    Ok(match body.try_get_u8().map_err(short)? {
+        COMMAND => {
+            let (node, inc) = (body.try_get_u32_le().map_err(short)?, body.try_get_u64_le().map_err(short)?);
+            if inc >= NodeId::INC_BOUND {
+                return Err("a node has no such id");
+            }
+            Entry::Command { from: NodeId::new(node, inc), command: bytes(body)? }
+        }
+        VIEW => Entry::View(bytes(body)?),
+        TERM => Entry::Term(term(body)?),
+        HOLDERS => {
+            let count = usize::from(body.try_get_u16_le().map_err(short)?);
+            if count > MOST {
+                return Err("so many directories cannot count");
+            }
+            let dirs: Result<Vec<u64>, _> =
+                (0..count).map(|_| body.try_get_u64_le().map_err(short)).collect();
+            Entry::Holders(dirs?)
+        }
+        SETTLED => Entry::Settled,
+        PROMISE => Entry::Promise(term(body)?),
+        _ => return Err("a record is of a kind that this version does not know"),
+    })
+}
+
+// ---- both -----------------------------------------------------------------------------------------------------------
+
+/// What was found in a directory.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) head: Head,
+    pub(crate) state: Bytes,
+    pub(crate) entries: Vec<Entry>,
+}
+
+/// The directory of one member, which writes to it.
+pub(crate) struct Store {
+    files: Box<dyn Files>,
+    head: Head,
+    log: u64,
+    frames: u64,
+}
+
+impl Store {
+    /// Reads what there is, or begins. `fresh`: the id of a directory that is empty. The error says what is wrong and what to
+    /// do; nothing was changed then.
+    pub(crate) fn open(
+        mut files: Box<dyn Files>,
+        (cluster, group): (&str, &str),
+        fresh: DirId,
+    ) -> Result<(Self, Found), String> {
+        let path = |files: &dyn Files, name| files.path(name).display().to_string();
+        let damaged = |at: &str, why: String| {
+            format!(
+                "{at} is damaged ({why}); nothing was changed. Put a copy of the directory back; or, if there is none, move \
+                 it away: this member then gets the state from the others, if they have it"
+            )
+        };
+        let unreadable = |at: &str, e: io::Error| format!("{at} cannot be read: {e}; nothing was changed");
+        let (at, log_at) = (path(&*files, STATE), path(&*files, LOG));
+        let state = files.read(STATE).map_err(|e| unreadable(&at, e))?;
+        let log = files.read(LOG).map_err(|e| unreadable(&log_at, e))?;
+        let Some(state) = state else {
+            if log.is_some_and(|log| !log.is_empty()) {
+                return Err(damaged(&at, "it is missing, and there is a log".into()));
+            }
+            let (cluster, group) = (cluster.to_owned(), group.to_owned());
+            let (length, sum) = (0, xxh3_64_with_seed(b"", 1));
+            let head = Head { number: 1, cluster, group, dir: fresh, promised: 0, held: None, length, sum };
+            let mut store = Self { files, head: head.clone(), log: 0, frames: 0 };
+            store.begin(&[]).map_err(|e| format!("{at} cannot be written: {e}"))?;
+            return Ok((store, Found { head, state: Bytes::new(), entries: Vec::new() }));
+        };
+        let (head, state) = read_state(state.into()).map_err(|why| damaged(&at, why))?;
+        if (&*head.cluster, &*head.group) != (cluster, group) {
+            let (c, g) = (&head.cluster, &head.group);
+            return Err(format!(
+                "{at} is of group {g:?} of cluster {c:?}, and this member of group {group:?} of cluster {cluster:?}: give \
+                 the directory of this one, or an empty one"
+            ));
+        }
+        // Where it never was, the power failed before it was.
+        let log = log.or_else(|| (head.number == 1).then(|| log_head(0).to_vec()));
+        let bytes = Bytes::from(log.ok_or_else(|| damaged(&log_at, "it is missing".into()))?);
+        let log = read_log(&bytes).map_err(|why| damaged(&log_at, why))?;
+        let mut store = Self { files, head, log: log.end as u64, frames: log.frames };
+        let head = store.head.clone();
+        if log.number < head.number {
+            // The power failed between the two renames.
+            let written = store.begin_log();
+            written.map_err(|e| format!("{log_at} cannot be written: {e}"))?;
+            return Ok((store, Found { head, state, entries: Vec::new() }));
+        }
+        if log.number > head.number {
+            return Err(damaged(&at, "it is older than the log".into()));
+        }
+        let mut held = head.held.clone();
+        for (n, entry) in log.entries.iter().enumerate() {
+            let follows = match (&mut held, entry) {
+                (_, Entry::Promise(_)) => true,
+                (Some(held), entry) => held.follow(entry),
+                (None, _) => false,
+            };
+            if !follows {
+                return Err(damaged(&log_at, format!("record {n} cannot follow those before it")));
+            }
+        }
+        if log.end < bytes.len() {
+            let (cut, path) = (bytes.len() - log.end, &log_at);
+            tracing::warn!(
+                path,
+                cut,
+                "the end of the log was being written when this process ended: it is cut off"
+            );
+            let done = store.files.cut(LOG, log.end as u64);
+            done.map_err(|e| format!("{log_at} cannot be written: {e}"))?;
+        }
+        Ok((store, Found { head, state, entries: log.entries }))
+    }
+
+    /// Puts these entries on disk, together.
+    pub(crate) fn append(&mut self, body: &[u8]) -> io::Result<()> {
+        let head = frame_head(body, self.head.number, self.frames);
+        self.files.append(LOG, &head)?;
+        self.files.append(LOG, body)?;
+        self.files.sync(LOG)?;
+        self.log += (FRAME_HEAD + body.len()) as u64;
+        self.frames += 1;
+        Ok(())
+    }
+
+    /// Is the log so long that a snapshot should take its place?
+    pub(crate) fn is_long(&self) -> bool {
+        self.log > LONG.max(2 * self.head.length)
+    }
+
+    /// Puts a snapshot in the place of what there is.
+    pub(crate) fn save(&mut self, held: Held, promised: u64, state: &[Bytes]) -> io::Result<()> {
+        let number = self.head.number + 1;
+        let mut hash = xxhash_rust::xxh3::Xxh3::with_seed(number);
+        state.iter().for_each(|piece| hash.update(piece));
+        let (length, sum) = (state.iter().map(|piece| piece.len() as u64).sum(), hash.digest());
+        self.head = Head { number, promised, held: Some(held), length, sum, ..self.head.clone() };
+        let pieces: Vec<&[u8]> = state.iter().map(|piece| &piece[..]).collect();
+        self.begin(&pieces)
+    }
+
+    fn begin(&mut self, state: &[&[u8]]) -> io::Result<()> {
+        let head = state_head(&self.head);
+        let mut parts = vec![&head[..]];
+        parts.extend(state);
+        self.files.replace(STATE, &parts)?;
+        self.begin_log()
+    }
+
+    fn begin_log(&mut self) -> io::Result<()> {
+        self.files.replace(LOG, &[&log_head(self.head.number)])?;
+        (self.log, self.frames) = (LOG_HEAD as u64, 0);
+        Ok(())
+    }
+}
+
+/// As they are on disk.
+#[cfg(feature = "fuzz")]
+pub(crate) fn sealed_state(head: &Head, state: &[u8]) -> Vec<u8> {
+    let (length, sum) = (state.len() as u64, xxh3_64_with_seed(state, head.number));
+    [&state_head(&Head { length, sum, ..head.clone() }), state].concat()
+}
+
+/// As they are on disk: each of these a frame.
+#[cfg(feature = "fuzz")]
+pub(crate) fn sealed_log(bodies: &[Bytes]) -> Vec<u8> {
+    let mut log = log_head(1).to_vec();
+    for (index, body) in bodies.iter().enumerate() {
+        log.extend(frame_head(body, 1, index as u64));
+        log.extend_from_slice(body);
+    }
+    log
+}
+
+#[cfg(feature = "fuzz")]
+impl Head {
+    pub(crate) fn of(held: Held) -> Self {
+        let (cluster, group, held) = ("c".into(), "g".into(), Some(held));
+        Self { number: 1, cluster, group, dir: 1, promised: 0, held, length: 0, sum: 0 }
+    }
+}
+
+/// How far entries that follow a snapshot go.
+pub(crate) fn replayed(head: &Head, entries: &[Entry]) -> (Option<Held>, Mark) {
+    let mut held = head.held.clone();
+    let mut promised = head.promised;
+    for entry in entries {
+        match (entry, &mut held) {
+            (Entry::Promise(term), _) => promised = promised.max(*term),
+            (entry, Some(held)) => {
+                held.follow(entry);
+            }
+            (_, None) => {}
+        }
+    }
+    let place = held.as_ref().map_or(Place::default(), |held| held.place);
+    (held, Mark { place, promised })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::BTreeMap,
+        sync::{Arc, Mutex},
+    };
+
+    use super::*;
+    use crate::{node::lock, replica::ledger::Holders};
+
+    /// What a disk may hold when the power fails: each file as it was last synced, and what was appended since.
+    #[derive(Clone, Default)]
+    struct Memory(Arc<Mutex<Disk>>);
+
+    #[derive(Clone, Default)]
+    struct Disk {
+        files: BTreeMap<String, (Vec<u8>, Vec<u8>)>,
+        /// So many more calls come to their end.
+        calls: Option<u32>,
+    }
+
+    impl Memory {
+        /// The power fails in one of the calls, which may have come to its end or not.
+        fn call(&self) -> io::Result<std::sync::MutexGuard<'_, Disk>> {
+            let mut disk = lock(&self.0);
+            if let Some(calls) = &mut disk.calls {
+                *calls = calls.checked_sub(1).ok_or_else(|| io::Error::other("no power"))?;
+            }
+            Ok(disk)
+        }
+
+        /// The power is back: of what was not synced, only the beginning is there, and it may be garbage.
+        fn restart(&self, keeps: usize, garbage: Option<u8>) -> Self {
+            let mut disk = lock(&self.0).clone();
+            disk.calls = None;
+            for (synced, rest) in disk.files.values_mut() {
+                rest.truncate(keeps);
+                if let Some(garbage) = garbage {
+                    rest.iter_mut().for_each(|byte| *byte = garbage);
+                }
+                synced.append(rest);
+            }
+            Self(Arc::new(Mutex::new(disk)))
+        }
+
+        fn unsynced(&self) -> usize {
+            lock(&self.0).files.values().map(|(_, rest)| rest.len()).sum()
+        }
+
+        fn log(&self) -> Vec<u8> {
+            lock(&self.0).files[LOG].0.clone()
+        }
+
+        fn set(&self, name: &str, bytes: &[u8]) -> Self {
+            let mut disk = lock(&self.0).clone();
+            disk.files.insert(name.into(), (bytes.to_vec(), Vec::new()));
+            Self(Arc::new(Mutex::new(disk)))
+        }
+    }
+
+    impl Files for Memory {
+        fn read(&mut self, name: &str) -> io::Result<Option<Vec<u8>>> {
+            Ok(lock(&self.0).files.get(name).map(|(synced, rest)| [&synced[..], rest].concat()))
+        }
+
+        fn replace(&mut self, name: &str, parts: &[&[u8]]) -> io::Result<()> {
+            self.call()?.files.insert(name.into(), (parts.concat(), Vec::new()));
+            Ok(())
+        }
+
+        fn append(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
+            self.call()?.files.get_mut(name).expect("there is one").1.extend_from_slice(bytes);
+            Ok(())
+        }
+
+        fn sync(&mut self, name: &str) -> io::Result<()> {
+            let mut disk = self.call()?;
+            let (synced, rest) = disk.files.get_mut(name).expect("there is one");
+            synced.append(rest);
+            Ok(())
+        }
+
+        fn cut(&mut self, name: &str, length: u64) -> io::Result<()> {
+            let mut disk = self.call()?;
+            let (synced, rest) = disk.files.get_mut(name).expect("there is one");
+            synced.append(rest);
+            synced.truncate(length as usize);
+            Ok(())
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            PathBuf::from("/data").join(name)
+        }
+    }
+
+    fn open(memory: &Memory) -> Result<(Store, Found), String> {
+        Store::open(Box::new(memory.clone()), ("c", "g"), 7)
+    }
+
+    fn held(place: u64) -> Held {
+        let holders = Holders { now: vec![7], before: None };
+        Held { history: 5, place: Place { term: 1, pos: place }, holders, commands: place }
+    }
+
+    fn command(n: u8) -> Entry {
+        Entry::Command { from: NodeId::new(1, 2), command: Bytes::from(vec![n; usize::from(n)]) }
+    }
+
+    fn body(entries: &[Entry]) -> BytesMut {
+        let mut body = BytesMut::new();
+        entries.iter().for_each(|entry| put_entry(entry, &mut body));
+        body
+    }
+
+    /// A snapshot, and frames of one command each; the last one has two.
+    fn written() -> Memory {
+        let memory = Memory::default();
+        let (mut store, _) = open(&memory).expect("a new one");
+        store.append(&body(&[Entry::Promise(1)])).expect("written");
+        store.save(held(3), 1, &[Bytes::from_static(b"sta"), Bytes::from_static(b"te")]).expect("written");
+        for n in 1..4 {
+            store.append(&body(&[command(n)])).expect("written");
+        }
+        store.append(&body(&[command(4), command(5)])).expect("written");
+        memory
+    }
+
+    #[test]
+    fn what_was_written_is_there_again() {
+        let (_, found) = open(&written()).expect("whole");
+        assert_eq!((&found.state[..], found.head.dir), (&b"state"[..], 7));
+        assert_eq!(found.entries, (1..6).map(command).collect::<Vec<_>>());
+        let (held, mark) = replayed(&found.head, &found.entries);
+        assert_eq!((held.expect("something").commands, mark.place.pos, mark.promised), (8, 8, 1));
+        let all = [
+            command(0),
+            Entry::View(Bytes::from_static(b"v")),
+            Entry::Term(9),
+            Entry::Holders(vec![1, 2]),
+            Entry::Settled,
+            Entry::Promise(3),
+        ];
+        let mut read = Vec::new();
+        read_entries(body(&all).freeze(), &mut read).expect("our own");
+        assert_eq!(read, all);
+    }
+
+    #[test]
+    fn an_end_that_was_being_written_is_cut_off_at_whatever_byte() {
+        let memory = written();
+        let log = memory.log();
+        let whole = read_log(&log.clone().into()).expect("whole");
+        let last = log.len() - (FRAME_HEAD + body(&[command(4), command(5)]).len());
+        for end in last..log.len() {
+            for garbage in [&[][..], &[0; 50], &[0x58, 0x4c, 0x48, 0x50, 9, 0, 0, 0]] {
+                let torn = memory.set(LOG, &[&log[..end], garbage].concat());
+                let (mut store, found) = open(&torn).unwrap_or_else(|why| panic!("{end}: {why}"));
+                assert_eq!(found.entries, whole.entries[..3], "{end}");
+                assert_eq!(torn.log().len(), last, "{end}");
+                store.append(&body(&[command(9)])).expect("written");
+                assert_eq!(open(&torn).expect("whole").1.entries[3], command(9));
+            }
+        }
+    }
+
+    #[test]
+    fn damage_in_the_middle_is_refused_and_left_as_it_is() {
+        let memory = written();
+        let log = memory.log();
+        let last = log.len() - (FRAME_HEAD + body(&[command(4), command(5)]).len());
+        for at in 0..last {
+            for flip in [1, 0x80] {
+                let mut other = log.clone();
+                other[at] ^= flip;
+                let damaged = memory.set(LOG, &other);
+                let why = open(&damaged).err().unwrap_or_else(|| panic!("a flipped bit at {at}"));
+                assert!(why.contains("/data/log is damaged") && why.contains("move"), "{why}");
+                assert_eq!(damaged.log(), other);
+            }
+        }
+        let state = lock(&memory.0).files[STATE].0.clone();
+        for at in 0..state.len() {
+            let mut other = state.clone();
+            other[at] ^= 1;
+            let why =
+                open(&memory.set(STATE, &other)).err().unwrap_or_else(|| panic!("a flipped bit at {at}"));
+            assert!(why.contains("/data/state is damaged"), "{why}");
+            assert!(open(&memory.set(STATE, &state[..at])).is_err(), "cut at {at}");
+        }
+        assert!(open(&memory.set(LOG, b"")).is_err());
+        let mut of_another = state;
+        of_another[14] = b'2';
+        let why = open(&memory.set(STATE, &of_another)).err().expect("refused");
+        assert!(why.contains("another version"), "{why}");
+    }
+
+    #[test]
+    fn a_directory_of_another_group_or_cluster_is_refused() {
+        let memory = written();
+        for whose in [("c", "other"), ("other", "g")] {
+            let why = Store::open(Box::new(memory.clone()), whose, 7).err().expect("refused");
+            assert!(why.contains("of group \"g\" of cluster \"c\""), "{why}");
+        }
+    }
+
+    /// The power fails in every call there is, with all and with nothing of what was not synced: whatever was synced is there.
+    #[test]
+    fn what_is_on_disk_stays_there_whenever_the_power_fails() {
+        for calls in 0.. {
+            let memory = Memory::default();
+            lock(&memory.0).calls = Some(calls);
+            let mut synced = 0;
+            let mut run = || -> Result<(), ()> {
+                let (mut store, _) = open(&memory).map_err(drop)?;
+                store.save(held(0), 1, &[]).map_err(drop)?;
+                for n in 1..=6 {
+                    store.append(&body(&[command(n), command(n)])).map_err(drop)?;
+                    synced = 2 * u64::from(n);
+                    if n % 2 == 0 {
+                        let state = Bytes::from(vec![n; 3]);
+                        store.save(held(synced), 1, &[state]).map_err(drop)?;
+                    }
+                }
+                Ok(())
+            };
+            let ended = run();
+            for keeps in 0..=memory.unsynced() {
+                for garbage in [None, Some(0), Some(0xff)] {
+                    let (_, found) = open(&memory.restart(keeps, garbage)).expect("a crash is no damage");
+                    let place = replayed(&found.head, &found.entries).1.place.pos;
+                    assert!(place == synced || place == synced + 2, "{place} after {synced}, call {calls}");
+                }
+            }
+            if ended.is_ok() {
+                assert!(calls > 20, "all of it was tried");
+                break;
+            }
+        }
+    }
+
+    #[test]
+    fn files_are_those_of_a_directory_that_one_process_has() {
+        let path = std::env::temp_dir().join(format!("phalanx-store-{}", std::process::id()));
+        let begin = || Store::open(Box::new(Dir::open(&path, "n")?), ("c", "g"), 3);
+        let (mut store, found) = begin().expect("a new directory");
+        assert_eq!((found.head.dir, found.head.held), (3, None));
+        let why = Dir::open(&path, "other").err().expect("it is in use");
+        assert!(why.contains(&format!("process {} (n)", std::process::id())), "{why}");
+        store.save(held(1), 1, &[Bytes::from_static(b"one")]).expect("written");
+        store.append(&body(&[command(1)])).expect("written");
+        drop(store);
+        let log = fs::read(path.join(LOG)).expect("a log");
+        fs::write(path.join(LOG), [&log[..], b"torn"].concat()).expect("writable");
+        let (mut store, found) = begin().expect("free again");
+        assert_eq!((&found.state[..], &found.entries[..]), (&b"one"[..], &[command(1)][..]));
+        store.append(&body(&[command(2)])).expect("written");
+        drop(store);
+        assert_eq!(begin().expect("whole").1.entries.len(), 2);
+        fs::remove_dir_all(&path).expect("it is ours");
+    }
+}

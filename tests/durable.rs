@@ -1,0 +1,284 @@
+//! Inventories that lose power, all at once: with data directories nothing that was acknowledged is lost, and without them that
+//! is said.
+
+mod common;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{Read, Write},
+    net::TcpStream,
+    path::Path,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use common::{Dir, PATIENCE, Proc, free_port, run, stderr};
+use serde_json::Value;
+
+struct Cluster {
+    dir: Dir,
+    ports: Vec<u16>,
+    admins: Vec<u16>,
+    clones: BTreeMap<usize, Proc>,
+    kept: bool,
+}
+
+impl Cluster {
+    fn new(size: usize, kept: bool) -> Self {
+        let ports = || (0..size).map(|_| free_port()).collect();
+        Self { dir: Dir::new(), ports: ports(), admins: ports(), clones: BTreeMap::new(), kept }
+    }
+
+    fn data(&self, n: usize) -> String {
+        self.dir.file(&format!("data-{n}"))
+    }
+
+    /// Where the items are.
+    fn state(&self, n: usize) -> String {
+        format!("{}/state", self.data(n))
+    }
+
+    fn start(&mut self, n: usize, more: &[&str]) {
+        fs::create_dir_all(self.dir.file("rdv")).expect("a directory");
+        let rendezvous = format!("file:{}", self.dir.file("rdv"));
+        let (serve, name, data) = (format!("127.0.0.1:{}", self.ports[n]), format!("n{n}"), self.data(n));
+        let (admin, size) = (format!("127.0.0.1:{}", self.admins[n]), self.ports.len().to_string());
+        let mut args =
+            vec!["inventory", "--group", "stock", "--serve", &serve, "--name", &name, "--admin", &admin];
+        args.extend(["--rendezvous", &rendezvous, "--bootstrap", "alone-after=300ms", "--lease", "500ms"]);
+        if self.kept {
+            args.extend(["--data-dir", &data, "--directories", &size]);
+        }
+        args.extend(more);
+        self.clones.insert(n, Proc::start(&args));
+    }
+
+    /// All of them at the same moment.
+    fn power_loss(&mut self) {
+        let pids: Vec<String> = self.clones.values().map(|p| p.pid().to_string()).collect();
+        let killed = Command::new("kill").arg("-KILL").args(&pids).status().expect("kill can be run");
+        assert!(killed.success(), "kill {pids:?}");
+        for (_, mut clone) in std::mem::take(&mut self.clones) {
+            clone.end();
+        }
+    }
+
+    fn until_kept(&mut self, n: usize, here: u64) {
+        let clone = self.clones.get_mut(&n).expect("it runs");
+        clone.until("the state", |e| e["event"] == "state" && e["here"].as_u64() >= Some(here));
+    }
+
+    /// Several clients, each with a key of its own, write numbers that grow; gives what each was told last.
+    fn load(&self, first: u64, time: Duration) -> BTreeMap<String, u64> {
+        let over = Arc::new(AtomicBool::new(false));
+        let client = |key: String| {
+            let (ports, over) = (self.ports.clone(), Arc::clone(&over));
+            thread::spawn(move || {
+                let (mut told, mut at) = (0, 0);
+                for n in first.. {
+                    if over.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    match ask(ports[at], "PUT", &key, &n.to_string()) {
+                        Some((200, _)) => told = n,
+                        _ => at = (at + 1) % ports.len(),
+                    }
+                }
+                (key, told)
+            })
+        };
+        let clients: Vec<_> = (0..4).map(|c| client(format!("k{c}"))).collect();
+        thread::sleep(time);
+        over.store(true, Ordering::Relaxed);
+        clients.into_iter().map(|c| c.join().expect("no panic")).collect()
+    }
+
+    /// What a clone has under a key.
+    fn get(&self, n: usize, key: &str) -> u64 {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match ask(self.ports[n], "GET", key, "") {
+                Some((200, item)) => {
+                    return item["value"].as_str().map_or(0, |v| v.parse().expect("a number"));
+                }
+                other => assert!(Instant::now() < deadline, "n{n} does not answer: {other:?}"),
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Nothing that was acknowledged is missing, at any clone.
+    fn check(&self, told: &BTreeMap<String, u64>) {
+        for n in self.clones.keys() {
+            for (key, value) in told {
+                let has = self.get(*n, key);
+                assert!(has >= *value, "n{n} has {has} under {key}, and {value} was acknowledged");
+            }
+        }
+    }
+}
+
+/// A request, with an answer in good time.
+fn ask(port: u16, method: &str, key: &str, body: &str) -> Option<(u16, Value)> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(8))).ok()?;
+    let length = body.len();
+    let head = format!(
+        "{method} /items/{key} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n"
+    );
+    stream.write_all(format!("{head}{body}").as_bytes()).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    Some((head.split_whitespace().nth(1)?.parse().ok()?, serde_json::from_str(body).ok()?))
+}
+
+fn copy(from: &str, to: &str) {
+    // What was there is not mixed with it.
+    let _new = fs::remove_dir_all(to);
+    fs::create_dir_all(to).expect("a directory");
+    for file in fs::read_dir(from).expect("a directory") {
+        let file = file.expect("an entry");
+        fs::copy(file.path(), Path::new(to).join(file.file_name())).expect("a copy");
+    }
+}
+
+#[test]
+fn what_was_acknowledged_is_there_after_all_lost_power_whoever_comes_back_first() {
+    let mut cluster = Cluster::new(3, true);
+    let mut told = BTreeMap::new();
+    let orders: [&[usize]; 5] = [&[0, 1, 2], &[2, 0], &[1, 2], &[0, 1, 2], &[2, 1, 0]];
+    let old = cluster.dir.file("old");
+    for (round, order) in orders.iter().enumerate() {
+        if round == 3 {
+            // A directory that was put back from a copy: it knows nothing of two rounds.
+            copy(&old, &cluster.state(0));
+        }
+        for (n, clone) in order.iter().enumerate() {
+            cluster.start(*clone, &[]);
+            if round == 2 && n == 0 {
+                // It lacks what was acknowledged in the round before, and one of three is not enough.
+                let waits = cluster.clones.get_mut(clone).expect("it runs").until_event("state");
+                assert_eq!(waits["standing"], "waiting", "{waits}");
+                let (code, answer) = ask(cluster.ports[*clone], "GET", "k0", "").expect("an answer");
+                assert_eq!(code, 503, "{answer}");
+            }
+        }
+        for clone in *order {
+            cluster.until_kept(*clone, order.len() as u64);
+        }
+        cluster.check(&told);
+        let more = cluster.load(1_000_000 * (round as u64 + 1), Duration::from_secs(2));
+        assert!(more.values().all(|n| *n > 0), "round {round}: nothing was acknowledged: {more:?}");
+        told = more;
+        cluster.power_loss();
+        if round == 0 {
+            copy(&cluster.state(0), &old);
+        }
+    }
+    (0..3).for_each(|n| cluster.start(n, &[]));
+    cluster.check(&told);
+}
+
+#[test]
+fn a_minority_says_what_it_waits_for_and_goes_on_by_order_only() {
+    let mut cluster = Cluster::new(3, true);
+    (0..3).for_each(|n| cluster.start(n, &[]));
+    (0..3).for_each(|n| cluster.until_kept(n, 3));
+    let told = cluster.load(1, Duration::from_secs(1));
+    cluster.power_loss();
+    cluster.start(1, &[]);
+    let waits = cluster.clones.get_mut(&1).expect("it runs").until_event("state");
+    assert_eq!(waits["standing"], "waiting", "{waits}");
+    let why = waits["why"].as_str().expect("a reason");
+    assert!(why.contains("2 of the 3 directories") && why.contains("--accept-stale-state"), "{why}");
+    let admin = format!("127.0.0.1:{}", cluster.admins[1]);
+    let status = run(&["status", "--json", "--admin", &admin]);
+    let status: Value =
+        serde_json::from_slice(&status.stdout).unwrap_or_else(|_| panic!("{}", stderr(&status)));
+    assert_eq!(status["states"]["stock"]["standing"], "waiting", "{status}");
+    assert_eq!(status["leading"], Value::Array(Vec::new()), "nobody leads without the state");
+    cluster.power_loss();
+    cluster.start(1, &["--accept-stale-state"]);
+    cluster.until_kept(1, 1);
+    for (key, value) in &told {
+        // It may lack what the two others acknowledged; what it has is real.
+        assert!(cluster.get(1, key) <= value + 1);
+    }
+    let after = cluster.load(1_000_000, Duration::from_secs(1));
+    assert!(after.values().all(|n| *n > 0), "{after:?}");
+    // Who comes back with what was given up is refused, and keeps it.
+    cluster.start(0, &[]);
+    let refused = cluster.clones.get_mut(&0).expect("it runs").until_event("state");
+    assert_eq!(refused["standing"], "refused", "{refused}");
+    assert!(refused["why"].as_str().is_some_and(|why| why.contains("move this directory away")), "{refused}");
+    cluster.clones.get_mut(&0).expect("it runs").signal("KILL");
+    let gone = cluster.clones.remove(&0);
+    assert!(gone.is_some_and(|mut clone| clone.end().is_none()));
+    fs::remove_dir_all(cluster.state(0)).expect("it is moved away");
+    cluster.start(0, &[]);
+    cluster.until_kept(0, 2);
+    cluster.check(&after);
+}
+
+#[test]
+fn a_damaged_directory_is_refused_with_what_to_do() {
+    let mut cluster = Cluster::new(1, true);
+    cluster.start(0, &[]);
+    cluster.until_kept(0, 1);
+    let told = cluster.load(1, Duration::from_secs(1));
+    cluster.power_loss();
+    let file = format!("{}/log", cluster.state(0));
+    let whole = fs::read(&file).expect("a log");
+    let mut damaged = whole.clone();
+    damaged[40] ^= 1;
+    fs::write(&file, &damaged).expect("writable");
+    let (serve, data) = (format!("127.0.0.1:{}", cluster.ports[0]), cluster.data(0));
+    let refused = run(&["inventory", "--group", "stock", "--serve", &serve, "--data-dir", &data]);
+    let said = stderr(&refused);
+    assert_eq!(refused.status.code(), Some(2), "{said}");
+    assert!(said.contains(&format!("{file} is damaged")) && said.contains("move it away"), "{said}");
+    assert_eq!(fs::read(&file).expect("still there"), damaged);
+    fs::write(&file, [&whole[..], b"torn"].concat()).expect("writable");
+    cluster.start(0, &[]);
+    cluster.check(&told);
+    let of_another = run(&["inventory", "--serve", "127.0.0.1:0", "--directories", "2"]);
+    assert!(stderr(&of_another).contains("--data-dir"), "{}", stderr(&of_another));
+}
+
+/// The last one with the items dies while another one waits for them.
+#[test]
+fn without_a_directory_it_is_said_that_the_state_is_lost() {
+    let mut cluster = Cluster::new(2, false);
+    // Others, so that the cluster goes on.
+    fs::create_dir_all(cluster.dir.file("rdv")).expect("a directory");
+    let rendezvous = format!("file:{}", cluster.dir.file("rdv"));
+    let mut others: Vec<Proc> =
+        ["a", "b", "c"].map(|name| Proc::join("others", name, &rendezvous, &["--lease", "500ms"])).into();
+    others.iter_mut().for_each(|other| drop(other.until_members(3)));
+    cluster.start(0, &[]);
+    let value = "x".repeat(60 << 10);
+    cluster.clones.get_mut(&0).expect("it runs").until_event("leading");
+    for n in 0..800 {
+        let (code, answer) = ask(cluster.ports[0], "PUT", &format!("k{n}"), &value).expect("an answer");
+        assert_eq!(code, 200, "{answer}");
+    }
+    cluster.start(1, &[]);
+    let second = cluster.clones.get_mut(&1).expect("it runs");
+    second.until_members(2);
+    cluster.clones[&0].signal("KILL");
+    let second = cluster.clones.get_mut(&1).expect("it runs");
+    let lost = second.until_event("state");
+    assert_eq!(lost["standing"], "lost", "{lost}");
+    let (code, answer) = ask(cluster.ports[1], "GET", "k0", "").expect("an answer");
+    assert!(
+        code == 503 && answer["error"].as_str().is_some_and(|why| why.contains("lost")),
+        "{code} {answer}"
+    );
+}
