@@ -723,7 +723,7 @@ impl Member {
         ctx.reply(from, self.lineage, answer);
     }
 
-    fn on_commit(
+    pub(crate) fn on_commit(
         &mut self,
         ctx: &mut Ctx,
         from: NodeId,
