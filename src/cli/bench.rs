@@ -10,6 +10,7 @@ mod groups;
 mod join;
 mod multicast;
 mod takeover;
+mod transfer;
 
 /// The project's own benchmarks.
 #[derive(Args)]
@@ -32,6 +33,10 @@ enum Which {
     Multicast(multicast::Multicast),
     #[command(hide = true)]
     MulticastMember(multicast::MulticastMember),
+    /// How fast a new member gets the group's state.
+    Transfer(transfer::Transfer),
+    #[command(hide = true)]
+    TransferMember(transfer::TransferMember),
 }
 
 /// The middle one of what each of some runs measured.
@@ -50,6 +55,8 @@ impl Bench {
             Which::GroupsMember(member) => member.run().await,
             Which::Multicast(multicast) => multicast.run(json).await,
             Which::MulticastMember(member) => member.run().await,
+            Which::Transfer(transfer) => transfer.run(json).await,
+            Which::TransferMember(member) => member.run().await,
         }
     }
 }

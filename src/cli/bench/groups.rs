@@ -4,16 +4,18 @@ use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::Context as _;
 use clap::Args;
-use membership::{GroupName, Node, Rendezvous, What, clock::now_ns};
+use membership::{GroupName, Membership, Node, Rendezvous, View, What, clock::now_ns};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::{
-    sync::mpsc,
+    sync::{Notify, mpsc},
+    task::JoinSet,
     time::{Instant, sleep, timeout, timeout_at},
 };
 
 use crate::cli::{
     Failure, Outcome, events, exit,
+    flags::Time,
     proc::{Proc, Said},
 };
 
@@ -27,6 +29,9 @@ pub(crate) struct Groups {
     /// How often each; medians are printed.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = crate::cli::at_least_one)]
     times: usize,
+    /// Then the second joins and leaves all of them for so long, over and over; 0s leaves that out.
+    #[arg(long, value_name = "DUR", default_value = "2s")]
+    churn: Time,
 }
 
 /// One process of `bench groups`.
@@ -41,6 +46,8 @@ pub(crate) struct GroupsMember {
     /// How many members each group has in the end.
     #[arg(long)]
     members: usize,
+    #[arg(long, default_value = "0s")]
+    churn: Time,
 }
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -50,6 +57,8 @@ struct Measured {
     join: f64,
     takeover: f64,
     bytes: f64,
+    /// Joins and leaves a second.
+    changes: f64,
 }
 
 impl Groups {
@@ -63,7 +72,7 @@ impl Groups {
                 let dir =
                     std::env::temp_dir().join(format!("phalanx-bench-{}-g{count}-{n}", std::process::id()));
                 std::fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
-                let run = once(*count, &dir).await;
+                let run = once(*count, self.churn, &dir).await;
                 if let Err(error) = std::fs::remove_dir_all(&dir) {
                     eprintln!("phalanx: {} stays behind: {error}", dir.display());
                 }
@@ -71,13 +80,14 @@ impl Groups {
             }
             let median = |of: fn(&Measured) -> f64| super::median(&runs, of);
             let (join, takeover, bytes) = (median(|m| m.join), median(|m| m.takeover), median(|m| m.bytes));
+            let changes = median(|m| m.changes);
             let object = json!({
                 "event": "groups", "groups": count, "join_ms": join, "takeover_ms": takeover,
-                "bytes_per_group": bytes.round(), "runs": runs.len(),
+                "bytes_per_group": bytes.round(), "joins_and_leaves_per_second": changes.round(), "runs": runs.len(),
             });
             let text = format!(
-                "{count} groups: joined in {join:.2} ms, the last one taken over after {takeover:.2} ms, {bytes:.0} bytes each \
-                 (medians of {} runs)",
+                "{count} groups: joined in {join:.2} ms, the last one taken over after {takeover:.2} ms, {bytes:.0} bytes each, \
+                 {changes:.0} joins and leaves a second (medians of {} runs)",
                 runs.len()
             );
             events::line(&if json { object.to_string() } else { text });
@@ -86,7 +96,7 @@ impl Groups {
     }
 }
 
-async fn once(groups: usize, dir: &std::path::Path) -> Result<Measured, Failure> {
+async fn once(groups: usize, churn: Time, dir: &std::path::Path) -> Result<Measured, Failure> {
     let (said, mut heard) = mpsc::channel(4096);
     let start = |who: usize| {
         let args = [
@@ -96,6 +106,7 @@ async fn once(groups: usize, dir: &std::path::Path) -> Result<Measured, Failure>
             format!("--rendezvous=file:{}", dir.display()),
             format!("--groups={groups}"),
             format!("--members={}", who + 1),
+            format!("--churn={}ms", if who == 1 { churn.0.as_millis() } else { 0 }),
         ];
         Proc::start(&args, who, said.clone())
     };
@@ -103,6 +114,7 @@ async fn once(groups: usize, dir: &std::path::Path) -> Result<Measured, Failure>
     until(&mut heard, 0, "led").await?;
     let mut second = start(1)?;
     let joined = until(&mut heard, 1, "joined").await?;
+    let churned = if churn.0.is_zero() { Value::Null } else { until(&mut heard, 1, "churned").await? };
     // The core fills, and leases are renewed.
     sleep(Duration::from_millis(2500)).await;
     let killed = now_ns();
@@ -118,6 +130,7 @@ async fn once(groups: usize, dir: &std::path::Path) -> Result<Measured, Failure>
         join: joined["took_ms"].as_f64().unwrap_or_default(),
         takeover: at.saturating_sub(killed) as f64 / 1e6,
         bytes: joined["bytes"].as_f64().unwrap_or_default() / groups as f64,
+        changes: churned["per_second"].as_f64().unwrap_or_default(),
     })
 }
 
@@ -131,6 +144,35 @@ async fn until(heard: &mut mpsc::Receiver<Said>, who: usize, what: &str) -> Resu
             return Ok(said.event);
         }
     }
+}
+
+async fn joined(node: &Node, n: usize) -> Result<Membership, Failure> {
+    node.join(&format!("g{n}"), None).await.map_err(|e| Failure::usage(e.to_string()))
+}
+
+/// Leaves all groups and joins them again, for so long: how many of both a second, each counted when its view is there.
+async fn churn(node: &Node, groups: &mut Vec<Membership>, duration: Duration) -> Result<f64, Failure> {
+    let (began, mut changes) = (Instant::now(), 0);
+    while began.elapsed() < duration {
+        let mut leaving: JoinSet<()> = JoinSet::new();
+        let count = groups.len();
+        for group in groups.drain(..) {
+            leaving.spawn(async move { group.leave().await });
+        }
+        leaving.join_all().await;
+        for n in 0..count {
+            groups.push(joined(node, n).await?);
+        }
+        for group in &*groups {
+            let mut views = group.views();
+            let in_it = |view: &View| view.rank_of(node.id()).is_some();
+            while let Some(view) = views.next().await
+                && !in_it(&view)
+            {}
+        }
+        changes += 2 * count;
+    }
+    Ok(changes as f64 / began.elapsed().as_secs_f64())
 }
 
 /// Bytes of memory of this process that are in use.
@@ -152,11 +194,17 @@ impl GroupsMember {
         let began = now_ns();
         let mut memberships = Vec::with_capacity(self.groups);
         let (mut complete, mut led): (BTreeSet<GroupName>, BTreeSet<GroupName>) = Default::default();
+        let whole = Notify::new();
         let joining = async {
             for n in 0..self.groups {
-                memberships.push(node.join(&format!("g{n}"), None).await);
+                memberships.push(joined(&node, n).await?);
             }
-            std::future::pending::<()>().await;
+            if !self.churn.0.is_zero() {
+                whole.notified().await;
+                let changes = churn(&node, &mut memberships, self.churn.0).await?;
+                events::line(&json!({"event": "churned", "per_second": changes}).to_string());
+            }
+            std::future::pending().await
         };
         let following = async {
             while let Some(event) = told.next().await {
@@ -169,6 +217,7 @@ impl GroupsMember {
                     let bytes = resident().saturating_sub(before);
                     let object = json!({"event": "joined", "took_ms": took, "bytes": bytes});
                     events::line(&object.to_string());
+                    whole.notify_one();
                 }
                 let leads = matches!(event.what, What::Leading { .. });
                 if leads && led.insert(group) && led.len() == self.groups {
@@ -177,7 +226,7 @@ impl GroupsMember {
             }
         };
         tokio::select! {
-            () = joining => {}
+            failed = joining => failed?,
             () = following => {}
             () = stops.next() => {}
         }

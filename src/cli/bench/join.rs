@@ -11,11 +11,12 @@ use std::{
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use membership::clock::now_ns;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::{
     process::Command,
     sync::mpsc,
-    time::{Instant, timeout_at},
+    time::{Instant, sleep, timeout_at},
 };
 
 use crate::cli::{
@@ -27,7 +28,8 @@ use crate::cli::{
 
 /// Starts processes at the same instant, again and again: with a static list and expect=N, with a directory or by multicast
 /// and alone-after=1s. Measured until the last one sees all of them, beside the floor of this machine: as many processes that
-/// do nothing. Exit code 1 if they ever end in two views.
+/// do nothing. Then one more process joins those that are there, and leaves again, over and over, beside the floor of one
+/// that does nothing. Exit code 1 if they ever end in two views.
 #[derive(Args)]
 pub(crate) struct Join {
     /// How often, each way.
@@ -42,6 +44,9 @@ pub(crate) struct Join {
     /// They are plain members, without messages.
     #[arg(long)]
     plain: bool,
+    /// How often one more process joins when all are there, each time.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    newcomers: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -59,9 +64,15 @@ struct Came {
     views: usize,
     /// How long all of this took with processes that do nothing.
     floor_ms: f64,
+    /// Milliseconds from the start of one more process until it saw itself among the others.
+    newcomers_ms: Vec<f64>,
+    /// How long a process took that does nothing, each time before that.
+    newcomers_floor_ms: Vec<f64>,
 }
 
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Between one that came and the next.
+const CALM: Duration = Duration::from_millis(300);
 
 impl Join {
     pub(crate) async fn run(self, json: bool) -> Outcome {
@@ -72,6 +83,7 @@ impl Join {
         for how in &self.by {
             let name = how.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned());
             let (mut times, mut floors, mut views) = (Vec::new(), Vec::new(), Vec::new());
+            let (mut newcomers, mut newcomers_floors) = (Vec::new(), Vec::new());
             for n in 0..self.times {
                 let dir =
                     std::env::temp_dir().join(format!("phalanx-bench-{}-{name}{n}", std::process::id()));
@@ -81,6 +93,8 @@ impl Join {
                         times.push(came.ms);
                         floors.push(came.floor_ms);
                         views.push(came.views);
+                        newcomers.extend(came.newcomers_ms);
+                        newcomers_floors.extend(came.newcomers_floor_ms);
                     }
                     Err(why) => {
                         eprintln!("phalanx: {name}, {n}: {why}");
@@ -93,6 +107,8 @@ impl Join {
             }
             super::print(&format!("{} processes that do nothing", self.nodes), floors, json);
             super::print(&format!("{} at once, {name}", self.nodes), times, json);
+            super::print("one process that does nothing", newcomers_floors, json);
+            super::print(&format!("one more than {}, {name}", self.nodes), newcomers, json);
             views.sort_unstable();
             if let (Some(least), Some(most)) = (views.first(), views.last()) {
                 let object = json!({"event": "views", "what": name, "least": least, "most": most});
@@ -106,11 +122,11 @@ impl Join {
     }
 
     /// Starts so many processes that do nothing, and waits until they have ended.
-    async fn floor(&self) -> Result<f64, Failure> {
+    async fn floor(processes: usize) -> Result<f64, Failure> {
         let exe = std::env::current_exe()?;
         let started = now_ns();
         let mut children = Vec::new();
-        for _ in 0..self.nodes {
+        for _ in 0..processes {
             children.push(Command::new(&exe).arg("--version").stdout(Stdio::null()).spawn()?);
         }
         for child in &mut children {
@@ -120,7 +136,7 @@ impl Join {
     }
 
     async fn once(&self, how: How, dir: &Path) -> Result<Came, Failure> {
-        let floor_ms = self.floor().await?;
+        let floor_ms = Self::floor(self.nodes).await?;
         let (said, mut heard) = mpsc::channel(4096);
         let mut ports = Vec::new();
         for _ in 0..self.nodes {
@@ -136,13 +152,16 @@ impl Join {
             if how == How::Static { format!("expect={}", self.nodes) } else { "alone-after=1s".into() };
         let started = now_ns();
         let mut procs = Vec::new();
-        for (who, port) in ports.iter().enumerate() {
+        let start = |who: usize, port: &str| {
             let name = format!("n{who}");
             let args = ["join", "g", "--no-stdin", "--name", &name, "--listen", port];
             let more = ["--rendezvous", &rendezvous, "--bootstrap", &bootstrap];
             let plain = self.plain.then_some("--plain");
             let args: Vec<String> = args.into_iter().chain(more).chain(plain).map(Into::into).collect();
-            procs.push(Proc::start(&args, who, said.clone())?);
+            Proc::start(&args, who, said.clone())
+        };
+        for (who, port) in ports.iter().enumerate() {
+            procs.push(start(who, port)?);
         }
         let deadline = Instant::now() + PATIENCE;
         let mut complete: BTreeMap<usize, (Value, u64)> = BTreeMap::new();
@@ -164,6 +183,30 @@ impl Join {
             return Err(Failure::new(exit::FAILED, "two views of the same group"));
         }
         let last = complete.values().map(|(_, at)| *at).max().unwrap_or(started);
-        Ok(Came { ms: last.saturating_sub(started) as f64 / 1e6, views: ids.len(), floor_ms })
+        let (mut newcomers_ms, mut newcomers_floor_ms) = (Vec::new(), Vec::new());
+        for who in (self.nodes..).take(self.newcomers) {
+            // What follows from the last change is over.
+            sleep(CALM).await;
+            newcomers_floor_ms.push(Self::floor(1).await?);
+            let (started, port) = (now_ns(), format!("127.0.0.1:{}", free_port()?));
+            let mut newcomer = start(who, &port)?;
+            let deadline = Instant::now() + PATIENCE;
+            let slow = || Failure::new(exit::FAILED, "one more process does not get in");
+            let at = loop {
+                let said = timeout_at(deadline, heard.recv()).await.map_err(|_| slow())?.ok_or_else(slow)?;
+                let event = said.event;
+                if said.who == who
+                    && event["event"] == "view"
+                    && event["members"].as_array().map(Vec::len) == Some(self.nodes + 1)
+                {
+                    break event["at_ns"].as_u64().unwrap_or_default();
+                }
+            };
+            newcomers_ms.push(at.saturating_sub(started) as f64 / 1e6);
+            newcomer.signal(Signal::TERM);
+            newcomer.gone().await?;
+        }
+        let ms = last.saturating_sub(started) as f64 / 1e6;
+        Ok(Came { ms, views: ids.len(), floor_ms, newcomers_ms, newcomers_floor_ms })
     }
 }

@@ -11,7 +11,10 @@ use std::{
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use membership::{Class, Delivered, Deliveries, Membership, Node, clock::now_ns};
-use rustix::time::{ClockId, clock_gettime};
+use rustix::{
+    process::Signal,
+    time::{ClockId, clock_gettime},
+};
 use serde_json::{Value, json};
 use tokio::{
     sync::mpsc,
@@ -51,6 +54,10 @@ pub(crate) struct Multicast {
     /// The key of the members: what they say is sealed.
     #[arg(long, env = "PHALANX_SECRET_FILE", value_name = "FILE")]
     secret_file: Option<PathBuf>,
+    /// Meanwhile another process joins the group and goes again, over and over, by turns told to and killed: how long senders
+    /// are blocked by each change.
+    #[arg(long)]
+    changes: bool,
 }
 
 /// One member of the group of `bench multicast`.
@@ -102,12 +109,16 @@ struct Measured {
     cpu_us: f64,
     p50_us: f64,
     p99_us: f64,
+    /// How long each member was blocked by each change, in milliseconds.
+    blocked_ms: Vec<f64>,
 }
 
 /// How long members may take to find each other, and to end.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// What comes before counting: connections get warm.
 const WARM_UP: Duration = Duration::from_millis(500);
+/// How long whoever comes and goes stays.
+const STAY: Duration = Duration::from_millis(100);
 
 impl Multicast {
     pub(crate) async fn run(self, json: bool) -> Outcome {
@@ -154,6 +165,8 @@ impl Multicast {
                     runs.len()
                 );
                 events::line(&if json { object.to_string() } else { text });
+                let blocked: Vec<f64> = runs.iter().flat_map(|run| run.blocked_ms.iter().copied()).collect();
+                super::print("senders blocked by a change of the view", blocked, json);
             }
         }
         Ok(0)
@@ -197,6 +210,7 @@ impl Multicast {
                 return Err(Failure::new(exit::FAILED, format!("member {who} did not join")));
             }
         }
+        let _changes = self.changes.then(|| Changes::begin(dir, self.secret_file.clone()));
         let mut results: Vec<Value> = Vec::new();
         let deadline = Instant::now() + self.duration.0 + PATIENCE;
         while results.len() < self.members {
@@ -223,8 +237,58 @@ impl Multicast {
             cpu_us: number("cpu_us").sum::<f64>() / delivered,
             p50_us: worst("p50_us"),
             p99_us: worst("p99_us"),
+            blocked_ms: results
+                .iter()
+                .filter_map(|r| r["blocked_ms"].as_array())
+                .flatten()
+                .filter_map(Value::as_f64)
+                .collect(),
         })
     }
+}
+
+/// A process that joins the group and goes again, over and over, until this is dropped.
+struct Changes(tokio::task::JoinHandle<()>);
+
+impl Drop for Changes {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Changes {
+    fn begin(dir: &std::path::Path, secret: Option<PathBuf>) -> Self {
+        let rendezvous = format!("--rendezvous=file:{}", dir.display());
+        let secret = secret.map(|file| format!("--secret-file={}", file.display()));
+        Self(tokio::spawn(async move {
+            for n in 0.. {
+                if let Err(error) = come_and_go(n, &rendezvous, secret.as_deref()).await {
+                    eprintln!("phalanx: who comes and goes: {error}");
+                }
+            }
+        }))
+    }
+}
+
+/// Killed every other time.
+async fn come_and_go(n: usize, rendezvous: &str, secret: Option<&str>) -> Result<(), Failure> {
+    let (said, mut heard) = mpsc::channel(64);
+    let name = format!("--name=guest{n}");
+    let args = ["join", "bench", "--no-stdin", &name, rendezvous].into_iter().chain(secret).map(Into::into);
+    let mut guest = Proc::start(&args.collect::<Vec<String>>(), n, said)?;
+    let comes = async {
+        while let Some(Said { event, .. }) = heard.recv().await {
+            if event["event"] == "view" {
+                return;
+            }
+        }
+    };
+    timeout(PATIENCE, comes)
+        .await
+        .map_err(|_| Failure::new(exit::FAILED, format!("no view in {PATIENCE:?}")))?;
+    sleep(STAY).await;
+    guest.signal(if n.is_multiple_of(2) { Signal::TERM } else { Signal::KILL });
+    guest.gone().await
 }
 
 fn cpu_us() -> f64 {
@@ -248,7 +312,7 @@ impl MulticastMember {
                     if !std::mem::replace(&mut told, true) {
                         events::line(&json!({"event": "joined"}).to_string());
                     }
-                    if view.members.len() == self.members {
+                    if view.members.len() >= self.members {
                         break;
                     }
                 }
@@ -275,7 +339,7 @@ impl MulticastMember {
         let begin = Instant::now() + WARM_UP;
         let end = begin + self.duration.0;
         let (mut own, mut delivered) = (0_u64, 0_u64);
-        let mut cpu = None;
+        let (mut cpu, mut blocked, mut blocked_ms) = (None, None, Vec::new());
         loop {
             let now = Instant::now();
             if now >= end {
@@ -294,12 +358,19 @@ impl MulticastMember {
             let Ok(next) = timeout_at(end, deliveries.next()).await else { break };
             let mut next = next;
             while let Some(event) = next {
-                if let Delivered::Message(message) = event {
-                    delivered += 1;
-                    if message.from == me {
-                        own += 1;
-                        latencies.extend(sent.pop_front().map(|at| now_ns() - at));
+                match event {
+                    Delivered::Message(message) => {
+                        delivered += 1;
+                        if message.from == me {
+                            own += 1;
+                            latencies.extend(sent.pop_front().map(|at| now_ns() - at));
+                        }
                     }
+                    Delivered::Block => blocked = Some(now_ns()),
+                    Delivered::View { .. } => {
+                        blocked_ms.extend(blocked.take().map(|at| (now_ns() - at) as f64 / 1e6));
+                    }
+                    _ => {}
                 }
                 next = deliveries.try_next();
             }
@@ -317,6 +388,7 @@ impl MulticastMember {
             "cpu_us": used,
             "p50_us": at(0.5),
             "p99_us": at(0.99),
+            "blocked_ms": blocked_ms,
         }))
     }
 }
