@@ -24,6 +24,7 @@ pub use backplane;
 pub use membership::{
     self, Bootstrap, Class, Delivered, Deliveries, Event, Events, GroupName, Leadership, Membership, Node,
     NodeBuilder, NodeId, Observer, Rendezvous, Replica, ReplicatedState, Token, View, ViewId, Views, What,
+    Witness,
 };
 pub use pubsub;
 pub use router;

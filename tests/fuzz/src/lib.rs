@@ -59,6 +59,7 @@ pub const TARGETS: [Target; 22] = [
     Target { name: "file_entry", run: membership::fuzz::file_entry, tries: 20_000 },
     Target { name: "registry", run: membership::fuzz::registry, tries: 5_000 },
     Target { name: "registry_answer", run: membership::fuzz::registry_answer, tries: 20_000 },
+    Target { name: "witness", run: membership::fuzz::witness, tries: 20_000 },
     Target { name: "admin", run: admin, tries: 2_000 },
     Target { name: "http_requests", run: traffic::requests, tries: 20_000 },
     Target { name: "http_responses", run: traffic::responses, tries: 20_000 },
