@@ -37,6 +37,7 @@ use crate::{
     rendezvous::{MAX_BODY, Question, REGISTRY_PATH},
     replica::Standing,
     status::{GroupStatus, Status},
+    witness,
 };
 
 /// How many connections are served at once; the next ones wait in the listen queue.
@@ -200,6 +201,9 @@ async fn answer(
     }
     let below = path.strip_prefix(REGISTRY_PATH).filter(|rest| rest.is_empty() || rest.starts_with('/'));
     if let Some(below) = below {
+        if let Some((cluster, below)) = below.trim_matches('/').split_once("/witness/") {
+            return Ok(respond(as_witness(request, cluster, below, shared).await));
+        }
         return Ok(registry(request, below, shared).await);
     }
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
@@ -302,6 +306,33 @@ async fn registry(request: Request<Incoming>, path: &str, shared: &Shared) -> Re
     response
 }
 
+/// What this node keeps for clusters whose witness it is.
+async fn as_witness(
+    request: Request<Incoming>,
+    cluster: &str,
+    below: &str,
+    shared: &Shared,
+) -> AdminResponse {
+    let Some(stores) = &shared.stores else {
+        return AdminResponse::error(
+            501,
+            "this agent keeps nothing over a restart, so it is no witness: start it with --data-dir",
+        );
+    };
+    let AdminRequest { method, body, .. } = match read(request).await {
+        Ok(request) => request,
+        Err(refusal) => return refusal,
+    };
+    let question = match witness::question(&method, below, &body) {
+        Ok(question) => question,
+        Err((status, why)) => return AdminResponse::error(status, why),
+    };
+    match stores.answer(cluster, question).await {
+        Ok(answer) => AdminResponse::json(200, &witness::written(&answer)),
+        Err((status, why)) => AdminResponse::error(status, why),
+    }
+}
+
 async fn read(request: Request<Incoming>) -> Result<AdminRequest, AdminResponse> {
     let method = request.method().to_string();
     let path = request.uri().path().to_owned();
@@ -386,6 +417,7 @@ fn status_json(shared: &Shared, status: &Status) -> Value {
         "nodes": view.map(|v| v.members.len()),
         "coordinator": status.coordinator.map(|c| name_of(status, c)),
         "versions": { "min": Versions::OURS.min, "max": Versions::OURS.max },
+        "witness": shared.witness_at.as_ref().map(|at| witness_json(shared, status, &at.to_string())),
         "level": { "agreed": status.level, "understood": LEVEL },
         "links": { "sealed": by.is_some(), "by": by },
         "core": status.core.iter().map(|id| name_of(status, *id)).collect::<Vec<_>>(),
@@ -394,6 +426,19 @@ fn status_json(shared: &Shared, status: &Status) -> Value {
         "groups": status.groups.keys().map(|g| g.as_str()).collect::<Vec<_>>(),
         "states": status.groups.iter().filter_map(|(name, g)| Some((name.to_string(), state_json(g.state.as_ref()?)))).collect::<serde_json::Map<_, _>>(),
         "leading": status.groups.iter().filter(|(_, g)| g.leading.is_some()).map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
+    })
+}
+
+/// The witness: what it calls its memory, what the core in force was made with, and whether it answered when it was last asked.
+fn witness_json(shared: &Shared, status: &Status, at: &str) -> Value {
+    let standing = lock(&shared.witness).clone();
+    json!({
+        "at": at,
+        "epoch": standing.epoch.map(|epoch| epoch.to_string()),
+        "epoch_of_core": status.epoch.map(|epoch| epoch.to_string()),
+        "answers": standing.answered_ns.is_some() && standing.problem.is_none(),
+        "answered_ns": standing.answered_ns,
+        "problem": standing.problem,
     })
 }
 

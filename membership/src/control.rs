@@ -50,6 +50,7 @@ use crate::{
     status::Status,
     trace::Tracer,
     transport::{self, Arrived, Transport},
+    witness::{Asker, Witness},
 };
 
 /// How many arrivals wait for the machine; then connections are read no further.
@@ -74,6 +75,7 @@ pub(crate) struct Setup {
     pub(crate) door: Option<Door>,
     pub(crate) tracer: Option<Tracer>,
     pub(crate) data_dir: Option<DataDir>,
+    pub(crate) witness: Option<Witness>,
     pub(crate) bulk: Bulk,
     pub(crate) rejoin: bool,
     /// Does a panic end the lease?
@@ -144,6 +146,7 @@ struct Driver {
     steering: Steering,
     tracer: Option<Tracer>,
     disk: Option<Disk>,
+    witness: Option<Asker>,
     /// An operator waits for a new lineage.
     forcing: Option<oneshot::Sender<Result<Lineage, String>>>,
     rejoin: bool,
@@ -209,6 +212,7 @@ impl Driver {
             door,
             tracer,
             data_dir,
+            witness,
             bulk,
             rejoin,
             guard,
@@ -243,6 +247,13 @@ impl Driver {
             dir.run(move |floor| drop(arrived.blocking_send(Arrived::IsSetAside(floor))))
         });
         let disk = disk.transpose()?;
+        let asker = |at: &Witness| {
+            let (standing, arrived) = (Arc::clone(&shared.witness), arrived.clone());
+            // As above.
+            let told = move |answer| drop(arrived.blocking_send(Arrived::Witness(answer)));
+            Asker::start(at, &shared.cluster, standing, counts.clone(), told)
+        };
+        let witness = witness.as_ref().map(asker).transpose()?;
         let steering = finder.run(config.me.id, arrived);
         let mut machine =
             Cluster::new(config.clone(), clock::now(), Rng::seeded(rng.next_u64()), ViewId::NONE);
@@ -262,6 +273,7 @@ impl Driver {
             steering,
             tracer,
             disk,
+            witness,
             forcing: None,
             rejoin,
             guard,
@@ -310,6 +322,7 @@ impl Driver {
                 core: Some(u64::from(self.config.terms.core_size)),
                 // Whether all founders have data directories, only a harness can tell.
                 durable: false,
+                witness: self.config.terms.witness,
                 bounds: BTreeMap::new(),
             }));
         }
@@ -435,6 +448,7 @@ impl Driver {
                 self.input(Input::ProvedDead { node, how });
             }
             Arrived::IsSetAside(floor) => self.input(Input::IsSetAside(floor)),
+            Arrived::Witness(answer) => self.input(Input::Witness(answer)),
             Arrived::Addresses { addresses, complete } => {
                 self.addresses = (addresses.clone(), complete);
                 self.input(Input::Rendezvous { addresses, complete });
@@ -592,6 +606,11 @@ impl Driver {
                     disk.set_aside(floor);
                 }
             }
+            Output::AskWitness(question) => {
+                if let Some(witness) = &self.witness {
+                    witness.ask(question);
+                }
+            }
             Output::Trace(event) => self.trace(event),
             Output::Mark(_) => {}
         }
@@ -710,8 +729,9 @@ impl Driver {
         let (phase, coordinator, core) =
             (self.machine.phase_name(), self.machine.coordinator(), self.machine.core());
         let level = self.machine.level();
+        let agreed = self.machine.committed().and_then(|state| state.warrant).map(|w| w.epoch);
         let same = now.phase == phase && now.coordinator == coordinator && now.core == core;
-        if !self.changed && same && now.level == level {
+        if !self.changed && same && now.level == level && now.epoch == agreed {
             return;
         }
         self.changed = false;
@@ -723,6 +743,7 @@ impl Driver {
             core: core.to_vec(),
             coordinator,
             level,
+            epoch: agreed,
             blocked: self.blocked.clone(),
             lease_until_ns: self.lease_until.as_nanos(),
             groups: Arc::default(),

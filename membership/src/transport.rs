@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use membership_proto::{Dest, Floor, Msg};
+use membership_proto::{Dest, Floor, Msg, witness::Answer};
 use membership_types::NodeId;
 use prometheus_client::metrics::gauge::Gauge;
 use socket2::{SockRef, TcpKeepalive};
@@ -64,6 +64,8 @@ const QUIET: Duration = Duration::from_secs(30);
 pub(crate) enum Arrived {
     /// The data directory has this floor.
     IsSetAside(Floor),
+    /// What the witness said.
+    Witness(Answer),
     /// A message that reached the incarnation `to`.
     Message { to: NodeId, from: NodeId, msg: Msg },
     /// Proof of a death on this host, and what it is.

@@ -145,6 +145,7 @@ impl Acceptor {
                 ballot: ballot.into(),
                 digest: alloc::format!("{digest:032x}"),
                 core: entry.core.as_ref().map(|core| core.iter().map(|id| (*id).into()).collect()),
+                epoch: entry.epoch.map(|epoch| alloc::format!("{epoch}")),
             });
         }
         self.accepted = Some((ballot, entry));
@@ -238,6 +239,7 @@ impl Acceptor {
             lin: lineage,
             idx,
             members: state.core.iter().map(|id| (*id).into()).collect(),
+            warrant: state.warrant.map(|w| (w.core.get(), alloc::format!("{}", w.epoch))),
         });
     }
 }

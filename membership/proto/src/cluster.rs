@@ -22,6 +22,7 @@ use crate::{
     seeking::{self, Found, Seeking},
     state::State,
     view::ClusterView,
+    witness::{Answer, Epoch},
 };
 
 /// What comes in.
@@ -73,6 +74,8 @@ pub enum Input {
     },
     /// The data directory has what [`Output::SetAside`] asked for.
     IsSetAside(Floor),
+    /// What the witness said to [`Output::AskWitness`], now or long ago.
+    Witness(Answer),
     /// An operator gives up this node's blocked lineage: found a new one from this node. Answered by
     /// [`Output::NotForced`], or by an end that says with what to begin again.
     ForceNew,
@@ -199,6 +202,11 @@ impl Cluster {
         self.member()?.acceptor.as_ref().map(|a| &a.state)
     }
 
+    /// What the witness calls its memory, as far as it told this node.
+    pub fn epoch(&self) -> Option<Epoch> {
+        self.ctx.witness.epoch
+    }
+
     /// What the node is busy with, for those who inject faults at the worst moment.
     pub fn phase_name(&self) -> &'static str {
         match &self.phase {
@@ -276,7 +284,9 @@ impl Cluster {
                         seeking.on_ask_pledge(ctx, from, lineage, &terms);
                         None
                     }
-                    Msg::Pledge { lineage, info, highest } => seeking.on_pledge(ctx, lineage, info, highest),
+                    Msg::Pledge { lineage, info, highest, witness } => {
+                        seeking.on_pledge(ctx, lineage, info, highest, witness)
+                    }
                     Msg::Refused(why) => {
                         seeking.on_refused(ctx, why);
                         None
@@ -368,6 +378,12 @@ impl Machine for Cluster {
                     Phase::Ended => {}
                 }
             }
+            Input::Witness(answer) => {
+                self.ctx.on_witness(answer);
+                if let Phase::Member(member) = &mut self.phase {
+                    member.check_candidacy(&mut self.ctx);
+                }
+            }
             Input::ForceNew => self.force_new(),
             Input::Wish(wish) => self.on_wish(wish),
             Input::Installed { group, view } => {
@@ -447,6 +463,8 @@ impl Member {
                 _ => Some(end),
             };
         }
+        self.claim_for_lone_half(ctx);
+        self.look_at_witness(ctx);
         self.notice_want_of_lease(ctx);
         self.on_heartbeat_due(ctx);
         self.on_probe_due(ctx);
@@ -465,6 +483,7 @@ impl Member {
         office.tick(ctx, acceptor, &self.deaths);
         office.pump(ctx, acceptor, &self.deaths);
         let authority = office.own_lease(ctx, acceptor, &self.deaths);
+        ctx.confirmed |= office.confirms_us(ctx, acceptor);
         let ballot = office.ballot;
         // An entry that a predecessor left undecided may have been in force already: whom it removes acts no more.
         // And once that is committed nothing in the office says so any more.
@@ -520,6 +539,14 @@ impl Member {
         None
     }
 
+    /// As coordinator: asks the witness, where nothing but its word is missing for half of the core to go on.
+    fn claim_for_lone_half(&self, ctx: &mut Ctx) {
+        let (Some(office), Some(acceptor)) = (&self.office, &self.acceptor) else { return };
+        for (warrant, half) in office.lone_halves(ctx, acceptor, &self.deaths) {
+            ctx.claim(self.lineage, warrant, &half);
+        }
+    }
+
     fn next_deadline(&self, ctx: &Ctx) -> Instant {
         if let Some(parting) = &self.parting {
             return parting.next_word.min(parting.until);
@@ -528,6 +555,7 @@ impl Member {
         office
             .min(self.deadline())
             .min(self.takeover_deadline(ctx))
+            .min(self.next_look(ctx))
             .min(self.meeting.deadline())
             .min(self.give_up_deadline(ctx))
     }

@@ -24,6 +24,7 @@ use crate::{
     meeting::Forced,
     msg::{ClusterMsg, Msg},
     view::{ClusterView, NodeInfo, SharedView, Why},
+    witness::{Question, Witness},
 };
 
 /// Where a message goes.
@@ -132,6 +133,9 @@ pub enum Output {
     /// Write this to the data directory, durably, and say so with [`Input::IsSetAside`](crate::Input::IsSetAside). What is
     /// written later takes its place.
     SetAside(Floor),
+    /// Ask the witness, and give back what it says with [`Input::Witness`](crate::Input::Witness); what gets no answer is
+    /// asked again by itself.
+    AskWitness(Question),
     /// A record for the trace.
     Trace(Event),
     /// Something worth testing happened; only while tracing.
@@ -215,6 +219,9 @@ pub(crate) struct Ctx {
     pub(crate) highest: ViewId,
     /// What our data directory remembers, if we have one.
     pub(crate) durable: Option<Durable>,
+    pub(crate) witness: Witness,
+    /// Our answer for our founder slot was one of those of a majority, in the lineage that we are in.
+    pub(crate) confirmed: bool,
     #[cfg(feature = "plant")]
     pub(crate) plant: Option<crate::plant::Plant>,
 }
@@ -234,9 +241,23 @@ impl Hash for Ctx {
             observes,
             highest,
             durable,
+            witness,
+            confirmed,
             ..
         } = self;
-        (config.me.id, now, started, rng, rendezvous, asked_around, wishes, observes, highest, durable)
+        (
+            config.me.id,
+            now,
+            started,
+            rng,
+            rendezvous,
+            asked_around,
+            wishes,
+            observes,
+            highest,
+            durable,
+            (witness, confirmed),
+        )
             .hash(state);
     }
 }
@@ -255,6 +276,8 @@ impl Ctx {
             observes: BTreeSet::new(),
             highest,
             durable: None,
+            witness: Witness::default(),
+            confirmed: false,
             #[cfg(feature = "plant")]
             plant: None,
         }

@@ -213,6 +213,7 @@ impl Member {
         if let Some(sent) = grant.echo
             && !grant.lease.is_zero()
         {
+            ctx.confirmed |= grant.slot;
             let from = if ctx.planted(Plant::LeaseFromReceipt) { ctx.now } else { sent };
             self.extend_lease(ctx, from.after(grant.lease), grant.ballot);
         }
@@ -369,6 +370,7 @@ impl Member {
             floor: ctx.floor(),
             hello: self.hello_due.then(|| self.hello(ctx)),
             level: ctx.config.level,
+            confirmed: ctx.confirmed,
         }
     }
 

@@ -59,11 +59,19 @@ pub enum Plant {
     CommitAny,
     /// A node that is being removed still gets leases.
     LeaseForTheRemoved,
+    /// Where there is a witness, the half with the senior may go on, too.
+    WitnessOrSenior,
+    /// What a witness recorded counts whatever it had forgotten before.
+    IgnoreEpoch,
+    /// That the witness recorded some half is enough for any half.
+    AnyRecord,
+    /// The witness writes records again.
+    RecordTwice,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 30] = [
         Self::PromiseEarly,
         Self::CountOldAcks,
         Self::WinInOldCore,
@@ -90,6 +98,10 @@ impl Plant {
         Self::AcceptBelow,
         Self::CommitAny,
         Self::LeaseForTheRemoved,
+        Self::WitnessOrSenior,
+        Self::IgnoreEpoch,
+        Self::AnyRecord,
+        Self::RecordTwice,
     ];
 
     /// The name on the command line.
@@ -121,6 +133,10 @@ impl Plant {
             Self::AcceptBelow => "accept-below",
             Self::CommitAny => "commit-any",
             Self::LeaseForTheRemoved => "lease-for-the-removed",
+            Self::WitnessOrSenior => "witness-or-senior",
+            Self::IgnoreEpoch => "ignore-epoch",
+            Self::AnyRecord => "any-record",
+            Self::RecordTwice => "record-twice",
         }
     }
 }

@@ -219,6 +219,9 @@ pub struct Cfg {
     /// Founder slots have data directories, in which ids are set aside before they are given.
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     pub durable: bool,
+    /// There is a witness.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub witness: bool,
     /// Bounds B1..B9 in nanoseconds, by name; what is absent follows from the lease. Also the plain numbers `k`, `c`, `m`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub bounds: BTreeMap<String, u64>,
@@ -266,6 +269,9 @@ pub enum Event {
         core: Vec<Process>,
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         apart: Vec<(Process, Process)>,
+        /// The epoch of the witness, if all in `core` reach it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        witness: Option<String>,
     },
     /// The last record; a trace without it is truncated.
     End {},
@@ -326,7 +332,16 @@ pub enum Event {
     /// P's lease is valid again, in the same view.
     Primary { p: Process },
     /// The core in force from entry `idx` on, by rank (the first is its senior).
-    Core { lin: String, idx: u64, members: Vec<Process> },
+    Core {
+        lin: String,
+        idx: u64,
+        members: Vec<Process>,
+        /// Where a witness records halves of it: the entry that put it in force, and the epoch.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        warrant: Option<(u64, String)>,
+    },
+    /// The witness has recorded this half of the core that entry `core` put in force, under this epoch.
+    Witness { lin: String, core: u64, epoch: String, half: Vec<Process> },
     /// P, a core member, accepts the entry `digest` at `idx` under `ballot`.
     Accept {
         p: Process,
@@ -337,6 +352,9 @@ pub enum Event {
         /// The core that the entry puts in force, if it changes the core.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         core: Option<Vec<Process>>,
+        /// Under which epoch a witness will record halves of that.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        epoch: Option<String>,
     },
     /// P promises to accept nothing below `ballot`.
     Promise { p: Process, lin: String, ballot: Bal },

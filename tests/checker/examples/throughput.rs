@@ -61,13 +61,16 @@ fn made_up() -> Vec<Record> {
         slots: Vec::new(),
         core: Some(5),
         durable: false,
+        witness: false,
         bounds: Default::default(),
     };
     trace.say(Source::Harness, Event::Cfg(cfg));
     trace.say(Source::Harness, Event::Link { a: 1, b: 2, state: LinkState::Loss, par: None });
     let members: Vec<Process> = (1..=5).map(|n| Process(n, 7)).collect();
-    trace
-        .say(Source::Process(members[0]), Event::Core { lin: "c0".into(), idx: 1, members: members.clone() });
+    trace.say(
+        Source::Process(members[0]),
+        Event::Core { lin: "c0".into(), idx: 1, members: members.clone(), warrant: None },
+    );
     let mut vid = 0;
     let mut leaders: Vec<Option<(Process, Tok)>> = vec![None; GROUPS as usize];
     let mut cluster = 0;
@@ -78,8 +81,15 @@ fn made_up() -> Vec<Record> {
         vid += 1;
         for p in &members[..3] {
             let (lin, digest) = ("c0".into(), format!("{turn:032x}"));
-            let accept =
-                Event::Accept { p: *p, lin, idx: turn + 1, ballot: Bal(1, members[0]), digest, core: None };
+            let accept = Event::Accept {
+                p: *p,
+                lin,
+                idx: turn + 1,
+                ballot: Bal(1, members[0]),
+                digest,
+                core: None,
+                epoch: None,
+            };
             trace.say(Source::Process(*p), accept);
         }
         trace.install(Group::CLUSTER, vid, cluster, Some(turn + 1), &now);

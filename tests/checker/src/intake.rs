@@ -111,6 +111,7 @@ impl Intake {
             Event::NoPrimary { p } => ("NoPrimary", speaks_for(src, *p)),
             Event::Primary { p } => ("Primary", speaks_for(src, *p)),
             Event::Core { .. } => ("Core", matches!(src, Source::Process(_) | Source::Harness)),
+            Event::Witness { .. } => ("Witness", matches!(src, Source::Process(_) | Source::Harness)),
             Event::Accept { p, .. } => ("Accept", speaks_for(src, *p)),
             Event::Promise { p, .. } => ("Promise", speaks_for(src, *p)),
             Event::Grant { p, .. } => ("Grant", speaks_for(src, *p)),

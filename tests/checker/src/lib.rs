@@ -64,7 +64,7 @@ use fences::{Answers, Claim, Fences};
 use floors::Floors;
 use intake::Intake;
 use multicast::{Entry, Multicasts};
-use quorum::Quorum;
+use quorum::{Core, Quorum};
 use reasons::Reasons;
 use reigns::{Close, Reigns, Title};
 use silence::Silence;
@@ -131,6 +131,7 @@ impl Checker {
                     let terms = Terms::new(cfg.clone());
                     self.reigns.one_lineage_at_a_time = !terms.alone();
                     self.floors.promised = terms.durable();
+                    self.quorum.witnessed = terms.witness();
                     self.terms = Some(terms);
                 }
             }
@@ -220,10 +221,11 @@ impl Checker {
                 self.reasons.mended(at);
             }
             Event::Clock { p, kind, par } => self.clock(*p, kind, *par, at),
-            Event::Gst { core, apart } => {
+            Event::Gst { core, apart, witness } => {
                 let Some(terms) = &self.terms else { return };
                 let (views, quorum, reigns) = (&self.views, &self.quorum, &self.reigns);
-                self.liveness.begin(Scene { terms, views, quorum, reigns }, core, apart, at);
+                let witness = witness.as_deref().map(Into::into);
+                self.liveness.begin(Scene { terms, views, quorum, reigns }, core, apart, witness, at);
                 if apart.is_empty() {
                     self.multicasts.begin(core, at.t.saturating_add(terms.b1()));
                 } else {
@@ -349,13 +351,21 @@ impl Checker {
                 self.multicasts.primary(*p, true);
                 self.liveness.primary(&mut self.book, &self.views, *p, at);
             }
-            Event::Core { lin, idx, members } => {
+            Event::Core { lin, idx, members, warrant } => {
                 let lin = self.book.names.lin(lin);
-                self.quorum.core(&mut self.book, lin, *idx, members, by, at);
+                let warrant = warrant.as_ref().map(|(core, epoch)| (*core, epoch.as_str().into()));
+                let core = Core { members: members.clone(), warrant };
+                self.quorum.core(&mut self.book, lin, *idx, core, by, at);
             }
-            Event::Accept { p, lin, idx, ballot, digest, core } => {
+            Event::Witness { lin, core, epoch, half } => {
                 let lin = self.book.names.lin(lin);
-                self.quorum.stored(lin, *idx, *p, core.as_deref());
+                self.quorum.recorded(&mut self.book, lin, (*core, epoch.as_str().into()), half, at);
+            }
+            Event::Accept { p, lin, idx, ballot, digest, core, epoch } => {
+                let lin = self.book.names.lin(lin);
+                let warrant = epoch.as_deref().map(|epoch| (*idx, epoch.into()));
+                let core = core.as_ref().map(|members| Core { members: members.clone(), warrant });
+                self.quorum.stored(lin, *idx, *p, core);
                 self.quorum.accept(&mut self.book, lin, *idx, *ballot, digest, *p, at);
             }
             Event::Proof { p, q, leased, .. } => self.quorum.proof(*p, *q, *leased, at),

@@ -138,6 +138,7 @@ fn relabelled(record: &Record, before: &[Record], after: &[Record]) -> Vec<(&'st
                 ballot,
                 digest: digest.into(),
                 core: None,
+                epoch: None,
             };
             mutants.push(("GM6a: another entry", accept(p, idx, ballot, "x")));
             // Other entries make no view of the cluster, or half of their core suffices.
@@ -146,14 +147,14 @@ fn relabelled(record: &Record, before: &[Record], after: &[Record]) -> Vec<(&'st
                 mutants.push(("GM6: another position", accept(p, idx + 1000, ballot, &digest)));
             }
         }
-        Event::Core { lin, idx, members } => {
+        Event::Core { lin, idx, members, warrant } => {
             let mut fewer = members;
             fewer.pop();
-            mutants.push(("GM6: another core", Event::Core { lin, idx, members: fewer }));
+            mutants.push(("GM6: another core", Event::Core { lin, idx, members: fewer, warrant }));
         }
         Event::Leave { g, .. } => mutants.push(("GM8: another one leaves", Event::Leave { p: C, g })),
         Event::Gst { core, .. } => {
-            let gst = |core| Event::Gst { core, apart: Vec::new() };
+            let gst = |core| Event::Gst { core, apart: Vec::new(), witness: None };
             mutants.push(("LV1: one less", gst(core[1..].to_vec())));
             mutants.push(("LV1: one more", gst(core.iter().copied().chain([D]).collect())));
         }

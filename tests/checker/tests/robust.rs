@@ -246,6 +246,7 @@ fn random_record(
             slots: vec![1, 2, u64::MAX],
             core: None,
             durable: false,
+            witness: false,
             bounds: [("B1", n[5]), ("B9", n[6]), ("k", n[7]), ("c", n[8]), ("m", n[9])]
                 .map(|(name, n)| (name.to_string(), id(n)))
                 .into(),
@@ -258,7 +259,7 @@ fn random_record(
         6 => Event::Clock { p, kind: "rate".into(), par: Some(f64::from(n[4])) },
         7 => {
             let apart = members.windows(2).map(|w| (w[0], w[1])).take(usize::from(n[7] % 3)).collect();
-            Event::Gst { core: members, apart }
+            Event::Gst { core: members, apart, witness: None }
         }
         8 => Event::End {},
         9 => Event::Join { p, g, lin: maybe },
@@ -279,7 +280,7 @@ fn random_record(
         16 => Event::Suspect { p, q, why: String::new() },
         17 => Event::NoPrimary { p },
         18 => Event::Primary { p },
-        19 => Event::Core { lin, idx: id(n[7]), members },
+        19 => Event::Core { lin, idx: id(n[7]), members, warrant: None },
         20 => Event::Accept {
             p,
             lin,
@@ -287,6 +288,7 @@ fn random_record(
             ballot: Bal(id(n[8]), q),
             digest: format!("{}", n[9] % 2),
             core: None,
+            epoch: None,
         },
         21 => Event::Proof { p, q, how: String::new(), leased: n[9].is_multiple_of(2) },
         22 => Event::LeadStart { p, g, lin: maybe, tok },

@@ -11,6 +11,7 @@ use std::{
 use membership_proto::{
     Bootstrap, Cluster, Config, Dest, Domains, End, Floor, Forced, GroupWish, Input, Kind as GroupKind, Msg,
     NodeInfo, Output,
+    witness::{Epoch, Keeper, Question},
 };
 use membership_types::{
     GroupName, Instant, Lineage, Machine, NodeId, Rng, Token, ViewId,
@@ -67,10 +68,22 @@ pub(crate) enum Action {
     Retire { machine: usize },
     /// An operator forces a lineage, if somebody is blocked.
     Force,
+    /// A question reaches the witness.
+    Witness { p: usize, question: Question },
+    /// The witness loses its memory.
+    Forget,
     /// The next fault.
     Fault,
     /// A client asks around who leads.
     Ask,
+}
+
+/// The witness, and who reaches it.
+pub(crate) struct Witness {
+    keeper: Keeper,
+    pub(crate) gone_until: u64,
+    /// Places that do not reach it, and until when.
+    pub(crate) cut: BTreeMap<usize, u64>,
 }
 
 /// What went over a link that was cut, and waits for it.
@@ -120,6 +133,7 @@ pub(crate) struct World {
     /// What the data directory of each machine remembers.
     disks: BTreeMap<usize, Floor>,
     disks_hang_until: u64,
+    pub(crate) witness: Witness,
     /// The connections between processes over which they multicast.
     pub(crate) wires: Wires,
     last_killed_leader: Option<u64>,
@@ -184,11 +198,14 @@ impl World {
             next_place,
             disks: BTreeMap::new(),
             disks_hang_until: 0,
+            witness: Witness { keeper: Keeper::new(Epoch::new(1)), gone_until: 0, cut: BTreeMap::new() },
             wires: Wires::default(),
             last_killed_leader: None,
             window: (0, 0),
             livelock: None,
         };
+        #[cfg(feature = "plant")]
+        world.plant_in_witness();
         world.record_cfg();
         world
     }
@@ -204,6 +221,7 @@ impl World {
             slots: (0..u64::from(self.params.slots)).collect(),
             core: Some(u64::from(self.params.core_size)),
             durable: self.params.durable,
+            witness: self.params.witness,
             bounds: bounds.into_iter().map(|(name, ns)| (name.to_string(), ns)).collect(),
         };
         self.record(Source::Harness, Event::Cfg(cfg));
@@ -324,6 +342,8 @@ impl World {
             }
             Action::Ask => self.ask_who_leads(),
             Action::Force => self.force(),
+            Action::Witness { p, question } => self.ask_witness(p, question),
+            Action::Forget => self.forget_records(),
         }
     }
 
@@ -394,6 +414,7 @@ impl World {
         config.heartbeat = params.heartbeat;
         config.terms.core_size = params.core_size;
         config.terms.slots = params.slots;
+        config.terms.witness = params.witness;
         config.epoch_s = EPOCH_S;
         if params.durable {
             // Set back at every start: only what is on disk tells what was given before.
@@ -461,6 +482,46 @@ impl World {
         }
         let first = self.rng.below(self.params.lease.as_nanos() as u64 / 2);
         self.push(self.now + first, Action::App { p });
+    }
+
+    /// A question reaches the witness. It may do what it is asked, and nobody hears what came of it.
+    fn ask_witness(&mut self, p: usize, question: Question) {
+        let place = self.processes[p].place;
+        let cut = self.witness.cut.get(&place).is_some_and(|until| self.now < *until);
+        if cut || self.now < self.witness.gone_until || self.calm && self.outcast.contains(&place) {
+            return;
+        }
+        let (lineage, core, claims) = (question.lineage, question.core, question.claim.is_some());
+        let answer = self.witness.keeper.answer(question);
+        if let Some(half) = answer.record.as_ref().filter(|_| claims) {
+            let half = half.iter().map(|id| P::from(*id)).collect();
+            let (lin, core) = (membership_types::trace::lin(lineage), core.get());
+            let epoch = answer.epoch.to_string();
+            self.record(Source::Harness, Event::Witness { lin, core, epoch, half });
+        }
+        if claims && self.rng.chance(150) && !self.calm {
+            self.mark("the witness records a half, and its answer is lost");
+            return;
+        }
+        let late = !self.calm && self.rng.chance(100);
+        let longest = if late { 3 * self.params.lease.as_nanos() as u64 } else { 20_000_000 };
+        let delay = self.rng.between(100_000, longest);
+        let input = Incoming::Cluster(Input::Witness(answer));
+        self.push(self.now + delay, Action::Deliver { p, input });
+    }
+
+    fn forget_records(&mut self) {
+        if !self.calm {
+            self.witness.keeper = Keeper::new(Epoch::new(self.rng.next_u64()));
+            #[cfg(feature = "plant")]
+            self.plant_in_witness();
+        }
+    }
+
+    #[cfg(feature = "plant")]
+    fn plant_in_witness(&mut self) {
+        let twice = Plant::Membership(membership_proto::Plant::RecordTwice);
+        self.witness.keeper.overwrites = self.plant == Some(twice);
     }
 
     /// An operator finds somebody blocked, and forces a new lineage from there.
@@ -755,6 +816,10 @@ impl World {
                 }
                 let delay = self.rng.between(100_000, DISK_NS);
                 self.push(self.now + delay, Action::Synced { p, floor });
+            }
+            Output::AskWitness(question) => {
+                let delay = self.rng.between(100_000, 20_000_000);
+                self.push(self.now + delay, Action::Witness { p, question });
             }
             // What operators do then.
             Output::Refused(why) if why.contains("feature level") => {

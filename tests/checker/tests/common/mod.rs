@@ -32,6 +32,7 @@ impl Story {
             slots: Vec::new(),
             core: Some(3),
             durable: false,
+            witness: false,
             bounds: [("k", 1), ("c", 3), ("m", 4)].map(|(name, n)| (name.to_string(), n)).into(),
         }))
     }
@@ -86,6 +87,7 @@ impl Story {
             ballot: Bal(round, by[0]),
             digest: format!("{idx:032x}"),
             core: None,
+            epoch: None,
         };
         self.process(by[0], accept(by[0])).process(by[1], accept(by[1]))
     }
@@ -93,7 +95,8 @@ impl Story {
     /// All of these learn the core.
     pub fn core(mut self, idx: u64, members: &[Process], learners: &[Process]) -> Self {
         for p in learners {
-            self = self.process(*p, Event::Core { lin: LIN.into(), idx, members: members.to_vec() });
+            self = self
+                .process(*p, Event::Core { lin: LIN.into(), idx, members: members.to_vec(), warrant: None });
         }
         self
     }
@@ -206,7 +209,7 @@ pub fn life() -> Vec<Record> {
         .harness(Event::Link { a: 1, b: 2, state: LinkState::Cut, par: None })
         .harness(Event::Link { a: 1, b: 2, state: LinkState::Ok, par: None })
         .at(4000)
-        .harness(Event::Gst { core: vec![again, B, C], apart: Vec::new() })
+        .harness(Event::Gst { core: vec![again, B, C], apart: Vec::new(), witness: None })
         .act(C, 107)
         .at(30_000)
         .act(C, 107)
