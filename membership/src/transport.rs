@@ -698,26 +698,12 @@ pub(crate) fn prepare(stream: &TcpStream, patience: Duration) -> io::Result<()> 
     socket.set_tcp_user_timeout(Some(patience.max(Duration::from_secs(2)) * 4))
 }
 
+#[derive(Debug, thiserror::Error)]
 enum Broken {
-    Io(io::Error),
-    Corrupt(Corrupt),
-    Garbage(Garbage),
-}
-
-impl From<io::Error> for Broken {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
-}
-
-impl From<Corrupt> for Broken {
-    fn from(corrupt: Corrupt) -> Self {
-        Self::Corrupt(corrupt)
-    }
-}
-
-impl From<Garbage> for Broken {
-    fn from(garbage: Garbage) -> Self {
-        Self::Garbage(garbage)
-    }
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Corrupt(#[from] Corrupt),
+    #[error(transparent)]
+    Garbage(#[from] Garbage),
 }

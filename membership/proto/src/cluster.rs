@@ -751,22 +751,25 @@ impl Member {
         ctx.reply(from, self.lineage, answer);
     }
 
-    fn on_commit(
+    pub(crate) fn on_commit(
         &mut self,
         ctx: &mut Ctx,
         from: NodeId,
         ballot: membership_types::Ballot,
         index: membership_types::LogIndex,
     ) {
-        if !self.follow(ctx, ballot) {
-            return;
-        }
+        let follows = self.follow(ctx, ballot);
         let Some(acceptor) = &mut self.acceptor else { return };
         let next = acceptor.state.index.next();
-        if index < next || index == next && acceptor.commit_accepted(ctx, ballot) {
-            if !acceptor.state.view.contains(ballot.node) {
-                self.send_heartbeat(ctx); // The coordinator is out, and waits to hear that we know.
+        if index < next || index == next && follows && acceptor.commit_accepted(ctx, ballot) {
+            if !acceptor.state.view.contains(from) {
+                // The coordinator is out, and waits to hear that we know. We may follow its successor by now.
+                let beat = Box::new(self.heartbeat(ctx));
+                ctx.reply(from, self.lineage, ClusterMsg::Heartbeat(beat));
             }
+            return;
+        }
+        if !follows {
             return;
         }
         let commit = acceptor.state.index;

@@ -251,6 +251,29 @@ fn a_coordinator_that_has_just_committed_its_own_removal_takes_no_lease() {
     );
 }
 
+/// It waits a lease for that, otherwise: its successor is faster than its last words.
+#[test]
+fn a_coordinator_that_is_out_hears_who_knows_also_from_those_who_follow_the_next_one() {
+    let mut scene = Scene::new(2);
+    let entry =
+        Entry { commands: vec![Command::Remove(id(1), Why::Left)], core: Some([2, 3, 4, 5].map(id).into()) };
+    let acceptor = scene.member.acceptor.as_mut().expect("it keeps the log");
+    acceptor.commit(&mut scene.ctx, Arc::new(entry));
+    let index = scene.commit();
+    assert!(scene.member.follow(&mut scene.ctx, ballot(2, 3)));
+    let answers = |scene: &mut Scene, index| {
+        scene.member.on_commit(&mut scene.ctx, id(1), ballot(1, 1), index);
+        let said = scene.said().into_iter();
+        said.filter_map(|(to, msg)| match (to, msg) {
+            (Dest::Node(to, _), ClusterMsg::Heartbeat(beat)) => Some((to, beat.commit)),
+            _ => None,
+        })
+        .collect::<Vec<_>>()
+    };
+    assert_eq!(answers(&mut scene, index), [(id(1), Some(index))]);
+    assert_eq!(answers(&mut scene, index.next()), [], "of that it knows nothing");
+}
+
 /// Found by the simulator: the lineage that was founded on the pledge began with ids that a coordinator elsewhere then gave, too.
 #[test]
 fn who_has_pledged_itself_sets_no_ids_aside_for_another_lineage() {

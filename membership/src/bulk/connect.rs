@@ -161,26 +161,12 @@ async fn write(hub: Shared, peer: NodeId, epoch: u64, stream: Rc<TcpStream>) {
 }
 
 /// Why a connection ends.
+#[derive(Debug, thiserror::Error)]
 pub(super) enum Broken {
-    Io(io::Error),
-    Corrupt(Corrupt),
-    Nonsense(Nonsense),
-}
-
-impl From<io::Error> for Broken {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
-}
-
-impl From<Corrupt> for Broken {
-    fn from(corrupt: Corrupt) -> Self {
-        Self::Corrupt(corrupt)
-    }
-}
-
-impl From<Nonsense> for Broken {
-    fn from(nonsense: Nonsense) -> Self {
-        Self::Nonsense(nonsense)
-    }
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Corrupt(#[from] Corrupt),
+    #[error(transparent)]
+    Nonsense(#[from] Nonsense),
 }

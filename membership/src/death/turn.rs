@@ -6,6 +6,9 @@
 //! processors where that goes on; and whoever acts first when somebody dies asks for short slices, with which it runs before the
 //! dying go on (EEVDF: the less a thread asks for, the sooner its virtual deadline; Stoica and Abdel-Wahab 1995). It gets no more of
 //! the processors for it, and no privileges are needed. Where something here fails, the scheduler's choice stands.
+//!
+//! What a thread was allowed before it is allowed again. The kernel takes that for a wish from then on: processors that a cpuset
+//! gets only later are not used by these two threads.
 
 use std::io;
 
