@@ -458,7 +458,9 @@ impl Line {
         match self {
             Self::File(store) => store.answer(question),
             Self::Http { registry, cluster, runtime } => {
-                let outcome = runtime.block_on(timeout(PATIENCE, over_http(registry, cluster, question)));
+                // A timer can be made only inside.
+                let asked = async { timeout(PATIENCE, over_http(registry, cluster, question)).await };
+                let outcome = runtime.block_on(asked);
                 outcome.map_err(|_| io::Error::other(format!("no answer in {PATIENCE:?}")))?
             }
         }

@@ -458,10 +458,13 @@ mod tests {
     }
 
     #[test]
-    fn one_rendezvous_in_a_file_needs_no_list() {
+    fn one_rendezvous_in_a_file_needs_no_list_and_a_witness_is_checked() {
         let read = |text| NodeFlags::default().or_text(text, Path::new("node.toml"), &[]);
         assert_eq!(read("rendezvous = \"file:/x\"").expect("valid").rendezvous.len(), 1);
         assert_eq!(read("rendezvous = [\"file:/x\", \"file:/y\"]").expect("valid").rendezvous.len(), 2);
+        assert!(read("witness = \"file:/x\"").expect("valid").witness.is_some());
+        let error = read("witness = \"dns:x\"").expect_err("no witness").to_string();
+        assert!(error.contains("file:DIR"), "{error}");
         let error = read("rendezvous = 5").expect_err("a number").to_string();
         assert!(error.contains("a text or a list of texts"), "{error}");
     }

@@ -5,7 +5,7 @@
 //! lease from us, which ends no later than our authority, has not been removed. A new core comes into force only once
 //! its own binding covers every lease given before.
 
-use alloc::vec::Vec;
+use alloc::{collections::BTreeMap, vec::Vec};
 use core::time::Duration;
 
 use membership_types::{Instant, NodeId};
@@ -189,7 +189,7 @@ impl Office {
 
     /// Until when each founder slot answers, as far as its holder is one of these; the longest first.
     fn slots_until(&self, ctx: &Ctx, acceptor: &Acceptor, of: impl Fn(NodeId) -> bool) -> Vec<Instant> {
-        let mut ends: Vec<(u16, Instant)> = Vec::new();
+        let mut ends: BTreeMap<u16, Instant> = BTreeMap::new();
         for node in &acceptor.state.view.members {
             let Some(slot) = node.slot.filter(|_| of(node.id)) else { continue };
             let end = if node.id != ctx.me() {
@@ -198,12 +198,10 @@ impl Office {
                 ctx.is_ripe().then(|| ctx.now.after(ctx.holder_lease()))
             };
             let end = end.unwrap_or(Instant::ZERO);
-            match ends.iter_mut().find(|(s, _)| *s == slot) {
-                Some((_, best)) => *best = end.max(*best),
-                None => ends.push((slot, end)),
-            }
+            let best = ends.entry(slot).or_insert(end);
+            *best = end.max(*best);
         }
-        let mut ends: Vec<Instant> = ends.into_iter().map(|(_, end)| end).collect();
+        let mut ends: Vec<Instant> = ends.into_values().collect();
         ends.sort_unstable_by(|a, b| b.cmp(a));
         ends
     }
