@@ -5,7 +5,7 @@
 //!
 //! # Map
 //!
-//! `params.rs` draws what a run looks like; `world.rs` is the event loop; `network.rs` and `faults.rs` are what goes
+//! `params.rs` draws what a run looks like; `world.rs` is the event loop, `queue.rs` what it does next; `network.rs` and `faults.rs` are what goes
 //! wrong; `script.rs` leaves some of that out, and `shrink.rs` as much as it can; `process.rs` and `clock.rs` are what runs;
 //! `rooms.rs` is multicast; `recorder.rs` feeds the checker; `report.rs` sums runs up; `plant.rs` names the deliberate bugs.
 //!
@@ -19,6 +19,7 @@ mod network;
 mod params;
 mod plant;
 mod process;
+mod queue;
 mod recorder;
 mod report;
 mod rooms;
@@ -26,7 +27,11 @@ mod script;
 mod shrink;
 mod world;
 
-use std::{collections::BTreeSet, io::Write, rc::Rc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    io::Write,
+    rc::Rc,
+};
 
 use membership_types::Rng;
 
@@ -40,6 +45,9 @@ use params::{Ending, Params};
 use recorder::Recorder;
 use script::{Recording, Script};
 use world::{Action, World};
+
+/// For what is looked up at every step, and never gone through: an order would cost more than it is worth.
+type Map<K, V> = HashMap<K, V, foldhash::fast::FixedState>;
 
 /// What to run.
 #[derive(Clone, Debug)]
