@@ -11,7 +11,7 @@ use membership_types::{
 use crate::{
     acceptor::{Acceptor, Offer},
     config::Config,
-    ctx::{Ctx, Dest, End, Output, WhyNot},
+    ctx::{Ctx, Dest, End, Output, WhyNot, release},
     entry::GroupWish,
     floor::{Durable, Floor},
     meeting::Forced,
@@ -285,7 +285,7 @@ impl Cluster {
                         None
                     }
                     Msg::Pledge { lineage, info, highest, witness } => {
-                        seeking.on_pledge(ctx, lineage, info, highest, witness)
+                        seeking.on_pledge(ctx, lineage, *info, highest, witness)
                     }
                     Msg::Refused(why) => {
                         seeking.on_refused(ctx, why);
@@ -328,7 +328,6 @@ impl Cluster {
     }
 
     fn on_wish(&mut self, wish: GroupWish) {
-        let group = Group::from(wish.group());
         let (left, joins) = match wish {
             GroupWish::Join { .. } => (false, true),
             GroupWish::Leave { .. } => (true, false),
@@ -339,10 +338,10 @@ impl Cluster {
             member.on_wish(&mut self.ctx, &wish);
         }
         if left {
-            self.ctx.trace(|p| Event::Leave { p, g: group.clone() });
+            self.ctx.trace(|p| Event::Leave { p, g: Group::from(wish.group()) });
         }
         if joins {
-            self.ctx.trace(|p| Event::Join { p, g: group, lin: None });
+            self.ctx.trace(|p| Event::Join { p, g: Group::from(wish.group()), lin: None });
         }
     }
 }
@@ -426,7 +425,11 @@ impl Machine for Cluster {
     }
 
     fn poll_output(&mut self) -> Option<Output> {
-        self.ctx.out.pop_front()
+        let output = self.ctx.out.pop_front();
+        if output.is_none() {
+            release(&mut self.ctx.out);
+        }
+        output
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
@@ -679,7 +682,7 @@ impl Member {
                 }
             }
             ClusterMsg::Met { lineage, contact, last_view, supersedes } => {
-                self.met(ctx, lineage, contact, last_view, supersedes);
+                self.met(ctx, lineage, *contact, last_view, supersedes);
             }
             // Whoever speaks under another's ballot is not heard.
             ClusterMsg::Grant(_)

@@ -168,6 +168,14 @@ pub enum End {
     },
 }
 
+/// What a queue had to hold once, it need not hold again: one that was long and is empty gives its memory back.
+pub(crate) fn release<T>(queue: &mut VecDeque<T>) {
+    const KEPT: usize = 64;
+    if queue.is_empty() && queue.capacity() > KEPT {
+        *queue = VecDeque::new();
+    }
+}
+
 /// A node's wishes about groups that it has not yet seen applied.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Wishes {
@@ -190,6 +198,7 @@ impl Wishes {
         while let Some((n, wish)) = self.pending.pop_front_if(|(n, _)| *n <= op) {
             self.giving_up.remove(&(wish.group().clone(), n));
         }
+        release(&mut self.pending);
     }
 
     /// Is there a wish to leave the first rank of this group, not yet seen applied?

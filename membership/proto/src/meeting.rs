@@ -180,7 +180,10 @@ impl Member {
                 ctx.probe(Dest::Node(contact.id, Some(contact.addr)), probe);
             }
             Some(_) => {}
-            None => self.to_coordinator(ctx, ClusterMsg::Met { lineage, contact, last_view, supersedes }),
+            None => {
+                let contact = contact.into();
+                self.to_coordinator(ctx, ClusterMsg::Met { lineage, contact, last_view, supersedes });
+            }
         }
     }
 

@@ -40,7 +40,7 @@ pub enum Msg {
         /// The lineage to be.
         lineage: Lineage,
         /// Who pledges, its slot included.
-        info: NodeInfo,
+        info: Box<NodeInfo>,
         /// The highest view id it ever heard of.
         highest: ViewId,
         /// Does it know that there is a witness? Builds from before there were any know of none.
@@ -237,7 +237,7 @@ pub enum ClusterMsg {
         /// The other lineage.
         lineage: Lineage,
         /// Somebody there.
-        contact: NodeInfo,
+        contact: Box<NodeInfo>,
         /// The highest view id known there.
         last_view: ViewId,
         /// The lineages that were given up for it.

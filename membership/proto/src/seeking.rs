@@ -387,7 +387,7 @@ impl Seeking {
         self.founding = None;
         let pledge = Msg::Pledge {
             lineage,
-            info: ctx.config.me.clone(),
+            info: Box::new(ctx.config.me.clone()),
             highest: ctx.highest_or_floor().max(self.floors),
             witness: terms.witness,
         };

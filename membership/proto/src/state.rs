@@ -261,6 +261,10 @@ impl State {
                         if view.members.is_empty() {
                             view.kind = *kind;
                         }
+                        if view.members.len() < 4 {
+                            // Most groups are small, and there may be very many.
+                            view.members.reserve_exact(1);
+                        }
                         view.members.push(member);
                         self.groups_of.entry(node).or_default().insert(group.clone());
                     }

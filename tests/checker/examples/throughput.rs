@@ -11,7 +11,9 @@ use std::{
 };
 
 use checker::{Checker, check_files, read_files};
-use membership_types::trace::{Bal, Cfg, Event, Group, LinkState, Process, Record, Source, Tok, VERSION};
+use membership_types::trace::{
+    Bal, Cfg, Event, Group, Lin, LinkState, Process, Record, Source, Tok, VERSION,
+};
 
 const TURNS: u64 = 2000;
 const GROUPS: u64 = 100;
@@ -80,7 +82,7 @@ fn made_up() -> Vec<Record> {
         now.push(Process(6 + turn % 2, turn));
         vid += 1;
         for p in &members[..3] {
-            let (lin, digest) = ("c0".into(), format!("{turn:032x}"));
+            let (lin, digest) = ("c0".into(), format!("{turn:032x}").into());
             let accept = Event::Accept {
                 p: *p,
                 lin,
@@ -111,12 +113,18 @@ fn made_up() -> Vec<Record> {
         // All leaders act.
         for (at, leader) in leaders.iter().enumerate() {
             let Some((p, tok)) = *leader else { continue };
-            let (g, lin, op) =
-                (Group::Name(format!("g{at}").into()), Some("c0".to_string()), "w".to_string());
-            let act = Event::LeadAct { p, g: g.clone(), lin: lin.clone(), tok, op: op.clone() };
+            let (g, lin, op) = (Group::Name(format!("g{at}").into()), Some(Lin::from("c0")), "w");
+            let act = Event::LeadAct { p, g: g.clone(), lin: lin.clone(), tok, op: op.into() };
             trace.say(Source::Process(p), act);
-            let effect =
-                Event::Effect { r: "db".into(), g: g.clone(), lin: lin.clone(), tok, p, op, ok: true };
+            let effect = Event::Effect {
+                r: "db".into(),
+                g: g.clone(),
+                lin: lin.clone(),
+                tok,
+                p,
+                op: op.into(),
+                ok: true,
+            };
             trace.say(Source::Resource("db".into()), effect);
             if (at as u64 + turn).is_multiple_of(7) {
                 trace.say(Source::Client("c".into()), Event::WhoLeads { c: "c".into(), g, lin, p, tok });
@@ -144,7 +152,7 @@ impl Trace {
 
     fn install(&mut self, g: Group, vid: u64, prev: u64, idx: Option<u64>, members: &[Process]) {
         for p in members {
-            let (g, lin, members) = (g.clone(), "c0".to_string(), members.to_vec());
+            let (g, lin, members) = (g.clone(), Lin::from("c0"), members.to_vec());
             let event =
                 Event::Install { p: *p, g, lin, vid, members, prev, trans: Vec::new(), idx, snap: false };
             self.say(Source::Process(*p), event);

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use membership_types::trace::{Cfg, Event, Process, Record, Source, VERSION};
 
 use crate::{
+    Map,
     book::{At, SourceId},
     report::Invalid,
 };
@@ -19,7 +20,7 @@ struct Intro {
 /// Admits records one by one, and remembers what every source owes.
 #[derive(Debug, Default)]
 pub(crate) struct Intake {
-    sources: BTreeMap<Source, Intro>,
+    sources: Map<Source, Intro>,
     names: Vec<Source>,
     now: u64,
     /// Sources that opened a trace of their own with `Cfg`, and whether it is closed. A process is filed under its

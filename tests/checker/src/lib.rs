@@ -50,9 +50,9 @@ mod title;
 mod views;
 mod zombie;
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 
-use membership_types::trace::{Event, Group, LinkState, Process, Record, Source, Tok};
+use membership_types::trace::{self, Event, Group, LinkState, Process, Record, Source, Tok};
 
 pub use read::{MAX_LINE, Merged, ReadError, check_files, check_input, read_files};
 pub use report::{Invalid, Outcome, Predicate, Report, Verdict, Witness};
@@ -72,6 +72,9 @@ use terms::Terms;
 use title::Titles;
 use views::{Told, Views};
 use zombie::Zombies;
+
+/// For what is looked up with every record, and never gone through: an order would cost more than it is worth.
+type Map<K, V> = HashMap<K, V, foldhash::fast::FixedState>;
 
 /// Judges one trace, record by record.
 ///
@@ -97,7 +100,7 @@ pub struct Checker {
     multicasts: Multicasts,
     last: Option<At>,
     /// The latest two instants at which each process wrote records.
-    heard: BTreeMap<Process, [u64; 2]>,
+    heard: Map<Process, [u64; 2]>,
 }
 
 impl Checker {
@@ -306,7 +309,7 @@ impl Checker {
             }
             Event::Stable { p, g, lin, vid, mid } => {
                 let key = (self.book.names.lin(lin), self.book.names.group(g));
-                let told = multicast::Told { p: *p, vid: *vid, mid: *mid, h: "", at };
+                let told = multicast::Told { p: *p, vid: *vid, mid: *mid, h: &trace::Digest::Own(0), at };
                 self.silence.check_stable(&mut self.book, *p, *mid, at);
                 self.multicasts.stable(&mut self.book, key, told);
             }
@@ -320,7 +323,7 @@ impl Checker {
                 self.multicasts.block(key, *p, at);
             }
             Event::Watch { p, g, lin, vid, members, prev } => {
-                let (p, lin, group) = (*p, self.lineage(*p, lin.as_deref()), self.book.names.group(g));
+                let (p, lin, group) = (*p, self.lineage(*p, lin.as_ref()), self.book.names.group(g));
                 let (vid, prev) = (*vid, *prev);
                 let told = Told { p, lin, group, vid, members, prev, idx: None, snap: false, at };
                 self.views.watch(&mut self.book, &told);
@@ -376,7 +379,7 @@ impl Checker {
     fn leadership(&mut self, event: &Event, at: At) {
         match event {
             Event::LeadStart { p, g, lin, tok } => {
-                let title = self.title(*p, g, lin.as_deref(), *tok);
+                let title = self.title(*p, g, lin.as_ref(), *tok);
                 self.titles.start(&mut self.book, &self.views, title, at);
                 self.silence.check(&mut self.book, title, at, "begins to lead");
                 self.zombies.start(&mut self.book, &self.reigns, title, at);
@@ -385,7 +388,7 @@ impl Checker {
                 self.liveness.act(&mut self.book, title, at, "begins to lead");
             }
             Event::LeadAct { p, g, lin, tok, .. } => {
-                let title = self.title(*p, g, lin.as_deref(), *tok);
+                let title = self.title(*p, g, lin.as_ref(), *tok);
                 self.titles.act(&mut self.book, &self.views, &self.reigns, title, at);
                 self.silence.check(&mut self.book, title, at, "acts");
                 self.zombies.act(&mut self.book, &self.reigns, title, at);
@@ -393,7 +396,7 @@ impl Checker {
                 self.liveness.act(&mut self.book, title, at, "acts");
             }
             Event::LeadEnd { p, g, lin, tok, until, .. } => {
-                let title = self.title(*p, g, lin.as_deref(), *tok);
+                let title = self.title(*p, g, lin.as_ref(), *tok);
                 self.titles.end(&mut self.book, &self.reigns, title, at);
                 if let Some(until) = *until
                     && let Some(acted) = self.reigns.get(title).filter(|r| r.open).and_then(|r| r.last_act)
@@ -403,11 +406,11 @@ impl Checker {
                 self.reigns.close(&mut self.book, title, Close::Said(until.unwrap_or(at.t)), at);
             }
             Event::Effect { g, lin, tok, p, ok, .. } => {
-                let claim = self.claim(*p, g, lin.as_deref(), *tok, at);
+                let claim = self.claim(*p, g, lin.as_ref(), *tok, at);
                 self.fences.effect(&mut self.book, claim, *ok);
             }
             Event::WhoLeads { g, lin, p, tok, .. } => {
-                let claim = self.claim(*p, g, lin.as_deref(), *tok, at);
+                let claim = self.claim(*p, g, lin.as_ref(), *tok, at);
                 self.answers.answer(&mut self.book, claim);
             }
             _ => {}
@@ -415,19 +418,19 @@ impl Checker {
     }
 
     /// The lineage that is named, else the one in which the process has its views.
-    fn lineage(&mut self, p: Process, named: Option<&str>) -> Lin {
+    fn lineage(&mut self, p: Process, named: Option<&trace::Lin>) -> Lin {
         match named {
             Some(name) => self.book.names.lin(name),
-            None => self.views.home(p).unwrap_or_else(|| self.book.names.lin("")),
+            None => self.views.home(p).unwrap_or_else(|| self.book.names.lin(&trace::Lin::default())),
         }
     }
 
-    fn title(&mut self, p: Process, g: &Group, lin: Option<&str>, tok: Tok) -> Title {
+    fn title(&mut self, p: Process, g: &Group, lin: Option<&trace::Lin>, tok: Tok) -> Title {
         let (lin, group) = (self.lineage(p, lin), self.book.names.group(g));
         Title { group, lin, tok, p }
     }
 
-    fn claim(&mut self, p: Process, g: &Group, lin: Option<&str>, tok: Tok, at: At) -> Claim {
+    fn claim(&mut self, p: Process, g: &Group, lin: Option<&trace::Lin>, tok: Tok, at: At) -> Claim {
         let (lin, group) = (self.lineage(p, lin), self.book.names.group(g));
         Claim { group, lin, p, tok, at }
     }

@@ -8,7 +8,7 @@ mod common;
 use common::{A, B, C, D, LIN, Story, group, judge, life, numbered};
 
 use checker::{Invalid, Outcome, Predicate};
-use membership_types::trace::{Bal, Event, Mid, Process, Record, Source, Tok};
+use membership_types::trace::{Bal, Digest, Event, Mid, Process, Record, Source, Tok};
 
 #[test]
 fn the_unchanged_life_is_good() {
@@ -112,7 +112,7 @@ fn relabelled(record: &Record, before: &[Record], after: &[Record]) -> Vec<(&'st
         }
         Event::LeadEnd { p, g, tok, why, until, .. } => {
             let end = |tok, until| {
-                let (g, lin, why) = (g.clone(), Some(LIN.to_string()), why.clone());
+                let (g, lin, why) = (g.clone(), Some(LIN.into()), why.clone());
                 Event::LeadEnd { p, g, lin, tok, why, until }
             };
             mutants.push(("LD1: ends what it never began", end(Tok(0, tok.1 + 1, 0), until)));
@@ -403,7 +403,7 @@ fn talk() -> Vec<Record> {
         idx: None,
         snap: false,
     };
-    let sends = |p, n, cls: &str| Event::Mcast {
+    let sends = |p, n, cls: &'static str| Event::Mcast {
         p,
         g: g(),
         lin: LIN.into(),
@@ -448,17 +448,17 @@ fn every_change_of_what_was_delivered_is_noticed() {
     assert!(!report.failed(), "{report}");
     for at in 0..talk.len() {
         let Event::Deliver { p, g, lin, vid, mid, h, tseq } = talk[at].event.clone() else { continue };
-        let deliver = |vid, mid, h: &str, tseq| Event::Deliver {
+        let deliver = |vid, mid, h: &Digest, tseq| Event::Deliver {
             p,
             g: g.clone(),
             lin: lin.clone(),
             vid,
             mid,
-            h: h.into(),
+            h: h.clone(),
             tseq,
         };
         let mutants = [
-            ("VS1: other bytes", deliver(vid, mid, "bb", tseq)),
+            ("VS1: other bytes", deliver(vid, mid, &"bb".into(), tseq)),
             ("VS1: another message", deliver(vid, Mid(mid.0, mid.1, 9), &h, tseq)),
             ("VS3: another view", deliver(vid + 1, mid, &h, tseq)),
             ("VS11: another place", deliver(vid, mid, &h, Some(tseq.unwrap_or(4) + 1))),

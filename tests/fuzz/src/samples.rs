@@ -217,8 +217,10 @@ fn frames() -> Vec<Frame> {
         data(Class::Safe, true),
         Frame::Order(Order { view, first: 3, runs }),
         Frame::Ack(Ack { view, held: held.clone(), seq: 3, again: true }),
-        Frame::Sync(Sync { view, last, prev, standing, held: held.clone(), seq: 4, sent: 5, trans: nodes() }),
-        Frame::Cut(Cut {
+        Frame::Sync(
+            Sync { view, last, prev, standing, held: held.clone(), seq: 4, sent: 5, trans: nodes() }.into(),
+        ),
+        Frame::Cut(Box::new(Cut {
             view,
             members: nodes(),
             last,
@@ -227,7 +229,7 @@ fn frames() -> Vec<Frame> {
             trans: nodes(),
             sent: held,
             holders: nodes(),
-        }),
+        })),
     ];
     others.into_iter().chain(transfers.map(Frame::Transfer)).collect()
 }

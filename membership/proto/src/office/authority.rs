@@ -20,6 +20,9 @@ use crate::{
     witness::Warrant,
 };
 
+/// Most cores are smaller.
+const FEW: usize = 8;
+
 impl Office {
     /// Until when we have authority; in the past if we have none.
     ///
@@ -70,7 +73,19 @@ impl Office {
             let rooted = self.peers.get(&id).and_then(|p| p.rooted);
             rooted.map_or(Instant::ZERO, |sent| sent.after(ctx.holder_lease()))
         };
-        let mut ends: Vec<(Instant, NodeId)> = core.members.iter().map(|id| (bound(*id), *id)).collect();
+        // Asked at every step of a coordinator: cores of the usual size cost no allocation.
+        let mut few = [(Instant::ZERO, NodeId::new(0, 0)); FEW];
+        let mut many = Vec::new();
+        let ends = match few.get_mut(..core.members.len()) {
+            Some(few) => few,
+            None => {
+                many.resize(core.members.len(), few[0]);
+                &mut many[..]
+            }
+        };
+        for (end, id) in ends.iter_mut().zip(&core.members) {
+            *end = (bound(*id), *id);
+        }
         ends.sort_unstable_by(|a, b| b.cmp(a));
         let Some(&(majority, _)) = ends.get(ends.len() / 2) else { return Instant::ZERO };
         if ends.len() % 2 == 1 {
@@ -78,14 +93,13 @@ impl Office {
         }
         let half = ends.len() / 2;
         let (end_of_half, _) = ends[half - 1];
+        if end_of_half <= majority {
+            return majority;
+        }
         let (with, without): (Vec<_>, Vec<_>) =
             core.members.iter().partition(|&&id| ends[..half].iter().any(|(_, h)| *h == id));
         let fresh = |id: NodeId| self.peers.get(&id).and_then(|p| p.rooted);
-        if end_of_half > majority && self.half_may_go_on(ctx, deaths, core, &with, &without, fresh) {
-            end_of_half
-        } else {
-            majority
-        }
+        if self.half_may_go_on(ctx, deaths, core, &with, &without, fresh) { end_of_half } else { majority }
     }
 
     /// The rule S2 for exactly half of a core, for a coordinator in office.

@@ -10,7 +10,7 @@ use membership_types::{Ballot, Instant, LogIndex, NodeId, ViewId};
 use super::{Office, Peer, Proposal};
 use crate::{
     acceptor::{Acceptor, Offer},
-    ctx::Ctx,
+    ctx::{Ctx, release},
     entry::{Command, Entry},
     floor,
     msg::ClusterMsg,
@@ -253,6 +253,7 @@ impl Office {
         commands.extend(self.raised_level(ctx, acceptor));
         if !commands.is_empty() || core.is_some() || !self.gathers(ctx, acceptor) {
             commands.extend(self.queue.drain(..));
+            release(&mut self.queue);
         }
         if commands.iter().any(|command| matches!(command, Command::Admit(_))) {
             self.admit_at = Some(ctx.now.after(ctx.config.heartbeat * 2));
@@ -283,9 +284,14 @@ impl Office {
     ) -> Option<Vec<NodeId>> {
         let state = &acceptor.state;
         let goes = |id: &NodeId, removals: &[(NodeId, Why)]| removals.iter().any(|(r, _)| r == id);
+        let mut others = self.candidates_for_core(ctx, acceptor, deaths);
+        // Mostly nobody comes or goes.
+        if removals.is_empty() && others.is_empty() && is_by_rank(state) {
+            self.wanted = None;
+            return None;
+        }
         let stay: Vec<NodeId> = state.core.iter().filter(|id| !goes(id, removals)).copied().collect();
         let mut filled: Vec<&NodeInfo> = stay.iter().filter_map(|id| state.view.node(*id)).collect();
-        let mut others = self.candidates_for_core(ctx, acceptor, deaths);
         others.retain(|node| !goes(&node.id, removals));
         while filled.len() < usize::from(state.terms.core_size)
             && let Some(node) = spread::next(&filled, &others)
@@ -465,4 +471,10 @@ impl Office {
             stuck_at_half || self.peers.get(&id).is_none_or(|p| p.accepted.0 < index)
         });
     }
+}
+
+/// Are all of the core in the view, and in its order?
+fn is_by_rank(state: &State) -> bool {
+    let mut members = state.view.members.iter();
+    state.core.iter().all(|id| members.any(|node| node.id == *id))
 }

@@ -5,7 +5,9 @@
 use std::collections::BTreeMap;
 
 use checker::{Checker, Report};
-use membership_types::trace::{Bal, Cfg, Event, Group, LinkState, Process, Record, Source, Tok, VERSION};
+use membership_types::trace::{
+    Bal, Cfg, Event, Group, Lin, LinkState, Process, Record, Source, Tok, VERSION,
+};
 
 pub const MS: u64 = 1_000_000;
 pub const A: Process = Process(1, 10);
@@ -74,7 +76,7 @@ impl Story {
         idx: Option<u64>,
         members: &[Process],
     ) -> Self {
-        let (g, lin, members, snap) = (group(g), LIN.to_string(), members.to_vec(), prev != 0 && p.1 > 90);
+        let (g, lin, members, snap) = (group(g), LIN.into(), members.to_vec(), prev != 0 && p.1 > 90);
         self.process(p, Event::Install { p, g, lin, vid, members, prev, trans: Vec::new(), idx, snap })
     }
 
@@ -85,7 +87,7 @@ impl Story {
             lin: LIN.into(),
             idx,
             ballot: Bal(round, by[0]),
-            digest: format!("{idx:032x}"),
+            digest: format!("{idx:032x}").into(),
             core: None,
             epoch: None,
         };
@@ -108,19 +110,19 @@ impl Story {
 
     /// The leader acts, the resource agrees.
     pub fn act(self, p: Process, vid: u64) -> Self {
-        let (g, lin, tok, op) = (group("kv"), Some(LIN.to_string()), Tok(0, vid, 0), "w".to_string());
-        let act = Event::LeadAct { p, g: g.clone(), lin: lin.clone(), tok, op: op.clone() };
-        let effect = Event::Effect { r: "db".into(), g, lin, tok, p, op, ok: true };
+        let (g, lin, tok, op) = (group("kv"), Some(Lin::from(LIN)), Tok(0, vid, 0), "w");
+        let act = Event::LeadAct { p, g: g.clone(), lin: lin.clone(), tok, op: op.into() };
+        let effect = Event::Effect { r: "db".into(), g, lin, tok, p, op: op.into(), ok: true };
         self.process(p, act).say(Source::Resource("db".into()), effect)
     }
 
     pub fn ask(self, p: Process, vid: u64) -> Self {
-        let (g, lin, tok) = (group("kv"), Some(LIN.to_string()), Tok(0, vid, 0));
+        let (g, lin, tok) = (group("kv"), Some(LIN.into()), Tok(0, vid, 0));
         self.say(Source::Client("8".into()), Event::WhoLeads { c: "8".into(), g, lin, p, tok })
     }
 
     pub fn stop(self, p: Process, vid: u64, until_ms: u64) -> Self {
-        let (g, lin, tok) = (group("kv"), Some(LIN.to_string()), Tok(0, vid, 0));
+        let (g, lin, tok) = (group("kv"), Some(LIN.into()), Tok(0, vid, 0));
         let until = Some(until_ms * MS);
         self.process(p, Event::LeadEnd { p, g, lin, tok, why: "lease".into(), until })
     }
@@ -154,7 +156,6 @@ pub fn judge(records: &[Record]) -> Report {
 /// the first node's return as a new incarnation, and calm.
 pub fn life() -> Vec<Record> {
     let again = Process(1, 99);
-    let h = |how: &str| how.to_string();
     let kv = || group("kv");
     let story = Story::new()
         .harness(Event::Start { p: A })
@@ -191,7 +192,7 @@ pub fn life() -> Vec<Record> {
         .stop(A, 101, 1900)
         .process(A, Event::NoPrimary { p: A })
         .process(A, Event::Evicted { p: A, vid: 103 })
-        .harness(Event::Crash { p: A, how: h("ended: removed") })
+        .harness(Event::Crash { p: A, how: "ended: removed".into() })
         .harness(Event::Start { p: again })
         .decide(4, 2, [B, C])
         .core(5, &[B, C, again], &[B, C])

@@ -112,7 +112,7 @@ impl World {
             Action::Start { machine: m } | Action::Flap { machine: m, .. } => *m == machine,
             _ => false,
         };
-        self.queue.retain(|_, action| !starts(action));
+        self.queue.retain(|action| !starts(action));
     }
 
     /// Says who is up and connected, and that no fault comes any more.
