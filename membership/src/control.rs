@@ -57,6 +57,8 @@ use crate::{
 const ARRIVALS: usize = 1024;
 /// How many of them are handled before timers and commands get a turn.
 const TURN: usize = 64;
+/// A queue of inputs that had to be longer than this is not kept once it is empty.
+const INPUTS_KEPT: usize = 256;
 /// What is left of connections when the node stops has this long to be written.
 const FAREWELL: Duration = Duration::from_millis(300);
 const SECOND: Duration = Duration::from_secs(1);
@@ -164,7 +166,8 @@ struct Driver {
     names: BTreeMap<NodeId, Arc<str>>,
     view: Option<Arc<ClusterView>>,
     blocked: Option<String>,
-    groups: BTreeMap<GroupName, Slot>,
+    /// Boxed: half of what a tree holds is room for more.
+    groups: BTreeMap<GroupName, Box<Slot>>,
     /// Groups that this node stepped out of, to come back.
     away: BTreeSet<GroupName>,
     /// The addresses that rendezvous gave last, and whether every provider has answered.
@@ -180,7 +183,7 @@ struct Driver {
     /// Who gave the last lease, and when.
     leased: Option<(NodeId, Instant)>,
     /// The node's own current state, as events.
-    own_state: Vec<Event>,
+    own_state: Vec<Arc<Event>>,
     /// What is to go into the machine once its outputs are carried out.
     inputs: VecDeque<Input>,
     end: Option<End>,
@@ -554,6 +557,9 @@ impl Driver {
             let Some(input) = self.inputs.pop_front() else { break };
             self.machine.handle(clock::now(), input);
         }
+        if self.inputs.capacity() > INPUTS_KEPT {
+            self.inputs = VecDeque::new();
+        }
         self.refresh_status();
     }
 
@@ -702,24 +708,24 @@ impl Driver {
     /// Tells something about the node itself.
     fn say(&mut self, what: What) {
         self.notice_lapse();
-        let event = self.event(None, what);
+        let event = Arc::new(self.event(None, what));
         match &event.what {
-            What::Started { .. } => self.own_state = vec![event.clone()],
+            What::Started { .. } => self.own_state = vec![Arc::clone(&event)],
             What::ClusterView(_) | What::Refused { .. } => {
                 self.own_state.retain(|e| !matches!(e.what, What::ClusterView(_) | What::Refused { .. }));
-                self.own_state.push(event.clone());
+                self.own_state.push(Arc::clone(&event));
             }
             What::Blocked { .. } | What::Unblocked => {
                 self.own_state.retain(|e| !matches!(e.what, What::Blocked { .. }));
                 if self.blocked.is_some() {
-                    self.own_state.push(event.clone());
+                    self.own_state.push(Arc::clone(&event));
                 }
             }
             _ => {}
         }
         self.changed = true;
         self.refresh_status();
-        let said = Said { event, state: self.own_state.clone(), lead: None, last_end: None };
+        let said = Said { event, state: self.own_state.as_slice().into(), lead: None, last_end: None };
         self.bus.publish(Topic::Node, Arc::new(said));
     }
 

@@ -229,19 +229,6 @@ impl Totals {
         }
     }
 
-    /// Adds another sum.
-    pub fn merge(&mut self, other: Self) {
-        self.seeds += other.seeds;
-        self.events += other.events;
-        self.faults += other.faults;
-        self.views += other.views;
-        self.simulated_ns += other.simulated_ns;
-        self.marks.extend(other.marks);
-        self.violations += other.violations;
-        self.failed.extend(other.failed);
-        self.failed.sort_unstable();
-    }
-
     /// Rare things that never happened.
     pub fn unhit(&self) -> Vec<&'static str> {
         MARKERS.into_iter().filter(|m| !self.marks.contains(m)).collect()
