@@ -59,11 +59,15 @@ pub enum Plant {
     CommitAny,
     /// A node that is being removed still gets leases.
     LeaseForTheRemoved,
+    /// A candidate that is refused for a higher ballot asks again at once.
+    NeverGiveWay,
+    /// What an operator founds in place of a lineage is the same lineage.
+    ForceTheSame,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 28] = [
         Self::PromiseEarly,
         Self::CountOldAcks,
         Self::WinInOldCore,
@@ -90,6 +94,8 @@ impl Plant {
         Self::AcceptBelow,
         Self::CommitAny,
         Self::LeaseForTheRemoved,
+        Self::NeverGiveWay,
+        Self::ForceTheSame,
     ];
 
     /// The name on the command line.
@@ -121,6 +127,8 @@ impl Plant {
             Self::AcceptBelow => "accept-below",
             Self::CommitAny => "commit-any",
             Self::LeaseForTheRemoved => "lease-for-the-removed",
+            Self::NeverGiveWay => "never-give-way",
+            Self::ForceTheSame => "force-the-same",
         }
     }
 }
