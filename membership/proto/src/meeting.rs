@@ -261,8 +261,8 @@ impl Member {
         let known = ctx.highest_or_floor().max(self.view.id).max(state).get();
         let unseen = (blocked.as_secs() + ctx.lease().as_secs() + 2) << ctx.config.id_bits;
         let highest = ViewId::new(known.saturating_add(unseen).min(ViewId::BOUND / 2).max(known));
-        let lineage = new_lineage(ctx, highest);
         let old = self.lineage;
+        let lineage = if ctx.planted(Plant::ForceTheSame) { old } else { new_lineage(ctx, highest) };
         let mut supersedes = Vec::from([old]);
         supersedes.extend(ctx.config.terms.supersedes.iter().take(SUPERSEDED_KEPT - 1));
         ctx.mark("an operator gives up a lineage");

@@ -67,11 +67,15 @@ pub enum Plant {
     AnyRecord,
     /// The witness writes records again.
     RecordTwice,
+    /// A candidate that is refused for a higher ballot asks again at once.
+    NeverGiveWay,
+    /// What an operator founds in place of a lineage is the same lineage.
+    ForceTheSame,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 32] = [
         Self::PromiseEarly,
         Self::CountOldAcks,
         Self::WinInOldCore,
@@ -102,6 +106,8 @@ impl Plant {
         Self::IgnoreEpoch,
         Self::AnyRecord,
         Self::RecordTwice,
+        Self::NeverGiveWay,
+        Self::ForceTheSame,
     ];
 
     /// The name on the command line.
@@ -137,6 +143,8 @@ impl Plant {
             Self::IgnoreEpoch => "ignore-epoch",
             Self::AnyRecord => "any-record",
             Self::RecordTwice => "record-twice",
+            Self::NeverGiveWay => "never-give-way",
+            Self::ForceTheSame => "force-the-same",
         }
     }
 }
