@@ -57,7 +57,7 @@ impl Office {
     /// coordinator, which hears only from this core, might take over while such a lease still lasts.
     pub(super) fn is_covered_by(&self, ctx: &Ctx, deaths: &Deaths, core: &[NodeId]) -> bool {
         let until = self.authority_of(ctx, deaths, core);
-        until > ctx.now && until >= self.given_until
+        until > ctx.now && (until >= self.given_until || ctx.planted(Plant::UncoveredCore))
     }
 
     /// Until when a quorum of this core is bound to us.
@@ -106,7 +106,7 @@ impl Office {
         let Some(lapsed_at) = self.lapsed_at(ctx, deaths, without) else { return false };
         let answered_since =
             with.iter().all(|id| *id == ctx.me() || fresh(*id).is_some_and(|sent| sent >= lapsed_at));
-        senior && answered_since
+        senior && (answered_since || ctx.planted(Plant::OldAnswersCount))
     }
 
     /// When the last lease of these nodes lapsed, if all have: each is being removed for good, and waited out.
@@ -156,7 +156,9 @@ impl Office {
         let withheld = removing || self.dissolving.is_some();
         let in_core = acceptor.state.core.contains(&to);
         let Some(peer) = self.peers.get_mut(&to) else { return };
-        let lacks = in_core && peer.commit.is_none_or(|c| c < self.half_floor);
+        let lacks = in_core
+            && peer.commit.is_none_or(|c| c < self.half_floor)
+            && !ctx.planted(Plant::LeaseForTheLost);
         let mut lease = Duration::ZERO;
         if authority > ctx.now && !withheld && !lacks && peer.heard.is_some() {
             lease = ctx.config.terms.drift.giveable(authority - ctx.now);
