@@ -163,8 +163,8 @@ async fn accept(listener: TcpListener, shared: &Arc<Shared>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let (stream, near) = match listener.accept().await {
-            Ok((stream, from)) => (stream, from.ip().is_loopback()),
+        let (stream, from) = match listener.accept().await {
+            Ok((stream, from)) => (stream, from.ip()),
             Err(error) => {
                 // Most often too many open files: waiting is all that helps.
                 tracing::warn!(%error, "the admin API cannot accept a connection");
@@ -174,15 +174,15 @@ async fn accept(listener: TcpListener, shared: &Arc<Shared>) {
         };
         let shared = Arc::clone(shared);
         tokio::spawn(async move {
-            converse(stream, &shared, near).await;
+            converse(stream, &shared, from).await;
             drop(place);
         });
     }
 }
 
-/// Answers what comes on one connection.
-pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(stream: S, shared: &Shared, near: bool) {
-    let service = service_fn(|request| answer(request, shared, near));
+/// Answers what comes on one connection, from this address.
+pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(stream: S, shared: &Shared, from: IpAddr) {
+    let service = service_fn(|request| answer(request, shared, from));
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(PATIENCE).max_buf_size(HEAD);
     let connection = http.serve_connection(TokioIo::new(stream), service);
@@ -193,11 +193,11 @@ pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(stream: S, share
 async fn answer(
     request: Request<Incoming>,
     shared: &Shared,
-    near: bool,
+    from: IpAddr,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let path = request.uri().path().to_owned();
     if path == FORCE_PATH {
-        return Ok(respond(force_new(request, shared, near).await));
+        return Ok(respond(force_new(request, shared, from).await));
     }
     let below = path.strip_prefix(REGISTRY_PATH).filter(|rest| rest.is_empty() || rest.starts_with('/'));
     if let Some(below) = below {
@@ -229,7 +229,7 @@ async fn answer(
 /// An operator gives up the lineage. Nothing authenticates who asks, so it must be somebody on this host, and no page in
 /// somebody's browser: such a request names its origin or where it was made, cannot have this header without being allowed
 /// to first, and, where a name was made to point here, has that name in `host`.
-async fn force_new(request: Request<Incoming>, shared: &Shared, near: bool) -> AdminResponse {
+async fn force_new(request: Request<Incoming>, shared: &Shared, from: IpAddr) -> AdminResponse {
     let headers = request.headers();
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let by_address = header("host").is_some_and(|host| {
@@ -240,7 +240,7 @@ async fn force_new(request: Request<Incoming>, shared: &Shared, near: bool) -> A
     if request.method() != Method::POST {
         return AdminResponse::error(405, "only POST is allowed here: use `phalanx force-new --from ADDR`");
     }
-    if !near {
+    if !from.is_loopback() {
         return AdminResponse::error(
             403,
             "only a process on the node's own host may force: run `phalanx force-new` there",
@@ -265,7 +265,7 @@ async fn force_new(request: Request<Incoming>, shared: &Shared, near: bool) -> A
         return AdminResponse::error(503, "the node has stopped, or has not begun");
     };
     let (done, outcome) = oneshot::channel();
-    let sent = timeout(PATIENCE, commands.send(Command::ForceNew { lineage, done })).await;
+    let sent = timeout(PATIENCE, commands.send(Command::ForceNew { lineage, from, done })).await;
     drop(commands);
     if !matches!(sent, Ok(Ok(()))) {
         return AdminResponse::error(503, "the node has stopped, or does not take commands");

@@ -12,7 +12,7 @@ mod groups;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, SocketAddr, TcpListener},
     sync::Arc,
     thread,
     time::Duration,
@@ -243,6 +243,7 @@ impl Driver {
         let lease_of = config.terms.lease;
         let transport =
             Transport::new(me, wallet, lease_of, arrived.clone(), neighbours, bulk.clone(), counts.clone());
+        transport.set_tracer(tracer.clone());
         transport.accept(listener);
         let disk = data_dir.map(|dir| {
             let arrived = arrived.clone();
@@ -471,7 +472,7 @@ impl Driver {
             Command::StepDown { group, done } => self.step_down(group, done),
             Command::Observe { group, handle } => self.observe(group, handle),
             Command::State { group, standing } => self.tell_state(&group, standing),
-            Command::ForceNew { lineage, done } => self.force_new(&lineage, done),
+            Command::ForceNew { lineage, from, done } => self.force_new(&lineage, from, done),
         }
         self.pump();
     }
@@ -500,7 +501,7 @@ impl Driver {
     }
 
     /// An operator gives up the lineage that this node is in, if it is still the one that was meant.
-    fn force_new(&mut self, lineage: &str, done: oneshot::Sender<Result<Lineage, String>>) {
+    fn force_new(&mut self, lineage: &str, from: IpAddr, done: oneshot::Sender<Result<Lineage, String>>) {
         let present = self.machine.lineage().map(|lineage| lineage.to_string());
         let refusal = match &present {
             _ if self.stopping.is_some() => Some("this node is about to leave".to_owned()),
@@ -515,6 +516,8 @@ impl Driver {
             let _gone = done.send(Err(why));
             return;
         }
+        let (op, who) = ("force-new".to_owned(), from.to_string());
+        self.trace(TraceEvent::Admin { p: self.config.me.id.into(), op, who });
         self.forcing = Some(done);
         self.inputs.push_back(Input::ForceNew);
     }

@@ -413,7 +413,11 @@ pub fn admin(data: &[u8]) -> Vec<u8> {
     }
     NODE.with(|node| {
         let mut answers = Vec::new();
-        within_io(admin::converse(tokio::io::join(data, &mut answers), &node.inner.shared, true));
+        within_io(admin::converse(
+            tokio::io::join(data, &mut answers),
+            &node.inner.shared,
+            [127, 0, 0, 1].into(),
+        ));
         answers
     })
 }

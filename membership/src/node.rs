@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
@@ -410,9 +410,10 @@ pub(crate) enum Command {
         group: GroupName,
         standing: Standing,
     },
-    /// An operator gives up this lineage, as it is written, for a new one. Answered with that.
+    /// An operator, who asks from this address, gives up this lineage, as it is written, for a new one. Answered with that.
     ForceNew {
         lineage: String,
+        from: IpAddr,
         done: oneshot::Sender<Result<Lineage, String>>,
     },
     Observe {

@@ -313,6 +313,7 @@ impl Ctx {
     /// This incarnation is older than anything that its predecessor may have supported.
     pub(crate) fn is_ripe(&self) -> bool {
         self.now - self.started >= self.config.terms.drift.stretched(self.granter_lease())
+            || self.planted(crate::plant::Plant::UnripeSlots)
     }
 
     pub(crate) fn push(&mut self, output: Output) {

@@ -210,6 +210,9 @@ impl Member {
             let patience = if other.supersedes_ours { ctx.lease() } else { ctx.config.give_up };
             return (unleased >= patience).then_some(End::Dissolved { into: *into });
         }
+        if ctx.planted(Plant::ForceByItself) && blocked >= ctx.config.give_up {
+            return self.force_new(ctx).ok().map(End::Forced);
+        }
         match ctx.config.bootstrap {
             Bootstrap::AloneAfter(d) if blocked >= d.max(ctx.lease()) => {
                 Some(End::StartOver { why: "its cluster is blocked and no other is in reach" })

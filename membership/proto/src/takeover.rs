@@ -112,7 +112,8 @@ impl Member {
     /// Who was stopped hears first what was said meanwhile, and takes nobody for lost until then; but one whose loop is late
     /// again and again waits for no more than a lease.
     fn after_listening(&self, ctx: &Ctx, lost_at: Instant) -> Instant {
-        let listened = self.stall_end.map_or(Instant::ZERO, |end| end.after(ctx.config.heartbeat * 3));
+        let stall_end = self.stall_end.filter(|_| !ctx.planted(Plant::CandidateFromSleep));
+        let listened = stall_end.map_or(Instant::ZERO, |end| end.after(ctx.config.heartbeat * 3));
         lost_at.max(listened.min(lost_at.after(ctx.lease())))
     }
 

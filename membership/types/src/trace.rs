@@ -321,6 +321,10 @@ pub enum Event {
     },
     /// P learns that it was removed.
     Evicted { p: Process, vid: u64 },
+    /// P takes the order `op` of somebody at the IP address `who`.
+    Admin { p: Process, op: String, who: String },
+    /// P met Q, which proved by its certificate to be the node of this name.
+    Auth { p: Process, q: Process, name: String },
     /// An operator gives up the lineage `from` of P for the new one `lin`.
     Force { p: Process, from: Lin, lin: Lin },
     /// P suspects Q.

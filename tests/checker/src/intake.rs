@@ -106,6 +106,8 @@ impl Intake {
             Event::Install { p, .. } => ("Install", speaks_for(src, *p)),
             Event::Watch { p, .. } => ("Watch", speaks_for(src, *p)),
             Event::Evicted { p, .. } => ("Evicted", speaks_for(src, *p)),
+            Event::Admin { p, .. } => ("Admin", speaks_for(src, *p)),
+            Event::Auth { p, .. } => ("Auth", speaks_for(src, *p)),
             Event::Force { p, .. } => ("Force", speaks_for(src, *p)),
             Event::Suspect { p, .. } => ("Suspect", speaks_for(src, *p)),
             Event::Unsuspect { p, .. } => ("Unsuspect", speaks_for(src, *p)),

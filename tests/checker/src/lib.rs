@@ -27,7 +27,7 @@
 //! comes out; `read.rs` reads files. Views: `views.rs` (GM1, GM2, GM4), `chain.rs` (GM5, GM7, GM8), `quorum.rs` (GM6, GM6a),
 //! `floors.rs` (GM2n), `reasons.rs` (GM9, LV7). Messages: `multicast.rs` (VS1 to VS14, LV2, LV4). Leaders: `title.rs` (GM3, LD1),
 //! `reigns.rs` (LD2, GM11), `fences.rs` (LD3, LD5), `zombie.rs` (LD4), `silence.rs` (GM12). After faults: `calm.rs` (LV1, LV3, LV5,
-//! LV9), `accuracy.rs` (LV6), `apart.rs` (LV8). `terms.rs` is what the run promises.
+//! LV9), `accuracy.rs` (LV6), `apart.rs` (LV8). Who may do what: `orders.rs` (SE3), `names.rs` (SE5). `terms.rs` is what the run promises.
 #![forbid(unsafe_code)]
 
 mod accuracy;
@@ -39,6 +39,8 @@ mod fences;
 mod floors;
 mod intake;
 mod multicast;
+mod names;
+mod orders;
 mod quorum;
 mod read;
 mod reasons;
@@ -64,6 +66,8 @@ use fences::{Answers, Claim, Fences};
 use floors::Floors;
 use intake::Intake;
 use multicast::{Entry, Multicasts};
+use names::Names;
+use orders::Orders;
 use quorum::{Core, Quorum};
 use reasons::Reasons;
 use reigns::{Close, Reigns, Title};
@@ -98,6 +102,8 @@ pub struct Checker {
     accuracy: Accuracy,
     reasons: Reasons,
     multicasts: Multicasts,
+    orders: Orders,
+    names: Names,
     last: Option<At>,
     /// The latest two instants at which each process wrote records.
     heard: Map<Process, [u64; 2]>,
@@ -122,6 +128,7 @@ impl Checker {
         }
         self.last = Some(at);
         if let Source::Process(p) = src {
+            self.names.hear(*p);
             let heard = self.heard.entry(*p).or_default();
             if heard[1] < at.t {
                 *heard = [heard[1], at.t];
@@ -285,6 +292,7 @@ impl Checker {
                 }
                 self.floors.installed(&mut self.book, &told);
                 if group == Grp::CLUSTER {
+                    self.names.installed(&mut self.book, p, members, at);
                     self.reasons.view(&mut self.book, self.terms.as_ref(), lin, vid, at);
                     if let Some(idx) = idx {
                         self.quorum.installed(&mut self.book, lin, idx, vid, p, at);
@@ -337,7 +345,10 @@ impl Checker {
                 self.reasons.suspect(*p, *q);
             }
             Event::Unsuspect { p, q } => self.reasons.unsuspect(*p, *q),
-            Event::Force { lin, .. } => {
+            Event::Admin { p, op, who } => self.orders.taken(&mut self.book, *p, op, who, at),
+            Event::Auth { p, q, name } => self.names.met(&mut self.book, *p, *q, name, at),
+            Event::Force { p, lin, .. } => {
+                self.orders.forced(&mut self.book, *p, at);
                 let new = self.book.names.lin(lin);
                 self.views.forced.insert(new);
                 self.reigns.forced.insert(new);

@@ -22,7 +22,7 @@ fn the_unchanged_life_is_good() {
     let idle: Vec<Predicate> = idle.into_iter().filter(|p| !of_multicast(p)).collect();
     assert_eq!(
         idle,
-        [Predicate::GM2n, Predicate::GM11, Predicate::LV6, Predicate::LV8, Predicate::LV9],
+        [Predicate::GM2n, Predicate::GM11, Predicate::LV6, Predicate::LV8, Predicate::LV9, Predicate::SE3],
         "{report}"
     );
 }
@@ -151,6 +151,16 @@ fn relabelled(record: &Record, before: &[Record], after: &[Record]) -> Vec<(&'st
             let mut fewer = members;
             fewer.pop();
             mutants.push(("GM6: another core", Event::Core { lin, idx, members: fewer, warrant }));
+        }
+        Event::Auth { p, q, name } => {
+            let met = |q, name: &str| Event::Auth { p, q, name: name.into() };
+            // The first one is met twice.
+            if q.0 == A.0 {
+                mutants.push(("SE5: another name", met(q, "x")));
+            }
+            if q != A {
+                mutants.push(("SE5: another one", met(Process(q.0, 77), &name)));
+            }
         }
         Event::Leave { g, .. } => mutants.push(("GM8: another one leaves", Event::Leave { p: C, g })),
         Event::Gst { core, .. } => {

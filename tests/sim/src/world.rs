@@ -533,6 +533,8 @@ impl World {
         };
         let blocked: Vec<usize> = self.up().into_iter().filter(blocked).collect();
         if let Some(p) = self.rng.pick(&blocked).copied() {
+            let (id, op, who) = (self.processes[p].id, "force-new".into(), "127.0.0.1".into());
+            self.record(Source::Process(id.into()), Event::Admin { p: id.into(), op, who });
             self.step(p, Incoming::Cluster(Input::ForceNew));
         }
     }

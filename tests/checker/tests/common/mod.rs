@@ -80,6 +80,11 @@ impl Story {
         self.process(p, Event::Install { p, g, lin, vid, members, prev, trans: Vec::new(), idx, snap })
     }
 
+    /// P meets Q, which proves to be the node of this name.
+    pub fn meets(self, p: Process, q: Process, name: &str) -> Self {
+        self.process(p, Event::Auth { p, q, name: name.into() })
+    }
+
     /// The two accept an entry under the ballot of the first of them.
     pub fn decide(self, idx: u64, round: u64, by: [Process; 2]) -> Self {
         let accept = |p| Event::Accept {
@@ -161,6 +166,10 @@ pub fn life() -> Vec<Record> {
         .harness(Event::Start { p: A })
         .harness(Event::Start { p: B })
         .harness(Event::Start { p: C })
+        .meets(A, B, "b")
+        .meets(A, C, "c")
+        .meets(B, A, "a")
+        .meets(C, A, "a")
         .core(1, &[A, B, C], &[A, B, C])
         .decide(1, 1, [A, B])
         .view("", 100, 0, Some(1), &[A, B, C])
@@ -194,6 +203,8 @@ pub fn life() -> Vec<Record> {
         .process(A, Event::Evicted { p: A, vid: 103 })
         .harness(Event::Crash { p: A, how: "ended: removed".into() })
         .harness(Event::Start { p: again })
+        .process(again, Event::Join { p: again, g: group(""), lin: None })
+        .meets(B, again, "a")
         .decide(4, 2, [B, C])
         .core(5, &[B, C, again], &[B, C])
         .view("", 105, 103, Some(4), &[B, C, again])
