@@ -24,7 +24,7 @@ pub use backplane;
 pub use membership::{
     self, Bootstrap, Class, Delivered, Deliveries, Event, Events, GroupName, Leadership, Membership, Node,
     NodeBuilder, NodeId, Observer, Rendezvous, Replica, ReplicaBuilder, ReplicatedState, Standing, Token,
-    View, ViewId, Views, What,
+    View, ViewId, Views, What, Witness,
 };
 pub use pubsub;
 pub use router;

@@ -127,6 +127,17 @@ fn a_seed_replays_byte_for_byte_and_its_trace_passes() {
 }
 
 #[test]
+fn seeds_amount_to_the_same_however_many_run_at_a_time() {
+    let summary = |jobs: &str| {
+        let output = run(&["sim", "--seed", "3", "--seeds", "5", "--jobs", jobs, "--json"]);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        stdout(&output)
+    };
+    assert_eq!(summary("1"), summary("3"));
+    refused(&["sim", "--jobs", "0"], 2, &["--jobs"]);
+}
+
+#[test]
 fn output_that_cannot_be_written_is_a_failure() {
     let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").expect("Linux has it");
     let dir = Dir::new();

@@ -7,20 +7,22 @@ use std::{
 };
 
 mod common;
-use common::{Proc, free_port, run, stderr, stdout};
+use common::{Dir, Proc, free_port, run, stderr, stdout};
 use serde_json::Value;
 
 struct Nodes {
     list: String,
     ports: Vec<u16>,
     procs: Vec<Proc>,
+    dir: Dir,
 }
 
 impl Nodes {
     fn start(n: usize) -> Self {
         let ports: Vec<u16> = (0..n).map(|_| free_port()).collect();
         let list: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
-        let mut nodes = Self { list: format!("static:{}", list.join(",")), ports, procs: Vec::new() };
+        let mut nodes =
+            Self { list: format!("static:{}", list.join(",")), ports, procs: Vec::new(), dir: Dir::new() };
         nodes.procs = (0..n).map(|i| nodes.node(i)).collect();
         nodes.procs.iter_mut().for_each(|p| drop(p.until_members(n)));
         nodes
@@ -28,8 +30,14 @@ impl Nodes {
 
     fn node(&self, i: usize) -> Proc {
         let (listen, how) = (format!("127.0.0.1:{}", self.ports[i]), format!("expect={}", self.ports.len()));
+        let trace = self.trace(i);
         let more = ["--listen", &listen, "--bootstrap", &how, "--lease", "400ms", "--admin", "127.0.0.1:0"];
+        let more = [&more[..], &["--trace", &trace]].concat();
         Proc::join("g", &format!("n{i}"), &self.list, &more)
+    }
+
+    fn trace(&self, i: usize) -> String {
+        self.dir.file(&format!("n{i}.jsonl"))
     }
 
     /// Under what it led first, or will.
@@ -107,6 +115,11 @@ fn survivors_of_a_lost_core_go_on_above_the_old_tokens_and_who_comes_back_joins_
         "the reign of the new lineage goes on: {:#?}",
         &seen[since..]
     );
+    nodes.procs[from].signal("TERM");
+    nodes.procs[from].end();
+    let judged = stdout(&run(&["check", &nodes.trace(from)]));
+    let orders = judged.lines().find(|line| line.starts_with("SE3")).expect("a verdict");
+    assert!(orders.contains("pass"), "{judged}");
 }
 
 /// The operator was wrong: those who were missing were only stopped, and are a majority.

@@ -37,6 +37,7 @@ use crate::{
     rendezvous::{MAX_BODY, Question, REGISTRY_PATH},
     replica::Standing,
     status::{GroupStatus, Status},
+    witness,
 };
 
 /// How many connections are served at once; the next ones wait in the listen queue.
@@ -162,8 +163,8 @@ async fn accept(listener: TcpListener, shared: &Arc<Shared>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let (stream, near) = match listener.accept().await {
-            Ok((stream, from)) => (stream, from.ip().is_loopback()),
+        let (stream, from) = match listener.accept().await {
+            Ok((stream, from)) => (stream, from.ip()),
             Err(error) => {
                 // Most often too many open files: waiting is all that helps.
                 tracing::warn!(%error, "the admin API cannot accept a connection");
@@ -173,15 +174,15 @@ async fn accept(listener: TcpListener, shared: &Arc<Shared>) {
         };
         let shared = Arc::clone(shared);
         tokio::spawn(async move {
-            converse(stream, &shared, near).await;
+            converse(stream, &shared, from).await;
             drop(place);
         });
     }
 }
 
-/// Answers what comes on one connection.
-pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(stream: S, shared: &Shared, near: bool) {
-    let service = service_fn(|request| answer(request, shared, near));
+/// Answers what comes on one connection, from this address.
+pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(stream: S, shared: &Shared, from: IpAddr) {
+    let service = service_fn(|request| answer(request, shared, from));
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(PATIENCE).max_buf_size(HEAD);
     let connection = http.serve_connection(TokioIo::new(stream), service);
@@ -192,14 +193,17 @@ pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(stream: S, share
 async fn answer(
     request: Request<Incoming>,
     shared: &Shared,
-    near: bool,
+    from: IpAddr,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let path = request.uri().path().to_owned();
     if path == FORCE_PATH {
-        return Ok(respond(force_new(request, shared, near).await));
+        return Ok(respond(force_new(request, shared, from).await));
     }
     let below = path.strip_prefix(REGISTRY_PATH).filter(|rest| rest.is_empty() || rest.starts_with('/'));
     if let Some(below) = below {
+        if let Some((cluster, below)) = below.trim_matches('/').split_once("/witness/") {
+            return Ok(respond(as_witness(request, cluster, below, shared).await));
+        }
         return Ok(registry(request, below, shared).await);
     }
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
@@ -225,7 +229,7 @@ async fn answer(
 /// An operator gives up the lineage. Nothing authenticates who asks, so it must be somebody on this host, and no page in
 /// somebody's browser: such a request names its origin or where it was made, cannot have this header without being allowed
 /// to first, and, where a name was made to point here, has that name in `host`.
-async fn force_new(request: Request<Incoming>, shared: &Shared, near: bool) -> AdminResponse {
+async fn force_new(request: Request<Incoming>, shared: &Shared, from: IpAddr) -> AdminResponse {
     let headers = request.headers();
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let by_address = header("host").is_some_and(|host| {
@@ -236,7 +240,7 @@ async fn force_new(request: Request<Incoming>, shared: &Shared, near: bool) -> A
     if request.method() != Method::POST {
         return AdminResponse::error(405, "only POST is allowed here: use `phalanx force-new --from ADDR`");
     }
-    if !near {
+    if !from.is_loopback() {
         return AdminResponse::error(
             403,
             "only a process on the node's own host may force: run `phalanx force-new` there",
@@ -261,7 +265,7 @@ async fn force_new(request: Request<Incoming>, shared: &Shared, near: bool) -> A
         return AdminResponse::error(503, "the node has stopped, or has not begun");
     };
     let (done, outcome) = oneshot::channel();
-    let sent = timeout(PATIENCE, commands.send(Command::ForceNew { lineage, done })).await;
+    let sent = timeout(PATIENCE, commands.send(Command::ForceNew { lineage, from, done })).await;
     drop(commands);
     if !matches!(sent, Ok(Ok(()))) {
         return AdminResponse::error(503, "the node has stopped, or does not take commands");
@@ -300,6 +304,33 @@ async fn registry(request: Request<Incoming>, path: &str, shared: &Shared) -> Re
         response.headers_mut().insert(ETAG, etag);
     }
     response
+}
+
+/// What this node keeps for clusters whose witness it is.
+async fn as_witness(
+    request: Request<Incoming>,
+    cluster: &str,
+    below: &str,
+    shared: &Shared,
+) -> AdminResponse {
+    let Some(stores) = &shared.stores else {
+        return AdminResponse::error(
+            501,
+            "this agent keeps nothing over a restart, so it is no witness: start it with --data-dir",
+        );
+    };
+    let AdminRequest { method, body, .. } = match read(request).await {
+        Ok(request) => request,
+        Err(refusal) => return refusal,
+    };
+    let question = match witness::question(&method, below, &body) {
+        Ok(question) => question,
+        Err((status, why)) => return AdminResponse::error(status, why),
+    };
+    match stores.answer(cluster, question).await {
+        Ok(answer) => AdminResponse::json(200, &witness::written(&answer)),
+        Err((status, why)) => AdminResponse::error(status, why),
+    }
 }
 
 async fn read(request: Request<Incoming>) -> Result<AdminRequest, AdminResponse> {
@@ -386,6 +417,7 @@ fn status_json(shared: &Shared, status: &Status) -> Value {
         "nodes": view.map(|v| v.members.len()),
         "coordinator": status.coordinator.map(|c| name_of(status, c)),
         "versions": { "min": Versions::OURS.min, "max": Versions::OURS.max },
+        "witness": shared.witness_at.as_ref().map(|at| witness_json(shared, status, &at.to_string())),
         "level": { "agreed": status.level, "understood": LEVEL },
         "links": { "sealed": by.is_some(), "by": by },
         "core": status.core.iter().map(|id| name_of(status, *id)).collect::<Vec<_>>(),
@@ -394,6 +426,19 @@ fn status_json(shared: &Shared, status: &Status) -> Value {
         "groups": status.groups.keys().map(|g| g.as_str()).collect::<Vec<_>>(),
         "states": status.groups.iter().filter_map(|(name, g)| Some((name.to_string(), state_json(g.state.as_ref()?)))).collect::<serde_json::Map<_, _>>(),
         "leading": status.groups.iter().filter(|(_, g)| g.leading.is_some()).map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
+    })
+}
+
+/// The witness: what it calls its memory, what the core in force was made with, and whether it answered when it was last asked.
+fn witness_json(shared: &Shared, status: &Status, at: &str) -> Value {
+    let standing = lock(&shared.witness).clone();
+    json!({
+        "at": at,
+        "epoch": standing.epoch.map(|epoch| epoch.to_string()),
+        "epoch_of_core": status.epoch.map(|epoch| epoch.to_string()),
+        "answers": standing.answered_ns.is_some() && standing.problem.is_none(),
+        "answered_ns": standing.answered_ns,
+        "problem": standing.problem,
     })
 }
 

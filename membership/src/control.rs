@@ -12,7 +12,7 @@ mod groups;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, SocketAddr, TcpListener},
     sync::Arc,
     thread,
     time::Duration,
@@ -50,12 +50,15 @@ use crate::{
     status::Status,
     trace::Tracer,
     transport::{self, Arrived, Transport},
+    witness::{Asker, Witness},
 };
 
 /// How many arrivals wait for the machine; then connections are read no further.
 const ARRIVALS: usize = 1024;
 /// How many of them are handled before timers and commands get a turn.
 const TURN: usize = 64;
+/// A queue of inputs that had to be longer than this is not kept once it is empty.
+const INPUTS_KEPT: usize = 256;
 /// What is left of connections when the node stops has this long to be written.
 const FAREWELL: Duration = Duration::from_millis(300);
 const SECOND: Duration = Duration::from_secs(1);
@@ -74,6 +77,7 @@ pub(crate) struct Setup {
     pub(crate) door: Option<Door>,
     pub(crate) tracer: Option<Tracer>,
     pub(crate) data_dir: Option<DataDir>,
+    pub(crate) witness: Option<Witness>,
     pub(crate) bulk: Bulk,
     pub(crate) rejoin: bool,
     /// Does a panic end the lease?
@@ -144,6 +148,7 @@ struct Driver {
     steering: Steering,
     tracer: Option<Tracer>,
     disk: Option<Disk>,
+    witness: Option<Asker>,
     /// An operator waits for a new lineage.
     forcing: Option<oneshot::Sender<Result<Lineage, String>>>,
     rejoin: bool,
@@ -161,7 +166,8 @@ struct Driver {
     names: BTreeMap<NodeId, Arc<str>>,
     view: Option<Arc<ClusterView>>,
     blocked: Option<String>,
-    groups: BTreeMap<GroupName, Slot>,
+    /// Boxed: half of what a tree holds is room for more.
+    groups: BTreeMap<GroupName, Box<Slot>>,
     /// Groups that this node stepped out of, to come back.
     away: BTreeSet<GroupName>,
     /// The addresses that rendezvous gave last, and whether every provider has answered.
@@ -177,7 +183,7 @@ struct Driver {
     /// Who gave the last lease, and when.
     leased: Option<(NodeId, Instant)>,
     /// The node's own current state, as events.
-    own_state: Vec<Event>,
+    own_state: Vec<Arc<Event>>,
     /// What is to go into the machine once its outputs are carried out.
     inputs: VecDeque<Input>,
     end: Option<End>,
@@ -209,6 +215,7 @@ impl Driver {
             door,
             tracer,
             data_dir,
+            witness,
             bulk,
             rejoin,
             guard,
@@ -236,6 +243,7 @@ impl Driver {
         let lease_of = config.terms.lease;
         let transport =
             Transport::new(me, wallet, lease_of, arrived.clone(), neighbours, bulk.clone(), counts.clone());
+        transport.set_tracer(tracer.clone());
         transport.accept(listener);
         let disk = data_dir.map(|dir| {
             let arrived = arrived.clone();
@@ -243,6 +251,13 @@ impl Driver {
             dir.run(move |floor| drop(arrived.blocking_send(Arrived::IsSetAside(floor))))
         });
         let disk = disk.transpose()?;
+        let asker = |at: &Witness| {
+            let (standing, arrived) = (Arc::clone(&shared.witness), arrived.clone());
+            // As above.
+            let told = move |answer| drop(arrived.blocking_send(Arrived::Witness(answer)));
+            Asker::start(at, &shared.cluster, standing, counts.clone(), told)
+        };
+        let witness = witness.as_ref().map(asker).transpose()?;
         let steering = finder.run(config.me.id, arrived);
         let mut machine =
             Cluster::new(config.clone(), clock::now(), Rng::seeded(rng.next_u64()), ViewId::NONE);
@@ -262,6 +277,7 @@ impl Driver {
             steering,
             tracer,
             disk,
+            witness,
             forcing: None,
             rejoin,
             guard,
@@ -310,6 +326,7 @@ impl Driver {
                 core: Some(u64::from(self.config.terms.core_size)),
                 // Whether all founders have data directories, only a harness can tell.
                 durable: false,
+                witness: self.config.terms.witness,
                 bounds: BTreeMap::new(),
             }));
         }
@@ -435,6 +452,7 @@ impl Driver {
                 self.input(Input::ProvedDead { node, how });
             }
             Arrived::IsSetAside(floor) => self.input(Input::IsSetAside(floor)),
+            Arrived::Witness(answer) => self.input(Input::Witness(answer)),
             Arrived::Addresses { addresses, complete } => {
                 self.addresses = (addresses.clone(), complete);
                 self.input(Input::Rendezvous { addresses, complete });
@@ -454,7 +472,7 @@ impl Driver {
             Command::StepDown { group, done } => self.step_down(group, done),
             Command::Observe { group, handle } => self.observe(group, handle),
             Command::State { group, standing } => self.tell_state(&group, standing),
-            Command::ForceNew { lineage, done } => self.force_new(&lineage, done),
+            Command::ForceNew { lineage, from, done } => self.force_new(&lineage, from, done),
         }
         self.pump();
     }
@@ -483,7 +501,7 @@ impl Driver {
     }
 
     /// An operator gives up the lineage that this node is in, if it is still the one that was meant.
-    fn force_new(&mut self, lineage: &str, done: oneshot::Sender<Result<Lineage, String>>) {
+    fn force_new(&mut self, lineage: &str, from: IpAddr, done: oneshot::Sender<Result<Lineage, String>>) {
         let present = self.machine.lineage().map(|lineage| lineage.to_string());
         let refusal = match &present {
             _ if self.stopping.is_some() => Some("this node is about to leave".to_owned()),
@@ -498,6 +516,8 @@ impl Driver {
             let _gone = done.send(Err(why));
             return;
         }
+        let (op, who) = ("force-new".to_owned(), from.to_string());
+        self.trace(TraceEvent::Admin { p: self.config.me.id.into(), op, who });
         self.forcing = Some(done);
         self.inputs.push_back(Input::ForceNew);
     }
@@ -539,6 +559,9 @@ impl Driver {
             }
             let Some(input) = self.inputs.pop_front() else { break };
             self.machine.handle(clock::now(), input);
+        }
+        if self.inputs.capacity() > INPUTS_KEPT {
+            self.inputs = VecDeque::new();
         }
         self.refresh_status();
     }
@@ -590,6 +613,11 @@ impl Driver {
             Output::SetAside(floor) => {
                 if let Some(disk) = &self.disk {
                     disk.set_aside(floor);
+                }
+            }
+            Output::AskWitness(question) => {
+                if let Some(witness) = &self.witness {
+                    witness.ask(question);
                 }
             }
             Output::Trace(event) => self.trace(event),
@@ -683,24 +711,24 @@ impl Driver {
     /// Tells something about the node itself.
     fn say(&mut self, what: What) {
         self.notice_lapse();
-        let event = self.event(None, what);
+        let event = Arc::new(self.event(None, what));
         match &event.what {
-            What::Started { .. } => self.own_state = vec![event.clone()],
+            What::Started { .. } => self.own_state = vec![Arc::clone(&event)],
             What::ClusterView(_) | What::Refused { .. } => {
                 self.own_state.retain(|e| !matches!(e.what, What::ClusterView(_) | What::Refused { .. }));
-                self.own_state.push(event.clone());
+                self.own_state.push(Arc::clone(&event));
             }
             What::Blocked { .. } | What::Unblocked => {
                 self.own_state.retain(|e| !matches!(e.what, What::Blocked { .. }));
                 if self.blocked.is_some() {
-                    self.own_state.push(event.clone());
+                    self.own_state.push(Arc::clone(&event));
                 }
             }
             _ => {}
         }
         self.changed = true;
         self.refresh_status();
-        let said = Said { event, state: self.own_state.clone(), lead: None, last_end: None };
+        let said = Said { event, state: self.own_state.as_slice().into(), lead: None, last_end: None };
         self.bus.publish(Topic::Node, Arc::new(said));
     }
 
@@ -710,8 +738,9 @@ impl Driver {
         let (phase, coordinator, core) =
             (self.machine.phase_name(), self.machine.coordinator(), self.machine.core());
         let level = self.machine.level();
+        let agreed = self.machine.committed().and_then(|state| state.warrant).map(|w| w.epoch);
         let same = now.phase == phase && now.coordinator == coordinator && now.core == core;
-        if !self.changed && same && now.level == level {
+        if !self.changed && same && now.level == level && now.epoch == agreed {
             return;
         }
         self.changed = false;
@@ -723,6 +752,7 @@ impl Driver {
             core: core.to_vec(),
             coordinator,
             level,
+            epoch: agreed,
             blocked: self.blocked.clone(),
             lease_until_ns: self.lease_until.as_nanos(),
             groups: Arc::default(),

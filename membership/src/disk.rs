@@ -5,6 +5,7 @@
 //! | `lock` | locked by the one process that uses the directory; says which, for people |
 //! | `floor` | view ids up to here may have been given: see `membership_proto::Floor` |
 //! | `state` | a directory of its own: what the inventory keeps (`replica/store.rs`) |
+//! | `witness` | what this node recorded as a witness for others: see `witness.rs` |
 //!
 //! A file is replaced by writing another one, syncing it, renaming it, and syncing the directory: a reader finds the old
 //! one or the new one, whole. What cannot be read is never overwritten: it is for people to decide what it is worth.
@@ -34,7 +35,9 @@ const AGAIN: Duration = Duration::from_secs(1);
 const LONGEST: u64 = 4096;
 const LOCK: &str = "lock";
 const FLOOR: &str = "floor";
-const OURS: [&str; 4] = [LOCK, FLOOR, "floor.new", "state"];
+const OURS: [&str; 5] = [LOCK, FLOOR, "floor.new", "state", WITNESS];
+/// Below it the node is a witness for others.
+pub(crate) const WITNESS: &str = "witness";
 const FIRST_LINE: &str = "phalanx floor 1";
 
 /// A data directory that this process alone uses.
@@ -289,7 +292,7 @@ fn hex(text: &str) -> Result<u64, &'static str> {
     u64::from_str_radix(text, 16).map_err(|_| "a number is none")
 }
 
-fn checksum(bytes: &[u8]) -> String {
+pub(crate) fn checksum(bytes: &[u8]) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
     data_encoding::HEXLOWER.encode(&digest.as_ref()[..16])
 }

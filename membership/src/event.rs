@@ -170,13 +170,13 @@ pub(crate) enum Topic {
 /// What the bus carries: an event, and the topic's state after it.
 #[derive(Debug)]
 pub(crate) struct Said {
-    pub(crate) event: Event,
+    pub(crate) event: Arc<Event>,
     /// The events that make up the topic's state, in order: what a late subscriber is told.
-    pub(crate) state: Vec<Event>,
+    pub(crate) state: Box<[Arc<Event>]>,
     /// How the node leads the group, if it does.
     pub(crate) lead: Option<Lead>,
     /// The last `NotLeading` of the group.
-    pub(crate) last_end: Option<Event>,
+    pub(crate) last_end: Option<Arc<Event>>,
 }
 
 /// A reign of this node.
@@ -257,7 +257,7 @@ impl Events {
 
     fn take(&mut self, delivery: Delivery<Topic, Arc<Said>>) {
         match delivery {
-            Delivery::Change { event: said, .. } => self.give(said.event.clone()),
+            Delivery::Change { event: said, .. } => self.give(Event::clone(&said.event)),
             Delivery::Current { topic, event: said } => {
                 // After a gap: a reign that ended unseen is ended first.
                 if let Topic::Group(group) = topic
@@ -265,13 +265,13 @@ impl Events {
                     && said.lead.as_ref().map(|lead| lead.token) != Some(token)
                     && let Some(end) = said.last_end.clone()
                 {
-                    self.give(end);
+                    self.give(Event::clone(&end));
                 }
                 for event in &said.state {
                     let known = matches!((&event.what, &event.group), (What::Leading { token, .. }, Some(group))
                         if self.leading.get(group) == Some(token));
                     if !known {
-                        self.give(event.clone());
+                        self.give(Event::clone(event));
                     }
                 }
             }
@@ -379,6 +379,8 @@ mod tests {
             Lead { cell: Arc::new(LeaderCell::new(lease)), token: token(), lineage: Lineage::new(1, 1) }
         });
         let topic = event.group.clone().map_or(Topic::Node, Topic::Group);
+        let (event, last_end) = (Arc::new(event), last_end.map(Arc::new));
+        let state = state.into_iter().map(Arc::new).collect();
         bus.publish(topic, Arc::new(Said { event, state, lead, last_end }));
     }
 

@@ -29,6 +29,7 @@ use crate::{
     secret::{Credentials, Secret},
     session::{Agreeing, CORRUPT, PROOF, REKEY, Scratch, Session},
     wire::{self, Frame, FrameRef, Frames, MAX_FRAME, MAX_GREETING},
+    witness,
 };
 
 pub use forge::{Forged, forge};
@@ -374,6 +375,33 @@ pub fn registry(data: &[u8]) {
     }
 }
 
+/// What a witness is asked (`METHOD PATH`, and a body after the line), what it answers, and what is in its files: the same when it
+/// is written and read again.
+pub fn witness(data: &[u8]) {
+    if let Ok(half) = witness::line_of(data).map(witness::half_of) {
+        assert!(half.is_err() || half.is_ok_and(|half| (1..=8).contains(&half.len())));
+    }
+    let begin = data.iter().position(|b| *b == b'\n').unwrap_or(data.len());
+    let body = data.get(begin + 1..).unwrap_or_default();
+    let Ok(Some((method, path))) = std::str::from_utf8(&data[..begin]).map(|line| line.split_once(' '))
+    else {
+        return;
+    };
+    match witness::question(method, path, body) {
+        Err((status, why)) => {
+            assert!([400, 404, 405].contains(&status) && !why.chars().any(char::is_control))
+        }
+        Ok(question) => {
+            let again = format!("{}/{}", question.lineage, question.core.get());
+            assert_eq!(witness::question(method, &again, body).as_ref(), Ok(&question));
+            if let Some(answer) = witness::read_answer(&question, body) {
+                let written = witness::written(&answer).to_string();
+                assert_eq!(witness::read_answer(&question, written.as_bytes()), Some(answer));
+            }
+        }
+    }
+}
+
 /// What comes in on a connection with the admin API of a node that runs. Gives what it answers.
 pub fn admin(data: &[u8]) -> Vec<u8> {
     thread_local! {
@@ -385,7 +413,11 @@ pub fn admin(data: &[u8]) -> Vec<u8> {
     }
     NODE.with(|node| {
         let mut answers = Vec::new();
-        within_io(admin::converse(tokio::io::join(data, &mut answers), &node.inner.shared, true));
+        within_io(admin::converse(
+            tokio::io::join(data, &mut answers),
+            &node.inner.shared,
+            [127, 0, 0, 1].into(),
+        ));
         answers
     })
 }

@@ -309,7 +309,7 @@ impl Leadership {
             }
             _ => None,
         };
-        ended(&said.event).or_else(|| said.last_end.as_ref().and_then(ended))
+        ended(&said.event).or_else(|| said.last_end.as_deref().and_then(ended))
     }
 }
 

@@ -42,6 +42,7 @@
 //! | `death.rs` | processes on one host: showing it, and proof of death |
 //! | `rendezvous.rs` | how a starting process finds the cluster: one file for each provider, `finder.rs` runs them |
 //! | `rendezvous/registrar.rs` | the registry that a node keeps for others on its admin API |
+//! | `witness.rs` | who says which half of a core may go on: shared storage, or what a node keeps for others |
 //! | `admin.rs`, `metrics.rs`, `trace.rs` | what operators and checkers read |
 //! | `panic.rs`, `watchdog.rs` | a panic ends the lease first; an application that stands still |
 //! | `fuzz.rs` | the parsers, for those who throw nonsense at them (feature `fuzz`) |
@@ -78,6 +79,7 @@ mod trace;
 mod transport;
 mod watchdog;
 mod wire;
+mod witness;
 
 pub use admin::{AdminRequest, AdminResponse, Extensions};
 pub use bytes::Bytes;
@@ -87,7 +89,7 @@ pub use error::{GroupError, JoinError, NotMember, StartError};
 pub use event::{Event, Events, Member, View, Views, What};
 pub use group::{Leadership, Lost, Membership, Observer};
 pub use membership_multicast::Class;
-pub use membership_proto::{Bootstrap, ClusterView, ConfigError, NodeInfo, WhyNot};
+pub use membership_proto::{Bootstrap, ClusterView, ConfigError, NodeInfo, WhyNot, witness::Epoch};
 pub use membership_sync::Deadline;
 pub use membership_types::{GroupName, InvalidGroupName, Lineage, NodeId, Rank, Token, ViewId};
 pub use node::{Node, NodeBuilder};
@@ -97,3 +99,4 @@ pub use replica::{ProposeError, Replica, ReplicaBuilder, ReplicaError, Replicate
 pub use secret::{Secret, SecretError};
 pub use status::{GroupStatus, Status};
 pub use watchdog::Watchdog;
+pub use witness::Witness;

@@ -180,6 +180,9 @@ counts! {
     proofs_by_exiting: Counter = "phalanx_death_proofs_by_exiting", "Deaths proved by all threads exiting, before the memory of the dead was freed";
     proofs_by_pidfd: Counter = "phalanx_death_proofs_by_pidfd", "Deaths proved by the kernel's handle of the process, once its memory was freed";
     wakes_in_vain: Counter = "phalanx_death_wakes_in_vain", "Life lines that were cut though not all threads of the process were seen exiting";
+    witness_answers: Counter = "phalanx_witness_answers", "Answers of the witness";
+    witness_failures: Counter = "phalanx_witness_failures", "Times that the witness did not answer";
+    witness_reached: Gauge = "phalanx_witness_reached", "1 if the witness answered when it was last asked";
     trace_lost: Counter = "phalanx_trace_records_lost", "Trace records lost because the file was too slow";
 }
 

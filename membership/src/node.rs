@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
@@ -33,6 +33,7 @@ use crate::{
     status::{GroupStatus, Status},
     tls::TlsFiles,
     watchdog::{Pats, Watchdog},
+    witness::{Reached, Stores, Witness},
 };
 
 /// How many changes a reader of events may be behind before it gets a gap.
@@ -61,6 +62,7 @@ pub struct NodeBuilder {
     pub(crate) admin: Option<SocketAddr>,
     pub(crate) trace: Option<PathBuf>,
     pub(crate) data_dir: Option<PathBuf>,
+    pub(crate) witness: Option<Witness>,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) rejoin: bool,
     pub(crate) panic_hook: bool,
@@ -90,6 +92,7 @@ impl Default for NodeBuilder {
             admin: None,
             trace: None,
             data_dir: None,
+            witness: None,
             labels: BTreeMap::new(),
             rejoin: true,
             panic_hook: true,
@@ -244,6 +247,13 @@ impl NodeBuilder {
         self
     }
 
+    /// Who says which half of the core may go on where it splits into two; the same at all nodes of a cluster, from its
+    /// founding on. Without one it is the half with the core's senior, so of two nodes always the elder.
+    pub fn witness(mut self, witness: Witness) -> Self {
+        self.witness = Some(witness);
+        self
+    }
+
     /// A label of the node; shown in its status. The core is spread over nodes of different `zone`, `rack` (in a zone) and
     /// `power` unit, as far as there are such.
     pub fn label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
@@ -344,6 +354,11 @@ pub(crate) struct Shared {
     pub(crate) advertise: SocketAddr,
     pub(crate) admin: Option<SocketAddr>,
     pub(crate) data_dir: Option<PathBuf>,
+    /// The witness, as it is configured, and how this node found it.
+    pub(crate) witness_at: Option<Witness>,
+    pub(crate) witness: Arc<Mutex<Reached>>,
+    /// What this node keeps as a witness for others, if it has a data directory.
+    pub(crate) stores: Option<Stores>,
     pub(crate) name: Arc<str>,
     pub(crate) join_timeout: Duration,
     pub(crate) labels: BTreeMap<String, String>,
@@ -395,9 +410,10 @@ pub(crate) enum Command {
         group: GroupName,
         standing: Standing,
     },
-    /// An operator gives up this lineage, as it is written, for a new one. Answered with that.
+    /// An operator, who asks from this address, gives up this lineage, as it is written, for a new one. Answered with that.
     ForceNew {
         lineage: String,
+        from: IpAddr,
         done: oneshot::Sender<Result<Lineage, String>>,
     },
     Observe {

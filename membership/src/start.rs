@@ -22,7 +22,7 @@ use crate::{
     clock,
     control::{self, Setup},
     death::Door,
-    disk::DataDir,
+    disk::{self, DataDir},
     error::StartError,
     event::NodeBus,
     metrics::Metrics,
@@ -32,6 +32,7 @@ use crate::{
     status::Status,
     trace::Tracer,
     watchdog::Pats,
+    witness::Stores,
 };
 
 /// How many commands of applications wait for the control thread; then they wait themselves.
@@ -167,6 +168,9 @@ fn share(
         advertise,
         admin,
         data_dir: builder.data_dir.clone(),
+        witness_at: builder.witness.clone(),
+        witness: Arc::default(),
+        stores: builder.data_dir.as_deref().map(|dir| Stores::new(dir.join(disk::WITNESS))),
         name: name.into(),
         join_timeout: builder.join_timeout,
         labels: builder.labels.clone(),
@@ -233,6 +237,7 @@ fn run(
         door,
         tracer,
         data_dir,
+        witness: builder.witness.clone(),
         bulk: shared.bulk.clone(),
         rejoin: builder.rejoin,
         guard: builder.panic_hook,
@@ -311,6 +316,7 @@ fn configuration(builder: &NodeBuilder, me: NodeInfo) -> Result<Config, StartErr
     }
     config.epoch_s = clock::booted_s();
     config.trace = builder.trace.is_some();
+    config.terms.witness = builder.witness.is_some();
     config.raise_after = Some(RAISE_AFTER);
     Ok(config.checked()?)
 }

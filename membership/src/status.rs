@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use membership_proto::ClusterView;
+use membership_proto::{ClusterView, witness::Epoch};
 use membership_types::{GroupName, Lineage, NodeId, Token};
 
 use crate::{event::View, replica::Standing};
@@ -24,6 +24,8 @@ pub struct Status {
     pub coordinator: Option<NodeId>,
     /// The feature level that all members agreed on, if the node keeps the log.
     pub level: Option<u16>,
+    /// The epoch of the witness under which halves of the core are recorded, if the node keeps the log and there is one.
+    pub epoch: Option<Epoch>,
     /// Why it has no lease, while it has none.
     pub blocked: Option<String>,
     /// The end of its lease as of the last renewal, `CLOCK_BOOTTIME` in nanoseconds; 0 without one.
@@ -56,6 +58,7 @@ impl Status {
             core: Vec::new(),
             coordinator: None,
             level: None,
+            epoch: None,
             blocked: None,
             lease_until_ns: 0,
             groups: Arc::default(),

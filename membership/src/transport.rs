@@ -13,8 +13,8 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use membership_proto::{Dest, Floor, Msg};
-use membership_types::NodeId;
+use membership_proto::{Dest, Floor, Msg, witness::Answer};
+use membership_types::{NodeId, trace::Event};
 use prometheus_client::metrics::gauge::Gauge;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
@@ -33,6 +33,7 @@ use crate::{
     metrics::Counts,
     secret::Wallet,
     session::{Corrupt, Scratch, Session},
+    trace::Tracer,
     wire::{self, Frame, FrameRef, Frames, Garbage, MAX_FRAME},
 };
 
@@ -64,6 +65,8 @@ const QUIET: Duration = Duration::from_secs(30);
 pub(crate) enum Arrived {
     /// The data directory has this floor.
     IsSetAside(Floor),
+    /// What the witness said.
+    Witness(Answer),
     /// A message that reached the incarnation `to`.
     Message { to: NodeId, from: NodeId, msg: Msg },
     /// Proof of a death on this host, and what it is.
@@ -93,6 +96,7 @@ struct Net {
     neighbours: Option<Neighbours>,
     /// Takes the connections that are for what groups say.
     bulk: Bulk,
+    tracer: RefCell<Option<Tracer>>,
     counts: Counts,
     complaints: RefCell<HashMap<(&'static str, IpAddr), u64>>,
     /// How long to try to connect, and how long bytes may stay unconfirmed.
@@ -199,6 +203,7 @@ impl Transport {
             arrived,
             neighbours,
             bulk,
+            tracer: RefCell::default(),
             counts,
             complaints: RefCell::default(),
             patience: patience(lease),
@@ -217,6 +222,11 @@ impl Transport {
             }
         });
         Self(net)
+    }
+
+    /// From now on who is met is traced.
+    pub(crate) fn set_tracer(&self, tracer: Option<Tracer>) {
+        *self.0.tracer.borrow_mut() = tracer;
     }
 
     /// Accepts connections for as long as the control thread lives.
@@ -404,7 +414,7 @@ impl Net {
         match timeout(self.patience, attempt).await {
             Ok(Ok((stream, met))) if self.me.borrow().node == me.node => {
                 let Met { hello, session, rest } = met;
-                let link = self.register(&me, hello);
+                let link = self.register(&me, hello, &session);
                 let waiting = {
                     let mut dials = self.dials.borrow_mut();
                     let dial = dials.entry(addr).or_default();
@@ -491,7 +501,7 @@ impl Net {
                 }
             }
             Some(Ok(Ok(Met { hello, session, rest }))) if self.me.borrow().node == me.node => {
-                let link = self.register(&me, hello);
+                let link = self.register(&me, hello, &session);
                 self.serve(link, stream, (session, rest), from).await;
             }
             Some(Ok(Ok(_))) => {}
@@ -509,7 +519,12 @@ impl Net {
         }
     }
 
-    fn register(&self, me: &Hello, peer: Hello) -> Rc<Link> {
+    fn register(&self, me: &Hello, peer: Hello, session: &Session) -> Rc<Link> {
+        if let (Some(tracer), Session::Certified(_)) = (&*self.tracer.borrow(), session) {
+            // Before anything that it says is acted on.
+            let met = Event::Auth { p: me.node.into(), q: peer.node.into(), name: peer.name.clone() };
+            tracer.pen().record_as(me.node, met);
+        }
         let version = me.speaks.common(peer.speaks);
         tracing::debug!(peer = %peer.node, name = peer.name, addr = %peer.addr, version, "connected");
         let link = Rc::new(Link {

@@ -63,8 +63,11 @@ struct Topic<K, E> {
     current: Option<E>,
     /// By subscription id. While the topic has a value, whoever matches it by a pattern is in here too, so
     /// that publishing asks no pattern.
-    followers: BTreeMap<u64, Arc<Queue<K, E>>>,
+    followers: Followers<K, E>,
 }
+
+/// Sorted by subscription id. A topic has few, mostly none: a tree for each would cost more than all else.
+type Followers<K, E> = Vec<(u64, Arc<Queue<K, E>>)>;
 
 struct Pattern<K, E> {
     matches: Box<dyn Fn(&K) -> bool + Send + Sync>,
@@ -88,9 +91,9 @@ impl<K: Ord + Clone, E: Clone> Bus<K, E> {
         if topics.get(&topic).is_none_or(|known| known.current.is_none()) {
             let matching: Vec<_> = patterns.iter().filter(|(_, pattern)| (pattern.matches)(&topic)).collect();
             let known = topics.entry(topic.clone()).or_default();
-            known
-                .followers
-                .extend(matching.into_iter().map(|(&id, pattern)| (id, Arc::clone(&pattern.queue))));
+            for (&id, pattern) in matching {
+                known.add(id, &pattern.queue);
+            }
         }
         let known = topics.get_mut(&topic).expect("the topic was just made sure of");
         known.tell(&topic, &event, &mut after);
@@ -111,7 +114,7 @@ impl<K: Ord + Clone, E: Clone> Bus<K, E> {
         };
         known.tell(topic, &last, &mut after);
         after.replaced = known.current.take();
-        known.followers.retain(|id, _| !patterns.contains_key(id));
+        known.followers.retain(|(id, _)| !patterns.contains_key(id));
         if known.followers.is_empty() {
             topics.remove(topic);
         }
@@ -138,14 +141,14 @@ impl<K: Ord + Clone, E: Clone> Bus<K, E> {
         let scope = match topics.into() {
             Topics::One(topic) => {
                 let known = state.topics.entry(topic.clone()).or_default();
-                known.followers.insert(id, Arc::clone(&queue));
+                known.add(id, &queue);
                 Scope::One(topic)
             }
             Topics::Matching(matches) => {
                 let valued = state.topics.iter_mut().filter(|(_, known)| known.current.is_some());
                 let matching: Vec<_> = valued.filter(|(topic, _)| matches(topic)).collect();
                 for (_, known) in matching {
-                    known.followers.insert(id, Arc::clone(&queue));
+                    known.add(id, &queue);
                 }
                 state.patterns.insert(id, Pattern { matches, queue: Arc::clone(&queue) });
                 Scope::Matching
@@ -170,13 +173,34 @@ impl<K: Ord + Clone, E: Clone> Default for Bus<K, E> {
 
 impl<K, E> Default for Topic<K, E> {
     fn default() -> Self {
-        Self { current: None, followers: BTreeMap::new() }
+        Self { current: None, followers: Vec::new() }
+    }
+}
+
+impl<K, E> Topic<K, E> {
+    fn place(&self, id: u64) -> Result<usize, usize> {
+        self.followers.binary_search_by_key(&id, |(id, _)| *id)
+    }
+
+    fn add(&mut self, id: u64, queue: &Arc<Queue<K, E>>) {
+        if let Err(place) = self.place(id) {
+            if self.followers.len() < 4 {
+                self.followers.reserve_exact(1);
+            }
+            self.followers.insert(place, (id, Arc::clone(queue)));
+        }
+    }
+
+    fn remove(&mut self, id: u64) {
+        if let Ok(place) = self.place(id) {
+            self.followers.remove(place);
+        }
     }
 }
 
 impl<K: Clone, E: Clone> Topic<K, E> {
     fn tell(&self, topic: &K, event: &E, after: &mut AfterUnlock<K, E>) {
-        for queue in self.followers.values() {
+        for (_, queue) in &self.followers {
             let change = || Delivery::Change { topic: topic.clone(), event: event.clone() };
             let Pushed { waker, fallen } = queue.push(change);
             after.wakers.extend(waker);
@@ -198,7 +222,7 @@ impl<K: Ord + Clone, E: Clone> Shared<K, E> {
         match scope {
             Scope::One(topic) => {
                 if let Some(known) = state.topics.get_mut(topic) {
-                    known.followers.remove(&id);
+                    known.remove(id);
                     if known.followers.is_empty() && known.current.is_none() {
                         state.topics.remove(topic);
                     }
@@ -206,7 +230,7 @@ impl<K: Ord + Clone, E: Clone> Shared<K, E> {
             }
             Scope::Matching => {
                 for known in state.topics.values_mut() {
-                    known.followers.remove(&id);
+                    known.remove(id);
                 }
                 _pattern = state.patterns.remove(&id);
             }
@@ -224,7 +248,7 @@ impl<K: Ord + Clone, E: Clone> State<K, E> {
         match scope {
             Scope::One(topic) => self.topics.get_key_value(topic).and_then(value).into_iter().collect(),
             Scope::Matching => {
-                let followed = self.topics.iter().filter(|(_, known)| known.followers.contains_key(&id));
+                let followed = self.topics.iter().filter(|(_, known)| known.place(id).is_ok());
                 followed.filter_map(value).collect()
             }
         }
@@ -237,7 +261,7 @@ impl<K: Ord + Clone, E: Clone> Drop for Shared<K, E> {
         let state = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
         let named = state.topics.iter().flat_map(|(topic, known)| {
             let by_name = known.followers.iter().filter(|(id, _)| !state.patterns.contains_key(id));
-            by_name.map(|(&id, queue)| (id, Scope::One(topic.clone()), queue))
+            by_name.map(|(id, queue)| (*id, Scope::One(topic.clone()), queue))
         });
         let by_pattern = state.patterns.iter().map(|(&id, pattern)| (id, Scope::Matching, &pattern.queue));
         for (id, scope, queue) in named.chain(by_pattern) {

@@ -386,6 +386,7 @@ impl Harness {
             slots: Vec::new(),
             core: Some(5),
             durable: false,
+            witness: false,
             bounds: BTreeMap::new(),
         };
         this.write(Event::Cfg(cfg))?;

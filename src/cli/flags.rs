@@ -9,7 +9,7 @@ use std::{
 };
 
 use clap::{Args, builder::BoolishValueParser};
-use membership::{Bootstrap, Node, NodeBuilder, Rendezvous, StartError};
+use membership::{Bootstrap, Node, NodeBuilder, Rendezvous, StartError, Witness};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 use super::Failure;
@@ -214,6 +214,12 @@ pub(crate) struct NodeFlags {
     /// was down they go on growing, whatever the wall clocks say. Under expect=N give all founders one.
     #[arg(long, env = "PHALANX_DATA_DIR", value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// Who says which half of the core may go on where it splits into two: file:DIR (storage that all nodes share) or
+    /// http://HOST:PORT/v1/rendezvous (an agent elsewhere, with --data-dir); the same at all nodes, from the founding on.
+    /// Without one it is the half with the core's senior: of two nodes always the elder.
+    #[arg(long, env = "PHALANX_WITNESS", value_name = "URL")]
+    #[serde(deserialize_with = "from_text")]
+    witness: Option<Witness>,
     /// May this node sit in the core that decides? yes or no [default: no for watch and router, else yes].
     #[arg(long, env = "PHALANX_CORE", value_name = "YES|NO")]
     #[serde(deserialize_with = "from_text")]
@@ -243,7 +249,7 @@ pub(crate) fn read(file: &Path) -> Result<String, Failure> {
 
 impl NodeFlags {
     /// The keys of a configuration file.
-    pub(crate) const KEYS: [&'static str; 21] = [
+    pub(crate) const KEYS: [&'static str; 22] = [
         "cluster",
         "name",
         "listen",
@@ -260,6 +266,7 @@ impl NodeFlags {
         "insecure",
         "admin",
         "data-dir",
+        "witness",
         "core",
         "give-up",
         "join-timeout",
@@ -307,6 +314,7 @@ impl NodeFlags {
             insecure: self.insecure.or(base.insecure),
             admin: self.admin.or(base.admin),
             data_dir: self.data_dir.or(base.data_dir),
+            witness: self.witness.or(base.witness),
             core: self.core.or(base.core),
             give_up: self.give_up.or(base.give_up),
             join_timeout: self.join_timeout.or(base.join_timeout),
@@ -365,6 +373,10 @@ impl NodeFlags {
         };
         b = match self.data_dir {
             Some(dir) => b.data_dir(dir),
+            None => b,
+        };
+        b = match self.witness {
+            Some(witness) => b.witness(witness),
             None => b,
         };
         b = self.tls_ca.map_or_else(|| b.clone(), |file| b.clone().tls_ca(file));
@@ -446,10 +458,13 @@ mod tests {
     }
 
     #[test]
-    fn one_rendezvous_in_a_file_needs_no_list() {
+    fn one_rendezvous_in_a_file_needs_no_list_and_a_witness_is_checked() {
         let read = |text| NodeFlags::default().or_text(text, Path::new("node.toml"), &[]);
         assert_eq!(read("rendezvous = \"file:/x\"").expect("valid").rendezvous.len(), 1);
         assert_eq!(read("rendezvous = [\"file:/x\", \"file:/y\"]").expect("valid").rendezvous.len(), 2);
+        assert!(read("witness = \"file:/x\"").expect("valid").witness.is_some());
+        let error = read("witness = \"dns:x\"").expect_err("no witness").to_string();
+        assert!(error.contains("file:DIR"), "{error}");
         let error = read("rendezvous = 5").expect_err("a number").to_string();
         assert!(error.contains("a text or a list of texts"), "{error}");
     }

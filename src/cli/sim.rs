@@ -1,13 +1,15 @@
 //! `sim`: runs of the simulator.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     fs::File,
     io::{BufWriter, Write},
+    num::NonZeroUsize,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::PathBuf,
     str::FromStr,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -33,6 +35,10 @@ pub(crate) struct Sim {
     /// How many seeds.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seeds: u64,
+    /// How many seeds at a time, each in a thread of its own; what is printed does not depend on it [default: one for each
+    /// core].
+    #[arg(long, value_name = "N")]
+    jobs: Option<NonZeroUsize>,
     /// Simulated hours of faults per seed, 0 to 1000 [default: a minute].
     #[arg(long, value_name = "H")]
     hours: Option<f64>,
@@ -163,7 +169,7 @@ impl Sim {
                 one(first, &options, Some(Box::new(BufWriter::new(file))), json)?
             }
             None if self.seeds == 1 => one(first, &options, None, json)?,
-            None => many(first, self.seeds, &options, json),
+            None => many(first, self.seeds, self.jobs(), &options, json),
         };
         let unhit = if self.seeds >= 100 { totals.unhit() } else { Vec::new() };
         let simulated_s = totals.simulated_ns as f64 / 1e9;
@@ -185,6 +191,11 @@ impl Sim {
         events::line(&if json { summary.to_string() } else { text });
         let bad = totals.violations > 0 || !unhit.is_empty() && plant.is_none() && self.faults.is_empty();
         Ok(if bad { exit::FAILED } else { 0 })
+    }
+
+    fn jobs(&self) -> usize {
+        let jobs = self.jobs.or_else(|| std::thread::available_parallelism().ok());
+        jobs.map_or(1, NonZeroUsize::get)
     }
 
     fn shrink(&self, seed: u64, options: &Options, json: bool) -> Outcome {
@@ -287,18 +298,24 @@ fn find_plant(name: &str) -> Result<Plant, Failure> {
     found.ok_or_else(|| Failure::usage(format!("--plant {name}: no such bug; --plant list names them")))
 }
 
-fn tell(run: &Run, json: bool) {
-    if run.failed() {
-        let mut text = format!("seed {}", run.seed);
-        if let Some(at) = run.livelock {
-            text.push_str(&format!("\nnodes kept each other busy without end at {at} ns"));
-        }
-        text.push_str(&format!("\n{}", run.report));
-        if json {
-            eprintln!("{text}");
-        } else {
-            events::line(&text);
-        }
+/// What is wrong with a run, for people.
+fn complaint(run: &Run) -> Option<String> {
+    if !run.failed() {
+        return None;
+    }
+    let mut text = format!("seed {}", run.seed);
+    if let Some(at) = run.livelock {
+        text.push_str(&format!("\nnodes kept each other busy without end at {at} ns"));
+    }
+    text.push_str(&format!("\n{}", run.report));
+    Some(text)
+}
+
+fn tell(complaint: &str, json: bool) {
+    if json {
+        eprintln!("{complaint}");
+    } else {
+        events::line(complaint);
     }
 }
 
@@ -309,7 +326,9 @@ fn one(
     json: bool,
 ) -> Result<Totals, Failure> {
     let run = sim::run(seed, options, file);
-    tell(&run, json);
+    if let Some(complaint) = complaint(&run) {
+        tell(&complaint, json);
+    }
     if let Some(hash) = run.hash {
         eprintln!("trace hash {hash:016x}");
     }
@@ -319,35 +338,73 @@ fn one(
     Ok(totals)
 }
 
-/// Seeds on all cores.
-fn many(first: u64, seeds: u64, options: &Options, json: bool) -> Totals {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let next = AtomicU64::new(0);
-    let mut totals = Totals::default();
-    std::thread::scope(|scope| {
-        let worker = || {
-            let mut part = Totals::default();
-            loop {
-                let n = next.fetch_add(1, Ordering::Relaxed);
-                if n >= seeds {
-                    return part;
-                }
-                let run = sim::run(first.wrapping_add(n), options, None);
-                tell(&run, json);
-                part.add(&run);
-                if n % 500 == 499 {
-                    eprintln!("{} of {seeds} seeds", n + 1);
-                }
-            }
-        };
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
-        for worker in workers {
-            match worker.join() {
-                Ok(part) => totals.merge(part),
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
+/// No seed is begun that is so far ahead of the first one that runs still: what waits to be told is bounded.
+const AHEAD: u64 = 1000;
+
+/// Which seed is next, and what those amount to that are over. Told in order, whichever is over first.
+#[derive(Default)]
+struct Queue {
+    next: u64,
+    /// All before this one were told of.
+    told: u64,
+    waiting: BTreeMap<u64, Option<String>>,
+    totals: Totals,
+    /// A run panicked: no other one begins.
+    broken: bool,
+}
+
+impl Queue {
+    /// A run is over; gives what is wrong with it, if anything is, and with those that waited for it.
+    fn over(&mut self, n: u64, complaint: Option<String>) -> Vec<String> {
+        self.waiting.insert(n, complaint);
+        let mut complaints = Vec::new();
+        while let Some(complaint) = self.waiting.remove(&self.told) {
+            self.told += 1;
+            complaints.extend(complaint);
         }
+        complaints
+    }
+}
+
+/// Many seeds, some at a time.
+fn many(first: u64, seeds: u64, jobs: usize, options: &Options, json: bool) -> Totals {
+    let (queue, moved) = (Mutex::new(Queue::default()), Condvar::new());
+    let lock = || -> MutexGuard<'_, Queue> { queue.lock().unwrap_or_else(PoisonError::into_inner) };
+    std::thread::scope(|scope| {
+        let worker = || loop {
+            let too_far = |queue: &mut Queue| queue.next >= queue.told + AHEAD && !queue.broken;
+            let mut guard = moved.wait_while(lock(), too_far).unwrap_or_else(PoisonError::into_inner);
+            let n = guard.next;
+            if n >= seeds || guard.broken {
+                return;
+            }
+            guard.next += 1;
+            drop(guard);
+            let seed = first.wrapping_add(n);
+            match catch_unwind(AssertUnwindSafe(|| sim::run(seed, options, None))) {
+                Ok(run) => {
+                    let mut guard = lock();
+                    guard.totals.add(&run);
+                    let before = guard.told / 500;
+                    guard.over(n, complaint(&run)).iter().for_each(|complaint| tell(complaint, json));
+                    if guard.told / 500 > before {
+                        eprintln!("{} of {seeds} seeds", guard.told);
+                    }
+                }
+                Err(panic) => {
+                    eprintln!("seed {seed} panicked");
+                    lock().broken = true;
+                    moved.notify_all();
+                    resume_unwind(panic);
+                }
+            }
+            moved.notify_all();
+        };
+        let threads = u64::try_from(jobs).unwrap_or(u64::MAX).min(seeds);
+        (0..threads).for_each(|_| drop(scope.spawn(worker)));
     });
+    let mut totals = queue.into_inner().unwrap_or_else(PoisonError::into_inner).totals;
+    totals.failed.sort_unstable();
     totals
 }
 
@@ -365,6 +422,17 @@ mod tests {
             let error = wrong.parse::<Numbers>().expect_err(wrong);
             assert!(error.contains("like 0,3-9"), "{error}");
         }
+    }
+
+    #[test]
+    fn runs_are_told_of_in_the_order_of_their_seeds() {
+        let mut queue = Queue::default();
+        let text = |n: u64| Some(n.to_string());
+        assert_eq!(queue.over(2, text(2)), Vec::<String>::new());
+        assert_eq!(queue.over(1, None), Vec::<String>::new());
+        assert_eq!(queue.over(0, text(0)), ["0", "2"]);
+        assert_eq!(queue.over(3, text(3)), ["3"]);
+        assert_eq!((queue.told, queue.waiting.len()), (4, 0));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! From one view to the next: everybody who comes along delivers the same messages before it installs.
 
 use alloc::{
+    boxed::Box,
     collections::{BTreeMap, BTreeSet, VecDeque},
     format,
     string::String,
@@ -128,7 +129,7 @@ impl Multicast {
             waiting = flush.waiting;
         } else if self.current.is_some() {
             let vid = view.id.get();
-            self.trace(|p, g, lin| Event::Block { p, g, lin: lin.into(), vid });
+            self.trace(|p, g, lin| Event::Block { p, g, lin, vid });
             self.push(Output::Block(view.id));
         }
         let said = core::mem::take(&mut self.early);
@@ -151,7 +152,7 @@ impl Multicast {
         let standing = self.keeper.as_ref().map_or(Standing::None, Keeper::standing);
         let own = Sync { view: view.id, last, prev, standing, held, seq, sent, trans };
         syncs.insert(self.config.me, own.clone());
-        self.push(Output::SendAll(view.members.clone(), Frame::Sync(own.clone())));
+        self.push(Output::SendAll(view.members.clone(), Frame::Sync(Box::new(own.clone()))));
         let overtaken: Vec<(NodeId, Sync)> = syncs.iter().map(|(m, s)| (*m, s.clone())).collect();
         let flush = Flush { view, own, since: self.now, syncs, decision: None, told: false, waiting };
         self.flush = Some(flush);
@@ -212,7 +213,7 @@ impl Multicast {
             return;
         }
         let own = closed.own.clone();
-        self.push(Output::Send(member, Frame::Sync(own)));
+        self.push(Output::Send(member, Frame::Sync(Box::new(own))));
         self.bring_along(member, sync);
     }
 
@@ -233,7 +234,7 @@ impl Multicast {
             holders: decision.holders.clone(),
         };
         self.mark("a member is brought along into a view that others have installed");
-        self.push(Output::Send(member, Frame::Cut(cut)));
+        self.push(Output::Send(member, Frame::Cut(Box::new(cut))));
     }
 
     /// Somebody installed a view that we are working on, or were overtaken in.
@@ -424,7 +425,7 @@ impl Multicast {
         self.trace(|p, g, lin| Event::Install {
             p,
             g,
-            lin: lin.into(),
+            lin,
             vid: into.id.get(),
             members: into.members.iter().map(|m| Process::from(*m)).collect(),
             prev: prev.get(),

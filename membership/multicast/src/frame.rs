@@ -1,7 +1,7 @@
 //! What members say to each other, and how it is written: a kind byte, then fixed-width little-endian fields, then
 //! payload to the end. One frame is one length-delimited unit of the connection.
 
-use alloc::vec::Vec;
+use alloc::{boxed::Box, vec::Vec};
 
 use bytes::{Buf, BufMut, Bytes};
 use membership_types::{NodeId, ViewId};
@@ -214,8 +214,8 @@ pub enum Frame {
     Data(Data),
     Order(Order),
     Ack(Ack),
-    Sync(Sync),
-    Cut(Cut),
+    Sync(Box<Sync>),
+    Cut(Box<Cut>),
     Transfer(Transfer),
 }
 
@@ -391,7 +391,7 @@ impl Frame {
                 let (view, last, prev) = (view_of(&mut bytes)?, view_of(&mut bytes)?, view_of(&mut bytes)?);
                 let (seq, sent) = (u64_of(&mut bytes)?, u64_of(&mut bytes)?);
                 let (held, trans) = (numbers_of(&mut bytes)?, nodes_of(&mut bytes)?);
-                Self::Sync(Sync { view, last, prev, standing, held, seq, sent, trans })
+                Self::Sync(Box::new(Sync { view, last, prev, standing, held, seq, sent, trans }))
             }
             CUT => {
                 let (view, last) = (view_of(&mut bytes)?, view_of(&mut bytes)?);
@@ -399,7 +399,7 @@ impl Frame {
                 let (held, sent) = (numbers_of(&mut bytes)?, numbers_of(&mut bytes)?);
                 let (trans, members) = (nodes_of(&mut bytes)?, nodes_of(&mut bytes)?);
                 let holders = nodes_of(&mut bytes)?;
-                Self::Cut(Cut { view, members, last, held, seq, trans, sent, holders })
+                Self::Cut(Box::new(Cut { view, members, last, held, seq, trans, sent, holders }))
             }
             ASK => {
                 let (id, base, from) = (u64_of(&mut bytes)?, view_of(&mut bytes)?, number_of(&mut bytes)?);
@@ -543,7 +543,7 @@ mod tests {
             data(Class::Safe, false, b""),
             Frame::Order(Order { view, first: 4, runs }),
             Frame::Ack(Ack { view, held: vec![1, 2, 3], seq: 5, again: true }),
-            Frame::Sync(Sync {
+            Frame::Sync(Box::new(Sync {
                 view,
                 last: ViewId::NONE,
                 prev: view,
@@ -552,8 +552,8 @@ mod tests {
                 seq: 0,
                 sent: 8,
                 trans: trans.clone(),
-            }),
-            Frame::Cut(Cut {
+            })),
+            Frame::Cut(Box::new(Cut {
                 view,
                 members: trans.clone(),
                 last: view,
@@ -562,7 +562,7 @@ mod tests {
                 trans,
                 sent: vec![1],
                 holders: vec![NodeId::new(1, 5)],
-            }),
+            })),
             Frame::Transfer(Transfer::Ask { id: 1, base: view, from: 2 }),
             Frame::Transfer(Transfer::Label { id: 1, view, taken: vec![3, 4] }),
             Frame::Transfer(Transfer::Chunk {
@@ -615,7 +615,7 @@ mod tests {
         let (held, trans) = (vec![], vec![NodeId::new(3, inc)]);
         let standing = Standing::Whole;
         let frame =
-            Frame::Sync(Sync { view, last: view, prev: view, standing, held, seq: 0, sent: 0, trans });
+            Frame::Sync(Sync { view, last: view, prev: view, standing, held, seq: 0, sent: 0, trans }.into());
         let mut bytes = bytes(&frame);
         assert_eq!(Frame::decode(Bytes::from(bytes.clone())), Ok(frame));
         let at = bytes.len() - 8;

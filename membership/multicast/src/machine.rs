@@ -13,7 +13,7 @@ use core::{
 use bytes::Bytes;
 use membership_types::{
     GroupName, Instant, Lineage, Machine, NodeId, ViewId,
-    trace::{Event, Group, Mid, Process, lin},
+    trace::{Digest, Event, Group, Lin, Mid, Process, lin},
 };
 
 use crate::{
@@ -347,9 +347,9 @@ impl Multicast {
         self.out.push_back(output);
     }
 
-    pub(crate) fn trace(&mut self, event: impl FnOnce(Process, Group, Box<str>) -> Event) {
+    pub(crate) fn trace(&mut self, event: impl FnOnce(Process, Group, Lin) -> Event) {
         if self.config.trace {
-            let lineage = self.lineage.map(lin).unwrap_or_default().into_boxed_str();
+            let lineage = self.lineage.map(lin).unwrap_or_default();
             let event = event(self.config.me.into(), Group::from(&self.config.group), lineage);
             self.push(Output::Trace(event));
         }
@@ -375,12 +375,12 @@ impl Multicast {
             self.waiting_bytes -= payload.len() as u64;
             self.sent += 1;
             let (vid, n) = (current.view.id.get(), self.sent);
-            let h = if self.config.trace { digest(&payload) } else { Box::default() };
+            let h = if self.config.trace { digest(&payload) } else { Digest::default() };
             self.trace(|p, g, lin| Event::Mcast {
                 mid: Mid(p.0, p.1, n),
                 p,
                 g,
-                lin: lin.into(),
+                lin,
                 vid,
                 cls: class.as_str().into(),
                 h,
@@ -462,7 +462,7 @@ impl Multicast {
             let mid = self.hand_over(&current, ready);
             if was_safe {
                 let vid = current.view.id.get();
-                self.trace(|p, g, lin| Event::Stable { p, g, lin: lin.into(), vid, mid });
+                self.trace(|p, g, lin| Event::Stable { p, g, lin, vid, mid });
             }
         }
         current.store.settle();
@@ -476,8 +476,8 @@ impl Multicast {
         let sender = Process::from(from);
         let mid = Mid(sender.0, sender.1, n);
         let (vid, tseq) = (installed.view.id.get(), ready.place);
-        let h = if self.config.trace { digest(&ready.payload) } else { Box::default() };
-        self.trace(|p, g, lin| Event::Deliver { p, g, lin: lin.into(), vid, mid, h, tseq });
+        let h = if self.config.trace { digest(&ready.payload) } else { Digest::default() };
+        self.trace(|p, g, lin| Event::Deliver { p, g, lin, vid, mid, h, tseq });
         let message = Message {
             view: installed.view.id,
             from,
@@ -491,8 +491,8 @@ impl Multicast {
 
     pub(crate) fn on_frame(&mut self, from: NodeId, frame: Frame) {
         match frame {
-            Frame::Sync(sync) => return self.on_sync(from, sync),
-            Frame::Cut(cut) => return self.on_cut(from, cut),
+            Frame::Sync(sync) => return self.on_sync(from, *sync),
+            Frame::Cut(cut) => return self.on_cut(from, *cut),
             Frame::Transfer(transfer) => return self.on_transfer(from, transfer),
             Frame::Data(_) | Frame::Order(_) | Frame::Ack(_) => {}
         }
@@ -587,7 +587,7 @@ impl Multicast {
             && flush.view.contains(peer)
         {
             let own = flush.own.clone();
-            self.push(Output::Send(peer, Frame::Sync(own)));
+            self.push(Output::Send(peer, Frame::Sync(Box::new(own))));
         }
     }
 
@@ -605,7 +605,7 @@ impl Multicast {
         } else if let Some(current) = &mut self.current {
             let full = current.store.unstable() > 0;
             let me = current.view.rank(self.config.me).unwrap_or(0);
-            let own = current.store.holds().held[me];
+            let own = current.store.held(me);
             for (rank, lagging) in current.lagging.iter_mut().enumerate() {
                 let held = current.store.known_of(rank).held[me];
                 let lags = full && rank != me && held < own;
@@ -669,7 +669,7 @@ impl Machine for Multicast {
             }
             Input::Frame(from, lineage, frame) => match frame {
                 // A cluster may know that we are in it before we do.
-                Frame::Sync(sync) if self.lineage.is_none() => self.hear_early(from, lineage, sync),
+                Frame::Sync(sync) if self.lineage.is_none() => self.hear_early(from, lineage, *sync),
                 frame if self.lineage == Some(lineage) => self.on_frame(from, frame),
                 _ => self.mark("a frame of another lineage"),
             },
@@ -716,9 +716,9 @@ impl Machine for Multicast {
 }
 
 /// FNV-1a of a payload, for the trace.
-fn digest(payload: &[u8]) -> Box<str> {
+fn digest(payload: &[u8]) -> Digest {
     let hash = payload.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
     });
-    alloc::format!("{hash:016x}").into()
+    Digest::Own(hash)
 }

@@ -156,6 +156,11 @@ impl Store {
         Holds { held: self.senders.iter().map(Sender::held).collect(), seq: self.seq }
     }
 
+    /// What we hold of a rank: all fragments up to this one.
+    pub(crate) fn held(&self, rank: usize) -> u64 {
+        self.senders[rank].held()
+    }
+
     /// How many messages of each rank were delivered.
     pub(crate) fn taken(&self) -> Vec<u64> {
         self.senders.iter().map(|s| s.taken).collect()
@@ -343,12 +348,7 @@ impl Store {
 
     /// Forgets what is delivered here and held by everybody.
     pub(crate) fn settle(&mut self) {
-        let others = |rank: usize| {
-            let others = self.acks.iter().enumerate().filter(|(q, _)| *q != self.me);
-            others.map(move |(_, a)| a.held[rank]).min().unwrap_or(u64::MAX)
-        };
-        let everywhere: Vec<u64> = (0..self.senders.len()).map(others).collect();
-        let own = everywhere[self.me].min(self.senders[self.me].held());
+        let own = held_by_others(&self.acks, self.me, self.me).min(self.senders[self.me].held());
         while self.stable < own {
             self.stable += 1;
             if let Some(item) = self.senders[self.me].item(self.stable) {
@@ -356,8 +356,12 @@ impl Store {
             }
         }
         let forget = self.planted(Plant::ForgetUnstable);
-        for (sender, everywhere) in self.senders.iter_mut().zip(everywhere) {
-            let end = if forget { sender.delivered } else { everywhere.min(sender.delivered) };
+        for (rank, sender) in self.senders.iter_mut().enumerate() {
+            if sender.items.is_empty() {
+                continue;
+            }
+            let everywhere = || held_by_others(&self.acks, self.me, rank);
+            let end = if forget { sender.delivered } else { everywhere().min(sender.delivered) };
             while sender.dropped < end {
                 sender.items.pop_front();
                 sender.dropped += 1;
@@ -487,6 +491,12 @@ impl Store {
             })
         })
     }
+}
+
+/// Of a rank, the last fragment that all others but `me` are known to hold.
+fn held_by_others(acks: &[Holds], me: usize, rank: usize) -> u64 {
+    let others = acks.iter().enumerate().filter(|(q, _)| *q != me);
+    others.map(|(_, ack)| ack.held[rank]).min().unwrap_or(u64::MAX)
 }
 
 /// What a fragment costs of the window: the bytes and something for itself, so that empty ones are bounded too.

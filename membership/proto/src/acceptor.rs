@@ -97,8 +97,8 @@ impl Acceptor {
         debug_assert!(ballot >= self.promised, "promises only grow");
         if ballot > self.promised {
             self.promised = ballot;
-            let lineage = lin(self.state.lineage);
-            ctx.trace(|p| Event::Promise { p, lin: lineage, ballot: ballot.into() });
+            let lineage = self.state.lineage;
+            ctx.trace(|p| Event::Promise { p, lin: lin(lineage), ballot: ballot.into() });
         }
     }
 
@@ -137,14 +137,15 @@ impl Acceptor {
         self.promise(ctx, ballot.max(self.promised));
         let news = self.accepted.as_ref().is_none_or(|(b, _)| *b != ballot);
         if news {
-            let (digest, lineage) = (entry.digest(index), lin(self.state.lineage));
+            let lineage = self.state.lineage;
             ctx.trace(|p| Event::Accept {
                 p,
-                lin: lineage,
+                lin: lin(lineage),
                 idx: index.get(),
                 ballot: ballot.into(),
-                digest: alloc::format!("{digest:032x}"),
+                digest: alloc::format!("{:032x}", entry.digest(index)).into(),
                 core: entry.core.as_ref().map(|core| core.iter().map(|id| (*id).into()).collect()),
+                epoch: entry.epoch.map(|epoch| alloc::format!("{epoch}")),
             });
         }
         self.accepted = Some((ballot, entry));
@@ -233,11 +234,11 @@ impl Acceptor {
 
     fn trace_core(&self, ctx: &mut Ctx) {
         let state = &self.state;
-        let (lineage, idx) = (lin(state.lineage), state.index.next().get());
         ctx.trace(|_| Event::Core {
-            lin: lineage,
-            idx,
+            lin: lin(state.lineage),
+            idx: state.index.next().get(),
             members: state.core.iter().map(|id| (*id).into()).collect(),
+            warrant: state.warrant.map(|w| (w.core.get(), alloc::format!("{}", w.epoch))),
         });
     }
 }

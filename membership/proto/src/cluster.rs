@@ -11,7 +11,7 @@ use membership_types::{
 use crate::{
     acceptor::{Acceptor, Offer},
     config::Config,
-    ctx::{Ctx, Dest, End, Output, WhyNot},
+    ctx::{Ctx, Dest, End, Output, WhyNot, release},
     entry::GroupWish,
     floor::{Durable, Floor},
     meeting::Forced,
@@ -22,6 +22,7 @@ use crate::{
     seeking::{self, Found, Seeking},
     state::State,
     view::ClusterView,
+    witness::{Answer, Epoch},
 };
 
 /// What comes in.
@@ -73,6 +74,8 @@ pub enum Input {
     },
     /// The data directory has what [`Output::SetAside`] asked for.
     IsSetAside(Floor),
+    /// What the witness said to [`Output::AskWitness`], now or long ago.
+    Witness(Answer),
     /// An operator gives up this node's blocked lineage: found a new one from this node. Answered by
     /// [`Output::NotForced`], or by an end that says with what to begin again.
     ForceNew,
@@ -199,6 +202,11 @@ impl Cluster {
         self.member()?.acceptor.as_ref().map(|a| &a.state)
     }
 
+    /// What the witness calls its memory, as far as it told this node.
+    pub fn epoch(&self) -> Option<Epoch> {
+        self.ctx.witness.epoch
+    }
+
     /// What the node is busy with, for those who inject faults at the worst moment.
     pub fn phase_name(&self) -> &'static str {
         match &self.phase {
@@ -276,7 +284,9 @@ impl Cluster {
                         seeking.on_ask_pledge(ctx, from, lineage, &terms);
                         None
                     }
-                    Msg::Pledge { lineage, info, highest } => seeking.on_pledge(ctx, lineage, info, highest),
+                    Msg::Pledge { lineage, info, highest, witness } => {
+                        seeking.on_pledge(ctx, lineage, *info, highest, witness)
+                    }
                     Msg::Refused(why) => {
                         seeking.on_refused(ctx, why);
                         None
@@ -318,7 +328,6 @@ impl Cluster {
     }
 
     fn on_wish(&mut self, wish: GroupWish) {
-        let group = Group::from(wish.group());
         let (left, joins) = match wish {
             GroupWish::Join { .. } => (false, true),
             GroupWish::Leave { .. } => (true, false),
@@ -329,10 +338,10 @@ impl Cluster {
             member.on_wish(&mut self.ctx, &wish);
         }
         if left {
-            self.ctx.trace(|p| Event::Leave { p, g: group.clone() });
+            self.ctx.trace(|p| Event::Leave { p, g: Group::from(wish.group()) });
         }
         if joins {
-            self.ctx.trace(|p| Event::Join { p, g: group, lin: None });
+            self.ctx.trace(|p| Event::Join { p, g: Group::from(wish.group()), lin: None });
         }
     }
 }
@@ -366,6 +375,12 @@ impl Machine for Cluster {
                     Phase::Seeking(seeking) => seeking.ask_to_join(&mut self.ctx),
                     Phase::Member(member) => member.send_heartbeat(&mut self.ctx),
                     Phase::Ended => {}
+                }
+            }
+            Input::Witness(answer) => {
+                self.ctx.on_witness(answer);
+                if let Phase::Member(member) = &mut self.phase {
+                    member.check_candidacy(&mut self.ctx);
                 }
             }
             Input::ForceNew => self.force_new(),
@@ -410,7 +425,11 @@ impl Machine for Cluster {
     }
 
     fn poll_output(&mut self) -> Option<Output> {
-        self.ctx.out.pop_front()
+        let output = self.ctx.out.pop_front();
+        if output.is_none() {
+            release(&mut self.ctx.out);
+        }
+        output
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
@@ -447,6 +466,8 @@ impl Member {
                 _ => Some(end),
             };
         }
+        self.claim_for_lone_half(ctx);
+        self.look_at_witness(ctx);
         self.notice_want_of_lease(ctx);
         self.on_heartbeat_due(ctx);
         self.on_probe_due(ctx);
@@ -465,10 +486,12 @@ impl Member {
         office.tick(ctx, acceptor, &self.deaths);
         office.pump(ctx, acceptor, &self.deaths);
         let authority = office.own_lease(ctx, acceptor, &self.deaths);
+        ctx.confirmed |= office.confirms_us(ctx, acceptor);
         let ballot = office.ballot;
         // An entry that a predecessor left undecided may have been in force already: whom it removes acts no more.
         // And once that is committed nothing in the office says so any more.
-        let is_out = office.is_removing(ctx.me()) || !acceptor.state.view.contains(ctx.me());
+        let is_out = (office.is_removing(ctx.me()) || !acceptor.state.view.contains(ctx.me()))
+            && !ctx.planted(Plant::OwnRemoval);
         let renew = !office.is_dissolving() && !is_out;
         let updates = core::mem::take(&mut office.to_self);
         let mut end = None;
@@ -487,6 +510,9 @@ impl Member {
     /// that core knows (what few know must not go with it), or after a lease.
     fn hand_over(&mut self, ctx: &mut Ctx, end: End) -> Option<End> {
         let Some(office) = self.office.take() else { return Some(end) };
+        if ctx.planted(Plant::GoWithoutAWord) {
+            return Some(end);
+        }
         ctx.mark("a coordinator that is out hands over");
         self.parting = Some(Parting {
             end,
@@ -520,6 +546,14 @@ impl Member {
         None
     }
 
+    /// As coordinator: asks the witness, where nothing but its word is missing for half of the core to go on.
+    fn claim_for_lone_half(&self, ctx: &mut Ctx) {
+        let (Some(office), Some(acceptor)) = (&self.office, &self.acceptor) else { return };
+        for (warrant, half) in office.lone_halves(ctx, acceptor, &self.deaths) {
+            ctx.claim(self.lineage, warrant, &half);
+        }
+    }
+
     fn next_deadline(&self, ctx: &Ctx) -> Instant {
         if let Some(parting) = &self.parting {
             return parting.next_word.min(parting.until);
@@ -528,6 +562,7 @@ impl Member {
         office
             .min(self.deadline())
             .min(self.takeover_deadline(ctx))
+            .min(self.next_look(ctx))
             .min(self.meeting.deadline())
             .min(self.give_up_deadline(ctx))
     }
@@ -651,7 +686,7 @@ impl Member {
                 }
             }
             ClusterMsg::Met { lineage, contact, last_view, supersedes } => {
-                self.met(ctx, lineage, contact, last_view, supersedes);
+                self.met(ctx, lineage, *contact, last_view, supersedes);
             }
             // Whoever speaks under another's ballot is not heard.
             ClusterMsg::Grant(_)

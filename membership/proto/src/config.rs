@@ -104,6 +104,7 @@ impl Config {
             core_size: 5,
             slots,
             durable: false,
+            witness: false,
             supersedes: Vec::new(),
         };
         Self {

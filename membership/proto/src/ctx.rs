@@ -24,6 +24,7 @@ use crate::{
     meeting::Forced,
     msg::{ClusterMsg, Msg},
     view::{ClusterView, NodeInfo, SharedView, Why},
+    witness::{Question, Witness},
 };
 
 /// Where a message goes.
@@ -132,6 +133,9 @@ pub enum Output {
     /// Write this to the data directory, durably, and say so with [`Input::IsSetAside`](crate::Input::IsSetAside). What is
     /// written later takes its place.
     SetAside(Floor),
+    /// Ask the witness, and give back what it says with [`Input::Witness`](crate::Input::Witness); what gets no answer is
+    /// asked again by itself.
+    AskWitness(Question),
     /// A record for the trace.
     Trace(Event),
     /// Something worth testing happened; only while tracing.
@@ -164,6 +168,14 @@ pub enum End {
     },
 }
 
+/// What a queue had to hold once, it need not hold again: one that was long and is empty gives its memory back.
+pub(crate) fn release<T>(queue: &mut VecDeque<T>) {
+    const KEPT: usize = 64;
+    if queue.is_empty() && queue.capacity() > KEPT {
+        *queue = VecDeque::new();
+    }
+}
+
 /// A node's wishes about groups that it has not yet seen applied.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Wishes {
@@ -186,6 +198,7 @@ impl Wishes {
         while let Some((n, wish)) = self.pending.pop_front_if(|(n, _)| *n <= op) {
             self.giving_up.remove(&(wish.group().clone(), n));
         }
+        release(&mut self.pending);
     }
 
     /// Is there a wish to leave the first rank of this group, not yet seen applied?
@@ -215,6 +228,9 @@ pub(crate) struct Ctx {
     pub(crate) highest: ViewId,
     /// What our data directory remembers, if we have one.
     pub(crate) durable: Option<Durable>,
+    pub(crate) witness: Witness,
+    /// Our answer for our founder slot was one of those of a majority, in the lineage that we are in.
+    pub(crate) confirmed: bool,
     #[cfg(feature = "plant")]
     pub(crate) plant: Option<crate::plant::Plant>,
 }
@@ -234,9 +250,23 @@ impl Hash for Ctx {
             observes,
             highest,
             durable,
+            witness,
+            confirmed,
             ..
         } = self;
-        (config.me.id, now, started, rng, rendezvous, asked_around, wishes, observes, highest, durable)
+        (
+            config.me.id,
+            now,
+            started,
+            rng,
+            rendezvous,
+            asked_around,
+            wishes,
+            observes,
+            highest,
+            durable,
+            (witness, confirmed),
+        )
             .hash(state);
     }
 }
@@ -255,6 +285,8 @@ impl Ctx {
             observes: BTreeSet::new(),
             highest,
             durable: None,
+            witness: Witness::default(),
+            confirmed: false,
             #[cfg(feature = "plant")]
             plant: None,
         }
@@ -281,6 +313,7 @@ impl Ctx {
     /// This incarnation is older than anything that its predecessor may have supported.
     pub(crate) fn is_ripe(&self) -> bool {
         self.now - self.started >= self.config.terms.drift.stretched(self.granter_lease())
+            || self.planted(crate::plant::Plant::UnripeSlots)
     }
 
     pub(crate) fn push(&mut self, output: Output) {

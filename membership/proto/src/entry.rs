@@ -6,7 +6,10 @@ use core::hash::{Hash, Hasher};
 use membership_types::{GroupName, Lineage, LogIndex, NodeId, ViewId};
 use serde::{Deserialize, Serialize};
 
-use crate::view::{Kind, NodeInfo, Why};
+use crate::{
+    view::{Kind, NodeInfo, Why},
+    witness::{Epoch, Warrant},
+};
 
 /// The highest feature level of a command that this build understands. A new kind of command has a new level.
 pub const LEVEL: u16 = 1;
@@ -88,15 +91,35 @@ impl GroupWish {
 }
 
 /// One position of the log.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// Applied in order.
     pub commands: Vec<Command>,
     /// The core in force from the next entry on, where it changes; never empty.
     pub core: Option<Vec<NodeId>>,
+    /// With a core, where there is a witness: under which epoch that records halves of it. Builds that know of no witness are
+    /// in no lineage that has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<Epoch>,
+}
+
+/// As it was before there were witnesses, where there is none: digests must be the same in every build.
+impl Hash for Entry {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let Self { commands, core, epoch } = self;
+        (commands, core).hash(state);
+        if let Some(epoch) = epoch {
+            epoch.hash(state);
+        }
+    }
 }
 
 impl Entry {
+    /// Where the witness records halves of the core that this entry puts in force, at this index.
+    pub fn warrant(&self, index: LogIndex) -> Option<Warrant> {
+        self.core.as_ref().and(self.epoch).map(|epoch| Warrant { core: index, epoch })
+    }
+
     /// A fingerprint of the entry at its index, for traces: equal entries have equal digests.
     pub fn digest(&self, index: LogIndex) -> u128 {
         let mut low = Fnv(0xcbf2_9ce4_8422_2325);

@@ -20,6 +20,7 @@
 //! | `spread.rs` | who sits in the core: seniors, spread over failure domains |
 //! | `floor.rs` | view ids set aside on disk |
 //! | `quorum.rs` | which sets of core members may decide |
+//! | `witness.rs` | who breaks the tie between two halves of a core |
 //! | `state.rs`, `entry.rs`, `view.rs` | what is agreed on |
 //! | `msg.rs`, `config.rs`, `ctx.rs` | messages, configuration, effects |
 //! | `plant.rs` | deliberate bugs for testing the tests |
@@ -52,6 +53,7 @@ mod spread;
 pub mod state;
 mod takeover;
 pub mod view;
+pub mod witness;
 
 pub use cluster::{Cluster, Input};
 pub use config::{Bootstrap, Config, ConfigError};

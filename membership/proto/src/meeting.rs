@@ -180,7 +180,10 @@ impl Member {
                 ctx.probe(Dest::Node(contact.id, Some(contact.addr)), probe);
             }
             Some(_) => {}
-            None => self.to_coordinator(ctx, ClusterMsg::Met { lineage, contact, last_view, supersedes }),
+            None => {
+                let contact = contact.into();
+                self.to_coordinator(ctx, ClusterMsg::Met { lineage, contact, last_view, supersedes });
+            }
         }
     }
 
@@ -206,6 +209,9 @@ impl Member {
             ctx.highest = ctx.highest.max(other.last_view);
             let patience = if other.supersedes_ours { ctx.lease() } else { ctx.config.give_up };
             return (unleased >= patience).then_some(End::Dissolved { into: *into });
+        }
+        if ctx.planted(Plant::ForceByItself) && blocked >= ctx.config.give_up {
+            return self.force_new(ctx).ok().map(End::Forced);
         }
         match ctx.config.bootstrap {
             Bootstrap::AloneAfter(d) if blocked >= d.max(ctx.lease()) => {
@@ -258,8 +264,8 @@ impl Member {
         let known = ctx.highest_or_floor().max(self.view.id).max(state).get();
         let unseen = (blocked.as_secs() + ctx.lease().as_secs() + 2) << ctx.config.id_bits;
         let highest = ViewId::new(known.saturating_add(unseen).min(ViewId::BOUND / 2).max(known));
-        let lineage = new_lineage(ctx, highest);
         let old = self.lineage;
+        let lineage = if ctx.planted(Plant::ForceTheSame) { old } else { new_lineage(ctx, highest) };
         let mut supersedes = Vec::from([old]);
         supersedes.extend(ctx.config.terms.supersedes.iter().take(SUPERSEDED_KEPT - 1));
         ctx.mark("an operator gives up a lineage");

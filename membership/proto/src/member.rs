@@ -195,7 +195,8 @@ impl Member {
         if !self.follow(ctx, grant.ballot) || grant.ballot.node == ctx.me() {
             return;
         }
-        let hears_us = grant.echo.is_some_and(|sent| ctx.now - sent <= ctx.lease());
+        let hears_us =
+            grant.echo.is_some_and(|sent| ctx.now - sent <= ctx.lease()) || ctx.planted(Plant::FollowTheDeaf);
         if hears_us {
             self.heard_at = ctx.now;
         }
@@ -213,6 +214,7 @@ impl Member {
         if let Some(sent) = grant.echo
             && !grant.lease.is_zero()
         {
+            ctx.confirmed |= grant.slot;
             let from = if ctx.planted(Plant::LeaseFromReceipt) { ctx.now } else { sent };
             self.extend_lease(ctx, from.after(grant.lease), grant.ballot);
         }
@@ -369,6 +371,7 @@ impl Member {
             floor: ctx.floor(),
             hello: self.hello_due.then(|| self.hello(ctx)),
             level: ctx.config.level,
+            confirmed: ctx.confirmed,
         }
     }
 
@@ -520,6 +523,9 @@ impl Member {
     /// A group view is learned.
     fn learn(&mut self, ctx: &mut Ctx, view: SharedView, ballot: Ballot) {
         let me = ctx.me();
+        // Who keeps the log has it already: once is enough.
+        let kept = self.acceptor.as_ref().and_then(|acceptor| acceptor.state.group(&view.group));
+        let view = kept.filter(|kept| **kept == view).cloned().unwrap_or(view);
         let known = self.groups.get(&view.group);
         let was_member = known.is_some_and(|k| k.view.contains(me));
         let stale = known.is_some_and(|k| view.id != ViewId::NONE && k.view.id >= view.id);
@@ -559,25 +565,25 @@ impl Member {
     }
 
     fn trace_group_view(&self, ctx: &mut Ctx, view: &SharedView, part: Part) {
-        let (g, lineage) = (Group::from(&view.group), lin(self.lineage));
-        let members: Vec<Process> = view.members.iter().map(|m| m.node.into()).collect();
+        let (g, lineage) = (|| Group::from(&view.group), lin(self.lineage));
+        let members = || -> Vec<Process> { view.members.iter().map(|m| m.node.into()).collect() };
         let (vid, prev) = (view.id.get(), view.prev.get());
         match part {
             // Where members multicast, a view is installed when it is closed behind them.
             Part::Member if view.kind == Kind::Multicast => {}
             Part::Member => ctx.trace(|p| Event::Install {
                 p,
-                g,
+                g: g(),
                 lin: lineage,
                 vid,
-                members,
+                members: members(),
                 prev,
                 trans: Vec::new(),
                 idx: None,
                 snap: false,
             }),
             Part::Observer if vid > 0 => {
-                ctx.trace(|p| Event::Watch { p, g, lin: Some(lineage), vid, members, prev });
+                ctx.trace(|p| Event::Watch { p, g: g(), lin: Some(lineage), vid, members: members(), prev });
             }
             Part::Observer | Part::Left => {}
         }
@@ -620,7 +626,7 @@ impl Member {
             && (known.view.kind == Kind::Plain
                 || known.installed >= known.view.token.view()
                 || ctx.planted(Plant::LeadUninstalled))
-            && self.lease.ballot.is_some_and(|b| b >= known.ballot)
+            && (self.lease.ballot.is_some_and(|b| b >= known.ballot) || ctx.planted(Plant::OldLeaseLeads))
             && !self.office.as_ref().is_some_and(Office::is_dissolving)
             && (!ctx.wishes.giving_up(&known.view.group) || ctx.planted(Plant::StepDownLate))
     }
@@ -641,8 +647,11 @@ impl Member {
             }
             known.acted_before = Some(token);
             let lineage = self.lineage;
-            let g = Group::from(&group);
-            ctx.trace(|p| Event::LeadStart { p, g, lin: Some(lin(lineage)), tok: token.into() });
+            let begun = |p| {
+                let (g, lin, tok) = (Group::from(&group), Some(lin(lineage)), token.into());
+                Event::LeadStart { p, g, lin, tok }
+            };
+            ctx.trace(begun);
             ctx.push(Output::Leading { group, token, lineage });
         }
     }
@@ -653,10 +662,10 @@ impl Member {
         let Some(token) = known.acting.take() else { return };
         self.to_lead.insert(group.clone());
         let until = self.lease.until.min(ctx.now);
-        let (lineage, g) = (self.lineage, Group::from(group));
+        let lineage = self.lineage;
         ctx.trace(|p| Event::LeadEnd {
             p,
-            g,
+            g: Group::from(group),
             lin: Some(lin(lineage)),
             tok: token.into(),
             why: why.as_str().into(),
@@ -678,8 +687,8 @@ impl Member {
     pub(crate) fn on_stop(&mut self, ctx: &mut Ctx, from: NodeId) {
         ctx.mark("a node is told to stop");
         self.stop_leading_all(ctx, WhyNot::Removed);
-        self.leaving = true;
-        self.replaced = true;
+        self.leaving = !ctx.planted(Plant::StopUpToNow);
+        self.replaced = self.leaving;
         ctx.reply(from, self.lineage, ClusterMsg::Stopped);
     }
 
@@ -767,7 +776,7 @@ impl Member {
         &mut self,
         ctx: &mut Ctx,
         node: NodeId,
-        how: &str,
+        how: &'static str,
         said: Option<&BTreeSet<NodeId>>,
     ) {
         if node == ctx.me() || self.node(node).is_none() {

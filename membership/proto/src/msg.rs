@@ -40,9 +40,12 @@ pub enum Msg {
         /// The lineage to be.
         lineage: Lineage,
         /// Who pledges, its slot included.
-        info: NodeInfo,
+        info: Box<NodeInfo>,
         /// The highest view id it ever heard of.
         highest: ViewId,
+        /// Does it know that there is a witness? Builds from before there were any know of none.
+        #[serde(default)]
+        witness: bool,
     },
     /// Everything that happens within one lineage.
     In(Lineage, ClusterMsg),
@@ -107,6 +110,9 @@ pub struct Join {
     /// The feature level that it understands.
     #[serde(default)]
     pub level: u16,
+    /// Was it configured with a witness? As the lease, that must be as in the cluster.
+    #[serde(default)]
+    pub witness: bool,
 }
 
 /// A message within a lineage.
@@ -231,7 +237,7 @@ pub enum ClusterMsg {
         /// The other lineage.
         lineage: Lineage,
         /// Somebody there.
-        contact: NodeInfo,
+        contact: Box<NodeInfo>,
         /// The highest view id known there.
         last_view: ViewId,
         /// The lineages that were given up for it.
@@ -266,6 +272,9 @@ pub struct Heartbeat {
     /// The feature level that it understands. Builds from before there were levels do not tell it.
     #[serde(default)]
     pub level: u16,
+    /// Was its answer for its slot ever one of those of a majority?
+    #[serde(default)]
+    pub confirmed: bool,
 }
 
 /// Where a node stands, for a coordinator that does not know.
@@ -294,6 +303,9 @@ pub struct Grant {
     pub wishes_done: u64,
     /// Answer at once instead of at the next interval?
     pub answer: bool,
+    /// The node's answer for its founder slot is one of those of a majority on which the lease rests.
+    #[serde(default)]
+    pub slot: bool,
 }
 
 /// A candidate's question.
@@ -332,6 +344,9 @@ pub struct Promise {
     /// Does it answer for its founder slot?
     #[serde(default)]
     pub slot: bool,
+    /// Was its answer for its slot ever one of those of a majority?
+    #[serde(default)]
+    pub confirmed: bool,
     /// How far it has been told what concerns it.
     #[serde(default)]
     pub seen: LogIndex,

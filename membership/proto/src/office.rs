@@ -26,8 +26,9 @@ use crate::{
     entry::{Command, Entry},
     msg::{ClusterMsg, Heartbeat, Hello, Join, Msg, Update},
     plant::Plant,
-    quorum::Deaths,
+    quorum::{Core, Deaths},
     view::{NodeInfo, Why},
+    witness,
 };
 
 mod authority;
@@ -60,6 +61,8 @@ pub(crate) struct Peer {
     rooted: Option<Instant>,
     /// Our clock in the latest grant that it answered for its founder slot.
     slot_answered: Option<Instant>,
+    /// Its answer for its slot was one of those of a majority before.
+    confirmed: bool,
     /// No lease that we gave it lasts longer than this, on our clock.
     granted_until: Instant,
     /// How far it was told what concerns it, if we know.
@@ -88,6 +91,7 @@ impl Peer {
             answered: None,
             rooted: None,
             slot_answered: None,
+            confirmed: false,
             granted_until: Instant::ZERO,
             told: None,
             accepted: (LogIndex::ZERO, Instant::ZERO),
@@ -130,6 +134,8 @@ pub(crate) struct Promiser {
     pub(crate) bound: Option<Instant>,
     /// Did it answer for its founder slot?
     pub(crate) slot: bool,
+    /// Was that ever one of those of a majority?
+    pub(crate) confirmed: bool,
     /// Up to where its data directory has set view ids aside.
     pub(crate) floor: ViewId,
     /// How far it has committed.
@@ -301,6 +307,7 @@ impl Office {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         peer.heard = peer.heard.max(Some(promiser.clock));
         peer.floor = peer.floor.max(promiser.floor);
+        peer.confirmed |= promiser.confirmed;
         self.note_slot_floor(acceptor, node, promiser.floor);
         let Some(peer) = self.peers.get_mut(&node) else { return };
         if promiser.bound.is_some() {
@@ -382,6 +389,7 @@ impl Office {
         let first_log = peer.commit.is_none() && beat.commit.is_some();
         peer.commit = peer.commit.max(beat.commit);
         peer.floor = peer.floor.max(beat.floor);
+        peer.confirmed |= beat.confirmed;
         if ctx.config.raise_after.is_some() {
             peer.level = beat.level;
         }
@@ -436,6 +444,11 @@ impl Office {
             );
             let to = crate::ctx::Dest::Node(id, Some(join.info.addr));
             ctx.push(crate::ctx::Output::Send(to, Msg::Refused(text)));
+            return;
+        }
+        if let Some(text) = witness::disagreement(join.witness, acceptor.state.terms.witness) {
+            let to = crate::ctx::Dest::Node(id, Some(join.info.addr));
+            ctx.push(crate::ctx::Output::Send(to, Msg::Refused(text.into())));
             return;
         }
         if let Some(text) = self.lacks_level(acceptor, join.level) {
@@ -626,7 +639,10 @@ impl Office {
 
     /// Has no quorum of the core been bound to us for longer than any of its members can have been bound?
     pub(crate) fn is_deserted(&self, ctx: &Ctx, acceptor: &Acceptor, deaths: &Deaths) -> bool {
-        let until = self.authority_of(ctx, deaths, &acceptor.state.core).max(self.since);
+        if ctx.planted(Plant::NeverStepDown) {
+            return false;
+        }
+        let until = self.authority_of(ctx, deaths, Core::in_force(&acceptor.state)).max(self.since);
         let over = until.after(ctx.granter_lease());
         // What was said to us while we were stopped is heard first; but who is late again and again waits a lease at most.
         let listened = self.stall_end.map_or(Instant::ZERO, |end| end.after(ctx.config.heartbeat * 3));

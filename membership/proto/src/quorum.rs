@@ -3,22 +3,50 @@
 //! A strict majority of the core decides. Exactly half decides in two cases that exclude each other for the
 //! two halves of one core:
 //!
-//! * *Alone.* The half holds the core's senior, and every one of its members answered a request that was sent
-//!   after every lease of the other half's members had lapsed.
+//! * *Alone.* The half is the preferred one (it holds the core's senior; where there is a witness, it is the one that the
+//!   witness recorded for this core, and the senior does not matter), and every one of its members answered a request that
+//!   was sent after every lease of the other half's members had lapsed.
 //! * *Proof.* A member of the other half is proved dead, and the proof came to a member of the answering half
 //!   while that held an unexpired lease.
 //!
 //! Why they exclude each other: proof says that somebody of the first half was dead while somebody of the second
 //! half held a lease; alone says that everybody of the first half was alive after all leases of the second had
-//! lapsed. Both cannot be.
+//! lapsed. Both cannot be. And only one half is preferred.
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},
     vec::Vec,
 };
 
-use membership_types::NodeId;
+use membership_types::{Lineage, NodeId};
 use serde::{Deserialize, Serialize};
+
+use crate::{ctx::Ctx, state::State, witness::Warrant};
+
+/// A core, and where the witness records halves of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Core<'a> {
+    pub(crate) lineage: Lineage,
+    pub(crate) members: &'a [NodeId],
+    pub(crate) warrant: Option<Warrant>,
+}
+
+impl<'a> Core<'a> {
+    /// The one that decides about the next entry.
+    pub(crate) fn in_force(state: &'a State) -> Self {
+        Self { lineage: state.lineage, members: &state.core, warrant: state.warrant }
+    }
+
+    /// One that no entry has put in force: nothing can be recorded about it.
+    pub(crate) fn to_be(lineage: Lineage, members: &'a [NodeId]) -> Self {
+        Self { lineage, members, warrant: None }
+    }
+
+    /// Is this the half that may go on once the other one has stopped?
+    pub(crate) fn prefers(self, ctx: &Ctx, half: &[NodeId]) -> bool {
+        ctx.is_preferred(self.lineage, self.members, self.warrant, half)
+    }
+}
 
 /// How a set of answers relates to a core.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -20,6 +20,7 @@ use crate::{
     spread::Domains,
     state::State,
     view::{NodeInfo, Why},
+    witness::{Answer, Epoch, Question, Warrant},
 };
 
 const LEASE: Duration = Duration::from_secs(1);
@@ -59,7 +60,7 @@ impl Scene {
         let core = (1..=5).map(id).collect();
         let terms = ctx.config.terms.clone();
         let mut state = State::before_founding(lineage, terms, ViewId::new(100), founders, core);
-        state.apply(&Entry { commands: vec![Command::Found], core: None });
+        state.apply(&Entry { commands: vec![Command::Found], ..Entry::default() });
         let mut member = Member::new(&ctx, lineage, ballot(1, 1));
         member.view = state.view.clone();
         member.core.clone_from(&state.core);
@@ -107,6 +108,7 @@ impl Scene {
             left: Duration::ZERO,
             bound,
             slot: false,
+            confirmed: false,
             seen: self.commit(),
             hello: Some(Hello { groups: Vec::new(), observes: Vec::new() }),
             floor: ViewId::NONE,
@@ -131,6 +133,7 @@ impl Scene {
             floor: ViewId::new(floor),
             hello: None,
             level: 0,
+            confirmed: false,
         };
         let acceptor = acceptor.expect("it keeps the log");
         assert_eq!(office.on_heartbeat(ctx, acceptor, &member.deaths, id(from), beat), Ok(()));
@@ -146,6 +149,35 @@ impl Scene {
             _ => None,
         });
         asked.expect("it asks for promises")
+    }
+
+    /// Only 1 and 2 are left, both in the core, and there is a witness.
+    fn pair(me: u32, warrant: Option<Warrant>) -> Self {
+        let mut scene = Self::new(me);
+        scene.ctx.config.terms.witness = true;
+        let state = &mut scene.member.acceptor.as_mut().expect("it keeps the log").state;
+        state.terms.witness = true;
+        state.core = [1, 2].map(id).into();
+        state.warrant = warrant;
+        scene.member.core.clone_from(&state.core);
+        scene
+    }
+
+    /// What the witness is asked to record.
+    fn claims(&mut self) -> Vec<Question> {
+        let asked = self.ctx.out.drain(..).filter_map(|output| match output {
+            Output::AskWitness(question) if question.claim.is_some() => Some(question),
+            _ => None,
+        });
+        asked.collect()
+    }
+
+    /// The witness says what it has recorded for the core in force.
+    fn recorded(&mut self, epoch: u64, half: &[u32]) {
+        let record = (!half.is_empty()).then(|| half.iter().map(|n| id(*n)).collect());
+        let (lineage, core) = (self.member.lineage, LogIndex::new(7));
+        self.ctx.on_witness(Answer { lineage, core, epoch: Epoch::new(epoch), record });
+        self.member.check_candidacy(&mut self.ctx);
     }
 
     /// Node 2 takes over, with promises of 3 and 4. Which of the two should answer its first grant at once?
@@ -197,7 +229,7 @@ fn a_coordinator_that_has_just_committed_its_own_removal_takes_no_lease() {
     scene.member.on_death(&mut scene.ctx, id(1), "seen", None);
     let asked = scene.candidacy();
     let commands = vec![Command::Remove(id(2), Why::Silent)];
-    let entry = Arc::new(Entry { commands, core: Some([3, 4, 5].map(id).into()) });
+    let entry = Arc::new(Entry { commands, core: Some([3, 4, 5].map(id).into()), epoch: None });
     for from in [3, 4] {
         scene.promise(asked, from, true, Some((ballot(1, 1), entry.clone())));
     }
@@ -294,7 +326,8 @@ fn nobody_forces_a_lineage_while_others_have_leases_from_its_own_office() {
     scene.member.on_death(&mut scene.ctx, id(1), "seen", None);
     let asked = scene.candidacy();
     // What it adopts removes the node itself: it takes no lease, and goes on giving them until that is decided.
-    let entry = Arc::new(Entry { commands: vec![Command::Remove(id(2), Why::Silent)], core: None });
+    let commands = vec![Command::Remove(id(2), Why::Silent)];
+    let entry = Arc::new(Entry { commands, ..Entry::default() });
     for from in [3, 4] {
         scene.promise(asked, from, true, Some((ballot(1, 1), entry.clone())));
     }
@@ -372,6 +405,7 @@ fn what_a_replaced_holder_says_late_counts_for_its_slot_no_more() {
         wishes: Vec::new(),
         observes: Vec::new(),
         level: 0,
+        witness: false,
     };
     {
         let Scene { ctx, member } = &mut scene;
@@ -406,4 +440,53 @@ fn a_new_incarnation_knows_what_the_one_before_asked_its_disk_for() {
     let mut next = new().with_floor_of(&first);
     assert_eq!(asked(&mut next, 5), None, "as good as set aside");
     assert!(asked(&mut next, floor.get()) > Some(floor));
+}
+
+/// The junior of two asks the witness, late enough, and goes on if it is the one that was recorded.
+#[test]
+fn half_of_the_core_goes_on_by_the_record_of_the_witness_and_by_nothing_else() {
+    let warrant = Warrant { core: LogIndex::new(7), epoch: Epoch::new(3) };
+    let alone = |warrant: Option<Warrant>| {
+        let mut scene = Scene::pair(2, warrant);
+        scene.wait(LEASE * 2);
+        scene.candidacy();
+        assert!(scene.claims().is_empty(), "the coordinator may ask first");
+        for _ in 0..5 {
+            scene.wait(LEASE / 10);
+            scene.member.check_takeover(&mut scene.ctx);
+        }
+        assert!(scene.member.office.is_none());
+        scene
+    };
+    let mut scene = alone(Some(warrant));
+    let asked = scene.claims();
+    let claim = Some((warrant.epoch, [id(2)].into()));
+    assert!(
+        !asked.is_empty() && asked.iter().all(|q| (q.core, &q.claim) == (warrant.core, &claim)),
+        "{asked:?}"
+    );
+    scene.recorded(3, &[]);
+    assert!(scene.member.office.is_none(), "nothing is recorded");
+    scene.recorded(4, &[2]);
+    assert!(scene.member.office.is_none(), "of another memory");
+    scene.recorded(3, &[2]);
+    assert!(scene.member.office.is_some());
+
+    let mut scene = alone(Some(warrant));
+    scene.recorded(3, &[1]);
+    scene.claims();
+    scene.wait(LEASE * 5);
+    scene.member.check_takeover(&mut scene.ctx);
+    assert!(scene.member.office.is_none() && scene.claims().is_empty(), "the other one was faster");
+
+    assert!(alone(None).claims().is_empty(), "a core without an epoch");
+    // The senior is nothing special where there is a witness.
+    let mut scene = Scene::pair(1, Some(warrant));
+    let ballot = ballot(2, 2);
+    scene.member.follow(&mut scene.ctx, ballot);
+    scene.wait(LEASE * 3);
+    scene.candidacy();
+    scene.wait(LEASE);
+    scene.member.check_takeover(&mut scene.ctx);
+    assert!(scene.member.office.is_none() && !scene.claims().is_empty());
 }

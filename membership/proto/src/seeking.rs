@@ -37,6 +37,7 @@ use crate::{
     spread,
     state::{State, Terms},
     view::NodeInfo,
+    witness,
 };
 
 /// How many nodes a seeker probes in one round. Where there are more they take turns: else n processes that start at once
@@ -274,6 +275,7 @@ impl Seeking {
                 wishes: ctx.wishes.all(),
                 observes: ctx.observes.iter().cloned().collect(),
                 level: ctx.config.level,
+                witness: ctx.config.terms.witness,
             };
             ctx.push(Output::Send(Dest::Node(info.id, Some(info.addr)), Msg::Join(Box::new(join))));
         }
@@ -375,6 +377,9 @@ impl Seeking {
         // Whether all founders have data directories is known when all have pledged themselves.
         let durable = terms.durable;
         let same = *terms == Terms { durable, ..ctx.config.terms.clone() };
+        if let Some(refusal) = witness::disagreement(terms.witness, ctx.config.terms.witness) {
+            ctx.push(Output::Send(Dest::Node(from, None), Msg::Refused(refusal.into())));
+        }
         if ctx.config.me.slot.is_none() || !free || !same {
             return;
         }
@@ -382,8 +387,9 @@ impl Seeking {
         self.founding = None;
         let pledge = Msg::Pledge {
             lineage,
-            info: ctx.config.me.clone(),
+            info: Box::new(ctx.config.me.clone()),
             highest: ctx.highest_or_floor().max(self.floors),
+            witness: terms.witness,
         };
         ctx.push(Output::Send(Dest::Node(from, None), pledge));
     }
@@ -395,8 +401,12 @@ impl Seeking {
         lineage: Lineage,
         info: NodeInfo,
         highest: ViewId,
+        witness: bool,
     ) -> Option<Found> {
         let Bootstrap::Expect(slots) = ctx.config.bootstrap else { return None };
+        if witness != ctx.config.terms.witness {
+            return None; // Of a build that does not know what it agreed to.
+        }
         let founding = self.founding.as_mut().filter(|f| f.lineage == lineage)?;
         founding.highest = founding.highest.max(highest);
         founding.pledges.insert(info.id, info);
@@ -524,7 +534,10 @@ fn found(ctx: &mut Ctx, lineage: Lineage, founders: Vec<NodeInfo>, highest: View
     let won = Won {
         ballot,
         horizon: ctx.now,
-        undecided: Some(alloc::sync::Arc::new(Entry { commands: [Command::Found].into(), core: None })),
+        undecided: Some(alloc::sync::Arc::new(Entry {
+            commands: [Command::Found].into(),
+            ..Entry::default()
+        })),
         without: Vec::new(),
         lapsed: None,
         promisers: BTreeMap::new(),

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     entry::{Command, Entry, GroupWish},
     view::{ClusterDelta, ClusterView, GroupView, Member, NodeInfo, SharedView, Why},
+    witness::Warrant,
 };
 
 /// How many removals are remembered.
@@ -32,6 +33,9 @@ pub struct Terms {
     /// Have all founder slots data directories? Then a majority of them sets every view id aside before it is given.
     #[serde(default)]
     pub durable: bool,
+    /// Is there a witness, which says which of two halves of a core may go on? Else the one with the senior may.
+    #[serde(default)]
+    pub witness: bool,
     /// The lineages that an operator gave up for this one, the latest first: they end where they meet it, though older.
     #[serde(default)]
     pub supersedes: Vec<Lineage>,
@@ -52,6 +56,9 @@ pub struct State {
     pub view: ClusterView,
     /// The core in force for the next entry, its senior first.
     pub core: Vec<NodeId>,
+    /// Where the witness records halves of this core, if it can.
+    #[serde(default)]
+    pub warrant: Option<Warrant>,
     /// The entry that made `view`.
     pub view_at: LogIndex,
     /// The lineage into which this one dissolved, once it has.
@@ -113,6 +120,7 @@ impl State {
             last_view: floor,
             view: ClusterView { id: ViewId::NONE, prev: ViewId::NONE, members: founders },
             core,
+            warrant: None,
             view_at: LogIndex::ZERO,
             dissolved: None,
             level: 0,
@@ -202,6 +210,7 @@ impl State {
         let groups = self.finish_groups(touched);
         if let Some(core) = &entry.core {
             self.core.clone_from(core);
+            self.warrant = entry.warrant(self.index);
         }
         Change { index: self.index, cluster, core: entry.core.clone(), groups, wished }
     }
@@ -251,6 +260,10 @@ impl State {
                         let view = self.edit(group, touched);
                         if view.members.is_empty() {
                             view.kind = *kind;
+                        }
+                        if view.members.len() < 4 {
+                            // Most groups are small, and there may be very many.
+                            view.members.reserve_exact(1);
                         }
                         view.members.push(member);
                         self.groups_of.entry(node).or_default().insert(group.clone());
@@ -367,18 +380,19 @@ mod tests {
             core_size: 5,
             slots: 0,
             durable: false,
+            witness: false,
             supersedes: Vec::new(),
         };
         let founders = (1..=n).map(info).collect();
         let floor = ViewId::new(100);
         let mut state = State::before_founding(Lineage::new(1, 1), terms, floor, founders, vec![id(1)]);
-        state.apply(&Entry { commands: vec![Command::Found], core: None });
+        state.apply(&Entry { commands: vec![Command::Found], ..Entry::default() });
         state
     }
 
     fn wish(state: &mut State, node: u32, op: u64, wish: GroupWish) -> Change {
         let command = Command::Group { node: id(node), op, wish };
-        state.apply(&Entry { commands: vec![command], core: None })
+        state.apply(&Entry { commands: vec![command], ..Entry::default() })
     }
 
     fn join(state: &mut State, node: u32, op: u64) -> Change {
@@ -428,7 +442,8 @@ mod tests {
         }
         let other = GroupName::new("other").expect("valid");
         wish(&mut state, 3, 2, GroupWish::Join { group: other.clone(), endpoint: None, kind: Kind::Plain });
-        let change = state.apply(&Entry { commands: vec![Command::Remove(id(3), Why::Dead)], core: None });
+        let change =
+            state.apply(&Entry { commands: vec![Command::Remove(id(3), Why::Dead)], ..Entry::default() });
         assert_eq!(change.cluster.expect("a node left").left, vec![(id(3), Why::Dead)]);
         assert_eq!(change.groups.len(), 2);
         assert_eq!(change.groups[0].0.leader(), Some(id(1)));
@@ -444,7 +459,7 @@ mod tests {
         let mut state = founded(2);
         join(&mut state, 1, 1);
         let above = ViewId::new(5000);
-        let change = state.apply(&Entry { commands: vec![Command::Raise(above)], core: None });
+        let change = state.apply(&Entry { commands: vec![Command::Raise(above)], ..Entry::default() });
         let view = &change.groups[0].0;
         assert!(view.id > above && view.token == Token::new(view.id));
     }
@@ -452,7 +467,7 @@ mod tests {
     #[test]
     fn ids_that_would_run_out_are_noticed_before() {
         let mut state = founded(1);
-        let raise = |to| Entry { commands: vec![Command::Raise(ViewId::new(to))], core: None };
+        let raise = |to| Entry { commands: vec![Command::Raise(ViewId::new(to))], ..Entry::default() };
         assert!(state.has_ids_for(&raise(ViewId::BOUND - 10)));
         assert!(!state.has_ids_for(&raise(ViewId::BOUND - 1)));
         state.last_view = ViewId::new(ViewId::BOUND - 1);
@@ -463,7 +478,7 @@ mod tests {
     fn a_node_that_joined_and_died_in_one_batch_was_never_there() {
         let mut state = founded(1);
         let commands = vec![Command::Admit(info(9)), Command::Remove(id(9), Why::Dead)];
-        let change = state.apply(&Entry { commands, core: None });
+        let change = state.apply(&Entry { commands, ..Entry::default() });
         assert_eq!(change.cluster, None);
     }
 }

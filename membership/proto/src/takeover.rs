@@ -24,7 +24,7 @@ use crate::{
     msg::{Ask, ClusterMsg, Promise},
     office::{Office, Promiser, Won},
     plant::Plant,
-    quorum::{Share, share},
+    quorum::{Core, Share, share},
 };
 
 /// The longest pause between two attempts is this many steps.
@@ -89,6 +89,9 @@ impl Takeover {
         let pause = ctx.config.step * (steps + position);
         let jitter = ctx.rng.below(pause.as_nanos() as u64 / 2 + 1);
         self.at = Some(ctx.now.after(pause / 2 + Duration::from_nanos(jitter)));
+        if ctx.planted(Plant::NeverGiveWay) {
+            self.at = Some(ctx.now);
+        }
     }
 }
 
@@ -109,7 +112,8 @@ impl Member {
     /// Who was stopped hears first what was said meanwhile, and takes nobody for lost until then; but one whose loop is late
     /// again and again waits for no more than a lease.
     fn after_listening(&self, ctx: &Ctx, lost_at: Instant) -> Instant {
-        let listened = self.stall_end.map_or(Instant::ZERO, |end| end.after(ctx.config.heartbeat * 3));
+        let stall_end = self.stall_end.filter(|_| !ctx.planted(Plant::CandidateFromSleep));
+        let listened = stall_end.map_or(Instant::ZERO, |end| end.after(ctx.config.heartbeat * 3));
         lost_at.max(listened.min(lost_at.after(ctx.lease())))
     }
 
@@ -308,6 +312,7 @@ impl Member {
             left,
             bound: bind,
             slot: ctx.config.me.slot.is_some() && ctx.is_ripe(),
+            confirmed: ctx.confirmed,
             seen,
             hello,
             floor: ctx.floor(),
@@ -329,6 +334,7 @@ impl Member {
             asked: promise.echo,
             bound: promise.bound.then_some(promise.echo),
             slot: promise.slot,
+            confirmed: promise.confirmed,
             floor: promise.floor,
             commit: promise.commit,
             seen: promise.seen,
@@ -398,6 +404,13 @@ impl Member {
         let in_office = self.office.as_ref().is_some_and(|o| o.ballot == ballot);
         if in_office && of_core && promised > ballot && self.takeover.candidate.is_none() {
             self.start_candidacy(ctx);
+        }
+    }
+
+    /// The witness has answered.
+    pub(crate) fn check_candidacy(&mut self, ctx: &mut Ctx) {
+        if self.takeover.is_candidate() {
+            self.check_win(ctx);
         }
     }
 
@@ -474,19 +487,21 @@ impl Member {
         if ctx.planted(Plant::ForgetPredecessorsLeases) {
             horizon = ctx.now;
         }
-        let next_core = undecided.as_ref().and_then(|e| e.core.clone());
+        let next_core =
+            undecided.as_ref().and_then(|e| Some((e.core.clone()?, e.warrant(state.index.next()))));
         let core = if win_in_old_core { candidate.old_core.clone() } else { state.core.clone() };
-        let cores = [Some(core), next_core.filter(|_| !win_in_old_core)];
+        let cores = [Some((core, state.warrant)), next_core.filter(|_| !win_in_old_core)];
         let mut without = Vec::new();
-        for core in cores.into_iter().flatten() {
-            match share(&core, |id| candidate_has(&self.takeover, id)) {
+        for (members, warrant) in cores.into_iter().flatten() {
+            let core = Core { lineage: self.lineage, members: &members, warrant };
+            match share(&members, |id| candidate_has(&self.takeover, id)) {
                 Share::Majority => {}
                 Share::Half { with, without: others } => {
                     if self.deaths.let_half_go_on(&with, &others) {
                         ctx.mark("half of a core wins by a proof of death");
                         continue;
                     }
-                    if !self.may_go_on_alone(ctx, &core, &with, horizon) {
+                    if !self.may_go_on_alone(ctx, core, &with, horizon) {
                         return None;
                     }
                     without.extend(others);
@@ -514,12 +529,13 @@ impl Member {
         })
     }
 
-    /// The rule S2 for the senior's half without a proof of death: everything that the other half may hold has lapsed,
-    /// and everybody of this half answered a question that was asked after that. Asks anew where that is missing.
-    fn may_go_on_alone(&mut self, ctx: &Ctx, core: &[NodeId], with: &[NodeId], horizon: Instant) -> bool {
+    /// The rule S2 for the preferred half without a proof of death: everything that the other half may hold has lapsed,
+    /// and everybody of this half answered a question that was asked after that. Asks anew where that is missing; and the
+    /// witness, where nothing else is.
+    fn may_go_on_alone(&mut self, ctx: &mut Ctx, core: Core<'_>, with: &[NodeId], horizon: Instant) -> bool {
         let Some(candidate) = &mut self.takeover.candidate else { return false };
-        let senior = core.first().is_some_and(|s| with.contains(s)) || ctx.planted(Plant::AnyHalf);
-        if !senior {
+        let preferred = core.prefers(ctx, with);
+        if !preferred && (!ctx.config.terms.witness || core.warrant.is_none()) {
             return false;
         }
         if ctx.now < horizon {
@@ -533,7 +549,11 @@ impl Member {
         if !all && candidate.asked_at < from {
             candidate.next_ask = candidate.next_ask.min(ctx.now);
         }
-        all
+        // Who is in office and lost the others at the same time goes first: then nothing changes for this half.
+        if all && !preferred && ctx.now >= from.after(ctx.config.heartbeat * 2) {
+            ctx.claim(core.lineage, core.warrant, with);
+        }
+        all && preferred
     }
 }
 

@@ -25,13 +25,13 @@ pub(super) struct Slot {
     observers: BTreeSet<u64>,
     view: Option<Arc<View>>,
     /// The event that told of it.
-    view_event: Option<Event>,
+    view_event: Option<Arc<Event>>,
     /// Is the node a member, by that view?
     member: bool,
     acting: Option<Acting>,
-    last_end: Option<Event>,
+    last_end: Option<Arc<Event>>,
     /// How the group's state stands that is kept on disk, and the event that told of it.
-    state: Option<(Standing, Event)>,
+    state: Option<Box<(Standing, Arc<Event>)>>,
     /// Told when the node is no member any more.
     left: Vec<oneshot::Sender<()>>,
     /// The bulk thread knows of the group.
@@ -68,7 +68,7 @@ enum Leaving {
 struct Acting {
     lead: Lead,
     /// The event that told of it; `None` while the lease has lapsed before the machine noticed.
-    told: Option<Event>,
+    told: Option<Arc<Event>>,
 }
 
 /// How long who stepped out stays away, at first and at most.
@@ -166,7 +166,7 @@ impl Driver {
             if !slot.member && slot.wanted.is_none() {
                 // Nobody wants to hear of it any more; who still holds a stream is told that this is the end.
                 let event = self.event(Some(group.clone()), What::Out { left: true });
-                self.tell_group(&group, event);
+                self.tell_group(&group, Arc::new(event));
             }
         } else if slot.wanted.as_ref().is_some_and(|w| w.handle == handle) {
             self.leave(group, None);
@@ -240,7 +240,7 @@ impl Driver {
             let wanted = slot.wanted.as_ref().filter(|w| w.leaving == Leaving::SteppedOut)?;
             (!slot.member).then_some(wanted.away?.0)
         };
-        self.away.iter().filter_map(|group| self.groups.get(group)).filter_map(away).min()
+        self.away.iter().filter_map(|group| away(self.groups.get(group)?)).min()
     }
 
     pub(super) fn rejoin_due(&mut self, now: Instant) {
@@ -320,9 +320,9 @@ impl Driver {
         }
         let leader = view.leader().map(|l| &*l.name);
         tracing::debug!(%group, view = %view.id, members = view.members.len(), rank = rank.map(|r| r.get()), leader, "group view");
-        let event = self.event(Some(group.clone()), What::View(Arc::clone(&view)));
+        let event = Arc::new(self.event(Some(group.clone()), What::View(Arc::clone(&view))));
         let slot = self.groups.get_mut(&group).expect("just made");
-        slot.view_event = Some(event.clone());
+        slot.view_event = Some(Arc::clone(&event));
         let listens = slot.wanted.as_ref().is_some_and(|w| w.mailbox.is_some());
         if part == Part::Member && (kind == Kind::Multicast || listens) {
             slot.bulk = true;
@@ -365,7 +365,7 @@ impl Driver {
 
     /// The node is no member any more; if it left on request, it wants to be none.
     fn tell_out(&mut self, group: &GroupName, left: bool) {
-        let event = self.event(Some(group.clone()), What::Out { left });
+        let event = Arc::new(self.event(Some(group.clone()), What::Out { left }));
         let Some(slot) = self.groups.get_mut(group) else { return };
         if slot.bulk {
             self.bulk.out(group.clone(), left);
@@ -452,13 +452,14 @@ impl Driver {
         // The clock is read for the event before anybody can act.
         let event =
             self.event(Some(group.clone()), What::Leading { token: lead.token, lineage: lead.lineage });
+        let event = Arc::new(event);
         if event.at_ns >= self.lease_until.as_nanos() || self.revoked || self.late {
             self.suspended = true;
             return;
         }
         lead.cell.lead(lead.token.get());
         if let Some(acting) = self.groups.get_mut(group).and_then(|s| s.acting.as_mut()) {
-            acting.told = Some(event.clone());
+            acting.told = Some(Arc::clone(&event));
         }
         self.counts.reigns.inc();
         if let Some(since) = self.groups.get_mut(group).and_then(|slot| slot.since_death.take()) {
@@ -514,28 +515,29 @@ impl Driver {
         self.counts.leading.dec();
         tracing::info!(%group, token = %lead.token, why = why.as_str(), "not leading");
         let (token, lineage, until_ns) = (lead.token, lead.lineage, until.as_nanos());
-        let event = self.event(Some(group.clone()), What::NotLeading { token, lineage, why, until_ns });
+        let event =
+            Arc::new(self.event(Some(group.clone()), What::NotLeading { token, lineage, why, until_ns }));
         if let Some(slot) = self.groups.get_mut(group) {
-            slot.last_end = Some(event.clone());
+            slot.last_end = Some(Arc::clone(&event));
         }
         self.tell_group(group, event);
     }
 
     /// How the group's state stands, that is kept on disk.
     pub(super) fn tell_state(&mut self, group: &GroupName, standing: Standing) {
-        let event = self.event(Some(group.clone()), What::State { standing: standing.clone() });
+        let event = Arc::new(self.event(Some(group.clone()), What::State { standing: standing.clone() }));
         let Some(slot) = self.groups.get_mut(group).filter(|slot| slot.wanted.is_some()) else { return };
-        slot.state = Some((standing, event.clone()));
+        slot.state = Some(Box::new((standing, Arc::clone(&event))));
         self.tell_group(group, event);
     }
 
     // ---- telling ----------------------------------------------------------------------------------------------------
 
     /// Tells something about a group, with the group's state after it. A group that nobody wants is forgotten with that.
-    fn tell_group(&mut self, group: &GroupName, event: Event) {
+    fn tell_group(&mut self, group: &GroupName, event: Arc<Event>) {
         let Some(slot) = self.groups.get(group) else { return };
         let acting = slot.acting.as_ref().filter(|a| a.told.is_some());
-        let kept = slot.state.as_ref().map(|(_, event)| event);
+        let kept = slot.state.as_deref().map(|(_, event)| event);
         let told = acting.and_then(|a| a.told.as_ref());
         let state = slot.view_event.iter().chain(kept).chain(told).cloned().collect();
         let lead = acting.map(|a| a.lead.clone());
@@ -565,7 +567,7 @@ impl Driver {
             view: slot.view.clone(),
             member: slot.member,
             leading: slot.acting.as_ref().filter(|a| a.told.is_some()).map(|a| a.lead.token),
-            state: slot.state.as_ref().map(|(standing, _)| standing.clone()),
+            state: slot.state.as_deref().map(|(standing, _)| standing.clone()),
         };
         match shown.get_mut(group) {
             Some(known) => *known = status,

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use checker::{Outcome, Predicate};
 use membership::{Bootstrap, Class, Delivered, Node, NodeBuilder};
 
 use crate::{
@@ -82,7 +83,8 @@ async fn members_with_certificates_talk_and_others_stay_outside() {
     }
     assert!(metric(&a, "phalanx_authentications_failed") + metric(&b, "phalanx_authentications_failed") >= 2);
     assert_eq!(a.status().view, view, "nobody came, nobody went");
-    place.judge([a, b]).await;
+    let report = place.judge([a, b]).await;
+    assert_eq!(report.verdict(Predicate::SE5).outcome, Outcome::Pass, "names were proved");
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use checker::Checker;
+use checker::{Checker, Report};
 use membership::{
     Bootstrap, Event, Events, Membership, Node, NodeBuilder, Rendezvous, Secret, View, Views, What,
 };
@@ -92,11 +92,11 @@ impl Place {
     }
 
     /// Stops these nodes, and lets the checker judge what all nodes of this place have traced.
-    pub async fn judge(&self, nodes: impl IntoIterator<Item = Node>) {
+    pub async fn judge(&self, nodes: impl IntoIterator<Item = Node>) -> Report {
         for node in nodes {
             within("a node leaves", node.leave()).await;
         }
-        judge(&self.traces.lock().expect("no panic while it is held"), Vec::new());
+        judge(&self.traces.lock().expect("no panic while it is held"), Vec::new())
     }
 }
 
@@ -118,7 +118,7 @@ pub fn loopback() -> SocketAddr {
 }
 
 /// Lets the checker judge traces, with what the harness knows besides.
-pub fn judge(traces: &[PathBuf], harness: Vec<Record>) {
+pub fn judge(traces: &[PathBuf], harness: Vec<Record>) -> Report {
     let mut records = harness;
     for path in traces {
         let text = fs::read_to_string(path).expect("a trace");
@@ -135,6 +135,7 @@ pub fn judge(traces: &[PathBuf], harness: Vec<Record>) {
     let failures: Vec<String> = report.failures().map(|v| format!("{v:?}")).collect();
     assert!(report.invalid.is_none(), "{:?}", report.invalid);
     assert!(failures.is_empty(), "{failures:#?}");
+    report
 }
 
 /// Bounds a wait.

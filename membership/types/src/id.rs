@@ -305,6 +305,10 @@ impl GroupName {
         if fits && name.bytes().all(allowed) { Ok(Self(name.into())) } else { Err(InvalidGroupName) }
     }
 
+    pub(crate) fn shared(&self) -> Arc<str> {
+        Arc::clone(&self.0)
+    }
+
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -26,6 +26,7 @@ impl Rng {
     }
 
     /// The next 64 bits.
+    #[inline]
     pub fn next_u64(&mut self) -> u64 {
         self.state = self.state.wrapping_add(self.step);
         let mut z = self.state;
@@ -35,18 +36,21 @@ impl Rng {
     }
 
     /// A number in `0..bound`; `bound` must not be 0. The bias is below `bound / 2^64`.
+    #[inline]
     pub fn below(&mut self, bound: u64) -> u64 {
         assert!(bound > 0, "an empty range has no number");
         ((u128::from(self.next_u64()) * u128::from(bound)) >> 64) as u64
     }
 
     /// A number in `low..=high`.
+    #[inline]
     pub fn between(&mut self, low: u64, high: u64) -> u64 {
         debug_assert!(low <= high);
         low + self.below((high - low).saturating_add(1))
     }
 
     /// True `per_mille` times in a thousand.
+    #[inline]
     pub fn chance(&mut self, per_mille: u64) -> bool {
         self.below(1000) < per_mille
     }

@@ -42,12 +42,14 @@ impl Instant {
     }
 
     /// `self + d`, or [`Instant::MAX`] where that would overflow.
+    #[inline]
     #[must_use]
     pub fn after(self, d: Duration) -> Self {
         Self(self.0.saturating_add(saturating_nanos(d)))
     }
 
     /// `self - d`, or [`Instant::ZERO`] where that would be negative.
+    #[inline]
     #[must_use]
     pub fn before(self, d: Duration) -> Self {
         Self(self.0.saturating_sub(saturating_nanos(d)))
@@ -57,6 +59,7 @@ impl Instant {
 /// How long after `rhs` this reading is; zero if it is not later.
 impl Sub for Instant {
     type Output = Duration;
+    #[inline]
     fn sub(self, rhs: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(rhs.0))
     }
@@ -68,6 +71,7 @@ impl fmt::Display for Instant {
     }
 }
 
+#[inline]
 fn saturating_nanos(d: Duration) -> u64 {
     u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -95,27 +99,37 @@ impl Drift {
     }
 
     /// What a holder may trust of a lease of length `full`: `full * (1 - rho)`, rounded down.
+    #[inline]
     pub fn holder(self, full: Duration) -> Duration {
         self.scale(full, 1000 - self.per_mille, 1000, 0)
     }
 
     /// How long a granter waits for a duration that it gave: `given * (1 + rho) / (1 - rho)`, rounded up.
+    #[inline]
     pub fn granter_waits(self, given: Duration) -> Duration {
         let d = 1000 - self.per_mille;
         self.scale(given, 1000 + self.per_mille, d, d - 1)
     }
 
     /// The longest duration to give so that [`Drift::granter_waits`] of it does not exceed `limit`.
+    #[inline]
     pub fn giveable(self, limit: Duration) -> Duration {
         self.scale(limit, 1000 - self.per_mille, 1000 + self.per_mille, 0)
     }
 
     /// `full * (1 + rho)`, rounded up: how long a true interval of `full` may look on a fast clock.
+    #[inline]
     pub fn stretched(self, full: Duration) -> Duration {
         self.scale(full, 1000 + self.per_mille, 1000, 999)
     }
 
+    #[inline]
     fn scale(self, d: Duration, num: u32, den: u32, round: u32) -> Duration {
+        // 64 bits are enough for seven months, and much faster.
+        let small = u64::try_from(d.as_nanos()).ok().and_then(|ns| ns.checked_mul(num.into()));
+        if let Some(scaled) = small.and_then(|ns| ns.checked_add(round.into())) {
+            return Duration::from_nanos(scaled / u64::from(den));
+        }
         let ns = (d.as_nanos() * u128::from(num) + u128::from(round)) / u128::from(den);
         Duration::from_nanos(u64::try_from(ns).unwrap_or(u64::MAX))
     }
@@ -144,6 +158,15 @@ mod tests {
         for ns in [0, 1, 7, 995, 1_000_003, 1_000_000_000] {
             let limit = Duration::from_nanos(ns);
             assert!(rho.granter_waits(rho.giveable(limit)) <= limit, "{ns}");
+        }
+    }
+
+    #[test]
+    fn long_times_are_scaled_as_short_ones_are() {
+        let rho = Drift::DEFAULT;
+        for ns in [u64::MAX / 1006, u64::MAX / 1005, u64::MAX / 1005 + 1, u64::MAX / 1004, u64::MAX / 2] {
+            let exact = (u128::from(ns) * 1005).div_ceil(1000);
+            assert_eq!(rho.stretched(Duration::from_nanos(ns)).as_nanos(), exact, "{ns}");
         }
     }
 

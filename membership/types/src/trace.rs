@@ -10,10 +10,10 @@
 //!  "members":[[1,2546],[2,77]],"prev":11,"trans":[[1,2546]]}
 //! ```
 
-use alloc::{boxed::Box, collections::BTreeMap, string::String, vec::Vec};
+use alloc::{borrow::Cow, boxed::Box, collections::BTreeMap, string::String, sync::Arc, vec::Vec};
 use core::{fmt, str::FromStr};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{Ballot, GroupName, Lineage, NodeId, Token, ViewId};
 
@@ -45,9 +45,9 @@ pub enum Source {
     /// `p:NODE.INC`: a process under test.
     Process(Process),
     /// `c:ID`: a client.
-    Client(String),
+    Client(Arc<str>),
     /// `r:ID`: a resource that checks tokens.
-    Resource(String),
+    Resource(Arc<str>),
 }
 
 /// The text names no source.
@@ -122,7 +122,7 @@ pub enum Group {
     /// By number; 0 is the cluster itself.
     Number(u64),
     /// By name.
-    Name(Box<str>),
+    Name(Arc<str>),
 }
 
 impl Group {
@@ -138,7 +138,7 @@ impl Default for Group {
 
 impl From<&GroupName> for Group {
     fn from(name: &GroupName) -> Self {
-        Self::Name(name.as_str().into())
+        Self::Name(name.shared())
     }
 }
 
@@ -219,6 +219,9 @@ pub struct Cfg {
     /// Founder slots have data directories, in which ids are set aside before they are given.
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     pub durable: bool,
+    /// There is a witness.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub witness: bool,
     /// Bounds B1..B9 in nanoseconds, by name; what is absent follows from the lease. Also the plain numbers `k`, `c`, `m`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub bounds: BTreeMap<String, u64>,
@@ -237,7 +240,7 @@ pub enum Event {
     /// A process instance starts.
     Start { p: Process },
     /// A process instance is gone for good.
-    Crash { p: Process, how: String },
+    Crash { p: Process, how: Cow<'static, str> },
     /// A process is stopped (SIGSTOP, freezer) ...
     Pause { p: Process },
     /// ... and continued.
@@ -266,6 +269,9 @@ pub enum Event {
         core: Vec<Process>,
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         apart: Vec<(Process, Process)>,
+        /// The epoch of the witness, if all in `core` reach it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        witness: Option<String>,
     },
     /// The last record; a trace without it is truncated.
     End {},
@@ -277,7 +283,7 @@ pub enum Event {
         #[serde(default)]
         g: Group,
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        lin: Option<String>,
+        lin: Option<Lin>,
     },
     /// P leaves the cluster or a group of its own will (step-down is `Leave`, then `Join`).
     Leave {
@@ -291,7 +297,7 @@ pub enum Event {
         p: Process,
         #[serde(default)]
         g: Group,
-        lin: String,
+        lin: Lin,
         vid: u64,
         members: Vec<Process>,
         prev: u64,
@@ -308,17 +314,21 @@ pub enum Event {
         #[serde(default)]
         g: Group,
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        lin: Option<String>,
+        lin: Option<Lin>,
         vid: u64,
         members: Vec<Process>,
         prev: u64,
     },
     /// P learns that it was removed.
     Evicted { p: Process, vid: u64 },
+    /// P takes the order `op` of somebody at the IP address `who`.
+    Admin { p: Process, op: String, who: String },
+    /// P met Q, which proved by its certificate to be the node of this name.
+    Auth { p: Process, q: Process, name: String },
     /// An operator gives up the lineage `from` of P for the new one `lin`.
-    Force { p: Process, from: String, lin: String },
+    Force { p: Process, from: Lin, lin: Lin },
     /// P suspects Q.
-    Suspect { p: Process, q: Process, why: String },
+    Suspect { p: Process, q: Process, why: Cow<'static, str> },
     /// P withdraws a suspicion.
     Unsuspect { p: Process, q: Process },
     /// P has no valid lease any more: it is silent until its next `Install` or `Primary`.
@@ -326,27 +336,39 @@ pub enum Event {
     /// P's lease is valid again, in the same view.
     Primary { p: Process },
     /// The core in force from entry `idx` on, by rank (the first is its senior).
-    Core { lin: String, idx: u64, members: Vec<Process> },
+    Core {
+        lin: Lin,
+        idx: u64,
+        members: Vec<Process>,
+        /// Where a witness records halves of it: the entry that put it in force, and the epoch.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        warrant: Option<(u64, String)>,
+    },
+    /// The witness has recorded this half of the core that entry `core` put in force, under this epoch.
+    Witness { lin: Lin, core: u64, epoch: String, half: Vec<Process> },
     /// P, a core member, accepts the entry `digest` at `idx` under `ballot`.
     Accept {
         p: Process,
-        lin: String,
+        lin: Lin,
         idx: u64,
         ballot: Bal,
-        digest: String,
+        digest: Box<str>,
         /// The core that the entry puts in force, if it changes the core.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         core: Option<Vec<Process>>,
+        /// Under which epoch a witness will record halves of that.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        epoch: Option<String>,
     },
     /// P promises to accept nothing below `ballot`.
-    Promise { p: Process, lin: String, ballot: Bal },
+    Promise { p: Process, lin: Lin, ballot: Bal },
     /// P grants the coordinator `to` authority until `until` (run's clock, as the granter bounds it).
     Grant { p: Process, to: Process, until: u64 },
     /// P has proof that Q is dead. `leased`: P held an unexpired lease when the proof came.
     Proof {
         p: Process,
         q: Process,
-        how: String,
+        how: Cow<'static, str>,
         #[serde(default)]
         leased: bool,
     },
@@ -359,21 +381,21 @@ pub enum Event {
         p: Process,
         #[serde(default)]
         g: Group,
-        lin: String,
+        lin: Lin,
         vid: u64,
         mid: Mid,
-        cls: String,
-        h: Box<str>,
+        cls: Cow<'static, str>,
+        h: Digest,
     },
     /// P delivers a message in its view `vid`, at place `tseq` of the view's sequence, if it has one.
     Deliver {
         p: Process,
         #[serde(default)]
         g: Group,
-        lin: String,
+        lin: Lin,
         vid: u64,
         mid: Mid,
-        h: Box<str>,
+        h: Digest,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         tseq: Option<u64>,
     },
@@ -382,7 +404,7 @@ pub enum Event {
         p: Process,
         #[serde(default)]
         g: Group,
-        lin: String,
+        lin: Lin,
         vid: u64,
         mid: Mid,
     },
@@ -391,7 +413,7 @@ pub enum Event {
         p: Process,
         #[serde(default)]
         g: Group,
-        lin: String,
+        lin: Lin,
         vid: u64,
         digest: Box<str>,
     },
@@ -400,7 +422,7 @@ pub enum Event {
         p: Process,
         #[serde(default)]
         g: Group,
-        lin: String,
+        lin: Lin,
         vid: u64,
     },
 
@@ -411,7 +433,7 @@ pub enum Event {
         #[serde(default)]
         g: Group,
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        lin: Option<String>,
+        lin: Option<Lin>,
         tok: Tok,
     },
     /// P acted as leader.
@@ -420,10 +442,10 @@ pub enum Event {
         #[serde(default)]
         g: Group,
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        lin: Option<String>,
+        lin: Option<Lin>,
         tok: Tok,
         #[serde(default)]
-        op: String,
+        op: Cow<'static, str>,
     },
     /// P stopped acting; nothing was done under the token after `until`, if that is given.
     LeadEnd {
@@ -431,32 +453,32 @@ pub enum Event {
         #[serde(default)]
         g: Group,
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        lin: Option<String>,
+        lin: Option<Lin>,
         tok: Tok,
-        why: String,
+        why: Cow<'static, str>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         until: Option<u64>,
     },
     /// A resource was asked to act under a token, and did (`ok`) or refused.
     Effect {
-        r: String,
+        r: Arc<str>,
         #[serde(default)]
         g: Group,
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        lin: Option<String>,
+        lin: Option<Lin>,
         tok: Tok,
         p: Process,
         #[serde(default)]
-        op: String,
+        op: Cow<'static, str>,
         ok: bool,
     },
     /// A client asked who leads, and was told `p` under `tok`.
     WhoLeads {
-        c: String,
+        c: Arc<str>,
         #[serde(default)]
         g: Group,
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        lin: Option<String>,
+        lin: Option<Lin>,
         p: Process,
         tok: Tok,
     },
@@ -476,9 +498,117 @@ pub enum LinkState {
     Corrupt,
 }
 
+/// A lineage in a trace. It is a word there; those of our own making are kept as what they mean, so that records cost no
+/// text before they are written.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Lin {
+    /// Written as [`Lineage`]s are.
+    Own(Lineage),
+    /// Any other word.
+    Word(Box<str>),
+}
+
+/// What stands for the bytes of a message, in a trace: a word, kept as [`Lin`] is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Digest {
+    /// Written with 16 hexadecimal digits.
+    Own(u64),
+    /// Any other word.
+    Word(Box<str>),
+}
+
+/// The number that is written with these lower-case hexadecimal digits, no more than 16.
+fn hex(text: &str) -> Option<u64> {
+    let digits = text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    if digits && text.len() <= 16 { u64::from_str_radix(text, 16).ok() } else { None }
+}
+
+impl From<&str> for Lin {
+    fn from(word: &str) -> Self {
+        let own = || {
+            let (founded_s, random) = word.split_once('-')?;
+            let padded = founded_s.len() > 1 && founded_s.starts_with('0');
+            if padded || random.len() != 16 {
+                return None;
+            }
+            Some(Lineage::new(hex(founded_s)?, hex(random)?))
+        };
+        own().map_or_else(|| Self::Word(word.into()), Self::Own)
+    }
+}
+
+impl From<&str> for Digest {
+    fn from(word: &str) -> Self {
+        let own = if word.len() == 16 { hex(word) } else { None };
+        own.map_or_else(|| Self::Word(word.into()), Self::Own)
+    }
+}
+
+impl fmt::Display for Lin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Own(lineage) => lineage.fmt(f),
+            Self::Word(word) => f.write_str(word),
+        }
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Own(number) => write!(f, "{number:016x}"),
+            Self::Word(word) => f.write_str(word),
+        }
+    }
+}
+
+impl Default for Lin {
+    fn default() -> Self {
+        Self::Word(Box::default())
+    }
+}
+
+impl Default for Digest {
+    fn default() -> Self {
+        Self::Word(Box::default())
+    }
+}
+
+/// What they have in common: from text, and to it.
+macro_rules! word {
+    ($word:ident) => {
+        impl From<String> for $word {
+            fn from(word: String) -> Self {
+                word.as_str().into()
+            }
+        }
+
+        impl Serialize for $word {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $word {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                Ok(<Cow<'_, str>>::deserialize(deserializer)?.as_ref().into())
+            }
+        }
+    };
+}
+
+word!(Lin);
+word!(Digest);
+
+impl From<Lineage> for Lin {
+    fn from(lineage: Lineage) -> Self {
+        Self::Own(lineage)
+    }
+}
+
 /// How a lineage is written in a trace.
-pub fn lin(lineage: Lineage) -> String {
-    alloc::format!("{lineage}")
+pub fn lin(lineage: Lineage) -> Lin {
+    lineage.into()
 }
 
 /// The number of a view, or 0 for none.
@@ -496,11 +626,42 @@ mod tests {
     }
 
     #[test]
+    fn words_are_written_as_they_were_read() {
+        let own = Lineage::new(0x1f, 7);
+        assert_eq!(Lin::from(own.to_string()), Lin::Own(own));
+        assert_eq!(Digest::from("00000000000000ff"), Digest::Own(255));
+        let long = "11111111111111111-0000000000000007";
+        for word in [
+            "",
+            "c0",
+            "-",
+            "1f-7",
+            "01f-0000000000000007",
+            "1F-0000000000000007",
+            "1f-000000000000000G",
+            long,
+        ] {
+            assert_eq!(Lin::from(word), Lin::Word(word.into()));
+            assert_eq!(Digest::from(word), Digest::Word(word.into()));
+        }
+        for word in
+            ["c0", "0-0000000000000000", "1f-0000000000000007", "00000000000000ff", "0x000000000000ff"]
+        {
+            assert_eq!(
+                (Lin::from(word).to_string(), Digest::from(word).to_string()),
+                (word.into(), word.into())
+            );
+            let json = serde_json::to_string(&Lin::from(word)).expect("JSON");
+            assert_eq!(serde_json::from_str::<Lin>(&json).expect("a word"), Lin::from(word));
+        }
+    }
+
+    #[test]
     fn a_record_reads_as_the_vocabulary_says() {
         let install = record(Event::Install {
             p: Process(1, 2546),
             g: Group::CLUSTER,
-            lin: "c0".to_string(),
+            lin: "c0".into(),
             vid: 12,
             members: vec![Process(1, 2546), Process(2, 77)],
             prev: 11,

@@ -11,7 +11,9 @@ use std::{
 };
 
 use checker::{Checker, check_files, read_files};
-use membership_types::trace::{Bal, Cfg, Event, Group, LinkState, Process, Record, Source, Tok, VERSION};
+use membership_types::trace::{
+    Bal, Cfg, Event, Group, Lin, LinkState, Process, Record, Source, Tok, VERSION,
+};
 
 const TURNS: u64 = 2000;
 const GROUPS: u64 = 100;
@@ -61,13 +63,16 @@ fn made_up() -> Vec<Record> {
         slots: Vec::new(),
         core: Some(5),
         durable: false,
+        witness: false,
         bounds: Default::default(),
     };
     trace.say(Source::Harness, Event::Cfg(cfg));
     trace.say(Source::Harness, Event::Link { a: 1, b: 2, state: LinkState::Loss, par: None });
     let members: Vec<Process> = (1..=5).map(|n| Process(n, 7)).collect();
-    trace
-        .say(Source::Process(members[0]), Event::Core { lin: "c0".into(), idx: 1, members: members.clone() });
+    trace.say(
+        Source::Process(members[0]),
+        Event::Core { lin: "c0".into(), idx: 1, members: members.clone(), warrant: None },
+    );
     let mut vid = 0;
     let mut leaders: Vec<Option<(Process, Tok)>> = vec![None; GROUPS as usize];
     let mut cluster = 0;
@@ -77,9 +82,16 @@ fn made_up() -> Vec<Record> {
         now.push(Process(6 + turn % 2, turn));
         vid += 1;
         for p in &members[..3] {
-            let (lin, digest) = ("c0".into(), format!("{turn:032x}"));
-            let accept =
-                Event::Accept { p: *p, lin, idx: turn + 1, ballot: Bal(1, members[0]), digest, core: None };
+            let (lin, digest) = ("c0".into(), format!("{turn:032x}").into());
+            let accept = Event::Accept {
+                p: *p,
+                lin,
+                idx: turn + 1,
+                ballot: Bal(1, members[0]),
+                digest,
+                core: None,
+                epoch: None,
+            };
             trace.say(Source::Process(*p), accept);
         }
         trace.install(Group::CLUSTER, vid, cluster, Some(turn + 1), &now);
@@ -101,12 +113,18 @@ fn made_up() -> Vec<Record> {
         // All leaders act.
         for (at, leader) in leaders.iter().enumerate() {
             let Some((p, tok)) = *leader else { continue };
-            let (g, lin, op) =
-                (Group::Name(format!("g{at}").into()), Some("c0".to_string()), "w".to_string());
-            let act = Event::LeadAct { p, g: g.clone(), lin: lin.clone(), tok, op: op.clone() };
+            let (g, lin, op) = (Group::Name(format!("g{at}").into()), Some(Lin::from("c0")), "w");
+            let act = Event::LeadAct { p, g: g.clone(), lin: lin.clone(), tok, op: op.into() };
             trace.say(Source::Process(p), act);
-            let effect =
-                Event::Effect { r: "db".into(), g: g.clone(), lin: lin.clone(), tok, p, op, ok: true };
+            let effect = Event::Effect {
+                r: "db".into(),
+                g: g.clone(),
+                lin: lin.clone(),
+                tok,
+                p,
+                op: op.into(),
+                ok: true,
+            };
             trace.say(Source::Resource("db".into()), effect);
             if (at as u64 + turn).is_multiple_of(7) {
                 trace.say(Source::Client("c".into()), Event::WhoLeads { c: "c".into(), g, lin, p, tok });
@@ -134,7 +152,7 @@ impl Trace {
 
     fn install(&mut self, g: Group, vid: u64, prev: u64, idx: Option<u64>, members: &[Process]) {
         for p in members {
-            let (g, lin, members) = (g.clone(), "c0".to_string(), members.to_vec());
+            let (g, lin, members) = (g.clone(), Lin::from("c0"), members.to_vec());
             let event =
                 Event::Install { p: *p, g, lin, vid, members, prev, trans: Vec::new(), idx, snap: false };
             self.say(Source::Process(*p), event);

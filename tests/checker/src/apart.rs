@@ -7,6 +7,7 @@ use membership_types::trace::Process;
 use crate::{
     book::{At, Book, Evidence, Grp, Lin},
     calm::{Calm, Liveness, Scene},
+    quorum::Outlook,
     report::Predicate,
 };
 
@@ -22,7 +23,7 @@ impl Liveness {
         }
         let homes: BTreeSet<Lin> = calm.living.iter().filter_map(|p| scene.views.home(*p)).collect();
         let can = |lin: Lin, who: &BTreeSet<Process>| {
-            scene.quorum.can_decide(lin, who) == Some(true)
+            scene.quorum.can_decide(lin, who, None) == Some(Outlook::Can)
                 && calm.holds_slots(scene.terms, |p| who.contains(&p))
         };
         let cliques = calm.cliques();

@@ -1,10 +1,13 @@
 //! What all predicate families write into: names made short, and findings.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::fmt::Write as _;
 
-use membership_types::trace::{Group, Process, Source, Tok};
+use membership_types::trace::{self, Group, Process, Source, Tok};
 
-use crate::report::{Outcome, Predicate, Verdict, Witness};
+use crate::{
+    Map,
+    report::{Outcome, Predicate, Verdict, Witness},
+};
 
 /// A source, by order of appearance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,25 +40,25 @@ impl Grp {
 /// Lineages and groups as small numbers, and back.
 #[derive(Debug)]
 pub(crate) struct Names {
-    lins: BTreeMap<String, Lin>,
-    groups: BTreeMap<Group, Grp>,
+    lins: Map<trace::Lin, Lin>,
+    groups: Map<Group, Grp>,
     group_names: Vec<Group>,
-    lin_names: Vec<String>,
+    lin_names: Vec<trace::Lin>,
 }
 
 impl Names {
     fn new() -> Self {
-        let groups = BTreeMap::from([(Group::CLUSTER, Grp::CLUSTER)]);
-        Self { lins: BTreeMap::new(), groups, group_names: vec![Group::CLUSTER], lin_names: Vec::new() }
+        let groups = Map::from_iter([(Group::CLUSTER, Grp::CLUSTER)]);
+        Self { lins: Map::default(), groups, group_names: vec![Group::CLUSTER], lin_names: Vec::new() }
     }
 
-    pub(crate) fn lin(&mut self, name: &str) -> Lin {
+    pub(crate) fn lin(&mut self, name: &trace::Lin) -> Lin {
         if let Some(lin) = self.lins.get(name) {
             return *lin;
         }
         let lin = Lin(u32::try_from(self.lin_names.len()).expect("fewer than 2^32 lineages"));
-        self.lins.insert(name.into(), lin);
-        self.lin_names.push(name.into());
+        self.lins.insert(name.clone(), lin);
+        self.lin_names.push(name.clone());
         lin
     }
 
@@ -73,7 +76,7 @@ impl Names {
         self.group_names[grp.0 as usize].to_string()
     }
 
-    pub(crate) fn lin_name(&self, lin: Lin) -> &str {
+    pub(crate) fn lin_name(&self, lin: Lin) -> &trace::Lin {
         &self.lin_names[lin.0 as usize]
     }
 }
@@ -101,19 +104,27 @@ struct Docket {
 /// What was judged, and what was found.
 pub(crate) struct Book {
     pub(crate) names: Names,
-    dockets: BTreeMap<Predicate, Docket>,
+    /// One for each predicate, in the order of [`Predicate::ALL`].
+    dockets: [Docket; Predicate::ALL.len()],
 }
+
+const _: () = {
+    let mut n = 0;
+    while n < Predicate::ALL.len() {
+        assert!(Predicate::ALL[n] as usize == n, "all predicates are listed as they are declared");
+        n += 1;
+    }
+};
 
 impl Default for Book {
     fn default() -> Self {
-        let dockets = Predicate::ALL.iter().map(|p| (*p, Docket::default())).collect();
-        Self { names: Names::new(), dockets }
+        Self { names: Names::new(), dockets: std::array::from_fn(|_| Docket::default()) }
     }
 }
 
 impl Book {
     fn docket(&mut self, predicate: Predicate) -> &mut Docket {
-        self.dockets.get_mut(&predicate).expect("every predicate has a docket")
+        &mut self.dockets[predicate as usize]
     }
 
     /// Something that could have violated the predicate was looked at.
@@ -183,7 +194,7 @@ impl Book {
             };
             Verdict { predicate, outcome, witness: Vec::new(), explanation }
         };
-        self.dockets.into_iter().map(verdict).collect()
+        Predicate::ALL.into_iter().zip(self.dockets).map(verdict).collect()
     }
 }
 

@@ -12,7 +12,7 @@ use membership_types::trace::Process;
 
 use crate::{
     book::{At, Book, Evidence, Grp, Lin, list},
-    quorum::Quorum,
+    quorum::{Outlook, Quorum},
     reigns::{Reigns, Title},
     report::Predicate,
     terms::Terms,
@@ -35,6 +35,8 @@ pub(crate) struct Calm {
     pub(crate) living: BTreeSet<Process>,
     /// Pairs of nodes of theirs that never reach each other.
     pub(crate) apart: BTreeSet<(u64, u64)>,
+    /// The epoch of the witness, if all the living reach it.
+    witness: Option<Box<str>>,
     /// The lineages of the living when it began.
     homes: BTreeSet<Lin>,
     /// Living incarnations that ended by themselves and have no successor yet.
@@ -100,7 +102,14 @@ pub(crate) struct Liveness {
 
 impl Liveness {
     /// `GST`.
-    pub(crate) fn begin(&mut self, scene: Scene<'_>, core: &[Process], apart: &[(Process, Process)], at: At) {
+    pub(crate) fn begin(
+        &mut self,
+        scene: Scene<'_>,
+        core: &[Process],
+        apart: &[(Process, Process)],
+        witness: Option<Box<str>>,
+        at: At,
+    ) {
         let Scene { terms, views, .. } = scene;
         let alive = |p: &&Process| !self.crashed.contains_key(*p) && !self.leavers.contains(*p);
         let living: BTreeSet<Process> = core.iter().filter(alive).copied().collect();
@@ -122,6 +131,7 @@ impl Liveness {
             gst: at,
             living,
             apart: apart.iter().map(|(a, b)| (a.0, b.0)).collect(),
+            witness,
             homes,
             vacant: BTreeSet::new(),
             over: None,
@@ -365,7 +375,7 @@ impl Liveness {
             return Err("nobody holds a majority of the founder slots".into());
         }
         if homes.iter().any(|lin| calm.decides(scene, *lin).is_none()) {
-            return Err("the trace does not tell the core".into());
+            return Err("the trace does not tell the core, or whom the witness lets go on".into());
         }
         Err("the living have lost the quorum".into())
     }
@@ -519,7 +529,7 @@ impl Liveness {
             }
             let mut evidence = vec![calm.told(), (at, format!("{p} says it is in the primary component"))];
             if let Some((core, known)) = scene.quorum.last_core(home) {
-                evidence.push((*known, format!("the core is {}", list(core))));
+                evidence.push((*known, format!("the core is {}", list(&core.members))));
             }
             let what = format!("{p} does not say that it is blocked, although the quorum is lost");
             book.violated(Predicate::LV9, what, evidence);
@@ -557,8 +567,11 @@ impl Calm {
 
     /// Can the living decide in a lineage? `None` if the trace does not tell.
     fn decides(&self, scene: Scene<'_>, lin: Lin) -> Option<bool> {
-        if let Some(can) = scene.quorum.can_decide(lin, &self.living) {
-            return Some(can);
+        match scene.quorum.can_decide(lin, &self.living, self.witness.as_deref()) {
+            Some(Outlook::Can) => return Some(true),
+            Some(Outlook::Cannot) => return Some(false),
+            Some(Outlook::Unknown) => return None,
+            None => {}
         }
         let (_, view) = scene.views.history(lin, Grp::CLUSTER)?.views.last_key_value()?;
         let left = view.members.iter().filter(|p| self.living.contains(p)).count();

@@ -1,5 +1,7 @@
 //! GM2n: where founders keep floors on disk, a later lineage numbers all its views above all of an earlier one.
 
+use membership_types::trace;
+
 use crate::{
     book::{At, Book, Evidence, Lin},
     report::Predicate,
@@ -58,7 +60,7 @@ impl Floors {
                 continue;
             }
             let (a, b) = (book.names.lin_name(first.lin), book.names.lin_name(second.lin));
-            let tell = |(vid, at): (u64, At), lin: &str| -> Evidence {
+            let tell = |(vid, at): (u64, At), lin: &trace::Lin| -> Evidence {
                 (at, format!("view {vid} of lineage {lin} is installed"))
             };
             let evidence = vec![tell(high, a), tell(low, b)];

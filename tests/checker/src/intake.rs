@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use membership_types::trace::{Cfg, Event, Process, Record, Source, VERSION};
 
 use crate::{
+    Map,
     book::{At, SourceId},
     report::Invalid,
 };
@@ -19,7 +20,7 @@ struct Intro {
 /// Admits records one by one, and remembers what every source owes.
 #[derive(Debug, Default)]
 pub(crate) struct Intake {
-    sources: BTreeMap<Source, Intro>,
+    sources: Map<Source, Intro>,
     names: Vec<Source>,
     now: u64,
     /// Sources that opened a trace of their own with `Cfg`, and whether it is closed. A process is filed under its
@@ -105,12 +106,15 @@ impl Intake {
             Event::Install { p, .. } => ("Install", speaks_for(src, *p)),
             Event::Watch { p, .. } => ("Watch", speaks_for(src, *p)),
             Event::Evicted { p, .. } => ("Evicted", speaks_for(src, *p)),
+            Event::Admin { p, .. } => ("Admin", speaks_for(src, *p)),
+            Event::Auth { p, .. } => ("Auth", speaks_for(src, *p)),
             Event::Force { p, .. } => ("Force", speaks_for(src, *p)),
             Event::Suspect { p, .. } => ("Suspect", speaks_for(src, *p)),
             Event::Unsuspect { p, .. } => ("Unsuspect", speaks_for(src, *p)),
             Event::NoPrimary { p } => ("NoPrimary", speaks_for(src, *p)),
             Event::Primary { p } => ("Primary", speaks_for(src, *p)),
             Event::Core { .. } => ("Core", matches!(src, Source::Process(_) | Source::Harness)),
+            Event::Witness { .. } => ("Witness", matches!(src, Source::Process(_) | Source::Harness)),
             Event::Accept { p, .. } => ("Accept", speaks_for(src, *p)),
             Event::Promise { p, .. } => ("Promise", speaks_for(src, *p)),
             Event::Grant { p, .. } => ("Grant", speaks_for(src, *p)),

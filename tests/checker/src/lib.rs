@@ -27,7 +27,7 @@
 //! comes out; `read.rs` reads files. Views: `views.rs` (GM1, GM2, GM4), `chain.rs` (GM5, GM7, GM8), `quorum.rs` (GM6, GM6a),
 //! `floors.rs` (GM2n), `reasons.rs` (GM9, LV7). Messages: `multicast.rs` (VS1 to VS14, LV2, LV4). Leaders: `title.rs` (GM3, LD1),
 //! `reigns.rs` (LD2, GM11), `fences.rs` (LD3, LD5), `zombie.rs` (LD4), `silence.rs` (GM12). After faults: `calm.rs` (LV1, LV3, LV5,
-//! LV9), `accuracy.rs` (LV6), `apart.rs` (LV8). `terms.rs` is what the run promises.
+//! LV9), `accuracy.rs` (LV6), `apart.rs` (LV8). Who may do what: `orders.rs` (SE3), `names.rs` (SE5). `terms.rs` is what the run promises.
 #![forbid(unsafe_code)]
 
 mod accuracy;
@@ -39,6 +39,8 @@ mod fences;
 mod floors;
 mod intake;
 mod multicast;
+mod names;
+mod orders;
 mod quorum;
 mod read;
 mod reasons;
@@ -50,9 +52,9 @@ mod title;
 mod views;
 mod zombie;
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 
-use membership_types::trace::{Event, Group, LinkState, Process, Record, Source, Tok};
+use membership_types::trace::{self, Event, Group, LinkState, Process, Record, Source, Tok};
 
 pub use read::{MAX_LINE, Merged, ReadError, check_files, check_input, read_files};
 pub use report::{Invalid, Outcome, Predicate, Report, Verdict, Witness};
@@ -64,7 +66,9 @@ use fences::{Answers, Claim, Fences};
 use floors::Floors;
 use intake::Intake;
 use multicast::{Entry, Multicasts};
-use quorum::Quorum;
+use names::Names;
+use orders::Orders;
+use quorum::{Core, Quorum};
 use reasons::Reasons;
 use reigns::{Close, Reigns, Title};
 use silence::Silence;
@@ -72,6 +76,9 @@ use terms::Terms;
 use title::Titles;
 use views::{Told, Views};
 use zombie::Zombies;
+
+/// For what is looked up with every record, and never gone through: an order would cost more than it is worth.
+type Map<K, V> = HashMap<K, V, foldhash::fast::FixedState>;
 
 /// Judges one trace, record by record.
 ///
@@ -95,9 +102,11 @@ pub struct Checker {
     accuracy: Accuracy,
     reasons: Reasons,
     multicasts: Multicasts,
+    orders: Orders,
+    names: Names,
     last: Option<At>,
     /// The latest two instants at which each process wrote records.
-    heard: BTreeMap<Process, [u64; 2]>,
+    heard: Map<Process, [u64; 2]>,
 }
 
 impl Checker {
@@ -119,6 +128,7 @@ impl Checker {
         }
         self.last = Some(at);
         if let Source::Process(p) = src {
+            self.names.hear(*p);
             let heard = self.heard.entry(*p).or_default();
             if heard[1] < at.t {
                 *heard = [heard[1], at.t];
@@ -131,6 +141,7 @@ impl Checker {
                     let terms = Terms::new(cfg.clone());
                     self.reigns.one_lineage_at_a_time = !terms.alone();
                     self.floors.promised = terms.durable();
+                    self.quorum.witnessed = terms.witness();
                     self.terms = Some(terms);
                 }
             }
@@ -220,10 +231,11 @@ impl Checker {
                 self.reasons.mended(at);
             }
             Event::Clock { p, kind, par } => self.clock(*p, kind, *par, at),
-            Event::Gst { core, apart } => {
+            Event::Gst { core, apart, witness } => {
                 let Some(terms) = &self.terms else { return };
                 let (views, quorum, reigns) = (&self.views, &self.quorum, &self.reigns);
-                self.liveness.begin(Scene { terms, views, quorum, reigns }, core, apart, at);
+                let witness = witness.as_deref().map(Into::into);
+                self.liveness.begin(Scene { terms, views, quorum, reigns }, core, apart, witness, at);
                 if apart.is_empty() {
                     self.multicasts.begin(core, at.t.saturating_add(terms.b1()));
                 } else {
@@ -280,6 +292,7 @@ impl Checker {
                 }
                 self.floors.installed(&mut self.book, &told);
                 if group == Grp::CLUSTER {
+                    self.names.installed(&mut self.book, p, members, at);
                     self.reasons.view(&mut self.book, self.terms.as_ref(), lin, vid, at);
                     if let Some(idx) = idx {
                         self.quorum.installed(&mut self.book, lin, idx, vid, p, at);
@@ -304,7 +317,7 @@ impl Checker {
             }
             Event::Stable { p, g, lin, vid, mid } => {
                 let key = (self.book.names.lin(lin), self.book.names.group(g));
-                let told = multicast::Told { p: *p, vid: *vid, mid: *mid, h: "", at };
+                let told = multicast::Told { p: *p, vid: *vid, mid: *mid, h: &trace::Digest::Own(0), at };
                 self.silence.check_stable(&mut self.book, *p, *mid, at);
                 self.multicasts.stable(&mut self.book, key, told);
             }
@@ -318,7 +331,7 @@ impl Checker {
                 self.multicasts.block(key, *p, at);
             }
             Event::Watch { p, g, lin, vid, members, prev } => {
-                let (p, lin, group) = (*p, self.lineage(*p, lin.as_deref()), self.book.names.group(g));
+                let (p, lin, group) = (*p, self.lineage(*p, lin.as_ref()), self.book.names.group(g));
                 let (vid, prev) = (*vid, *prev);
                 let told = Told { p, lin, group, vid, members, prev, idx: None, snap: false, at };
                 self.views.watch(&mut self.book, &told);
@@ -332,7 +345,10 @@ impl Checker {
                 self.reasons.suspect(*p, *q);
             }
             Event::Unsuspect { p, q } => self.reasons.unsuspect(*p, *q),
-            Event::Force { lin, .. } => {
+            Event::Admin { p, op, who } => self.orders.taken(&mut self.book, *p, op, who, at),
+            Event::Auth { p, q, name } => self.names.met(&mut self.book, *p, *q, name, at),
+            Event::Force { p, lin, .. } => {
+                self.orders.forced(&mut self.book, *p, at);
                 let new = self.book.names.lin(lin);
                 self.views.forced.insert(new);
                 self.reigns.forced.insert(new);
@@ -349,13 +365,21 @@ impl Checker {
                 self.multicasts.primary(*p, true);
                 self.liveness.primary(&mut self.book, &self.views, *p, at);
             }
-            Event::Core { lin, idx, members } => {
+            Event::Core { lin, idx, members, warrant } => {
                 let lin = self.book.names.lin(lin);
-                self.quorum.core(&mut self.book, lin, *idx, members, by, at);
+                let warrant = warrant.as_ref().map(|(core, epoch)| (*core, epoch.as_str().into()));
+                let core = Core { members: members.clone(), warrant };
+                self.quorum.core(&mut self.book, lin, *idx, core, by, at);
             }
-            Event::Accept { p, lin, idx, ballot, digest, core } => {
+            Event::Witness { lin, core, epoch, half } => {
                 let lin = self.book.names.lin(lin);
-                self.quorum.stored(lin, *idx, *p, core.as_deref());
+                self.quorum.recorded(&mut self.book, lin, (*core, epoch.as_str().into()), half, at);
+            }
+            Event::Accept { p, lin, idx, ballot, digest, core, epoch } => {
+                let lin = self.book.names.lin(lin);
+                let warrant = epoch.as_deref().map(|epoch| (*idx, epoch.into()));
+                let core = core.as_ref().map(|members| Core { members: members.clone(), warrant });
+                self.quorum.stored(lin, *idx, *p, core);
                 self.quorum.accept(&mut self.book, lin, *idx, *ballot, digest, *p, at);
             }
             Event::Proof { p, q, leased, .. } => self.quorum.proof(*p, *q, *leased, at),
@@ -366,7 +390,7 @@ impl Checker {
     fn leadership(&mut self, event: &Event, at: At) {
         match event {
             Event::LeadStart { p, g, lin, tok } => {
-                let title = self.title(*p, g, lin.as_deref(), *tok);
+                let title = self.title(*p, g, lin.as_ref(), *tok);
                 self.titles.start(&mut self.book, &self.views, title, at);
                 self.silence.check(&mut self.book, title, at, "begins to lead");
                 self.zombies.start(&mut self.book, &self.reigns, title, at);
@@ -375,7 +399,7 @@ impl Checker {
                 self.liveness.act(&mut self.book, title, at, "begins to lead");
             }
             Event::LeadAct { p, g, lin, tok, .. } => {
-                let title = self.title(*p, g, lin.as_deref(), *tok);
+                let title = self.title(*p, g, lin.as_ref(), *tok);
                 self.titles.act(&mut self.book, &self.views, &self.reigns, title, at);
                 self.silence.check(&mut self.book, title, at, "acts");
                 self.zombies.act(&mut self.book, &self.reigns, title, at);
@@ -383,7 +407,7 @@ impl Checker {
                 self.liveness.act(&mut self.book, title, at, "acts");
             }
             Event::LeadEnd { p, g, lin, tok, until, .. } => {
-                let title = self.title(*p, g, lin.as_deref(), *tok);
+                let title = self.title(*p, g, lin.as_ref(), *tok);
                 self.titles.end(&mut self.book, &self.reigns, title, at);
                 if let Some(until) = *until
                     && let Some(acted) = self.reigns.get(title).filter(|r| r.open).and_then(|r| r.last_act)
@@ -393,11 +417,11 @@ impl Checker {
                 self.reigns.close(&mut self.book, title, Close::Said(until.unwrap_or(at.t)), at);
             }
             Event::Effect { g, lin, tok, p, ok, .. } => {
-                let claim = self.claim(*p, g, lin.as_deref(), *tok, at);
+                let claim = self.claim(*p, g, lin.as_ref(), *tok, at);
                 self.fences.effect(&mut self.book, claim, *ok);
             }
             Event::WhoLeads { g, lin, p, tok, .. } => {
-                let claim = self.claim(*p, g, lin.as_deref(), *tok, at);
+                let claim = self.claim(*p, g, lin.as_ref(), *tok, at);
                 self.answers.answer(&mut self.book, claim);
             }
             _ => {}
@@ -405,19 +429,19 @@ impl Checker {
     }
 
     /// The lineage that is named, else the one in which the process has its views.
-    fn lineage(&mut self, p: Process, named: Option<&str>) -> Lin {
+    fn lineage(&mut self, p: Process, named: Option<&trace::Lin>) -> Lin {
         match named {
             Some(name) => self.book.names.lin(name),
-            None => self.views.home(p).unwrap_or_else(|| self.book.names.lin("")),
+            None => self.views.home(p).unwrap_or_else(|| self.book.names.lin(&trace::Lin::default())),
         }
     }
 
-    fn title(&mut self, p: Process, g: &Group, lin: Option<&str>, tok: Tok) -> Title {
+    fn title(&mut self, p: Process, g: &Group, lin: Option<&trace::Lin>, tok: Tok) -> Title {
         let (lin, group) = (self.lineage(p, lin), self.book.names.group(g));
         Title { group, lin, tok, p }
     }
 
-    fn claim(&mut self, p: Process, g: &Group, lin: Option<&str>, tok: Tok, at: At) -> Claim {
+    fn claim(&mut self, p: Process, g: &Group, lin: Option<&trace::Lin>, tok: Tok, at: At) -> Claim {
         let (lin, group) = (self.lineage(p, lin), self.book.names.group(g));
         Claim { group, lin, p, tok, at }
     }

@@ -1,11 +1,11 @@
 //! View-synchronous multicast: VS1-VS14 while messages come, LV2 and LV4 after the faults.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
 
-use membership_types::trace::{Mid, Process};
+use membership_types::trace::{Digest, Mid, Process};
 
 use crate::{
     book::{At, Book, Evidence, Grp, Lin, list},
@@ -21,7 +21,7 @@ const KEPT: usize = 64;
 struct Sent {
     vid: u64,
     class: Class,
-    h: Box<str>,
+    h: Digest,
     at: At,
     /// The highest place that its sender had delivered in the view.
     after: u64,
@@ -112,7 +112,7 @@ pub(crate) struct Told<'a> {
     pub(crate) p: Process,
     pub(crate) vid: u64,
     pub(crate) mid: Mid,
-    pub(crate) h: &'a str,
+    pub(crate) h: &'a Digest,
     pub(crate) at: At,
 }
 
@@ -141,7 +141,9 @@ pub(crate) struct Multicasts {
     /// From when on what is sent must arrive.
     settled: Option<u64>,
     /// Messages that must have arrived by then, in order of time.
-    due: Vec<(u64, (Lin, Grp), Mid)>,
+    due: VecDeque<(u64, (Lin, Grp), Mid)>,
+    /// Who may wait for the closing of a view: all whose stay is blocked.
+    closing: BTreeSet<((Lin, Grp), Process)>,
 }
 
 fn says(p: Process, what: &str, mid: Mid, vid: u64) -> String {
@@ -160,6 +162,8 @@ impl Multicasts {
         let before = room.stays.remove(&p).filter(|stay| prev != 0 && stay.vid == prev);
         let stay = Stay { vid, at: Some(at), ..Stay::default() };
         room.stays.insert(p, stay);
+        self.closing.remove(&(key, p));
+        let room = self.room(key);
         if let Some(before) = before
             && room.active
         {
@@ -198,9 +202,9 @@ impl Multicasts {
         if let Some(stay) = stay {
             stay.own.push(mid);
         }
-        room.sent.insert(mid, Sent { vid, class, h: h.into(), at, after });
+        room.sent.insert(mid, Sent { vid, class, h: h.clone(), at, after });
         if settled {
-            self.due.push((at.t, key, mid));
+            self.due.push_back((at.t, key, mid));
         }
     }
 
@@ -210,6 +214,7 @@ impl Multicasts {
         room.active = true;
         if let Some(stay) = room.stays.get_mut(&p) {
             stay.blocked.get_or_insert(at);
+            self.closing.insert((key, p));
         }
     }
 
@@ -227,9 +232,10 @@ impl Multicasts {
         let Told { p, vid, mid, h, at } = told;
         let room = self.room(key);
         room.active = true;
-        let delivers = (at, says(p, "delivers", mid, vid));
+        // Text is made only where something is wrong: nothing else is told so often.
+        let delivers = || (at, says(p, "delivers", mid, vid));
         book.judged(Predicate::VS1);
-        let Some(sent) = room.sent.get(&mid).cloned() else {
+        let Some(sent) = room.sent.get(&mid) else {
             // Its sender may have been killed before it wrote that: the message counts all the same.
             if let Some(stay) = room.stays.get_mut(&p).filter(|stay| stay.vid == vid) {
                 stay.set.insert(mid);
@@ -238,67 +244,65 @@ impl Multicasts {
                     room.place(book, told, place);
                 }
             }
-            self.unsent.push((mid, format!("{p} delivers {mid}, which nobody sent"), delivers));
+            self.unsent.push((mid, format!("{p} delivers {mid}, which nobody sent"), delivers()));
             return;
         };
-        let sends = (sent.at, says(mid.sender(), "sends", mid, sent.vid));
-        if *sent.h != *h {
-            book.violated(Predicate::VS1, format!("{mid} changed on its way to {p}"), vec![sends, delivers]);
+        let (sent_at, sent_in, class, after) = (sent.at, sent.vid, sent.class, sent.after);
+        let sends = || (sent_at, says(mid.sender(), "sends", mid, sent_in));
+        if sent.h != *h {
+            let what = format!("{mid} changed on its way to {p}");
+            book.violated(Predicate::VS1, what, vec![sends(), delivers()]);
             return;
         }
         book.judged(Predicate::VS4);
-        if sent.vid != vid {
-            let what = format!("{mid} was sent in view {} and is delivered in view {vid}", sent.vid);
-            book.violated(Predicate::VS4, what, vec![sends.clone(), delivers.clone()]);
+        if sent_in != vid {
+            let what = format!("{mid} was sent in view {sent_in} and is delivered in view {vid}");
+            book.violated(Predicate::VS4, what, vec![sends(), delivers()]);
         }
         book.judged(Predicate::VS3);
         let Some(stay) = room.stays.get_mut(&p).filter(|stay| stay.vid == vid) else {
             let what = format!("{p} delivers {mid} in view {vid}, which is not its view");
-            book.violated(Predicate::VS3, what, vec![sends, delivers]);
+            book.violated(Predicate::VS3, what, vec![sends(), delivers()]);
             return;
         };
         book.judged(Predicate::VS2);
         if !stay.set.insert(mid) {
-            book.violated(Predicate::VS2, format!("{p} delivers {mid} twice"), vec![delivers]);
+            book.violated(Predicate::VS2, format!("{p} delivers {mid} twice"), vec![delivers()]);
             return;
         }
         // VS8: what the sender sent before it in the view was delivered before it.
         book.judged(Predicate::VS8);
         let before = mid.2.checked_sub(1).map(|n| Mid(mid.0, mid.1, n));
-        let earlier = before.and_then(|b| room.sent.get(&b).filter(|s| s.vid == vid).map(|s| (b, s.at)));
-        if let Some((earlier, then)) = earlier.filter(|(b, _)| !stay.set.contains(b)) {
+        let lacks = before.filter(|before| !stay.set.contains(before));
+        let earlier = lacks.and_then(|b| room.sent.get(&b).filter(|s| s.vid == vid).map(|s| (b, s.at)));
+        if let Some((earlier, then)) = earlier {
             let what = format!("{p} delivers {mid} before {earlier}, which its sender sent earlier");
-            let evidence =
-                vec![(then, says(mid.sender(), "sends", earlier, vid)), sends.clone(), delivers.clone()];
+            let evidence = vec![(then, says(mid.sender(), "sends", earlier, vid)), sends(), delivers()];
             book.violated(Predicate::VS8, what, evidence);
         }
-        if sent.class != Class::Fifo {
+        if class != Class::Fifo {
             stay.sequence.push(mid);
         }
         if let Some(place) = place {
             stay.step(book, told, place);
             book.judged(Predicate::VS9);
-            if place <= sent.after {
+            if place <= after {
                 let what = format!(
-                    "{mid} has place {place}, and its sender had delivered place {} before it sent it",
-                    sent.after
+                    "{mid} has place {place}, and its sender had delivered place {after} before it sent it"
                 );
-                book.violated(Predicate::VS9, what, vec![sends.clone(), delivers.clone()]);
+                book.violated(Predicate::VS9, what, vec![sends(), delivers()]);
             }
             room.place(book, told, place);
-        } else if sent.class == Class::Safe
+        } else if class == Class::Safe
             && let Some((other, q, then)) = room.places.get(&vid).and_then(|(_, of)| of.get(&mid)).copied()
             && room.must.get(&vid).is_some_and(|m| m.contains_key(&mid))
         {
             let what =
                 format!("{q} delivered the safe {mid} at place {other} of view {vid}, {p} without a place");
-            book.violated(
-                Predicate::VS11,
-                what,
-                vec![(then, says(q, "delivers", mid, vid)), delivers.clone()],
-            );
+            let evidence = vec![(then, says(q, "delivers", mid, vid)), delivers()];
+            book.violated(Predicate::VS11, what, evidence);
         }
-        if sent.class == Class::Safe {
+        if class == Class::Safe {
             room.must(book, told, Predicate::VS12, "delivers");
         }
     }
@@ -379,20 +383,17 @@ impl Multicasts {
                 book.violated(Predicate::LV2, what, evidence);
             }
         }
-        if !self.core.is_disjoint(&self.blocked) {
+        if self.closing.is_empty() || !self.core.is_disjoint(&self.blocked) {
             return;
         }
-        for ((_, group), room) in &mut self.rooms {
-            for (p, stay) in room.stays.iter_mut().filter(|(p, _)| self.core.contains(p)) {
-                let Some(since) = stay.blocked.filter(|_| !self.leaving.contains(&(*p, *group))) else {
-                    continue;
-                };
-                if since.t.max(settled).saturating_add(terms.b4()) < now {
-                    book.judged(Predicate::LV4);
-                    let what = format!("{p} waits in view {} for its closing without end", stay.vid);
-                    book.violated(Predicate::LV4, what, vec![(since, format!("{p} blocks"))]);
-                    stay.blocked = None;
-                }
+        for (key, p) in self.closing.iter().filter(|(_, p)| self.core.contains(p)) {
+            let Some(stay) = self.rooms.get_mut(key).and_then(|room| room.stays.get_mut(p)) else { continue };
+            let Some(since) = stay.blocked.filter(|_| !self.leaving.contains(&(*p, key.1))) else { continue };
+            if since.t.max(settled).saturating_add(terms.b4()) < now {
+                book.judged(Predicate::LV4);
+                let what = format!("{p} waits in view {} for its closing without end", stay.vid);
+                book.violated(Predicate::LV4, what, vec![(since, format!("{p} blocks"))]);
+                stay.blocked = None;
             }
         }
     }

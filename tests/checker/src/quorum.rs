@@ -44,11 +44,21 @@ struct Position {
 struct Log {
     positions: BTreeMap<u64, Position>,
     /// The core in force from each entry on.
-    cores: BTreeMap<u64, (Vec<Process>, At)>,
+    cores: BTreeMap<u64, (Core, At)>,
+}
+
+/// The entry that put a core in force, and the epoch of the witness under which halves of it are recorded.
+type Warrant = (u64, Box<str>);
+
+/// Who decides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Core {
+    pub(crate) members: Vec<Process>,
+    pub(crate) warrant: Option<Warrant>,
 }
 
 impl Log {
-    fn core_at(&self, idx: u64) -> Option<&(Vec<Process>, At)> {
+    fn core_at(&self, idx: u64) -> Option<&(Core, At)> {
         self.cores.range(..=idx).next_back().map(|(_, core)| core)
     }
 }
@@ -65,7 +75,7 @@ struct Pending {
 }
 
 /// An entry's position, and the core that it puts in force, if it does.
-type Stored = (u64, Option<Vec<Process>>);
+type Stored = (u64, Option<Core>);
 
 /// The logs of all lineages, and the proofs of death.
 #[derive(Debug, Default)]
@@ -78,14 +88,30 @@ pub(crate) struct Quorum {
     told: BTreeMap<(Lin, Process), u64>,
     /// The latest entry that each process stored, with the core that it puts in force, where it changes the core.
     stored: BTreeMap<(Lin, Process), Stored>,
+    /// There is a witness.
+    pub(crate) witnessed: bool,
+    /// What it recorded.
+    records: BTreeMap<(Lin, Warrant), (BTreeSet<Process>, At)>,
+}
+
+/// Whether processes can decide; what is worse is more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Outlook {
+    Can,
+    /// It rests on what the witness has.
+    Unknown,
+    Cannot,
 }
 
 /// How a set of processes relates to a core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Share {
     Majority,
-    /// Exactly half, and it has the senior, or a leased proof that one of the other half is dead.
+    /// Exactly half, and it has the senior (the witness's record, where there is one), or a leased proof that one of the
+    /// other half is dead.
     GoodHalf,
+    /// Exactly half, and the witness has recorded none so far, as far as the trace tells.
+    OpenHalf,
     TooFew,
 }
 
@@ -96,7 +122,7 @@ impl Quorum {
         book: &mut Book,
         lin: Lin,
         idx: u64,
-        members: &[Process],
+        core: Core,
         by: Option<Process>,
         at: At,
     ) {
@@ -106,15 +132,43 @@ impl Quorum {
         }
         let log = self.logs.entry(lin).or_default();
         let Some((known, then)) = log.cores.get(&idx) else {
-            log.cores.insert(idx, (members.to_vec(), at));
+            log.cores.insert(idx, (core, at));
             return;
         };
-        if known != members {
-            let evidence = vec![
-                (*then, format!("the core from entry {idx} on is {}", list(known))),
-                (at, format!("the core from entry {idx} on is {}", list(members))),
-            ];
+        if *known != core {
+            let tell = |core: &Core| match &core.warrant {
+                None => format!("the core from entry {idx} on is {}", list(&core.members)),
+                Some((made, epoch)) => {
+                    let members = list(&core.members);
+                    format!(
+                        "the core from entry {idx} on is {members}, put in force by entry {made}, epoch {epoch}"
+                    )
+                }
+            };
+            let evidence = vec![(*then, tell(known)), (at, tell(&core))];
             book.violated(Predicate::GM6, format!("two cores are in force from entry {idx} on"), evidence);
+        }
+    }
+
+    /// The witness has recorded a half.
+    pub(crate) fn recorded(&mut self, book: &mut Book, lin: Lin, warrant: Warrant, half: &[Process], at: At) {
+        let half: BTreeSet<Process> = half.iter().copied().collect();
+        let (made, epoch) = warrant.clone();
+        let Some((known, then)) = self.records.get(&(lin, warrant.clone())) else {
+            self.records.insert((lin, warrant), (half, at));
+            return;
+        };
+        if *known != half {
+            let tell = |half: &BTreeSet<Process>| {
+                let half: Vec<Process> = half.iter().copied().collect();
+                format!(
+                    "the witness has recorded {} for the core of entry {made}, epoch {epoch}",
+                    list(&half)
+                )
+            };
+            let evidence = vec![(*then, tell(known)), (at, tell(&half))];
+            let what = format!("two halves are recorded for the core of entry {made} under one epoch");
+            book.violated(Predicate::GM6, what, evidence);
         }
     }
 
@@ -153,7 +207,8 @@ impl Quorum {
             Self::check_one_entry_per_ballot(book, position, idx, vote);
         }
         let log = &self.logs[&lin];
-        if log.core_at(idx).is_some_and(|(core, _)| self.share(core, lin, idx, vote) == Share::Majority) {
+        let majority = |core| self.share(core, lin, idx, vote) == Share::Majority;
+        if log.core_at(idx).is_some_and(|(core, _)| majority(core)) {
             self.decide(book, lin, idx, vote);
         }
         let log = self.logs.entry(lin).or_default();
@@ -173,20 +228,31 @@ impl Quorum {
         book.violated(Predicate::GM6a, what, other.tell(idx).chain(new.tell(idx)).collect());
     }
 
-    fn share(&self, core: &[Process], lin: Lin, idx: u64, vote: usize) -> Share {
+    fn share(&self, core: &Core, lin: Lin, idx: u64, vote: usize) -> Share {
         let vote = &self.logs[&lin].positions[&idx].votes[vote];
-        self.share_of(core, |p| vote.by.contains_key(&p))
+        self.share_of(core, lin, |p| vote.by.contains_key(&p))
     }
 
-    fn share_of(&self, core: &[Process], has: impl Fn(Process) -> bool) -> Share {
-        let (with, without): (Vec<Process>, Vec<Process>) = core.iter().partition(|p| has(**p));
+    fn share_of(&self, core: &Core, lin: Lin, has: impl Fn(Process) -> bool) -> Share {
+        let (with, without): (Vec<Process>, Vec<Process>) = core.members.iter().partition(|p| has(**p));
         let proved = || with.iter().any(|p| without.iter().any(|q| self.proofs.contains_key(&(*p, *q))));
         if with.len() > without.len() {
-            Share::Majority
-        } else if with.len() == without.len() && !core.is_empty() && (has(core[0]) || proved()) {
-            Share::GoodHalf
-        } else {
-            Share::TooFew
+            return Share::Majority;
+        }
+        if with.len() < without.len() || with.is_empty() {
+            return Share::TooFew;
+        }
+        if proved() {
+            return Share::GoodHalf;
+        }
+        if !self.witnessed {
+            return if has(core.members[0]) { Share::GoodHalf } else { Share::TooFew };
+        }
+        let Some(warrant) = &core.warrant else { return Share::TooFew };
+        match self.records.get(&(lin, warrant.clone())) {
+            Some((half, _)) if half.iter().eq(BTreeSet::from_iter(&with)) => Share::GoodHalf,
+            Some(_) => Share::TooFew,
+            None => Share::OpenHalf,
         }
     }
 
@@ -269,32 +335,38 @@ impl Quorum {
         let log = &self.logs[&lin];
         let Some((core, then)) = log.core_at(idx) else { return };
         let mut evidence = vec![
-            (*then, format!("the core is {}", list(core))),
+            (*then, format!("the core is {}", list(&core.members))),
             (at, format!("{by} installs view {vid}, made by entry {idx}")),
         ];
         let votes = log.positions.get(&idx).map_or(&[][..], |p| &p.votes);
-        let best = votes.iter().max_by_key(|v| v.by.keys().filter(|p| core.contains(p)).count());
-        let got = best.map_or(0, |v| v.by.keys().filter(|p| core.contains(p)).count());
+        let in_core = |v: &Vote| v.by.keys().filter(|p| core.members.contains(p)).count();
+        let best = votes.iter().max_by_key(|v| in_core(v));
+        let got = best.map_or(0, in_core);
         evidence.extend(best.into_iter().flat_map(|v| v.tell(idx)));
-        let what =
-            format!("view {vid} is installed, but {got} of {} in the core accepted entry {idx}", core.len());
+        let all = core.members.len();
+        let what = format!("view {vid} is installed, but {got} of {all} in the core accepted entry {idx}");
         book.violated(Predicate::GM6, what, evidence);
     }
 
     /// The core in force after everything that the trace tells of a lineage.
-    pub(crate) fn last_core(&self, lin: Lin) -> Option<&(Vec<Process>, At)> {
+    pub(crate) fn last_core(&self, lin: Lin) -> Option<&(Core, At)> {
         self.logs.get(&lin)?.core_at(u64::MAX)
     }
 
     /// A process stores an entry.
-    pub(crate) fn stored(&mut self, lin: Lin, idx: u64, p: Process, core: Option<&[Process]>) {
-        self.stored.insert((lin, p), (idx, core.map(<[Process]>::to_vec)));
+    pub(crate) fn stored(&mut self, lin: Lin, idx: u64, p: Process, core: Option<Core>) {
+        self.stored.insert((lin, p), (idx, core));
     }
 
     /// Could these processes decide in a lineage (S2), as far as the trace tells? In the latest core, in the cores that
     /// its living members know (a change that only the dead knew of cannot be finished), and in those that entries put in
-    /// force which they stored and may have to finish.
-    pub(crate) fn can_decide(&self, lin: Lin, living: &BTreeSet<Process>) -> Option<bool> {
+    /// force which they stored and may have to finish. `reached` is the epoch of the witness, if all of them reach it.
+    pub(crate) fn can_decide(
+        &self,
+        lin: Lin,
+        living: &BTreeSet<Process>,
+        reached: Option<&str>,
+    ) -> Option<Outlook> {
         let (core, _) = self.last_core(lin)?;
         let log = self.logs.get(&lin)?;
         let known = |p: &Process| log.core_at(*self.told.get(&(lin, *p))?).map(|(core, _)| core);
@@ -302,9 +374,17 @@ impl Quorum {
             let (idx, core) = self.stored.get(&(lin, *p))?;
             core.as_ref().filter(|_| self.told.get(&(lin, *p)).is_none_or(|told| idx >= told))
         };
-        let members = || core.iter().filter(|p| living.contains(p));
+        let members = || core.members.iter().filter(|p| living.contains(p));
         let cores = members().filter_map(known).chain(members().filter_map(ahead)).chain([core]);
-        let enough = |core: &Vec<Process>| self.share_of(core, |p| living.contains(&p)) != Share::TooFew;
-        Some(cores.into_iter().all(enough))
+        let outlook = |core: &Core| match self.share_of(core, lin, |p| living.contains(&p)) {
+            Share::Majority | Share::GoodHalf => Outlook::Can,
+            Share::TooFew => Outlook::Cannot,
+            Share::OpenHalf => match (reached, &core.warrant) {
+                (None, _) | (_, None) => Outlook::Unknown,
+                (Some(reached), Some((_, epoch))) if **epoch == *reached => Outlook::Can,
+                _ => Outlook::Cannot,
+            },
+        };
+        cores.into_iter().map(outlook).max()
     }
 }

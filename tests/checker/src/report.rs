@@ -54,11 +54,13 @@ pub enum Predicate {
     LV7,
     LV8,
     LV9,
+    SE3,
+    SE5,
 }
 
 impl Predicate {
     /// All predicates that this build judges, in the order of a report.
-    pub const ALL: [Self; 42] = [
+    pub const ALL: [Self; 44] = [
         Self::GM1,
         Self::GM2,
         Self::GM2n,
@@ -101,6 +103,8 @@ impl Predicate {
         Self::LV7,
         Self::LV8,
         Self::LV9,
+        Self::SE3,
+        Self::SE5,
     ];
 
     /// The name, as in `SPEC.md`.
@@ -148,6 +152,8 @@ impl Predicate {
             Self::LV7 => "LV7",
             Self::LV8 => "LV8",
             Self::LV9 => "LV9",
+            Self::SE3 => "SE3",
+            Self::SE5 => "SE5",
         }
     }
 
@@ -198,6 +204,8 @@ impl Predicate {
             Self::LV7 => "views are few: as many as faults, joins and leaves explain",
             Self::LV8 => "where some cannot reach each other, enough who can have one view that stays",
             Self::LV9 => "without a quorum the cluster is blocked and says so",
+            Self::SE3 => "no lineage is given up without the order of somebody on that host",
+            Self::SE5 => "with certificates, whoever is in a view has proved its name",
         }
     }
 }

@@ -38,6 +38,11 @@ impl Terms {
         self.cfg.durable && !self.alone()
     }
 
+    /// Is there a witness, which says which of two halves of a core may go on?
+    pub(crate) fn witness(&self) -> bool {
+        self.cfg.witness
+    }
+
     /// The founder slots, by node number; empty where they are not told or not used.
     pub(crate) fn slots(&self) -> &[u64] {
         if self.alone() { &[] } else { &self.cfg.slots }

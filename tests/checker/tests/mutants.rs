@@ -8,7 +8,7 @@ mod common;
 use common::{A, B, C, D, LIN, Story, group, judge, life, numbered};
 
 use checker::{Invalid, Outcome, Predicate};
-use membership_types::trace::{Bal, Event, Mid, Process, Record, Source, Tok};
+use membership_types::trace::{Bal, Digest, Event, Mid, Process, Record, Source, Tok};
 
 #[test]
 fn the_unchanged_life_is_good() {
@@ -22,7 +22,7 @@ fn the_unchanged_life_is_good() {
     let idle: Vec<Predicate> = idle.into_iter().filter(|p| !of_multicast(p)).collect();
     assert_eq!(
         idle,
-        [Predicate::GM2n, Predicate::GM11, Predicate::LV6, Predicate::LV8, Predicate::LV9],
+        [Predicate::GM2n, Predicate::GM11, Predicate::LV6, Predicate::LV8, Predicate::LV9, Predicate::SE3],
         "{report}"
     );
 }
@@ -112,7 +112,7 @@ fn relabelled(record: &Record, before: &[Record], after: &[Record]) -> Vec<(&'st
         }
         Event::LeadEnd { p, g, tok, why, until, .. } => {
             let end = |tok, until| {
-                let (g, lin, why) = (g.clone(), Some(LIN.to_string()), why.clone());
+                let (g, lin, why) = (g.clone(), Some(LIN.into()), why.clone());
                 Event::LeadEnd { p, g, lin, tok, why, until }
             };
             mutants.push(("LD1: ends what it never began", end(Tok(0, tok.1 + 1, 0), until)));
@@ -138,6 +138,7 @@ fn relabelled(record: &Record, before: &[Record], after: &[Record]) -> Vec<(&'st
                 ballot,
                 digest: digest.into(),
                 core: None,
+                epoch: None,
             };
             mutants.push(("GM6a: another entry", accept(p, idx, ballot, "x")));
             // Other entries make no view of the cluster, or half of their core suffices.
@@ -146,14 +147,24 @@ fn relabelled(record: &Record, before: &[Record], after: &[Record]) -> Vec<(&'st
                 mutants.push(("GM6: another position", accept(p, idx + 1000, ballot, &digest)));
             }
         }
-        Event::Core { lin, idx, members } => {
+        Event::Core { lin, idx, members, warrant } => {
             let mut fewer = members;
             fewer.pop();
-            mutants.push(("GM6: another core", Event::Core { lin, idx, members: fewer }));
+            mutants.push(("GM6: another core", Event::Core { lin, idx, members: fewer, warrant }));
+        }
+        Event::Auth { p, q, name } => {
+            let met = |q, name: &str| Event::Auth { p, q, name: name.into() };
+            // The first one is met twice.
+            if q.0 == A.0 {
+                mutants.push(("SE5: another name", met(q, "x")));
+            }
+            if q != A {
+                mutants.push(("SE5: another one", met(Process(q.0, 77), &name)));
+            }
         }
         Event::Leave { g, .. } => mutants.push(("GM8: another one leaves", Event::Leave { p: C, g })),
         Event::Gst { core, .. } => {
-            let gst = |core| Event::Gst { core, apart: Vec::new() };
+            let gst = |core| Event::Gst { core, apart: Vec::new(), witness: None };
             mutants.push(("LV1: one less", gst(core[1..].to_vec())));
             mutants.push(("LV1: one more", gst(core.iter().copied().chain([D]).collect())));
         }
@@ -402,7 +413,7 @@ fn talk() -> Vec<Record> {
         idx: None,
         snap: false,
     };
-    let sends = |p, n, cls: &str| Event::Mcast {
+    let sends = |p, n, cls: &'static str| Event::Mcast {
         p,
         g: g(),
         lin: LIN.into(),
@@ -447,17 +458,17 @@ fn every_change_of_what_was_delivered_is_noticed() {
     assert!(!report.failed(), "{report}");
     for at in 0..talk.len() {
         let Event::Deliver { p, g, lin, vid, mid, h, tseq } = talk[at].event.clone() else { continue };
-        let deliver = |vid, mid, h: &str, tseq| Event::Deliver {
+        let deliver = |vid, mid, h: &Digest, tseq| Event::Deliver {
             p,
             g: g.clone(),
             lin: lin.clone(),
             vid,
             mid,
-            h: h.into(),
+            h: h.clone(),
             tseq,
         };
         let mutants = [
-            ("VS1: other bytes", deliver(vid, mid, "bb", tseq)),
+            ("VS1: other bytes", deliver(vid, mid, &"bb".into(), tseq)),
             ("VS1: another message", deliver(vid, Mid(mid.0, mid.1, 9), &h, tseq)),
             ("VS3: another view", deliver(vid + 1, mid, &h, tseq)),
             ("VS11: another place", deliver(vid, mid, &h, Some(tseq.unwrap_or(4) + 1))),

@@ -10,7 +10,7 @@ use std::{
 
 use checker::{Checker, Invalid, MAX_LINE, Outcome, Predicate, ReadError, check_files, read_files};
 use common::{A, B, C, MS, group, judge, life};
-use membership_types::trace::{Bal, Cfg, Event, LinkState, Process, Record, Source, Tok, VERSION};
+use membership_types::trace::{Bal, Cfg, Event, Lin, LinkState, Process, Record, Source, Tok, VERSION};
 use proptest::prelude::*;
 
 /// A file that is gone after the test.
@@ -167,9 +167,18 @@ fn whose_trace_breaks_off_is_not_said_to_lead_on() {
     let lead = |p, vid: u64| {
         let lin = "c0".to_string();
         let (members, prev, trans) = (vec![p], 0, Vec::new());
-        let install =
-            Event::Install { p, g: g(), lin: lin.clone(), vid, members, prev, trans, idx: None, snap: false };
-        [install, Event::LeadStart { p, g: g(), lin: Some(lin), tok: Tok(0, vid, 0) }]
+        let install = Event::Install {
+            p,
+            g: g(),
+            lin: lin.as_str().into(),
+            vid,
+            members,
+            prev,
+            trans,
+            idx: None,
+            snap: false,
+        };
+        [install, Event::LeadStart { p, g: g(), lin: Some(lin.into()), tok: Tok(0, vid, 0) }]
     };
     let file = |p, events: Vec<Event>, from: u64| {
         let records = events.into_iter().enumerate().map(|(at, event)| {
@@ -207,7 +216,7 @@ fn witnesses_are_short_and_point_to_records() {
     let mut records = life();
     for record in &mut records {
         if let Event::Accept { digest, p, .. } = &mut record.event {
-            *digest = format!("{p}");
+            *digest = format!("{p}").into();
         }
     }
     let report = judge(&records);
@@ -232,7 +241,7 @@ fn random_record(
     let who = |byte: u8| [A, B, C, Process(1, 11), Process(u64::MAX, u64::MAX)][usize::from(byte) % 5];
     let (p, q) = (who(n[1]), who(n[2]));
     let g = [group(""), group("kv"), group("fs")][usize::from(n[3]) % 3].clone();
-    let lin = ["c0", "c1"][usize::from(n[4]) % 2].to_string();
+    let lin: Lin = ["c0", "c1"][usize::from(n[4]) % 2].into();
     let id = |byte: u8| [0, 1, 2, 3, 4, 5, 6, u64::MAX - 1, u64::MAX][usize::from(byte) % 9];
     let members: Vec<Process> = (0..n[5] % 5).map(|i| who(n[6].wrapping_add(i))).collect();
     let tok = Tok(0, id(n[7]), u64::from(n[8] % 2));
@@ -246,6 +255,7 @@ fn random_record(
             slots: vec![1, 2, u64::MAX],
             core: None,
             durable: false,
+            witness: false,
             bounds: [("B1", n[5]), ("B9", n[6]), ("k", n[7]), ("c", n[8]), ("m", n[9])]
                 .map(|(name, n)| (name.to_string(), id(n)))
                 .into(),
@@ -258,7 +268,7 @@ fn random_record(
         6 => Event::Clock { p, kind: "rate".into(), par: Some(f64::from(n[4])) },
         7 => {
             let apart = members.windows(2).map(|w| (w[0], w[1])).take(usize::from(n[7] % 3)).collect();
-            Event::Gst { core: members, apart }
+            Event::Gst { core: members, apart, witness: None }
         }
         8 => Event::End {},
         9 => Event::Join { p, g, lin: maybe },
@@ -276,34 +286,29 @@ fn random_record(
         },
         14 => Event::Watch { p, g, lin: maybe, vid: id(n[7]), members, prev: id(n[8]) },
         15 => Event::Evicted { p, vid: id(n[7]) },
-        16 => Event::Suspect { p, q, why: String::new() },
+        16 => Event::Suspect { p, q, why: "".into() },
         17 => Event::NoPrimary { p },
         18 => Event::Primary { p },
-        19 => Event::Core { lin, idx: id(n[7]), members },
+        19 => Event::Core { lin, idx: id(n[7]), members, warrant: None },
         20 => Event::Accept {
             p,
             lin,
             idx: id(n[7]),
             ballot: Bal(id(n[8]), q),
-            digest: format!("{}", n[9] % 2),
+            digest: format!("{}", n[9] % 2).into(),
             core: None,
+            epoch: None,
         },
-        21 => Event::Proof { p, q, how: String::new(), leased: n[9].is_multiple_of(2) },
+        21 => Event::Proof { p, q, how: "".into(), leased: n[9].is_multiple_of(2) },
         22 => Event::LeadStart { p, g, lin: maybe, tok },
-        23 => Event::LeadAct { p, g, lin: maybe, tok, op: String::new() },
+        23 => Event::LeadAct { p, g, lin: maybe, tok, op: "".into() },
         24 => {
             let until = (n[10].is_multiple_of(2)).then(|| id(n[11]));
-            Event::LeadEnd { p, g, lin: maybe, tok, why: String::new(), until }
+            Event::LeadEnd { p, g, lin: maybe, tok, why: "".into(), until }
         }
-        25 => Event::Effect {
-            r: "r".into(),
-            g,
-            lin: maybe,
-            tok,
-            p,
-            op: String::new(),
-            ok: n[9].is_multiple_of(2),
-        },
+        25 => {
+            Event::Effect { r: "r".into(), g, lin: maybe, tok, p, op: "".into(), ok: n[9].is_multiple_of(2) }
+        }
         _ => Event::WhoLeads { c: "c".into(), g, lin: maybe, p, tok },
     };
     let src = match (&event, n[11] % 16) {

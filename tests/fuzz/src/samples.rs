@@ -36,6 +36,7 @@ pub fn samples(target: &str) -> Vec<Vec<u8>> {
         "file_entry" => text(&ENTRIES),
         "registry" => text(&QUESTIONS),
         "registry_answer" => cut(&ANSWERS, &[0]),
+        "witness" => text(&WITNESS),
         "admin" => text(&ADMIN),
         "http_requests" => cut(&REQUESTS, &[0, 6]),
         "http_responses" => cut(&RESPONSES, &[0, 6, 64]),
@@ -87,6 +88,13 @@ const ANSWERS: [&str; 3] = [
     r#"{"nodes":["10.0.0.1:7000","0.0.0.0:1"],"slots":{"0":{"entry":{"key":"a","id":"1.1","name":"\u0007a","addr":"10.0.0.1:7000"},"stale":true}}}"#,
     r#"{"entry":{"key":"a","id":"1.1","name":"a","addr":"10.0.0.1:7000","held":true},"stale":false}"#,
     r#"{"error":"the registry has just begun\n"}"#,
+];
+
+const WITNESS: [&str; 4] = [
+    "GET 5-0000000000000def/3\n",
+    "PUT 5-0000000000000def/3\n{\"epoch\":\"00000000000000ff\",\"half\":[\"1.7\",\"b.7\"]}",
+    "GET 5-0000000000000def/3\n{\"epoch\":\"00000000000000ff\",\"half\":null}",
+    "phalanx witness 1\nhalf 1.7 b.7\nsum 00000000000000000000000000000000\n",
 ];
 
 const ADMIN: [&str; 6] = [
@@ -209,8 +217,10 @@ fn frames() -> Vec<Frame> {
         data(Class::Safe, true),
         Frame::Order(Order { view, first: 3, runs }),
         Frame::Ack(Ack { view, held: held.clone(), seq: 3, again: true }),
-        Frame::Sync(Sync { view, last, prev, standing, held: held.clone(), seq: 4, sent: 5, trans: nodes() }),
-        Frame::Cut(Cut {
+        Frame::Sync(
+            Sync { view, last, prev, standing, held: held.clone(), seq: 4, sent: 5, trans: nodes() }.into(),
+        ),
+        Frame::Cut(Box::new(Cut {
             view,
             members: nodes(),
             last,
@@ -219,7 +229,7 @@ fn frames() -> Vec<Frame> {
             trans: nodes(),
             sent: held,
             holders: nodes(),
-        }),
+        })),
     ];
     others.into_iter().chain(transfers.map(Frame::Transfer)).collect()
 }

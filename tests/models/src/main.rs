@@ -99,6 +99,15 @@ struct TakeoverArgs {
     /// How many nodes leave.
     #[arg(long, default_value_t = 0)]
     leaves: u8,
+    /// There is a witness.
+    #[arg(long)]
+    witness: bool,
+    /// How often a node ceases to reach it.
+    #[arg(long, default_value_t = 0)]
+    mutes: u8,
+    /// How often it loses its memory.
+    #[arg(long, default_value_t = 0)]
+    forgets: u8,
     /// Plant a bug (built with `--features plant`).
     #[arg(long)]
     plant: Option<String>,
@@ -138,11 +147,25 @@ impl TakeoverArgs {
             bail!("--free 0 lets no message through: give 1 or more");
         }
         let plants = membership_proto::Plant::ALL.map(|p| (p.name(), p));
-        let Self { cuts, holds, crashes, proofs, restarts, stalls, step_downs, leaves, .. } = *self;
+        let Self {
+            cuts, holds, crashes, proofs, restarts, stalls, step_downs, leaves, mutes, forgets, ..
+        } = *self;
         Ok(Takeover {
             nodes: self.nodes,
             delivery: self.free.map_or(Delivery::Prompt, |capacity| Delivery::Free { capacity }),
-            budget: Budget { cuts, holds, crashes, proofs, restarts, stalls, step_downs, leaves },
+            budget: Budget {
+                cuts,
+                holds,
+                crashes,
+                proofs,
+                restarts,
+                stalls,
+                step_downs,
+                leaves,
+                mutes,
+                forgets,
+            },
+            witness: self.witness,
             horizon: self.horizon,
             rounds: self.rounds,
             plant: self.plant.as_deref().map(|name| plant(&plants, name)).transpose()?,

@@ -29,7 +29,12 @@ impl Case {
 
 /// A cluster of so many nodes in which messages arrive at once but for these faults; time has no end.
 pub fn takeover(nodes: usize, budget: Budget) -> Takeover {
-    Takeover { nodes, delivery: Delivery::Prompt, budget, horizon: 0, rounds: 4, plant: None }
+    Takeover { nodes, delivery: Delivery::Prompt, budget, horizon: 0, rounds: 4, witness: false, plant: None }
+}
+
+/// The same with a witness.
+pub fn witnessed(nodes: usize, budget: Budget) -> Takeover {
+    Takeover { witness: true, ..takeover(nodes, budget) }
 }
 
 /// Members that go through these views and say these words.
@@ -38,8 +43,18 @@ pub fn flush(views: &[&[usize]], words: &[(usize, Class)], mortal: Option<usize>
     Flush { views, words: words.to_vec(), mortal, breaks, pieces: false, lazy: false, plant: None }
 }
 
-const NONE: Budget =
-    Budget { cuts: 0, holds: 0, crashes: 0, proofs: 0, restarts: 0, stalls: 0, step_downs: 0, leaves: 0 };
+const NONE: Budget = Budget {
+    cuts: 0,
+    holds: 0,
+    crashes: 0,
+    proofs: 0,
+    restarts: 0,
+    stalls: 0,
+    step_downs: 0,
+    leaves: 0,
+    mutes: 0,
+    forgets: 0,
+};
 
 /// Those that are run before every change, each to its end.
 pub fn bounded() -> Vec<(&'static str, Case)> {
@@ -60,6 +75,11 @@ pub fn bounded() -> Vec<(&'static str, Case)> {
         ("3 nodes: one leaves, one stands still", {
             Case::Takeover(takeover(3, Budget { leaves: 1, stalls: 1, ..NONE }))
         }),
+        ("2 nodes and a witness: a cut, a death", Case::Takeover(witnessed(2, both))),
+        ("2 nodes and a witness: a cut, a lost memory", {
+            Case::Takeover(witnessed(2, Budget { cuts: 1, forgets: 1, ..NONE }))
+        }),
+        ("4 nodes and a witness: a cut", Case::Takeover(witnessed(4, split))),
         ("4 nodes: a cut", Case::Takeover(takeover(4, split))),
         ("4 nodes: a death", Case::Takeover(takeover(4, death))),
         ("flush: a member dies", Case::Flush(flush(&[&[0, 1, 2], &[0, 1]], &[(0, Safe)], Some(2), 0))),
@@ -92,6 +112,9 @@ pub fn long() -> Vec<(&'static str, Case)> {
         ("3 nodes: a cut, a death, a new start", Case::Takeover(takeover(3, Budget { restarts: 1, ..both }))),
         ("4 nodes: a cut, a death", Case::Takeover(takeover(4, both))),
         ("3 nodes: messages whenever they like", Case::Takeover(free)),
+        ("2 nodes and a witness: a cut, a late message, a lost memory, one does not reach it", {
+            Case::Takeover(witnessed(2, Budget { cuts: 1, holds: 1, forgets: 1, mutes: 1, ..NONE }))
+        }),
         (
             "flush: a member dies",
             Case::Flush(flush(all, &[(0, Ordered), (1, Safe), (2, Ordered)], Some(2), 0)),

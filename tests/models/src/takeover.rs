@@ -23,6 +23,7 @@ use std::{
 use membership_proto::{
     Bootstrap, Cluster, Config, Dest, Domains, GroupWish, Input, Kind, Msg, NodeInfo, Output, Plant,
     state::State,
+    witness::{Answer, Epoch, Keeper, Question},
 };
 use membership_types::{Drift, GroupName, Instant, Machine, NodeId, Rng, Token, ViewId};
 use stateright::{Model, Property};
@@ -67,6 +68,8 @@ pub struct Budget {
     pub stalls: u8,
     pub step_downs: u8,
     pub leaves: u8,
+    pub mutes: u8,
+    pub forgets: u8,
 }
 
 /// The bounds of a model.
@@ -82,6 +85,8 @@ pub struct Takeover {
     pub horizon: u64,
     /// How many rounds of ballots candidates may use up: those that a lost core keeps from winning try for ever.
     pub rounds: u64,
+    /// Is there a witness?
+    pub witness: bool,
     /// A deliberate bug in every node; only where built with the feature `plant`.
     pub plant: Option<Plant>,
 }
@@ -117,6 +122,23 @@ pub enum Action {
     StepDown(usize, usize),
     /// A node leaves the cluster.
     Leave(usize),
+    /// The n-th answer of the witness arrives.
+    Answer(usize),
+    /// The n-th answer of the witness is late: it arrives at any time, or never.
+    HoldAnswer(usize),
+    /// From now on a node does not reach the witness.
+    Mute(usize),
+    /// The witness loses its memory.
+    Forget,
+}
+
+/// What the witness says to a node that claimed a core.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Reply {
+    place: usize,
+    to: NodeId,
+    answer: Answer,
+    held: bool,
 }
 
 /// A node and what its application may do.
@@ -177,6 +199,10 @@ pub struct World {
     /// Links that carry nothing: bit `from * nodes + to`.
     cut: u64,
     budget: Budget,
+    keeper: Keeper,
+    replies: Vec<Reply>,
+    /// Nodes that do not reach the witness: bit `node`.
+    mute: u64,
     seen: Arc<Seen>,
     seen_mark: u64,
     /// The first property that does not hold.
@@ -192,9 +218,23 @@ impl PartialEq for World {
 
 impl Hash for World {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let Self { step, end, places, flight, cut, budget, seen: _, seen_mark, broken } = self;
+        let Self {
+            step,
+            end,
+            places,
+            flight,
+            cut,
+            budget,
+            keeper,
+            replies,
+            mute,
+            seen: _,
+            seen_mark,
+            broken,
+        } = self;
         let left = (*end < u64::MAX).then(|| end - step);
         (left, cut, budget, seen_mark, broken).hash(state);
+        (keeper, replies, mute).hash(state);
         for place in places {
             (place.mark, place.up, place.stalled, place.told).hash(state);
         }
@@ -257,6 +297,7 @@ impl Takeover {
         config.terms.drift = Drift::per_mille(0);
         config.heartbeat = Duration::from_nanos(UNIT);
         config.step = Duration::from_nanos(UNIT);
+        config.terms.witness = self.witness;
         let config = config.checked().expect("a good configuration");
         #[allow(unused_mut, reason = "planting needs it")]
         let mut cluster = Cluster::new(config, now, Rng::frozen(), ViewId::NONE);
@@ -275,10 +316,15 @@ impl Takeover {
             flight: Vec::new(),
             cut: 0,
             budget: Budget::default(),
+            keeper: Keeper::new(Epoch::new(1)),
+            replies: Vec::new(),
+            mute: 0,
             seen: Arc::default(),
             seen_mark: 0,
             broken: None,
         };
+        #[cfg(feature = "plant")]
+        self.plant_in(&mut world.keeper);
         for place in 0..self.nodes {
             let (bootstrap, started) = match place {
                 0 => (Bootstrap::AloneAfter(patience), clock(0, 0).before(patience)),
@@ -304,6 +350,33 @@ impl Takeover {
         world.end = if self.horizon == 0 { u64::MAX } else { world.step + self.horizon };
         world.budget = self.budget;
         world
+    }
+
+    #[cfg(feature = "plant")]
+    fn plant_in(&self, keeper: &mut Keeper) {
+        keeper.overwrites = self.plant == Some(Plant::RecordTwice);
+    }
+
+    /// The witness is asked. Who only looks has its answer at once: what is in it is no more than advice.
+    fn ask_witness(&self, world: &mut World, place: usize, question: Question) {
+        if world.mute & (1 << place) != 0 {
+            return;
+        }
+        let claims = question.claim.is_some();
+        let answer = world.keeper.answer(question);
+        if claims && world.end > 0 {
+            let to = world.places[place].node.cluster.id();
+            world.replies.push(Reply { place, to, answer, held: false });
+        } else {
+            self.feed(world, place, Input::Witness(answer));
+        }
+    }
+
+    fn answer(&self, world: &mut World, n: usize) {
+        let Reply { place, to, answer, .. } = world.replies.remove(n);
+        if world.places[place].up && world.places[place].node.cluster.id() == to {
+            self.feed(world, place, Input::Witness(answer));
+        }
     }
 
     /// Everything arrives, and time passes, until the condition holds.
@@ -374,6 +447,7 @@ impl Takeover {
         step(&mut node.cluster, now);
         let mut sent: Vec<(usize, NodeId, Vec<Msg>)> = Vec::new();
         let mut found = false;
+        let mut asked = Vec::new();
         while let Some(output) = Arc::make_mut(&mut world.places[place].node).cluster.poll_output() {
             match output {
                 Output::Send(dest, msg) => {
@@ -409,6 +483,7 @@ impl Takeover {
                 Output::Ended(_) => {
                     world.places[place].up = false;
                 }
+                Output::AskWitness(question) => asked.push(question),
                 _ => {}
             }
         }
@@ -433,6 +508,9 @@ impl Takeover {
         if found {
             // It has no use for addresses any more.
             self.feed(world, place, Input::Rendezvous { addresses: Vec::new(), complete: true });
+        }
+        for question in asked {
+            self.ask_witness(world, place, question);
         }
         let p = &mut world.places[place];
         p.mark = mark_of(&p.node, world.step);
@@ -469,7 +547,7 @@ impl Takeover {
                     }
                 }
             }
-            Action::Heal => world.cut = 0,
+            Action::Heal => (world.cut, world.mute) = (0, 0),
             Action::Crash(place) => {
                 world.budget.crashes -= 1;
                 let p = &mut world.places[place];
@@ -514,6 +592,21 @@ impl Takeover {
             Action::Leave(place) => {
                 world.budget.leaves -= 1;
                 self.feed(world, place, Input::LeaveCluster);
+            }
+            Action::Answer(n) => self.answer(world, n),
+            Action::HoldAnswer(n) => {
+                world.budget.holds -= 1;
+                world.replies[n].held = true;
+            }
+            Action::Mute(place) => {
+                world.budget.mutes -= 1;
+                world.mute |= 1 << place;
+            }
+            Action::Forget => {
+                world.budget.forgets -= 1;
+                world.keeper = Keeper::new(Epoch::new(2 + u64::from(world.budget.forgets)));
+                #[cfg(feature = "plant")]
+                self.plant_in(&mut world.keeper);
             }
         }
     }
@@ -688,12 +781,29 @@ impl Model for Takeover {
         {
             actions.push(Action::Hold(next));
         }
-        let quiet = next.is_none() || self.is_free();
+        let replied = |r: &Reply| !places[r.place].stalled;
+        let next_reply = world.replies.iter().position(|r| !r.held && replied(r));
+        for (n, reply) in world.replies.iter().enumerate() {
+            if replied(reply) && (reply.held || Some(n) == next_reply) {
+                actions.push(Action::Answer(n));
+            }
+        }
+        if let Some(next) = next_reply.filter(|_| budget.holds > 0) {
+            actions.push(Action::HoldAnswer(next));
+        }
+        let quiet = next.is_none() && next_reply.is_none() || self.is_free();
         if quiet && world.step < world.end {
             actions.push(Action::Advance);
         }
-        if quiet && world.cut != 0 {
+        if quiet && (world.cut != 0 || world.mute != 0) {
             actions.push(Action::Heal);
+        }
+        if budget.forgets > 0 && self.witness {
+            actions.push(Action::Forget);
+        }
+        if budget.mutes > 0 && self.witness {
+            actions
+                .extend((0..self.nodes).filter(|n| up(*n) && world.mute & (1 << n) == 0).map(Action::Mute));
         }
         if budget.cuts > 0 && self.nodes == 4 {
             actions.extend((1..4).map(Action::Split));
@@ -820,6 +930,14 @@ impl Story for Takeover {
             Action::Resume(place) => format!("{} goes on", id(*place)),
             Action::StepDown(place, n) => format!("{} steps down in {}", id(*place), GROUPS[*n]),
             Action::Leave(place) => format!("{} leaves", id(*place)),
+            Action::Answer(n) => {
+                let Reply { to, answer, .. } = &world.replies[*n];
+                let Answer { core, epoch, record, .. } = answer;
+                format!("the witness says to {to}, in epoch {epoch}, of the core of {core:?}: {record:?}")
+            }
+            Action::HoldAnswer(n) => format!("is late what the witness says to {}", world.replies[*n].to),
+            Action::Mute(place) => format!("{} does not reach the witness any more", id(*place)),
+            Action::Forget => "the witness loses its memory".into(),
         }
     }
 }

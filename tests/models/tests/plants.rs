@@ -49,6 +49,20 @@ fn bugs_in_agreement_are_found() {
 }
 
 #[test]
+fn bugs_in_the_rule_of_the_witness_are_found() {
+    let found = |budget, plant| {
+        let model = Takeover { plant: Some(plant), ..suite::witnessed(2, budget) };
+        let broken = broken(search(model, LIMITS));
+        assert!(matches!(broken, Some(takeover::HISTORY | takeover::LOG)), "{plant:?}: {broken:?}");
+    };
+    let cut = Budget { cuts: 1, ..Budget::default() };
+    for plant in [Plant::WitnessOrSenior, Plant::AnyRecord, Plant::RecordTwice] {
+        found(cut, plant);
+    }
+    found(Budget { forgets: 1, ..cut }, Plant::IgnoreEpoch);
+}
+
+#[test]
 fn bugs_in_leases_and_leadership_are_found() {
     let cut = Budget { cuts: 1, ..Budget::default() };
     for plant in [Plant::LeaseNeverLapses, Plant::GrantNotChained, Plant::RemoveWithoutStop] {

@@ -65,11 +65,18 @@ pub enum Kind {
     Flap,
     /// The network splits, or most of a core dies, and an operator gives up what is blocked.
     ForceNew,
+    /// Nobody, or one process, reaches the witness.
+    WitnessGone,
+    /// The witness loses its memory, perhaps while the network is split.
+    WitnessForgets,
 }
 
 impl Kind {
+    /// What happens to the witness, where there is one.
+    pub(crate) const OF_WITNESS: [Self; 2] = [Self::WitnessGone, Self::WitnessForgets];
+
     /// All of them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 28] = [
         Self::Crash,
         Self::KillInPhase,
         Self::RestartAll,
@@ -96,6 +103,8 @@ impl Kind {
         Self::LeaveStorm,
         Self::Flap,
         Self::ForceNew,
+        Self::WitnessGone,
+        Self::WitnessForgets,
     ];
 
     /// The name on the command line.
@@ -127,6 +136,8 @@ impl Kind {
             Self::LeaveStorm => "leave-storm",
             Self::Flap => "flap",
             Self::ForceNew => "force-new",
+            Self::WitnessGone => "witness-gone",
+            Self::WitnessForgets => "witness-forgets",
         }
     }
 }
@@ -265,6 +276,33 @@ impl World {
                 self.note(|| "an operator forces a lineage where somebody is blocked".into());
                 let after = self.rng.between(3 * lease, 6 * lease);
                 self.push(self.now + after, Action::Force);
+            }
+            Kind::WitnessGone => {
+                let length = self.some_length(lease);
+                let all = self.rng.chance(600);
+                let Some(p) = self.target().filter(|_| self.params.witness) else { return false };
+                if all {
+                    self.note(|| format!("nobody reaches the witness for {}", seconds(length)));
+                    self.witness.gone_until = self.now + length;
+                } else {
+                    self.note_process(p, || format!("does not reach the witness for {}", seconds(length)));
+                    self.witness.cut.insert(self.processes[p].place, self.now + length);
+                }
+                self.mark("the witness is out of reach");
+            }
+            Kind::WitnessForgets => {
+                if !self.params.witness {
+                    return false;
+                }
+                let mut after = 0;
+                if self.rng.chance(700) {
+                    let places = self.places();
+                    let side: Vec<bool> = places.iter().map(|_| self.rng.chance(500)).collect();
+                    self.split_by(&places, &side, 12 * lease, Cut::Lose);
+                    after = self.rng.between(lease, 4 * lease);
+                }
+                self.note(|| format!("the witness loses its memory after {}", seconds(after)));
+                self.push(self.now + after, Action::Forget);
             }
             Kind::RestartAll => {
                 if !self.rng.chance(if self.params.durable { 700 } else { 250 }) {

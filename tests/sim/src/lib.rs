@@ -6,7 +6,7 @@
 //! # Map
 //!
 //! `params.rs` draws what a run looks like; `world.rs` is the event loop (`world/ambush.rs`: faults that
-//! wait for the worst moment, `world/ending.rs`: how a run ends); `network.rs` and `faults.rs` are what goes
+//! wait for the worst moment, `world/ending.rs`: how a run ends), `queue.rs` what it does next; `network.rs` and `faults.rs` are what goes
 //! wrong; `script.rs` leaves some of that out, and `shrink.rs` as much as it can; `process.rs` and `clock.rs` are what runs;
 //! `rooms.rs` is multicast; `recorder.rs` feeds the checker; `report.rs` sums runs up; `plant.rs` names the deliberate bugs.
 //!
@@ -20,6 +20,7 @@ mod network;
 mod params;
 mod plant;
 mod process;
+mod queue;
 mod recorder;
 mod report;
 mod rooms;
@@ -27,7 +28,11 @@ mod script;
 mod shrink;
 mod world;
 
-use std::{collections::BTreeSet, io::Write, rc::Rc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    io::Write,
+    rc::Rc,
+};
 
 use membership_types::Rng;
 
@@ -41,6 +46,9 @@ use params::{Ending, Params};
 use recorder::Recorder;
 use script::{Recording, Script};
 use world::{Action, World};
+
+/// For what is looked up at every step, and never gone through: an order would cost more than it is worth.
+type Map<K, V> = HashMap<K, V, foldhash::fast::FixedState>;
 
 /// What to run.
 #[derive(Clone, Debug)]

@@ -4,9 +4,9 @@
 //! order, as those of a connection do, unless the run reorders; a cut link either loses what is sent (the connection
 //! broke) or holds it and releases it all at once when it heals (as a kernel's send buffer does).
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use membership_types::Rng;
+
+use crate::Map;
 
 /// What a directed link does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,8 +30,8 @@ impl Cut {
 /// What becomes of one message.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
-    /// It arrives at these times (twice, if it is doubled).
-    Arrives(Vec<u64>),
+    /// It arrives then; and once more, if it is doubled.
+    Arrives(u64, Option<u64>),
     /// It waits for the heal.
     Held,
     /// It is lost.
@@ -77,108 +77,119 @@ const RETRY_AFTER: u64 = 20_000_000;
 #[derive(Debug)]
 pub(crate) struct Network {
     pub(crate) manners: Manners,
-    cuts: BTreeMap<(usize, usize), Cut>,
-    slow: BTreeMap<(usize, usize), u64>,
-    lossy: BTreeSet<(usize, usize)>,
-    last: BTreeMap<(usize, usize), u64>,
+    links: Map<(usize, usize), Link>,
     rng: Rng,
+}
+
+/// A directed link.
+#[derive(Clone, Copy, Debug, Default)]
+struct Link {
+    cut: Option<Cut>,
+    /// It takes this much longer.
+    slow: Option<u64>,
+    /// It loses four messages of five.
+    lossy: bool,
+    /// When the last message arrives.
+    last: u64,
 }
 
 impl Network {
     pub(crate) fn new(manners: Manners, rng: Rng) -> Self {
-        Self {
-            manners,
-            cuts: BTreeMap::new(),
-            slow: BTreeMap::new(),
-            lossy: BTreeSet::new(),
-            last: BTreeMap::new(),
-            rng,
-        }
+        Self { manners, links: Map::default(), rng }
+    }
+
+    fn link(&mut self, from: usize, to: usize) -> &mut Link {
+        self.links.entry((from, to)).or_default()
     }
 
     /// The directed link loses or holds what is sent from now on.
     pub(crate) fn cut(&mut self, from: usize, to: usize, how: Cut) {
-        self.cuts.insert((from, to), how);
+        self.link(from, to).cut = Some(how);
     }
 
     /// The directed link takes this much longer.
     pub(crate) fn slow_down(&mut self, from: usize, to: usize, by: u64) {
-        self.slow.insert((from, to), by);
+        self.link(from, to).slow = Some(by);
     }
 
     /// The directed link loses four messages of five.
     pub(crate) fn lose_most(&mut self, from: usize, to: usize) {
-        self.lossy.insert((from, to));
+        self.link(from, to).lossy = true;
     }
 
     /// The directed link is as it should be.
     pub(crate) fn heal(&mut self, from: usize, to: usize) {
-        self.cuts.remove(&(from, to));
-        self.slow.remove(&(from, to));
-        self.lossy.remove(&(from, to));
+        if let Some(link) = self.links.get_mut(&(from, to)) {
+            *link = Link { last: link.last, ..Link::default() };
+        }
     }
 
     pub(crate) fn is_cut(&self, from: usize, to: usize) -> bool {
-        self.cuts.contains_key(&(from, to))
+        self.links.get(&(from, to)).is_some_and(|link| link.cut.is_some())
     }
 
     pub(crate) fn is_faulty(&self, from: usize, to: usize) -> bool {
-        let link = (from, to);
-        self.is_cut(from, to) || self.slow.contains_key(&link) || self.lossy.contains(&link)
+        let faulty = |link: &Link| link.cut.is_some() || link.slow.is_some() || link.lossy;
+        self.links.get(&(from, to)).is_some_and(faulty)
     }
 
     /// Draws what becomes of a message sent at `now`.
     pub(crate) fn send(&mut self, now: u64, from: usize, to: usize) -> Fate {
-        match self.cuts.get(&(from, to)) {
+        let Self { manners, links, rng } = self;
+        let link = links.entry((from, to)).or_default();
+        match link.cut {
             Some(Cut::Lose) => return Fate::Lost,
             Some(Cut::Hold) => return Fate::Held,
             None => {}
         }
-        if from != to && self.rng.chance(self.manners.loss_per_mille) {
+        if from != to && rng.chance(manners.loss_per_mille) {
             return Fate::Lost;
         }
-        if self.lossy.contains(&(from, to)) && self.rng.chance(LOSSY_PER_MILLE) {
+        if link.lossy && rng.chance(LOSSY_PER_MILLE) {
             return Fate::Lost;
         }
-        let mut times = vec![self.arrival(now, from, to)];
-        if from != to && self.rng.chance(self.manners.double_per_mille) {
-            times.push(self.arrival(now, from, to));
-        }
-        Fate::Arrives(times)
+        let first = link.arrival(manners, rng, now);
+        let doubled = from != to && rng.chance(manners.double_per_mille);
+        Fate::Arrives(first, doubled.then(|| link.arrival(manners, rng, now)))
     }
 
     /// Draws what becomes of a part of a stream, which a network does not lose, double or reorder by itself.
     pub(crate) fn send_in_order(&mut self, now: u64, from: usize, to: usize) -> Fate {
-        match self.cuts.get(&(from, to)) {
+        let Self { manners, links, rng } = self;
+        let link = links.entry((from, to)).or_default();
+        match link.cut {
             Some(Cut::Lose) => Fate::Lost,
             Some(Cut::Hold) => Fate::Held,
             None => {
                 // What a stream loses is sent again, later and later.
                 let mut late = 0;
-                while self.lossy.contains(&(from, to)) && late < 5 && self.rng.chance(LOSSY_PER_MILLE) {
+                while link.lossy && late < 5 && rng.chance(LOSSY_PER_MILLE) {
                     late += 1;
                 }
                 let retries = if late == 0 { 0 } else { RETRY_AFTER << (late - 1) };
-                Fate::Arrives(vec![self.arrival(now, from, to) + retries])
+                Fate::Arrives(link.arrival(manners, rng, now) + retries, None)
             }
         }
     }
 
     /// When a message that leaves now arrives.
     pub(crate) fn arrival(&mut self, now: u64, from: usize, to: usize) -> u64 {
-        let (min, max) = (self.manners.delay_min, self.manners.delay_max.max(self.manners.delay_min));
+        let Self { manners, links, rng } = self;
+        links.entry((from, to)).or_default().arrival(manners, rng, now)
+    }
+}
+
+impl Link {
+    fn arrival(&mut self, manners: &Manners, rng: &mut Rng, now: u64) -> u64 {
+        let (min, max) = (manners.delay_min, manners.delay_max.max(manners.delay_min));
         // Most are fast; a few take their time.
-        let delay = if self.rng.chance(900) {
-            self.rng.between(min, min + (max - min) / 8)
-        } else {
-            self.rng.between(min, max)
-        };
-        let at = now + delay + self.slow.get(&(from, to)).copied().unwrap_or(0);
-        if self.manners.reorders {
+        let delay =
+            if rng.chance(900) { rng.between(min, min + (max - min) / 8) } else { rng.between(min, max) };
+        let at = now + delay + self.slow.unwrap_or(0);
+        if manners.reorders {
             return at;
         }
-        let last = self.last.entry((from, to)).or_insert(0);
-        *last = at.max(*last + 1);
-        *last
+        self.last = at.max(self.last + 1);
+        self.last
     }
 }

@@ -82,6 +82,8 @@ pub(crate) struct Params {
     pub(crate) durable: bool,
     /// Machines whose first process is of a build from before the present feature level.
     pub(crate) old: BTreeSet<usize>,
+    /// There is a witness.
+    pub(crate) witness: bool,
     /// How long all must understand a feature level before it is agreed on.
     pub(crate) raise_after: Duration,
 }
@@ -97,13 +99,14 @@ impl Params {
         let Manners { delay_min, delay_max, loss_per_mille, double_per_mille, reorders } = self.manners;
         format!(
             "{} machines on hosts {hosts}, lease {:?}, heartbeat {:?}, core of {}, {founding}, {} groups, clocks off by \
-             up to {} ppm; messages take {} to {} us, {loss_per_mille} in 1000 are lost, {double_per_mille} doubled{}",
+             up to {} ppm{}; messages take {} to {} us, {loss_per_mille} in 1000 are lost, {double_per_mille} doubled{}",
             self.nodes,
             self.lease,
             self.heartbeat,
             self.core_size,
             self.groups,
             self.drift_ppm,
+            if self.witness { ", a witness" } else { "" },
             delay_min / 1000,
             delay_max / 1000,
             if reorders { ", reordered" } else { "" },
@@ -171,6 +174,7 @@ impl Params {
             ending: weighted(rng, &endings),
             drift_ppm: *rng.pick(&[0, 200, 5000, 5000]).expect("not empty"),
             durable: false,
+            witness: false,
             old,
             raise_after,
         };
@@ -183,14 +187,23 @@ impl Params {
         if params.durable {
             params.kinds.extend([Kind::RestartAll; 2]);
         }
+        let asked_for = kinds.len() < Kind::ALL.len();
+        if kinds.iter().any(|kind| Kind::OF_WITNESS.contains(kind)) && (later.chance(200) || asked_for) {
+            params.witness = true;
+            params.kinds.extend(Kind::OF_WITNESS.iter().filter(|kind| kinds.contains(kind)));
+            // Builds from before there were witnesses are in no such cluster; and halves are what it is about.
+            params.old.clear();
+            params.core_size = *later.pick(&[2, 2, 4, 4, params.core_size]).expect("not empty");
+        }
         params
     }
 }
 
 /// Some kinds are off in every run, so that the others are not drowned; two are on at least.
 fn choose_kinds(rng: &mut Rng, allowed: &[Kind]) -> Vec<Kind> {
-    // An operator's force is drawn apart.
-    let allowed: Vec<Kind> = allowed.iter().copied().filter(|kind| *kind != Kind::ForceNew).collect();
+    // An operator's force and what happens to a witness are drawn apart.
+    let apart = |kind: &Kind| *kind == Kind::ForceNew || Kind::OF_WITNESS.contains(kind);
+    let allowed: Vec<Kind> = allowed.iter().copied().filter(|kind| !apart(kind)).collect();
     let mut chosen: Vec<Kind> = allowed.iter().copied().filter(|_| rng.chance(450)).collect();
     while chosen.len() < 2.min(allowed.len()) {
         if let Some(kind) = rng.pick(&allowed).copied()

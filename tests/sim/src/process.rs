@@ -1,7 +1,7 @@
 //! A simulated process: one membership machine, its clock, and an application that acts when it leads.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeSet, VecDeque},
     net::SocketAddr,
 };
 
@@ -10,6 +10,49 @@ use membership_proto::{Cluster, Input, NodeInfo};
 use membership_types::{GroupName, Instant, Lineage, NodeId, Token};
 
 use crate::clock::Clock;
+
+/// Runs have no more groups.
+pub(crate) const GROUPS: usize = 3;
+
+/// Something for each group that has it, by the group's number.
+#[derive(Clone, Debug)]
+pub(crate) struct ByGroup<T>([Option<T>; GROUPS]);
+
+impl<T> Default for ByGroup<T> {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| None))
+    }
+}
+
+impl<T> ByGroup<T> {
+    pub(crate) fn get(&self, group: usize) -> Option<&T> {
+        self.0[group].as_ref()
+    }
+
+    pub(crate) fn get_mut(&mut self, group: usize) -> Option<&mut T> {
+        self.0[group].as_mut()
+    }
+
+    pub(crate) fn insert(&mut self, group: usize, item: T) {
+        self.0[group] = Some(item);
+    }
+
+    pub(crate) fn remove(&mut self, group: usize) {
+        self.0[group] = None;
+    }
+
+    pub(crate) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.iter().all(Option::is_none)
+    }
+
+    pub(crate) fn values(&self) -> impl Iterator<Item = &T> {
+        self.0.iter().flatten()
+    }
+}
 
 /// What a process does now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +73,7 @@ pub(crate) struct App {
     /// The groups that it observes.
     pub(crate) observes: BTreeSet<GroupName>,
     /// What it may act for, as the machine's outputs said.
-    pub(crate) leads: BTreeMap<GroupName, Token>,
+    pub(crate) leads: ByGroup<Token>,
     /// Until when, on the process's clock.
     pub(crate) lease: Instant,
 }
@@ -41,13 +84,13 @@ pub(crate) enum Incoming {
     /// For its membership machine.
     Cluster(Input),
     /// A frame of a group's multicast.
-    Frame { from: NodeId, group: GroupName, lineage: Lineage, frame: Frame },
+    Frame { from: NodeId, group: usize, lineage: Lineage, frame: Frame },
     /// For its part in a group with multicast.
-    Room(GroupName, RoomInput),
+    Room(usize, RoomInput),
     /// There is a new connection for multicast with another process.
     Linked(NodeId),
     /// All that came for a group was handed in.
-    Drained(GroupName),
+    Drained(usize),
     /// The process's timers.
     Timers,
 }
@@ -74,7 +117,7 @@ pub(crate) struct Process {
     /// What follows from what it does now.
     pub(crate) next: VecDeque<Incoming>,
     /// Its part in groups with multicast.
-    pub(crate) rooms: BTreeMap<GroupName, Room>,
+    pub(crate) rooms: ByGroup<Room>,
     /// The earliest wake-up that is scheduled.
     pub(crate) wake_at: Option<u64>,
     /// It was killed in the middle of its outputs: this many more come out.

@@ -1,17 +1,16 @@
 //! Gathers the records of a run: the checker sees each at once; a file gets them if one is wanted.
 
-use std::{
-    collections::BTreeMap,
-    io::{self, Write},
-};
+use std::io::{self, Write};
 
 use checker::Checker;
 use membership_types::trace::{Event, Record, Source, VERSION};
 
+use crate::Map;
+
 /// Where the records of a run go.
 pub(crate) struct Recorder {
     checker: Checker,
-    seqs: BTreeMap<Source, u64>,
+    seqs: Map<Source, u64>,
     file: Option<Box<dyn Write + Send>>,
     failed: Option<io::Error>,
     hash: Option<Fnv>,
@@ -22,7 +21,7 @@ impl Recorder {
     pub(crate) fn new(file: Option<Box<dyn Write + Send>>, hash: bool) -> Self {
         Self {
             checker: Checker::new(),
-            seqs: BTreeMap::new(),
+            seqs: Map::default(),
             file,
             failed: None,
             hash: hash.then(Fnv::new),
@@ -31,9 +30,17 @@ impl Recorder {
     }
 
     pub(crate) fn record(&mut self, t: u64, src: Source, event: Event) {
-        let seq = self.seqs.entry(src.clone()).or_insert(0);
-        *seq += 1;
-        let record = Record { v: VERSION, src, seq: *seq, t, event };
+        let seq = match self.seqs.get_mut(&src) {
+            Some(seq) => {
+                *seq += 1;
+                *seq
+            }
+            None => {
+                self.seqs.insert(src.clone(), 1);
+                1
+            }
+        };
+        let record = Record { v: VERSION, src, seq, t, event };
         self.records += 1;
         self.checker.observe(&record);
         if self.file.is_none() && self.hash.is_none() {

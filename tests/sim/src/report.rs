@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Rare things that a large enough set of runs must have seen, or it proves little.
-pub const MARKERS: [&str; 96] = [
+pub const MARKERS: [&str; 101] = [
     "a candidate dies",
     "a candidate gives way to a higher ballot",
     "a candidate learns committed entries from a promise",
@@ -76,6 +76,11 @@ pub const MARKERS: [&str; 96] = [
     "half of a core decides an entry",
     "half of a core goes on alone",
     "half of a core wins by a proof of death",
+    "half of a core asks the witness",
+    "the same core is put in force anew for the witness",
+    "the witness has another memory",
+    "the witness is out of reach",
+    "the witness records a half, and its answer is lost",
     "messages are passed on at a closing",
     "several nodes leave in one view",
     "silence is held for a cut",
@@ -222,19 +227,6 @@ impl Totals {
             self.violations += (run.report.violations() as u64).max(1);
             self.failed.push(run.seed);
         }
-    }
-
-    /// Adds another sum.
-    pub fn merge(&mut self, other: Self) {
-        self.seeds += other.seeds;
-        self.events += other.events;
-        self.faults += other.faults;
-        self.views += other.views;
-        self.simulated_ns += other.simulated_ns;
-        self.marks.extend(other.marks);
-        self.violations += other.violations;
-        self.failed.extend(other.failed);
-        self.failed.sort_unstable();
     }
 
     /// Rare things that never happened.

@@ -4,8 +4,6 @@
 //! that it loses what is sent, or when a fault says so; what is under way is lost then, and both ends are told of the
 //! next one.
 
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
 use membership_multicast::{Class, Config, Frame, Input, Multicast, Output, View};
 use membership_proto::{GroupView, GroupWish, Input as ClusterInput, Kind, Part};
@@ -15,12 +13,14 @@ use membership_types::{
 };
 
 use crate::{
+    Map,
     network::Fate,
-    process::{Incoming, Room, State},
+    process::{GROUPS, Incoming, Room, State},
     world::{Action, World},
 };
 
-fn index_of(group: &GroupName) -> usize {
+/// The number of a group.
+pub(crate) fn index_of(group: &GroupName) -> usize {
     group.as_str()[1..].parse().expect("groups are g0, g1, and so on")
 }
 
@@ -28,9 +28,9 @@ fn index_of(group: &GroupName) -> usize {
 #[derive(Debug, Default)]
 pub(crate) struct Wires {
     /// How often the connection was made anew, and whether it is broken now.
-    wires: BTreeMap<(usize, usize), Wire>,
+    wires: Map<(usize, usize), Wire>,
     /// When the last frame of a direction arrives.
-    last: BTreeMap<(usize, usize), u64>,
+    last: Map<(usize, usize), u64>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -68,9 +68,9 @@ impl World {
     pub(crate) fn join(&mut self, p: usize, group: GroupName, endpoint: Option<Box<str>>) {
         let kind = self.kind_of(&group);
         if kind == Kind::Multicast {
-            self.open_room(p, &group);
+            self.open_room(p, index_of(&group));
             // Who left and comes back is a new member, whether it heard in between that it was out or not.
-            self.step(p, Incoming::Room(group.clone(), Input::Out));
+            self.step(p, Incoming::Room(index_of(&group), Input::Out));
         }
         self.step(p, Incoming::Cluster(ClusterInput::Wish(GroupWish::Join { group, endpoint, kind })));
     }
@@ -79,17 +79,17 @@ impl World {
         if self.params.multicast[index_of(group)] { Kind::Multicast } else { Kind::Plain }
     }
 
-    fn open_room(&mut self, p: usize, group: &GroupName) {
+    fn open_room(&mut self, p: usize, group: usize) {
         let process = &mut self.processes[p];
-        if process.rooms.contains_key(group) {
+        if process.rooms.get(group).is_some() {
             return;
         }
-        let mut config = Config::new(process.id, group.clone());
+        let mut config = Config::new(process.id, self.names[group].clone());
         config.window = 3_000;
         config.fragment = 300;
         config.trace = true;
         config.behind_after = 10 * self.params.lease;
-        let state = self.params.stateful[index_of(group)].then(State::default);
+        let state = self.params.stateful[group].then(State::default);
         let mut machine = Multicast::new(config, process.clock.local(self.now), 0);
         if state.is_some() {
             machine.keep_state(true);
@@ -97,7 +97,7 @@ impl World {
         #[cfg(feature = "plant")]
         machine.plant(self.plant.and_then(crate::Plant::of_multicast));
         let room = Room { machine, draining: false, throttled: false, held: false, state };
-        process.rooms.insert(group.clone(), room);
+        process.rooms.insert(group, room);
     }
 
     /// Others wait for a process: it leaves the group, and comes back after a while.
@@ -106,10 +106,10 @@ impl World {
         if !process.app.wants.remove(&group) {
             return;
         }
-        if let Some(room) = process.rooms.get_mut(&group) {
+        if let Some(room) = process.rooms.get_mut(index_of(&group)) {
             room.throttled = false;
         }
-        process.next.push_back(Incoming::Room(group.clone(), Input::Throttle(false)));
+        process.next.push_back(Incoming::Room(index_of(&group), Input::Throttle(false)));
         let wish = GroupWish::Leave { group: group.clone() };
         process.next.push_back(Incoming::Cluster(ClusterInput::Wish(wish)));
         let at = self.now + self.rng.between(1, 5) * self.params.lease.as_nanos() as u64;
@@ -125,10 +125,11 @@ impl World {
 
     /// Membership tells a process a view of a group with multicast.
     pub(crate) fn room_view(&mut self, p: usize, view: &GroupView, part: Part) {
+        let group = index_of(&view.group);
         let input = match part {
             Part::Observer | Part::Left => {
                 // Whatever it has not got to does not count any more.
-                let stale = |i: &Incoming| matches!(i, Incoming::Room(g, Input::View(_)) if *g == view.group);
+                let stale = |i: &Incoming| matches!(i, Incoming::Room(g, Input::View(_)) if *g == group);
                 self.processes[p].next.retain(|incoming| !stale(incoming));
                 Input::Out
             }
@@ -143,40 +144,30 @@ impl World {
             }
         };
         if part == Part::Member {
-            self.open_room(p, &view.group);
+            self.open_room(p, group);
         }
-        self.processes[p].next.push_back(Incoming::Room(view.group.clone(), input));
+        self.processes[p].next.push_back(Incoming::Room(group, input));
     }
 
     /// Something for one of a process's rooms. False if the process is gone after it.
     pub(crate) fn step_room(&mut self, p: usize, incoming: Incoming) -> bool {
-        let mut all: Vec<GroupName> = Vec::new();
-        let input = match incoming {
-            Incoming::Room(group, input) => {
-                all.push(group);
-                input
-            }
+        match incoming {
+            Incoming::Room(group, input) => self.feed_room(p, group, input),
             Incoming::Frame { from, group, lineage, frame } => {
-                all.push(group);
-                Input::Frame(from, lineage, frame)
+                self.feed_room(p, group, Input::Frame(from, lineage, frame))
             }
-            Incoming::Linked(peer) => {
-                all.extend(self.processes[p].rooms.keys().cloned());
-                Input::Linked(peer)
-            }
+            Incoming::Linked(peer) => (0..GROUPS).all(|group| self.feed_room(p, group, Input::Linked(peer))),
             Incoming::Drained(group) => {
-                if let Some(room) = self.processes[p].rooms.get_mut(&group) {
+                if let Some(room) = self.processes[p].rooms.get_mut(group) {
                     room.draining = false;
                 }
-                all.push(group);
-                Input::Drained
+                self.feed_room(p, group, Input::Drained)
             }
-            Incoming::Cluster(_) | Incoming::Timers => return true,
-        };
-        all.into_iter().all(|group| self.feed_room(p, &group, input.clone()))
+            Incoming::Cluster(_) | Incoming::Timers => true,
+        }
     }
 
-    fn feed_room(&mut self, p: usize, group: &GroupName, input: Input) -> bool {
+    fn feed_room(&mut self, p: usize, group: usize, input: Input) -> bool {
         let process = &mut self.processes[p];
         let now = process.clock.local(self.now);
         let Some(room) = process.rooms.get_mut(group) else { return true };
@@ -192,26 +183,23 @@ impl World {
         room.machine.handle(now, input);
         if is_work && !std::mem::replace(&mut room.draining, true) {
             let pause = if self.rng.chance(500) { 0 } else { self.rng.below(1_500_000) };
-            let input = Incoming::Drained(group.clone());
+            let input = Incoming::Drained(group);
             self.push(self.now + pause, Action::Deliver { p, input });
         }
         self.drain_room(p, group)
     }
 
     pub(crate) fn room_timers(&mut self, p: usize) -> bool {
-        let groups: Vec<GroupName> = self.processes[p].rooms.keys().cloned().collect();
-        groups.into_iter().all(|group| {
+        (0..GROUPS).all(|group| {
             let process = &mut self.processes[p];
-            let now = process.clock.local(self.now);
-            if let Some(room) = process.rooms.get_mut(&group) {
-                room.machine.handle_timeout(now);
-            }
-            self.drain_room(p, &group)
+            let Some(room) = process.rooms.get_mut(group) else { return true };
+            room.machine.handle_timeout(process.clock.local(self.now));
+            self.drain_room(p, group)
         })
     }
 
     /// Carries out what a room's machine wants. False if the process is gone.
-    fn drain_room(&mut self, p: usize, group: &GroupName) -> bool {
+    fn drain_room(&mut self, p: usize, group: usize) -> bool {
         while let Some(output) = self.processes[p].rooms.get_mut(group).and_then(|r| r.machine.poll_output())
         {
             if !self.burns_down(p) {
@@ -222,7 +210,7 @@ impl World {
         true
     }
 
-    fn carry_out_room(&mut self, p: usize, group: &GroupName, output: Output) {
+    fn carry_out_room(&mut self, p: usize, group: usize, output: Output) {
         let id = self.processes[p].id;
         match output {
             Output::Send(to, frame) => self.send_frame(p, to, group, frame),
@@ -244,7 +232,7 @@ impl World {
             }
             Output::Install { view, .. } => self.show_state(p, group, &view),
             Output::Ready(view) => {
-                let input = ClusterInput::Installed { group: group.clone(), view };
+                let input = ClusterInput::Installed { group: self.names[group].clone(), view };
                 self.processes[p].next.push_back(Incoming::Cluster(input));
             }
             Output::StateRequest { to, id } => self.give_state(p, group, to, id),
@@ -258,7 +246,7 @@ impl World {
             Output::StateLost(_) => {
                 // After a while somebody decides that what there is must do.
                 let at = self.now + self.rng.between(1, 4) * self.params.lease.as_nanos() as u64;
-                self.push(at, Action::Deliver { p, input: Incoming::Room(group.clone(), Input::Keep) });
+                self.push(at, Action::Deliver { p, input: Incoming::Room(group, Input::Keep) });
             }
             Output::Trace(event) => {
                 if matches!(&event, Event::Install { .. }) {
@@ -268,7 +256,7 @@ impl World {
             }
             Output::Mark(what) => self.mark(what),
             Output::Behind(node) => {
-                let input = ClusterInput::Behind { group: group.clone(), node };
+                let input = ClusterInput::Behind { group: self.names[group].clone(), node };
                 self.processes[p].next.push_back(Incoming::Cluster(input));
             }
             Output::Block(_) | Output::Given(_) => {}
@@ -277,12 +265,12 @@ impl World {
 
     // ---- state ------------------------------------------------------------------------------------------------------
 
-    fn state_of(&mut self, p: usize, group: &GroupName) -> Option<&mut State> {
+    fn state_of(&mut self, p: usize, group: usize) -> Option<&mut State> {
         self.processes[p].rooms.get_mut(group)?.state.as_mut()
     }
 
     /// The application says with what state it begins a view.
-    fn show_state(&mut self, p: usize, group: &GroupName, view: &View) {
+    fn show_state(&mut self, p: usize, group: usize, view: &View) {
         let id = self.processes[p].id;
         let Some(state) = self.state_of(p, group) else { return };
         // What was just received may reflect messages of this very view.
@@ -291,12 +279,18 @@ impl World {
         }
         let digest = format!("{:016x}{:016x}", state.chain, state.sum).into();
         let lin = lin(view.lineage);
-        let event = Event::AppState { p: id.into(), g: Group::from(group), lin, vid: view.id.get(), digest };
+        let event = Event::AppState {
+            p: id.into(),
+            g: Group::from(&self.names[group]),
+            lin,
+            vid: view.id.get(),
+            digest,
+        };
         self.record(Source::Process(id.into()), event);
     }
 
     /// The application gives its state: as of now, although that takes a while, and sometimes never ends.
-    fn give_state(&mut self, p: usize, group: &GroupName, to: NodeId, id: u64) {
+    fn give_state(&mut self, p: usize, group: usize, to: NodeId, id: u64) {
         let Some(state) = self.state_of(p, group) else { return };
         let mut bytes = state.to_bytes();
         if !self.calm && self.rng.chance(50) {
@@ -310,26 +304,27 @@ impl World {
         for (part, last) in [(bytes.slice(..cut), false), (bytes.slice(cut..), true)] {
             at += if self.rng.chance(500) { 0 } else { self.rng.below(50_000_000) };
             let input = Input::State { to, id, bytes: part, last };
-            self.push(at, Action::Deliver { p, input: Incoming::Room(group.clone(), input) });
+            self.push(at, Action::Deliver { p, input: Incoming::Room(group, input) });
         }
     }
 
     // ---- frames -----------------------------------------------------------------------------------------------------
 
-    fn send_frame(&mut self, p: usize, to: NodeId, group: &GroupName, frame: Frame) {
+    fn send_frame(&mut self, p: usize, to: NodeId, group: usize, frame: Frame) {
         let from = self.processes[p].id;
         let Some(to) = self.index_of(to).filter(|q| !self.processes[*q].is_gone()) else { return };
         let Some(epoch) = self.wires.epoch(p, to) else { return };
         let (here, there) = (self.processes[p].place, self.processes[to].place);
         let frame = self.frame_through_the_codec(frame);
-        let Some(lineage) = self.processes[p].rooms[group].machine.lineage() else { return };
-        let incoming = Incoming::Frame { from, group: group.clone(), lineage, frame };
+        let room = self.processes[p].rooms.get(group);
+        let Some(lineage) = room.and_then(|room| room.machine.lineage()) else { return };
+        let incoming = Incoming::Frame { from, group, lineage, frame };
         let action = |incoming| Action::Frame { from: p, to, epoch, incoming };
         match self.network.send_in_order(self.now, here, there) {
             Fate::Lost => self.break_wire(p, to),
             Fate::Held => self.hold(here, there, action(incoming)),
-            Fate::Arrives(at) => {
-                let at = self.wires.in_order(p, to, at[0]);
+            Fate::Arrives(at, _) => {
+                let at = self.wires.in_order(p, to, at);
                 self.push(at, action(incoming));
             }
         }
@@ -405,34 +400,33 @@ impl World {
 
     /// The application says something in its groups, or stops listening for a while.
     pub(crate) fn talk(&mut self, p: usize) {
-        let groups: Vec<GroupName> = self.processes[p].rooms.keys().cloned().collect();
-        for group in groups {
+        for group in 0..GROUPS {
             if !self.processes[p].is_up() {
                 return;
             }
-            let room = &self.processes[p].rooms[&group];
+            let Some(room) = self.processes[p].rooms.get(group) else { continue };
             let throttle = match room.throttled {
                 true if self.calm || self.rng.chance(300) => Some(false),
                 false if !self.calm && self.rng.chance(20) => Some(true),
                 _ => None,
             };
             if let Some(on) = throttle {
-                if let Some(room) = self.processes[p].rooms.get_mut(&group) {
+                if let Some(room) = self.processes[p].rooms.get_mut(group) {
                     room.throttled = on;
                 }
-                self.step(p, Incoming::Room(group.clone(), Input::Throttle(on)));
+                self.step(p, Incoming::Room(group, Input::Throttle(on)));
             }
-            let wants = self.processes[p].app.wants.contains(&group);
+            let wants = self.processes[p].app.wants.contains(&self.names[group]);
             let words = if self.rng.chance(60) { self.rng.below(self.params.burst) } else { 0 };
             for _ in 0..words {
                 if wants && self.processes[p].is_up() {
-                    self.say(p, &group);
+                    self.say(p, group);
                 }
             }
         }
     }
 
-    fn say(&mut self, p: usize, group: &GroupName) {
+    fn say(&mut self, p: usize, group: usize) {
         let Some(room) = self.processes[p].rooms.get(group) else { return };
         if !room.machine.has_room() {
             self.mark("a sender waits for others");
@@ -441,7 +435,7 @@ impl World {
         let length = if self.rng.chance(100) { self.rng.below(1_500) } else { self.rng.below(40) };
         let payload: Bytes = (0..length).map(|_| self.rng.next_u64() as u8).collect();
         let class = *self.rng.pick(&[Class::Fifo, Class::Ordered, Class::Safe]).expect("not empty");
-        let input = Incoming::Room(group.clone(), Input::Multicast(class, payload));
+        let input = Incoming::Room(group, Input::Multicast(class, payload));
         let alive = self.processes[p].is_up();
         if alive {
             self.processes[p].next.push_back(input);

@@ -6,11 +6,13 @@ mod ending;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     net::SocketAddr,
+    sync::Arc,
 };
 
 use membership_proto::{
     Bootstrap, Cluster, Config, Dest, Domains, End, Floor, Forced, GroupWish, Input, Kind as GroupKind, Msg,
     NodeInfo, Output,
+    witness::{Epoch, Keeper, Question},
 };
 use membership_types::{
     GroupName, Instant, Lineage, Machine, NodeId, Rng, Token, ViewId,
@@ -19,14 +21,16 @@ use membership_types::{
 
 pub(crate) use self::ambush::{Ambush, Heirs, Strike};
 use crate::{
+    Map,
     clock::Clock,
     faults::Kind,
     network::{Cut, Fate, Network},
     params::Params,
     plant::Plant,
-    process::{App, Incoming, Life, Process},
+    process::{App, ByGroup, GROUPS, Incoming, Life, Process},
+    queue::Queue,
     recorder::Recorder,
-    rooms::Wires,
+    rooms::{Wires, index_of},
     script::Script,
 };
 
@@ -67,10 +71,22 @@ pub(crate) enum Action {
     Retire { machine: usize },
     /// An operator forces a lineage, if somebody is blocked.
     Force,
+    /// A question reaches the witness.
+    Witness { p: usize, question: Question },
+    /// The witness loses its memory.
+    Forget,
     /// The next fault.
     Fault,
     /// A client asks around who leads.
     Ask,
+}
+
+/// The witness, and who reaches it.
+pub(crate) struct Witness {
+    keeper: Keeper,
+    pub(crate) gone_until: u64,
+    /// Places that do not reach it, and until when.
+    pub(crate) cut: BTreeMap<usize, u64>,
 }
 
 /// What went over a link that was cut, and waits for it.
@@ -82,20 +98,21 @@ struct Held {
 
 pub(crate) struct World {
     pub(crate) now: u64,
-    /// By time, then in the order in which it was planned. Boxed, since a tree moves what it holds around.
-    queue: BTreeMap<(u64, u64), Box<Action>>,
-    order: u64,
+    queue: Queue<Action>,
     pub(crate) params: Params,
     pub(crate) rng: Rng,
     seeds: Rng,
     pub(crate) network: Network,
     pub(crate) processes: Vec<Process>,
-    by_id: BTreeMap<NodeId, usize>,
-    listening: BTreeMap<SocketAddr, usize>,
+    by_id: Map<NodeId, usize>,
+    listening: Map<SocketAddr, usize>,
     held: VecDeque<Held>,
     pub(crate) recorder: Recorder,
     /// What the resource of each group has seen: the highest token, and its lineage.
-    resources: BTreeMap<GroupName, (Token, Lineage)>,
+    resources: ByGroup<(Token, Lineage)>,
+    /// The names of all groups that a run may have, and of their resources.
+    pub(crate) names: [GroupName; GROUPS],
+    resource_names: [Arc<str>; GROUPS],
     /// Faults that were injected.
     pub(crate) faults: BTreeMap<Kind, u64>,
     /// The same, and those that were left out.
@@ -120,6 +137,7 @@ pub(crate) struct World {
     /// What the data directory of each machine remembers.
     disks: BTreeMap<usize, Floor>,
     disks_hang_until: u64,
+    pub(crate) witness: Witness,
     /// The connections between processes over which they multicast.
     pub(crate) wires: Wires,
     last_killed_leader: Option<u64>,
@@ -156,18 +174,19 @@ impl World {
         let next_place = params.nodes + params.extra;
         let mut world = Self {
             now: 1_000_000,
-            queue: BTreeMap::new(),
-            order: 0,
+            queue: Queue::new(),
             params,
             rng,
             seeds,
             network,
             processes: Vec::new(),
-            by_id: BTreeMap::new(),
-            listening: BTreeMap::new(),
+            by_id: Map::default(),
+            listening: Map::default(),
             held: VecDeque::new(),
             recorder,
-            resources: BTreeMap::new(),
+            resources: ByGroup::default(),
+            names: std::array::from_fn(group),
+            resource_names: std::array::from_fn(|g| format!("r-{}", group(g)).into()),
             faults: BTreeMap::new(),
             drawn: BTreeMap::new(),
             script: Script::default(),
@@ -184,11 +203,14 @@ impl World {
             next_place,
             disks: BTreeMap::new(),
             disks_hang_until: 0,
+            witness: Witness { keeper: Keeper::new(Epoch::new(1)), gone_until: 0, cut: BTreeMap::new() },
             wires: Wires::default(),
             last_killed_leader: None,
             window: (0, 0),
             livelock: None,
         };
+        #[cfg(feature = "plant")]
+        world.plant_in_witness();
         world.record_cfg();
         world
     }
@@ -204,6 +226,7 @@ impl World {
             slots: (0..u64::from(self.params.slots)).collect(),
             core: Some(u64::from(self.params.core_size)),
             durable: self.params.durable,
+            witness: self.params.witness,
             bounds: bounds.into_iter().map(|(name, ns)| (name.to_string(), ns)).collect(),
         };
         self.record(Source::Harness, Event::Cfg(cfg));
@@ -218,24 +241,18 @@ impl World {
     }
 
     pub(crate) fn push(&mut self, at: u64, action: Action) {
-        self.order += 1;
-        self.queue.insert((at.max(self.now), self.order), Box::new(action));
+        self.queue.push(at.max(self.now), action);
     }
 
     /// Runs until the given true time.
     pub(crate) fn run_until(&mut self, end: u64) {
-        while let Some(entry) = self.queue.first_entry() {
-            let (at, _) = *entry.key();
-            if at > end {
-                break;
-            }
-            let action = entry.remove();
+        while let Some((at, action)) = self.queue.pop_until(end) {
             self.now = at;
             self.events += 1;
             if self.is_livelock() {
                 break;
             }
-            self.perform(*action);
+            self.perform(action);
         }
         self.now = end;
     }
@@ -324,6 +341,8 @@ impl World {
             }
             Action::Ask => self.ask_who_leads(),
             Action::Force => self.force(),
+            Action::Witness { p, question } => self.ask_witness(p, question),
+            Action::Forget => self.forget_records(),
         }
     }
 
@@ -394,6 +413,7 @@ impl World {
         config.heartbeat = params.heartbeat;
         config.terms.core_size = params.core_size;
         config.terms.slots = params.slots;
+        config.terms.witness = params.witness;
         config.epoch_s = EPOCH_S;
         if params.durable {
             // Set back at every start: only what is on disk tells what was given before.
@@ -408,7 +428,7 @@ impl World {
         }
         let ppm = self.seeds.between(0, 2 * params.drift_ppm) as i64 - params.drift_ppm as i64;
         // All clocks of one host agree; wall clocks start near each other.
-        let clock = Clock::new(0, 0, ppm);
+        let clock = Clock::new(ppm);
         let now = clock.local(self.now);
         let rng = self.seeds.split();
         #[allow(unused_mut, reason = "planting needs it")]
@@ -441,7 +461,7 @@ impl World {
             attested: false,
             inbox: VecDeque::new(),
             next: VecDeque::new(),
-            rooms: BTreeMap::new(),
+            rooms: ByGroup::default(),
             wake_at: None,
             fuse: None,
         });
@@ -463,6 +483,46 @@ impl World {
         self.push(self.now + first, Action::App { p });
     }
 
+    /// A question reaches the witness. It may do what it is asked, and nobody hears what came of it.
+    fn ask_witness(&mut self, p: usize, question: Question) {
+        let place = self.processes[p].place;
+        let cut = self.witness.cut.get(&place).is_some_and(|until| self.now < *until);
+        if cut || self.now < self.witness.gone_until || self.calm && self.outcast.contains(&place) {
+            return;
+        }
+        let (lineage, core, claims) = (question.lineage, question.core, question.claim.is_some());
+        let answer = self.witness.keeper.answer(question);
+        if let Some(half) = answer.record.as_ref().filter(|_| claims) {
+            let half = half.iter().map(|id| P::from(*id)).collect();
+            let (lin, core) = (membership_types::trace::lin(lineage), core.get());
+            let epoch = answer.epoch.to_string();
+            self.record(Source::Harness, Event::Witness { lin, core, epoch, half });
+        }
+        if claims && self.rng.chance(150) && !self.calm {
+            self.mark("the witness records a half, and its answer is lost");
+            return;
+        }
+        let late = !self.calm && self.rng.chance(100);
+        let longest = if late { 3 * self.params.lease.as_nanos() as u64 } else { 20_000_000 };
+        let delay = self.rng.between(100_000, longest);
+        let input = Incoming::Cluster(Input::Witness(answer));
+        self.push(self.now + delay, Action::Deliver { p, input });
+    }
+
+    fn forget_records(&mut self) {
+        if !self.calm {
+            self.witness.keeper = Keeper::new(Epoch::new(self.rng.next_u64()));
+            #[cfg(feature = "plant")]
+            self.plant_in_witness();
+        }
+    }
+
+    #[cfg(feature = "plant")]
+    fn plant_in_witness(&mut self) {
+        let twice = Plant::Membership(membership_proto::Plant::RecordTwice);
+        self.witness.keeper.overwrites = self.plant == Some(twice);
+    }
+
     /// An operator finds somebody blocked, and forces a new lineage from there.
     fn force(&mut self) {
         let blocked = |p: &usize| {
@@ -473,6 +533,8 @@ impl World {
         };
         let blocked: Vec<usize> = self.up().into_iter().filter(blocked).collect();
         if let Some(p) = self.rng.pick(&blocked).copied() {
+            let (id, op, who) = (self.processes[p].id, "force-new".into(), "127.0.0.1".into());
+            self.record(Source::Process(id.into()), Event::Admin { p: id.into(), op, who });
             self.step(p, Incoming::Cluster(Input::ForceNew));
         }
     }
@@ -535,7 +597,7 @@ impl World {
         if self.listening.get(&addr) == Some(&p) {
             self.listening.remove(&addr);
         }
-        self.record(Source::Harness, Event::Crash { p: id.into(), how: how.to_string() });
+        self.record(Source::Harness, Event::Crash { p: id.into(), how: how.to_owned().into() });
     }
 
     /// A new process takes over the address of one that goes on running elsewhere.
@@ -595,7 +657,7 @@ impl World {
         // The last write of a process that is dead may have come through, or not; one from before another cannot.
         let hangs = self.now < self.disks_hang_until;
         if process.is_gone()
-            && (hangs || self.order.is_multiple_of(2) || self.process_on(process.machine).is_some())
+            && (hangs || self.queue.planned().is_multiple_of(2) || self.process_on(process.machine).is_some())
         {
             return;
         }
@@ -727,13 +789,13 @@ impl World {
                 }
             }
             Output::Leading { group, token, .. } => {
-                self.processes[p].app.leads.insert(group, token);
+                self.processes[p].app.leads.insert(index_of(&group), token);
                 if self.rng.chance(300) {
                     self.act(p);
                 }
             }
             Output::NotLeading { group, .. } => {
-                self.processes[p].app.leads.remove(&group);
+                self.processes[p].app.leads.remove(index_of(&group));
             }
             Output::ClusterView(view) => {
                 let host = self.processes[p].host;
@@ -755,6 +817,10 @@ impl World {
                 }
                 let delay = self.rng.between(100_000, DISK_NS);
                 self.push(self.now + delay, Action::Synced { p, floor });
+            }
+            Output::AskWitness(question) => {
+                let delay = self.rng.between(100_000, 20_000_000);
+                self.push(self.now + delay, Action::Witness { p, question });
             }
             // What operators do then.
             Output::Refused(why) if why.contains("feature level") => {
@@ -826,9 +892,11 @@ impl World {
                 let action = action(msg);
                 self.held.push_back(Held { from: place, to: to_place, action });
             }
-            Fate::Arrives(times) => {
-                for at in times {
-                    self.push(at, action(msg.clone()));
+            Fate::Arrives(at, again) => {
+                let doubled = again.map(|at| (at, action(msg.clone())));
+                self.push(at, action(msg));
+                if let Some((at, action)) = doubled {
+                    self.push(at, action);
                 }
             }
         }
@@ -870,30 +938,23 @@ impl World {
 
     /// Connections between two places break: what is under way between them is lost.
     pub(crate) fn lose_in_flight(&mut self, a: usize, b: usize) {
-        let place = |p: usize| self.processes[p].place;
-        let sender = |id: &NodeId| self.by_id.get(id).map(|p| place(*p));
-        let lost: Vec<(u64, u64)> = self
-            .queue
-            .iter()
-            .filter(|(_, action)| {
-                let ends = match &***action {
-                    Action::Deliver { p, input: Incoming::Cluster(Input::Message { from, .. }) } => {
-                        (sender(from), Some(place(*p)))
-                    }
-                    Action::DeliverAt { addr, from, .. } => {
-                        (sender(from), self.listening.get(addr).map(|p| place(*p)))
-                    }
-                    _ => (None, None),
-                };
-                ends == (Some(a), Some(b)) || ends == (Some(b), Some(a))
-            })
-            .map(|(key, _)| *key)
-            .collect();
-        if !lost.is_empty() {
+        let Self { queue, processes, by_id, listening, .. } = self;
+        let place = |p: usize| processes[p].place;
+        let sender = |id: &NodeId| by_id.get(id).map(|p| place(*p));
+        let lost = queue.retain(|action| {
+            let ends = match action {
+                Action::Deliver { p, input: Incoming::Cluster(Input::Message { from, .. }) } => {
+                    (sender(from), Some(place(*p)))
+                }
+                Action::DeliverAt { addr, from, .. } => {
+                    (sender(from), listening.get(addr).map(|p| place(*p)))
+                }
+                _ => (None, None),
+            };
+            ends != (Some(a), Some(b)) && ends != (Some(b), Some(a))
+        });
+        if lost > 0 {
             self.mark("a connection breaks with messages under way");
-        }
-        for key in lost {
-            self.queue.remove(&key);
         }
         self.break_wires_between(a, b);
     }
@@ -922,8 +983,9 @@ impl World {
             return;
         }
         let Some(lineage) = lineage else { return };
-        for (name, token) in process.app.leads.clone() {
-            let g = Group::from(&name);
+        for group in 0..GROUPS {
+            let Some(token) = self.processes[p].app.leads.get(group).copied() else { continue };
+            let g = Group::from(&self.names[group]);
             let lin = Some(membership_types::trace::lin(lineage));
             let act = Event::LeadAct {
                 p: id.into(),
@@ -933,14 +995,14 @@ impl World {
                 op: "w".into(),
             };
             self.record(Source::Process(id.into()), act);
-            let seen = self.resources.get(&name).copied();
+            let seen = self.resources.get(group).copied();
             let ok = seen.is_none_or(|(t, l)| token > t || token == t && lineage == l);
             if ok {
-                self.resources.insert(name.clone(), (token, lineage));
+                self.resources.insert(group, (token, lineage));
             } else {
                 self.mark("a resource refuses a token");
             }
-            let r = format!("r-{name}");
+            let r = Arc::clone(&self.resource_names[group]);
             let effect =
                 Event::Effect { r: r.clone(), g, lin, tok: token.into(), p: id.into(), op: "w".into(), ok };
             self.record(Source::Resource(r), effect);
@@ -951,7 +1013,7 @@ impl World {
     fn change_mind(&mut self, p: usize) {
         let groups: Vec<GroupName> = (0..self.params.groups).map(group).collect();
         let Some(group) = self.rng.pick(&groups).cloned() else { return };
-        let leads = self.processes[p].app.leads.contains_key(&group);
+        let leads = self.processes[p].app.leads.get(index_of(&group)).is_some();
         let member = self.processes[p].app.wants.contains(&group);
         let wish = match (member, leads, self.rng.below(3)) {
             (true, true, 0..2) | (true, false, 0) => GroupWish::StepDown { group },
@@ -969,17 +1031,17 @@ impl World {
 
     /// A client asks a process that acts as leader; it is told the token.
     fn ask_who_leads(&mut self) {
-        let name = group(0);
         let acting: Vec<(P, Token, Lineage)> = self
             .processes
             .iter()
             .filter(|p| p.is_up() && p.clock.local(self.now) < p.app.lease)
-            .filter_map(|p| Some((p.id.into(), *p.app.leads.get(&name)?, p.cluster.lineage()?)))
+            .filter_map(|p| Some((p.id.into(), *p.app.leads.get(0)?, p.cluster.lineage()?)))
             .collect();
         if let Some((p, token, lineage)) = self.rng.pick(&acting).copied() {
-            let c = "1".to_string();
+            let c: Arc<str> = "1".into();
             let lin = Some(membership_types::trace::lin(lineage));
-            let answer = Event::WhoLeads { c: c.clone(), g: Group::from(&name), lin, p, tok: token.into() };
+            let answer =
+                Event::WhoLeads { c: c.clone(), g: Group::from(&self.names[0]), lin, p, tok: token.into() };
             self.record(Source::Client(c), answer);
         }
         let next = self.rng.between(100_000_000, 900_000_000);

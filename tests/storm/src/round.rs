@@ -347,7 +347,7 @@ impl<'a> Round<'a> {
         // What it had written, or told us last; one of the two may be an incarnation ahead.
         let ids: BTreeSet<Process> = last_source(&proc.trace).into_iter().chain(proc.id).collect();
         for p in ids {
-            self.record(Event::Crash { p, how: how.into() });
+            self.record(Event::Crash { p, how: how.to_owned().into() });
         }
     }
 

@@ -5,7 +5,7 @@
 //! lease from us, which ends no later than our authority, has not been removed. A new core comes into force only once
 //! its own binding covers every lease given before.
 
-use alloc::vec::Vec;
+use alloc::{collections::BTreeMap, vec::Vec};
 use core::time::Duration;
 
 use membership_types::{Instant, NodeId};
@@ -16,8 +16,12 @@ use crate::{
     ctx::Ctx,
     msg::{ClusterMsg, Grant},
     plant::Plant,
-    quorum::Deaths,
+    quorum::{Core, Deaths, Share, share},
+    witness::Warrant,
 };
+
+/// Most cores are smaller.
+const FEW: usize = 8;
 
 impl Office {
     /// Until when we have authority; in the past if we have none.
@@ -27,15 +31,15 @@ impl Office {
     pub(crate) fn authority(&self, ctx: &Ctx, acceptor: &Acceptor, deaths: &Deaths) -> Instant {
         let core: &[NodeId] =
             if ctx.planted(Plant::AuthorityFromOldCore) { &self.first_core } else { &acceptor.state.core };
-        let mut until = self.authority_of(ctx, deaths, core);
-        let next = self.proposal.as_ref().and_then(|p| p.entry.core.as_ref());
-        if let Some(next) = next
+        let (lineage, warrant) = (acceptor.state.lineage, acceptor.state.warrant);
+        let mut until = self.authority_of(ctx, deaths, Core { lineage, members: core, warrant });
+        if let Some(next) = self.next_core_of(acceptor)
             && !ctx.planted(Plant::AuthorityFromOldCore)
         {
             until = until.min(self.authority_of(ctx, deaths, next));
         }
         if let Some(wanted) = &self.wanted {
-            let support = self.authority_of(ctx, deaths, wanted);
+            let support = self.authority_of(ctx, deaths, Core::to_be(lineage, wanted));
             if support > ctx.now && !ctx.planted(Plant::AuthorityFromOldCore) {
                 until = until.min(support);
             }
@@ -55,13 +59,13 @@ impl Office {
 
     /// Is a quorum of this core bound to us for as long as any lease that rests on this office? Else the next
     /// coordinator, which hears only from this core, might take over while such a lease still lasts.
-    pub(super) fn is_covered_by(&self, ctx: &Ctx, deaths: &Deaths, core: &[NodeId]) -> bool {
+    pub(super) fn is_covered_by(&self, ctx: &Ctx, deaths: &Deaths, core: Core<'_>) -> bool {
         let until = self.authority_of(ctx, deaths, core);
-        until > ctx.now && until >= self.given_until
+        until > ctx.now && (until >= self.given_until || ctx.planted(Plant::UncoveredCore))
     }
 
     /// Until when a quorum of this core is bound to us.
-    pub(super) fn authority_of(&self, ctx: &Ctx, deaths: &Deaths, core: &[NodeId]) -> Instant {
+    pub(super) fn authority_of(&self, ctx: &Ctx, deaths: &Deaths, core: Core<'_>) -> Instant {
         let bound = |id: NodeId| {
             if id == ctx.me() {
                 return ctx.now.after(ctx.holder_lease());
@@ -69,7 +73,19 @@ impl Office {
             let rooted = self.peers.get(&id).and_then(|p| p.rooted);
             rooted.map_or(Instant::ZERO, |sent| sent.after(ctx.holder_lease()))
         };
-        let mut ends: Vec<(Instant, NodeId)> = core.iter().map(|id| (bound(*id), *id)).collect();
+        // Asked at every step of a coordinator: cores of the usual size cost no allocation.
+        let mut few = [(Instant::ZERO, NodeId::new(0, 0)); FEW];
+        let mut many = Vec::new();
+        let ends = match few.get_mut(..core.members.len()) {
+            Some(few) => few,
+            None => {
+                many.resize(core.members.len(), few[0]);
+                &mut many[..]
+            }
+        };
+        for (end, id) in ends.iter_mut().zip(core.members) {
+            *end = (bound(*id), *id);
+        }
         ends.sort_unstable_by(|a, b| b.cmp(a));
         let Some(&(majority, _)) = ends.get(ends.len() / 2) else { return Instant::ZERO };
         if ends.len() % 2 == 1 {
@@ -77,14 +93,13 @@ impl Office {
         }
         let half = ends.len() / 2;
         let (end_of_half, _) = ends[half - 1];
-        let (with, without): (Vec<_>, Vec<_>) =
-            core.iter().partition(|&&id| ends[..half].iter().any(|(_, h)| *h == id));
-        let fresh = |id: NodeId| self.peers.get(&id).and_then(|p| p.rooted);
-        if end_of_half > majority && self.half_may_go_on(ctx, deaths, core, &with, &without, fresh) {
-            end_of_half
-        } else {
-            majority
+        if end_of_half <= majority {
+            return majority;
         }
+        let (with, without): (Vec<_>, Vec<_>) =
+            core.members.iter().partition(|&&id| ends[..half].iter().any(|(_, h)| *h == id));
+        let fresh = |id: NodeId| self.peers.get(&id).and_then(|p| p.rooted);
+        if self.half_may_go_on(ctx, deaths, core, &with, &without, fresh) { end_of_half } else { majority }
     }
 
     /// The rule S2 for exactly half of a core, for a coordinator in office.
@@ -94,19 +109,62 @@ impl Office {
         &self,
         ctx: &Ctx,
         deaths: &Deaths,
-        core: &[NodeId],
+        core: Core<'_>,
         with: &[NodeId],
         without: &[NodeId],
         fresh: impl Fn(NodeId) -> Option<Instant>,
     ) -> bool {
-        if deaths.let_half_go_on(with, without) {
-            return true;
-        }
-        let senior = core.first().is_some_and(|s| with.contains(s)) || ctx.planted(Plant::AnyHalf);
+        deaths.let_half_go_on(with, without)
+            || self.is_alone(ctx, deaths, with, without, fresh) && core.prefers(ctx, with)
+    }
+
+    /// Have all leases of the others lapsed, and did everybody of this half answer since?
+    fn is_alone(
+        &self,
+        ctx: &Ctx,
+        deaths: &Deaths,
+        with: &[NodeId],
+        without: &[NodeId],
+        fresh: impl Fn(NodeId) -> Option<Instant>,
+    ) -> bool {
         let Some(lapsed_at) = self.lapsed_at(ctx, deaths, without) else { return false };
         let answered_since =
             with.iter().all(|id| *id == ctx.me() || fresh(*id).is_some_and(|sent| sent >= lapsed_at));
-        senior && answered_since
+        answered_since || ctx.planted(Plant::OldAnswersCount)
+    }
+
+    /// Halves that lack nothing but the word of the witness.
+    pub(crate) fn lone_halves(
+        &self,
+        ctx: &Ctx,
+        acceptor: &Acceptor,
+        deaths: &Deaths,
+    ) -> Vec<(Option<Warrant>, Vec<NodeId>)> {
+        if !ctx.config.terms.witness {
+            return Vec::new();
+        }
+        let rooted = |id: NodeId| self.peers.get(&id).and_then(|p| p.rooted);
+        let bound = |id: NodeId| {
+            id == ctx.me() || rooted(id).is_some_and(|sent| sent.after(ctx.holder_lease()) > ctx.now)
+        };
+        let cores = [Some(Core::in_force(&acceptor.state)), self.next_core_of(acceptor)];
+        let lone = |core: Core<'_>| match share(core.members, bound) {
+            Share::Half { with, without }
+                if !deaths.let_half_go_on(&with, &without)
+                    && self.is_alone(ctx, deaths, &with, &without, rooted) =>
+            {
+                Some((core.warrant, with))
+            }
+            _ => None,
+        };
+        cores.into_iter().flatten().filter_map(lone).collect()
+    }
+
+    /// The core that the entry under way puts in force.
+    fn next_core_of<'a>(&'a self, acceptor: &Acceptor) -> Option<Core<'a>> {
+        let proposal = self.proposal.as_ref()?;
+        let (lineage, members) = (acceptor.state.lineage, proposal.entry.core.as_ref()?);
+        Some(Core { lineage, members, warrant: proposal.entry.warrant(proposal.index) })
     }
 
     /// When the last lease of these nodes lapsed, if all have: each is being removed for good, and waited out.
@@ -118,25 +176,50 @@ impl Office {
         })
     }
 
+    /// Until when enough founder slots have answered: a majority, or exactly half of them by nodes whose answers were
+    /// among those of a majority before. Another lineage has had neither meanwhile: `ARCHITECTURE.md` argues that.
     fn authority_of_slots(&self, ctx: &Ctx, acceptor: &Acceptor) -> Instant {
         let slots = usize::from(acceptor.state.terms.slots);
-        let mut ends: Vec<(u16, Instant)> = Vec::new();
+        let majority = self.majority_of_slots(ctx, acceptor);
+        if !slots.is_multiple_of(2) {
+            return majority;
+        }
+        let confirmed = |id: NodeId| {
+            if id == ctx.me() { ctx.confirmed } else { self.peers.get(&id).is_some_and(|p| p.confirmed) }
+        };
+        let half = self.slots_until(ctx, acceptor, confirmed).get(slots / 2 - 1).copied();
+        majority.max(half.unwrap_or(Instant::ZERO))
+    }
+
+    /// Until when a majority of the founder slots has answered.
+    fn majority_of_slots(&self, ctx: &Ctx, acceptor: &Acceptor) -> Instant {
+        let ends = self.slots_until(ctx, acceptor, |_| true);
+        ends.get(usize::from(acceptor.state.terms.slots) / 2).copied().unwrap_or(Instant::ZERO)
+    }
+
+    /// Is our own answer for our slot one of those of a majority?
+    pub(crate) fn confirms_us(&self, ctx: &Ctx, acceptor: &Acceptor) -> bool {
+        let holds = acceptor.state.terms.slots > 0 && ctx.config.me.slot.is_some() && ctx.is_ripe();
+        holds && self.majority_of_slots(ctx, acceptor) > ctx.now
+    }
+
+    /// Until when each founder slot answers, as far as its holder is one of these; the longest first.
+    fn slots_until(&self, ctx: &Ctx, acceptor: &Acceptor, of: impl Fn(NodeId) -> bool) -> Vec<Instant> {
+        let mut ends: BTreeMap<u16, Instant> = BTreeMap::new();
         for node in &acceptor.state.view.members {
-            let Some(slot) = node.slot else { continue };
+            let Some(slot) = node.slot.filter(|_| of(node.id)) else { continue };
             let end = if node.id != ctx.me() {
                 self.peers.get(&node.id).and_then(|p| p.slot_answered).map(|at| at.after(ctx.holder_lease()))
             } else {
                 ctx.is_ripe().then(|| ctx.now.after(ctx.holder_lease()))
             };
             let end = end.unwrap_or(Instant::ZERO);
-            match ends.iter_mut().find(|(s, _)| *s == slot) {
-                Some((_, best)) => *best = end.max(*best),
-                None => ends.push((slot, end)),
-            }
+            let best = ends.entry(slot).or_insert(end);
+            *best = end.max(*best);
         }
-        let mut ends: Vec<Instant> = ends.into_iter().map(|(_, end)| end).collect();
+        let mut ends: Vec<Instant> = ends.into_values().collect();
         ends.sort_unstable_by(|a, b| b.cmp(a));
-        ends.get(slots / 2).copied().unwrap_or(Instant::ZERO)
+        ends
     }
 
     /// Answers a node's latest heartbeat with what is left of our authority.
@@ -155,8 +238,11 @@ impl Office {
         let removing = self.removing.contains_key(&to) && !ctx.planted(Plant::LeaseForTheRemoved);
         let withheld = removing || self.dissolving.is_some();
         let in_core = acceptor.state.core.contains(&to);
+        let slots = acceptor.state.terms.slots > 0 && self.majority_of_slots(ctx, acceptor) > ctx.now;
         let Some(peer) = self.peers.get_mut(&to) else { return };
-        let lacks = in_core && peer.commit.is_none_or(|c| c < self.half_floor);
+        let lacks = in_core
+            && peer.commit.is_none_or(|c| c < self.half_floor)
+            && !ctx.planted(Plant::LeaseForTheLost);
         let mut lease = Duration::ZERO;
         if authority > ctx.now && !withheld && !lacks && peer.heard.is_some() {
             lease = ctx.config.terms.drift.giveable(authority - ctx.now);
@@ -174,6 +260,7 @@ impl Office {
             index: peer.told,
             wishes_done: acceptor.state.last_op(to),
             answer,
+            slot: slots && peer.slot_answered.is_some_and(|at| at.after(ctx.holder_lease()) > ctx.now),
         };
         let Some(info) = acceptor.state.view.node(to) else { return };
         ctx.send(info, acceptor.state.lineage, ClusterMsg::Grant(grant));

@@ -10,14 +10,16 @@ use membership_types::{Ballot, Instant, LogIndex, NodeId, ViewId};
 use super::{Office, Peer, Proposal};
 use crate::{
     acceptor::{Acceptor, Offer},
-    ctx::Ctx,
+    ctx::{Ctx, release},
     entry::{Command, Entry},
     floor,
     msg::ClusterMsg,
     plant::Plant,
-    quorum::{Deaths, Share, share},
+    quorum::{Core, Deaths, Share, share},
     spread,
+    state::State,
     view::{NodeInfo, Why},
+    witness::Epoch,
 };
 
 impl Office {
@@ -112,7 +114,8 @@ impl Office {
             // A slot of which nothing is known has set nothing aside.
             let mut floors: Vec<ViewId> = floors.into_values().collect();
             floors.resize(slots.max(floors.len()), ViewId::NONE);
-            floor::bound(floors, slots)
+            // A lineage is founded by a majority of the slots, which has one with any half of them.
+            floor::bound(floors, slots.saturating_sub(1))
         } else {
             None
         };
@@ -145,7 +148,9 @@ impl Office {
         entry.commands.iter().all(|command| match command {
             Command::Remove(node, _) => {
                 let ready = |r: &super::Removal| r.is_ready(ctx, deaths, *node);
-                *node == ctx.me() || self.removing.get(node).is_none_or(ready)
+                *node == ctx.me()
+                    || self.removing.get(node).is_none_or(ready)
+                    || ctx.planted(Plant::AdoptAtOnce)
             }
             Command::Dissolve(_) => self.dissolving.as_ref().is_none_or(|d| ctx.now >= d.ready_at),
             _ => true,
@@ -189,9 +194,9 @@ impl Office {
     fn is_decided(&mut self, ctx: &mut Ctx, acceptor: &Acceptor, deaths: &Deaths) -> bool {
         let Some(proposal) = &self.proposal else { return false };
         let index = proposal.index;
-        let core = &acceptor.state.core;
+        let core = Core::in_force(&acceptor.state);
         let has = |id: NodeId| id == ctx.me() || self.peers.get(&id).is_some_and(|p| p.accepted.0 >= index);
-        match share(core, has) {
+        match share(core.members, has) {
             Share::Majority => true,
             Share::Half { with, without } => {
                 let fresh = |id: NodeId| self.peers.get(&id).map(|p| p.accepted.1);
@@ -234,12 +239,14 @@ impl Office {
         }
         if let Some(dissolving) = &self.dissolving {
             let commands = [Command::Dissolve(dissolving.into)];
-            return (ctx.now >= dissolving.ready_at).then(|| Entry { commands: commands.into(), core: None });
+            return (ctx.now >= dissolving.ready_at)
+                .then(|| Entry { commands: commands.into(), ..Entry::default() });
         }
         let mut removals = self.ready_removals(ctx, deaths);
         // Who hears no quorum may be deaf itself: then the silence of others proves nothing, and a core of its choice
         // would lock everybody else out.
-        let heard = self.authority_of(ctx, deaths, &state.core) > ctx.now;
+        let heard = self.authority_of(ctx, deaths, Core::in_force(state)) > ctx.now
+            || ctx.planted(Plant::DeafDecides);
         if !heard {
             removals.retain(|(_, why)| *why != Why::Silent);
         }
@@ -249,6 +256,7 @@ impl Office {
         commands.extend(self.raised_level(ctx, acceptor));
         if !commands.is_empty() || core.is_some() || !self.gathers(ctx, acceptor) {
             commands.extend(self.queue.drain(..));
+            release(&mut self.queue);
         }
         if commands.iter().any(|command| matches!(command, Command::Admit(_))) {
             self.admit_at = Some(ctx.now.after(ctx.config.heartbeat * 2));
@@ -257,7 +265,8 @@ impl Office {
             return None;
         }
         self.cut_since = None;
-        let entry = Entry { commands, core };
+        let epoch = core.as_ref().and_then(|_| self.epoch_for_core(ctx, state));
+        let entry = Entry { commands, core, epoch };
         if !state.has_ids_for(&entry) {
             self.stuck = Some("view ids are used up: this lineage can make no further view".into());
             return None;
@@ -278,9 +287,14 @@ impl Office {
     ) -> Option<Vec<NodeId>> {
         let state = &acceptor.state;
         let goes = |id: &NodeId, removals: &[(NodeId, Why)]| removals.iter().any(|(r, _)| r == id);
+        let mut others = self.candidates_for_core(ctx, acceptor, deaths);
+        // Mostly nobody comes or goes.
+        if removals.is_empty() && others.is_empty() && is_by_rank(state) {
+            self.wanted = None;
+            return None;
+        }
         let stay: Vec<NodeId> = state.core.iter().filter(|id| !goes(id, removals)).copied().collect();
         let mut filled: Vec<&NodeInfo> = stay.iter().filter_map(|id| state.view.node(*id)).collect();
-        let mut others = self.candidates_for_core(ctx, acceptor, deaths);
         others.retain(|node| !goes(&node.id, removals));
         while filled.len() < usize::from(state.terms.core_size)
             && let Some(node) = spread::next(&filled, &others)
@@ -308,17 +322,22 @@ impl Office {
         // By rank, so that the senior of the core is the senior of its nodes.
         filled.sort_by_key(|id| state.view.rank_of(*id));
         let wanted_before = self.wanted.take();
+        let anew = self.wants_fresh_warrant(ctx, state);
         for next in [filled, stay] {
-            if next == state.core {
+            if next == state.core && !anew {
                 return None;
             }
             if next.is_empty() || !heard {
                 continue;
             }
-            if self.is_covered_by(ctx, deaths, &next) {
+            let core = Core::to_be(state.lineage, &next);
+            if self.is_covered_by(ctx, deaths, core) {
+                if next == state.core {
+                    ctx.mark("the same core is put in force anew for the witness");
+                }
                 return Some(next);
             }
-            if self.wanted.is_none() && self.authority_of(ctx, deaths, &next) > ctx.now {
+            if self.wanted.is_none() && self.authority_of(ctx, deaths, core) > ctx.now {
                 self.wanted = Some(next);
             }
         }
@@ -335,6 +354,23 @@ impl Office {
             removals.retain(|(id, _)| !state.core.contains(id));
         }
         None
+    }
+
+    /// The epoch under which halves of a core that is proposed now will be recorded. That of a memory which is lost meanwhile
+    /// does no harm: nothing is ever recorded under it again.
+    fn epoch_for_core(&self, ctx: &Ctx, state: &State) -> Option<Epoch> {
+        let known = ctx.witness.epoch.or(state.warrant.map(|warrant| warrant.epoch));
+        known.filter(|_| state.terms.witness)
+    }
+
+    /// Can no half of the core in force be recorded any more, or only one, although the witness answers? With an odd number of
+    /// members there are no halves.
+    fn wants_fresh_warrant(&self, ctx: &Ctx, state: &State) -> bool {
+        let lacks = |epoch| match state.warrant {
+            Some(warrant) => warrant.epoch != epoch || ctx.is_claimed(state.lineage, warrant),
+            None => true,
+        };
+        state.terms.witness && state.core.len().is_multiple_of(2) && ctx.witness.epoch.is_some_and(lacks)
     }
 
     /// Has a node everything that is committed?
@@ -438,4 +474,10 @@ impl Office {
             stuck_at_half || self.peers.get(&id).is_none_or(|p| p.accepted.0 < index)
         });
     }
+}
+
+/// Are all of the core in the view, and in its order?
+fn is_by_rank(state: &State) -> bool {
+    let mut members = state.view.members.iter();
+    state.core.iter().all(|id| members.any(|node| node.id == *id))
 }

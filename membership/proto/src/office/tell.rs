@@ -120,6 +120,8 @@ impl Office {
     fn send_update(&mut self, ctx: &mut Ctx, acceptor: &Acceptor, node: NodeId, update: Update) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         peer.told = Some(update.index);
+        let prev = if ctx.planted(Plant::ChainBroken) { LogIndex::ZERO } else { update.prev };
+        let update = Update { prev, ..update };
         if let Some(info) = acceptor.state.view.node(node) {
             ctx.send(info, acceptor.state.lineage, ClusterMsg::Update(Box::new(update)));
         }

@@ -5,7 +5,9 @@
 use std::collections::BTreeMap;
 
 use checker::{Checker, Report};
-use membership_types::trace::{Bal, Cfg, Event, Group, LinkState, Process, Record, Source, Tok, VERSION};
+use membership_types::trace::{
+    Bal, Cfg, Event, Group, Lin, LinkState, Process, Record, Source, Tok, VERSION,
+};
 
 pub const MS: u64 = 1_000_000;
 pub const A: Process = Process(1, 10);
@@ -32,6 +34,7 @@ impl Story {
             slots: Vec::new(),
             core: Some(3),
             durable: false,
+            witness: false,
             bounds: [("k", 1), ("c", 3), ("m", 4)].map(|(name, n)| (name.to_string(), n)).into(),
         }))
     }
@@ -73,8 +76,13 @@ impl Story {
         idx: Option<u64>,
         members: &[Process],
     ) -> Self {
-        let (g, lin, members, snap) = (group(g), LIN.to_string(), members.to_vec(), prev != 0 && p.1 > 90);
+        let (g, lin, members, snap) = (group(g), LIN.into(), members.to_vec(), prev != 0 && p.1 > 90);
         self.process(p, Event::Install { p, g, lin, vid, members, prev, trans: Vec::new(), idx, snap })
+    }
+
+    /// P meets Q, which proves to be the node of this name.
+    pub fn meets(self, p: Process, q: Process, name: &str) -> Self {
+        self.process(p, Event::Auth { p, q, name: name.into() })
     }
 
     /// The two accept an entry under the ballot of the first of them.
@@ -84,8 +92,9 @@ impl Story {
             lin: LIN.into(),
             idx,
             ballot: Bal(round, by[0]),
-            digest: format!("{idx:032x}"),
+            digest: format!("{idx:032x}").into(),
             core: None,
+            epoch: None,
         };
         self.process(by[0], accept(by[0])).process(by[1], accept(by[1]))
     }
@@ -93,7 +102,8 @@ impl Story {
     /// All of these learn the core.
     pub fn core(mut self, idx: u64, members: &[Process], learners: &[Process]) -> Self {
         for p in learners {
-            self = self.process(*p, Event::Core { lin: LIN.into(), idx, members: members.to_vec() });
+            self = self
+                .process(*p, Event::Core { lin: LIN.into(), idx, members: members.to_vec(), warrant: None });
         }
         self
     }
@@ -105,19 +115,19 @@ impl Story {
 
     /// The leader acts, the resource agrees.
     pub fn act(self, p: Process, vid: u64) -> Self {
-        let (g, lin, tok, op) = (group("kv"), Some(LIN.to_string()), Tok(0, vid, 0), "w".to_string());
-        let act = Event::LeadAct { p, g: g.clone(), lin: lin.clone(), tok, op: op.clone() };
-        let effect = Event::Effect { r: "db".into(), g, lin, tok, p, op, ok: true };
+        let (g, lin, tok, op) = (group("kv"), Some(Lin::from(LIN)), Tok(0, vid, 0), "w");
+        let act = Event::LeadAct { p, g: g.clone(), lin: lin.clone(), tok, op: op.into() };
+        let effect = Event::Effect { r: "db".into(), g, lin, tok, p, op: op.into(), ok: true };
         self.process(p, act).say(Source::Resource("db".into()), effect)
     }
 
     pub fn ask(self, p: Process, vid: u64) -> Self {
-        let (g, lin, tok) = (group("kv"), Some(LIN.to_string()), Tok(0, vid, 0));
+        let (g, lin, tok) = (group("kv"), Some(LIN.into()), Tok(0, vid, 0));
         self.say(Source::Client("8".into()), Event::WhoLeads { c: "8".into(), g, lin, p, tok })
     }
 
     pub fn stop(self, p: Process, vid: u64, until_ms: u64) -> Self {
-        let (g, lin, tok) = (group("kv"), Some(LIN.to_string()), Tok(0, vid, 0));
+        let (g, lin, tok) = (group("kv"), Some(LIN.into()), Tok(0, vid, 0));
         let until = Some(until_ms * MS);
         self.process(p, Event::LeadEnd { p, g, lin, tok, why: "lease".into(), until })
     }
@@ -151,12 +161,15 @@ pub fn judge(records: &[Record]) -> Report {
 /// the first node's return as a new incarnation, and calm.
 pub fn life() -> Vec<Record> {
     let again = Process(1, 99);
-    let h = |how: &str| how.to_string();
     let kv = || group("kv");
     let story = Story::new()
         .harness(Event::Start { p: A })
         .harness(Event::Start { p: B })
         .harness(Event::Start { p: C })
+        .meets(A, B, "b")
+        .meets(A, C, "c")
+        .meets(B, A, "a")
+        .meets(C, A, "a")
         .core(1, &[A, B, C], &[A, B, C])
         .decide(1, 1, [A, B])
         .view("", 100, 0, Some(1), &[A, B, C])
@@ -188,8 +201,10 @@ pub fn life() -> Vec<Record> {
         .stop(A, 101, 1900)
         .process(A, Event::NoPrimary { p: A })
         .process(A, Event::Evicted { p: A, vid: 103 })
-        .harness(Event::Crash { p: A, how: h("ended: removed") })
+        .harness(Event::Crash { p: A, how: "ended: removed".into() })
         .harness(Event::Start { p: again })
+        .process(again, Event::Join { p: again, g: group(""), lin: None })
+        .meets(B, again, "a")
         .decide(4, 2, [B, C])
         .core(5, &[B, C, again], &[B, C])
         .view("", 105, 103, Some(4), &[B, C, again])
@@ -206,7 +221,7 @@ pub fn life() -> Vec<Record> {
         .harness(Event::Link { a: 1, b: 2, state: LinkState::Cut, par: None })
         .harness(Event::Link { a: 1, b: 2, state: LinkState::Ok, par: None })
         .at(4000)
-        .harness(Event::Gst { core: vec![again, B, C], apart: Vec::new() })
+        .harness(Event::Gst { core: vec![again, B, C], apart: Vec::new(), witness: None })
         .act(C, 107)
         .at(30_000)
         .act(C, 107)

@@ -14,6 +14,8 @@ impl World {
         self.calm_ns = self.now;
         self.ambush = None;
         self.disks_hang_until = 0;
+        self.witness.gone_until = 0;
+        self.witness.cut.clear();
         self.network.manners.calm();
         let victim = match self.params.ending {
             Ending::AllWell | Ending::CoreLost => None,
@@ -110,7 +112,7 @@ impl World {
             Action::Start { machine: m } | Action::Flap { machine: m, .. } => *m == machine,
             _ => false,
         };
-        self.queue.retain(|_, action| !starts(action));
+        self.queue.retain(|action| !starts(action));
     }
 
     /// Says who is up and connected, and that no fault comes any more.
@@ -123,7 +125,8 @@ impl World {
             .collect();
         let node = |place: usize| core.iter().find(|p| p.0 == place as u64).copied();
         let apart = self.apart.and_then(|(a, b)| node(a).zip(node(b))).into_iter().collect();
-        self.record(Source::Harness, Event::Gst { core, apart });
+        let witness = self.params.witness.then(|| self.witness.keeper.epoch().to_string());
+        self.record(Source::Harness, Event::Gst { core, apart, witness });
     }
 
     pub(crate) fn finish(&mut self) {

@@ -60,7 +60,7 @@ impl Round<'_> {
             let living = self.procs.iter().filter(|(who, _)| !outcast.contains(who));
             let core: Vec<Process> = living.filter_map(|(_, p)| p.id).collect();
             let at = self.records.len();
-            self.record(Event::Gst { core, apart: Vec::new() });
+            self.record(Event::Gst { core, apart: Vec::new(), witness: None });
             self.run_until(self.after(lasts), |_| false)?;
             let stall = Duration::from_nanos(self.shared.stall.load(Relaxed));
             if self.shared.stopping() || stall < self.plan.lease / 3 {

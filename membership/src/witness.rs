@@ -1,0 +1,657 @@
+//! The witness, as nodes reach it: a directory that both halves share, or the registry of some agent.
+//!
+//! What it is for, and why it may be trusted, is told in `membership_proto::witness`; here is how a record comes to be
+//! durable. A memory ([`Store`]) is a directory with a file for each record and one for the epoch, each written whole, synced,
+//! and then given its name by a link, which fails if the name is taken: nobody ever sees half a record, and nobody writes one
+//! twice. Whoever reads a record syncs the directory before it says so: the writer may not have come that far.
+//!
+//! Questions are asked on a thread of its own, since disks and networks hang; few wait, the others are asked again by the
+//! machine.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, ErrorKind, Read, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    thread,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{Method, Request, client::conn::http1::handshake, header::HOST};
+use hyper_util::rt::TokioIo;
+use membership_proto::witness::{Answer, Epoch, Question};
+use membership_types::{Lineage, LogIndex, NodeId};
+use serde::{Deserialize, Serialize};
+use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
+
+use crate::{
+    clock,
+    disk::checksum,
+    metrics::Counts,
+    node::lock,
+    rendezvous::{HttpRegistry, ParseRendezvousError, Rendezvous},
+    start::{self, is_cluster_name},
+    wire::shown,
+};
+
+/// So many questions wait. A core member asks every lease or so; what does not fit is asked again.
+const QUESTIONS: usize = 8;
+/// How long a registry may take to answer.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// The largest file, body of a request, and answer.
+const MAX_RECORD: usize = 4096;
+/// So many requests to a registry wait for the disk.
+const MAX_WAITING: usize = 8;
+/// So many clusters have a witness in one registry.
+const MAX_CLUSTERS: usize = 16;
+/// A core has at most 15 members.
+const MAX_HALF: usize = 8;
+/// So many records fit into a memory. One is written where a core split into halves.
+const MAX_RECORDS: usize = 10_000;
+const EPOCH: &str = "epoch";
+const FIRST_LINE: &str = "phalanx witness 1";
+
+/// Where the witness is, as it is configured.
+///
+/// Written `file:DIR`, a directory that all nodes share, or `http://HOST:PORT/v1/rendezvous`, the registry of an agent with a
+/// data directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Witness {
+    /// A directory on storage that survives each of the two halves.
+    File(PathBuf),
+    /// The registry that an agent keeps.
+    Http(HttpRegistry),
+}
+
+impl FromStr for Witness {
+    type Err = ParseRendezvousError;
+    fn from_str(text: &str) -> Result<Self, ParseRendezvousError> {
+        match text.parse()? {
+            Rendezvous::File(dir) => Ok(Self::File(dir)),
+            Rendezvous::Http(registry) => Ok(Self::Http(registry)),
+            _ => Err(ParseRendezvousError::Value {
+                text: text.to_owned(),
+                problem: "that is no witness: give file:DIR, or http://HOST:PORT/v1/rendezvous".to_owned(),
+            }),
+        }
+    }
+}
+
+impl fmt::Display for Witness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(dir) => write!(f, "file:{}", dir.display()),
+            Self::Http(registry) => write!(f, "http://{}{}", registry.authority(), registry.path),
+        }
+    }
+}
+
+/// A witness's memory for one cluster: a directory.
+#[derive(Debug)]
+pub(crate) struct Store {
+    dir: PathBuf,
+    /// The epoch that is known to be on disk.
+    synced: Mutex<Option<Epoch>>,
+}
+
+static WRITES: AtomicU64 = AtomicU64::new(0);
+
+impl Store {
+    /// One in this directory. Nothing is touched before the first question.
+    pub(crate) fn new(dir: PathBuf) -> Self {
+        Self { dir, synced: Mutex::new(None) }
+    }
+
+    /// Does what it is asked. What it says is on disk.
+    pub(crate) fn answer(&self, question: &Question) -> io::Result<Answer> {
+        let Question { lineage, core, claim } = question;
+        let epoch = self.epoch()?;
+        let name = format!("{lineage}.{core}", core = core.get());
+        let mut record = self.read(&name)?;
+        if let Some((of, half)) = claim
+            && *of == epoch
+            && record.is_none()
+        {
+            let kept = fs::read_dir(&self.dir)?.count();
+            if kept > MAX_RECORDS {
+                let (at, lineage) = (self.dir.display(), "those of lineages that are over");
+                return Err(io::Error::other(format!("{at} holds {kept} records: remove {lineage}")));
+            }
+            let words: Vec<String> = half.iter().map(NodeId::to_string).collect();
+            self.write_once(&name, &format!("half {}", words.join(" ")))?;
+            record = self.read(&name)?;
+        }
+        let record = record.map(|text| half_of(&text)).transpose()?;
+        if record.is_some() {
+            File::open(&self.dir)?.sync_all()?;
+        }
+        // Somebody may have put another memory in the place of this one meanwhile.
+        if self.epoch()? != epoch {
+            return Err(io::Error::other("the witness's memory was replaced while it was asked"));
+        }
+        Ok(Answer { lineage: *lineage, core: *core, epoch, record })
+    }
+
+    /// What this memory is called; made where there is none.
+    fn epoch(&self) -> io::Result<Epoch> {
+        let read = match self.read(EPOCH)? {
+            Some(text) => text,
+            None => {
+                make(&self.dir)?;
+                let fresh = Epoch::new(start::random()?);
+                self.write_once(EPOCH, &format!("epoch {fresh}"))?;
+                self.read(EPOCH)?.ok_or(ErrorKind::NotFound)?
+            }
+        };
+        let epoch = read.strip_prefix("epoch ").and_then(|text| text.parse().ok());
+        let epoch = epoch.ok_or_else(|| self.damaged(EPOCH, "it names no epoch"))?;
+        if *lock(&self.synced) != Some(epoch) {
+            File::open(&self.dir)?.sync_all()?;
+            *lock(&self.synced) = Some(epoch);
+        }
+        Ok(epoch)
+    }
+
+    /// The line of a file that counts, if there is such a file.
+    fn read(&self, name: &str) -> io::Result<Option<String>> {
+        let mut bytes = Vec::new();
+        match File::open(self.dir.join(name)) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            opened => opened?.take(MAX_RECORD as u64 + 1).read_to_end(&mut bytes)?,
+        };
+        line_of(&bytes).map(|line| Some(line.to_owned())).map_err(|why| self.damaged(name, why))
+    }
+
+    fn damaged(&self, name: &str, why: &str) -> io::Error {
+        let at = self.dir.join(name);
+        let (at, dir) = (at.display(), self.dir.display());
+        let what = "then the witness has a new memory, and the cores that there are can be halved no more";
+        io::Error::other(format!(
+            "{at} is damaged ({why}); put back what was in it, or remove all of {dir}: {what}"
+        ))
+    }
+
+    /// Writes a file that is there whole or not at all, unless there is one of this name.
+    fn write_once(&self, name: &str, line: &str) -> io::Result<()> {
+        let number = WRITES.fetch_add(1, Ordering::Relaxed);
+        let draft = self.dir.join(format!("draft.{:016x}.{number}", start::random()?));
+        let mut out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
+        let body = format!("{FIRST_LINE}\n{line}\n");
+        let text = format!("{body}sum {}\n", checksum(body.as_bytes()));
+        let linked = out
+            .write_all(text.as_bytes())
+            .and_then(|()| out.sync_all())
+            .and_then(|()| fs::hard_link(&draft, self.dir.join(name)));
+        // What was left behind by somebody who died here means nothing.
+        fs::remove_file(&draft)?;
+        match linked {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
+            _ => File::open(&self.dir)?.sync_all(),
+        }
+    }
+}
+
+/// What a node keeps as a witness for others: a memory for each cluster, below its data directory.
+#[derive(Debug)]
+pub(crate) struct Stores {
+    dir: PathBuf,
+    known: Mutex<BTreeMap<String, Arc<Store>>>,
+    /// Disks hang: no more requests wait for them than this.
+    places: Arc<Semaphore>,
+}
+
+impl Stores {
+    pub(crate) fn new(dir: PathBuf) -> Self {
+        Self { dir, known: Mutex::default(), places: Arc::new(Semaphore::new(MAX_WAITING)) }
+    }
+
+    /// Does what a cluster asks; or a status and why not.
+    pub(crate) async fn answer(&self, cluster: &str, question: Question) -> Result<Answer, (u16, String)> {
+        let store = is_cluster_name(cluster).then(|| self.of(cluster)).flatten().ok_or_else(|| {
+            let most = format!("this agent is the witness of {MAX_CLUSTERS} others");
+            (507, format!("{cluster:?} is no cluster name, or {most}"))
+        })?;
+        let place = Arc::clone(&self.places).try_acquire_owned();
+        let place = place
+            .map_err(|_| (503, "the disk of this agent does not keep up: try again later".to_owned()))?;
+        let written = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            store.answer(&question)
+        });
+        let written = written.await.map_err(io::Error::other).flatten();
+        written.map_err(|error| (500, error.to_string()))
+    }
+
+    /// The memory for a cluster, unless there are too many.
+    fn of(&self, cluster: &str) -> Option<Arc<Store>> {
+        let mut known = lock(&self.known);
+        if known.len() >= MAX_CLUSTERS && !known.contains_key(cluster) {
+            return None;
+        }
+        let store = known.entry(cluster.to_owned());
+        Some(Arc::clone(store.or_insert_with(|| Arc::new(Store::new(self.dir.join(cluster))))))
+    }
+}
+
+/// Makes the directory, and those above it, where they are missing; they are still there when power fails.
+fn make(path: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> = path.ancestors().take_while(|dir| !dir.exists()).collect();
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    for parent in missing.iter().filter_map(|dir| dir.parent()) {
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        File::open(parent)?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// The one line between the first and the checksum.
+pub(crate) fn line_of(bytes: &[u8]) -> Result<&str, &'static str> {
+    if bytes.len() > MAX_RECORD {
+        return Err("it is too long");
+    }
+    let text = std::str::from_utf8(bytes).map_err(|_| "it is no text")?;
+    let (body, sum) = text.rsplit_once("sum ").ok_or("its end is missing")?;
+    if sum.strip_suffix('\n') != Some(&checksum(body.as_bytes())) {
+        return Err("its checksum is wrong");
+    }
+    let line = body.strip_prefix(FIRST_LINE).and_then(|rest| rest.strip_prefix('\n'));
+    let line =
+        line.and_then(|rest| rest.strip_suffix('\n')).ok_or("it is none of this version of phalanx")?;
+    if line.contains('\n') { Err("it has too many lines") } else { Ok(line) }
+}
+
+/// `half ID ID …`.
+pub(crate) fn half_of(line: &str) -> io::Result<Vec<NodeId>> {
+    let words = line.strip_prefix("half ").map(|ids| ids.split(' ').map(str::to_owned).collect());
+    words.and_then(|words: Vec<String>| read_half(&words)).ok_or_else(|| {
+        io::Error::other("a record of the witness is damaged: it names no half; put back what was in it")
+    })
+}
+
+fn read_half(words: &[String]) -> Option<Vec<NodeId>> {
+    let half: Vec<NodeId> = words.iter().map(|id| id.parse().ok()).collect::<Option<_>>()?;
+    let ordered = half.is_sorted_by(|a, b| a < b);
+    ((1..=MAX_HALF).contains(&half.len()) && ordered).then_some(half)
+}
+
+/// What travels to a registry, and back.
+#[derive(Debug, Serialize, Deserialize)]
+struct Words {
+    epoch: String,
+    half: Option<Vec<String>>,
+}
+
+impl Words {
+    fn of(epoch: Epoch, half: Option<&[NodeId]>) -> Self {
+        let half = half.map(|half| half.iter().map(NodeId::to_string).collect());
+        Self { epoch: epoch.to_string(), half }
+    }
+
+    fn read(bytes: &[u8]) -> Option<(Epoch, Option<Vec<NodeId>>)> {
+        let words: Self = serde_json::from_slice(bytes).ok()?;
+        let epoch = (words.epoch.len() == 16).then(|| words.epoch.parse().ok()).flatten()?;
+        let half = words.half.map(|half| read_half(&half).ok_or(())).transpose().ok()?;
+        Some((epoch, half))
+    }
+}
+
+/// What a request to a registry, below `CLUSTER/witness`, asks: `LINEAGE/CORE`, with a body for a claim. Or a status and why
+/// not.
+pub(crate) fn question(method: &str, path: &str, body: &[u8]) -> Result<Question, (u16, String)> {
+    let like = r#"CLUSTER/witness/LINEAGE/CORE: GET, or PUT of {"epoch":"…","half":["ID","ID"]}"#;
+    let wrong = |status: u16| (status, format!("there is {like}"));
+    let (lineage, core) = path.trim_matches('/').split_once('/').ok_or_else(|| wrong(404))?;
+    let lineage = read_lineage(lineage).ok_or_else(|| wrong(404))?;
+    let core = LogIndex::new(core.parse().map_err(|_| wrong(404))?);
+    let claim = match method {
+        "GET" => None,
+        "PUT" => match Words::read(body) {
+            Some((epoch, Some(half))) => Some((epoch, half)),
+            _ => return Err(wrong(400)),
+        },
+        _ => return Err(wrong(405)),
+    };
+    Ok(Question { lineage, core, claim })
+}
+
+/// As lineages are written.
+fn read_lineage(text: &str) -> Option<Lineage> {
+    let (seconds, random) = text.split_once('-')?;
+    let hex = |text: &str| (text.len() <= 16).then(|| u64::from_str_radix(text, 16).ok()).flatten();
+    let lineage = Lineage::new(hex(seconds)?, hex(random)?);
+    (lineage.to_string() == text).then_some(lineage)
+}
+
+/// The answer to it, as a registry writes it.
+pub(crate) fn written(answer: &Answer) -> serde_json::Value {
+    serde_json::to_value(Words::of(answer.epoch, answer.record.as_deref())).expect("plain")
+}
+
+/// The same, as it is read.
+pub(crate) fn read_answer(asked: &Question, body: &[u8]) -> Option<Answer> {
+    let (epoch, record) = Words::read(body)?;
+    Some(Answer { lineage: asked.lineage, core: asked.core, epoch, record })
+}
+
+/// How the witness stands, as this node found it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Reached {
+    /// The epoch that it told last.
+    pub(crate) epoch: Option<Epoch>,
+    /// When it answered last, `CLOCK_BOOTTIME` in nanoseconds.
+    pub(crate) answered_ns: Option<u64>,
+    /// Why it did not answer, if it was asked since.
+    pub(crate) problem: Option<String>,
+}
+
+/// The way to the witness.
+pub(crate) struct Asker {
+    questions: SyncSender<Question>,
+}
+
+impl Asker {
+    /// Starts the thread that asks.
+    pub(crate) fn start(
+        at: &Witness,
+        cluster: &str,
+        standing: Arc<Mutex<Reached>>,
+        counts: Counts,
+        mut told: impl FnMut(Answer) + Send + 'static,
+    ) -> io::Result<Self> {
+        let (questions, asked) = sync_channel(QUESTIONS);
+        let url = at.to_string();
+        let mut line = Line::open(at, cluster)?;
+        thread::Builder::new().name("phalanx-witness".into()).spawn(move || {
+            run(&asked, &url, &standing, &counts, &mut |question| line.ask(question), &mut told);
+        })?;
+        Ok(Self { questions })
+    }
+
+    /// Asks, unless too much waits already.
+    pub(crate) fn ask(&self, question: Question) {
+        if self.questions.try_send(question).is_err() {
+            tracing::debug!("the witness does not keep up: a question is left to be asked again");
+        }
+    }
+}
+
+fn run(
+    asked: &Receiver<Question>,
+    url: &str,
+    standing: &Mutex<Reached>,
+    counts: &Counts,
+    ask: &mut dyn FnMut(&Question) -> io::Result<Answer>,
+    told: &mut dyn FnMut(Answer),
+) {
+    while let Ok(question) = asked.recv() {
+        match ask(&question) {
+            Ok(answer) => {
+                counts.witness_answers.inc();
+                counts.witness_reached.set(1);
+                let now =
+                    Reached { epoch: Some(answer.epoch), answered_ns: Some(clock::now_ns()), problem: None };
+                let before = std::mem::replace(&mut *lock(standing), now);
+                if before.epoch != Some(answer.epoch) || before.problem.is_some() {
+                    tracing::info!(witness = url, epoch = %answer.epoch, "the witness answers");
+                }
+                if let Some((_, half)) = &question.claim {
+                    let given = answer.record.as_ref() == Some(half);
+                    tracing::warn!(
+                        witness = url,
+                        given,
+                        "half of the core asked the witness whether it may go on"
+                    );
+                }
+                told(answer);
+            }
+            Err(error) => {
+                counts.witness_failures.inc();
+                counts.witness_reached.set(0);
+                let problem = shown(&error.to_string());
+                let mut standing = lock(standing);
+                if standing.problem.as_ref() != Some(&problem) {
+                    tracing::warn!(
+                        witness = url,
+                        problem,
+                        "the witness does not answer: half of the core cannot go on alone"
+                    );
+                }
+                standing.problem = Some(problem);
+            }
+        }
+    }
+}
+
+enum Line {
+    File(Store),
+    Http { registry: HttpRegistry, cluster: String, runtime: tokio::runtime::Runtime },
+}
+
+impl Line {
+    fn open(at: &Witness, cluster: &str) -> io::Result<Self> {
+        Ok(match at {
+            Witness::File(dir) => Self::File(Store::new(dir.join(cluster).join("witness"))),
+            Witness::Http(registry) => Self::Http {
+                registry: registry.clone(),
+                cluster: cluster.to_owned(),
+                runtime: tokio::runtime::Builder::new_current_thread()
+                    .enable_io()
+                    .enable_time()
+                    .max_blocking_threads(1)
+                    .build()?,
+            },
+        })
+    }
+
+    fn ask(&mut self, question: &Question) -> io::Result<Answer> {
+        match self {
+            Self::File(store) => store.answer(question),
+            Self::Http { registry, cluster, runtime } => {
+                // A timer can be made only inside.
+                let asked = async { timeout(PATIENCE, over_http(registry, cluster, question)).await };
+                let outcome = runtime.block_on(asked);
+                outcome.map_err(|_| io::Error::other(format!("no answer in {PATIENCE:?}")))?
+            }
+        }
+    }
+}
+
+async fn over_http(at: &HttpRegistry, cluster: &str, question: &Question) -> io::Result<Answer> {
+    let stream = TcpStream::connect(at.authority()).await?;
+    stream.set_nodelay(true)?;
+    let (mut sender, connection) = handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+    let Question { lineage, core, claim } = question;
+    let (method, body) = match claim {
+        None => (Method::GET, Bytes::new()),
+        Some((epoch, half)) => {
+            let words = Words::of(*epoch, Some(half));
+            (Method::PUT, serde_json::to_vec(&words).expect("plain").into())
+        }
+    };
+    let request = Request::builder()
+        .method(method)
+        .uri(format!("{}/{cluster}/witness/{lineage}/{}", at.path, core.get()))
+        .header(HOST, at.authority())
+        .body(Full::new(body))
+        .map_err(io::Error::other)?;
+    let exchange = async {
+        let response = sender.send_request(request).await.map_err(io::Error::other)?;
+        let status = response.status().as_u16();
+        let body =
+            Limited::new(response.into_body(), MAX_RECORD).collect().await.map_err(io::Error::other)?;
+        drop(sender);
+        io::Result::Ok((status, body.to_bytes()))
+    };
+    let (answer, _closed) = tokio::join!(exchange, connection);
+    let (status, body) = answer?;
+    if status == 200 {
+        return read_answer(question, &body)
+            .ok_or_else(|| io::Error::other("that is no answer of a witness"));
+    }
+    let why = serde_json::from_slice::<serde_json::Value>(&body).ok();
+    let why =
+        why.as_ref().and_then(|body| body["error"].as_str()).unwrap_or("a witness is kept at /v1/rendezvous");
+    Err(io::Error::other(format!("the registry answered {status}: {}", shown(why))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Dir(PathBuf);
+
+    impl Dir {
+        fn new(name: &str) -> Self {
+            Self(std::env::temp_dir().join(format!("phalanx-witness-{name}-{}", std::process::id())))
+        }
+
+        fn files(&self) -> Vec<String> {
+            let names =
+                fs::read_dir(&self.0).expect("a directory").map(|entry| entry.expect("readable").file_name());
+            let mut names: Vec<String> = names.map(|name| name.to_string_lossy().into_owned()).collect();
+            names.sort();
+            names
+        }
+    }
+
+    impl Drop for Dir {
+        fn drop(&mut self) {
+            let _gone = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn half(n: u32) -> Vec<NodeId> {
+        vec![NodeId::new(n, 7), NodeId::new(n + 10, 7)]
+    }
+
+    fn asked(core: u64, claim: Option<(Epoch, u32)>) -> Question {
+        let claim = claim.map(|(epoch, n)| (epoch, half(n)));
+        Question { lineage: Lineage::new(5, 0xdef), core: LogIndex::new(core), claim }
+    }
+
+    #[test]
+    fn of_many_that_claim_at_once_one_is_recorded_and_all_hear_of_it_also_after_a_restart() {
+        let dir = Dir::new("race");
+        let epoch = Store::new(dir.0.clone()).answer(&asked(3, None)).expect("a new memory").epoch;
+        let claimants: Vec<_> = (0..8)
+            .map(|n| {
+                let store = Store::new(dir.0.clone());
+                thread::spawn(move || store.answer(&asked(3, Some((epoch, n)))).expect("writable").record)
+            })
+            .collect();
+        let told: Vec<_> = claimants.into_iter().map(|c| c.join().expect("it ends")).collect();
+        assert!(told[0].is_some() && told.iter().all(|record| *record == told[0]), "{told:?}");
+        let again = Store::new(dir.0.clone());
+        assert_eq!(
+            again.answer(&asked(3, None)).expect("readable"),
+            Answer {
+                lineage: Lineage::new(5, 0xdef),
+                core: LogIndex::new(3),
+                epoch,
+                record: told[0].clone()
+            }
+        );
+        assert_eq!(again.answer(&asked(4, Some((epoch, 1)))).expect("another core").record, Some(half(1)));
+        assert_eq!(dir.files(), ["5-0000000000000def.3", "5-0000000000000def.4", "epoch"], "no drafts");
+    }
+
+    #[test]
+    fn many_that_begin_at_once_agree_on_the_epoch() {
+        let dir = Dir::new("begin");
+        let stores = (0..8).map(|_| Store::new(dir.0.clone()));
+        let asking: Vec<_> = stores
+            .map(|s| thread::spawn(move || s.answer(&asked(1, None)).expect("a new memory").epoch))
+            .collect();
+        let epochs: Vec<Epoch> = asking.into_iter().map(|a| a.join().expect("it ends")).collect();
+        assert!(epochs.iter().all(|epoch| *epoch == epochs[0]), "{epochs:?}");
+    }
+
+    #[test]
+    fn a_memory_that_was_removed_is_another_one_and_grants_no_claim_of_before() {
+        let dir = Dir::new("lost");
+        let store = Store::new(dir.0.clone());
+        let before = store.answer(&asked(1, None)).expect("new").epoch;
+        fs::remove_dir_all(&dir.0).expect("ours");
+        let answer = store
+            .answer(&asked(1, Some((before, 1))))
+            .or_else(|_| store.answer(&asked(1, Some((before, 1)))));
+        let answer = answer.expect("new again");
+        assert!(answer.epoch != before && answer.record.is_none(), "{answer:?}");
+    }
+
+    #[test]
+    fn damage_is_noticed_and_nothing_is_written_over_it() {
+        let dir = Dir::new("damage");
+        let store = || Store::new(dir.0.clone());
+        let epoch = store().answer(&asked(1, None)).expect("new").epoch;
+        store().answer(&asked(1, Some((epoch, 1)))).expect("writable");
+        for name in ["epoch", "5-0000000000000def.1"] {
+            let file = dir.0.join(name);
+            let whole = fs::read(&file).expect("there");
+            for cut in 0..whole.len() {
+                fs::write(&file, &whole[..cut]).expect("ours");
+                let why = store().answer(&asked(1, Some((epoch, 2)))).expect_err("damaged").to_string();
+                assert!(why.contains("damaged") && why.contains("remove all of"), "{why}");
+            }
+            for at in 0..whole.len() {
+                let mut other = whole.clone();
+                other[at] ^= 1;
+                fs::write(&file, &other).expect("ours");
+                assert!(store().answer(&asked(1, None)).is_err(), "a flipped bit at {at}");
+            }
+            fs::write(&file, &whole).expect("ours");
+        }
+        assert_eq!(store().answer(&asked(1, Some((epoch, 2)))).expect("whole").record, Some(half(1)));
+    }
+
+    #[test]
+    fn requests_are_read_strictly() {
+        let path = "5-0000000000000def/3";
+        let body = br#"{"epoch":"00000000000000ff","half":["1.7","b.7"]}"#;
+        assert_eq!(question("GET", path, b""), Ok(asked(3, None)));
+        assert_eq!(question("PUT", path, body), Ok(asked(3, Some((Epoch::new(255), 1)))));
+        let status = |method, path, body: &[u8]| question(method, path, body).expect_err("wrong").0;
+        assert_eq!(status("DELETE", path, b""), 405);
+        for wrong in
+            ["", "5-def/3", "5-0000000000000def", "5-0000000000000def/x", "x/3", "5-0000000000000def/3/4"]
+        {
+            assert_eq!(status("GET", wrong, b""), 404, "{wrong}");
+        }
+        for wrong in [
+            &br#"{"epoch":"00000000000000ff","half":null}"#[..],
+            br#"{"epoch":"00000000000000ff","half":[]}"#,
+            br#"{"epoch":"00000000000000ff","half":["b.7","1.7"]}"#,
+            br#"{"epoch":"00000000000000ff","half":["1.7","1.7"]}"#,
+            br#"{"epoch":"ff","half":["1.7"]}"#,
+            br#"{"epoch":"00000000000000ff","half":["1.7","2.7","3.7","4.7","5.7","6.7","7.7","8.7","9.7"]}"#,
+            b"[",
+        ] {
+            assert_eq!(status("PUT", path, wrong), 400, "{}", String::from_utf8_lossy(wrong));
+        }
+        let answer = Store::new(Dir::new("words").0.clone()).answer(&asked(3, None)).expect("new");
+        let written = written(&answer).to_string();
+        assert_eq!(read_answer(&asked(3, None), written.as_bytes()), Some(answer));
+        drop(Dir::new("words"));
+    }
+
+    #[test]
+    fn a_witness_is_written_as_a_rendezvous_is() {
+        for text in ["file:/mnt/shared", "http://10.0.0.3:7070/v1/rendezvous"] {
+            assert_eq!(text.parse::<Witness>().expect(text).to_string(), text);
+        }
+        for wrong in ["static:10.0.0.3:7070", "dns:x", "/mnt/shared", "http:x"] {
+            assert!(wrong.parse::<Witness>().is_err(), "{wrong}");
+        }
+    }
+}
