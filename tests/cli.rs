@@ -97,9 +97,20 @@ fn broken_configurations_name_file_line_and_key() {
 #[test]
 fn a_cluster_that_cannot_be_joined_in_time_is_exit_code_3() {
     let dir = Dir::new();
-    let args = ["join", "g", "--bootstrap", "join", "--join-timeout", "300ms", "--no-stdin"];
-    let output = run(&[&args[..], &["--rendezvous", &dir.rendezvous()]].concat());
-    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    let service = "[[service]]\nname = \"s\"\nlisten = \"127.0.0.1:0\"\nprotocol = \"redis\"\n";
+    let map =
+        "[service.pmap]\nstyle = \"slots\"\npartitions = 8\n[[service.racs]]\nname = \"a\"\ngroup = \"a\"\n";
+    let config = dir.write("router.toml", &format!("{service}{map}"));
+    for command in [
+        &["join", "g", "--no-stdin"][..],
+        &["agent"],
+        &["inventory", "--serve", "127.0.0.1:0"],
+        &["router", "--config", &config],
+    ] {
+        let args = ["--bootstrap", "join", "--join-timeout", "300ms", "--rendezvous", &dir.rendezvous()];
+        let output = run(&[command, &args].concat());
+        assert_eq!(output.status.code(), Some(3), "{command:?}: {}", stderr(&output));
+    }
 }
 
 #[test]

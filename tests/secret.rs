@@ -107,3 +107,24 @@ fn keys_are_replaced_on_hup_and_who_has_none_stays_outside() {
     }
     drop(late);
 }
+
+#[test]
+fn wrappers_read_keys_again_and_what_they_run_goes_on() {
+    let (old, new) = (key(), key());
+    for wrapper in [&["run", "--group", "g"][..], &["lock", "g"]] {
+        let dir = Dir::new();
+        let (file, late_file) = (dir.file("secret"), dir.file("late"));
+        write(&file, &old, 0o600);
+        write(&late_file, &new, 0o600);
+        let rendezvous = dir.rendezvous();
+        let settings = ["--rendezvous", &rendezvous, "--secret-file", &file, "--", "sleep", "600"];
+        let mut wrapper = Proc::start(&[wrapper, &settings].concat());
+        wrapper.until_event("leading");
+        write(&file, &format!("{old}{new}"), 0o600);
+        wrapper.signal("HUP");
+        // With the new key alone: whoever has not read it refuses this one.
+        let mut late = Proc::join("g", "late", &rendezvous, &["--secret-file", &late_file]);
+        late.until_members(2);
+        wrapper.until_members(2);
+    }
+}

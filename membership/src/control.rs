@@ -796,15 +796,16 @@ impl Driver {
                 "removed"
             }
             End::Dissolved { into } => {
-                tracing::warn!(%into, "the cluster dissolved into another one");
-                self.say(What::Dissolved { into });
+                let lost = self.memberships();
+                tracing::warn!(%into, "the cluster dissolved into another one: what it acknowledged in {lost:?} is lost");
+                self.say(What::Dissolved { into, lost });
                 "its cluster dissolved"
             }
             End::Forced(forced) => {
                 let into = forced.lineage;
                 let from = forced.supersedes.first().map(ToString::to_string);
                 tracing::error!(%into, from, above = %forced.highest, "an operator forced a new lineage from this node");
-                self.say(What::Dissolved { into });
+                self.say(What::Dissolved { into, lost: self.memberships() });
                 by_force = Some(forced);
                 "an operator forced a new lineage"
             }

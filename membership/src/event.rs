@@ -105,6 +105,8 @@ pub enum What {
     Dissolved {
         /// The lineage that goes on.
         into: Lineage,
+        /// The groups in which the node was: what they acknowledged in the lineage that ends is lost.
+        lost: Arc<[GroupName]>,
     },
     /// The node could go no further in its cluster, and begins anew.
     StartOver {

@@ -427,5 +427,10 @@ pub(crate) fn random() -> io::Result<u64> {
 /// What a node's labels say about what may fail together with it.
 fn domains(labels: &BTreeMap<String, String>) -> Domains {
     let label = |key: &str| labels.get(key).map(|value| value.as_str().into());
-    Domains { zone: label("zone"), rack: label("rack"), power: label("power") }
+    // Zones of two data centres are different ones, whatever their names.
+    let zone = match (labels.get("dc"), labels.get("zone")) {
+        (Some(dc), Some(zone)) => Some(format!("{dc}/{zone}").into()),
+        _ => label("zone").or_else(|| label("dc")),
+    };
+    Domains { zone, rack: label("rack"), power: label("power") }
 }

@@ -19,7 +19,10 @@ pub(crate) fn to_json(event: &Event) -> Option<Value> {
         What::Blocked { why } => json!({"event": "blocked", "why": why}),
         What::Unblocked => json!({"event": "unblocked"}),
         What::Removed { view, why } => json!({"event": "removed", "view": view.get(), "why": why}),
-        What::Dissolved { into } => json!({"event": "dissolved", "into": format!("lineage {into}")}),
+        What::Dissolved { into, lost } => {
+            let lost: Vec<&str> = lost.iter().map(GroupName::as_str).collect();
+            json!({"event": "dissolved", "into": format!("lineage {into}"), "lost": lost})
+        }
         What::StartOver { why } => json!({"event": "start_over", "why": why}),
         What::Ended { why } => json!({"event": "ended", "why": why}),
         What::View(view) => {
@@ -84,6 +87,13 @@ fn to_text(event: &Event, object: &Value) -> String {
         What::Leading { token, .. } => format!("{name} leads{group}, token {token}"),
         What::NotLeading { why, token, .. } => {
             format!("{name} does not lead{group} any more (token {token}): {}", why.as_str())
+        }
+        What::Dissolved { into, lost } if !lost.is_empty() => {
+            let lost: Vec<&str> = lost.iter().map(GroupName::as_str).collect();
+            format!(
+                "{name} dissolved into lineage {into}: what these groups acknowledged before is lost: {}",
+                lost.join(", ")
+            )
         }
         What::State { standing: Standing::Kept { here, of, .. } } => {
             format!("{name}: the state{group} is here, and {here} of {of} data directories")

@@ -183,8 +183,9 @@ pub(crate) struct NodeFlags {
     #[arg(long, env = "PHALANX_HEARTBEAT", value_name = "DUR")]
     #[serde(deserialize_with = "from_text")]
     heartbeat: Option<Time>,
-    /// A label of this node, KEY=VALUE; may be repeated. The core is spread over different zone=, rack= and power=.
-    #[arg(long, env = "PHALANX_LABEL", value_name = "K=V")]
+    /// A label of this node, KEY=VALUE; may be repeated (in PHALANX_LABEL with `;` between them). The core is spread over different
+    /// zone= (of a dc=), rack= and power=.
+    #[arg(long, env = "PHALANX_LABEL", value_name = "K=V", value_delimiter = ';')]
     #[serde(deserialize_with = "many_from_text")]
     label: Vec<Label>,
     /// The file with the cluster's keys, the same at all nodes: 1 to 4 lines, as `phalanx secret` prints them, not readable

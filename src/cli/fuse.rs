@@ -11,7 +11,8 @@ use tokio::task::JoinHandle;
 
 use super::{
     Failure, Outcome, complain,
-    flags::{self, NodeFlags, Time},
+    flags::{NodeFlags, Time},
+    join::start_built,
 };
 
 /// The process between a wrapper and what it starts; wrappers start it themselves.
@@ -55,7 +56,7 @@ pub(crate) struct Wrapped {
     #[arg(long, value_name = "HOW", default_value = "auto")]
     fuse: How,
     /// A TOML file with these settings.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, env = "PHALANX_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
     node: NodeFlags,
@@ -113,8 +114,9 @@ impl Wrapper {
             abort();
         }));
         let lease = flags.lease();
-        let node = flags.builder(true).acts_through(tree).start().await;
-        Ok(Self { node: node.map_err(flags::start_failure)?, fuse: Arc::new(fuse), lease })
+        let reads_again = flags.reads_again();
+        let node = start_built(flags.builder(true).acts_through(tree), reads_again).await?;
+        Ok(Self { node, fuse: Arc::new(fuse), lease })
     }
 
     /// Ends all that runs under the fuse, then leaves.

@@ -29,7 +29,7 @@ use self::items::{Items, Write, Written};
 use super::{
     Failure, Outcome, events,
     flags::NodeFlags,
-    join::{LEAVE_LIMIT, Stops, start},
+    join::{LEAVE_LIMIT, Stops, not_joined, start},
 };
 
 /// A replicated inventory over HTTP: one clone of an array, whose group is the array's name.
@@ -57,7 +57,7 @@ pub(crate) struct Inventory {
     #[arg(long)]
     accept_stale_state: bool,
     /// A TOML file with these settings.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, env = "PHALANX_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
     node: NodeFlags,
@@ -144,6 +144,7 @@ impl Inventory {
         let serve = local.run_until(serve(listener, Rc::clone(&clone)));
         let outcome: Outcome = tokio::select! {
             outcome = serve => outcome,
+            failure = not_joined(&node) => Err(failure),
             () = stops.next() => Ok(0),
         };
         tokio::select! {

@@ -38,7 +38,7 @@ pub(crate) struct Join {
     #[arg(long)]
     plain: bool,
     /// A TOML file with these settings.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, env = "PHALANX_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
     node: NodeFlags,
@@ -53,7 +53,7 @@ pub(crate) struct Watch {
     #[arg(long)]
     once: bool,
     /// A TOML file with these settings.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, env = "PHALANX_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
     node: NodeFlags,
@@ -63,7 +63,7 @@ pub(crate) struct Watch {
 #[derive(Args)]
 pub(crate) struct Agent {
     /// A TOML file with these settings.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, env = "PHALANX_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
     node: NodeFlags,
@@ -94,7 +94,20 @@ pub(crate) async fn start(flags: NodeFlags, core: bool, rejoin: bool) -> Result<
     start_built(flags.builder(core).rejoin(rejoin), reads_again).await
 }
 
-async fn start_built(builder: membership::NodeBuilder, reads_again: bool) -> Result<Node, Failure> {
+/// Waits for the end of the time in which the node was to join (`--join-timeout`), where it has not; else for ever.
+pub(crate) async fn not_joined(node: &Node) -> Failure {
+    match node.joined().await {
+        Err(error @ JoinError::Timeout { .. }) => Failure::new(exit::NOT_JOINED, error.to_string()),
+        // In, or at its end, which others notice.
+        Ok(()) | Err(_) => std::future::pending().await,
+    }
+}
+
+/// As [`start`], for a node that is described already; where it has files of keys, HUP makes it read them again.
+pub(crate) async fn start_built(
+    builder: membership::NodeBuilder,
+    reads_again: bool,
+) -> Result<Node, Failure> {
     // Without one, HUP ends the process as it ends others.
     let reloads = if reads_again { Some(signal(SignalKind::hangup())?) } else { None };
     let node = builder.start().await.map_err(flags::start_failure)?;

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::{
     Failure, Outcome, events, exit,
     flags::{NodeFlags, read},
-    join::{Stops, start},
+    join::{Stops, not_joined, start},
 };
 
 /// The routing proxy.
@@ -25,7 +25,7 @@ use super::{
 #[derive(Args)]
 pub(crate) struct Router {
     /// The configuration (TOML): services, partition maps, servers; node settings may stand in it too.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, env = "PHALANX_CONFIG", value_name = "FILE")]
     config: PathBuf,
     /// The configuration's text.
     #[arg(skip)]
@@ -83,10 +83,17 @@ impl Router {
         }
         let groups: Vec<String> = config.groups().into_iter().map(Into::into).collect();
         let node = if follows_groups { Some(start(self.node, false, true).await?) } else { None };
-        tokio::select! {
-            outcome = feed(node.as_ref(), &router, &groups) => outcome?,
-            () = stops.next() => {}
-        }
+        let late = async {
+            match &node {
+                Some(node) => not_joined(node).await,
+                None => std::future::pending().await,
+            }
+        };
+        let outcome = tokio::select! {
+            outcome = feed(node.as_ref(), &router, &groups) => outcome,
+            failure = late => Err(failure),
+            () = stops.next() => Ok(()),
+        };
         let drained = tokio::task::spawn_blocking(move || router.shutdown(DRAIN));
         tokio::select! {
             drained = drained => drained?,
@@ -95,7 +102,7 @@ impl Router {
         if let Some(node) = node {
             node.leave().await;
         }
-        Ok(0)
+        outcome.map(|()| 0)
     }
 }
 

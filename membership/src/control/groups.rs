@@ -531,6 +531,11 @@ impl Driver {
         self.tell_group(group, event);
     }
 
+    /// The groups in which the node is.
+    pub(super) fn memberships(&self) -> Arc<[GroupName]> {
+        self.groups.iter().filter(|(_, slot)| slot.member).map(|(name, _)| name.clone()).collect()
+    }
+
     // ---- telling ----------------------------------------------------------------------------------------------------
 
     /// Tells something about a group, with the group's state after it. A group that nobody wants is forgotten with that.
