@@ -106,7 +106,7 @@ fn what(what: &What, event: &Event) -> Value {
         }
         What::Blocked { why } => json!({ "event": "blocked", "why": why }),
         What::Removed { view, why } => json!({ "event": "removed", "view": view.get(), "why": why }),
-        What::Dissolved { into } => json!({ "event": "dissolved", "into": into.to_string() }),
+        What::Dissolved { into, .. } => json!({ "event": "dissolved", "into": into.to_string() }),
         other => {
             json!({ "event": format!("{other:?}").split([' ', '{']).next().unwrap_or_default().to_lowercase() })
         }

@@ -255,8 +255,11 @@ fn a_coordinator_that_has_just_committed_its_own_removal_takes_no_lease() {
 #[test]
 fn a_coordinator_that_is_out_hears_who_knows_also_from_those_who_follow_the_next_one() {
     let mut scene = Scene::new(2);
-    let entry =
-        Entry { commands: vec![Command::Remove(id(1), Why::Left)], core: Some([2, 3, 4, 5].map(id).into()) };
+    let entry = Entry {
+        commands: vec![Command::Remove(id(1), Why::Left)],
+        core: Some([2, 3, 4, 5].map(id).into()),
+        epoch: None,
+    };
     let acceptor = scene.member.acceptor.as_mut().expect("it keeps the log");
     acceptor.commit(&mut scene.ctx, Arc::new(entry));
     let index = scene.commit();

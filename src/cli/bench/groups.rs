@@ -204,7 +204,7 @@ impl GroupsMember {
                 let changes = churn(&node, &mut memberships, self.churn.0).await?;
                 events::line(&json!({"event": "churned", "per_second": changes}).to_string());
             }
-            std::future::pending().await
+            std::future::pending::<Result<(), Failure>>().await
         };
         let following = async {
             while let Some(event) = told.next().await {

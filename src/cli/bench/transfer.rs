@@ -8,8 +8,8 @@ use std::{
 };
 
 use anyhow::Context as _;
-use bytes::Bytes;
 use clap::Args;
+use hyper::body::Bytes;
 use membership::{Class, Delivered, Node, clock::now_ns};
 use rustix::process::Signal;
 use serde_json::json;

@@ -289,7 +289,8 @@ impl Office {
         let goes = |id: &NodeId, removals: &[(NodeId, Why)]| removals.iter().any(|(r, _)| r == id);
         let mut others = self.candidates_for_core(ctx, acceptor, deaths);
         // Mostly nobody comes or goes.
-        if removals.is_empty() && others.is_empty() && is_by_rank(state) {
+        let anew = self.wants_fresh_warrant(ctx, state);
+        if removals.is_empty() && others.is_empty() && is_by_rank(state) && !anew {
             self.wanted = None;
             return None;
         }
@@ -322,7 +323,6 @@ impl Office {
         // By rank, so that the senior of the core is the senior of its nodes.
         filled.sort_by_key(|id| state.view.rank_of(*id));
         let wanted_before = self.wanted.take();
-        let anew = self.wants_fresh_warrant(ctx, state);
         for next in [filled, stay] {
             if next == state.core && !anew {
                 return None;
