@@ -20,6 +20,10 @@ use crate::{
     view::{NodeInfo, Why},
 };
 
+/// How many entries are decided at most before others get their turn, where this node decides alone; what is left follows with
+/// the next heartbeat.
+const IN_A_ROW: usize = 64;
+
 impl Office {
     /// A node stored an entry under a ballot.
     pub(crate) fn on_accepted(
@@ -42,7 +46,8 @@ impl Office {
     /// Carries agreement on as far as it goes now. True if anything was committed.
     pub(crate) fn pump(&mut self, ctx: &mut Ctx, acceptor: &mut Acceptor, deaths: &Deaths) -> bool {
         let mut committed = false;
-        loop {
+        // Who decides alone, and changes its mind each time, must not do so for ever at one instant.
+        for _ in 0..IN_A_ROW {
             if self.proposal.is_none() {
                 let Some(entry) = self.next_entry(ctx, acceptor, deaths) else { break };
                 let index = acceptor.state.index.next();
