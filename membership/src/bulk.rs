@@ -74,26 +74,7 @@ pub(crate) fn spawn(
 ) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     let body = move || {
-        let hub = Hub {
-            me: Rc::new(Hello { bulk: true, ..me }),
-            wallet,
-            lease,
-            patience,
-            bulk: bulk.clone(),
-            tracer,
-            counts,
-            tally: Tally::default(),
-            addresses: BTreeMap::new(),
-            keys: HashMap::new(),
-            rooms: HashMap::new(),
-            next_key: 1,
-            sent: HashMap::new(),
-            links: Links::default(),
-            dialing: BTreeSet::new(),
-            dirty: Vec::new(),
-            timers: BTreeSet::new(),
-            turn: Rc::default(),
-        };
+        let hub = Hub::new(bulk.clone(), me, wallet, lease, patience, tracer, counts);
         LocalSet::new().block_on(&runtime, run(Rc::new(RefCell::new(hub)), bulk.clone()));
         bulk.0.finished.notify_one();
     };
@@ -189,6 +170,37 @@ struct Hub {
 }
 
 impl Hub {
+    fn new(
+        bulk: Bulk,
+        me: Hello,
+        wallet: Wallet,
+        lease: NodeLease,
+        patience: Duration,
+        tracer: Option<Tracer>,
+        counts: Counts,
+    ) -> Self {
+        Self {
+            me: Rc::new(Hello { bulk: true, ..me }),
+            wallet,
+            lease,
+            patience,
+            bulk,
+            tracer,
+            counts,
+            tally: Tally::default(),
+            addresses: BTreeMap::new(),
+            keys: HashMap::new(),
+            rooms: HashMap::new(),
+            next_key: 1,
+            sent: HashMap::new(),
+            links: Links::default(),
+            dialing: BTreeSet::new(),
+            dirty: Vec::new(),
+            timers: BTreeSet::new(),
+            turn: Rc::default(),
+        }
+    }
+
     /// A new incarnation: what there was is over.
     fn begin(&mut self, me: Hello, lease: NodeLease) {
         self.me = Rc::new(me);
@@ -396,14 +408,15 @@ impl Hub {
         }
     }
 
-    /// Everything that came in on a connection. Gives how long to wait for more, if not for ever.
+    /// Everything that came in on a connection. Gives how long to wait for more, if not for ever. Nothing is taken on one that is
+    /// over, so nothing more may be read on it.
     fn on_bytes(
         &mut self,
         peer: NodeId,
         epoch: u64,
         came: &mut BytesMut,
     ) -> Result<Option<Duration>, Broken> {
-        let Some(link) = self.links.get(peer, epoch) else { return Ok(None) };
+        let Some(link) = self.links.get(peer, epoch) else { return Err(Broken::Over) };
         let now = clock::now();
         link.session.open(now, came, &mut link.plain, &self.counts)?;
         let patience = link.session.patience(now);

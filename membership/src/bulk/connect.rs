@@ -124,6 +124,7 @@ async fn read(
     let mut hub_of = hub.borrow_mut();
     match outcome {
         Ok(()) => {}
+        Err(Broken::Over) => tracing::debug!(%peer, "a connection for bulk is over before it was read"),
         Err(Broken::Io(error)) => tracing::debug!(%peer, %error, "a connection for bulk broke"),
         Err(Broken::Corrupt(corrupt)) => {
             tracing::warn!(%peer, "a connection for bulk is closed: {corrupt}");
@@ -163,10 +164,84 @@ async fn write(hub: Shared, peer: NodeId, epoch: u64, stream: Rc<TcpStream>) {
 /// Why a connection ends.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Broken {
+    #[error("another connection has taken its place, or nobody needs it")]
+    Over,
     #[error(transparent)]
     Io(#[from] io::Error),
     #[error(transparent)]
     Corrupt(#[from] Corrupt),
     #[error(transparent)]
     Nonsense(#[from] Nonsense),
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::RefCell, net::Ipv4Addr};
+
+    use membership_sync::NodeLease;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+        task::LocalSet,
+    };
+
+    use super::{super::Hub, *};
+    use crate::{
+        bulk::Bulk,
+        handshake::{Hello, Versions},
+        metrics::Counts,
+        secret::{Source, Wallet},
+        session::Session,
+    };
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    fn hello(node: u32) -> Hello {
+        Hello {
+            cluster: "c".into(),
+            node: NodeId::new(node, 1),
+            name: "n".into(),
+            addr: (Ipv4Addr::LOCALHOST, 1).into(),
+            lineage: None,
+            near: None,
+            bulk: true,
+            speaks: Versions::OURS,
+        }
+    }
+
+    fn hub() -> Shared {
+        let wallet = Wallet::open(Source::None).expect("nothing to be read");
+        let lease = NodeLease::new().expect("a page");
+        let hub = Hub::new(Bulk::default(), hello(2), wallet, lease, PATIENCE, None, Counts::default());
+        Rc::new(RefCell::new(hub))
+    }
+
+    fn met(node: u32) -> Met {
+        Met { hello: hello(node), session: Session::Open, rest: BytesMut::new() }
+    }
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+        let far = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("listens");
+        (listener.accept().await.expect("connected").0, far)
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_replaced_before_it_was_read_is_closed_and_not_read_for_ever() {
+        let body = async {
+            let hub = hub();
+            let ((first, mut old), (second, mut new)) = (pair().await, pair().await);
+            link(&hub, first, met(1));
+            link(&hub, second, met(1));
+            // It may be closed before all of it is written.
+            let _cut = old.write_all(&[0; 4096]).await;
+            let closed = timeout(PATIENCE, old.read(&mut [0])).await.expect("the first one ends");
+            assert!(matches!(closed, Ok(0) | Err(_)), "{closed:?}");
+            assert!(
+                timeout(Duration::from_millis(50), new.read(&mut [0])).await.is_err(),
+                "the second stays"
+            );
+        };
+        LocalSet::new().run_until(body).await;
+    }
 }
