@@ -32,14 +32,14 @@ use hyper_util::rt::TokioIo;
 use membership_proto::witness::{Answer, Epoch, Question};
 use membership_types::{Instant, Lineage, LogIndex, NodeId};
 use serde::{Deserialize, Serialize};
-use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
+use tokio::{sync::Semaphore, time::timeout};
 
 use crate::{
     clock,
     disk::checksum,
     metrics::Counts,
     node::lock,
-    rendezvous::{HttpRegistry, ParseRendezvousError, Rendezvous},
+    rendezvous::{HttpRegistry, Lookup, ParseRendezvousError, Rendezvous, connect},
     start::{self, is_cluster_name},
     wire::shown,
 };
@@ -524,7 +524,7 @@ fn run(
 
 enum Line {
     File(Store),
-    Http { registry: HttpRegistry, cluster: String, runtime: tokio::runtime::Runtime },
+    Http { registry: HttpRegistry, cluster: String, lookup: Lookup, runtime: tokio::runtime::Runtime },
 }
 
 impl Line {
@@ -534,6 +534,7 @@ impl Line {
             Witness::Http(registry) => Self::Http {
                 registry: registry.clone(),
                 cluster: cluster.to_owned(),
+                lookup: Lookup::default(),
                 runtime: tokio::runtime::Builder::new_current_thread()
                     .enable_io()
                     .enable_time()
@@ -546,9 +547,9 @@ impl Line {
     fn ask(&mut self, question: &Question) -> io::Result<Answer> {
         match self {
             Self::File(store) => store.answer(question),
-            Self::Http { registry, cluster, runtime } => {
+            Self::Http { registry, cluster, lookup, runtime } => {
                 // A timer can be made only inside.
-                let asked = async { timeout(PATIENCE, over_http(registry, cluster, question)).await };
+                let asked = async { timeout(PATIENCE, over_http(registry, lookup, cluster, question)).await };
                 let outcome = runtime.block_on(asked);
                 outcome.map_err(|_| io::Error::other(format!("no answer in {PATIENCE:?}")))?
             }
@@ -556,9 +557,13 @@ impl Line {
     }
 }
 
-async fn over_http(at: &HttpRegistry, cluster: &str, question: &Question) -> io::Result<Answer> {
-    let stream = TcpStream::connect(at.authority()).await?;
-    stream.set_nodelay(true)?;
+async fn over_http(
+    at: &HttpRegistry,
+    lookup: &mut Lookup,
+    cluster: &str,
+    question: &Question,
+) -> io::Result<Answer> {
+    let stream = connect(&lookup.run(&at.authority()).await?).await?;
     let (mut sender, connection) = handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
     let Question { lineage, core, claim } = question;
     let (method, body) = match claim {
