@@ -120,7 +120,7 @@ fn take_inbox(hub: &Shared, bulk: &Bulk) -> bool {
         hub.borrow_mut().begin(me, lease);
     }
     if let Some(addresses) = inbox.addresses {
-        hub.borrow_mut().addresses = addresses;
+        hub.borrow_mut().set_addresses(addresses);
     }
     for (group, news) in inbox.groups {
         hub.borrow_mut().on_news(group, news);
@@ -163,6 +163,8 @@ struct Hub {
     sent: HashMap<GroupName, u64>,
     links: Links,
     dialing: BTreeSet<NodeId>,
+    /// Since peers were looked for without a connection, some may have come to be without one, or can be reached now.
+    look_again: bool,
     /// Rooms that something happened to since the last turn.
     dirty: Vec<u32>,
     timers: BTreeSet<(Instant, u32)>,
@@ -195,6 +197,7 @@ impl Hub {
             sent: HashMap::new(),
             links: Links::default(),
             dialing: BTreeSet::new(),
+            look_again: false,
             dirty: Vec::new(),
             timers: BTreeSet::new(),
             turn: Rc::default(),
@@ -357,6 +360,7 @@ impl Hub {
             mailbox.refuse(None);
         }
         room.peers = view.members.iter().map(|m| m.node).filter(|node| *node != self.me.node).collect();
+        self.look_again = true;
         let members = view.members.iter().map(|m| m.node).collect();
         let begins = view.prev == ViewId::NONE;
         let told = RoomView { id: view.id, lineage: view.lineage, members, begins };
@@ -373,8 +377,17 @@ impl Hub {
         }
     }
 
-    /// Whom we should connect with, and do not yet: the node with the smaller id does.
+    fn set_addresses(&mut self, addresses: BTreeMap<NodeId, SocketAddr>) {
+        self.addresses = addresses;
+        self.look_again = true;
+    }
+
+    /// Whom we should connect with, and do not yet: the node with the smaller id does. Costs a look at all groups, so only what
+    /// may have changed the answer makes us look: a view, addresses, a connection or an attempt to connect that ended.
     fn missing(&mut self) -> Vec<(NodeId, SocketAddr)> {
+        if !std::mem::take(&mut self.look_again) {
+            return Vec::new();
+        }
         let me = self.me.node;
         let wanted: BTreeSet<NodeId> =
             self.rooms.values().flat_map(|room| room.peers.iter().copied()).filter(|p| me < *p).collect();
@@ -402,10 +415,21 @@ impl Hub {
 
     fn unlink(&mut self, peer: NodeId, epoch: u64) {
         if self.links.get(peer, epoch).is_some() {
-            self.links.remove(peer);
-            self.counts.bulk_links.set(i64::try_from(self.links.len()).unwrap_or(i64::MAX));
-            self.bulk.0.wake.notify_one();
+            self.lose(peer);
         }
+    }
+
+    /// A connection that may still be needed ends.
+    fn lose(&mut self, peer: NodeId) {
+        self.links.remove(peer);
+        self.look_again = true;
+        self.bulk.0.wake.notify_one();
+    }
+
+    /// Nobody tries to reach it any more.
+    fn gave_up(&mut self, peer: NodeId) {
+        self.dialing.remove(&peer);
+        self.look_again = true;
     }
 
     /// Everything that came in on a connection. Gives how long to wait for more, if not for ever. Nothing is taken on one that is
@@ -592,8 +616,7 @@ impl Hub {
         self.tally.tell(&self.counts);
         for (peer, error) in self.links.write_all() {
             tracing::debug!(%peer, %error, "a connection for bulk broke");
-            self.links.remove(peer);
-            self.bulk.0.wake.notify_one();
+            self.lose(peer);
         }
     }
 

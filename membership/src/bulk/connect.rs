@@ -43,7 +43,7 @@ pub(super) async fn dial(hub: Shared, peer: NodeId, addr: SocketAddr) {
         }
         match outcome {
             Ok(Ok((stream, met))) if met.hello.node == peer => {
-                hub.borrow_mut().dialing.remove(&peer);
+                hub.borrow_mut().gave_up(peer);
                 link(&hub, stream, met);
                 hub.borrow_mut().turn();
                 return;
@@ -65,7 +65,7 @@ pub(super) async fn dial(hub: Shared, peer: NodeId, addr: SocketAddr) {
     }
     let mut hub = hub.borrow_mut();
     if hub.me.node == me.node {
-        hub.dialing.remove(&peer);
+        hub.gave_up(peer);
     }
 }
 
@@ -176,9 +176,11 @@ pub(super) enum Broken {
 
 #[cfg(test)]
 mod tests {
-    use std::{cell::RefCell, net::Ipv4Addr};
+    use std::{cell::RefCell, net::Ipv4Addr, sync::Arc};
 
+    use membership_proto::Kind;
     use membership_sync::NodeLease;
+    use membership_types::{GroupName, Lineage, Token, ViewId};
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         net::TcpListener,
@@ -188,6 +190,7 @@ mod tests {
     use super::{super::Hub, *};
     use crate::{
         bulk::Bulk,
+        event::{Member, View},
         handshake::{Hello, Versions},
         metrics::Counts,
         secret::{Source, Wallet},
@@ -243,5 +246,35 @@ mod tests {
             );
         };
         LocalSet::new().run_until(body).await;
+    }
+
+    #[test]
+    fn peers_without_a_connection_are_looked_for_only_when_something_changed() {
+        let hub = hub();
+        let (group, peer) = (GroupName::new("g").expect("a name"), NodeId::new(3, 1));
+        let mut hub = hub.borrow_mut();
+        let member = |node| Member { node, name: "n".into(), endpoint: None };
+        let view = View {
+            group: group.clone(),
+            lineage: Lineage::new(1, 1),
+            id: ViewId::new(1),
+            prev: ViewId::NONE,
+            token: Token::new(ViewId::new(1)),
+            members: vec![member(NodeId::new(2, 1)), member(peer)],
+        };
+        let key = hub.room(&group);
+        hub.on_view(key, Arc::new(view), Kind::Multicast);
+        assert_eq!(hub.missing(), [], "nobody knows its address");
+        let found = [(peer, hello(3).addr)];
+        hub.set_addresses(found.into());
+        assert_eq!(hub.missing(), found);
+        assert_eq!(hub.missing(), [], "somebody tries to connect with it");
+        hub.gave_up(peer);
+        assert_eq!(hub.missing(), found);
+        hub.gave_up(peer);
+        hub.look_again = false;
+        assert_eq!(hub.missing(), [], "nothing changed");
+        hub.lose(peer);
+        assert_eq!(hub.missing(), found);
     }
 }
