@@ -111,6 +111,7 @@ async fn run(hub: Shared, bulk: Bulk) {
     };
     // What cannot be written by then is the loss of a process that stops.
     let _in_time = timeout(FAREWELL, written).await;
+    hub.borrow_mut().links.clear();
 }
 
 /// Takes what waits. False if the thread is to end.
@@ -188,6 +189,7 @@ impl Hub {
             patience,
             bulk,
             tracer,
+            links: Links::new(counts.bulk_links.clone()),
             counts,
             tally: Tally::default(),
             addresses: BTreeMap::new(),
@@ -195,7 +197,6 @@ impl Hub {
             rooms: HashMap::new(),
             next_key: 1,
             sent: HashMap::new(),
-            links: Links::default(),
             dialing: BTreeSet::new(),
             look_again: false,
             dirty: Vec::new(),

@@ -79,7 +79,6 @@ pub(super) fn link(hub: &Shared, stream: TcpStream, met: Met) {
     let epoch = link.epoch;
     spawn_local(read(Rc::clone(hub), peer, epoch, Rc::clone(&stream), Rc::clone(&link.ended), rest));
     spawn_local(write(Rc::clone(hub), peer, epoch, stream));
-    this.counts.bulk_links.set(i64::try_from(this.links.len()).unwrap_or(i64::MAX));
     this.on_linked(peer);
 }
 
@@ -244,6 +243,31 @@ mod tests {
                 timeout(Duration::from_millis(50), new.read(&mut [0])).await.is_err(),
                 "the second stays"
             );
+        };
+        LocalSet::new().run_until(body).await;
+    }
+
+    #[tokio::test]
+    async fn connections_are_counted_however_they_end() {
+        let body = async {
+            let hub = hub();
+            let count = || hub.borrow().counts.bulk_links.get();
+            let (mut far, mut open) = (Vec::new(), Vec::new());
+            for peer in [3, 4, 4] {
+                let (near, other) = pair().await;
+                far.push(other);
+                link(&hub, near, met(peer));
+                open.push(count());
+            }
+            assert_eq!(open, [1, 2, 2], "one takes the place of another");
+            hub.borrow_mut().lose(NodeId::new(3, 1));
+            assert_eq!(count(), 1);
+            // No group needs it.
+            hub.borrow_mut().tidy();
+            assert_eq!(count(), 0);
+            link(&hub, pair().await.0, met(3));
+            hub.borrow_mut().begin(hello(2), NodeLease::new().expect("a page"));
+            assert_eq!(count(), 0, "those of another incarnation");
         };
         LocalSet::new().run_until(body).await;
     }
