@@ -479,7 +479,7 @@ impl Hub {
                         open = self.take_room(&group, &frame).map(|room| (number, lineage, room));
                     }
                     let Some((_, lineage, room)) = &mut open else { continue };
-                    self.counts.frames.inc();
+                    self.tally.frames += 1;
                     room.machine.handle(now, Input::Frame(peer, *lineage, frame));
                     self.drain(room, pen.as_deref_mut());
                 }
