@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Dir, PATIENCE, Proc, free_port, run, stderr};
+use common::{Dir, PATIENCE, Proc, free_port, has, run, stderr};
 use serde_json::Value;
 
 struct Cluster {
@@ -281,4 +281,26 @@ fn without_a_directory_it_is_said_that_the_state_is_lost() {
         code == 503 && answer["error"].as_str().is_some_and(|why| why.contains("lost")),
         "{code} {answer}"
     );
+}
+
+#[test]
+fn a_clone_that_cannot_accept_connections_for_a_while_serves_on() {
+    if !has("prlimit") {
+        return;
+    }
+    let mut cluster = Cluster::new(1, false);
+    cluster.start(0, &[]);
+    assert_eq!(cluster.get(0, "k"), 0);
+    let pid = cluster.clones[&0].pid();
+    let allow = |files: u32| {
+        let args = [format!("--pid={pid}"), format!("--nofile={files}:")];
+        assert!(Command::new("prlimit").args(args).status().expect("it can be run").success());
+    };
+    allow(3);
+    let waiting: Vec<_> =
+        (0..3).map(|_| TcpStream::connect(("127.0.0.1", cluster.ports[0])).expect("it listens")).collect();
+    thread::sleep(Duration::from_secs(1));
+    allow(1024);
+    drop(waiting);
+    assert_eq!(cluster.get(0, "k"), 0);
 }

@@ -276,3 +276,26 @@ fn a_witness_that_cannot_be_one_says_why_and_so_does_a_cluster_that_disagrees() 
     let help = phalanx().args(["agent", "--help"]).output().expect("the binary can be started");
     assert!(String::from_utf8_lossy(&help.stdout).contains("PHALANX_WITNESS"));
 }
+
+#[test]
+fn a_web_page_makes_no_memory() {
+    let dir = Dir::new();
+    let (_agent, url) = keeper(Some(&dir.file("keeper")));
+    let admin = url.trim_start_matches("http://").trim_end_matches("/v1/rendezvous");
+    let kept = dir.path().join("keeper/witness/mine");
+    let ask = |header: &str| {
+        let mut stream = TcpStream::connect(admin).expect("it listens");
+        let path = "/v1/rendezvous/mine/witness/5-0000000000000def/1";
+        let head = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{header}\r\n");
+        stream.write_all(head.as_bytes()).expect("it reads");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("it answers");
+        answer[9..12].to_owned()
+    };
+    for header in ["origin: http://evil.example\r\n", "sec-fetch-site: cross-site\r\n"] {
+        assert_eq!(ask(header), "403");
+        assert!(!kept.exists());
+    }
+    assert_eq!(ask(""), "200");
+    assert!(kept.exists());
+}

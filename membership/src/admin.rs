@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
-    Method, Request, Response,
+    HeaderMap, Method, Request, Response,
     body::Incoming,
     header::{ALLOW, CONTENT_TYPE, ETAG, HeaderValue, IF_MATCH, IF_NONE_MATCH, ORIGIN},
     service::service_fn,
@@ -236,7 +236,6 @@ async fn force_new(request: Request<Incoming>, shared: &Shared, from: IpAddr) ->
         let name = host.parse::<SocketAddr>().map(|addr| addr.ip()).or_else(|_| host.parse::<IpAddr>());
         name.is_ok_and(|ip| ip.is_loopback()) || host.split(':').next() == Some("localhost")
     });
-    let of_a_page = headers.keys().any(|name| *name == ORIGIN || name.as_str().starts_with("sec-fetch-"));
     if request.method() != Method::POST {
         return AdminResponse::error(405, "only POST is allowed here: use `phalanx force-new --from ADDR`");
     }
@@ -246,7 +245,7 @@ async fn force_new(request: Request<Incoming>, shared: &Shared, from: IpAddr) ->
             "only a process on the node's own host may force: run `phalanx force-new` there",
         );
     }
-    if of_a_page || !by_address || header(OPERATOR).is_none() {
+    if is_of_a_page(headers) || !by_address || header(OPERATOR).is_none() {
         return AdminResponse::error(403, "not from a web page: use `phalanx force-new --from ADDR`");
     }
     let body = match read(request).await {
@@ -275,6 +274,11 @@ async fn force_new(request: Request<Incoming>, shared: &Shared, from: IpAddr) ->
         Ok(Ok(Err(why))) => AdminResponse::error(409, why),
         _ => AdminResponse::error(504, "the node did not say what came of it: see /v1/status"),
     }
+}
+
+/// Did a page in somebody's browser make it? Such a request names its origin or where it was made.
+fn is_of_a_page(headers: &HeaderMap) -> bool {
+    headers.keys().any(|name| *name == ORIGIN || name.as_str().starts_with("sec-fetch-"))
 }
 
 /// What this node keeps for others that look for their cluster.
@@ -319,6 +323,10 @@ async fn as_witness(
             "this agent keeps nothing over a restart, so it is no witness: start it with --data-dir",
         );
     };
+    // Even a GET makes a memory where there is none.
+    if is_of_a_page(request.headers()) {
+        return AdminResponse::error(403, "a witness is asked by nodes, and not from a web page");
+    }
     let AdminRequest { method, body, .. } = match read(request).await {
         Ok(request) => request,
         Err(refusal) => return refusal,

@@ -74,26 +74,7 @@ pub(crate) fn spawn(
 ) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     let body = move || {
-        let hub = Hub {
-            me: Rc::new(Hello { bulk: true, ..me }),
-            wallet,
-            lease,
-            patience,
-            bulk: bulk.clone(),
-            tracer,
-            counts,
-            tally: Tally::default(),
-            addresses: BTreeMap::new(),
-            keys: HashMap::new(),
-            rooms: HashMap::new(),
-            next_key: 1,
-            sent: HashMap::new(),
-            links: Links::default(),
-            dialing: BTreeSet::new(),
-            dirty: Vec::new(),
-            timers: BTreeSet::new(),
-            turn: Rc::default(),
-        };
+        let hub = Hub::new(bulk.clone(), me, wallet, lease, patience, tracer, counts);
         LocalSet::new().block_on(&runtime, run(Rc::new(RefCell::new(hub)), bulk.clone()));
         bulk.0.finished.notify_one();
     };
@@ -130,6 +111,7 @@ async fn run(hub: Shared, bulk: Bulk) {
     };
     // What cannot be written by then is the loss of a process that stops.
     let _in_time = timeout(FAREWELL, written).await;
+    hub.borrow_mut().links.clear();
 }
 
 /// Takes what waits. False if the thread is to end.
@@ -139,7 +121,7 @@ fn take_inbox(hub: &Shared, bulk: &Bulk) -> bool {
         hub.borrow_mut().begin(me, lease);
     }
     if let Some(addresses) = inbox.addresses {
-        hub.borrow_mut().addresses = addresses;
+        hub.borrow_mut().set_addresses(addresses);
     }
     for (group, news) in inbox.groups {
         hub.borrow_mut().on_news(group, news);
@@ -182,6 +164,8 @@ struct Hub {
     sent: HashMap<GroupName, u64>,
     links: Links,
     dialing: BTreeSet<NodeId>,
+    /// Since peers were looked for without a connection, some may have come to be without one, or can be reached now.
+    look_again: bool,
     /// Rooms that something happened to since the last turn.
     dirty: Vec<u32>,
     timers: BTreeSet<(Instant, u32)>,
@@ -189,6 +173,38 @@ struct Hub {
 }
 
 impl Hub {
+    fn new(
+        bulk: Bulk,
+        me: Hello,
+        wallet: Wallet,
+        lease: NodeLease,
+        patience: Duration,
+        tracer: Option<Tracer>,
+        counts: Counts,
+    ) -> Self {
+        Self {
+            me: Rc::new(Hello { bulk: true, ..me }),
+            wallet,
+            lease,
+            patience,
+            bulk,
+            tracer,
+            links: Links::new(counts.bulk_links.clone()),
+            counts,
+            tally: Tally::default(),
+            addresses: BTreeMap::new(),
+            keys: HashMap::new(),
+            rooms: HashMap::new(),
+            next_key: 1,
+            sent: HashMap::new(),
+            dialing: BTreeSet::new(),
+            look_again: false,
+            dirty: Vec::new(),
+            timers: BTreeSet::new(),
+            turn: Rc::default(),
+        }
+    }
+
     /// A new incarnation: what there was is over.
     fn begin(&mut self, me: Hello, lease: NodeLease) {
         self.me = Rc::new(me);
@@ -345,6 +361,7 @@ impl Hub {
             mailbox.refuse(None);
         }
         room.peers = view.members.iter().map(|m| m.node).filter(|node| *node != self.me.node).collect();
+        self.look_again = true;
         let members = view.members.iter().map(|m| m.node).collect();
         let begins = view.prev == ViewId::NONE;
         let told = RoomView { id: view.id, lineage: view.lineage, members, begins };
@@ -361,8 +378,17 @@ impl Hub {
         }
     }
 
-    /// Whom we should connect with, and do not yet: the node with the smaller id does.
+    fn set_addresses(&mut self, addresses: BTreeMap<NodeId, SocketAddr>) {
+        self.addresses = addresses;
+        self.look_again = true;
+    }
+
+    /// Whom we should connect with, and do not yet: the node with the smaller id does. Costs a look at all groups, so only what
+    /// may have changed the answer makes us look: a view, addresses, a connection or an attempt to connect that ended.
     fn missing(&mut self) -> Vec<(NodeId, SocketAddr)> {
+        if !std::mem::take(&mut self.look_again) {
+            return Vec::new();
+        }
         let me = self.me.node;
         let wanted: BTreeSet<NodeId> =
             self.rooms.values().flat_map(|room| room.peers.iter().copied()).filter(|p| me < *p).collect();
@@ -390,20 +416,32 @@ impl Hub {
 
     fn unlink(&mut self, peer: NodeId, epoch: u64) {
         if self.links.get(peer, epoch).is_some() {
-            self.links.remove(peer);
-            self.counts.bulk_links.set(i64::try_from(self.links.len()).unwrap_or(i64::MAX));
-            self.bulk.0.wake.notify_one();
+            self.lose(peer);
         }
     }
 
-    /// Everything that came in on a connection. Gives how long to wait for more, if not for ever.
+    /// A connection that may still be needed ends.
+    fn lose(&mut self, peer: NodeId) {
+        self.links.remove(peer);
+        self.look_again = true;
+        self.bulk.0.wake.notify_one();
+    }
+
+    /// Nobody tries to reach it any more.
+    fn gave_up(&mut self, peer: NodeId) {
+        self.dialing.remove(&peer);
+        self.look_again = true;
+    }
+
+    /// Everything that came in on a connection. Gives how long to wait for more, if not for ever. Nothing is taken on one that is
+    /// over, so nothing more may be read on it.
     fn on_bytes(
         &mut self,
         peer: NodeId,
         epoch: u64,
         came: &mut BytesMut,
     ) -> Result<Option<Duration>, Broken> {
-        let Some(link) = self.links.get(peer, epoch) else { return Ok(None) };
+        let Some(link) = self.links.get(peer, epoch) else { return Err(Broken::Over) };
         let now = clock::now();
         link.session.open(now, came, &mut link.plain, &self.counts)?;
         let patience = link.session.patience(now);
@@ -441,7 +479,7 @@ impl Hub {
                         open = self.take_room(&group, &frame).map(|room| (number, lineage, room));
                     }
                     let Some((_, lineage, room)) = &mut open else { continue };
-                    self.counts.frames.inc();
+                    self.tally.frames += 1;
                     room.machine.handle(now, Input::Frame(peer, *lineage, frame));
                     self.drain(room, pen.as_deref_mut());
                 }
@@ -579,8 +617,7 @@ impl Hub {
         self.tally.tell(&self.counts);
         for (peer, error) in self.links.write_all() {
             tracing::debug!(%peer, %error, "a connection for bulk broke");
-            self.links.remove(peer);
-            self.bulk.0.wake.notify_one();
+            self.lose(peer);
         }
     }
 

@@ -71,9 +71,10 @@ pub(crate) fn cause(why: Why) -> &'static str {
     }
 }
 
-/// Messages and their bytes by class, to be added to the counters now and then.
+/// Messages and their bytes by class, and frames, to be added to the counters now and then.
 #[derive(Default)]
 pub(crate) struct Tally {
+    pub(crate) frames: u64,
     sent: [(u64, u64); 3],
     delivered: [(u64, u64); 3],
 }
@@ -93,6 +94,9 @@ impl Tally {
 
     /// Tells what came together.
     pub(crate) fn tell(&mut self, counts: &Counts) {
+        if self.frames > 0 {
+            counts.frames.inc_by(std::mem::take(&mut self.frames));
+        }
         for class in [Class::Fifo, Class::Ordered, Class::Safe] {
             let label = [("class", class.as_str())];
             let add = |now: &mut (u64, u64), messages: &By<Counter>, bytes: &By<Counter>| {
@@ -229,6 +233,7 @@ mod tests {
         for bytes in [3, 4] {
             tally.sent(Class::Safe, bytes);
             tally.delivered(Class::Fifo, 10 * bytes);
+            tally.frames += 1;
         }
         for _ in 0..2 {
             tally.tell(&metrics.count);
@@ -236,6 +241,7 @@ mod tests {
         metrics.count.round_trip.observe(Duration::from_micros(300));
         let text = metrics.text();
         for line in [
+            "phalanx_multicast_frames_total 2",
             "phalanx_multicast_sent_total{class=\"safe\"} 2",
             "phalanx_multicast_sent_bytes_total{class=\"safe\"} 7",
             "phalanx_multicast_delivered_total{class=\"fifo\"} 2",

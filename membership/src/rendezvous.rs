@@ -21,8 +21,9 @@ use std::{
 
 pub use dns::DnsName;
 pub(crate) use finder::{Finder, Steering};
+pub(crate) use fixed::Lookup;
 pub use http::HttpRegistry;
-pub(crate) use http::PATH as REGISTRY_PATH;
+pub(crate) use http::{PATH as REGISTRY_PATH, connect};
 pub(crate) use registrar::{MAX_BODY, Question, Registrar};
 pub(crate) use registry::Registry;
 pub use udp::LocalNetwork;

@@ -495,9 +495,16 @@ impl Net {
         self.strangers.borrow_mut().retain(|stranger| !Rc::ptr_eq(stranger, &displaced));
         match outcome {
             Some(Ok(Ok(met))) if self.me.borrow().node == me.node && met.hello.bulk => {
-                let handed = stream.into_std().map(|stream| self.bulk.accept(stream, met));
-                if !matches!(handed, Ok(true)) {
-                    self.counts.overrun.inc();
+                let peer = met.hello.node;
+                match stream.into_std().map(|stream| self.bulk.accept(stream, met)) {
+                    Ok(true) => {}
+                    Ok(false) => {
+                        self.counts.refused.get_or_create(&[("reason", "bulk_full")]).inc();
+                        tracing::debug!(%peer, %from, "a connection for bulk is closed: too many wait already");
+                    }
+                    Err(error) => {
+                        tracing::debug!(%peer, %from, %error, "a connection for bulk cannot be used")
+                    }
                 }
             }
             Some(Ok(Ok(Met { hello, session, rest }))) if self.me.borrow().node == me.node => {
@@ -719,4 +726,55 @@ enum Broken {
     Corrupt(#[from] Corrupt),
     #[error(transparent)]
     Garbage(#[from] Garbage),
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use tokio::task::LocalSet;
+
+    use super::*;
+    use crate::secret::{Credentials, Source};
+
+    fn hello(node: u32) -> Hello {
+        Hello {
+            cluster: "c".into(),
+            node: NodeId::new(node, 1),
+            name: "n".into(),
+            addr: (Ipv4Addr::LOCALHOST, 1).into(),
+            lineage: None,
+            near: None,
+            bulk: true,
+            speaks: Versions::OURS,
+        }
+    }
+
+    #[tokio::test]
+    async fn connections_for_bulk_that_find_no_place_are_no_strangers_that_were_displaced() {
+        let body = async {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+            let addr = listener.local_addr().expect("bound");
+            // Nobody takes what waits here.
+            let bulk = Bulk::default();
+            while {
+                let stream = std::net::TcpStream::connect(addr).expect("it listens");
+                let met = Met { hello: hello(1), session: Session::Open, rest: BytesMut::new() };
+                drop(listener.accept().await.expect("connected"));
+                bulk.accept(stream, met)
+            } {}
+            let (arrived, _queue) = mpsc::channel(1);
+            let wallet = Wallet::open(Source::None).expect("nothing to be read");
+            let (lease, counts) = (Duration::from_secs(5), Counts::default());
+            let transport = Transport::new(hello(2), wallet, lease, arrived, None, bulk, counts.clone());
+            transport.accept(listener);
+            let mut stream = TcpStream::connect(addr).await.expect("it listens");
+            handshake::initiate(&mut stream, &hello(3), &Credentials::None).await.expect("met");
+            let closed = timeout(Duration::from_secs(10), stream.read(&mut [0])).await.expect("it is closed");
+            assert!(matches!(closed, Ok(0) | Err(_)), "{closed:?}");
+            let refused = counts.refused.get_or_create(&[("reason", "bulk_full")]).get();
+            assert_eq!((refused, counts.overrun.get()), (1, 0));
+        };
+        LocalSet::new().run_until(body).await;
+    }
 }

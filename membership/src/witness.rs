@@ -30,16 +30,16 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, client::conn::http1::handshake, header::HOST};
 use hyper_util::rt::TokioIo;
 use membership_proto::witness::{Answer, Epoch, Question};
-use membership_types::{Lineage, LogIndex, NodeId};
+use membership_types::{Instant, Lineage, LogIndex, NodeId};
 use serde::{Deserialize, Serialize};
-use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
+use tokio::{sync::Semaphore, time::timeout};
 
 use crate::{
     clock,
     disk::checksum,
     metrics::Counts,
     node::lock,
-    rendezvous::{HttpRegistry, ParseRendezvousError, Rendezvous},
+    rendezvous::{HttpRegistry, Lookup, ParseRendezvousError, Rendezvous, connect},
     start::{self, is_cluster_name},
     wire::shown,
 };
@@ -54,11 +54,17 @@ const MAX_RECORD: usize = 4096;
 const MAX_WAITING: usize = 8;
 /// So many clusters have a witness in one registry.
 const MAX_CLUSTERS: usize = 16;
+/// A memory without records that nobody asked for so long may make room for another cluster's. Nodes ask every lease or so.
+const IDLE: Duration = Duration::from_secs(24 * 3600);
 /// A core has at most 15 members.
 const MAX_HALF: usize = 8;
 /// So many records fit into a memory. One is written where a core split into halves.
 const MAX_RECORDS: usize = 10_000;
 const EPOCH: &str = "epoch";
+/// What names of files begin with that are being written.
+const DRAFT: &str = "draft.";
+/// A memory that is being removed. No cluster's name begins with a dot.
+const GONE: &str = ".gone";
 const FIRST_LINE: &str = "phalanx witness 1";
 
 /// Where the witness is, as it is configured.
@@ -185,7 +191,7 @@ impl Store {
     /// Writes a file that is there whole or not at all, unless there is one of this name.
     fn write_once(&self, name: &str, line: &str) -> io::Result<()> {
         let number = WRITES.fetch_add(1, Ordering::Relaxed);
-        let draft = self.dir.join(format!("draft.{:016x}.{number}", start::random()?));
+        let draft = self.dir.join(format!("{DRAFT}{:016x}.{number}", start::random()?));
         let mut out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
         let body = format!("{FIRST_LINE}\n{line}\n");
         let text = format!("{body}sum {}\n", checksum(body.as_bytes()));
@@ -203,45 +209,128 @@ impl Store {
 }
 
 /// What a node keeps as a witness for others: a memory for each cluster, below its data directory.
+///
+/// Nothing proves who asks, and a memory is made for whoever asks first, since a core names its epoch. So there are few, as
+/// counted on the disk, where they outlive this process. When all places are taken, a memory goes that never decided anything
+/// and that nobody has asked for long: that is as safe as any loss of a memory, because its epoch goes with it.
 #[derive(Debug)]
 pub(crate) struct Stores {
-    dir: PathBuf,
-    known: Mutex<BTreeMap<String, Arc<Store>>>,
+    inner: Arc<StoresInner>,
     /// Disks hang: no more requests wait for them than this.
     places: Arc<Semaphore>,
 }
 
+#[derive(Debug)]
+struct StoresInner {
+    dir: PathBuf,
+    began: Instant,
+    /// Those that were asked since then, and when they were last.
+    known: Mutex<BTreeMap<String, (Arc<Store>, Instant)>>,
+}
+
 impl Stores {
     pub(crate) fn new(dir: PathBuf) -> Self {
-        Self { dir, known: Mutex::default(), places: Arc::new(Semaphore::new(MAX_WAITING)) }
+        let inner = StoresInner { dir, began: clock::now(), known: Mutex::default() };
+        Self { inner: Arc::new(inner), places: Arc::new(Semaphore::new(MAX_WAITING)) }
     }
 
     /// Does what a cluster asks; or a status and why not.
     pub(crate) async fn answer(&self, cluster: &str, question: Question) -> Result<Answer, (u16, String)> {
-        let store = is_cluster_name(cluster).then(|| self.of(cluster)).flatten().ok_or_else(|| {
-            let most = format!("this agent is the witness of {MAX_CLUSTERS} others");
-            (507, format!("{cluster:?} is no cluster name, or {most}"))
-        })?;
+        if !is_cluster_name(cluster) {
+            return Err((400, format!("{:?} is no cluster name", shown(cluster))));
+        }
         let place = Arc::clone(&self.places).try_acquire_owned();
         let place = place
             .map_err(|_| (503, "the disk of this agent does not keep up: try again later".to_owned()))?;
+        let (inner, cluster) = (Arc::clone(&self.inner), cluster.to_owned());
         let written = tokio::task::spawn_blocking(move || {
             let _place = place;
-            store.answer(&question)
+            let Some(store) = inner.of(&cluster, clock::now())? else { return Ok(None) };
+            store.answer(&question).map(Some)
         });
         let written = written.await.map_err(io::Error::other).flatten();
-        written.map_err(|error| (500, error.to_string()))
+        written.map_err(|error| (500, error.to_string()))?.ok_or_else(|| {
+            let at = self.inner.dir.display();
+            let why = format!("this agent is the witness of {MAX_CLUSTERS} other clusters");
+            (507, format!("{why}: remove the directories of those that are over, below {at}"))
+        })
+    }
+}
+
+impl StoresInner {
+    /// The memory for a cluster, made if there is none yet and there is room.
+    fn of(&self, cluster: &str, now: Instant) -> io::Result<Option<Arc<Store>>> {
+        let mut known = lock(&self.known);
+        let dir = self.dir.join(cluster);
+        if !dir.try_exists()? {
+            let there = self.there()?;
+            known.retain(|name, _| there.contains(name));
+            if there.len() >= MAX_CLUSTERS && !self.make_room(&there, &mut known, now)? {
+                return Ok(None);
+            }
+            make(&dir)?;
+        }
+        let (store, asked) =
+            known.entry(cluster.to_owned()).or_insert_with(|| (Arc::new(Store::new(dir)), now));
+        *asked = now;
+        Ok(Some(Arc::clone(store)))
     }
 
-    /// The memory for a cluster, unless there are too many.
-    fn of(&self, cluster: &str) -> Option<Arc<Store>> {
-        let mut known = lock(&self.known);
-        if known.len() >= MAX_CLUSTERS && !known.contains_key(cluster) {
-            return None;
+    /// The clusters that have a memory on the disk.
+    fn there(&self) -> io::Result<Vec<String>> {
+        let entries = match fs::read_dir(&self.dir) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            read => read?,
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry?;
+            let name = entry.file_name().into_string().unwrap_or_default();
+            if is_cluster_name(&name) && entry.file_type()?.is_dir() {
+                names.push(name);
+            }
         }
-        let store = known.entry(cluster.to_owned());
-        Some(Arc::clone(store.or_insert_with(|| Arc::new(Store::new(self.dir.join(cluster))))))
+        Ok(names)
     }
+
+    /// Removes the memory without records that was not asked for the longest time. False if that is not long for any.
+    fn make_room(
+        &self,
+        there: &[String],
+        known: &mut BTreeMap<String, (Arc<Store>, Instant)>,
+        now: Instant,
+    ) -> io::Result<bool> {
+        let asked = |name: &String| known.get(name).map_or(self.began, |(_, asked)| *asked);
+        let mut idle: Vec<&String> = there.iter().filter(|name| now - asked(name) >= IDLE).collect();
+        idle.sort_by_key(|name| asked(name));
+        for name in idle {
+            let dir = self.dir.join(name);
+            if is_without_records(&dir)? {
+                // All at once: an epoch must not outlive a record.
+                let gone = self.dir.join(GONE);
+                match fs::remove_dir_all(&gone) {
+                    Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+                    _ => fs::rename(&dir, &gone)?,
+                }
+                known.remove(name);
+                tracing::info!(cluster = name, "a witness's memory that nobody asked for long makes room");
+                fs::remove_dir_all(&gone)?;
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// Has it nothing but an epoch, and drafts?
+fn is_without_records(dir: &Path) -> io::Result<bool> {
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        if name != EPOCH && !name.as_encoded_bytes().starts_with(DRAFT.as_bytes()) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Makes the directory, and those above it, where they are missing; they are still there when power fails.
@@ -435,7 +524,7 @@ fn run(
 
 enum Line {
     File(Store),
-    Http { registry: HttpRegistry, cluster: String, runtime: tokio::runtime::Runtime },
+    Http { registry: HttpRegistry, cluster: String, lookup: Lookup, runtime: tokio::runtime::Runtime },
 }
 
 impl Line {
@@ -445,6 +534,7 @@ impl Line {
             Witness::Http(registry) => Self::Http {
                 registry: registry.clone(),
                 cluster: cluster.to_owned(),
+                lookup: Lookup::default(),
                 runtime: tokio::runtime::Builder::new_current_thread()
                     .enable_io()
                     .enable_time()
@@ -457,9 +547,9 @@ impl Line {
     fn ask(&mut self, question: &Question) -> io::Result<Answer> {
         match self {
             Self::File(store) => store.answer(question),
-            Self::Http { registry, cluster, runtime } => {
+            Self::Http { registry, cluster, lookup, runtime } => {
                 // A timer can be made only inside.
-                let asked = async { timeout(PATIENCE, over_http(registry, cluster, question)).await };
+                let asked = async { timeout(PATIENCE, over_http(registry, lookup, cluster, question)).await };
                 let outcome = runtime.block_on(asked);
                 outcome.map_err(|_| io::Error::other(format!("no answer in {PATIENCE:?}")))?
             }
@@ -467,9 +557,13 @@ impl Line {
     }
 }
 
-async fn over_http(at: &HttpRegistry, cluster: &str, question: &Question) -> io::Result<Answer> {
-    let stream = TcpStream::connect(at.authority()).await?;
-    stream.set_nodelay(true)?;
+async fn over_http(
+    at: &HttpRegistry,
+    lookup: &mut Lookup,
+    cluster: &str,
+    question: &Question,
+) -> io::Result<Answer> {
+    let stream = connect(&lookup.run(&at.authority()).await?).await?;
     let (mut sender, connection) = handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
     let Question { lineage, core, claim } = question;
     let (method, body) = match claim {
@@ -613,6 +707,68 @@ mod tests {
             fs::write(&file, &whole).expect("ours");
         }
         assert_eq!(store().answer(&asked(1, Some((epoch, 2)))).expect("whole").record, Some(half(1)));
+    }
+
+    /// What a cluster is answered about a core; none that there is no room.
+    fn of(
+        stores: &Stores,
+        cluster: &str,
+        core: u64,
+        claim: Option<(Epoch, u32)>,
+        now: Instant,
+    ) -> Option<Answer> {
+        let store = stores.inner.of(cluster, now).expect("a directory")?;
+        Some(store.answer(&asked(core, claim)).expect("a memory"))
+    }
+
+    #[test]
+    fn memories_are_counted_where_they_are_kept_and_only_what_decided_nothing_makes_room() {
+        let dir = Dir::new("many");
+        let open = || Stores::new(dir.0.clone());
+        let now = clock::now();
+        let mut epochs = Vec::new();
+        for n in 0..MAX_CLUSTERS {
+            // A restart forgets none.
+            let epoch = of(&open(), &format!("c{n}"), 1, None, now).expect("there is room").epoch;
+            epochs.push(epoch);
+        }
+        assert_eq!(dir.files().len(), MAX_CLUSTERS);
+        let stores = open();
+        assert_eq!(of(&stores, "c3", 1, None, now).expect("it is there").epoch, epochs[3]);
+        assert_eq!(of(&stores, "more", 1, None, now), None);
+        assert_eq!(dir.files().len(), MAX_CLUSTERS, "nothing was made");
+
+        // All but two are used, and one of the two has a record.
+        let recorded = of(&stores, "c5", 1, Some((epochs[5], 1)), now).expect("it is there").record;
+        assert_eq!(recorded, Some(half(1)));
+        let later = now.after(IDLE + Duration::from_secs(60));
+        for n in (0..MAX_CLUSTERS).filter(|n| ![5, 9].contains(n)) {
+            assert_eq!(of(&stores, &format!("c{n}"), 1, None, later).expect("it is there").epoch, epochs[n]);
+        }
+        assert!(of(&stores, "more", 1, None, later).is_some());
+        assert_eq!(of(&stores, "c9", 1, None, later), None, "it made room");
+        assert_eq!(of(&stores, "c5", 1, None, later).expect("it stays").record, Some(half(1)));
+
+        // What somebody removed makes room, too, and is another memory when it comes back.
+        fs::remove_dir_all(dir.0.join("more")).expect("ours");
+        let answer = of(&stores, "c9", 1, Some((epochs[9], 1)), later).expect("there is room");
+        assert!(answer.epoch != epochs[9] && answer.record.is_none(), "{answer:?}");
+        assert_eq!(of(&stores, "more", 1, None, later), None);
+    }
+
+    #[tokio::test]
+    async fn a_bad_name_and_no_room_are_two_things() {
+        let dir = Dir::new("room");
+        let stores = Stores::new(dir.0.clone());
+        for bad in ["", ".gone", "a b", "..", &"x".repeat(65)] {
+            let (status, why) = stores.answer(bad, asked(1, None)).await.expect_err("no name");
+            assert!(status == 400 && why.contains("no cluster name"), "{status} {why}");
+        }
+        for n in 0..MAX_CLUSTERS {
+            stores.answer(&format!("c{n}"), asked(1, None)).await.expect("there is room");
+        }
+        let (status, why) = stores.answer("more", asked(1, None)).await.expect_err("no room");
+        assert!(status == 507 && why.contains(&dir.0.display().to_string()), "{status} {why}");
     }
 
     #[test]

@@ -9,7 +9,7 @@
 
 mod items;
 
-use std::{convert::Infallible, net::SocketAddr, path::PathBuf, rc::Rc, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, path::PathBuf, rc::Rc, sync::Arc, time::Duration};
 
 use clap::Args;
 use http_body_util::{BodyExt, Full, Limited};
@@ -18,12 +18,16 @@ use hyper::{
     body::{Bytes, Incoming},
     service::service_fn,
 };
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use membership::{
     Leadership, NodeId, ProposeError, Replica, ReplicaBuilder, ReplicaError, ReplicatedState, Standing,
 };
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, sync::watch, time::timeout};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+    time::{sleep, timeout},
+};
 
 use self::items::{Items, Write, Written};
 use super::{
@@ -68,8 +72,16 @@ const LONGEST: usize = 64 << 10;
 /// The longest key, and the longest name of a request.
 const LONGEST_NAME: usize = 512;
 const LOST: &str = "the items are lost: the clones that had them are gone";
-/// How long a read waits for this clone to catch up, and an update for its fate.
+/// How long a read waits for this clone to catch up, and an update for its body, and then for its fate.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How many connections are served at once; the next ones wait in the listen queue.
+const CONNECTIONS: usize = 1024;
+/// How long a connection may wait for the head of a request: longer than a router keeps it for the next one.
+const IDLE: Duration = Duration::from_secs(60);
+/// The longest request head, in bytes.
+const HEAD: usize = 16 * 1024;
+/// Between attempts to accept connections when that fails.
+const PAUSE: Duration = Duration::from_millis(200);
 
 impl ReplicatedState for Items {
     type Answer = Option<Written>;
@@ -159,16 +171,28 @@ impl Inventory {
 }
 
 async fn serve(listener: TcpListener, clone: Rc<Clone>) -> Outcome {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
-        let (stream, _) = listener.accept().await?;
-        stream.set_nodelay(true)?;
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return Ok(0) };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Most often too many open files: waiting is all that helps.
+                tracing::warn!(%error, "cannot accept connections");
+                sleep(PAUSE).await;
+                continue;
+            }
+        };
         let clone = Rc::clone(&clone);
         tokio::task::spawn_local(async move {
             let service = service_fn(|request| answer(request, Rc::clone(&clone)));
-            // A client that goes away is its own business.
-            let _ = hyper::server::conn::http1::Builder::new()
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
+            let mut http = hyper::server::conn::http1::Builder::new();
+            http.timer(TokioTimer::new()).header_read_timeout(IDLE).max_buf_size(HEAD);
+            if stream.set_nodelay(true).is_ok() {
+                // A client that goes away is its own business.
+                let _ = http.serve_connection(TokioIo::new(stream), service).await;
+            }
+            drop(place);
         });
     }
 }
@@ -214,8 +238,12 @@ impl Clone {
                 json!({"error": "x-request-id: give visible ASCII characters"}),
             );
         };
-        let Ok(body) = Limited::new(request.into_body(), LONGEST).collect().await else {
-            return (StatusCode::PAYLOAD_TOO_LARGE, json!({"error": "64 KiB at most"}));
+        let body = match timeout(PATIENCE, Limited::new(request.into_body(), LONGEST).collect()).await {
+            Ok(Ok(body)) => body,
+            Ok(Err(_)) => return (StatusCode::PAYLOAD_TOO_LARGE, json!({"error": "64 KiB at most"})),
+            Err(_) => {
+                return (StatusCode::REQUEST_TIMEOUT, json!({"error": "the body did not come in time"}));
+            }
         };
         let Ok(value) = String::from_utf8(body.to_bytes().into()) else {
             return (StatusCode::BAD_REQUEST, json!({"error": "values are text in UTF-8"}));

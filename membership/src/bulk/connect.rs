@@ -43,7 +43,7 @@ pub(super) async fn dial(hub: Shared, peer: NodeId, addr: SocketAddr) {
         }
         match outcome {
             Ok(Ok((stream, met))) if met.hello.node == peer => {
-                hub.borrow_mut().dialing.remove(&peer);
+                hub.borrow_mut().gave_up(peer);
                 link(&hub, stream, met);
                 hub.borrow_mut().turn();
                 return;
@@ -65,7 +65,7 @@ pub(super) async fn dial(hub: Shared, peer: NodeId, addr: SocketAddr) {
     }
     let mut hub = hub.borrow_mut();
     if hub.me.node == me.node {
-        hub.dialing.remove(&peer);
+        hub.gave_up(peer);
     }
 }
 
@@ -79,7 +79,6 @@ pub(super) fn link(hub: &Shared, stream: TcpStream, met: Met) {
     let epoch = link.epoch;
     spawn_local(read(Rc::clone(hub), peer, epoch, Rc::clone(&stream), Rc::clone(&link.ended), rest));
     spawn_local(write(Rc::clone(hub), peer, epoch, stream));
-    this.counts.bulk_links.set(i64::try_from(this.links.len()).unwrap_or(i64::MAX));
     this.on_linked(peer);
 }
 
@@ -124,6 +123,7 @@ async fn read(
     let mut hub_of = hub.borrow_mut();
     match outcome {
         Ok(()) => {}
+        Err(Broken::Over) => tracing::debug!(%peer, "a connection for bulk is over before it was read"),
         Err(Broken::Io(error)) => tracing::debug!(%peer, %error, "a connection for bulk broke"),
         Err(Broken::Corrupt(corrupt)) => {
             tracing::warn!(%peer, "a connection for bulk is closed: {corrupt}");
@@ -163,10 +163,142 @@ async fn write(hub: Shared, peer: NodeId, epoch: u64, stream: Rc<TcpStream>) {
 /// Why a connection ends.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Broken {
+    #[error("another connection has taken its place, or nobody needs it")]
+    Over,
     #[error(transparent)]
     Io(#[from] io::Error),
     #[error(transparent)]
     Corrupt(#[from] Corrupt),
     #[error(transparent)]
     Nonsense(#[from] Nonsense),
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::RefCell, net::Ipv4Addr, sync::Arc};
+
+    use membership_proto::Kind;
+    use membership_sync::NodeLease;
+    use membership_types::{GroupName, Lineage, Token, ViewId};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+        task::LocalSet,
+    };
+
+    use super::{super::Hub, *};
+    use crate::{
+        bulk::Bulk,
+        event::{Member, View},
+        handshake::{Hello, Versions},
+        metrics::Counts,
+        secret::{Source, Wallet},
+        session::Session,
+    };
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    fn hello(node: u32) -> Hello {
+        Hello {
+            cluster: "c".into(),
+            node: NodeId::new(node, 1),
+            name: "n".into(),
+            addr: (Ipv4Addr::LOCALHOST, 1).into(),
+            lineage: None,
+            near: None,
+            bulk: true,
+            speaks: Versions::OURS,
+        }
+    }
+
+    fn hub() -> Shared {
+        let wallet = Wallet::open(Source::None).expect("nothing to be read");
+        let lease = NodeLease::new().expect("a page");
+        let hub = Hub::new(Bulk::default(), hello(2), wallet, lease, PATIENCE, None, Counts::default());
+        Rc::new(RefCell::new(hub))
+    }
+
+    fn met(node: u32) -> Met {
+        Met { hello: hello(node), session: Session::Open, rest: BytesMut::new() }
+    }
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+        let far = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("listens");
+        (listener.accept().await.expect("connected").0, far)
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_replaced_before_it_was_read_is_closed_and_not_read_for_ever() {
+        let body = async {
+            let hub = hub();
+            let ((first, mut old), (second, mut new)) = (pair().await, pair().await);
+            link(&hub, first, met(1));
+            link(&hub, second, met(1));
+            // It may be closed before all of it is written.
+            let _cut = old.write_all(&[0; 4096]).await;
+            let closed = timeout(PATIENCE, old.read(&mut [0])).await.expect("the first one ends");
+            assert!(matches!(closed, Ok(0) | Err(_)), "{closed:?}");
+            assert!(
+                timeout(Duration::from_millis(50), new.read(&mut [0])).await.is_err(),
+                "the second stays"
+            );
+        };
+        LocalSet::new().run_until(body).await;
+    }
+
+    #[tokio::test]
+    async fn connections_are_counted_however_they_end() {
+        let body = async {
+            let hub = hub();
+            let count = || hub.borrow().counts.bulk_links.get();
+            let (mut far, mut open) = (Vec::new(), Vec::new());
+            for peer in [3, 4, 4] {
+                let (near, other) = pair().await;
+                far.push(other);
+                link(&hub, near, met(peer));
+                open.push(count());
+            }
+            assert_eq!(open, [1, 2, 2], "one takes the place of another");
+            hub.borrow_mut().lose(NodeId::new(3, 1));
+            assert_eq!(count(), 1);
+            // No group needs it.
+            hub.borrow_mut().tidy();
+            assert_eq!(count(), 0);
+            link(&hub, pair().await.0, met(3));
+            hub.borrow_mut().begin(hello(2), NodeLease::new().expect("a page"));
+            assert_eq!(count(), 0, "those of another incarnation");
+        };
+        LocalSet::new().run_until(body).await;
+    }
+
+    #[test]
+    fn peers_without_a_connection_are_looked_for_only_when_something_changed() {
+        let hub = hub();
+        let (group, peer) = (GroupName::new("g").expect("a name"), NodeId::new(3, 1));
+        let mut hub = hub.borrow_mut();
+        let member = |node| Member { node, name: "n".into(), endpoint: None };
+        let view = View {
+            group: group.clone(),
+            lineage: Lineage::new(1, 1),
+            id: ViewId::new(1),
+            prev: ViewId::NONE,
+            token: Token::new(ViewId::new(1)),
+            members: vec![member(NodeId::new(2, 1)), member(peer)],
+        };
+        let key = hub.room(&group);
+        hub.on_view(key, Arc::new(view), Kind::Multicast);
+        assert_eq!(hub.missing(), [], "nobody knows its address");
+        let found = [(peer, hello(3).addr)];
+        hub.set_addresses(found.into());
+        assert_eq!(hub.missing(), found);
+        assert_eq!(hub.missing(), [], "somebody tries to connect with it");
+        hub.gave_up(peer);
+        assert_eq!(hub.missing(), found);
+        hub.gave_up(peer);
+        hub.look_again = false;
+        assert_eq!(hub.missing(), [], "nothing changed");
+        hub.lose(peer);
+        assert_eq!(hub.missing(), found);
+    }
 }

@@ -14,6 +14,7 @@ use std::{
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use membership_multicast::{Frame, FrameError, OPTIONAL};
 use membership_types::{GroupName, Lineage, NodeId};
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::{net::TcpStream, sync::Notify};
 
 use crate::{
@@ -231,6 +232,8 @@ pub(crate) struct Link {
 #[derive(Default)]
 pub(crate) struct Links {
     links: BTreeMap<NodeId, Link>,
+    /// Shows how many there are.
+    count: Gauge,
     epochs: u64,
     dirty: Vec<NodeId>,
     head: Vec<u8>,
@@ -239,6 +242,10 @@ pub(crate) struct Links {
 }
 
 impl Links {
+    pub(crate) fn new(count: Gauge) -> Self {
+        Self { count, ..Self::default() }
+    }
+
     /// A new connection replaces the one before.
     pub(crate) fn insert(&mut self, peer: NodeId, stream: Rc<TcpStream>, session: Session) -> &Link {
         self.remove(peer);
@@ -256,12 +263,14 @@ impl Links {
             heard: HashMap::new(),
             dirty: false,
         };
+        self.count.inc();
         self.links.entry(peer).or_insert(link)
     }
 
     /// The connection ends.
     pub(crate) fn remove(&mut self, peer: NodeId) {
         if let Some(link) = self.links.remove(&peer) {
+            self.count.dec();
             link.ended.notify_waiters();
             link.wake.notify_one();
         }
@@ -279,10 +288,6 @@ impl Links {
 
     pub(crate) fn has(&self, peer: NodeId) -> bool {
         self.links.contains_key(&peer)
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.links.len()
     }
 
     /// The connection, if it is still the one of this epoch.

@@ -42,6 +42,9 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from
 const RENEWAL: Duration = Duration::from_millis(1500);
 /// How long all questions of one round may take.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// How long all addresses of a registry together are tried, and each at the least: one that swallows what is sent to it must
+/// not take the time of the others.
+const CONNECTING: (Duration, Duration) = (Duration::from_secs(2), Duration::from_millis(250));
 /// How long a founder waits for a registry that is about to begin, or that has just begun.
 const START: Duration = Duration::from_secs(15);
 /// How long the address of a silent holder of a slot is tried.
@@ -248,8 +251,7 @@ impl Client {
 
     async fn connect(&self, lookup: &mut Lookup) -> io::Result<Connection<'_>> {
         let addresses = lookup.run(&self.at.authority()).await?;
-        let stream = TcpStream::connect(&addresses[..]).await?;
-        stream.set_nodelay(true)?;
+        let stream = connect(&addresses).await?;
         let (there, here) = (stream.peer_addr()?.ip(), stream.local_addr()?.ip());
         if self.addr.ip().is_loopback() && !there.is_loopback() && there != here {
             let way_out = "give --listen or --advertise an address by which other hosts reach this node";
@@ -415,6 +417,24 @@ impl Client {
     }
 }
 
+/// Connects with the first of these addresses that answers.
+pub(crate) async fn connect(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+    let share = CONNECTING.0 / u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
+    let each = share.max(CONNECTING.1);
+    let mut problem = io::Error::other("its name has no address");
+    for addr in addresses {
+        match timeout(each, TcpStream::connect(addr)).await {
+            Ok(Ok(stream)) => {
+                stream.set_nodelay(true)?;
+                return Ok(stream);
+            }
+            Ok(Err(error)) => problem = error,
+            Err(_) => problem = io::Error::other(format!("{addr} does not answer in {each:?}")),
+        }
+    }
+    Err(problem)
+}
+
 /// The slots at whose holders' addresses nobody listens. Silence proves nothing; a refusal comes from the host itself.
 async fn gone(slots: &BTreeMap<u16, Held>) -> BTreeSet<u16> {
     let mut attempts = JoinSet::new();
@@ -443,5 +463,40 @@ pub(crate) async fn run(client: Arc<Client>, mut report: Report) {
             Err(_) => report.failed(&format_args!("no answer in {PATIENCE:?}")),
         }
         report.pause(if report.seeking() { PAUSES.0 } else { PAUSES.1 }).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use socket2::{Domain, SockAddr, Socket, Type};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// An address that answers nothing, for as long as these live: its queue is full.
+    async fn silent() -> (SocketAddr, Socket, Vec<TcpStream>) {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        socket.bind(&SockAddr::from(any)).and_then(|()| socket.listen(0)).expect("a free port");
+        let addr = socket.local_addr().expect("bound").as_socket().expect("an IP address");
+        let mut crowd = Vec::new();
+        while let Ok(stream) = timeout(Duration::from_millis(200), TcpStream::connect(addr)).await {
+            crowd.push(stream.expect("it listens"));
+            assert!(crowd.len() < 16, "its queue does not fill");
+        }
+        (addr, socket, crowd)
+    }
+
+    #[tokio::test]
+    async fn an_address_that_does_not_answer_leaves_time_for_the_next_one() {
+        let (silent, _socket, _crowd) = silent().await;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+        let answers = listener.local_addr().expect("bound");
+        let stream = timeout(PATIENCE, connect(&[silent, answers])).await.expect("in time");
+        assert_eq!(stream.expect("connected").peer_addr().expect("connected"), answers);
+        let why = timeout(PATIENCE, connect(&[silent])).await.expect("in time").expect_err("nobody answers");
+        assert!(why.to_string().contains("does not answer"), "{why}");
     }
 }
