@@ -630,9 +630,12 @@ impl Node {
     ) -> Result<(Membership, Deliveries), GroupError> {
         let group = GroupName::new(group)?;
         let permit = self.inner.commands.reserve().await.map_err(|_| GroupError::Stopped)?;
+        // Declared before the guard: if all other handles were dropped meanwhile this is the last one, whose end takes the lock.
+        let before;
         let mut handles = lock(&self.inner.handles);
         let known = handles.entry(group.clone()).or_default();
-        if known.member.upgrade().is_some_and(|member| !member.left.load(Ordering::Acquire)) {
+        before = known.member.upgrade();
+        if before.as_ref().is_some_and(|member| !member.left.load(Ordering::Acquire)) {
             return Err(GroupError::InUse(group));
         }
         let mailbox = Mailbox::new(group.clone(), state, ready, self.inner.shared.bulk.clone());
