@@ -285,7 +285,8 @@ impl Mailbox {
         self.ask_fence(false).await.unwrap_or(false)
     }
 
-    /// As [`fence`](Mailbox::fence), but waits also until it can be known. False if the node is no member any more.
+    /// As [`fence`](Mailbox::fence), but waits also until it can be known. False if it never can: the node is no member any
+    /// more, or nobody takes what is delivered.
     pub(crate) async fn until_fence(self: &Arc<Self>) -> bool {
         loop {
             match self.ask_fence(true).await {
@@ -296,9 +297,17 @@ impl Mailbox {
         }
     }
 
-    /// `None` if nothing can be sent any more.
+    /// Nothing is sent or delivered any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        lock(&self.outgoing).refused == Some(SendError::NotMember)
+    }
+
+    /// `None` if nothing can be sent any more, or nobody takes anything: who waits for that drops what it was given.
     async fn ask_fence(self: &Arc<Self>, waits: bool) -> Option<bool> {
         let (done, passed) = oneshot::channel();
+        if lock(&self.incoming).abandoned {
+            return None;
+        }
         {
             let mut outgoing = lock(&self.outgoing);
             if outgoing.refused == Some(SendError::NotMember) {

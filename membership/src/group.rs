@@ -191,11 +191,20 @@ impl Membership {
     /// Cancel-safe.
     ///
     /// # Errors
-    /// [`NotMember`] once the node has left the group or stopped, and where the group was joined without its messages.
+    /// [`NotMember`] once the node has left the group or stopped, where the group was joined without its messages, and where the
+    /// [`Deliveries`](crate::Deliveries) were dropped.
     pub async fn until_caught_up(&self) -> Result<(), NotMember> {
-        let waits = async { self.inner.mailbox.as_ref()?.until_fence().await.then_some(()) };
-        let left = || self.inner.mailbox.is_none() || self.inner.left.load(Ordering::Acquire);
-        waits.await.ok_or_else(|| if left() { NotMember::Left } else { NotMember::Stopped })
+        let Some(mailbox) = &self.inner.mailbox else { return Err(NotMember::Left) };
+        if mailbox.until_fence().await {
+            return Ok(());
+        }
+        Err(if self.inner.left.load(Ordering::Acquire) {
+            NotMember::Left
+        } else if mailbox.has_ended() {
+            NotMember::Stopped
+        } else {
+            NotMember::Unread
+        })
     }
 
     /// Was the group joined for its messages, too? See [`Node::join_multicast`].

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use membership::{
-    Class, Delivered, Deliveries, GroupError, Membership, Message, NodeId, SendError, ViewId, What,
+    Class, Delivered, Deliveries, GroupError, Membership, Message, NodeId, NotMember, SendError, ViewId, What,
 };
 
 use crate::harness::{Place, event, names, within};
@@ -243,4 +243,23 @@ async fn who_leaves_and_comes_back_is_new_and_the_next_one_leads_after_its_view_
         assert_eq!(names(&group.view().expect("a member")), ["n1", "n2", "n0"]);
     }
     place.judge(members.iter().map(|(m, _)| m.node().clone()).chain([again.node().clone()])).await;
+}
+
+#[tokio::test]
+async fn nobody_catches_up_once_nobody_takes_what_is_delivered() {
+    let place = Place::new();
+    let mut members = room(&place, 1).await;
+    let (member, deliveries) = members.pop().expect("one");
+    let waiting = {
+        let member = member.clone();
+        tokio::spawn(async move { member.until_caught_up().await })
+    };
+    // Perhaps it waits for the reader by now.
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    drop(deliveries);
+    let unread = Err(NotMember::Unread);
+    assert_eq!(within("an answer", waiting).await.expect("no panic"), unread);
+    assert_eq!(within("an answer", member.until_caught_up()).await, unread);
+    assert!(!within("an answer", member.caught_up()).await);
+    place.judge([member.node().clone()]).await;
 }
