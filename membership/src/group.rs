@@ -12,7 +12,7 @@ use bytes::Bytes;
 use membership_multicast::Class;
 use membership_proto::WhyNot;
 use membership_types::{GroupName, Lineage, Token};
-use pubsub::Delivery;
+use pubsub::{Delivery, TryNextError};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -249,7 +249,7 @@ pub struct Leadership {
 pub struct Lost {
     /// The token that it had.
     pub token: Token,
-    /// Why it ended; `None` if the node stopped in a way that nobody could tell.
+    /// Why it ended; `None` where nobody can tell: the node has stopped, or has left the group before somebody asked.
     pub why: Option<WhyNot>,
     /// `CLOCK_BOOTTIME` in nanoseconds after which nothing could be done under the token, where that is known.
     pub until_ns: Option<u64>,
@@ -297,13 +297,25 @@ impl Leadership {
         let unknown = Lost { token, why: None, until_ns: None };
         let inner = &self.membership.inner;
         let Some(mut events) = inner.node.inner.shared.follow(&inner.group) else { return unknown };
+        let mut is_known = false;
         loop {
-            let said = match events.next().await {
+            let next = match events.try_next() {
+                Ok(next) => Some(next),
+                // All that is current was told, and the group is not part of it: it was left, and is forgotten by now.
+                Err(TryNextError::Empty) if !is_known => return unknown,
+                Err(_) => events.next().await,
+            };
+            let said = match next {
                 None => return unknown,
-                Some(Delivery::Gap { .. } | Delivery::Current { topic: Topic::Node, .. }) => continue,
+                Some(Delivery::Gap { .. }) => {
+                    is_known = false;
+                    continue;
+                }
+                Some(Delivery::Current { topic: Topic::Node, .. }) => continue,
                 Some(Delivery::Change { topic: Topic::Node, .. }) => continue,
                 Some(Delivery::Current { event, .. } | Delivery::Change { event, .. }) => event,
             };
+            is_known = true;
             let same = |lead: &Lead| lead.token == token && Arc::ptr_eq(&lead.cell, &self.lead.cell);
             if !said.lead.as_ref().is_some_and(same) {
                 return self.how(&said).unwrap_or(unknown);

@@ -244,3 +244,20 @@ async fn the_last_handle_may_be_dropped_while_its_group_is_joined_anew() {
     dropping.join().expect("no panic");
     within("leaving", node.leave()).await;
 }
+
+#[tokio::test]
+async fn the_end_of_a_leadership_is_told_also_to_who_asks_when_the_group_was_left_long_ago() {
+    let place = Place::new();
+    let members = place.members(1, "g").await;
+    let leadership = within("it leads", members[0].until_leader()).await.expect("a member");
+    let token = leadership.token().expect("current");
+    within("leaving", members[0].leave()).await;
+    let lost = within("the end is told", leadership.lost()).await;
+    assert_eq!(lost.token, token);
+    let again = members[0].node().join("g", None).await.expect("runs");
+    let next = within("it leads again", again.until_leader()).await.expect("a member");
+    assert_eq!(within("the end is told", leadership.lost()).await.token, token);
+    assert!(next.is_current());
+    drop((leadership, next, again));
+    place.judge([members[0].node().clone()]).await;
+}
