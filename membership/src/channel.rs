@@ -469,6 +469,27 @@ impl Mailbox {
     }
 }
 
+/// A mailbox on the way to the control thread. Where that has ended before, nothing is sent or delivered by it any more.
+pub(crate) struct Posted(Option<Arc<Mailbox>>);
+
+impl Posted {
+    pub(crate) fn new(mailbox: Arc<Mailbox>) -> Self {
+        Self(Some(mailbox))
+    }
+
+    pub(crate) fn arrives(mut self) -> Option<Arc<Mailbox>> {
+        self.0.take()
+    }
+}
+
+impl Drop for Posted {
+    fn drop(&mut self) {
+        if let Some(mailbox) = &self.0 {
+            mailbox.end();
+        }
+    }
+}
+
 impl Delivered {
     fn cost(&self) -> usize {
         match self {

@@ -38,6 +38,7 @@ use tokio::{
 
 use crate::{
     bulk::{self, Bulk},
+    channel::Posted,
     clock,
     control::groups::Slot,
     death::{Door, Neighbours},
@@ -123,11 +124,13 @@ pub(crate) fn spawn(setup: Setup) -> Result<(), StartError> {
     has_begun.recv().map_err(|_| gone())?.map_err(StartError::System)
 }
 
-/// Ends the node's streams and waits, also where the control thread panicked.
+/// Ends the bulk thread, the node's streams and waits, also where the control thread panicked, or did not come to run.
 struct Finished(Arc<Shared>);
 
 impl Drop for Finished {
     fn drop(&mut self) {
+        // Mostly it has ended already.
+        self.0.bulk.end();
         // In this order: who has seen the end of the streams finds the node stopped.
         let bus = lock(&self.0.bus).take();
         self.0.finished.send_replace(true);
@@ -495,7 +498,7 @@ impl Driver {
             Command::Join { group, endpoint, handle, mailbox } => {
                 // Whoever dropped an earlier membership, and joins anew, is a new member.
                 self.on_dropped();
-                self.join(group, endpoint, handle, mailbox);
+                self.join(group, endpoint, handle, mailbox.and_then(Posted::arrives));
             }
             Command::Leave { group, done } => self.leave(group, Some(done)),
             Command::StepDown { group, done } => self.step_down(group, done),

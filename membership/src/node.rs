@@ -20,7 +20,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use crate::{
     admin::Extensions,
     bulk::Bulk,
-    channel::{Deliveries, Mailbox},
+    channel::{Deliveries, Mailbox, Posted},
     death::{Acts, Tree},
     error::{GroupError, JoinError, StartError},
     event::{Events, NodeBus, NodeSubscription, Topic, What},
@@ -395,7 +395,7 @@ pub(crate) enum Command {
         group: GroupName,
         endpoint: Option<Box<str>>,
         handle: u64,
-        mailbox: Option<Arc<Mailbox>>,
+        mailbox: Option<Posted>,
     },
     Leave {
         group: GroupName,
@@ -639,10 +639,15 @@ impl Node {
             return Err(GroupError::InUse(group));
         }
         let mailbox = Mailbox::new(group.clone(), state, ready, self.inner.shared.bulk.clone());
-        let (handle, letters) = (self.next_handle(), Some(Arc::clone(&mailbox)));
-        let member = MembershipInner::new(self.clone(), group.clone(), handle, letters.clone());
+        let handle = self.next_handle();
+        let member = MembershipInner::new(self.clone(), group.clone(), handle, Some(Arc::clone(&mailbox)));
         known.member = Arc::downgrade(&member);
-        permit.send(Command::Join { group, endpoint: endpoint.map(Into::into), handle, mailbox: letters });
+        let posted = Some(Posted::new(Arc::clone(&mailbox)));
+        permit.send(Command::Join { group, endpoint: endpoint.map(Into::into), handle, mailbox: posted });
+        if self.inner.commands.is_closed() {
+            // Perhaps it lies in a queue that nobody looks at any more.
+            mailbox.end();
+        }
         Ok((Membership { inner: member }, Deliveries::new(mailbox)))
     }
 

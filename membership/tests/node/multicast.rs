@@ -1,12 +1,17 @@
 //! Groups whose members send each other messages.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    task::{Context, Wake, Waker},
+    time::Duration,
+};
 
 use membership::{
     Class, Delivered, Deliveries, GroupError, Membership, Message, NodeId, NotMember, SendError, ViewId, What,
 };
 
-use crate::harness::{Place, event, names, within};
+use crate::harness::{Place, event, names, quiet, within};
 
 /// Members of a group, one after the other, each with its first view that has all so far.
 async fn room(place: &Place, count: usize) -> Vec<(Membership, Deliveries)> {
@@ -262,4 +267,38 @@ async fn nobody_catches_up_once_nobody_takes_what_is_delivered() {
     assert_eq!(within("an answer", member.until_caught_up()).await, unread);
     assert!(!within("an answer", member.caught_up()).await);
     place.judge([member.node().clone()]).await;
+}
+
+/// What an application may hand to a node, and should not.
+struct Panics;
+
+impl Wake for Panics {
+    fn wake(self: Arc<Self>) {
+        panic!("a waker panics, on the thread that wakes");
+    }
+}
+
+#[tokio::test]
+async fn where_the_control_thread_panics_deliveries_end() {
+    let node = quiet("n0").start().await.expect("starts");
+    let (member, mut deliveries) = node.join_multicast("g", None).await.expect("runs");
+    installs(&mut deliveries, 1).await;
+    let mut events = member.events();
+    while events.try_next().is_some() {}
+    let waker = Waker::from(Arc::new(Panics));
+    assert!(events.poll_next(&mut Context::from_waker(&waker)).is_pending());
+    let mut all = vec![deliveries];
+    let stepping = tokio::spawn(async move { member.step_down().await });
+    let mut number = 0;
+    // Some of these are told to a thread that does not hear them any more.
+    while let Ok((_, deliveries)) = node.join_multicast(&format!("h{number}"), None).await {
+        all.push(deliveries);
+        number += 1;
+        tokio::task::yield_now().await;
+    }
+    within("it has stopped", node.stopped()).await;
+    within("nobody waits", stepping).await.expect("no panic");
+    for mut deliveries in all {
+        within("nothing is delivered any more", async { while deliveries.next().await.is_some() {} }).await;
+    }
 }
