@@ -176,6 +176,8 @@ struct Driver {
     blocked: Option<String>,
     /// Boxed: half of what a tree holds is room for more.
     groups: BTreeMap<GroupName, Box<Slot>>,
+    /// The application may have been told that it leads a group, and not yet that it does not.
+    leads: bool,
     /// Groups that this node stepped out of, to come back.
     away: BTreeSet<GroupName>,
     /// The addresses that rendezvous gave last, and whether every provider has answered.
@@ -298,6 +300,7 @@ impl Driver {
             view: None,
             blocked: None,
             groups: BTreeMap::new(),
+            leads: false,
             away: BTreeSet::new(),
             addresses: (Vec::new(), false),
             dead: VecDeque::new(),

@@ -458,6 +458,7 @@ impl Driver {
             return;
         }
         lead.cell.lead(lead.token.get());
+        self.leads = true;
         if let Some(acting) = self.groups.get_mut(group).and_then(|s| s.acting.as_mut()) {
             acting.told = Some(Arc::clone(&event));
         }
@@ -493,6 +494,10 @@ impl Driver {
 
     /// We lead nothing until the lease goes on: told before anything else.
     pub(super) fn suspend_leading(&mut self, why: WhyNot, until: Instant) {
+        // Asked before all that is told, so it must not cost a walk each time.
+        if !std::mem::take(&mut self.leads) {
+            return;
+        }
         let told: Vec<(GroupName, Lead)> = self
             .groups
             .iter_mut()
