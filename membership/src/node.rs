@@ -435,8 +435,7 @@ impl Shared {
 
     /// The node's own events and those of one group.
     pub(crate) fn follow(&self, group: &GroupName) -> Option<NodeSubscription> {
-        let group = Topic::Group(group.clone());
-        self.subscribe(Topics::matching(move |topic| *topic == Topic::Node || *topic == group))
+        self.subscribe(Topics::of([Topic::Node, Topic::Group(group.clone())]))
     }
 
     pub(crate) fn full_status(&self) -> Arc<Status> {
