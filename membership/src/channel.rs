@@ -6,7 +6,6 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -336,8 +335,7 @@ impl Mailbox {
     }
 
     /// Waits until all members hold everything that was sent, or nothing can be sent any more, or the time is over.
-    pub(crate) async fn drained(self: &Arc<Self>, patience: Duration) {
-        let until = tokio::time::Instant::now() + patience;
+    pub(crate) async fn drained(self: &Arc<Self>, until: tokio::time::Instant) {
         loop {
             let room = self.room.notified();
             tokio::pin!(room);

@@ -23,8 +23,8 @@ use crate::{
     node::{Command, Node, lock},
 };
 
-/// How long leaving waits for others to hold what was multicast.
-const DRAIN: Duration = Duration::from_secs(1);
+/// How long leaving waits for others to hold what was multicast, in however many groups.
+pub(crate) const DRAIN: Duration = Duration::from_secs(1);
 
 /// The node's membership in one group. Clones are the same membership.
 ///
@@ -49,10 +49,10 @@ impl MembershipInner {
         Arc::new(Self { node, group, handle, left: AtomicBool::new(false), mailbox })
     }
 
-    /// Waits until all members hold what was multicast, but not for long.
-    pub(crate) async fn drained(&self) {
+    /// Waits until all members hold what was multicast, but no longer than that.
+    pub(crate) async fn drained(&self, until: tokio::time::Instant) {
         if let Some(mailbox) = &self.mailbox {
-            mailbox.drained(DRAIN).await;
+            mailbox.drained(until).await;
         }
     }
 }
@@ -224,7 +224,7 @@ impl Membership {
     /// Cancel-safe: a dropped future leaves all the same. To be a member again, [`Node::join`].
     pub async fn leave(&self) {
         self.inner.left.store(true, Ordering::Release);
-        self.inner.drained().await;
+        self.inner.drained(tokio::time::Instant::now() + DRAIN).await;
         if let Some(mailbox) = &self.inner.mailbox {
             mailbox.refuse(Some(SendError::NotMember));
         }

@@ -24,7 +24,7 @@ use crate::{
     death::{Acts, Tree},
     error::{GroupError, JoinError, StartError},
     event::{Events, NodeBus, NodeSubscription, Topic, What},
-    group::{Membership, MembershipInner, Observer, ObserverInner},
+    group::{DRAIN, Membership, MembershipInner, Observer, ObserverInner},
     metrics::Metrics,
     rendezvous::{Registrar, Rendezvous},
     replica::Standing,
@@ -687,8 +687,10 @@ impl Node {
     pub async fn leave(&self) {
         let members: Vec<Arc<MembershipInner>> =
             lock(&self.inner.handles).values().filter_map(|h| h.member.upgrade()).collect();
+        // One end for all: while one is waited for, the others go on as well.
+        let until = tokio::time::Instant::now() + DRAIN;
         for member in members {
-            member.drained().await;
+            member.drained(until).await;
         }
         // An error says that the control thread has finished already.
         let _finished = self.inner.commands.send(Command::Stop).await;

@@ -8,10 +8,11 @@ use std::{
 };
 
 use membership::{
-    Class, Delivered, Deliveries, GroupError, Membership, Message, NodeId, NotMember, SendError, ViewId, What,
+    Bootstrap, Class, Delivered, Deliveries, GroupError, Membership, Message, NodeId, NotMember, SendError,
+    ViewId, What,
 };
 
-use crate::harness::{Place, event, names, quiet, within};
+use crate::harness::{PATIENCE, Place, event, names, quiet, within};
 
 /// Members of a group, one after the other, each with its first view that has all so far.
 async fn room(place: &Place, count: usize) -> Vec<(Membership, Deliveries)> {
@@ -301,4 +302,17 @@ async fn where_the_control_thread_panics_deliveries_end() {
     for mut deliveries in all {
         within("nothing is delivered any more", async { while deliveries.next().await.is_some() {} }).await;
     }
+}
+
+#[tokio::test]
+async fn leaving_waits_for_all_groups_at_once() {
+    // Nobody is there to take anything, and each group waits for that as long as all of them.
+    let node = quiet("n0").bootstrap(Bootstrap::Join).start().await.expect("starts");
+    let mut members = Vec::new();
+    for number in 0..2 * PATIENCE.as_secs() {
+        let (member, deliveries) = node.join_multicast(&format!("g{number}"), None).await.expect("runs");
+        member.multicast(Class::Ordered, "waits").await.expect("room");
+        members.push((member, deliveries));
+    }
+    within("a node leaves", node.leave()).await;
 }
