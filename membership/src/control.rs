@@ -11,6 +11,7 @@
 //! What applications want comes first, then what others say, then what time brings; but in turns, so that none of them waits
 //! for the end of another.
 
+mod deaths;
 mod groups;
 
 use std::{
@@ -40,7 +41,7 @@ use crate::{
     bulk::{self, Bulk},
     channel::Posted,
     clock,
-    control::groups::Slot,
+    control::{deaths::Deaths, groups::Slot},
     death::{Door, Neighbours},
     disk::{DataDir, Disk},
     error::StartError,
@@ -68,8 +69,6 @@ const INPUTS_KEPT: usize = 256;
 /// What is left of connections when the node stops has this long to be written.
 const FAREWELL: Duration = Duration::from_millis(300);
 const SECOND: Duration = Duration::from_secs(1);
-/// Deaths are remembered until the view no longer has the dead, but no more than this.
-const DEAD_KEPT: usize = 1024;
 
 /// All that a control thread begins with.
 pub(crate) struct Setup {
@@ -182,10 +181,7 @@ struct Driver {
     away: BTreeSet<GroupName>,
     /// The addresses that rendezvous gave last, and whether every provider has answered.
     addresses: (Vec<SocketAddr>, bool),
-    /// Proved deaths of nodes that may still be in a view to come, and what the proofs are.
-    dead: VecDeque<(NodeId, &'static str)>,
-    /// When those proofs came.
-    died: BTreeMap<NodeId, Instant>,
+    deaths: Deaths,
     /// Since when time without a lease is not counted yet.
     blocked_since: Option<Instant>,
     /// The latest heartbeat that was answered, by our clock.
@@ -303,8 +299,7 @@ impl Driver {
             leads: false,
             away: BTreeSet::new(),
             addresses: (Vec::new(), false),
-            dead: VecDeque::new(),
-            died: BTreeMap::new(),
+            deaths: Deaths::default(),
             blocked_since: None,
             answered: Instant::ZERO,
             leased: None,
@@ -476,14 +471,7 @@ impl Driver {
             }
             Arrived::Message { .. } => {}
             Arrived::Dead(node, how) => {
-                self.dead.push_back((node, how));
-                if self.died.len() == DEAD_KEPT {
-                    self.died.pop_first();
-                }
-                self.died.insert(node, clock::now());
-                if self.dead.len() > DEAD_KEPT {
-                    self.dead.pop_front();
-                }
+                self.deaths.add(node, how, clock::now());
                 self.input(Input::ProvedDead { node, how });
             }
             Arrived::IsSetAside(floor) => self.input(Input::IsSetAside(floor)),
@@ -667,8 +655,9 @@ impl Driver {
         self.names = shown_names(&view);
         self.bulk.set_addresses(view.members.iter().map(|node| (node.id, node.addr)).collect());
         // A death that was proved before the dead was in our view counts now.
-        let late = self.dead.iter().filter(|(node, _)| view.contains(*node));
-        self.inputs.extend(late.map(|(node, how)| Input::ProvedDead { node: *node, how }));
+        let last = |node| self.view.as_ref().is_some_and(|last| last.contains(node));
+        let late = self.deaths.installed(last, |node| view.contains(node));
+        self.inputs.extend(late.map(|(node, how)| Input::ProvedDead { node, how }));
         if let Some(neighbours) = self.transport.neighbours() {
             neighbours.keep(&self.transport, |node| view.contains(node));
         }

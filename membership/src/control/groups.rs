@@ -353,7 +353,7 @@ impl Driver {
             self.counts.group_changes.get_or_create(&[("cause", cause)]).inc_by(times as u64);
         }
         let succeeds = view.leader() == Some(me) && first != Some(me);
-        slot.since_death = first.filter(|_| succeeds).and_then(|first| self.died.get(&first).copied());
+        slot.since_death = first.filter(|_| succeeds).and_then(|first| self.deaths.at(first));
     }
 
     /// A view of the group without this node is known.
