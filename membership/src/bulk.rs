@@ -225,8 +225,9 @@ impl Hub {
             let key = self.room(&room.group);
             let fresh = self.rooms.get_mut(&key).expect("just made");
             if mailbox.state {
-                // What the application holds is that of a member that is gone.
-                fresh.machine.keep_state(!was_in && room.initial);
+                // What the application holds may be that of a member that is gone.
+                fresh.initial = !was_in && room.initial;
+                fresh.machine.keep_state(fresh.initial);
             }
             fresh.delivered = std::mem::take(&mut room.delivered);
             if was_in {
@@ -732,5 +733,71 @@ impl Hub {
 
     fn is_written(&mut self) -> bool {
         self.links.is_written()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use membership_types::Token;
+
+    use super::*;
+    use crate::{event::Member, handshake::Versions, metrics::Metrics, secret::Source};
+
+    #[test]
+    fn what_the_application_began_with_is_the_state_however_often_the_node_begins_anew_before_a_view() {
+        let hello = |number| Hello {
+            cluster: "c".into(),
+            node: NodeId::new(0, number),
+            name: "n".into(),
+            addr: ([127, 0, 0, 1], 1).into(),
+            lineage: None,
+            near: None,
+            bulk: true,
+            speaks: Versions::OURS,
+        };
+        let lease = NodeLease::new().expect("memory");
+        let bulk = Bulk::default();
+        let mut hub = Hub {
+            me: Rc::new(hello(1)),
+            wallet: Wallet::open(Source::None).expect("nothing to be read"),
+            lease: lease.clone(),
+            patience: Duration::from_secs(1),
+            bulk: bulk.clone(),
+            tracer: None,
+            counts: Metrics::new().count.clone(),
+            tally: Tally::default(),
+            addresses: BTreeMap::new(),
+            keys: HashMap::new(),
+            rooms: HashMap::new(),
+            next_key: 1,
+            sent: HashMap::new(),
+            links: Links::default(),
+            dialing: BTreeSet::new(),
+            dirty: Vec::new(),
+            timers: BTreeSet::new(),
+            turn: Rc::default(),
+        };
+        let group = GroupName::new("g").expect("a name");
+        let mailbox = Mailbox::new(group.clone(), true, true, bulk);
+        hub.on_news(group.clone(), News { open: Some(mailbox), ..News::default() });
+        let is_initial = |hub: &Hub| hub.rooms[&hub.keys[&group]].initial;
+        assert!(is_initial(&hub));
+        for number in [2, 3] {
+            hub.begin(hello(number), lease.clone());
+            assert!(is_initial(&hub), "of incarnation {number}");
+        }
+        let id = ViewId::new(7);
+        let view = View {
+            group: group.clone(),
+            lineage: Lineage::new(1, 1),
+            id,
+            prev: ViewId::NONE,
+            token: Token::new(id),
+            members: vec![Member { node: hub.me.node, name: "n".into(), endpoint: None }],
+        };
+        let news = News { views: [(Arc::new(view), Kind::Multicast)].into(), ..News::default() };
+        hub.on_news(group.clone(), news);
+        hub.begin(hello(4), lease);
+        assert!(!is_initial(&hub), "what it holds is that of a member that is gone");
     }
 }

@@ -6,7 +6,6 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -285,7 +284,8 @@ impl Mailbox {
         self.ask_fence(false).await.unwrap_or(false)
     }
 
-    /// As [`fence`](Mailbox::fence), but waits also until it can be known. False if the node is no member any more.
+    /// As [`fence`](Mailbox::fence), but waits also until it can be known. False if it never can: the node is no member any
+    /// more, or nobody takes what is delivered.
     pub(crate) async fn until_fence(self: &Arc<Self>) -> bool {
         loop {
             match self.ask_fence(true).await {
@@ -296,9 +296,17 @@ impl Mailbox {
         }
     }
 
-    /// `None` if nothing can be sent any more.
+    /// Nothing is sent or delivered any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        lock(&self.outgoing).refused == Some(SendError::NotMember)
+    }
+
+    /// `None` if nothing can be sent any more, or nobody takes anything: who waits for that drops what it was given.
     async fn ask_fence(self: &Arc<Self>, waits: bool) -> Option<bool> {
         let (done, passed) = oneshot::channel();
+        if lock(&self.incoming).abandoned {
+            return None;
+        }
         {
             let mut outgoing = lock(&self.outgoing);
             if outgoing.refused == Some(SendError::NotMember) {
@@ -327,8 +335,7 @@ impl Mailbox {
     }
 
     /// Waits until all members hold everything that was sent, or nothing can be sent any more, or the time is over.
-    pub(crate) async fn drained(self: &Arc<Self>, patience: Duration) {
-        let until = tokio::time::Instant::now() + patience;
+    pub(crate) async fn drained(self: &Arc<Self>, until: tokio::time::Instant) {
         loop {
             let room = self.room.notified();
             tokio::pin!(room);
@@ -457,6 +464,27 @@ impl Mailbox {
         self.refuse(Some(SendError::NotMember));
         lock(&self.incoming).ended = true;
         self.arrived.notify_one();
+    }
+}
+
+/// A mailbox on the way to the control thread. Where that has ended before, nothing is sent or delivered by it any more.
+pub(crate) struct Posted(Option<Arc<Mailbox>>);
+
+impl Posted {
+    pub(crate) fn new(mailbox: Arc<Mailbox>) -> Self {
+        Self(Some(mailbox))
+    }
+
+    pub(crate) fn arrives(mut self) -> Option<Arc<Mailbox>> {
+        self.0.take()
+    }
+}
+
+impl Drop for Posted {
+    fn drop(&mut self) {
+        if let Some(mailbox) = &self.0 {
+            mailbox.end();
+        }
     }
 }
 

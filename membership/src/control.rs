@@ -7,7 +7,11 @@
 //! told that it no longer holds. If the process was stopped between what the machine decided and what is done about it
 //! here, the lease may have run out meanwhile. So before each event the clock is read, and a lease that has lapsed is
 //! told first.
+//!
+//! What applications want comes first, then what others say, then what time brings; but in turns, so that none of them waits
+//! for the end of another.
 
+mod deaths;
 mod groups;
 
 use std::{
@@ -29,14 +33,15 @@ use membership_types::{
 };
 use tokio::{
     sync::{mpsc, oneshot},
-    task::LocalSet,
+    task::{LocalSet, yield_now},
     time::{Sleep, sleep, timeout},
 };
 
 use crate::{
     bulk::{self, Bulk},
+    channel::Posted,
     clock,
-    control::groups::Slot,
+    control::{deaths::Deaths, groups::Slot},
     death::{Door, Neighbours},
     disk::{DataDir, Disk},
     error::StartError,
@@ -57,13 +62,13 @@ use crate::{
 const ARRIVALS: usize = 1024;
 /// How many of them are handled before timers and commands get a turn.
 const TURN: usize = 64;
+/// How often something is dealt with in order of haste before everything that waits gets a turn.
+const HASTE: u32 = 16;
 /// A queue of inputs that had to be longer than this is not kept once it is empty.
 const INPUTS_KEPT: usize = 256;
 /// What is left of connections when the node stops has this long to be written.
 const FAREWELL: Duration = Duration::from_millis(300);
 const SECOND: Duration = Duration::from_secs(1);
-/// Deaths are remembered until the view no longer has the dead, but no more than this.
-const DEAD_KEPT: usize = 1024;
 
 /// All that a control thread begins with.
 pub(crate) struct Setup {
@@ -118,11 +123,13 @@ pub(crate) fn spawn(setup: Setup) -> Result<(), StartError> {
     has_begun.recv().map_err(|_| gone())?.map_err(StartError::System)
 }
 
-/// Ends the node's streams and waits, also where the control thread panicked.
+/// Ends the bulk thread, the node's streams and waits, also where the control thread panicked, or did not come to run.
 struct Finished(Arc<Shared>);
 
 impl Drop for Finished {
     fn drop(&mut self) {
+        // Mostly it has ended already.
+        self.0.bulk.end();
         // In this order: who has seen the end of the streams finds the node stopped.
         let bus = lock(&self.0.bus).take();
         self.0.finished.send_replace(true);
@@ -168,14 +175,13 @@ struct Driver {
     blocked: Option<String>,
     /// Boxed: half of what a tree holds is room for more.
     groups: BTreeMap<GroupName, Box<Slot>>,
+    /// The application may have been told that it leads a group, and not yet that it does not.
+    leads: bool,
     /// Groups that this node stepped out of, to come back.
     away: BTreeSet<GroupName>,
     /// The addresses that rendezvous gave last, and whether every provider has answered.
     addresses: (Vec<SocketAddr>, bool),
-    /// Proved deaths of nodes that may still be in a view to come, and what the proofs are.
-    dead: VecDeque<(NodeId, &'static str)>,
-    /// When those proofs came.
-    died: BTreeMap<NodeId, Instant>,
+    deaths: Deaths,
     /// Since when time without a lease is not counted yet.
     blocked_since: Option<Instant>,
     /// The latest heartbeat that was answered, by our clock.
@@ -290,10 +296,10 @@ impl Driver {
             view: None,
             blocked: None,
             groups: BTreeMap::new(),
+            leads: false,
             away: BTreeSet::new(),
             addresses: (Vec::new(), false),
-            dead: VecDeque::new(),
-            died: BTreeMap::new(),
+            deaths: Deaths::default(),
             blocked_since: None,
             answered: Instant::ZERO,
             leased: None,
@@ -344,7 +350,14 @@ impl Driver {
             self.counts.queue_limit.get_or_create(&[("queue", queue)]).set(limit as i64);
         }
         let waiting = self.counts.queue.get_or_create_owned(&[("queue", "arrivals")]);
+        let mut in_haste = 0;
         while self.over.is_none() {
+            if in_haste == HASTE {
+                in_haste = 0;
+                self.give_turns(&mut arrivals).await;
+                continue;
+            }
+            in_haste += 1;
             let due = self.arm(&mut timer);
             if due {
                 waiting.set(i64::try_from(arrivals.len()).unwrap_or(i64::MAX));
@@ -360,29 +373,46 @@ impl Driver {
                 },
                 () = shared.wake.notified() => self.on_dropped(),
                 () = bulk.tells() => self.on_told(),
-                Some(arrived) = arrivals.recv() => {
-                    let mut next = Some(arrived);
-                    for _ in 0..TURN {
-                        let Some(arrived) = next.take() else { break };
-                        self.on_arrived(arrived);
-                        next = arrivals.try_recv().ok();
-                    }
-                    if let Some(arrived) = next {
-                        self.on_arrived(arrived);
-                    }
-                }
+                Some(arrived) = arrivals.recv() => self.on_arrivals(arrived, &mut arrivals),
                 () = timer.as_mut(), if due => self.on_time(),
             }
         }
         self.finish().await;
     }
 
-    /// Sets the timer to when the machine, or we, must do something even if nothing comes. False for never.
-    fn arm(&mut self, timer: &mut std::pin::Pin<Box<Sleep>>) -> bool {
+    /// Applications that ask for things without end do not keep the node from hearing others, nor from seeing that it is time.
+    async fn give_turns(&mut self, arrivals: &mut mpsc::Receiver<Arrived>) {
+        // Sockets are read meanwhile.
+        yield_now().await;
+        self.on_dropped();
+        self.on_told();
+        if let Ok(arrived) = arrivals.try_recv() {
+            self.on_arrivals(arrived, arrivals);
+        }
+        if self.over.is_none() && self.due().is_some_and(|due| due <= clock::now()) {
+            self.on_time();
+        }
+    }
+
+    fn on_arrivals(&mut self, first: Arrived, arrivals: &mut mpsc::Receiver<Arrived>) {
+        self.on_arrived(first);
+        for _ in 0..TURN {
+            let Ok(arrived) = arrivals.try_recv() else { break };
+            self.on_arrived(arrived);
+        }
+    }
+
+    /// When the machine, or we, must do something even if nothing comes.
+    fn due(&self) -> Option<Instant> {
         let own = self.stopping.as_ref().map(|s| s.until).into_iter().chain(self.next_rejoin());
         let pats = self.shared.pats.as_ref().filter(|_| !self.late && self.stopping.is_none());
         let own = own.chain(pats.map(|pats| pats.due()));
-        let Some(at) = self.machine.poll_timeout().into_iter().chain(own).min() else { return false };
+        self.machine.poll_timeout().into_iter().chain(own).min()
+    }
+
+    /// Sets the timer to that. False for never.
+    fn arm(&self, timer: &mut std::pin::Pin<Box<Sleep>>) -> bool {
+        let Some(at) = self.due() else { return false };
         let pause = (at - clock::now()).min(Duration::from_secs(3600));
         timer.as_mut().reset(tokio::time::Instant::now() + pause);
         true
@@ -441,14 +471,7 @@ impl Driver {
             }
             Arrived::Message { .. } => {}
             Arrived::Dead(node, how) => {
-                self.dead.push_back((node, how));
-                if self.died.len() == DEAD_KEPT {
-                    self.died.pop_first();
-                }
-                self.died.insert(node, clock::now());
-                if self.dead.len() > DEAD_KEPT {
-                    self.dead.pop_front();
-                }
+                self.deaths.add(node, how, clock::now());
                 self.input(Input::ProvedDead { node, how });
             }
             Arrived::IsSetAside(floor) => self.input(Input::IsSetAside(floor)),
@@ -466,7 +489,7 @@ impl Driver {
             Command::Join { group, endpoint, handle, mailbox } => {
                 // Whoever dropped an earlier membership, and joins anew, is a new member.
                 self.on_dropped();
-                self.join(group, endpoint, handle, mailbox);
+                self.join(group, endpoint, handle, mailbox.and_then(Posted::arrives));
             }
             Command::Leave { group, done } => self.leave(group, Some(done)),
             Command::StepDown { group, done } => self.step_down(group, done),
@@ -632,8 +655,9 @@ impl Driver {
         self.names = shown_names(&view);
         self.bulk.set_addresses(view.members.iter().map(|node| (node.id, node.addr)).collect());
         // A death that was proved before the dead was in our view counts now.
-        let late = self.dead.iter().filter(|(node, _)| view.contains(*node));
-        self.inputs.extend(late.map(|(node, how)| Input::ProvedDead { node: *node, how }));
+        let last = |node| self.view.as_ref().is_some_and(|last| last.contains(node));
+        let late = self.deaths.installed(last, |node| view.contains(node));
+        self.inputs.extend(late.map(|(node, how)| Input::ProvedDead { node, how }));
         if let Some(neighbours) = self.transport.neighbours() {
             neighbours.keep(&self.transport, |node| view.contains(node));
         }
@@ -891,4 +915,44 @@ fn shown_names(view: &ClusterView) -> BTreeMap<NodeId, Arc<str>> {
         }
     };
     view.members.iter().map(|node| (node.id, shown(node))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Node;
+
+    #[tokio::test]
+    async fn whatever_is_in_haste_everything_else_gets_its_turn() {
+        const COMMANDS: u64 = 200;
+        let node = Node::builder().panic_hook(false).start().await.expect("starts");
+        node.joined().await.expect("joins");
+        let dropped = node.observe("dropped").await.expect("runs");
+        let mut views = dropped.views();
+        views.next().await.expect("runs");
+        let mut events = node.all_events();
+        {
+            // The thread waits here with the first command, until the others and the dropped handle wait for it.
+            let _waits = lock(&node.inner.shared.groups);
+            for handle in 0..COMMANDS {
+                let group = GroupName::new(&format!("g{handle}")).expect("a name");
+                let observe = Command::Observe { group, handle: 1_000_000 + handle };
+                node.inner.commands.try_send(observe).expect("room");
+            }
+            drop(dropped);
+        }
+        let seen = async {
+            let mut seen = 0;
+            loop {
+                match events.next().await.expect("runs").what {
+                    What::Out { .. } => return seen,
+                    What::View(view) if view.group.as_str().starts_with('g') => seen += 1,
+                    _ => {}
+                }
+            }
+        };
+        let before = timeout(Duration::from_secs(60), seen).await.expect("it is told");
+        assert!(before < COMMANDS / 2, "{before} of {COMMANDS} commands came first");
+        node.leave().await;
+    }
 }

@@ -121,4 +121,7 @@ pub enum NotMember {
     /// The node has stopped: it left the cluster, or was removed and does not rejoin.
     #[error("the node has stopped")]
     Stopped,
+    /// Only of [`Membership::until_caught_up`](crate::Membership::until_caught_up): the node may be a member still.
+    #[error("nobody takes what is delivered to this member: its Deliveries were dropped")]
+    Unread,
 }

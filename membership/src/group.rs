@@ -12,7 +12,7 @@ use bytes::Bytes;
 use membership_multicast::Class;
 use membership_proto::WhyNot;
 use membership_types::{GroupName, Lineage, Token};
-use pubsub::Delivery;
+use pubsub::{Delivery, TryNextError};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -23,8 +23,8 @@ use crate::{
     node::{Command, Node, lock},
 };
 
-/// How long leaving waits for others to hold what was multicast.
-const DRAIN: Duration = Duration::from_secs(1);
+/// How long leaving waits for others to hold what was multicast, in however many groups.
+pub(crate) const DRAIN: Duration = Duration::from_secs(1);
 
 /// The node's membership in one group. Clones are the same membership.
 ///
@@ -49,10 +49,10 @@ impl MembershipInner {
         Arc::new(Self { node, group, handle, left: AtomicBool::new(false), mailbox })
     }
 
-    /// Waits until all members hold what was multicast, but not for long.
-    pub(crate) async fn drained(&self) {
+    /// Waits until all members hold what was multicast, but no longer than that.
+    pub(crate) async fn drained(&self, until: tokio::time::Instant) {
         if let Some(mailbox) = &self.mailbox {
-            mailbox.drained(DRAIN).await;
+            mailbox.drained(until).await;
         }
     }
 }
@@ -191,11 +191,20 @@ impl Membership {
     /// Cancel-safe.
     ///
     /// # Errors
-    /// [`NotMember`] once the node has left the group or stopped, and where the group was joined without its messages.
+    /// [`NotMember`] once the node has left the group or stopped, where the group was joined without its messages, and where the
+    /// [`Deliveries`](crate::Deliveries) were dropped.
     pub async fn until_caught_up(&self) -> Result<(), NotMember> {
-        let waits = async { self.inner.mailbox.as_ref()?.until_fence().await.then_some(()) };
-        let left = || self.inner.mailbox.is_none() || self.inner.left.load(Ordering::Acquire);
-        waits.await.ok_or_else(|| if left() { NotMember::Left } else { NotMember::Stopped })
+        let Some(mailbox) = &self.inner.mailbox else { return Err(NotMember::Left) };
+        if mailbox.until_fence().await {
+            return Ok(());
+        }
+        Err(if self.inner.left.load(Ordering::Acquire) {
+            NotMember::Left
+        } else if mailbox.has_ended() {
+            NotMember::Stopped
+        } else {
+            NotMember::Unread
+        })
     }
 
     /// Was the group joined for its messages, too? See [`Node::join_multicast`].
@@ -215,7 +224,7 @@ impl Membership {
     /// Cancel-safe: a dropped future leaves all the same. To be a member again, [`Node::join`].
     pub async fn leave(&self) {
         self.inner.left.store(true, Ordering::Release);
-        self.inner.drained().await;
+        self.inner.drained(tokio::time::Instant::now() + DRAIN).await;
         if let Some(mailbox) = &self.inner.mailbox {
             mailbox.refuse(Some(SendError::NotMember));
         }
@@ -240,7 +249,7 @@ pub struct Leadership {
 pub struct Lost {
     /// The token that it had.
     pub token: Token,
-    /// Why it ended; `None` if the node stopped in a way that nobody could tell.
+    /// Why it ended; `None` where nobody can tell: the node has stopped, or has left the group before somebody asked.
     pub why: Option<WhyNot>,
     /// `CLOCK_BOOTTIME` in nanoseconds after which nothing could be done under the token, where that is known.
     pub until_ns: Option<u64>,
@@ -288,13 +297,25 @@ impl Leadership {
         let unknown = Lost { token, why: None, until_ns: None };
         let inner = &self.membership.inner;
         let Some(mut events) = inner.node.inner.shared.follow(&inner.group) else { return unknown };
+        let mut is_known = false;
         loop {
-            let said = match events.next().await {
+            let next = match events.try_next() {
+                Ok(next) => Some(next),
+                // All that is current was told, and the group is not part of it: it was left, and is forgotten by now.
+                Err(TryNextError::Empty) if !is_known => return unknown,
+                Err(_) => events.next().await,
+            };
+            let said = match next {
                 None => return unknown,
-                Some(Delivery::Gap { .. } | Delivery::Current { topic: Topic::Node, .. }) => continue,
+                Some(Delivery::Gap { .. }) => {
+                    is_known = false;
+                    continue;
+                }
+                Some(Delivery::Current { topic: Topic::Node, .. }) => continue,
                 Some(Delivery::Change { topic: Topic::Node, .. }) => continue,
                 Some(Delivery::Current { event, .. } | Delivery::Change { event, .. }) => event,
             };
+            is_known = true;
             let same = |lead: &Lead| lead.token == token && Arc::ptr_eq(&lead.cell, &self.lead.cell);
             if !said.lead.as_ref().is_some_and(same) {
                 return self.how(&said).unwrap_or(unknown);

@@ -20,11 +20,11 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use crate::{
     admin::Extensions,
     bulk::Bulk,
-    channel::{Deliveries, Mailbox},
+    channel::{Deliveries, Mailbox, Posted},
     death::{Acts, Tree},
     error::{GroupError, JoinError, StartError},
     event::{Events, NodeBus, NodeSubscription, Topic, What},
-    group::{Membership, MembershipInner, Observer, ObserverInner},
+    group::{DRAIN, Membership, MembershipInner, Observer, ObserverInner},
     metrics::Metrics,
     rendezvous::{Registrar, Rendezvous},
     replica::Standing,
@@ -395,7 +395,7 @@ pub(crate) enum Command {
         group: GroupName,
         endpoint: Option<Box<str>>,
         handle: u64,
-        mailbox: Option<Arc<Mailbox>>,
+        mailbox: Option<Posted>,
     },
     Leave {
         group: GroupName,
@@ -435,8 +435,7 @@ impl Shared {
 
     /// The node's own events and those of one group.
     pub(crate) fn follow(&self, group: &GroupName) -> Option<NodeSubscription> {
-        let group = Topic::Group(group.clone());
-        self.subscribe(Topics::matching(move |topic| *topic == Topic::Node || *topic == group))
+        self.subscribe(Topics::of([Topic::Node, Topic::Group(group.clone())]))
     }
 
     pub(crate) fn full_status(&self) -> Arc<Status> {
@@ -630,16 +629,24 @@ impl Node {
     ) -> Result<(Membership, Deliveries), GroupError> {
         let group = GroupName::new(group)?;
         let permit = self.inner.commands.reserve().await.map_err(|_| GroupError::Stopped)?;
+        // Declared before the guard: if all other handles were dropped meanwhile this is the last one, whose end takes the lock.
+        let before;
         let mut handles = lock(&self.inner.handles);
         let known = handles.entry(group.clone()).or_default();
-        if known.member.upgrade().is_some_and(|member| !member.left.load(Ordering::Acquire)) {
+        before = known.member.upgrade();
+        if before.as_ref().is_some_and(|member| !member.left.load(Ordering::Acquire)) {
             return Err(GroupError::InUse(group));
         }
         let mailbox = Mailbox::new(group.clone(), state, ready, self.inner.shared.bulk.clone());
-        let (handle, letters) = (self.next_handle(), Some(Arc::clone(&mailbox)));
-        let member = MembershipInner::new(self.clone(), group.clone(), handle, letters.clone());
+        let handle = self.next_handle();
+        let member = MembershipInner::new(self.clone(), group.clone(), handle, Some(Arc::clone(&mailbox)));
         known.member = Arc::downgrade(&member);
-        permit.send(Command::Join { group, endpoint: endpoint.map(Into::into), handle, mailbox: letters });
+        let posted = Some(Posted::new(Arc::clone(&mailbox)));
+        permit.send(Command::Join { group, endpoint: endpoint.map(Into::into), handle, mailbox: posted });
+        if self.inner.commands.is_closed() {
+            // Perhaps it lies in a queue that nobody looks at any more.
+            mailbox.end();
+        }
         Ok((Membership { inner: member }, Deliveries::new(mailbox)))
     }
 
@@ -680,8 +687,10 @@ impl Node {
     pub async fn leave(&self) {
         let members: Vec<Arc<MembershipInner>> =
             lock(&self.inner.handles).values().filter_map(|h| h.member.upgrade()).collect();
+        // One end for all: while one is waited for, the others go on as well.
+        let until = tokio::time::Instant::now() + DRAIN;
         for member in members {
-            member.drained().await;
+            member.drained(until).await;
         }
         // An error says that the control thread has finished already.
         let _finished = self.inner.commands.send(Command::Stop).await;

@@ -89,7 +89,7 @@ pub(crate) async fn start(builder: NodeBuilder) -> Result<Node, StartError> {
     let place = || builder.credentials().place();
     wallet.belongs_to(&name, advertise).map_err(|source| StartError::Secret { place: place(), source })?;
     let id = fresh_id(&name)?;
-    let registries = open_registries(&builder, &name, advertise, id)?;
+    let registries = open_registries(&builder, &name, advertise, id).await?;
     let status = Snapshot::new(Arc::new(Status::begin(id)));
     let bus = NodeBus::new();
     let admin_addr = admin.as_ref().map(|(_, addr)| *addr);
@@ -321,7 +321,7 @@ fn configuration(builder: &NodeBuilder, me: NodeInfo) -> Result<Config, StartErr
     Ok(config.checked()?)
 }
 
-fn open_registries(
+async fn open_registries(
     builder: &NodeBuilder,
     name: &str,
     addr: SocketAddr,
@@ -335,7 +335,7 @@ fn open_registries(
         {
             return Err(StartError::setting("rendezvous", format!("{url}: {problem}")));
         }
-        match Registry::open(provider, &builder.cluster, name, addr, id) {
+        match Registry::open(provider, &builder.cluster, name, addr, id).await {
             Ok(registry) => registries.extend(registry.map(|registry| (url, registry))),
             Err(source) => return Err(StartError::Rendezvous { url, source }),
         }

@@ -19,6 +19,8 @@ pub const DEFAULT_LIMIT: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero
 pub enum Topics<K> {
     /// This topic, whether it has a value yet or not.
     One(K),
+    /// These topics, as with one. However many topics and subscriptions there are, they are found by their names.
+    Of(Vec<K>),
     /// Every topic of which the function says so, now and in future. It is asked once per topic that gets a
     /// value, under the bus's lock: it must depend on nothing but the topic, and not use the bus.
     Matching(Box<dyn Fn(&K) -> bool + Send + Sync>),
@@ -28,6 +30,11 @@ impl<K> Topics<K> {
     /// Every topic, now and in future.
     pub fn all() -> Self {
         Self::matching(|_| true)
+    }
+
+    /// These topics.
+    pub fn of(topics: impl IntoIterator<Item = K>) -> Self {
+        Self::Of(topics.into_iter().collect())
     }
 
     /// Every topic of which `pattern` says so; see [`Topics::Matching`].
@@ -139,11 +146,8 @@ impl<K: Ord + Clone, E: Clone> Bus<K, E> {
         let id = state.next_id;
         state.next_id += 1;
         let scope = match topics.into() {
-            Topics::One(topic) => {
-                let known = state.topics.entry(topic.clone()).or_default();
-                known.add(id, &queue);
-                Scope::One(topic)
-            }
+            Topics::One(topic) => state.follow(id, &queue, vec![topic]),
+            Topics::Of(topics) => state.follow(id, &queue, topics),
             Topics::Matching(matches) => {
                 let valued = state.topics.iter_mut().filter(|(_, known)| known.current.is_some());
                 let matching: Vec<_> = valued.filter(|(topic, _)| matches(topic)).collect();
@@ -220,11 +224,13 @@ impl<K: Ord + Clone, E: Clone> Shared<K, E> {
         let _pattern; // declared before the guard: dropped after it
         let mut state = self.lock();
         match scope {
-            Scope::One(topic) => {
-                if let Some(known) = state.topics.get_mut(topic) {
-                    known.remove(id);
-                    if known.followers.is_empty() && known.current.is_none() {
-                        state.topics.remove(topic);
+            Scope::Named(topics) => {
+                for topic in topics {
+                    if let Some(known) = state.topics.get_mut(topic) {
+                        known.remove(id);
+                        if known.followers.is_empty() && known.current.is_none() {
+                            state.topics.remove(topic);
+                        }
                     }
                 }
             }
@@ -239,6 +245,16 @@ impl<K: Ord + Clone, E: Clone> Shared<K, E> {
 }
 
 impl<K: Ord + Clone, E: Clone> State<K, E> {
+    /// Follows these topics by name. Their values are told in the order of topics, as for patterns.
+    fn follow(&mut self, id: u64, queue: &Arc<Queue<K, E>>, mut topics: Vec<K>) -> Scope<K> {
+        topics.sort_unstable();
+        topics.dedup();
+        for topic in &topics {
+            self.topics.entry(topic.clone()).or_default().add(id, queue);
+        }
+        Scope::Named(topics.into())
+    }
+
     /// The current values of the topics that a subscription follows.
     pub(crate) fn current_for(&self, id: u64, scope: &Scope<K>) -> Vec<Delivery<K, E>> {
         let value = |(topic, known): (&K, &Topic<K, E>)| {
@@ -246,7 +262,10 @@ impl<K: Ord + Clone, E: Clone> State<K, E> {
             Some(Delivery::Current { topic: topic.clone(), event })
         };
         match scope {
-            Scope::One(topic) => self.topics.get_key_value(topic).and_then(value).into_iter().collect(),
+            Scope::Named(topics) => {
+                let known = topics.iter().filter_map(|topic| self.topics.get_key_value(topic));
+                known.filter_map(value).collect()
+            }
             Scope::Matching => {
                 let followed = self.topics.iter().filter(|(_, known)| known.place(id).is_ok());
                 followed.filter_map(value).collect()
@@ -259,12 +278,15 @@ impl<K: Ord + Clone, E: Clone> Drop for Shared<K, E> {
     /// The last handle is gone: whoever has a gap gets the last values, then every subscription ends.
     fn drop(&mut self) {
         let state = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let named = state.topics.iter().flat_map(|(topic, known)| {
-            let by_name = known.followers.iter().filter(|(id, _)| !state.patterns.contains_key(id));
-            by_name.map(|(id, queue)| (*id, Scope::One(topic.clone()), queue))
-        });
-        let by_pattern = state.patterns.iter().map(|(&id, pattern)| (id, Scope::Matching, &pattern.queue));
-        for (id, scope, queue) in named.chain(by_pattern) {
+        let mut named: BTreeMap<u64, (Vec<K>, &Queue<K, E>)> = BTreeMap::new();
+        for (topic, known) in &state.topics {
+            for (id, queue) in known.followers.iter().filter(|(id, _)| !state.patterns.contains_key(id)) {
+                named.entry(*id).or_insert_with(|| (Vec::new(), queue)).0.push(topic.clone());
+            }
+        }
+        let by_name = named.into_iter().map(|(id, (topics, queue))| (id, Scope::Named(topics.into()), queue));
+        let by_pattern = state.patterns.iter().map(|(&id, pattern)| (id, Scope::Matching, &*pattern.queue));
+        for (id, scope, queue) in by_name.chain(by_pattern) {
             let gap = queue.catch_up(|| state.current_for(id, &scope));
             if let Some(waker) = queue.close(gap) {
                 waker.wake();

@@ -62,7 +62,8 @@ pub struct Subscription<K: Ord + Clone, E: Clone> {
 
 /// Where the bus finds a subscription.
 pub(crate) enum Scope<K> {
-    One(K),
+    /// Sorted, each once.
+    Named(Box<[K]>),
     Matching,
 }
 

@@ -145,10 +145,15 @@ impl Bulk {
         fits
     }
 
-    /// Ends the thread; waits a moment until what waits has been written.
-    pub(crate) async fn stop(&self) {
+    /// Ends the thread, and with it all that it delivers.
+    pub(crate) fn end(&self) {
         lock(&self.0.inbox).stop = true;
         self.0.wake.notify_one();
+    }
+
+    /// As [`end`](Bulk::end), and waits a moment until what waits has been written.
+    pub(crate) async fn stop(&self) {
+        self.end();
         if timeout(2 * FAREWELL, self.0.finished.notified()).await.is_err() {
             tracing::debug!("the bulk thread is cut off");
         }

@@ -353,7 +353,7 @@ impl Driver {
             self.counts.group_changes.get_or_create(&[("cause", cause)]).inc_by(times as u64);
         }
         let succeeds = view.leader() == Some(me) && first != Some(me);
-        slot.since_death = first.filter(|_| succeeds).and_then(|first| self.died.get(&first).copied());
+        slot.since_death = first.filter(|_| succeeds).and_then(|first| self.deaths.at(first));
     }
 
     /// A view of the group without this node is known.
@@ -458,6 +458,7 @@ impl Driver {
             return;
         }
         lead.cell.lead(lead.token.get());
+        self.leads = true;
         if let Some(acting) = self.groups.get_mut(group).and_then(|s| s.acting.as_mut()) {
             acting.told = Some(Arc::clone(&event));
         }
@@ -493,6 +494,10 @@ impl Driver {
 
     /// We lead nothing until the lease goes on: told before anything else.
     pub(super) fn suspend_leading(&mut self, why: WhyNot, until: Instant) {
+        // Asked before all that is told, so it must not cost a walk each time.
+        if !std::mem::take(&mut self.leads) {
+            return;
+        }
         let told: Vec<(GroupName, Lead)> = self
             .groups
             .iter_mut()

@@ -117,14 +117,22 @@ mod tests {
         let (wake, woken) = channel::<()>();
         let (tell, told) = channel();
         let sleeper = thread::spawn(move || {
-            tell.send(gettid()).expect("it waits");
-            while woken.recv().is_ok() {}
+            tell.send((gettid(), allowed())).expect("it waits");
+            while woken.recv().is_ok() {
+                tell.send((gettid(), allowed())).expect("it waits");
+            }
             allowed()
         });
-        let thread = told.recv().expect("it runs");
-        wake_here(thread, || wake.send(()).expect("it sleeps"));
+        let (thread, before) = told.recv().expect("it runs");
+        assert_eq!(before, allowed());
+        wake_here(thread, || {
+            wake.send(()).expect("it sleeps");
+            // Until it has said where it may run it is kept here.
+            let (_, placed) = told.recv().expect("it is awake");
+            assert_eq!(placed.count(), 1);
+        });
         drop(wake);
-        assert_eq!(sleeper.join().expect("no panic"), allowed());
+        assert_eq!(sleeper.join().expect("no panic"), before);
     }
 
     #[test]

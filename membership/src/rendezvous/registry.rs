@@ -12,6 +12,11 @@ use crate::rendezvous::{
     http::{self, Client},
 };
 
+/// Uses a directory where that may wait: it may be on a file server that does not answer.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+    spawn_blocking(work).await.map_err(io::Error::other)
+}
+
 /// A registry that is in use. A cheap handle.
 #[derive(Clone)]
 pub(crate) enum Registry {
@@ -21,7 +26,7 @@ pub(crate) enum Registry {
 
 impl Registry {
     /// The registry of this provider, if it has one.
-    pub(crate) fn open(
+    pub(crate) async fn open(
         provider: &Rendezvous,
         cluster: &str,
         name: &str,
@@ -30,7 +35,8 @@ impl Registry {
     ) -> io::Result<Option<Self>> {
         match provider {
             Rendezvous::File(dir) => {
-                let directory = Directory::open(dir, cluster, name, addr, id)?;
+                let (dir, cluster, name) = (dir.clone(), cluster.to_owned(), name.to_owned());
+                let directory = aside(move || Directory::open(&dir, &cluster, &name, addr, id)).await??;
                 Ok(Some(Self::File(Arc::new(directory))))
             }
             Rendezvous::Http(at) => Ok(Some(Self::Http(Arc::new(Client::new(at, cluster, name, addr, id))))),
@@ -41,7 +47,10 @@ impl Registry {
     /// Takes one of `count` founder slots. `None` if all are taken.
     pub(crate) async fn take_slot(&self, count: u16, id: NodeId) -> io::Result<Option<u16>> {
         match self {
-            Self::File(directory) => directory.take_slot(count, id),
+            Self::File(directory) => {
+                let directory = Arc::clone(directory);
+                aside(move || directory.take_slot(count, id)).await?
+            }
             Self::Http(client) => client.take_slot(count, id).await,
         }
     }
@@ -49,7 +58,11 @@ impl Registry {
     /// Who holds the slots, for a message to people.
     pub(crate) async fn holders(&self, count: u16) -> String {
         match self {
-            Self::File(directory) => directory.holders(count),
+            Self::File(directory) => {
+                let directory = Arc::clone(directory);
+                let unknown = |error| format!("somebody unknown: {error}");
+                aside(move || directory.holders(count)).await.unwrap_or_else(unknown)
+            }
             Self::Http(client) => client.holders(count).await,
         }
     }
@@ -67,7 +80,7 @@ impl Registry {
         match self {
             Self::File(directory) => {
                 let directory = Arc::clone(directory);
-                if let Err(error) = spawn_blocking(move || directory.withdraw()).await {
+                if let Err(error) = aside(move || directory.withdraw()).await {
                     tracing::warn!(%error, "what was registered stays behind");
                 }
             }

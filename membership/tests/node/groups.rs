@@ -1,10 +1,10 @@
 //! Groups of nodes in one process: ranks, leaders, observers.
 
-use std::time::Duration;
+use std::{sync::mpsc, thread, time::Duration};
 
-use membership::{NotMember, Rank, ViewId, What};
+use membership::{GroupError, Membership, NotMember, Rank, ViewId, What};
 
-use crate::harness::{Place, event, metric, names, view, within};
+use crate::harness::{PATIENCE, Place, event, metric, names, quiet, view, within};
 
 #[tokio::test]
 async fn members_agree_on_ranks_in_the_order_of_joining() {
@@ -207,4 +207,57 @@ async fn nodes_on_one_host_watch_each_other_and_a_node_that_ends_in_a_living_pro
     within("alone", view(&mut members[1].views(), |v| names(v) == ["n1"])).await;
     assert_eq!(metric(members[1].node(), "phalanx_death_proofs"), 0);
     place.judge(members.iter().map(|m| m.node().clone())).await;
+}
+
+#[tokio::test]
+async fn the_last_handle_may_be_dropped_while_its_group_is_joined_anew() {
+    // Whoever looks whether there is a membership holds it for a moment, and may then be the last who does.
+    const ROUNDS: u32 = 1000;
+    let node = quiet("n0").start().await.expect("starts");
+    let (give, taken) = mpsc::channel::<Membership>();
+    let dropping = thread::spawn(move || {
+        for (number, member) in taken.into_iter().enumerate() {
+            (0..number % 512).for_each(|_| std::hint::spin_loop());
+            drop(member);
+        }
+    });
+    let (done, is_done) = mpsc::channel();
+    let (runtime, joins) = (tokio::runtime::Handle::current(), node.clone());
+    // On a thread that nobody waits for, if it waits for itself.
+    thread::spawn(move || {
+        runtime.block_on(async {
+            for _ in 0..ROUNDS {
+                let member = loop {
+                    match joins.join_multicast("g", None).await {
+                        Ok((member, _deliveries)) => break member,
+                        Err(error) => assert!(matches!(error, GroupError::InUse(_)), "{error}"),
+                    }
+                };
+                give.send(member).expect("it takes what comes");
+            }
+        });
+        drop((give, joins));
+        done.send(()).expect("somebody waits");
+    });
+    let end = tokio::task::spawn_blocking(move || is_done.recv_timeout(PATIENCE));
+    end.await.expect("no panic").expect("the lock is free again");
+    dropping.join().expect("no panic");
+    within("leaving", node.leave()).await;
+}
+
+#[tokio::test]
+async fn the_end_of_a_leadership_is_told_also_to_who_asks_when_the_group_was_left_long_ago() {
+    let place = Place::new();
+    let members = place.members(1, "g").await;
+    let leadership = within("it leads", members[0].until_leader()).await.expect("a member");
+    let token = leadership.token().expect("current");
+    within("leaving", members[0].leave()).await;
+    let lost = within("the end is told", leadership.lost()).await;
+    assert_eq!(lost.token, token);
+    let again = members[0].node().join("g", None).await.expect("runs");
+    let next = within("it leads again", again.until_leader()).await.expect("a member");
+    assert_eq!(within("the end is told", leadership.lost()).await.token, token);
+    assert!(next.is_current());
+    drop((leadership, next, again));
+    place.judge([members[0].node().clone()]).await;
 }

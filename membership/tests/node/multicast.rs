@@ -1,12 +1,18 @@
 //! Groups whose members send each other messages.
 
-use std::{collections::BTreeMap, time::Duration};
-
-use membership::{
-    Class, Delivered, Deliveries, GroupError, Membership, Message, NodeId, SendError, ViewId, What,
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    task::{Context, Wake, Waker},
+    time::Duration,
 };
 
-use crate::harness::{Place, event, names, within};
+use membership::{
+    Bootstrap, Class, Delivered, Deliveries, GroupError, Membership, Message, NodeId, NotMember, SendError,
+    ViewId, What,
+};
+
+use crate::harness::{PATIENCE, Place, event, names, quiet, within};
 
 /// Members of a group, one after the other, each with its first view that has all so far.
 async fn room(place: &Place, count: usize) -> Vec<(Membership, Deliveries)> {
@@ -243,4 +249,70 @@ async fn who_leaves_and_comes_back_is_new_and_the_next_one_leads_after_its_view_
         assert_eq!(names(&group.view().expect("a member")), ["n1", "n2", "n0"]);
     }
     place.judge(members.iter().map(|(m, _)| m.node().clone()).chain([again.node().clone()])).await;
+}
+
+#[tokio::test]
+async fn nobody_catches_up_once_nobody_takes_what_is_delivered() {
+    let place = Place::new();
+    let mut members = room(&place, 1).await;
+    let (member, deliveries) = members.pop().expect("one");
+    let waiting = {
+        let member = member.clone();
+        tokio::spawn(async move { member.until_caught_up().await })
+    };
+    // Perhaps it waits for the reader by now.
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    drop(deliveries);
+    let unread = Err(NotMember::Unread);
+    assert_eq!(within("an answer", waiting).await.expect("no panic"), unread);
+    assert_eq!(within("an answer", member.until_caught_up()).await, unread);
+    assert!(!within("an answer", member.caught_up()).await);
+    place.judge([member.node().clone()]).await;
+}
+
+/// What an application may hand to a node, and should not.
+struct Panics;
+
+impl Wake for Panics {
+    fn wake(self: Arc<Self>) {
+        panic!("a waker panics, on the thread that wakes");
+    }
+}
+
+#[tokio::test]
+async fn where_the_control_thread_panics_deliveries_end() {
+    let node = quiet("n0").start().await.expect("starts");
+    let (member, mut deliveries) = node.join_multicast("g", None).await.expect("runs");
+    installs(&mut deliveries, 1).await;
+    let mut events = member.events();
+    while events.try_next().is_some() {}
+    let waker = Waker::from(Arc::new(Panics));
+    assert!(events.poll_next(&mut Context::from_waker(&waker)).is_pending());
+    let mut all = vec![deliveries];
+    let stepping = tokio::spawn(async move { member.step_down().await });
+    let mut number = 0;
+    // Some of these are told to a thread that does not hear them any more.
+    while let Ok((_, deliveries)) = node.join_multicast(&format!("h{number}"), None).await {
+        all.push(deliveries);
+        number += 1;
+        tokio::task::yield_now().await;
+    }
+    within("it has stopped", node.stopped()).await;
+    within("nobody waits", stepping).await.expect("no panic");
+    for mut deliveries in all {
+        within("nothing is delivered any more", async { while deliveries.next().await.is_some() {} }).await;
+    }
+}
+
+#[tokio::test]
+async fn leaving_waits_for_all_groups_at_once() {
+    // Nobody is there to take anything, and each group waits for that as long as all of them.
+    let node = quiet("n0").bootstrap(Bootstrap::Join).start().await.expect("starts");
+    let mut members = Vec::new();
+    for number in 0..2 * PATIENCE.as_secs() {
+        let (member, deliveries) = node.join_multicast(&format!("g{number}"), None).await.expect("runs");
+        member.multicast(Class::Ordered, "waits").await.expect("room");
+        members.push((member, deliveries));
+    }
+    within("a node leaves", node.leave()).await;
 }
