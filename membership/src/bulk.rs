@@ -757,26 +757,10 @@ mod tests {
         };
         let lease = NodeLease::new().expect("memory");
         let bulk = Bulk::default();
-        let mut hub = Hub {
-            me: Rc::new(hello(1)),
-            wallet: Wallet::open(Source::None).expect("nothing to be read"),
-            lease: lease.clone(),
-            patience: Duration::from_secs(1),
-            bulk: bulk.clone(),
-            tracer: None,
-            counts: Metrics::new().count.clone(),
-            tally: Tally::default(),
-            addresses: BTreeMap::new(),
-            keys: HashMap::new(),
-            rooms: HashMap::new(),
-            next_key: 1,
-            sent: HashMap::new(),
-            links: Links::default(),
-            dialing: BTreeSet::new(),
-            dirty: Vec::new(),
-            timers: BTreeSet::new(),
-            turn: Rc::default(),
-        };
+        let (wallet, counts) =
+            (Wallet::open(Source::None).expect("nothing to be read"), Metrics::new().count.clone());
+        let patience = Duration::from_secs(1);
+        let mut hub = Hub::new(bulk.clone(), hello(1), wallet, lease.clone(), patience, None, counts);
         let group = GroupName::new("g").expect("a name");
         let mailbox = Mailbox::new(group.clone(), true, true, bulk);
         hub.on_news(group.clone(), News { open: Some(mailbox), ..News::default() });

@@ -490,8 +490,7 @@ impl Member {
         let ballot = office.ballot;
         // An entry that a predecessor left undecided may have been in force already: whom it removes acts no more.
         // And once that is committed nothing in the office says so any more.
-        let is_out = (office.is_removing(ctx.me()) || !acceptor.state.view.contains(ctx.me()))
-            && !ctx.planted(Plant::OwnRemoval);
+        let is_out = office.is_removing(ctx.me()) || !acceptor.state.view.contains(ctx.me());
         let renew = !office.is_dissolving() && !is_out;
         let updates = core::mem::take(&mut office.to_self);
         let mut end = None;
@@ -510,9 +509,6 @@ impl Member {
     /// that core knows (what few know must not go with it), or after a lease.
     fn hand_over(&mut self, ctx: &mut Ctx, end: End) -> Option<End> {
         let Some(office) = self.office.take() else { return Some(end) };
-        if ctx.planted(Plant::GoWithoutAWord) {
-            return Some(end);
-        }
         ctx.mark("a coordinator that is out hands over");
         self.parting = Some(Parting {
             end,

@@ -195,8 +195,7 @@ impl Member {
         if !self.follow(ctx, grant.ballot) || grant.ballot.node == ctx.me() {
             return;
         }
-        let hears_us =
-            grant.echo.is_some_and(|sent| ctx.now - sent <= ctx.lease()) || ctx.planted(Plant::FollowTheDeaf);
+        let hears_us = grant.echo.is_some_and(|sent| ctx.now - sent <= ctx.lease());
         if hears_us {
             self.heard_at = ctx.now;
         }
@@ -626,7 +625,7 @@ impl Member {
             && (known.view.kind == Kind::Plain
                 || known.installed >= known.view.token.view()
                 || ctx.planted(Plant::LeadUninstalled))
-            && (self.lease.ballot.is_some_and(|b| b >= known.ballot) || ctx.planted(Plant::OldLeaseLeads))
+            && self.lease.ballot.is_some_and(|b| b >= known.ballot)
             && !self.office.as_ref().is_some_and(Office::is_dissolving)
             && (!ctx.wishes.giving_up(&known.view.group) || ctx.planted(Plant::StepDownLate))
     }
@@ -687,8 +686,8 @@ impl Member {
     pub(crate) fn on_stop(&mut self, ctx: &mut Ctx, from: NodeId) {
         ctx.mark("a node is told to stop");
         self.stop_leading_all(ctx, WhyNot::Removed);
-        self.leaving = !ctx.planted(Plant::StopUpToNow);
-        self.replaced = self.leaving;
+        self.leaving = true;
+        self.replaced = true;
         ctx.reply(from, self.lineage, ClusterMsg::Stopped);
     }
 

@@ -639,9 +639,6 @@ impl Office {
 
     /// Has no quorum of the core been bound to us for longer than any of its members can have been bound?
     pub(crate) fn is_deserted(&self, ctx: &Ctx, acceptor: &Acceptor, deaths: &Deaths) -> bool {
-        if ctx.planted(Plant::NeverStepDown) {
-            return false;
-        }
         let until = self.authority_of(ctx, deaths, Core::in_force(&acceptor.state)).max(self.since);
         let over = until.after(ctx.granter_lease());
         // What was said to us while we were stopped is heard first; but who is late again and again waits a lease at most.

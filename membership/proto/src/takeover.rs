@@ -89,9 +89,6 @@ impl Takeover {
         let pause = ctx.config.step * (steps + position);
         let jitter = ctx.rng.below(pause.as_nanos() as u64 / 2 + 1);
         self.at = Some(ctx.now.after(pause / 2 + Duration::from_nanos(jitter)));
-        if ctx.planted(Plant::NeverGiveWay) {
-            self.at = Some(ctx.now);
-        }
     }
 }
 
@@ -112,8 +109,7 @@ impl Member {
     /// Who was stopped hears first what was said meanwhile, and takes nobody for lost until then; but one whose loop is late
     /// again and again waits for no more than a lease.
     fn after_listening(&self, ctx: &Ctx, lost_at: Instant) -> Instant {
-        let stall_end = self.stall_end.filter(|_| !ctx.planted(Plant::CandidateFromSleep));
-        let listened = stall_end.map_or(Instant::ZERO, |end| end.after(ctx.config.heartbeat * 3));
+        let listened = self.stall_end.map_or(Instant::ZERO, |end| end.after(ctx.config.heartbeat * 3));
         lost_at.max(listened.min(lost_at.after(ctx.lease())))
     }
 

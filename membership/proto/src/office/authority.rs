@@ -61,7 +61,7 @@ impl Office {
     /// coordinator, which hears only from this core, might take over while such a lease still lasts.
     pub(super) fn is_covered_by(&self, ctx: &Ctx, deaths: &Deaths, core: Core<'_>) -> bool {
         let until = self.authority_of(ctx, deaths, core);
-        until > ctx.now && (until >= self.given_until || ctx.planted(Plant::UncoveredCore))
+        until > ctx.now && until >= self.given_until
     }
 
     /// Until when a quorum of this core is bound to us.
@@ -128,9 +128,7 @@ impl Office {
         fresh: impl Fn(NodeId) -> Option<Instant>,
     ) -> bool {
         let Some(lapsed_at) = self.lapsed_at(ctx, deaths, without) else { return false };
-        let answered_since =
-            with.iter().all(|id| *id == ctx.me() || fresh(*id).is_some_and(|sent| sent >= lapsed_at));
-        answered_since || ctx.planted(Plant::OldAnswersCount)
+        with.iter().all(|id| *id == ctx.me() || fresh(*id).is_some_and(|sent| sent >= lapsed_at))
     }
 
     /// Halves that lack nothing but the word of the witness.
@@ -240,9 +238,7 @@ impl Office {
         let in_core = acceptor.state.core.contains(&to);
         let slots = acceptor.state.terms.slots > 0 && self.majority_of_slots(ctx, acceptor) > ctx.now;
         let Some(peer) = self.peers.get_mut(&to) else { return };
-        let lacks = in_core
-            && peer.commit.is_none_or(|c| c < self.half_floor)
-            && !ctx.planted(Plant::LeaseForTheLost);
+        let lacks = in_core && peer.commit.is_none_or(|c| c < self.half_floor);
         let mut lease = Duration::ZERO;
         if authority > ctx.now && !withheld && !lacks && peer.heard.is_some() {
             lease = ctx.config.terms.drift.giveable(authority - ctx.now);

@@ -10,7 +10,7 @@ use core::time::Duration;
 use membership_types::{GroupName, Instant, NodeId};
 
 use super::Office;
-use crate::{acceptor::Acceptor, ctx::Ctx, plant::Plant};
+use crate::{acceptor::Acceptor, ctx::Ctx};
 
 /// How many complaints are remembered; beyond that the oldest go.
 const MOST: usize = 4096;
@@ -45,7 +45,7 @@ impl Office {
     ) -> Option<NodeId> {
         let view = acceptor.state.group(group)?;
         let (mine, its) = (view.rank_of(from)?, view.rank_of(node)?);
-        if from == node || ctx.planted(Plant::NobodyStaysBehind) {
+        if from == node {
             return None;
         }
         self.complaints.note(ctx, (group.clone(), from, node));

@@ -12,7 +12,7 @@ use core::{
 
 use membership_types::Instant;
 
-use crate::{ctx::Ctx, plant::Plant};
+use crate::ctx::Ctx;
 
 /// How many addresses are remembered; beyond that the one that was quiet for longest goes.
 const MOST: usize = 1024;
@@ -57,7 +57,7 @@ impl Flaps {
     pub(super) fn must_wait(&self, ctx: &Ctx, addr: SocketAddr) -> bool {
         let Some(flap) = self.0.get(&addr) else { return false };
         let Some(more) = flap.times.checked_sub(FREE + 1) else { return false };
-        !ctx.planted(Plant::DampNothing) && ctx.now < flap.went.after(ctx.lease() * (1 << more.min(LONGEST)))
+        ctx.now < flap.went.after(ctx.lease() * (1 << more.min(LONGEST)))
     }
 }
 

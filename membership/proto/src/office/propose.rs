@@ -153,9 +153,7 @@ impl Office {
         entry.commands.iter().all(|command| match command {
             Command::Remove(node, _) => {
                 let ready = |r: &super::Removal| r.is_ready(ctx, deaths, *node);
-                *node == ctx.me()
-                    || self.removing.get(node).is_none_or(ready)
-                    || ctx.planted(Plant::AdoptAtOnce)
+                *node == ctx.me() || self.removing.get(node).is_none_or(ready)
             }
             Command::Dissolve(_) => self.dissolving.as_ref().is_none_or(|d| ctx.now >= d.ready_at),
             _ => true,
@@ -250,8 +248,7 @@ impl Office {
         let mut removals = self.ready_removals(ctx, deaths);
         // Who hears no quorum may be deaf itself: then the silence of others proves nothing, and a core of its choice
         // would lock everybody else out.
-        let heard = self.authority_of(ctx, deaths, Core::in_force(state)) > ctx.now
-            || ctx.planted(Plant::DeafDecides);
+        let heard = self.authority_of(ctx, deaths, Core::in_force(state)) > ctx.now;
         if !heard {
             removals.retain(|(_, why)| *why != Why::Silent);
         }

@@ -100,12 +100,11 @@ impl Office {
     /// echo, our own start in office, the end of our own last stall.
     pub(super) fn suspect_the_silent(&mut self, ctx: &mut Ctx, deaths: &Deaths) {
         let mut silent = Vec::new();
-        let stall_end = self.stall_end.filter(|_| !ctx.planted(Plant::TrustStalls));
         for (node, peer) in &self.peers {
             if self.removing.contains_key(node) {
                 continue;
             }
-            let mut last = peer.answered.max(stall_end).unwrap_or(Instant::ZERO).max(peer.since);
+            let mut last = peer.answered.max(self.stall_end).unwrap_or(Instant::ZERO).max(peer.since);
             if ctx.planted(Plant::DeafIsAlive) {
                 last = last.max(peer.heard_at);
             }
@@ -130,7 +129,7 @@ impl Office {
     /// how it stays, a majority of the core still decides whether we are right.
     fn is_in_doubt(&mut self, ctx: &mut Ctx, silent: usize) -> bool {
         let others = self.peers.keys().filter(|id| !self.removing.contains_key(*id)).count();
-        if 2 * silent <= others || silent < 2 || ctx.planted(Plant::NeverDoubt) {
+        if 2 * silent <= others || silent < 2 {
             self.doubt_since = None;
             return false;
         }
