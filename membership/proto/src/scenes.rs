@@ -494,6 +494,40 @@ fn half_of_the_core_goes_on_by_the_record_of_the_witness_and_by_nothing_else() {
     assert!(scene.member.office.is_none() && !scene.claims().is_empty());
 }
 
+/// The core came into force before anybody knew of the witness, so no half of it can be recorded; nobody comes or goes.
+#[test]
+fn a_core_that_all_are_in_is_put_in_force_anew_once_the_witness_answers() {
+    let mut scene = Scene::pair(1, None);
+    scene.member.follow(&mut scene.ctx, ballot(2, 2));
+    scene.wait(LEASE * 3);
+    let asked = scene.candidacy();
+    scene.promise(asked, 2, false, None);
+    assert!(scene.member.office.is_some(), "both promised");
+    // All entries that name a core, while the other one stores whatever is proposed.
+    let cores = |scene: &mut Scene| {
+        let mut cores = Vec::new();
+        for _ in 0..5 {
+            scene.beat(2, 0);
+            assert_eq!(scene.member.settle(&mut scene.ctx), None);
+            for (to, msg) in scene.said() {
+                if let (Dest::Node(to, _), ClusterMsg::Append { ballot, index, entry, sent }) = (to, msg) {
+                    cores.extend(entry.core.clone().map(|core| (index, core, entry.epoch)));
+                    let office = scene.member.office.as_mut().expect("in office");
+                    office.on_accepted(&scene.ctx, to, ballot, index, sent);
+                }
+            }
+            scene.wait(LEASE / 10);
+        }
+        cores
+    };
+    assert_eq!(cores(&mut scene), [], "the witness has not answered yet");
+    scene.recorded(3, &[]);
+    let named = cores(&mut scene);
+    let [(index, core, epoch)] = &named[..] else { panic!("once, and not {named:?}") };
+    assert_eq!((&core[..], *epoch), (&[id(1), id(2)][..], Some(Epoch::new(3))));
+    assert_eq!(scene.state().warrant, Some(Warrant { core: *index, epoch: Epoch::new(3) }));
+}
+
 /// The most that one message may have, with some room: far below what the transport takes.
 const MESSAGE: usize = 3 << 20;
 
