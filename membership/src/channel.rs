@@ -90,7 +90,8 @@ impl Fence {
     }
 }
 
-/// A member needs the group's state. Dropped without [`finish`](StateRequest::finish), it is asked elsewhere after a while.
+/// A member needs the group's state. Dropped without [`finish`](StateRequest::finish), it is asked elsewhere after a while
+/// (or here again, where there is nobody else).
 #[derive(Debug)]
 pub struct StateRequest {
     pub(crate) to: NodeId,

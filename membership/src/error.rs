@@ -106,6 +106,15 @@ pub enum GroupError {
     /// The node has stopped: it left, or was removed and does not rejoin.
     #[error("the node has stopped")]
     Stopped,
+    /// All members and routers are told the endpoint: it is to be short.
+    #[error(
+        "an endpoint of {size} bytes exceeds the limit of {} bytes: give HOST:PORT",
+        crate::Node::MAX_ENDPOINT
+    )]
+    Endpoint {
+        /// Its size in bytes.
+        size: usize,
+    },
     /// The node is a member already, and messages have one reader: leave first, or drop that membership.
     #[error("this node is a member of {0} already: leave it before it is joined with multicast")]
     InUse(GroupName),

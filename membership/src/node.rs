@@ -465,7 +465,15 @@ impl Inner {
     }
 }
 
+fn check_endpoint(endpoint: Option<&str>) -> Result<(), GroupError> {
+    let size = endpoint.map_or(0, str::len);
+    if size > Node::MAX_ENDPOINT { Err(GroupError::Endpoint { size }) } else { Ok(()) }
+}
+
 impl Node {
+    /// The longest endpoint of a member, in bytes.
+    pub const MAX_ENDPOINT: usize = 1024;
+
     /// A configuration with usual values: see [`NodeBuilder`].
     pub fn builder() -> NodeBuilder {
         NodeBuilder::default()
@@ -572,6 +580,7 @@ impl Node {
     /// [`GroupError`]; nothing was changed.
     pub async fn join(&self, group: &str, endpoint: Option<String>) -> Result<Membership, GroupError> {
         let group = GroupName::new(group)?;
+        check_endpoint(endpoint.as_deref())?;
         let permit = self.inner.commands.reserve().await.map_err(|_| GroupError::Stopped)?;
         let mut handles = lock(&self.inner.handles);
         let known = handles.entry(group.clone()).or_default();
@@ -628,6 +637,7 @@ impl Node {
         ready: bool,
     ) -> Result<(Membership, Deliveries), GroupError> {
         let group = GroupName::new(group)?;
+        check_endpoint(endpoint.as_deref())?;
         let permit = self.inner.commands.reserve().await.map_err(|_| GroupError::Stopped)?;
         // Declared before the guard: if all other handles were dropped meanwhile this is the last one, whose end takes the lock.
         let before;

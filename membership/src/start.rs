@@ -280,6 +280,14 @@ fn check_names(builder: &NodeBuilder) -> Result<(), StartError> {
         let rule = "give 1 to 128 bytes without control characters";
         return Err(StartError::setting("name", format!("{name:?} is no name for a node: {rule}")));
     }
+    // All nodes are told them.
+    let is_told = |key: &str| ["dc", "zone", "rack", "power"].contains(&key);
+    if let Some((key, _)) = builder.labels.iter().find(|(key, value)| is_told(key) && value.len() > 128) {
+        return Err(StartError::setting(
+            "label",
+            format!("{key}: its value is too long, give at most 128 bytes"),
+        ));
+    }
     Ok(())
 }
 

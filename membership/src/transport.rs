@@ -34,7 +34,7 @@ use crate::{
     secret::Wallet,
     session::{Corrupt, Scratch, Session},
     trace::Tracer,
-    wire::{self, Frame, FrameRef, Frames, Garbage, MAX_FRAME},
+    wire::{self, Frame, FrameRef, Frames, Garbage, MAX_FRAME, MAX_STATE},
 };
 
 /// Connections that have not introduced themselves yet. One more displaces the oldest of them.
@@ -43,7 +43,7 @@ const STRANGERS: usize = 256;
 const LINKS_PER_NODE: usize = 4;
 /// Frames and bytes that wait for a connection.
 pub(crate) const WAITING_FRAMES: usize = 4096;
-const WAITING_BYTES: usize = 2 * MAX_FRAME;
+const WAITING_BYTES: usize = MAX_STATE + 2 * MAX_FRAME;
 /// Frames that wait for a connection that is being made.
 const WAITING_FOR_DIAL: usize = 64;
 /// How many bytes go out in one write.
@@ -253,12 +253,9 @@ impl Transport {
 
     /// Sends a message once, as far as that is possible now.
     pub(crate) fn send(&self, to: Dest, msg: &Msg) {
-        match wire::encode(&FrameRef::Msg(msg), MAX_FRAME) {
+        match wire::encode(&FrameRef::Msg(msg), MAX_STATE) {
             Ok(frame) => self.0.send(to, frame),
-            Err(size) => {
-                self.0.counts.dropped.inc();
-                tracing::error!(size, limit = MAX_FRAME, "a message is too large to be sent");
-            }
+            Err(size) => self.0.too_large(size, MAX_STATE),
         }
     }
 
@@ -352,7 +349,22 @@ impl Net {
         links.get(&node)?.iter().find(|link| !link.closing.get()).cloned()
     }
 
+    fn too_large(&self, size: usize, limit: usize) {
+        self.counts.dropped.inc();
+        self.complain("too large", IpAddr::from([0, 0, 0, 0]), || {
+            tracing::error!(
+                size,
+                limit,
+                "a message is too large to be sent: the cluster has too many groups, or members of groups"
+            );
+        });
+    }
+
     fn post(&self, link: &Link, frame: Bytes) {
+        let largest = largest(link);
+        if frame.len() > wire::LENGTH + largest {
+            return self.too_large(frame.len() - wire::LENGTH, largest);
+        }
         self.counts.sent.inc();
         self.counts.dropped.inc_by(link.post(frame));
     }
@@ -566,7 +578,7 @@ impl Net {
         let (mut read, mut write) = stream.split();
         let session = RefCell::new(session);
         let reading = async {
-            let mut frames = Frames::new(MAX_FRAME);
+            let mut frames = Frames::new(largest(&link));
             loop {
                 session.borrow_mut().open(clock::now(), &mut came, frames.buffer(), &self.counts)?;
                 while let Some(payload) = frames.next()? {
@@ -702,6 +714,11 @@ impl Net {
             log();
         }
     }
+}
+
+/// The largest frame that goes over a connection, either way.
+fn largest(link: &Link) -> usize {
+    Versions::largest(Versions::OURS.common(link.peer.speaks).unwrap_or(0))
 }
 
 /// How long to try to connect, and (times four) how long bytes may stay unconfirmed.

@@ -9,14 +9,17 @@ use serde::{
     de::{DeserializeOwned, IgnoredAny},
 };
 
-/// The largest frame between nodes that know each other: a snapshot of some ten thousand nodes and groups.
+/// The largest frame between nodes that know each other, but for what follows. The protocol cuts what it says into less, wherever
+/// it can.
 pub(crate) const MAX_FRAME: usize = 8 * 1024 * 1024;
+/// The largest frame to nodes that take it: the whole state, for who keeps the log and is behind.
+pub(crate) const MAX_STATE: usize = 64 * 1024 * 1024;
 /// The largest message of a stranger.
 pub(crate) const MAX_GREETING: usize = 4 * 1024;
 /// How deep values of a message are nested, at most.
 const DEPTH: usize = 64;
 /// Bytes of the length.
-const LENGTH: usize = 4;
+pub(crate) const LENGTH: usize = 4;
 
 /// What travels on a connection after the introduction.
 #[derive(Debug, Deserialize)]

@@ -278,6 +278,10 @@ async fn free(at: SocketAddr) -> Result<(), Failure> {
 
 fn resolve(endpoint: &str) -> Result<SocketAddr, Failure> {
     let wrong = |why: String| Failure::usage(format!("--endpoint {endpoint}: {why}; give HOST:PORT"));
+    if endpoint.len() > Node::MAX_ENDPOINT {
+        let size = endpoint.len();
+        return Err(Failure::usage(format!("--endpoint: {size} bytes are too many; give HOST:PORT")));
+    }
     let mut found = endpoint.to_socket_addrs().map_err(|e| wrong(e.to_string()))?;
     let at = found.next().ok_or_else(|| wrong("no such host".into()))?;
     if at.port() == 0 { Err(wrong("port 0 is no place to serve".into())) } else { Ok(at) }

@@ -25,8 +25,10 @@ use crate::{
     state::{Change, State},
 };
 
-/// How many committed commands are kept for those who are behind; beyond that they get the whole state.
+/// How many committed commands are kept for those who are behind, and how many bytes of them: what they get is one message.
+/// Beyond that they get the whole state.
 const RECENT_COMMANDS: usize = 4096;
+const RECENT_BYTES: usize = 2 << 20;
 
 /// A committed entry and what it changed.
 #[derive(Clone, Debug, PartialEq, Hash)]
@@ -52,6 +54,7 @@ pub(crate) struct Acceptor {
     pub(crate) given: Given,
     pub(crate) recent: VecDeque<Logged>,
     recent_commands: usize,
+    recent_bytes: usize,
 }
 
 /// What became of an entry offered to an acceptor.
@@ -68,8 +71,15 @@ pub(crate) enum Offer {
 impl Acceptor {
     pub(crate) fn new(ctx: &mut Ctx, promised: Ballot, state: State) -> Self {
         let given = Given { to: None, until: Instant::ZERO };
-        let this =
-            Self { promised, state, accepted: None, given, recent: VecDeque::new(), recent_commands: 0 };
+        let this = Self {
+            promised,
+            state,
+            accepted: None,
+            given,
+            recent: VecDeque::new(),
+            recent_commands: 0,
+            recent_bytes: 0,
+        };
         this.trace_core(ctx);
         ctx.set_aside(this.state.lineage, promised, this.state.last_view);
         this
@@ -172,10 +182,14 @@ impl Acceptor {
         self.accepted = None;
         ctx.set_aside(self.state.lineage, self.promised, self.state.last_view);
         self.recent_commands += entry.commands.len() + 1;
+        self.recent_bytes += entry.weight();
         self.recent.push_back(Logged { entry, change: change.clone() });
-        while self.recent_commands > RECENT_COMMANDS && self.recent.len() > 1 {
+        while (self.recent_commands > RECENT_COMMANDS || self.recent_bytes > RECENT_BYTES)
+            && self.recent.len() > 1
+        {
             let old = self.recent.pop_front().expect("it has more than one");
             self.recent_commands -= old.entry.commands.len() + 1;
+            self.recent_bytes -= old.entry.weight();
         }
         if change.core.is_some() {
             self.trace_core(ctx);
@@ -191,14 +205,18 @@ impl Acceptor {
         Some(self.recent.iter().skip(skip))
     }
 
+    /// The entries that one needs who has committed `after`; it needs the whole state where they are not kept.
+    pub(crate) fn log_after(&self, after: LogIndex) -> Option<impl Iterator<Item = &Logged>> {
+        // Before the first entry there is no state to apply entries to.
+        if after == LogIndex::ZERO { None } else { self.entries_after(after) }
+    }
+
     /// What one who has committed `after` lacks.
     pub(crate) fn tail_after(&self, after: LogIndex) -> Option<Tail> {
         if after >= self.state.index {
             return None;
         }
-        // Before the first entry there is no state to apply entries to.
-        let entries = if after == LogIndex::ZERO { None } else { self.entries_after(after) };
-        Some(match entries {
+        Some(match self.log_after(after) {
             Some(entries) => Tail::Entries { after, entries: entries.map(|l| l.entry.clone()).collect() },
             None => Tail::State(Box::new(self.state.clone())),
         })
@@ -224,6 +242,7 @@ impl Acceptor {
                     self.accepted = None;
                     self.recent.clear();
                     self.recent_commands = 0;
+                    self.recent_bytes = 0;
                     ctx.set_aside(self.state.lineage, self.promised, self.state.last_view);
                     self.trace_core(ctx);
                 }

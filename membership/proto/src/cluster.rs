@@ -618,7 +618,7 @@ impl Member {
                 self.on_commit(ctx, from, ballot, index);
             }
             ClusterMsg::Behind { commit } => {
-                if let (Some(office), Some(acceptor)) = (&self.office, &self.acceptor) {
+                if let (Some(office), Some(acceptor)) = (&mut self.office, &self.acceptor) {
                     office.catch_up(ctx, acceptor, from, commit);
                 } else if let (Some(parting), Some(acceptor)) = (&self.parting, &self.acceptor)
                     && let Some(tail) = acceptor.tail_after(commit)

@@ -168,6 +168,9 @@ pub enum End {
     },
 }
 
+/// The most bytes of wishes in one message, and of commands in one entry.
+pub(crate) const MOST_BYTES: usize = 1 << 20;
+
 /// What a queue had to hold once, it need not hold again: one that was long and is empty gives its memory back.
 pub(crate) fn release<T>(queue: &mut VecDeque<T>) {
     const KEPT: usize = 64;
@@ -207,8 +210,18 @@ impl Wishes {
         self.giving_up.range(all).next().is_some()
     }
 
-    pub(crate) fn all(&self) -> Vec<(u64, GroupWish)> {
-        self.pending.iter().cloned().collect()
+    pub(crate) fn all(&self) -> impl Iterator<Item = &(u64, GroupWish)> {
+        self.pending.iter()
+    }
+
+    /// The first of them: what fits into a message. The others are said when these are done.
+    pub(crate) fn first(&self) -> Vec<(u64, GroupWish)> {
+        let mut room = MOST_BYTES;
+        let fits = |(_, wish): &&(u64, GroupWish)| {
+            room = room.saturating_sub(wish.weight());
+            room > 0
+        };
+        self.pending.iter().take_while(fits).cloned().collect()
     }
 }
 

@@ -14,6 +14,9 @@ use crate::{
 /// The highest feature level of a command that this build understands. A new kind of command has a new level.
 pub const LEVEL: u16 = 1;
 
+/// More than all of a command takes in a message but its words.
+const FIXED: usize = 128;
+
 /// One change, part of an entry.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Command {
@@ -43,6 +46,15 @@ pub enum Command {
 }
 
 impl Command {
+    /// How many bytes it may take in a message, at most.
+    pub fn weight(&self) -> usize {
+        match self {
+            Self::Admit(info) => info.weight(),
+            Self::Group { wish, .. } => FIXED + wish.weight(),
+            Self::Found | Self::Remove(..) | Self::Raise(_) | Self::Dissolve(_) | Self::Level(_) => FIXED,
+        }
+    }
+
     /// The feature level that whoever keeps the log must understand.
     pub fn level(&self) -> u16 {
         match self {
@@ -82,6 +94,15 @@ pub enum GroupWish {
 }
 
 impl GroupWish {
+    /// How many bytes it may take in a message, at most.
+    pub fn weight(&self) -> usize {
+        let endpoint = match self {
+            Self::Join { endpoint: Some(endpoint), .. } => endpoint.len(),
+            _ => 0,
+        };
+        FIXED + self.group().as_str().len() + endpoint
+    }
+
     /// The group that the wish is about.
     pub fn group(&self) -> &GroupName {
         match self {
@@ -115,6 +136,12 @@ impl Hash for Entry {
 }
 
 impl Entry {
+    /// How many bytes it may take in a message, at most.
+    pub fn weight(&self) -> usize {
+        let core = self.core.as_ref().map_or(0, Vec::len);
+        FIXED + 32 * core + self.commands.iter().map(Command::weight).sum::<usize>()
+    }
+
     /// Where the witness records halves of the core that this entry puts in force, at this index.
     pub fn warrant(&self, index: LogIndex) -> Option<Warrant> {
         self.core.as_ref().and(self.epoch).map(|epoch| Warrant { core: index, epoch })

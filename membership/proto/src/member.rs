@@ -327,7 +327,7 @@ impl Member {
             self.look_for_coordinator(ctx);
         }
         if !ctx.wishes.pending.is_empty() {
-            self.to_coordinator(ctx, ClusterMsg::Wishes(ctx.wishes.all()));
+            self.to_coordinator(ctx, ClusterMsg::Wishes(ctx.wishes.first()));
         }
         if self.leaving {
             self.to_coordinator(ctx, ClusterMsg::Leave);

@@ -27,7 +27,7 @@ use crate::{
     msg::{ClusterMsg, Heartbeat, Hello, Join, Msg, Update},
     plant::Plant,
     quorum::{Core, Deaths},
-    view::{NodeInfo, Why},
+    view::Why,
     witness,
 };
 
@@ -41,7 +41,7 @@ mod tell;
 
 pub(crate) use removal::Removal;
 
-/// How many commands may wait for the next entry; beyond that they are dropped, and their senders repeat them.
+/// How many commands of others may wait for the next entry; beyond that they are dropped, and their senders repeat them.
 const QUEUE_LIMIT: usize = 100_000;
 
 /// What the coordinator knows of another node.
@@ -79,6 +79,8 @@ pub(crate) struct Peer {
     observes: BTreeSet<GroupName>,
     /// The feature level that it understands, as far as it said so.
     level: u16,
+    /// Before that it is not sent the whole state again.
+    next_state: Instant,
 }
 
 impl Peer {
@@ -100,6 +102,7 @@ impl Peer {
             queued_op: 0,
             observes: BTreeSet::new(),
             level: 0,
+            next_state: Instant::ZERO,
         }
     }
 }
@@ -530,9 +533,9 @@ impl Office {
         }
     }
 
-    /// A wish of the coordinator's own node.
+    /// A wish of the coordinator's own node. Nobody says it again: it always has room, and the next one counts for all before.
     pub(crate) fn own_wish(&mut self, ctx: &Ctx, op: u64, wish: crate::entry::GroupWish) {
-        self.enqueue(Command::Group { node: ctx.me(), op, wish });
+        self.queue.push_back(Command::Group { node: ctx.me(), op, wish });
     }
 
     /// A node leaves of its own will; it has stopped acting.
@@ -733,9 +736,5 @@ impl Office {
             let (view, why) = fate.unwrap_or((state.view.id, Why::Silent));
             ctx.reply(from, state.lineage, ClusterMsg::Removed { view, index: state.index, why });
         }
-    }
-
-    fn info<'a>(&self, acceptor: &'a Acceptor, id: NodeId) -> Option<&'a NodeInfo> {
-        acceptor.state.view.node(id)
     }
 }

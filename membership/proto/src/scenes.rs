@@ -4,14 +4,14 @@
 use alloc::{sync::Arc, vec, vec::Vec};
 use core::{net::SocketAddr, time::Duration};
 
-use membership_types::{Ballot, Instant, Lineage, LogIndex, Machine, NodeId, Rng, ViewId};
+use membership_types::{Ballot, GroupName, Instant, Lineage, LogIndex, Machine, NodeId, Rng, ViewId};
 
 use crate::{
     acceptor::Acceptor,
     cluster::{Cluster, Input},
     config::{Bootstrap, Config},
     ctx::{Ctx, Dest, End, Output},
-    entry::{Command, Entry},
+    entry::{Command, Entry, GroupWish},
     floor::Durable,
     member::Member,
     msg::{Ask, ClusterMsg, Heartbeat, Hello, Join, Msg, Probe, Promise, Standing},
@@ -19,7 +19,7 @@ use crate::{
     seeking::Seeking,
     spread::Domains,
     state::State,
-    view::{NodeInfo, Why},
+    view::{Kind, NodeInfo, Why},
     witness::{Answer, Epoch, Question, Warrant},
 };
 
@@ -492,4 +492,189 @@ fn half_of_the_core_goes_on_by_the_record_of_the_witness_and_by_nothing_else() {
     scene.wait(LEASE);
     scene.member.check_takeover(&mut scene.ctx);
     assert!(scene.member.office.is_none() && !scene.claims().is_empty());
+}
+
+/// The core came into force before anybody knew of the witness, so no half of it can be recorded; nobody comes or goes.
+#[test]
+fn a_core_that_all_are_in_is_put_in_force_anew_once_the_witness_answers() {
+    let mut scene = Scene::pair(1, None);
+    scene.member.follow(&mut scene.ctx, ballot(2, 2));
+    scene.wait(LEASE * 3);
+    let asked = scene.candidacy();
+    scene.promise(asked, 2, false, None);
+    assert!(scene.member.office.is_some(), "both promised");
+    // All entries that name a core, while the other one stores whatever is proposed.
+    let cores = |scene: &mut Scene| {
+        let mut cores = Vec::new();
+        for _ in 0..5 {
+            scene.beat(2, 0);
+            assert_eq!(scene.member.settle(&mut scene.ctx), None);
+            for (to, msg) in scene.said() {
+                if let (Dest::Node(to, _), ClusterMsg::Append { ballot, index, entry, sent }) = (to, msg) {
+                    cores.extend(entry.core.clone().map(|core| (index, core, entry.epoch)));
+                    let office = scene.member.office.as_mut().expect("in office");
+                    office.on_accepted(&scene.ctx, to, ballot, index, sent);
+                }
+            }
+            scene.wait(LEASE / 10);
+        }
+        cores
+    };
+    assert_eq!(cores(&mut scene), [], "the witness has not answered yet");
+    scene.recorded(3, &[]);
+    let named = cores(&mut scene);
+    let [(index, core, epoch)] = &named[..] else { panic!("once, and not {named:?}") };
+    assert_eq!((&core[..], *epoch), (&[id(1), id(2)][..], Some(Epoch::new(3))));
+    assert_eq!(scene.state().warrant, Some(Warrant { core: *index, epoch: Epoch::new(3) }));
+}
+
+/// The most that one message may have, with some room: far below what the transport takes.
+const MESSAGE: usize = 3 << 20;
+
+fn group(n: u64) -> GroupName {
+    GroupName::new(&alloc::format!("g{n}")).expect("valid")
+}
+
+/// A wish to serve at an address of a thousand letters.
+fn long_wish(n: u64) -> GroupWish {
+    GroupWish::Join { group: group(n), endpoint: Some("e".repeat(1000).into()), kind: Kind::Plain }
+}
+
+impl Scene {
+    /// Node 2, in office.
+    fn in_office() -> Self {
+        let mut scene = Self::new(2);
+        scene.member.on_death(&mut scene.ctx, id(1), "seen", None);
+        scene.take_over(true);
+        scene
+    }
+
+    /// Nodes 3 and 4 store whatever is proposed, until nothing is. Gives the weights of the entries.
+    fn decide_all(&mut self) -> Vec<usize> {
+        let mut weights = Vec::new();
+        let mut quiet = 0;
+        while quiet < 3 {
+            assert_eq!(self.member.settle(&mut self.ctx), None);
+            let appended = self.said().into_iter().filter_map(|(to, msg)| match (to, msg) {
+                (Dest::Node(to, _), ClusterMsg::Append { ballot, index, entry, sent }) => {
+                    Some((to, ballot, index, entry, sent))
+                }
+                _ => None,
+            });
+            let appended: Vec<_> = appended.collect();
+            quiet = if appended.is_empty() { quiet + 1 } else { 0 };
+            for (to, ballot, index, entry, sent) in appended {
+                if to == id(3) {
+                    weights.push(entry.weight());
+                }
+                let office = self.member.office.as_mut().expect("in office");
+                office.on_accepted(&self.ctx, to, ballot, index, sent);
+            }
+            for from in [3, 4, 5] {
+                self.beat(from, 0);
+            }
+            self.wait(LEASE / 20);
+        }
+        weights
+    }
+
+    fn state(&self) -> &State {
+        &self.member.acceptor.as_ref().expect("it keeps the log").state
+    }
+}
+
+#[test]
+fn an_entry_is_never_larger_than_a_message_however_much_waits() {
+    let mut scene = Scene::in_office();
+    let wishes: Vec<_> = (1..=5000).map(|n| (n, long_wish(n))).collect();
+    {
+        let Scene { member, .. } = &mut scene;
+        let (office, acceptor) = (member.office.as_mut().expect("in office"), member.acceptor.as_ref());
+        office.on_wishes(acceptor.expect("it keeps the log"), id(3), wishes);
+    }
+    let weights = scene.decide_all();
+    assert!(weights.iter().all(|weight| *weight < MESSAGE), "{weights:?}");
+    assert_eq!((scene.state().groups().count(), scene.state().last_op(id(3))), (5000, 5000));
+}
+
+#[test]
+fn a_node_says_as_many_wishes_at_once_as_fit_into_a_message_and_the_others_later() {
+    let mut ctx = Scene::new(3).ctx;
+    (1..=5000).for_each(|n| ctx.wishes.push(long_wish(n)));
+    let mut next = 1;
+    while next <= 5000 {
+        let first = ctx.wishes.first();
+        assert_eq!(first.first().map(|(op, _)| *op), Some(next), "in order");
+        assert!(first.iter().map(|(_, wish)| wish.weight() + 16).sum::<usize>() < MESSAGE);
+        next += first.len() as u64;
+        ctx.wishes.done(next - 1);
+    }
+}
+
+/// A later wish of the same node would count for the one that was left out.
+#[test]
+fn a_coordinator_forgets_none_of_its_own_wishes_whatever_waits() {
+    let mut scene = Scene::in_office();
+    let join = |n| GroupWish::Join { group: group(n), endpoint: None, kind: Kind::Plain };
+    let others: Vec<_> = (1..=100_000).map(|n| (n, join(1))).collect();
+    {
+        let Scene { ctx, member } = &mut scene;
+        let (office, acceptor) = (member.office.as_mut().expect("in office"), member.acceptor.as_ref());
+        office.on_wishes(acceptor.expect("it keeps the log"), id(3), others);
+        office.own_wish(ctx, 1, join(2));
+    }
+    scene.decide_all();
+    assert!(scene.state().group(&group(2)).is_some());
+    assert_eq!((scene.state().last_op(id(3)), scene.state().last_op(id(2))), (100_000, 1));
+}
+
+/// Node 3 is in so many groups that they do not fit into a message, and knows none of them.
+#[test]
+fn who_must_be_told_much_is_told_in_parts_and_all_of_it() {
+    for from_nothing in [false, true] {
+        let (mut scene, mut third) = (Scene::in_office(), Scene::new(3));
+        let commands = (1..=5000).map(|op| Command::Group { node: id(3), op, wish: long_wish(op) });
+        let entry = Arc::new(Entry { commands: commands.collect(), ..Entry::default() });
+        let acceptor = scene.member.acceptor.as_mut().expect("it keeps the log");
+        acceptor.commit(&mut scene.ctx, entry);
+        third.member.acceptor = None;
+        let index = scene.commit();
+        if from_nothing {
+            third.member.view = Member::new(&third.ctx, third.member.lineage, ballot(1, 1)).view;
+        }
+        (1..=5001).for_each(|n| third.ctx.wishes.push(long_wish(n)));
+        let mut parts = 0;
+        while third.member.seen() < index {
+            assert_eq!(third.ctx.wishes.pending.len(), 5001, "not before all is told");
+            third.member.send_heartbeat(&mut third.ctx);
+            let mut told = Vec::new();
+            for (_, msg) in third.said() {
+                if let ClusterMsg::Heartbeat(beat) = msg {
+                    let Scene { ctx, member } = &mut scene;
+                    let office = member.office.as_mut().expect("in office");
+                    let acceptor = member.acceptor.as_mut().expect("it keeps the log");
+                    let beat = Heartbeat { ballot: office.ballot, ..*beat };
+                    assert_eq!(office.on_heartbeat(ctx, acceptor, &member.deaths, id(3), beat), Ok(()));
+                    told = scene.said();
+                }
+            }
+            for (_, msg) in told {
+                match msg {
+                    ClusterMsg::Update(update) => {
+                        assert!(update.groups.iter().map(|view| view.weight()).sum::<usize>() < MESSAGE);
+                        parts += 1;
+                        assert_eq!(third.member.on_update(&mut third.ctx, *update), None);
+                    }
+                    ClusterMsg::Grant(grant) => third.member.on_grant(&mut third.ctx, grant),
+                    _ => {}
+                }
+            }
+            third.wait(LEASE / 10);
+            scene.wait(LEASE / 10);
+            assert!(parts < 20, "it does not end");
+        }
+        assert!(parts > 1);
+        assert_eq!(third.member.hello(&third.ctx).groups.len(), 5000);
+        assert_eq!(third.ctx.wishes.pending.len(), 1);
+    }
 }

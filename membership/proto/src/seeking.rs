@@ -272,7 +272,7 @@ impl Seeking {
                 lease: ctx.lease(),
                 highest: ctx.highest,
                 floor: ctx.durable.as_ref().and_then(|durable| durable.synced),
-                wishes: ctx.wishes.all(),
+                wishes: ctx.wishes.first(),
                 observes: ctx.observes.iter().cloned().collect(),
                 level: ctx.config.level,
                 witness: ctx.config.terms.witness,
@@ -552,7 +552,7 @@ fn found(ctx: &mut Ctx, lineage: Lineage, founders: Vec<NodeInfo>, highest: View
     }
     let mut office = Office::take(ctx, &mut acceptor, &Deaths::default(), won);
     for (op, wish) in ctx.wishes.all() {
-        office.own_wish(ctx, op, wish);
+        office.own_wish(ctx, *op, wish.clone());
     }
     member.acceptor = Some(acceptor);
     member.office = Some(office);

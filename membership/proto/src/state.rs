@@ -215,6 +215,15 @@ impl State {
         Change { index: self.index, cluster, core: entry.core.clone(), groups, wished }
     }
 
+    /// How many bytes it may take in a message, at most.
+    pub fn weight(&self) -> usize {
+        // A group's name is there twice, and once for each of its members; nodes have counts of wishes.
+        let of =
+            |view: &SharedView| view.weight() + 32 + (2 + view.members.len()) * view.group.as_str().len();
+        let nodes = self.view.members.iter().map(|node| node.weight() + 64);
+        4096 + self.core.len() * 32 + nodes.sum::<usize>() + self.groups().map(of).sum::<usize>()
+    }
+
     /// The group's present view.
     pub fn group(&self, name: &GroupName) -> Option<&SharedView> {
         self.groups.get(name).map(|g| &g.view)
@@ -349,7 +358,7 @@ impl State {
 mod tests {
     use super::*;
     use crate::{spread::Domains, view::Kind};
-    use alloc::vec;
+    use alloc::{boxed::Box, vec};
     use core::net::SocketAddr;
 
     fn id(n: u32) -> NodeId {
@@ -480,5 +489,75 @@ mod tests {
         let commands = vec![Command::Admit(info(9)), Command::Remove(id(9), Why::Dead)];
         let change = state.apply(&Entry { commands, ..Entry::default() });
         assert_eq!(change.cluster, None);
+    }
+
+    /// How many bytes this takes in a message.
+    fn written<T: Serialize>(value: &T) -> usize {
+        rmp_serde::to_vec_named(value).expect("our own types encode").len()
+    }
+
+    /// The largest numbers, and words of this length.
+    fn wide(n: u32, words: usize) -> NodeInfo {
+        let word: Box<str> = "w".repeat(words).into();
+        let text = || Some(word.clone());
+        NodeInfo {
+            id: NodeId::new(u32::MAX - n, u64::MAX),
+            name: word.clone(),
+            addr: SocketAddr::from(([0xffff; 8], u16::MAX)),
+            eligible: true,
+            slot: Some(u16::MAX),
+            keeps_floor: true,
+            domains: Domains { zone: text(), rack: text(), power: text() },
+        }
+    }
+
+    /// A cluster of so many nodes, each in all of so many groups.
+    fn crowded(nodes: u32, groups: u32, words: usize) -> State {
+        let mut state = founded(1);
+        state.last_view = ViewId::new(1 << 52);
+        let admit = (0..nodes).map(|n| Command::Admit(wide(n, words)));
+        state.apply(&Entry { commands: admit.collect(), ..Entry::default() });
+        for g in 0..groups {
+            let group = GroupName::new(&alloc::format!("{g:0>width$}", width = words.max(6))).expect("valid");
+            let endpoint = Some("e".repeat(words).into());
+            let wish = GroupWish::Join { group, endpoint, kind: Kind::Multicast };
+            let command = |n| Command::Group {
+                node: wide(n, 0).id,
+                op: u64::MAX - 100_000 + u64::from(g),
+                wish: wish.clone(),
+            };
+            let entry = Entry { commands: (0..nodes).map(command).collect(), ..Entry::default() };
+            assert!(written(&entry) <= entry.weight());
+            state.apply(&entry);
+        }
+        state
+    }
+
+    #[test]
+    fn nothing_takes_more_in_a_message_than_its_weight() {
+        for words in [0, 1, 20, 31, 32, 128] {
+            let entry = Entry {
+                commands: vec![
+                    Command::Found,
+                    Command::Admit(wide(1, words)),
+                    Command::Remove(wide(1, 0).id, Why::Replaced),
+                    Command::Raise(ViewId::new(1 << 52)),
+                    Command::Dissolve(Lineage::new(u64::MAX >> 1, u64::MAX)),
+                    Command::Level(u16::MAX),
+                ],
+                core: Some((0..9).map(|n| wide(n, 0).id).collect()),
+                epoch: Some(crate::witness::Epoch::new(u64::MAX)),
+            };
+            assert!(entry.commands.iter().all(|command| written(command) <= command.weight()));
+            assert!(written(&entry) <= entry.weight());
+            let state = crowded(7, 5, words);
+            assert!(state.groups().all(|view| written(&**view) <= view.weight()));
+            assert!(written(&state) <= state.weight(), "{} {}", written(&state), state.weight());
+        }
+        for (nodes, groups) in [(5, 10_000), (5, 20_000), (100, 1000)] {
+            let state = crowded(nodes, groups, 20);
+            std::eprintln!("{nodes} {groups}: {} of {}", written(&state), state.weight());
+            assert!(written(&state) <= state.weight());
+        }
     }
 }

@@ -426,7 +426,7 @@ impl Member {
             office.inherit(before);
         }
         for (op, wish) in ctx.wishes.all() {
-            office.own_wish(ctx, op, wish);
+            office.own_wish(ctx, *op, wish.clone());
         }
         if self.leaving {
             office.on_leave(ctx, acceptor, &self.deaths, ctx.config.me.id);

@@ -32,6 +32,15 @@ pub struct NodeInfo {
     pub domains: Domains,
 }
 
+impl NodeInfo {
+    /// How many bytes it may take in a message, at most.
+    pub fn weight(&self) -> usize {
+        let Domains { zone, rack, power } = &self.domains;
+        let words: usize = [zone, rack, power].into_iter().flatten().map(|word| word.len()).sum();
+        256 + self.name.len() + words
+    }
+}
+
 /// What was added later counts only where it says something: digests of entries stay what they were in older builds.
 impl Hash for NodeInfo {
     fn hash<H: Hasher>(&self, state: &mut H) {
@@ -160,6 +169,12 @@ pub struct GroupView {
 }
 
 impl GroupView {
+    /// How many bytes it may take in a message, at most.
+    pub fn weight(&self) -> usize {
+        let members = self.members.iter().map(|m| 64 + m.endpoint.as_ref().map_or(0, |e| e.len()));
+        192 + self.group.as_str().len() + members.sum::<usize>()
+    }
+
     /// The view of a group that has no member.
     pub fn empty(group: GroupName, lineage: Lineage, prev: ViewId) -> Self {
         Self {

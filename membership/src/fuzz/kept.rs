@@ -94,7 +94,8 @@ pub fn kept_states() -> Vec<Vec<u8>> {
     let says = [
         Say::Hold(hold),
         Say::Vote { view: 8, term: 3 },
-        Say::Synced { dir: 1, place: held.place, promised: 2 },
+        Say::Synced { dir: 1, place: held.place, promised: 2, history: None },
+        Say::Synced { dir: 1, place: held.place, promised: 2, history: Some(3) },
         Say::Holders { term: 2, was: vec![1], now: dirs.clone() },
         Say::Settled { term: 2, now: dirs },
     ];

@@ -4,10 +4,13 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::wire::{MAX_FRAME, MAX_STATE};
+
 /// The versions of the protocol that a build speaks: between two nodes, the highest that both speak counts.
 ///
 /// 2. Whatever is not understood ends the connection.
 /// 3. Messages of unknown kinds are skipped and counted.
+/// 4. Frames may be as large as a large cluster's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Versions {
     pub(crate) min: u8,
@@ -15,7 +18,12 @@ pub(crate) struct Versions {
 }
 
 impl Versions {
-    pub(crate) const OURS: Self = Self { min: 2, max: 3 };
+    pub(crate) const OURS: Self = Self { min: 2, max: 4 };
+
+    /// The largest frame that a node with this version takes.
+    pub(crate) fn largest(common: u8) -> usize {
+        if common >= 4 { MAX_STATE } else { MAX_FRAME }
+    }
 
     /// Of builds that do not say it.
     pub(super) fn before() -> Self {

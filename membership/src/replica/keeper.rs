@@ -313,8 +313,7 @@ impl<S: ReplicatedState> Keeper<S> {
             Said::Long => {
                 let held = self.ledger.held().filter(|_| self.ledger.is_whole() && !self.saving).cloned();
                 if let Some(held) = held {
-                    let mark = Mark { place: held.place, promised: self.ledger.promised() };
-                    self.save(shared, held, mark);
+                    self.save(shared, held, self.ledger.mark());
                 }
             }
             Said::Failed(why) => return Err(why),

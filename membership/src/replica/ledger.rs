@@ -32,6 +32,8 @@ pub(crate) struct Place {
 /// What is on a disk once something was written there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Mark {
+    /// Of which history. Places of two histories say nothing about each other.
+    pub(crate) history: u64,
     pub(crate) place: Place,
     pub(crate) promised: u64,
 }
@@ -157,6 +159,10 @@ pub(crate) enum Say {
         dir: DirId,
         place: Place,
         promised: u64,
+        /// Of which history: this may be heard late, where the group goes on with another one. Builds before this one do not
+        /// say it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        history: Option<u64>,
     },
     Holders {
         term: u64,
@@ -256,7 +262,8 @@ pub(crate) struct Ledger {
     accept: bool,
     held: Option<Held>,
     promised: u64,
-    synced_to: Place,
+    /// What the disk said last.
+    on_disk: Mark,
     promise_synced: u64,
     phase: Phase,
     view: u64,
@@ -290,7 +297,7 @@ impl Ledger {
             dir,
             expected: expected.max(1),
             accept,
-            synced_to: held.as_ref().map_or(Place::default(), |h| h.place),
+            on_disk: mark_of(held.as_ref(), promised),
             held,
             promised,
             promise_synced: promised,
@@ -319,10 +326,6 @@ impl Ledger {
 
     pub(crate) fn held(&self) -> Option<&Held> {
         self.held.as_ref()
-    }
-
-    pub(crate) fn promised(&self) -> u64 {
-        self.promised
     }
 
     /// Why there is no state yet, in words.
@@ -401,7 +404,9 @@ impl Ledger {
         match say {
             Say::Hold(hold) => self.on_hold(from, hold),
             Say::Vote { view, term } => self.on_vote(from, view, term),
-            Say::Synced { dir, place, promised } => self.on_synced(from, dir, place, promised),
+            Say::Synced { dir, place, promised, history } => {
+                self.on_synced(from, dir, (history, place), promised);
+            }
             Say::Holders { term, was, now } => {
                 let Some(held) = self.held.as_ref().filter(|_| self.is_whole()) else { return };
                 let follows = held.place.term == term && held.holders.now == was;
@@ -454,9 +459,9 @@ impl Ledger {
         self.out.push_back(Output::Write(entry, mark));
     }
 
-    fn mark(&self) -> Mark {
-        let place = self.held.as_ref().map_or(Place::default(), |held| held.place);
-        Mark { place, promised: self.promised }
+    /// What is on disk once all is written that was ordered.
+    pub(crate) fn mark(&self) -> Mark {
+        mark_of(self.held.as_ref(), self.promised)
     }
 
     fn save(&mut self) {
@@ -674,8 +679,9 @@ impl Ledger {
     // ---- disks ------------------------------------------------------------------------------------------------------
 
     /// Everything up to here is on this member's disk.
-    pub(crate) fn on_disk(&mut self, Mark { place, promised }: Mark) {
-        self.synced_to = place;
+    pub(crate) fn on_disk(&mut self, mark: Mark) {
+        self.on_disk = mark;
+        let promised = mark.promised;
         if promised > self.promise_synced {
             self.promise_synced = promised;
             if let Phase::Unsure { view, round: Some(round), .. } = &self.phase
@@ -689,16 +695,19 @@ impl Ledger {
 
     fn say_synced(&mut self) {
         let Some(held) = self.held.as_ref().filter(|_| self.is_whole()) else { return };
-        if self.synced_to.term == held.place.term {
-            let (dir, place, promised) = (self.dir, self.synced_to, self.promised);
-            self.out.push_back(Output::Say(Say::Synced { dir, place, promised }));
+        // What the disk has of another history, which it had before this one was taken over, counts for nothing.
+        let Mark { history, place, .. } = self.on_disk;
+        if history == held.history && place.term == held.place.term {
+            let (dir, promised, history) = (self.dir, self.promised, Some(history));
+            self.out.push_back(Output::Say(Say::Synced { dir, place, promised, history }));
         }
     }
 
-    fn on_synced(&mut self, from: NodeId, dir: DirId, place: Place, promised: u64) {
+    fn on_synced(&mut self, from: NodeId, dir: DirId, (history, place): (Option<u64>, Place), promised: u64) {
         let Some(held) = self.held.as_ref().filter(|_| self.is_whole()) else { return };
         self.dirs.insert(from, dir);
-        if place.term == held.place.term && promised <= place.term {
+        let same = history.is_none_or(|history| history == held.history);
+        if same && place.term == held.place.term && promised <= place.term {
             let known = self.synced.entry(dir).or_default();
             *known = place.pos.max(*known);
             self.commit();
@@ -753,6 +762,11 @@ impl Ledger {
             self.out.push_back(Output::Say(say));
         }
     }
+}
+
+fn mark_of(held: Option<&Held>, promised: u64) -> Mark {
+    let (history, place) = held.map_or((0, Place::default()), |held| (held.history, held.place));
+    Mark { history, place, promised }
 }
 
 fn another_history() -> String {

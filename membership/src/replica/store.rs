@@ -508,8 +508,8 @@ pub(crate) fn replayed(head: &Head, entries: &[Entry]) -> (Option<Held>, Mark) {
             (_, None) => {}
         }
     }
-    let place = held.as_ref().map_or(Place::default(), |held| held.place);
-    (held, Mark { place, promised })
+    let (history, place) = held.as_ref().map_or((0, Place::default()), |held| (held.history, held.place));
+    (held, Mark { history, place, promised })
 }
 
 #[cfg(test)]

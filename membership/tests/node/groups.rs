@@ -2,9 +2,11 @@
 
 use std::{sync::mpsc, thread, time::Duration};
 
-use membership::{GroupError, Membership, NotMember, Rank, ViewId, What};
+use membership::{Bootstrap, GroupError, Membership, Node, NotMember, Rank, Status, ViewId, What};
 
-use crate::harness::{PATIENCE, Place, event, metric, names, quiet, view, within};
+use crate::harness::{PATIENCE, Place, event, leave, metric, names, quiet, view, within};
+
+const ALONE: Bootstrap = Bootstrap::AloneAfter(Duration::from_millis(300));
 
 #[tokio::test]
 async fn members_agree_on_ranks_in_the_order_of_joining() {
@@ -180,7 +182,7 @@ async fn equal_names_are_told_apart() {
     let member = a.join("g", None).await.expect("runs");
     b.join("g", None).await.map(std::mem::forget).expect("runs");
     let both = within("both", view(&mut member.views(), |v| v.members.len() == 2)).await;
-    let expected = |node: &membership::Node| format!("same#{}", node.id());
+    let expected = |node: &Node| format!("same#{}", node.id());
     let mut shown: Vec<String> = names(&both).into_iter().map(str::to_owned).collect();
     shown.sort();
     let mut ids = vec![expected(&a), expected(&b)];
@@ -260,4 +262,51 @@ async fn the_end_of_a_leadership_is_told_also_to_who_asks_when_the_group_was_lef
     assert!(next.is_current());
     drop((leadership, next, again));
     place.judge([members[0].node().clone()]).await;
+}
+
+/// Nine thousand groups with long endpoints are more than a message held once: the entries that make them, what is told of them, and
+/// the state that a newcomer to the core gets.
+#[tokio::test]
+async fn a_cluster_of_many_groups_goes_on_and_a_newcomer_comes_into_its_core() {
+    const GROUPS: usize = 9000;
+    let place = Place::new();
+    let start = async |name| {
+        let builder = quiet(name).rendezvous(place.rendezvous()).bootstrap(ALONE);
+        builder.lease(Duration::from_secs(4)).start().await.expect("starts")
+    };
+    let first = start("n0").await;
+    within("joined", first.joined()).await.expect("alone");
+    let endless = first.join("g", Some("e".repeat(9 << 20))).await.err();
+    assert_eq!(endless, Some(GroupError::Endpoint { size: 9 << 20 }));
+    let join = async |node: &Node| {
+        let mut members = Vec::new();
+        for group in 0..GROUPS {
+            let endpoint = Some("e".repeat(Node::MAX_ENDPOINT));
+            members.push(node.join(&format!("g{group}"), endpoint).await.expect("a member"));
+        }
+        members
+    };
+    let until = async |what: &str, node: &Node, fits: &dyn Fn(&Status) -> bool| {
+        let looks = async {
+            while !fits(&node.status()) {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        within(what, looks).await;
+    };
+    let of_size = |status: &Status, size| {
+        let views = status.groups.values().filter_map(|group| group.view.as_ref());
+        views.filter(|view| view.members.len() == size).count() == GROUPS
+    };
+    let _one = join(&first).await;
+    until("it is in all", &first, &|status| of_size(status, 1)).await;
+    let second = start("n1").await;
+    within("joined", second.joined()).await.expect("the first is there");
+    until("both are in the core", &first, &|status| status.core.len() == 2).await;
+    let _two = join(&second).await;
+    until("both are members of all", &second, &|status| of_size(status, 2)).await;
+    within("leaving", first.leave()).await;
+    let leads = |status: &Status| status.groups.values().filter(|group| group.leading.is_some()).count();
+    until("the second leads all", &second, &|status| leads(status) == GROUPS).await;
+    leave([second]).await;
 }

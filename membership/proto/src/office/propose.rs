@@ -10,7 +10,7 @@ use membership_types::{Ballot, Instant, LogIndex, NodeId, ViewId};
 use super::{Office, Peer, Proposal};
 use crate::{
     acceptor::{Acceptor, Offer},
-    ctx::{Ctx, release},
+    ctx::{Ctx, MOST_BYTES, release},
     entry::{Command, Entry},
     floor,
     msg::ClusterMsg,
@@ -25,6 +25,9 @@ use crate::{
 /// How many entries are decided at most before others get their turn, where this node decides alone; what is left follows with
 /// the next heartbeat.
 const IN_A_ROW: usize = 64;
+
+/// How many commands of those that wait go into one entry.
+const MOST_COMMANDS: usize = 4096;
 
 impl Office {
     /// A node stored an entry under a ballot.
@@ -257,8 +260,7 @@ impl Office {
             removals.iter().map(|(id, why)| Command::Remove(*id, *why)).collect();
         commands.extend(self.raised_level(ctx, acceptor));
         if !commands.is_empty() || core.is_some() || !self.gathers(ctx, acceptor) {
-            commands.extend(self.queue.drain(..));
-            release(&mut self.queue);
+            self.take_from_queue(&mut commands);
         }
         if commands.iter().any(|command| matches!(command, Command::Admit(_))) {
             self.admit_at = Some(ctx.now.after(ctx.config.heartbeat * 2));
@@ -274,6 +276,20 @@ impl Office {
             return None;
         }
         Some(entry)
+    }
+
+    /// As much of what waits as an entry may have: it is one message.
+    fn take_from_queue(&mut self, commands: &mut Vec<Command>) {
+        let (mut count, mut bytes) = (0, 0);
+        for command in &self.queue {
+            bytes += command.weight();
+            if count > 0 && (count == MOST_COMMANDS || bytes > MOST_BYTES) {
+                break;
+            }
+            count += 1;
+        }
+        commands.extend(self.queue.drain(..count));
+        release(&mut self.queue);
     }
 
     /// The core after these removals, if it changes. Takes back removals of core members that cannot be made up for
@@ -409,15 +425,27 @@ impl Office {
     }
 
     /// Sends the state to one who is to join the core, or who is behind.
-    fn feed(&self, ctx: &mut Ctx, acceptor: &Acceptor, node: NodeId) {
+    fn feed(&mut self, ctx: &mut Ctx, acceptor: &Acceptor, node: NodeId) {
         let known = self.peers.get(&node).and_then(|p| p.commit).unwrap_or(LogIndex::ZERO);
         self.catch_up(ctx, acceptor, node, known);
     }
 
     /// A log keeper lacks what is after `commit`.
-    pub(crate) fn catch_up(&self, ctx: &mut Ctx, acceptor: &Acceptor, node: NodeId, commit: LogIndex) {
+    pub(crate) fn catch_up(&mut self, ctx: &mut Ctx, acceptor: &Acceptor, node: NodeId, commit: LogIndex) {
         let lineage = acceptor.state.lineage;
-        let Some(info) = self.info(acceptor, node) else { return };
+        let Some(info) = acceptor.state.view.node(node) else { return };
+        if acceptor.log_after(commit).is_none()
+            && let Some(peer) = self.peers.get_mut(&node)
+        {
+            // A large state is on its way for a while, and others wait behind it: it is not sent again meanwhile.
+            if ctx.now < peer.next_state {
+                return;
+            }
+            let mib = u32::try_from(acceptor.state.weight() >> 20).unwrap_or(u32::MAX);
+            if mib > 0 {
+                peer.next_state = ctx.now.after(ctx.config.heartbeat.saturating_mul(mib));
+            }
+        }
         if let Some(tail) = acceptor.tail_after(commit) {
             ctx.send(info, lineage, ClusterMsg::CatchUp { ballot: self.ballot, tail });
         }

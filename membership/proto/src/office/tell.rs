@@ -23,6 +23,9 @@ use crate::{
     view::{GroupView, SharedView, Why},
 };
 
+/// The most bytes of group views in one message.
+const PART_BYTES: usize = 2 << 20;
+
 impl Office {
     /// Tells everyone whom a committed change concerns.
     pub(super) fn tell(&mut self, ctx: &mut Ctx, acceptor: &Acceptor, change: &Change) {
@@ -117,9 +120,11 @@ impl Office {
         }
     }
 
-    fn send_update(&mut self, ctx: &mut Ctx, acceptor: &Acceptor, node: NodeId, update: Update) {
+    fn send_update(&mut self, ctx: &mut Ctx, acceptor: &Acceptor, node: NodeId, mut update: Update) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
-        peer.told = Some(update.index);
+        let is_all = cut_to_fit(&mut update);
+        // Who has got a part of it says what it knows, and is told more.
+        peer.told = is_all.then_some(update.index);
         let prev = if ctx.planted(Plant::ChainBroken) { LogIndex::ZERO } else { update.prev };
         let update = Update { prev, ..update };
         if let Some(info) = acceptor.state.view.node(node) {
@@ -216,13 +221,13 @@ impl Office {
             }
         }
         update.groups.extend(others);
+        update.groups.retain(|view| known.get(&view.group) != Some(&view.id));
         let Some(logged) = logged else { return update }; // Too long ago, or nothing seen at all.
         let (mut deltas, mut core) = (Vec::new(), None);
         for entry in logged {
             deltas.extend(entry.change.cluster.iter().map(|d| (entry.change.index, d.clone())));
             core = entry.change.core.clone().or(core);
         }
-        update.groups.retain(|view| known.get(&view.group) != Some(&view.id));
         Update { prev: seen, full: None, deltas, core, ..update }
     }
 
@@ -248,6 +253,26 @@ impl Office {
             ctx.send(info, state.lineage, ClusterMsg::Update(Box::new(update)));
         }
     }
+}
+
+/// Leaves out groups where there are more than fit into a message. False if it did: then what is left does not say that this is
+/// all up to its index, nor that wishes about groups were applied.
+fn cut_to_fit(update: &mut Update) -> bool {
+    let mut bytes = 0;
+    let fits = update.groups.iter().take_while(|view| {
+        bytes += view.weight();
+        bytes <= PART_BYTES
+    });
+    // One view at least.
+    let fits = fits.count().max(1);
+    if fits >= update.groups.len() {
+        return true;
+    }
+    update.groups.truncate(fits);
+    update.index =
+        if update.full.is_some() { LogIndex::new(update.index.get().saturating_sub(1)) } else { update.prev };
+    update.wishes_done = 0;
+    false
 }
 
 fn dissolved(acceptor: &Acceptor) -> Option<(Lineage, ViewId)> {

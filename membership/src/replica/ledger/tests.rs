@@ -499,3 +499,60 @@ fn a_majority_is_one_of_both_while_a_change_is_not_settled() {
     assert_eq!(Holders { now: vec![1, 2], before: None }.reached(at), 7);
     assert_eq!(Holders { now: vec![1], before: None }.reached(at), 9);
 }
+
+/// A directory in which a history stands at this position of its first term, without a command.
+fn stands(history: u64, holders: &[DirId], pos: u64, commands: u64) -> Held {
+    let holders = Holders { now: holders.into(), before: None };
+    Held { history, place: Place { term: 1, pos }, holders, commands }
+}
+
+fn said_synced(ledger: &mut Ledger) -> Vec<(Place, Option<u64>)> {
+    let said = std::iter::from_fn(|| ledger.poll()).filter_map(|output| match output {
+        Output::Say(Say::Synced { place, history, .. }) => Some((place, history)),
+        _ => None,
+    });
+    said.collect()
+}
+
+/// It was alone for a hundred views, in which nobody proposed anything; then it comes to a group that began elsewhere.
+#[test]
+fn what_a_directory_has_of_another_history_is_not_said_of_the_one_that_it_takes_over() {
+    let (mine, theirs) = (stands(7, &[1000], 100, 0), stands(8, &[2000, 2001, 2002], 5, 3));
+    let mut ledger = Ledger::new(1000, Some(mine), 1, (1, false), || 1);
+    let nodes: Vec<NodeId> = (1..=2).map(|n| NodeId::new(n, 1)).collect();
+    let meta = Meta {
+        view: 20,
+        whole: Some(theirs),
+        holds: Vec::new(),
+        dirs: vec![(nodes[0], 2000)],
+        synced: vec![(2000, 5)],
+    };
+    assert_eq!(ledger.on_meta(meta), Verdict::Take);
+    let saved = ledger.mark();
+    assert_eq!(said_synced(&mut ledger), []);
+    ledger.on_view(21, nodes, Bytes::new);
+    assert_eq!(said_synced(&mut ledger), [], "of this history nothing is on disk yet");
+    // What it had ordered before comes to the disk first.
+    ledger.on_disk(Mark { history: 7, place: Place { term: 1, pos: 101 }, promised: 1 });
+    assert_eq!(said_synced(&mut ledger), []);
+    ledger.on_disk(saved);
+    assert_eq!(said_synced(&mut ledger), [(Place { term: 1, pos: 5 }, Some(8))]);
+}
+
+/// It was said in another group, and sent in this one.
+#[test]
+fn a_late_word_about_another_history_acknowledges_nothing() {
+    let whole = stands(8, &[2000, 2001, 2002], 5, 3);
+    let mut ledger = Ledger::new(2000, None, 0, (1, false), || 1);
+    let nodes: Vec<NodeId> = (1..=3).map(|n| NodeId::new(n, 1)).collect();
+    let meta = Meta { view: 20, whole: Some(whole), holds: Vec::new(), dirs: Vec::new(), synced: Vec::new() };
+    assert_eq!(ledger.on_meta(meta), Verdict::Take);
+    let mut committed = |dir: DirId, pos, history| {
+        let place = Place { term: 1, pos };
+        ledger.on_say(nodes[dir as usize - 2000], Say::Synced { dir, place, promised: 1, history });
+        std::iter::from_fn(|| ledger.poll()).any(|output| matches!(output, Output::Committed(_)))
+    };
+    assert!(!committed(2000, 5, Some(8)));
+    assert!(!committed(2001, 100, Some(7)));
+    assert!(committed(2002, 5, None), "a build from before says no history");
+}
