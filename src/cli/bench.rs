@@ -61,6 +61,13 @@ impl Bench {
     }
 }
 
+/// Prints percentiles, in milliseconds, of times that are not at hand.
+fn print_quantiles(what: &str, p50: f64, p99: f64, json: bool) {
+    let object = json!({"event": "times", "what": what, "p50_ms": p50, "p99_ms": p99});
+    let text = format!("{what}: p50 {p50:.3} ms, p99 {p99:.3} ms");
+    events::line(&if json { object.to_string() } else { text });
+}
+
 /// Prints percentiles of times in milliseconds.
 fn print(what: &str, mut times: Vec<f64>, json: bool) {
     if times.is_empty() {

@@ -13,14 +13,16 @@ use tokio::{
     time::{Instant, sleep, timeout, timeout_at},
 };
 
+use super::{multicast, takeover};
 use crate::cli::{
     Failure, Outcome, events, exit,
-    flags::Time,
+    flags::{Size, Time},
     proc::{Proc, Said},
 };
 
 /// Two processes, each a member of the same groups: how long until the second is in all of them, and from SIGKILL of the first,
-/// which leads them all, until the second leads the last one. Beside it, what a group costs in memory.
+/// which leads them all, until the second leads the last one. Beside it what a group costs in memory, and the floor of this machine:
+/// a round trip over a connection, and SIGKILL to the end of one.
 #[derive(Args)]
 pub(crate) struct Groups {
     /// How many groups; may be given several times.
@@ -63,6 +65,11 @@ struct Measured {
 
 impl Groups {
     pub(crate) async fn run(self, json: bool) -> Outcome {
+        // The least that a join can take, and the least for a takeover.
+        let trip = tokio::task::spawn_blocking(|| multicast::floor(64));
+        let (p50_us, p99_us) = trip.await.context("measuring the floor")??;
+        super::print_quantiles("there and back over a connection", p50_us / 1e3, p99_us / 1e3, json);
+        super::print("SIGKILL to the end of a connection", takeover::floor(10, Size(0)).await?, json);
         for count in &self.counts {
             if !(1..=100_000).contains(count) {
                 return Err(Failure::usage(format!("--groups {count}: give 1 to 100000")));

@@ -398,7 +398,7 @@ fn bytes(size: usize) -> Vec<u8> {
 }
 
 /// Microseconds from sending so many bytes to having them back, over a connection between two threads: median and p99.
-fn floor(size: usize) -> Result<(f64, f64), Failure> {
+pub(super) fn floor(size: usize) -> Result<(f64, f64), Failure> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let mut near = TcpStream::connect(listener.local_addr()?)?;
     let (mut far, _) = listener.accept()?;

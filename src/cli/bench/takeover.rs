@@ -180,7 +180,7 @@ impl Takeover {
 }
 
 /// From SIGKILL of a server of that size to the end of a connection with it, on loopback, in milliseconds.
-async fn floor(times: usize, ballast: Size) -> Result<Vec<f64>, Failure> {
+pub(super) async fn floor(times: usize, ballast: Size) -> Result<Vec<f64>, Failure> {
     let (said, _heard) = mpsc::channel(16);
     let mut measured = Vec::new();
     for _ in 0..times {
