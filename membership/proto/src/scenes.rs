@@ -23,6 +23,8 @@ use crate::{
     witness::{Answer, Epoch, Question, Warrant},
 };
 
+mod rules;
+
 const LEASE: Duration = Duration::from_secs(1);
 
 fn id(n: u32) -> NodeId {
@@ -94,49 +96,6 @@ impl Scene {
             ClusterMsg::Promise(promise) => Some(promise.bound),
             _ => None,
         })
-    }
-
-    /// A core member promises the ballot for which the node asks just now. It may have accepted an entry before.
-    fn promise(&mut self, ballot: Ballot, from: u32, bound: bool, accepted: Option<(Ballot, Arc<Entry>)>) {
-        let promise = Promise {
-            ballot,
-            echo: self.ctx.now,
-            sent: Instant::from_nanos(7),
-            commit: self.commit(),
-            tail: None,
-            accepted,
-            left: Duration::ZERO,
-            bound,
-            slot: false,
-            confirmed: false,
-            seen: self.commit(),
-            hello: Some(Hello { groups: Vec::new(), observes: Vec::new() }),
-            floor: ViewId::NONE,
-            deaths: Deaths::default(),
-        };
-        self.member.on_promise(&mut self.ctx, id(from), promise);
-    }
-
-    /// A member answers the grant that the node has given just now.
-    fn beat(&mut self, from: u32, floor: u64) {
-        let commit = self.commit();
-        let Self { ctx, member } = self;
-        let (office, acceptor) = (member.office.as_mut().expect("in office"), member.acceptor.as_mut());
-        let beat = Heartbeat {
-            ballot: office.ballot,
-            sent: ctx.now,
-            echo: Some(ctx.now),
-            rooted: true,
-            seen: commit,
-            commit: Some(commit),
-            slot: false,
-            floor: ViewId::new(floor),
-            hello: None,
-            level: 0,
-            confirmed: false,
-        };
-        let acceptor = acceptor.expect("it keeps the log");
-        assert_eq!(office.on_heartbeat(ctx, acceptor, &member.deaths, id(from), beat), Ok(()));
     }
 
     /// It is the node's turn: for which ballot does it ask?

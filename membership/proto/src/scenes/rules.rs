@@ -1,0 +1,458 @@
+//! Rules of the coordinator and its members, each in a scene that shows what it is for: the simulator rarely comes by where
+//! their absence does harm.
+
+use super::*;
+use crate::msg::{Grant, Update};
+
+impl Scene {
+    /// What a core member would say that promises just now.
+    fn a_promise(&self, ballot: Ballot) -> Promise {
+        Promise {
+            ballot,
+            echo: self.ctx.now,
+            sent: Instant::from_nanos(7),
+            commit: self.commit(),
+            tail: None,
+            accepted: None,
+            left: Duration::ZERO,
+            bound: false,
+            slot: false,
+            confirmed: false,
+            seen: self.commit(),
+            hello: Some(Hello { groups: Vec::new(), observes: Vec::new() }),
+            floor: ViewId::NONE,
+            deaths: Deaths::default(),
+        }
+    }
+
+    /// A core member promises the ballot for which the node asks just now. It may have accepted an entry before.
+    pub(super) fn promise(
+        &mut self,
+        ballot: Ballot,
+        from: u32,
+        bound: bool,
+        accepted: Option<(Ballot, Arc<Entry>)>,
+    ) {
+        let promise = Promise { bound, accepted, ..self.a_promise(ballot) };
+        self.member.on_promise(&mut self.ctx, id(from), promise);
+    }
+
+    /// What a member would say that answers the grant given just now.
+    fn a_beat(&self) -> Heartbeat {
+        let commit = self.commit();
+        Heartbeat {
+            ballot: self.member.office.as_ref().expect("in office").ballot,
+            sent: self.ctx.now,
+            echo: Some(self.ctx.now),
+            rooted: true,
+            seen: commit,
+            commit: Some(commit),
+            slot: false,
+            floor: ViewId::NONE,
+            hello: None,
+            level: 0,
+            confirmed: false,
+        }
+    }
+
+    fn hear(&mut self, from: u32, beat: Heartbeat) {
+        let Self { ctx, member } = self;
+        let (office, acceptor) = (member.office.as_mut().expect("in office"), member.acceptor.as_mut());
+        let acceptor = acceptor.expect("it keeps the log");
+        assert_eq!(office.on_heartbeat(ctx, acceptor, &member.deaths, id(from), beat), Ok(()));
+    }
+
+    /// A member answers the grant that the node has given just now.
+    pub(super) fn beat(&mut self, from: u32, floor: u64) {
+        let beat = Heartbeat { floor: ViewId::new(floor), ..self.a_beat() };
+        self.hear(from, beat);
+    }
+
+    fn leaves(&mut self, from: NodeId) {
+        let Self { ctx, member } = self;
+        let (office, acceptor) = (member.office.as_mut().expect("in office"), member.acceptor.as_ref());
+        office.on_leave(ctx, acceptor.expect("it keeps the log"), &member.deaths, from);
+    }
+
+    fn is_accused(&self, node: u32) -> bool {
+        self.member.office.as_ref().expect("in office").is_removing(id(node))
+    }
+
+    fn authority(&self) -> Instant {
+        let acceptor = self.member.acceptor.as_ref().expect("it keeps the log");
+        self.member.office.as_ref().expect("in office").authority(&self.ctx, acceptor, &self.member.deaths)
+    }
+
+    /// Time passes, and what follows from that alone.
+    fn settles(&mut self) {
+        assert_eq!(self.member.settle(&mut self.ctx), None);
+    }
+
+    /// The entries that it proposes now.
+    fn entries(&mut self) -> Vec<Arc<Entry>> {
+        self.settles();
+        let entries = self.said().into_iter().filter_map(|(_, msg)| match msg {
+            ClusterMsg::Append { entry, .. } => Some(entry),
+            _ => None,
+        });
+        let mut entries: Vec<_> = entries.collect();
+        entries.dedup();
+        entries
+    }
+
+    /// The cores that they name.
+    fn cores(&mut self) -> Vec<Vec<NodeId>> {
+        self.entries().iter().filter_map(|entry| entry.core.clone()).collect()
+    }
+
+    /// The last lease that it has given to this node.
+    fn lease_of(&mut self, node: u32) -> Option<Duration> {
+        let leases = self.said().into_iter().filter_map(|(to, msg)| match (to, msg) {
+            (Dest::Node(to, _), ClusterMsg::Grant(grant)) if to == id(node) => Some(grant.lease),
+            _ => None,
+        });
+        leases.last()
+    }
+
+    /// Does it ask for promises now?
+    fn asks(&mut self) -> bool {
+        self.member.check_takeover(&mut self.ctx);
+        self.said().iter().any(|(_, msg)| matches!(msg, ClusterMsg::Ask(_)))
+    }
+
+    fn with_core(me: u32, core: &[u32]) -> Self {
+        let mut scene = Self::new(me);
+        let state = &mut scene.member.acceptor.as_mut().expect("it keeps the log").state;
+        state.core = core.iter().map(|n| id(*n)).collect();
+        state.terms.core_size = core.len() as u16;
+        scene.member.core.clone_from(&state.core);
+        scene
+    }
+
+    /// Node 2 in office, with a core of 2, 3 and 4; 1 and 5 are outside of it. All have answered just now.
+    fn small_core() -> Self {
+        let mut scene = Self::with_core(2, &[2, 3, 4]);
+        scene.wait(LEASE * 2);
+        let asked = scene.candidacy();
+        scene.promise(asked, 3, false, None);
+        assert!(scene.member.office.is_some(), "two of three");
+        (1..=5).filter(|n| *n != 2).for_each(|n| scene.beat(n, 0));
+        scene
+    }
+
+    fn begins_to_lead(&mut self) -> bool {
+        self.ctx.out.drain(..).any(|output| matches!(output, Output::Leading { .. }))
+    }
+
+    /// A coordinator gives the node a lease.
+    fn renew(&mut self, ballot: Ballot) {
+        let until = self.ctx.now.after(LEASE * 2);
+        self.member.extend_lease(&mut self.ctx, until, ballot);
+    }
+
+    /// One more is in the group, says this coordinator. Does the node begin to lead it?
+    fn joins(&mut self, node: u32, ballot: Ballot) -> bool {
+        let wish = GroupWish::Join { group: group(1), endpoint: None, kind: Kind::Plain };
+        let entry =
+            Entry { commands: vec![Command::Group { node: id(node), op: 1, wish }], ..Entry::default() };
+        let acceptor = self.member.acceptor.as_mut().expect("it keeps the log");
+        let change = acceptor.commit(&mut self.ctx, Arc::new(entry));
+        let update = Update {
+            ballot,
+            prev: self.member.seen(),
+            index: change.index,
+            full: None,
+            deltas: Vec::new(),
+            core: None,
+            groups: change.groups.iter().map(|(view, _)| view.clone()).collect(),
+            wishes_done: 0,
+            dissolved: None,
+        };
+        assert_eq!(self.member.on_update(&mut self.ctx, update), None);
+        self.begins_to_lead()
+    }
+}
+
+// ---- who coordinates ------------------------------------------------------------------------------------------------
+
+/// It was removed behind its back: in office it would wait for heartbeats of those who forgot it.
+#[test]
+fn a_coordinator_that_nobody_answers_asks_for_promises_anew() {
+    let mut scene = Scene::in_office();
+    scene.decide_all();
+    let asked = (0..40).any(|_| {
+        scene.wait(LEASE / 10);
+        scene.settles();
+        scene.said().iter().any(|(_, msg)| matches!(msg, ClusterMsg::Ask(_)))
+    });
+    assert!(asked);
+}
+
+#[test]
+fn a_coordinator_that_speaks_and_has_not_heard_us_for_a_lease_is_lost() {
+    let mut scene = Scene::new(3);
+    let heard = scene.ctx.now;
+    let lost = (0..25).any(|_| {
+        scene.wait(LEASE / 10);
+        let grant = Grant {
+            ballot: ballot(1, 1),
+            sent: scene.ctx.now,
+            echo: Some(heard),
+            lease: Duration::ZERO,
+            index: Some(LogIndex::ZERO),
+            wishes_done: 0,
+            answer: false,
+            slot: false,
+        };
+        scene.member.on_grant(&mut scene.ctx, grant);
+        scene.asks()
+    });
+    assert!(lost);
+}
+
+#[test]
+fn a_core_member_that_was_stopped_listens_before_it_takes_its_coordinator_for_lost() {
+    let mut scene = Scene::new(2);
+    scene.wait(LEASE * 3 / 2);
+    scene.member.stall_end = Some(scene.ctx.now);
+    assert!(!scene.asks(), "what was said meanwhile waits to be read");
+    scene.wait(LEASE * 4 / 10);
+    assert!(scene.asks());
+}
+
+/// Node 5 may have got a lease from somebody who never saw the entry.
+#[test]
+fn a_removal_that_is_found_undecided_waits_for_leases_given_since() {
+    let mut scene = Scene::new(2);
+    scene.member.on_death(&mut scene.ctx, id(1), "seen", None);
+    let asked = scene.candidacy();
+    let commands = vec![Command::Remove(id(5), Why::Silent)];
+    let entry = Arc::new(Entry { commands, ..Entry::default() });
+    for from in [3, 4] {
+        let accepted = Some((ballot(1, 1), entry.clone()));
+        let promise = Promise { bound: true, accepted, left: LEASE / 2, ..scene.a_promise(asked) };
+        scene.member.on_promise(&mut scene.ctx, id(from), promise);
+    }
+    assert!(scene.entries().is_empty(), "5 may act for half a lease");
+    scene.wait(LEASE * 6 / 10);
+    assert_eq!(scene.entries(), [entry]);
+}
+
+// ---- quorums ----------------------------------------------------------------------------------------------------------
+
+/// Whose binding ends early takes over early, and would hear from this core only.
+#[test]
+fn a_new_core_is_proposed_once_it_is_bound_for_as_long_as_the_leases_given() {
+    let mut scene = Scene::in_office();
+    scene.decide_all();
+    for _ in 0..6 {
+        scene.wait(LEASE / 10);
+        [3, 4].iter().for_each(|n| scene.beat(*n, 0));
+        scene.settles();
+    }
+    [3, 4].iter().for_each(|n| scene.leaves(id(*n)));
+    assert!(scene.cores().is_empty(), "5 is bound for a part of a lease only");
+    scene.wait(LEASE / 10);
+    scene.beat(5, 0);
+    assert_eq!(scene.cores(), [vec![id(2), id(5)]]);
+}
+
+/// Node 3 may have died since, and the proof of that may have let the other half go on.
+#[test]
+fn half_of_the_core_is_alone_only_with_answers_from_after_the_leases_of_the_others() {
+    let mut scene = Scene::in_office();
+    scene.decide_all();
+    for node in [4, 5] {
+        let Scene { ctx, member } = &mut scene;
+        member.office.as_mut().expect("in office").remove(ctx, &member.deaths, id(node), Why::Silent);
+    }
+    scene.wait(LEASE * 8 / 10);
+    scene.beat(3, 0);
+    scene.wait(LEASE * 3 / 10);
+    assert!(scene.authority() <= scene.ctx.now, "3 answered before the leases of 4 and 5 lapsed");
+    scene.beat(3, 0);
+    assert!(scene.authority() > scene.ctx.now);
+}
+
+#[test]
+fn who_was_in_the_other_half_gets_no_lease_before_it_knows_what_was_decided() {
+    let mut scene = Scene::with_core(2, &[1, 2, 3, 5]);
+    scene.renew(ballot(1, 1));
+    scene.member.on_death(&mut scene.ctx, id(1), "seen", None);
+    let asked = scene.candidacy();
+    scene.promise(asked, 3, true, None);
+    assert!(scene.member.office.is_some(), "half of the core, and a proof");
+    scene.settles();
+    let (before, now) = (scene.commit(), scene.ctx.now);
+    let office = scene.member.office.as_mut().expect("in office");
+    office.on_accepted(&scene.ctx, id(3), asked, before.next(), now);
+    scene.settles();
+    assert_eq!(scene.commit(), before.next());
+    scene.said();
+    let behind = Heartbeat { commit: Some(before), ..scene.a_beat() };
+    scene.hear(5, behind);
+    assert_eq!(scene.lease_of(5), Some(Duration::ZERO));
+    scene.beat(5, 0);
+    assert!(scene.lease_of(5) > Some(Duration::ZERO));
+}
+
+/// Nodes 1 and 2 may have decided alone what 3 and 4 lack. With a lease 3 could take a proof of 2's death, and go on with 4
+/// without it: found by reading, in no run of the simulator.
+#[test]
+fn who_takes_over_gives_no_lease_to_core_members_that_lack_what_half_may_have_decided() {
+    let mut scene = Scene::with_core(2, &[1, 2, 3, 4]);
+    let before = scene.commit();
+    let commands = vec![Command::Raise(ViewId::new(5000))];
+    let acceptor = scene.member.acceptor.as_mut().expect("it keeps the log");
+    acceptor.commit(&mut scene.ctx, Arc::new(Entry { commands, ..Entry::default() }));
+    scene.member.on_death(&mut scene.ctx, id(1), "seen", None);
+    let asked = scene.candidacy();
+    for from in [3, 4] {
+        let promise = Promise { bound: true, commit: before, seen: before, ..scene.a_promise(asked) };
+        scene.member.on_promise(&mut scene.ctx, id(from), promise);
+    }
+    assert!(scene.member.office.is_some());
+    let lease = scene.lease_of(3).unwrap_or_default();
+    assert!(lease.is_zero(), "3 has not stored it, and gets a lease of {lease:?}");
+    scene.beat(3, 0);
+    scene.beat(4, 0);
+    assert!(scene.lease_of(3) > Some(Duration::ZERO));
+}
+
+/// The same for what it has accepted only: 1 may have decided it with that.
+#[test]
+fn who_takes_over_an_even_core_gives_no_lease_to_who_lacks_what_it_found_undecided() {
+    let mut scene = Scene::with_core(2, &[1, 2, 3, 4]);
+    scene.member.on_death(&mut scene.ctx, id(1), "seen", None);
+    let asked = scene.candidacy();
+    let commands = vec![Command::Raise(ViewId::new(5000))];
+    let entry = Arc::new(Entry { commands, ..Entry::default() });
+    scene.promise(asked, 3, true, Some((ballot(1, 1), entry)));
+    scene.promise(asked, 4, true, None);
+    assert!(scene.member.office.is_some());
+    assert!(scene.lease_of(4).unwrap_or_default().is_zero(), "4 does not have it");
+}
+
+// ---- who acts ---------------------------------------------------------------------------------------------------------
+
+#[test]
+fn who_is_told_to_stop_leads_under_no_later_view_or_lease() {
+    let mut scene = Scene::new(3);
+    scene.renew(ballot(1, 1));
+    assert!(scene.joins(3, ballot(1, 1)));
+    scene.member.on_stop(&mut scene.ctx, id(1));
+    assert!(scene.ctx.out.drain(..).any(|output| matches!(output, Output::NotLeading { .. })));
+    assert!(!scene.joins(4, ballot(1, 1)), "of an entry that was under way");
+    scene.wait(LEASE / 2);
+    scene.renew(ballot(2, 2));
+    assert!(!scene.begins_to_lead(), "the next coordinator knows nothing of it");
+}
+
+#[test]
+fn a_leader_acts_once_the_coordinator_that_made_its_view_has_given_a_lease() {
+    let mut scene = Scene::new(3);
+    scene.renew(ballot(1, 1));
+    assert!(!scene.joins(3, ballot(2, 2)));
+    scene.renew(ballot(2, 2));
+    assert!(scene.begins_to_lead());
+}
+
+// ---- who is accused ---------------------------------------------------------------------------------------------------
+
+/// The others' answers came first, so most are not silent.
+#[test]
+fn a_coordinator_that_was_stopped_accuses_nobody_of_silence_until_a_lease_later() {
+    let mut scene = Scene::in_office();
+    scene.decide_all();
+    scene.wait(LEASE * 12 / 10);
+    let now = scene.ctx.now;
+    scene.member.office.as_mut().expect("in office").stalled(now);
+    for tenths in 0..=11 {
+        [3, 4].iter().for_each(|n| scene.beat(*n, 0));
+        scene.settles();
+        assert_eq!(scene.is_accused(5), tenths > 10, "{tenths}");
+        scene.wait(LEASE / 10);
+    }
+}
+
+#[test]
+fn a_coordinator_for_which_most_fall_silent_at_once_waits_for_a_lease_more() {
+    let mut scene = Scene::small_core();
+    for tenths in 1..=25 {
+        scene.wait(LEASE / 10);
+        scene.beat(3, 0);
+        scene.settles();
+        assert_eq!([1, 4, 5].map(|n| scene.is_accused(n)), [tenths > 20; 3], "{tenths}");
+    }
+}
+
+/// Nodes 3 and 4 may hear this one, and store an entry with which nobody can go on without it.
+#[test]
+fn who_hears_no_quorum_of_the_core_proposes_no_other_core() {
+    let mut scene = Scene::small_core();
+    for _ in 0..15 {
+        scene.wait(LEASE / 10);
+        [1, 5].iter().for_each(|n| scene.beat(*n, 0));
+        assert!(scene.cores().is_empty());
+    }
+    assert!(scene.is_accused(3) && scene.is_accused(4));
+}
+
+#[test]
+fn who_comes_and_goes_too_often_is_kept_waiting() {
+    let mut scene = Scene::in_office();
+    scene.decide_all();
+    let comes = |scene: &mut Scene, inc| {
+        let info = NodeInfo { id: NodeId::new(9, inc), ..info(9) };
+        let id = info.id;
+        let join = Join {
+            info,
+            lease: LEASE,
+            highest: ViewId::NONE,
+            floor: None,
+            wishes: Vec::new(),
+            observes: Vec::new(),
+            level: 0,
+            witness: false,
+        };
+        {
+            let Scene { ctx, member } = &mut *scene;
+            let (office, acceptor) = (member.office.as_mut().expect("in office"), member.acceptor.as_ref());
+            office.on_join(ctx, acceptor.expect("it keeps the log"), &member.deaths, id, join);
+        }
+        scene.decide_all();
+        scene.state().view.contains(id)
+    };
+    for inc in 1..=5 {
+        assert!(comes(&mut scene, inc), "{inc}");
+        scene.leaves(NodeId::new(9, inc));
+        scene.decide_all();
+    }
+    assert!(!comes(&mut scene, 6));
+    for _ in 0..8 {
+        scene.decide_all();
+    }
+    assert!(comes(&mut scene, 6), "not for ever");
+}
+
+#[test]
+fn who_makes_others_wait_must_step_out_and_of_two_who_blame_each_other_the_junior() {
+    let mut scene = Scene::in_office();
+    for from in [3, 4, 5] {
+        let wish = GroupWish::Join { group: group(1), endpoint: None, kind: Kind::Multicast };
+        let (office, acceptor) = (scene.member.office.as_mut(), scene.member.acceptor.as_ref());
+        let acceptor = acceptor.expect("it keeps the log");
+        office.expect("in office").on_wishes(acceptor, id(from), vec![(1, wish)]);
+    }
+    scene.decide_all();
+    let mut blames = |from, node| {
+        let Scene { ctx, member } = &mut scene;
+        let (office, acceptor) = (member.office.as_mut().expect("in office"), member.acceptor.as_ref());
+        let acceptor = acceptor.expect("it keeps the log");
+        office.judge_behind(ctx, acceptor, id(from), &group(1), id(node))
+    };
+    assert_eq!(blames(3, 5), None, "5 may blame 3, too");
+    assert_eq!(blames(3, 5), Some(id(5)));
+    assert_eq!(blames(4, 3), None);
+    assert_eq!(blames(3, 4), Some(id(4)));
+}
