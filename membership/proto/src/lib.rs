@@ -24,7 +24,7 @@
 //! | `state.rs`, `entry.rs`, `view.rs` | what is agreed on |
 //! | `msg.rs`, `config.rs`, `ctx.rs` | messages, configuration, effects |
 //! | `plant.rs` | deliberate bugs for testing the tests |
-//! | `scenes.rs` | tests: one node, and by hand what others say to it |
+//! | `scenes.rs`, `scenes/rules.rs` | tests: one node, and by hand what others say to it; what each rule is for |
 //!
 //! `ARCHITECTURE.md` argues why each guarantee holds.
 #![no_std]
