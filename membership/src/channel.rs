@@ -90,8 +90,7 @@ impl Fence {
     }
 }
 
-/// A member needs the group's state. Dropped without [`finish`](StateRequest::finish), it is asked elsewhere after a while
-/// (or here again, where there is nobody else).
+/// A member needs the group's state. Dropped without [`finish`](StateRequest::finish), it is asked elsewhere after a while.
 #[derive(Debug)]
 pub struct StateRequest {
     pub(crate) to: NodeId,

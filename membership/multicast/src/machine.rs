@@ -709,7 +709,8 @@ impl Machine for Multicast {
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        let giver = self.keeper.as_ref().and_then(|keeper| keeper.waits_until(self.config.behind_after));
+        let giver = self.keeper.as_ref().and_then(Keeper::waits_since);
+        let giver = giver.map(|since| since.after(self.config.behind_after));
         [self.ack_at, self.watch_at(), giver].into_iter().flatten().min()
     }
 }

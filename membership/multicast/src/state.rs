@@ -8,15 +8,13 @@
 //! Who lacks asks a whole member, one that does not lead where there is one. That one asks its application, in the order
 //! of what it is told, and so knows after which messages the state is: so many of each sender in this view. That is the
 //! *label*; who gets the state leaves out what it reflects, and is told the rest. Since views are virtually synchronous
-//! the label means the same to both. A giver that is gone is replaced by another one, with a later label. One that is slow is asked
-//! again in its turn, and what it was making by then answers that, too: a state that takes long is made once.
+//! the label means the same to both. A giver that is gone is replaced by another one, with a later label.
 
 use alloc::{
     boxed::Box,
     collections::{BTreeMap, BTreeSet, VecDeque},
     vec::Vec,
 };
-use core::time::Duration;
 
 use bytes::Bytes;
 use membership_types::{Instant, NodeId, ViewId};
@@ -29,11 +27,6 @@ use crate::{
 
 /// How many chunks are under way.
 const UNDER_WAY: u64 = 64;
-/// A giver of whom nothing comes is waited for twice as long each time, so many times.
-const MORE_PATIENCE: u32 = 3;
-/// So many later requests are answered with what the application is making, and twice as many each time that it must make it anew: it
-/// may have dropped the request.
-const ANSWERS_MORE: u32 = 3;
 /// After so many chunks the receiver says what has come.
 const SAID_AFTER: u64 = 16;
 
@@ -55,8 +48,6 @@ pub(crate) struct Keeper {
     label: Option<(ViewId, Vec<u64>)>,
     asking: Option<Asking>,
     attempts: u64,
-    /// How many givers were too slow since something came.
-    slow: u32,
     /// We lead, want to go on without the state, and wait for these to say that they have not got it either.
     keeping: Option<BTreeSet<NodeId>>,
     /// The leader of a view that we have not installed yet asks for that.
@@ -88,12 +79,7 @@ struct Asking {
 /// A state that we send.
 #[derive(Clone, Debug, PartialEq, Hash)]
 struct Giving {
-    /// The receiver's latest request.
     id: u64,
-    /// The one that the application answers: it may take longer than the receiver's patience lasts, which then asks again.
-    request: u64,
-    /// How many requests more that may answer, and how many it might at first.
-    more: (u32, u32),
     view: ViewId,
     taken: Box<[u64]>,
     /// What the receiver has not confirmed, and the number of the first of them.
@@ -118,7 +104,6 @@ impl Keeper {
             label: None,
             asking: None,
             attempts: 0,
-            slow: 0,
             keeping: None,
             early_lost: None,
             asked: BTreeMap::new(),
@@ -151,10 +136,9 @@ impl Keeper {
         self.pending_bytes
     }
 
-    /// Until when we wait for a state of which nothing comes.
-    pub(crate) fn waits_until(&self, patience: Duration) -> Option<Instant> {
-        let asking = self.asking.as_ref().filter(|a| !a.complete)?;
-        Some(asking.since.after(patience * (1 << self.slow.min(MORE_PATIENCE))))
+    /// Since when we wait for a state of which nothing comes.
+    pub(crate) fn waits_since(&self) -> Option<Instant> {
+        self.asking.as_ref().filter(|a| !a.complete).map(|a| a.since)
     }
 }
 
@@ -408,16 +392,6 @@ impl Multicast {
             self.push(Output::Send(member, Frame::Transfer(Transfer::Label { id, view, taken })));
             return self.give(member);
         }
-        // What the application is making, or has made, for an earlier request is good for this one, too.
-        let fits = |g: &&mut Giving| g.view >= base && g.first == 1 && from == 1 && g.more.0 > 0;
-        if let Some(giving) = keeper.giving.get_mut(&member).filter(fits) {
-            (giving.id, giving.sent) = (id, 0);
-            giving.more.0 -= 1;
-            let (view, taken) = (giving.view, giving.taken.to_vec());
-            self.mark("a state that is being made answers a later request");
-            self.push(Output::Send(member, Frame::Transfer(Transfer::Label { id, view, taken })));
-            return self.give(member);
-        }
         let is_behind = self.current.as_ref().is_none_or(|c| c.view.id < base);
         if is_behind {
             keeper.asked.insert(member, (id, base, from));
@@ -434,12 +408,8 @@ impl Multicast {
                 *taken = (*taken).max(*reflected);
             }
         }
-        let before = keeper.giving.get(&member).filter(|g| g.more.0 == 0);
-        let more = before.map_or(ANSWERS_MORE, |g| g.more.1.saturating_mul(2));
         let giving = Giving {
             id,
-            request: id,
-            more: (more, more),
             view,
             taken: taken.clone().into(),
             chunks: VecDeque::new(),
@@ -456,9 +426,7 @@ impl Multicast {
     pub(crate) fn on_state(&mut self, member: NodeId, id: u64, mut bytes: Bytes, last: bool) {
         let most = self.config.fragment;
         let Some(keeper) = &mut self.keeper else { return };
-        let Some(giving) = keeper.giving.get_mut(&member).filter(|g| g.request == id && !g.ended) else {
-            return;
-        };
+        let Some(giving) = keeper.giving.get_mut(&member).filter(|g| g.id == id && !g.ended) else { return };
         while !bytes.is_empty() {
             giving.chunks.push_back(bytes.split_to(bytes.len().min(most)));
         }
@@ -512,7 +480,6 @@ impl Multicast {
                 if number != asking.chunks.len() as u64 + 1 {
                     return;
                 }
-                keeper.slow = 0;
                 asking.chunks.push(payload);
                 asking.since = now;
                 asking.complete = last;
@@ -552,8 +519,6 @@ impl Multicast {
                 }
             }
             Transfer::Have { view } => {
-                // It needs nothing from us any more.
-                keeper.giving.remove(&from);
                 let current = self.current.as_ref().map(|c| c.view.id);
                 if current == Some(view) {
                     if !keeper.holders.contains(&from) {
@@ -593,10 +558,10 @@ impl Multicast {
 
     /// Nothing has come for too long: somebody else is asked.
     pub(crate) fn watch_the_giver(&mut self) {
-        let (now, patience) = (self.now, self.config.behind_after);
-        let Some(keeper) = &mut self.keeper else { return };
-        if keeper.waits_until(patience).is_some_and(|until| now >= until) {
-            keeper.slow += 1;
+        let after = self.config.behind_after;
+        let late =
+            self.keeper.as_ref().and_then(Keeper::waits_since).is_some_and(|s| self.now >= s.after(after));
+        if late {
             self.mark("a giver of state is too slow");
             self.ask();
         }
