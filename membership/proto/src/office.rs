@@ -225,10 +225,13 @@ impl Office {
     /// Takes office: announces the ballot to every node, and begins to finish what was undecided.
     pub(crate) fn take(ctx: &mut Ctx, acceptor: &mut Acceptor, deaths: &Deaths, won: Won) -> Self {
         let now = ctx.now;
-        // What half of a core has decided, the others may lack, whoever is in office since: with leases they could go on as the
-        // other half, by a proof. What we have committed may be such a decision, and what we found undecided, if this core is even.
-        let index = acceptor.state.index;
-        let undecided_by_half = won.undecided.is_some() && acceptor.state.core.len().is_multiple_of(2);
+        // What half of an even core has decided, the other half may lack, whoever is in office since: with leases it could go on by
+        // a proof. What we have committed may be such a decision, and what we found undecided.
+        let half_floor = match (acceptor.state.core.len().is_multiple_of(2), &won.undecided) {
+            (true, Some(_)) => acceptor.state.index.next(),
+            (true, None) => acceptor.state.index,
+            (false, _) => LogIndex::ZERO,
+        };
         let mut office = Self {
             ballot: won.ballot,
             since: now,
@@ -243,7 +246,7 @@ impl Office {
             stall_end: None,
             cut_since: None,
             dissolving: None,
-            half_floor: if undecided_by_half { index.next() } else { index },
+            half_floor,
             joining: BTreeMap::new(),
             understood_since: None,
             authority_seen: Instant::ZERO,
@@ -313,7 +316,6 @@ impl Office {
     fn meet(&mut self, ctx: &mut Ctx, acceptor: &Acceptor, node: NodeId, promiser: Promiser) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         peer.heard = peer.heard.max(Some(promiser.clock));
-        peer.commit = peer.commit.max(Some(promiser.commit));
         peer.floor = peer.floor.max(promiser.floor);
         peer.confirmed |= promiser.confirmed;
         self.note_slot_floor(acceptor, node, promiser.floor);
@@ -321,6 +323,7 @@ impl Office {
         if promiser.bound.is_some() {
             peer.rooted = peer.rooted.max(promiser.bound);
             peer.answered = peer.answered.max(Some(promiser.asked));
+            peer.commit = peer.commit.max(Some(promiser.commit));
             if promiser.slot {
                 peer.slot_answered = peer.slot_answered.max(Some(promiser.asked));
             }
