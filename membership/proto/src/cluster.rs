@@ -486,7 +486,8 @@ impl Member {
         office.tick(ctx, acceptor, &self.deaths);
         office.pump(ctx, acceptor, &self.deaths);
         let authority = office.own_lease(ctx, acceptor, &self.deaths);
-        ctx.confirmed |= office.confirms_us(ctx, acceptor);
+        // Once is enough.
+        ctx.confirmed = ctx.confirmed || office.confirms_us(ctx, acceptor);
         let ballot = office.ballot;
         // An entry that a predecessor left undecided may have been in force already: whom it removes acts no more.
         // And once that is committed nothing in the office says so any more.

@@ -556,7 +556,6 @@ mod tests {
         }
         for (nodes, groups) in [(5, 10_000), (5, 20_000), (100, 1000)] {
             let state = crowded(nodes, groups, 20);
-            std::eprintln!("{nodes} {groups}: {} of {}", written(&state), state.weight());
             assert!(written(&state) <= state.weight());
         }
     }

@@ -10,7 +10,7 @@ use core::time::Duration;
 
 use membership_types::{Instant, NodeId};
 
-use super::Office;
+use super::{Office, Peer};
 use crate::{
     acceptor::Acceptor,
     ctx::Ctx,
@@ -236,7 +236,12 @@ impl Office {
         let removing = self.removing.contains_key(&to) && !ctx.planted(Plant::LeaseForTheRemoved);
         let withheld = removing || self.dissolving.is_some();
         let in_core = acceptor.state.core.contains(&to);
-        let slots = acceptor.state.terms.slots > 0 && self.majority_of_slots(ctx, acceptor) > ctx.now;
+        // Asked for every node: the slots are counted for those only that answer for one.
+        let answers =
+            |peer: &Peer| peer.slot_answered.is_some_and(|at| at.after(ctx.holder_lease()) > ctx.now);
+        let slot = acceptor.state.terms.slots > 0
+            && self.peers.get(&to).is_some_and(answers)
+            && self.majority_of_slots(ctx, acceptor) > ctx.now;
         let Some(peer) = self.peers.get_mut(&to) else { return };
         let lacks = in_core && peer.commit.is_none_or(|c| c < self.half_floor);
         let mut lease = Duration::ZERO;
@@ -256,7 +261,7 @@ impl Office {
             index: peer.told,
             wishes_done: acceptor.state.last_op(to),
             answer,
-            slot: slots && peer.slot_answered.is_some_and(|at| at.after(ctx.holder_lease()) > ctx.now),
+            slot,
         };
         let Some(info) = acceptor.state.view.node(to) else { return };
         ctx.send(info, acceptor.state.lineage, ClusterMsg::Grant(grant));
