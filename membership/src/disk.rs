@@ -167,7 +167,7 @@ pub(crate) fn take_over(path: &Path, ours: &[&str], known: &[&str], who: &str) -
 }
 
 /// Makes the directory, and those above it, where they are missing; they are still there when power fails.
-fn make(path: &Path) -> io::Result<()> {
+pub(crate) fn make(path: &Path) -> io::Result<()> {
     let missing: Vec<&Path> = path.ancestors().take_while(|dir| !dir.exists()).collect();
     DirBuilder::new().recursive(true).mode(0o700).create(path)?;
     for parent in missing.iter().filter_map(|dir| dir.parent()) {

@@ -11,9 +11,9 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, ErrorKind, Read, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     str::FromStr,
     sync::{
@@ -36,7 +36,7 @@ use tokio::{sync::Semaphore, time::timeout};
 
 use crate::{
     clock,
-    disk::checksum,
+    disk::{checksum, make},
     metrics::Counts,
     node::lock,
     rendezvous::{HttpRegistry, Lookup, ParseRendezvousError, Rendezvous, connect},
@@ -331,17 +331,6 @@ fn is_without_records(dir: &Path) -> io::Result<bool> {
         }
     }
     Ok(true)
-}
-
-/// Makes the directory, and those above it, where they are missing; they are still there when power fails.
-fn make(path: &Path) -> io::Result<()> {
-    let missing: Vec<&Path> = path.ancestors().take_while(|dir| !dir.exists()).collect();
-    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-    for parent in missing.iter().filter_map(|dir| dir.parent()) {
-        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-        File::open(parent)?.sync_all()?;
-    }
-    Ok(())
 }
 
 /// The one line between the first and the checksum.
