@@ -177,6 +177,23 @@ fn what_is_sent_is_printed_by_all_in_one_order_within_the_views_that_they_share(
     assert_eq!(procs[2].until("an empty message", |e| e["text"] == "")["from"], "b");
 }
 
+/// What is said at once, with nothing after it.
+fn says(proc: &mut Proc, text: &[u8]) {
+    let mut stdin = proc.stdin.take().expect("standard input is open");
+    stdin.write_all(text).expect("the process reads");
+}
+
+#[test]
+fn a_plain_member_sends_nothing_says_so_and_ends_with_its_input() {
+    let dir = Dir::new();
+    let mut a = Proc::start(&["join", "g", "--plain", "--rendezvous", &dir.rendezvous()]);
+    says(&mut a, b"send x\n");
+    assert_eq!(a.end(), Some(1));
+    let mut b = Proc::start(&["join", "g", "--plain", "--rendezvous", &dir.rendezvous()]);
+    says(&mut b, b"step-down\n");
+    assert_eq!(b.end(), Some(0));
+}
+
 #[test]
 fn strangers_and_garbage_do_not_disturb() {
     let dir = Dir::new();

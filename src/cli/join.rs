@@ -9,7 +9,7 @@ use membership::{
 };
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::timeout,
 };
 
@@ -21,7 +21,8 @@ use super::{Failure, Outcome, complain, events, exit, flags, flags::NodeFlags};
 /// who goes from one to the next together has printed the same messages in between.
 ///
 /// Commands, one a line: `send TEXT` (to all members, in one order for all), `send-safe TEXT` (and only once all members hold
-/// it), `send-fifo TEXT` (in the order of its sender), `step-down`, `leave`; the end of the input means leave.
+/// it), `send-fifo TEXT` (in the order of its sender), `step-down`, `leave`. The end of the input means leave, once all that
+/// was sent was delivered here; the exit code is 1 if something of it could not be sent.
 ///
 /// Example, three times: phalanx join g --rendezvous file:/tmp/rdv --json
 #[derive(Args)]
@@ -197,6 +198,17 @@ async fn next_line(lines: &mut Option<mpsc::Receiver<String>>) -> Option<String>
     }
 }
 
+/// Waits until nothing that was said can be delivered any more.
+async fn all_heard(speaker: Option<&Speaker>) {
+    let Some(speaker) = speaker else { return std::future::pending().await };
+    if speaker.early && speaker.said > 0 {
+        return std::future::pending().await;
+    }
+    let mut fate = speaker.fate.subscribe();
+    // An error would say that the sender is gone, which the speaker holds.
+    let _over = fate.wait_for(|fate| fate.over >= speaker.said).await;
+}
+
 async fn next_delivered(deliveries: &mut Option<Deliveries>) -> Option<Delivered> {
     match deliveries {
         Some(deliveries) => deliveries.next().await,
@@ -209,24 +221,53 @@ struct Speaker {
     membership: Membership,
     messages: mpsc::Sender<(Class, String)>,
     task: tokio::task::JoinHandle<()>,
-    /// Something was said, and no view was installed yet.
+    /// How many messages were said.
+    said: u64,
+    /// There is no view yet in which they can be sent, though there will be one.
     early: bool,
-    /// Leave after the first view.
-    waits: bool,
+    fate: watch::Sender<Fate>,
+}
+
+/// What became of the messages.
+#[derive(Default)]
+struct Fate {
+    /// So many will not be delivered any more: they were, or cannot be.
+    over: u64,
+    /// Not all were sent.
+    lost: bool,
 }
 
 impl Speaker {
     fn new(membership: Membership) -> Self {
         let (messages, mut waiting) = mpsc::channel::<(Class, String)>(1024);
-        let group = membership.clone();
+        let fate = watch::Sender::new(Fate::default());
+        let (group, refused) = (membership.clone(), fate.clone());
         let task = tokio::spawn(async move {
             while let Some((class, text)) = waiting.recv().await {
                 if let Err(error) = group.multicast(class, text).await {
                     complain(format_args!("not sent: {error}"));
+                    refused.send_modify(|fate| (fate.over, fate.lost) = (fate.over + 1, true));
                 }
             }
         });
-        Self { membership, messages, task, early: false, waits: false }
+        let early = membership.is_multicast();
+        Self { membership, messages, task, said: 0, early, fate }
+    }
+
+    /// An own message was delivered.
+    fn hear(&self) {
+        self.fate.send_modify(|fate| fate.over += 1);
+    }
+
+    /// The node is another one from now on. What the last one had not sent to the end may be lost; the next view gets the rest.
+    fn give_up(&mut self) {
+        self.early = self.membership.is_multicast();
+        self.fate.send_modify(|fate| {
+            if fate.over < self.said {
+                complain("what was sent last may be lost, for the node was removed");
+                (fate.over, fate.lost) = (self.said, true);
+            }
+        });
     }
 
     /// Leaves the cluster after everything was said.
@@ -273,7 +314,7 @@ impl Follower {
     /// Prints events until the node has stopped: because it was told to, or (with `once`) because it was removed.
     async fn follow(mut self, mut events: Events, mut lines: Option<mpsc::Receiver<String>>) -> Outcome {
         let mut stops = Stops::new()?;
-        let (mut joining, mut leaving, mut code) = (true, false, 0);
+        let (mut joining, mut leaving, mut ended, mut code) = (true, false, false, 0);
         let node = self.node.clone();
         let mut joined = pin!(node.joined());
         loop {
@@ -290,8 +331,13 @@ impl Follower {
                     if !self.on_event(&event) {
                         self.leave(&mut leaving); // Nobody reads any more.
                     }
-                    if self.once && was_removed(&event) {
-                        code = exit::REMOVED;
+                    if was_removed(&event) {
+                        if let Some(speaker) = &mut self.speaker {
+                            speaker.give_up();
+                        }
+                        if self.once {
+                            code = exit::REMOVED;
+                        }
                     }
                 }
                 delivered = next_delivered(&mut self.deliveries) => match delivered {
@@ -305,14 +351,6 @@ impl Follower {
                         if !self.on_delivered(&delivered) {
                             self.leave(&mut leaving);
                         }
-                        if matches!(delivered, Delivered::View { .. })
-                            && let Some(speaker) = &mut self.speaker
-                        {
-                            speaker.early = false;
-                            if speaker.waits {
-                                self.leave(&mut leaving);
-                            }
-                        }
                     }
                 },
                 outcome = &mut joined, if joining && !leaving => {
@@ -323,18 +361,17 @@ impl Follower {
                         return Err(Failure::new(exit::NOT_JOINED, text));
                     }
                 }
-                line = next_line(&mut lines), if !leaving => {
-                    let is_end = line.is_none();
-                    if self.on_line(line) {
-                        match &mut self.speaker {
-                            // What was said before the first view is sent in it.
-                            Some(speaker) if speaker.early => speaker.waits = true,
-                            _ => self.leave(&mut leaving),
-                        }
+                () = all_heard(self.speaker.as_ref()), if ended && !leaving => {
+                    if self.speaker.as_ref().is_some_and(|speaker| speaker.fate.borrow().lost) {
+                        code = exit::FAILED;
                     }
-                    if is_end {
-                        lines = None;
-                    }
+                    self.leave(&mut leaving);
+                }
+                line = next_line(&mut lines), if !leaving => match line {
+                    Some(line) if self.on_line(&line) => self.leave(&mut leaving),
+                    Some(_) => {}
+                    // What was said before the first view is sent in it, and so on: it has no hurry.
+                    None => (lines, ended) = (None, true),
                 }
             }
         }
@@ -351,8 +388,7 @@ impl Follower {
     }
 
     /// A command. True if that is to leave.
-    fn on_line(&mut self, line: Option<String>) -> bool {
-        let Some(line) = line else { return true };
+    fn on_line(&mut self, line: &str) -> bool {
         let line = line.trim_end_matches(['\r', '\n']).trim_start();
         let (word, text) = line.split_once(' ').unwrap_or((line.trim_end(), ""));
         let class = match word {
@@ -375,9 +411,9 @@ impl Follower {
             }
         };
         if let Some(speaker) = &mut self.speaker {
-            speaker.early |= self.names.is_empty();
-            if speaker.messages.try_send((class, text.to_owned())).is_err() {
-                complain("not sent: more than 1024 messages wait for others to take them");
+            match speaker.messages.try_send((class, text.to_owned())) {
+                Ok(()) => speaker.said += 1,
+                Err(_) => complain("not sent: more than 1024 messages wait for others to take them"),
             }
         }
         false
@@ -405,12 +441,20 @@ impl Follower {
     fn on_delivered(&mut self, delivered: &Delivered) -> bool {
         if let Delivered::View { view, .. } = delivered {
             self.names = view.members.iter().map(|m| (m.node, Arc::clone(&m.name))).collect();
+            if let Some(speaker) = &mut self.speaker {
+                speaker.early = false;
+            }
         }
         let me = self.names.get(&self.node.id()).cloned().unwrap_or_else(|| self.node.name().into());
         let group = self.speaker.as_ref().map(|s| s.membership.group().clone());
         let what = match delivered {
             Delivered::View { view, .. } => What::View(Arc::clone(view)),
             Delivered::Message(message) => {
+                if let Some(speaker) = &self.speaker
+                    && message.from == self.node.id()
+                {
+                    speaker.hear();
+                }
                 let from =
                     self.names.get(&message.from).cloned().unwrap_or_else(|| message.from.to_string().into());
                 return events::print_message(&me, group.as_ref(), &from, message, self.json);
