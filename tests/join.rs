@@ -195,6 +195,22 @@ fn a_plain_member_sends_nothing_says_so_and_ends_with_its_input() {
 }
 
 #[test]
+fn what_comes_faster_than_it_can_be_sent_waits_and_nothing_is_lost() {
+    let dir = Dir::new();
+    let mut a = Proc::start(&["join", "g", "--rendezvous", &dir.rendezvous()]);
+    // Far more than may wait inside of the node, and it is there before the first view.
+    let text = "x".repeat(2000);
+    let all: String = (0..5000).map(|n| format!("send {n} {text}\n")).collect();
+    says(&mut a, all.as_bytes());
+    assert_eq!(a.end(), Some(0));
+    a.until("the last message", |e| e["text"].as_str().is_some_and(|text| text.starts_with("4999 ")));
+    let heard = a.seen.iter().filter(|e| e["event"] == "message");
+    let numbers: Vec<usize> =
+        heard.filter_map(|e| e["text"].as_str()?.split_once(' ')?.0.parse().ok()).collect();
+    assert!(numbers.iter().copied().eq(0..5000), "{} of 5000", numbers.len());
+}
+
+#[test]
 fn strangers_and_garbage_do_not_disturb() {
     let dir = Dir::new();
     let mut a = Proc::join("g", "a", &dir.rendezvous(), &[]);

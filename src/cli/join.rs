@@ -21,7 +21,7 @@ use super::{Failure, Outcome, complain, events, exit, flags, flags::NodeFlags};
 /// who goes from one to the next together has printed the same messages in between.
 ///
 /// Commands, one a line: `send TEXT` (to all members, in one order for all), `send-safe TEXT` (and only once all members hold
-/// it), `send-fifo TEXT` (in the order of its sender), `step-down`, `leave`. The end of the input means leave, once all that
+/// it), `send-fifo TEXT` (in the order of its sender), `step-down`, `leave`. They are read as fast as others take them. The end of the input means leave, once all that
 /// was sent was delivered here; the exit code is 1 if something of it could not be sent.
 ///
 /// Example, three times: phalanx join g --rendezvous file:/tmp/rdv --json
@@ -191,11 +191,14 @@ fn commands() -> mpsc::Receiver<String> {
     lines
 }
 
-async fn next_line(lines: &mut Option<mpsc::Receiver<String>>) -> Option<String> {
-    match lines {
-        Some(lines) => lines.recv().await,
-        None => std::future::pending().await,
+/// The next line, once there is room for what it says.
+async fn next_line(lines: &mut Option<mpsc::Receiver<String>>, speaker: Option<&Speaker>) -> Option<String> {
+    let Some(lines) = lines else { return std::future::pending().await };
+    if let Some(speaker) = speaker {
+        // The room stays, for nobody else takes any. An error says that nothing is sent any more, which is said of each line.
+        let _room = speaker.messages.reserve().await;
     }
+    lines.recv().await
 }
 
 /// Waits until nothing that was said can be delivered any more.
@@ -239,7 +242,7 @@ struct Fate {
 
 impl Speaker {
     fn new(membership: Membership) -> Self {
-        let (messages, mut waiting) = mpsc::channel::<(Class, String)>(1024);
+        let (messages, mut waiting) = mpsc::channel::<(Class, String)>(16);
         let fate = watch::Sender::new(Fate::default());
         let (group, refused) = (membership.clone(), fate.clone());
         let task = tokio::spawn(async move {
@@ -367,7 +370,7 @@ impl Follower {
                     }
                     self.leave(&mut leaving);
                 }
-                line = next_line(&mut lines), if !leaving => match line {
+                line = next_line(&mut lines, self.speaker.as_ref()), if !leaving => match line {
                     Some(line) if self.on_line(&line) => self.leave(&mut leaving),
                     Some(_) => {}
                     // What was said before the first view is sent in it, and so on: it has no hurry.
@@ -413,7 +416,7 @@ impl Follower {
         if let Some(speaker) = &mut self.speaker {
             match speaker.messages.try_send((class, text.to_owned())) {
                 Ok(()) => speaker.said += 1,
-                Err(_) => complain("not sent: more than 1024 messages wait for others to take them"),
+                Err(_) => complain("not sent: the node does not send any more"),
             }
         }
         false
