@@ -211,6 +211,16 @@ fn what_comes_faster_than_it_can_be_sent_waits_and_nothing_is_lost() {
 }
 
 #[test]
+fn a_line_that_is_no_text_is_sent_as_it_is_and_the_next_ones_too() {
+    let dir = Dir::new();
+    let mut a = Proc::start(&["join", "g", "--rendezvous", &dir.rendezvous()]);
+    says(&mut a, b"send caf\xe9\nsend after\n");
+    assert_eq!(a.until_event("message")["text"], "caf\u{fffd}");
+    assert_eq!(a.until_event("message")["text"], "after");
+    assert_eq!(a.end(), Some(0));
+}
+
+#[test]
 fn strangers_and_garbage_do_not_disturb() {
     let dir = Dir::new();
     let mut a = Proc::join("g", "a", &dir.rendezvous(), &[]);

@@ -1,6 +1,13 @@
 //! `join`, `watch`, `agent`: nodes that say what happens to them.
 
-use std::{collections::BTreeMap, io::BufRead, path::PathBuf, pin::pin, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io::{self, BufRead, Read},
+    path::PathBuf,
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use clap::Args;
 use membership::{
@@ -22,7 +29,8 @@ use super::{Failure, Outcome, complain, events, exit, flags, flags::NodeFlags};
 ///
 /// Commands, one a line: `send TEXT` (to all members, in one order for all), `send-safe TEXT` (and only once all members hold
 /// it), `send-fifo TEXT` (in the order of its sender), `step-down`, `leave`. They are read as fast as others take them. The end of the input means leave, once all that
-/// was sent was delivered here; the exit code is 1 if something of it could not be sent.
+/// was sent was delivered here; the exit code is 1 if something of it could not be sent. A TEXT may be any bytes up to 64 MiB; what
+/// is no UTF-8 is printed as well as it can be.
 ///
 /// Example, three times: phalanx join g --rendezvous file:/tmp/rdv --json
 #[derive(Args)]
@@ -177,12 +185,23 @@ impl Agent {
     }
 }
 
+/// Longer lines are cut, and what they say is still too long to be sent then.
+const LONGEST: u64 = (64 << 20) + 1024;
+
 /// Lines of standard input, read by a thread; at most a few wait.
-fn commands() -> mpsc::Receiver<String> {
-    let (to, lines) = mpsc::channel(16);
+fn commands() -> mpsc::Receiver<Vec<u8>> {
+    let (to, lines) = mpsc::channel(4);
     std::thread::spawn(move || {
-        for line in std::io::stdin().lock().lines() {
-            let Ok(line) = line else { break };
+        let mut input = io::stdin().lock();
+        loop {
+            let line = match read_line(&mut input, LONGEST) {
+                Ok(Some(line)) => line,
+                Ok(None) => break,
+                Err(error) => {
+                    complain(format_args!("standard input: {error}: this counts as its end"));
+                    break;
+                }
+            };
             if to.blocking_send(line).is_err() {
                 break;
             }
@@ -191,8 +210,31 @@ fn commands() -> mpsc::Receiver<String> {
     lines
 }
 
+/// The next line, which need not be text, cut after so many bytes; `None` at the end.
+fn read_line(input: &mut impl BufRead, longest: u64) -> io::Result<Option<Vec<u8>>> {
+    let mut line = Vec::new();
+    let read = input.by_ref().take(longest).read_until(b'\n', &mut line)?;
+    if read as u64 == longest && line.last() != Some(&b'\n') {
+        input.skip_until(b'\n')?;
+    }
+    Ok((read > 0).then_some(line))
+}
+
+/// The command, and what it is to say.
+fn parse(line: &[u8]) -> (&[u8], &[u8]) {
+    let end = line.iter().rposition(|byte| !b"\r\n".contains(byte)).map_or(0, |last| last + 1);
+    let line = line[..end].trim_ascii_start();
+    match line.iter().position(|byte| *byte == b' ') {
+        Some(at) => (&line[..at], &line[at + 1..]),
+        None => (line.trim_ascii_end(), b""),
+    }
+}
+
 /// The next line, once there is room for what it says.
-async fn next_line(lines: &mut Option<mpsc::Receiver<String>>, speaker: Option<&Speaker>) -> Option<String> {
+async fn next_line(
+    lines: &mut Option<mpsc::Receiver<Vec<u8>>>,
+    speaker: Option<&Speaker>,
+) -> Option<Vec<u8>> {
     let Some(lines) = lines else { return std::future::pending().await };
     if let Some(speaker) = speaker {
         // The room stays, for nobody else takes any. An error says that nothing is sent any more, which is said of each line.
@@ -222,7 +264,7 @@ async fn next_delivered(deliveries: &mut Option<Deliveries>) -> Option<Delivered
 /// Sends one message after the other, without holding up what is printed.
 struct Speaker {
     membership: Membership,
-    messages: mpsc::Sender<(Class, String)>,
+    messages: mpsc::Sender<(Class, Vec<u8>)>,
     task: tokio::task::JoinHandle<()>,
     /// How many messages were said.
     said: u64,
@@ -242,7 +284,7 @@ struct Fate {
 
 impl Speaker {
     fn new(membership: Membership) -> Self {
-        let (messages, mut waiting) = mpsc::channel::<(Class, String)>(16);
+        let (messages, mut waiting) = mpsc::channel::<(Class, Vec<u8>)>(4);
         let fate = watch::Sender::new(Fate::default());
         let (group, refused) = (membership.clone(), fate.clone());
         let task = tokio::spawn(async move {
@@ -315,7 +357,7 @@ impl Follower {
     }
 
     /// Prints events until the node has stopped: because it was told to, or (with `once`) because it was removed.
-    async fn follow(mut self, mut events: Events, mut lines: Option<mpsc::Receiver<String>>) -> Outcome {
+    async fn follow(mut self, mut events: Events, mut lines: Option<mpsc::Receiver<Vec<u8>>>) -> Outcome {
         let mut stops = Stops::new()?;
         let (mut joining, mut leaving, mut ended, mut code) = (true, false, false, 0);
         let node = self.node.clone();
@@ -391,22 +433,22 @@ impl Follower {
     }
 
     /// A command. True if that is to leave.
-    fn on_line(&mut self, line: &str) -> bool {
-        let line = line.trim_end_matches(['\r', '\n']).trim_start();
-        let (word, text) = line.split_once(' ').unwrap_or((line.trim_end(), ""));
+    fn on_line(&mut self, line: &[u8]) -> bool {
+        let (word, text) = parse(line);
         let class = match word {
-            "" => return false,
-            "send" => Class::Ordered,
-            "send-safe" => Class::Safe,
-            "send-fifo" => Class::Fifo,
-            "leave" => return true,
-            "step-down" => {
+            b"" => return false,
+            b"send" => Class::Ordered,
+            b"send-safe" => Class::Safe,
+            b"send-fifo" => Class::Fifo,
+            b"leave" => return true,
+            b"step-down" => {
                 if let Some(membership) = self.speaker.as_ref().map(|s| s.membership.clone()) {
                     tokio::spawn(async move { membership.step_down().await });
                 }
                 return false;
             }
             other => {
+                let other = other[..other.len().min(40)].escape_ascii();
                 complain(format_args!(
                     "`{other}` is no command here: give send TEXT, send-safe TEXT, send-fifo TEXT, step-down or leave"
                 ));
@@ -414,7 +456,7 @@ impl Follower {
             }
         };
         if let Some(speaker) = &mut self.speaker {
-            match speaker.messages.try_send((class, text.to_owned())) {
+            match speaker.messages.try_send((class, text.to_vec())) {
                 Ok(()) => speaker.said += 1,
                 Err(_) => complain("not sent: the node does not send any more"),
             }
@@ -479,3 +521,19 @@ fn was_removed(event: &Event) -> bool {
 
 /// How long a process waits for its own graceful leave at most.
 pub(crate) const LEAVE_LIMIT: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_any_bytes_are_commands_and_the_length_of_a_line_is_bounded() {
+        let mut input = &b"send a\xff b\r\n\n  leave \nsend 123456789\nstep-down"[..];
+        let mut next = || read_line(&mut input, 12).expect("memory can be read");
+        let lines: Vec<Vec<u8>> = std::iter::from_fn(&mut next).collect();
+        let commands: Vec<(&[u8], &[u8])> = lines.iter().map(|line| parse(line)).collect();
+        let expected: [(&[u8], &[u8]); 5] =
+            [(b"send", b"a\xff b"), (b"", b""), (b"leave", b""), (b"send", b"1234567"), (b"step-down", b"")];
+        assert_eq!(commands, expected);
+    }
+}
