@@ -22,6 +22,7 @@ mod inventory;
 mod join;
 mod lock;
 mod operate;
+mod output;
 mod proc;
 mod route;
 mod run;
@@ -187,7 +188,8 @@ pub(crate) fn main() -> ExitCode {
         Ok(in_file) => cli.log.or(in_file).unwrap_or(tracing::Level::WARN),
         Err(failure) => return failed(&failure),
     };
-    let log = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr).with_target(false);
+    let log =
+        tracing_subscriber::fmt().with_max_level(level).with_writer(|| output::Stderr).with_target(false);
     // A log that cannot be written ends nobody.
     log.log_internal_errors(false).init();
     if cli.die_with_parent
@@ -220,16 +222,18 @@ pub(crate) fn main() -> ExitCode {
         Command::Fuse(fuse) => fuse.run(),
     };
     drop(held);
-    match outcome {
-        Ok(code) if events::lost() => ExitCode::from(code.max(exit::FAILED)),
-        Ok(code) => ExitCode::from(code),
-        Err(failure) => failed(&failure),
-    }
+    let code = outcome.unwrap_or_else(|failure| {
+        complain(&failure);
+        failure.code
+    });
+    output::finish(output::PATIENCE);
+    ExitCode::from(if events::lost() { code.max(exit::FAILED) } else { code })
 }
 
 /// Says on standard error what is wrong, and goes on if even this cannot be written.
 pub(crate) fn complain(what: impl fmt::Display) {
-    let _ = writeln!(io::stderr(), "phalanx: {what}");
+    // One piece: what does not fit into a queue is missing as a whole.
+    let _unread = output::Stderr.write_all(format!("phalanx: {what}\n").as_bytes());
 }
 
 fn failed(failure: &Failure) -> ExitCode {
@@ -239,5 +243,6 @@ fn failed(failure: &Failure) -> ExitCode {
 
 fn block_on(command: impl Future<Output = Outcome>) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    output::begin()?;
     runtime.block_on(command)
 }

@@ -1,12 +1,15 @@
-//! How events are printed: one JSON object a line, or a line for people. Each is written at once.
+//! How events are printed: one JSON object a line, or a line for people. Each is written as soon as its reader takes it.
 
 use std::{
+    fmt,
     io::{self, Write},
     sync::atomic::{AtomicBool, Ordering},
 };
 
 use membership::{Event, GroupName, Message, Standing, What, clock::now_ns};
 use serde_json::{Value, json};
+
+use super::output;
 
 /// The event as the JSON object that the documentation describes; `None` for what commands do not print.
 pub(crate) fn to_json(event: &Event) -> Option<Value> {
@@ -95,6 +98,9 @@ fn to_text(event: &Event, object: &Value) -> String {
                 lost.join(", ")
             )
         }
+        What::Missed { count } => {
+            format!("{name}: {count} events are missing here: they were not read in time")
+        }
         What::State { standing: Standing::Kept { here, of, .. } } => {
             format!("{name}: the state{group} is here, and {here} of {of} data directories")
         }
@@ -110,25 +116,25 @@ fn to_text(event: &Event, object: &Value) -> String {
     }
 }
 
-/// Prints an event. False once standard output is closed.
-pub(crate) fn print(event: &Event, json: bool) -> bool {
-    let Some(object) = to_json(event) else { return true };
-    line(&if json { object.to_string() } else { to_text(event, &object) })
+/// The line for an event, if commands print it.
+pub(crate) fn line_of(event: &Event, json: bool) -> Option<String> {
+    let object = to_json(event)?;
+    Some(if json { object.to_string() } else { to_text(event, &object) })
 }
 
-/// Prints a message of a group, now. False once standard output is closed.
-pub(crate) fn print_message(
+/// The line for a message of a group, now.
+pub(crate) fn line_of_message(
     me: &str,
     group: Option<&GroupName>,
     from: &str,
     message: &Message,
     json: bool,
-) -> bool {
+) -> String {
     let text = String::from_utf8_lossy(&message.payload);
     let class = message.class.as_str();
     if !json {
         let seq = message.seq.map_or(String::new(), |seq| format!(" {seq}"));
-        return line(&format!("{class}{seq} from {from}: {text}"));
+        return format!("{class}{seq} from {from}: {text}");
     }
     let object = json!({
         "event": "message",
@@ -141,19 +147,60 @@ pub(crate) fn print_message(
         "node": me,
         "at_ns": now_ns(),
     });
-    line(&object.to_string())
+    object.to_string()
 }
 
-/// Prints one line at once. False if it cannot be printed: the reader went away, which is an orderly end, or the line is
-/// [lost], which is said once on standard error.
+/// Prints all events until the node stops. A wrapper goes on for its server's sake even if nobody reads this; what a reader
+/// that stalls misses is counted in the queue of the events, and told when it goes on.
+pub(crate) async fn print_all(mut events: membership::Events, json: bool) {
+    while let Some(event) = events.next().await {
+        if let Some(text) = line_of(&event, json) {
+            let _unread = say(text).await;
+        }
+    }
+}
+
+/// Prints one line as soon as there is room for it. False once standard output is closed.
+pub(crate) async fn say(mut text: String) -> bool {
+    match output::out() {
+        Some(out) => {
+            text.push('\n');
+            out.say(text.into()).await
+        }
+        None => line(&text),
+    }
+}
+
+/// Waits until standard output is closed.
+pub(crate) async fn gone() {
+    match output::out() {
+        Some(out) => out.gone().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Prints one line before it returns, for commands that have nothing else to do. False once standard output is closed.
 pub(crate) fn line(text: &str) -> bool {
+    write(format!("{text}\n").as_bytes())
+}
+
+/// Writes to standard output. False if that is not possible: the reader went away, which is an orderly end, or the bytes are
+/// [lost].
+pub(crate) fn write(bytes: &[u8]) -> bool {
     let mut out = io::stdout().lock();
-    let Err(error) = writeln!(out, "{text}").and_then(|()| out.flush()) else { return true };
+    let Err(error) = out.write_all(bytes).and_then(|()| out.flush()) else { return true };
     CLOSED.store(true, Ordering::Relaxed);
-    if error.kind() != io::ErrorKind::BrokenPipe && !LOST.swap(true, Ordering::Relaxed) {
-        super::complain(format_args!("standard output: {error}"));
+    if error.kind() != io::ErrorKind::BrokenPipe {
+        lose(error);
     }
     false
+}
+
+/// Says, once, that something could not be printed though its reader did not go away.
+pub(crate) fn lose(why: impl fmt::Display) {
+    if !LOST.swap(true, Ordering::Relaxed) {
+        super::complain(format_args!("standard output: {why}"));
+    }
 }
 
 static CLOSED: AtomicBool = AtomicBool::new(false);

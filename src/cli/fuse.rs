@@ -13,6 +13,7 @@ use super::{
     Failure, Outcome, complain,
     flags::{NodeFlags, Time},
     join::start_built,
+    output,
 };
 
 /// The process between a wrapper and what it starts; wrappers start it themselves.
@@ -111,6 +112,7 @@ impl Wrapper {
         // A lease that ends while children go on would let others lead too soon; the end of this process ends them first.
         std::panic::set_hook(Box::new(|info| {
             complain(info);
+            output::finish(Duration::from_millis(100));
             abort();
         }));
         let lease = flags.lease();

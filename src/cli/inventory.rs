@@ -34,6 +34,7 @@ use super::{
     Failure, Outcome, events,
     flags::NodeFlags,
     join::{LEAVE_LIMIT, Stops, not_joined, start},
+    output,
 };
 
 /// A replicated inventory over HTTP: one clone of an array, whose group is the array's name.
@@ -135,13 +136,7 @@ impl Inventory {
             ReplicaError::DataDir(why) => Failure::usage(format!("--data-dir: {why}")),
             other => Failure::usage(other.to_string()),
         })?;
-        let mut told = node.all_events();
-        let printer = tokio::spawn(async move {
-            while let Some(event) = told.next().await {
-                // It serves on, even if nobody reads this.
-                let _ = events::print(&event, json);
-            }
-        });
+        let printer = tokio::spawn(events::print_all(node.all_events(), json));
         let (lead, leadership) = watch::channel(None);
         let group = replica.membership().clone();
         let follower = tokio::spawn(async move {
@@ -165,7 +160,8 @@ impl Inventory {
             () = stops.next() => std::process::exit(130),
         }
         follower.abort();
-        let _ = timeout(LEAVE_LIMIT, printer).await;
+        // What nobody reads by then is lost, which is said at the end.
+        let _unread = timeout(output::PATIENCE, printer).await;
         outcome
     }
 }

@@ -17,7 +17,7 @@ use membership::{
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, watch},
-    time::timeout,
+    time::{Instant, sleep_until, timeout},
 };
 
 use super::{Failure, Outcome, complain, events, exit, flags, flags::NodeFlags};
@@ -152,7 +152,7 @@ impl Join {
         };
         let lines = if self.no_stdin { None } else { Some(commands()) };
         let events = membership.events();
-        let mut follower = Follower::new(node, self.once, json);
+        let mut follower = Follower::new(node, self.once, json)?;
         follower.multicast = membership.is_multicast();
         follower.deliveries = deliveries;
         follower.speaker = Some(Speaker::new(membership));
@@ -169,7 +169,7 @@ impl Watch {
         let node = start(self.node, false, !self.once).await?;
         let observer = node.observe(&self.group).await.map_err(|e| Failure::usage(e.to_string()))?;
         let events = observer.events();
-        Follower::new(node, self.once, json).follow(events, None).await
+        Follower::new(node, self.once, json)?.follow(events, None).await
     }
 }
 
@@ -181,7 +181,7 @@ impl Agent {
     pub(crate) async fn run(self, json: bool) -> Outcome {
         let node = start(self.node, true, true).await?;
         let events = node.events();
-        Follower::new(node, false, json).follow(events, None).await
+        Follower::new(node, false, json)?.follow(events, None).await
     }
 }
 
@@ -340,11 +340,14 @@ struct Follower {
     led: Option<Token>,
     /// How members were shown last.
     names: BTreeMap<NodeId, Arc<str>>,
+    stops: Stops,
+    /// It leaves, and waits until then for a reader that stalls.
+    ends: Option<Instant>,
 }
 
 impl Follower {
-    fn new(node: Node, once: bool, json: bool) -> Self {
-        Self {
+    fn new(node: Node, once: bool, json: bool) -> Result<Self, Failure> {
+        Ok(Self {
             node,
             json,
             once,
@@ -353,28 +356,26 @@ impl Follower {
             speaker: None,
             led: None,
             names: BTreeMap::new(),
-        }
+            stops: Stops::new()?,
+            ends: None,
+        })
     }
 
     /// Prints events until the node has stopped: because it was told to, or (with `once`) because it was removed.
     async fn follow(mut self, mut events: Events, mut lines: Option<mpsc::Receiver<Vec<u8>>>) -> Outcome {
-        let mut stops = Stops::new()?;
-        let (mut joining, mut leaving, mut ended, mut code) = (true, false, false, 0);
+        let (mut joining, mut ended, mut code) = (true, false, 0);
         let node = self.node.clone();
         let mut joined = pin!(node.joined());
         loop {
             tokio::select! {
                 biased;
-                () = stops.next() => {
-                    if leaving {
-                        std::process::exit(130);
-                    }
-                    self.leave(&mut leaving);
-                }
+                () = self.stops.next() => self.stop(),
+                // Nobody reads any more.
+                () = events::gone(), if self.ends.is_none() => self.leave(),
                 event = events.next() => {
                     let Some(event) = event else { return Ok(code) };
-                    if !self.on_event(&event) {
-                        self.leave(&mut leaving); // Nobody reads any more.
+                    if !self.on_event(&event).await {
+                        self.leave();
                     }
                     if was_removed(&event) {
                         if let Some(speaker) = &mut self.speaker {
@@ -391,14 +392,14 @@ impl Follower {
                         // Whose lease has run out says so before anything else.
                         while self.led.is_some() && now_ns() >= self.node.status().lease_until_ns {
                             let Some(event) = events.next().await else { return Ok(code) };
-                            self.on_event(&event);
+                            self.on_event(&event).await;
                         }
-                        if !self.on_delivered(&delivered) {
-                            self.leave(&mut leaving);
+                        if !self.on_delivered(&delivered).await {
+                            self.leave();
                         }
                     }
                 },
-                outcome = &mut joined, if joining && !leaving => {
+                outcome = &mut joined, if joining && self.ends.is_none() => {
                     joining = false;
                     if let Err(JoinError::Timeout { .. }) = &outcome {
                         let text = outcome.err().map(|e| e.to_string()).unwrap_or_default();
@@ -406,14 +407,14 @@ impl Follower {
                         return Err(Failure::new(exit::NOT_JOINED, text));
                     }
                 }
-                () = all_heard(self.speaker.as_ref()), if ended && !leaving => {
+                () = all_heard(self.speaker.as_ref()), if ended && self.ends.is_none() => {
                     if self.speaker.as_ref().is_some_and(|speaker| speaker.fate.borrow().lost) {
                         code = exit::FAILED;
                     }
-                    self.leave(&mut leaving);
+                    self.leave();
                 }
-                line = next_line(&mut lines, self.speaker.as_ref()), if !leaving => match line {
-                    Some(line) if self.on_line(&line) => self.leave(&mut leaving),
+                line = next_line(&mut lines, self.speaker.as_ref()), if self.ends.is_none() => match line {
+                    Some(line) if self.on_line(&line) => self.leave(),
                     Some(_) => {}
                     // What was said before the first view is sent in it, and so on: it has no hurry.
                     None => (lines, ended) = (None, true),
@@ -422,8 +423,40 @@ impl Follower {
         }
     }
 
-    fn leave(&mut self, leaving: &mut bool) {
-        if !std::mem::replace(leaving, true) {
+    /// Has a line printed, as soon as there is room. False once nobody reads. While a reader stalls this waits, and heeds signals.
+    async fn say(&mut self, text: String) -> bool {
+        let mut said = pin!(events::say(text));
+        loop {
+            let ends = self.ends;
+            let late = async {
+                match ends {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                said = &mut said => return said,
+                () = self.stops.next() => self.stop(),
+                () = late => {
+                    events::lose("nobody reads it: what was printed last is lost");
+                    return true;
+                }
+            }
+        }
+    }
+
+    /// What a signal means: leave, or end at once if that goes on already.
+    fn stop(&mut self) {
+        if self.ends.is_some() {
+            std::process::exit(130);
+        }
+        self.leave();
+    }
+
+    fn leave(&mut self) {
+        if self.ends.is_none() {
+            self.ends = Some(Instant::now() + LEAVE_LIMIT / 2);
             let node = self.node.clone();
             match self.speaker.take() {
                 Some(speaker) => tokio::spawn(speaker.leave(node)),
@@ -465,25 +498,28 @@ impl Follower {
     }
 
     /// Prints an event of the node. False once nobody reads.
-    fn on_event(&mut self, event: &Event) -> bool {
+    async fn on_event(&mut self, event: &Event) -> bool {
         match &event.what {
             // A view is printed when it is installed: see `on_delivered`.
             What::View(_) if self.multicast => return true,
             What::Leading { token, .. } => {
                 // Its view, and what came before that.
                 while let Some(delivered) = self.deliveries.as_mut().and_then(Deliveries::try_next) {
-                    self.on_delivered(&delivered);
+                    self.on_delivered(&delivered).await;
                 }
                 self.led = Some(*token);
             }
             What::NotLeading { .. } => self.led = None,
             _ => {}
         }
-        events::print(event, self.json)
+        match events::line_of(event, self.json) {
+            Some(text) => self.say(text).await,
+            None => true,
+        }
     }
 
     /// Prints what the group delivers. False once nobody reads.
-    fn on_delivered(&mut self, delivered: &Delivered) -> bool {
+    async fn on_delivered(&mut self, delivered: &Delivered) -> bool {
         if let Delivered::View { view, .. } = delivered {
             self.names = view.members.iter().map(|m| (m.node, Arc::clone(&m.name))).collect();
             if let Some(speaker) = &mut self.speaker {
@@ -495,14 +531,15 @@ impl Follower {
         let what = match delivered {
             Delivered::View { view, .. } => What::View(Arc::clone(view)),
             Delivered::Message(message) => {
-                if let Some(speaker) = &self.speaker
-                    && message.from == self.node.id()
-                {
-                    speaker.hear();
-                }
                 let from =
                     self.names.get(&message.from).cloned().unwrap_or_else(|| message.from.to_string().into());
-                return events::print_message(&me, group.as_ref(), &from, message, self.json);
+                let own = message.from == self.node.id();
+                let text = events::line_of_message(&me, group.as_ref(), &from, message, self.json);
+                let said = self.say(text).await;
+                if let Some(speaker) = self.speaker.as_ref().filter(|_| own) {
+                    speaker.hear();
+                }
+                return said;
             }
             _ => return true,
         };
@@ -511,7 +548,10 @@ impl Follower {
             _ => group,
         };
         let event = Event { name: me, node: self.node.id(), at_ns: now_ns(), group, what };
-        events::print(&event, self.json)
+        match events::line_of(&event, self.json) {
+            Some(text) => self.say(text).await,
+            None => true,
+        }
     }
 }
 

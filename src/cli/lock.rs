@@ -8,10 +8,11 @@ use membership::{JoinError, Leadership, Membership, What};
 use tokio::time::{Instant, timeout};
 
 use super::{
-    Failure, Outcome, complain, exit,
+    Failure, Outcome, complain, events, exit,
     fuse::{Keeper, Wrapped, Wrapper},
-    join::{LEAVE_LIMIT, Stops},
-    run::{code_of, print_events, spawn, variables},
+    join::Stops,
+    output,
+    run::{code_of, spawn, variables},
 };
 
 /// Runs CMD once this node leads GROUP, and only while it does: `phalanx lock GROUP -- CMD…`
@@ -84,7 +85,7 @@ impl Exclusive {
 
     async fn go(self, mut spec: ChildSpec, mut stops: Stops, json: bool) -> Outcome {
         let Self { wrapper, group, serves, once, prints } = self;
-        let printer = prints.then(|| tokio::spawn(print_events(wrapper.node.all_events(), json)));
+        let printer = prints.then(|| tokio::spawn(events::print_all(wrapper.node.all_events(), json)));
         spec.bound = true;
         if json {
             spec.output = backplane::Output::Stderr;
@@ -107,8 +108,8 @@ impl Exclusive {
         drop(membership);
         wrapper.end().await?;
         if let Some(printer) = printer {
-            // Where nobody reads, nothing is lost.
-            let _unread = timeout(LEAVE_LIMIT, printer).await;
+            // What nobody reads by then is lost, which is said at the end.
+            let _unread = timeout(output::PATIENCE, printer).await;
         }
         match end {
             End::Ended(code) => Ok(code),

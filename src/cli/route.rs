@@ -76,11 +76,19 @@ impl Router {
             options = options.workers(workers);
         }
         let router = router::start(&config, options).map_err(|e| Failure::new(exit::USAGE, e.to_string()))?;
-        for serving in router.serving() {
-            let (service, listen) = (&serving.service, serving.listen);
+        let mut serving = Vec::new();
+        for at in router.serving() {
+            let (service, listen) = (&at.service, at.listen);
             let object = json!({"event": "serving", "service": service, "listen": listen});
-            events::line(&if json { object.to_string() } else { format!("{service} is served on {listen}") });
+            let text = if json { object.to_string() } else { format!("{service} is served on {listen}") };
+            serving.push(text);
         }
+        // It serves whether anybody reads this or not.
+        tokio::spawn(async move {
+            for text in serving {
+                let _unread = events::say(text).await;
+            }
+        });
         let groups: Vec<String> = config.groups().into_iter().map(Into::into).collect();
         let node = if follows_groups { Some(start(self.node, false, true).await?) } else { None };
         let late = async {

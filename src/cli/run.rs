@@ -22,6 +22,7 @@ use super::{
     hooks::{self, Gate, Hooks},
     join::{LEAVE_LIMIT, Stops},
     lock::Exclusive,
+    output,
 };
 
 /// Runs an unmodified server as a member of a group: `phalanx run --group G --endpoint ADDR -- CMD…`
@@ -30,7 +31,7 @@ use super::{
 /// wrapper, also when that is killed with SIGKILL, and daemons too; CMD itself must stay in the foreground. With --exclusive CMD
 /// runs only while this node leads GROUP. The exit code is CMD's own; 5 if --exclusive and the leadership was lost. If standard
 /// output is lost, because its reader went away or a disk is full, CMD goes on serving, nothing more is told, and the exit code is 1
-/// where it would have been 0.
+/// where it would have been 0. A reader that only stalls holds up nothing, and hears at last how many events it missed.
 ///
 /// CMD and hooks find PHALANX_GROUP and PHALANX_NODE in their environment, hooks also PHALANX_ROLE, PHALANX_VIEW and
 /// PHALANX_LINEAGE, --on-lead and an exclusive CMD PHALANX_TOKEN (send it along with each effect), --on-follow PHALANX_LEADER and
@@ -102,11 +103,11 @@ impl Run {
             let exclusive = Exclusive { wrapper, group: self.group, serves, once: false, prints: true };
             return exclusive.run(spec, stops, json).await;
         }
-        let printer = tokio::spawn(print_events(wrapper.node.all_events(), json));
+        let printer = tokio::spawn(events::print_all(wrapper.node.all_events(), json));
         let outcome = Box::pin(self.serve(&wrapper, spec, serves, stops)).await;
         wrapper.end().await?;
-        // Where nobody reads, nothing is lost.
-        let _unread = tokio::time::timeout(LEAVE_LIMIT, printer).await;
+        // What nobody reads by then is lost, which is said at the end.
+        let _unread = tokio::time::timeout(output::PATIENCE, printer).await;
         outcome
     }
 
@@ -255,13 +256,6 @@ pub(crate) fn variables(
 
 /// How long an address is asked whether anybody answers there.
 const PROBE: Duration = Duration::from_millis(100);
-
-pub(crate) async fn print_events(mut events: membership::Events, json: bool) {
-    while let Some(event) = events.next().await {
-        // A wrapper goes on for its server's sake even if nobody reads this.
-        let _ = events::print(&event, json);
-    }
-}
 
 /// Who answers before the server is started is somebody else: requests would go there. One that is just going away gets
 /// a moment.

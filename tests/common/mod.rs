@@ -87,7 +87,13 @@ impl Proc {
     /// The same, of another build.
     pub fn start_of(binary: &Path, args: &[&str]) -> Self {
         let mut command = Command::new(binary);
-        command.args(["--json"]).args(args).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.args(["--json"]).args(args);
+        Self::of(command)
+    }
+
+    /// The same, of a command that has its arguments.
+    pub fn of(mut command: Command) -> Self {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("the binary can be started");
         let out = BufReader::new(child.stdout.take().expect("it is piped"));
         let (to, lines) = channel();
