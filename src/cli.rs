@@ -244,5 +244,8 @@ fn failed(failure: &Failure) -> ExitCode {
 fn block_on(command: impl Future<Output = Outcome>) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     output::begin()?;
-    runtime.block_on(command)
+    let outcome = runtime.block_on(command);
+    // A command that was told to end while it began waits for no disk.
+    runtime.shutdown_background();
+    outcome
 }

@@ -86,17 +86,17 @@ impl Demo {
         if self.kill_every.0 < Duration::from_millis(100) {
             return Err(Failure::usage("--kill-every: give 100ms to 8760h"));
         }
-        let mut stops = Stops::new()?;
+        let stops = Stops::new()?;
         let dir = std::env::temp_dir().join(format!("phalanx-demo-{}", std::process::id()));
         fs::create_dir_all(dir.join("rendezvous")).with_context(|| format!("creating {}", dir.display()))?;
-        let outcome = self.play(&mut stops, &dir, json).await;
+        let outcome = self.play(&stops, &dir, json).await;
         if let Err(error) = fs::remove_dir_all(&dir) {
             eprintln!("phalanx: {} stays behind: {error}", dir.display());
         }
         outcome
     }
 
-    async fn play(self, stops: &mut Stops, dir: &Path, json: bool) -> Outcome {
+    async fn play(self, stops: &Stops, dir: &Path, json: bool) -> Outcome {
         let (said, mut heard) = mpsc::channel(1024);
         let mut stage = Stage {
             dir: dir.to_owned(),
@@ -152,7 +152,7 @@ impl Demo {
                     }
                 }
                 () = sleep_until(ends.unwrap_or(never)) => if ends.is_some() { break },
-                () = stops.next() => break,
+                () = stops.told() => break,
             }
         }
         let counts = load.stop().await;
@@ -204,7 +204,7 @@ impl Stage {
     async fn until_ready(
         &mut self,
         heard: &mut mpsc::Receiver<Said>,
-        stops: &mut Stops,
+        stops: &Stops,
     ) -> Result<Option<SocketAddr>, Failure> {
         let (mut address, deadline) = (None, Instant::now() + PATIENCE);
         // The router is told of the views a moment after the members; one read through it shows that it was.
@@ -220,7 +220,7 @@ impl Stage {
                     let text = format!("not ready after {PATIENCE:?}: members {:?}", self.members);
                     return Err(Failure::new(exit::FAILED, text));
                 }
-                () = stops.next() => return Ok(None),
+                () = stops.told() => return Ok(None),
             }
         }
         if let Some(address) = address {

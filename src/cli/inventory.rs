@@ -114,7 +114,7 @@ impl Inventory {
     }
 
     pub(crate) async fn run(self, json: bool) -> Outcome {
-        let mut stops = Stops::new()?;
+        let stops = Stops::new()?;
         let listener = TcpListener::bind(self.serve)
             .await
             .map_err(|e| Failure::usage(format!("--serve {}: {e}", self.serve)))?;
@@ -126,16 +126,22 @@ impl Inventory {
                 "--directories and --accept-stale-state are about what is on disk: give --data-dir, too";
             return Err(Failure::usage(why));
         }
-        let node = start(self.node, true, true).await?;
+        let started = stops.unless(start(self.node, true, true)).await?;
+        let Some(node) = started else { return Ok(0) };
         let mut builder = ReplicaBuilder::new(&node, &self.group).endpoint(endpoint).directories(directories);
         if let Some(dir) = kept {
             builder = builder.data_dir(dir).accept_stale_state(self.accept_stale_state);
         }
-        let joined = builder.join(Items::default()).await;
-        let replica = joined.map_err(|e| match e {
-            ReplicaError::DataDir(why) => Failure::usage(format!("--data-dir: {why}")),
-            other => Failure::usage(other.to_string()),
-        })?;
+        let joined = async {
+            builder.join(Items::default()).await.map_err(|e| match e {
+                ReplicaError::DataDir(why) => Failure::usage(format!("--data-dir: {why}")),
+                other => Failure::usage(other.to_string()),
+            })
+        };
+        let Some(replica) = stops.unless(joined).await? else {
+            node.leave().await;
+            return Ok(0);
+        };
         let printer = tokio::spawn(events::print_all(node.all_events(), json));
         let (lead, leadership) = watch::channel(None);
         let group = replica.membership().clone();
@@ -152,13 +158,14 @@ impl Inventory {
         let outcome: Outcome = tokio::select! {
             outcome = serve => outcome,
             failure = not_joined(&node) => Err(failure),
-            () = stops.next() => Ok(0),
+            () = stops.told() => Ok(0),
         };
-        tokio::select! {
+        let leave = async {
             // Out of the routers' sight first.
-            _ = timeout(LEAVE_LIMIT, async { clone.replica.membership().leave().await; node.leave().await }) => {}
-            () = stops.next() => std::process::exit(130),
-        }
+            clone.replica.membership().leave().await;
+            node.leave().await;
+        };
+        let _late = timeout(LEAVE_LIMIT, leave).await;
         follower.abort();
         // What nobody reads by then is lost, which is said at the end.
         let _unread = timeout(output::PATIENCE, printer).await;

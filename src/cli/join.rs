@@ -15,7 +15,7 @@ use membership::{
     clock::now_ns,
 };
 use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
+    signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
     time::{Instant, sleep_until, timeout},
 };
@@ -78,22 +78,48 @@ pub(crate) struct Agent {
     node: NodeFlags,
 }
 
-/// INT and TERM.
-pub(crate) struct Stops {
-    int: Signal,
-    term: Signal,
-}
+/// INT and TERM: the first one tells the process to end, a second one ends it at once, whatever it does meanwhile.
+pub(crate) struct Stops(watch::Receiver<bool>);
 
 impl Stops {
+    /// From now on signals are heeded. Once in a process.
     pub(crate) fn new() -> Result<Self, Failure> {
-        Ok(Self { int: signal(SignalKind::interrupt())?, term: signal(SignalKind::terminate())? })
+        let (mut int, mut term) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let (tell, told) = watch::channel(false);
+        tokio::spawn(async move {
+            let mut next = async || {
+                tokio::select! {
+                    _ = int.recv() => {}
+                    _ = term.recv() => {}
+                }
+            };
+            next().await;
+            tell.send_replace(true);
+            next().await;
+            // The end of a wrapper is the end of whatever runs under it.
+            std::process::exit(130);
+        });
+        Ok(Self(told))
     }
 
-    /// The next one of the two. Cancel safe.
-    pub(crate) async fn next(&mut self) {
+    /// Waits until the process is told to end, if it is not yet. Cancel safe.
+    pub(crate) async fn told(&self) {
+        let mut told = self.0.clone();
+        if told.wait_for(|told| *told).await.is_err() {
+            // The runtime ends.
+            std::future::pending().await
+        }
+    }
+
+    /// What this comes to, unless the process is told to end before.
+    pub(crate) async fn unless<T>(
+        &self,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<Option<T>, Failure> {
         tokio::select! {
-            _ = self.int.recv() => {}
-            _ = self.term.recv() => {}
+            biased;
+            done = work => done.map(Some),
+            () = self.told() => Ok(None),
         }
     }
 }
@@ -142,7 +168,9 @@ impl Join {
     }
 
     pub(crate) async fn run(self, json: bool) -> Outcome {
-        let node = start(self.node, true, !self.once).await?;
+        let stops = Stops::new()?;
+        let started = stops.unless(start(self.node, true, !self.once)).await?;
+        let Some(node) = started else { return Ok(0) };
         let usage = |e: membership::GroupError| Failure::usage(e.to_string());
         let (membership, deliveries) = if self.plain {
             (node.join(&self.group, None).await.map_err(usage)?, None)
@@ -152,7 +180,7 @@ impl Join {
         };
         let lines = if self.no_stdin { None } else { Some(commands()) };
         let events = membership.events();
-        let mut follower = Follower::new(node, self.once, json)?;
+        let mut follower = Follower::new(node, self.once, json, stops);
         follower.multicast = membership.is_multicast();
         follower.deliveries = deliveries;
         follower.speaker = Some(Speaker::new(membership));
@@ -166,10 +194,12 @@ impl Watch {
     }
 
     pub(crate) async fn run(self, json: bool) -> Outcome {
-        let node = start(self.node, false, !self.once).await?;
+        let stops = Stops::new()?;
+        let started = stops.unless(start(self.node, false, !self.once)).await?;
+        let Some(node) = started else { return Ok(0) };
         let observer = node.observe(&self.group).await.map_err(|e| Failure::usage(e.to_string()))?;
         let events = observer.events();
-        Follower::new(node, self.once, json)?.follow(events, None).await
+        Follower::new(node, self.once, json, stops).follow(events, None).await
     }
 }
 
@@ -179,9 +209,11 @@ impl Agent {
     }
 
     pub(crate) async fn run(self, json: bool) -> Outcome {
-        let node = start(self.node, true, true).await?;
+        let stops = Stops::new()?;
+        let started = stops.unless(start(self.node, true, true)).await?;
+        let Some(node) = started else { return Ok(0) };
         let events = node.events();
-        Follower::new(node, false, json)?.follow(events, None).await
+        Follower::new(node, false, json, stops).follow(events, None).await
     }
 }
 
@@ -346,8 +378,8 @@ struct Follower {
 }
 
 impl Follower {
-    fn new(node: Node, once: bool, json: bool) -> Result<Self, Failure> {
-        Ok(Self {
+    fn new(node: Node, once: bool, json: bool, stops: Stops) -> Self {
+        Self {
             node,
             json,
             once,
@@ -356,9 +388,9 @@ impl Follower {
             speaker: None,
             led: None,
             names: BTreeMap::new(),
-            stops: Stops::new()?,
+            stops,
             ends: None,
-        })
+        }
     }
 
     /// Prints events until the node has stopped: because it was told to, or (with `once`) because it was removed.
@@ -369,7 +401,7 @@ impl Follower {
         loop {
             tokio::select! {
                 biased;
-                () = self.stops.next() => self.stop(),
+                () = self.stops.told(), if self.ends.is_none() => self.leave(),
                 // Nobody reads any more.
                 () = events::gone(), if self.ends.is_none() => self.leave(),
                 event = events.next() => {
@@ -437,21 +469,13 @@ impl Follower {
             tokio::select! {
                 biased;
                 said = &mut said => return said,
-                () = self.stops.next() => self.stop(),
+                () = self.stops.told(), if self.ends.is_none() => self.leave(),
                 () = late => {
                     events::lose("nobody reads it: what was printed last is lost");
                     return true;
                 }
             }
         }
-    }
-
-    /// What a signal means: leave, or end at once if that goes on already.
-    fn stop(&mut self) {
-        if self.ends.is_some() {
-            std::process::exit(130);
-        }
-        self.leave();
     }
 
     fn leave(&mut self) {

@@ -40,7 +40,8 @@ impl Lock {
 
     pub(crate) async fn run(mut self, json: bool) -> Outcome {
         let stops = Stops::new()?;
-        let (wrapper, mut spec) = self.wrapped.start().await?;
+        let started = stops.unless(self.wrapped.start()).await?;
+        let (wrapper, mut spec) = started.ok_or_else(told_early)?;
         // As if a shell had started it.
         (spec.input, spec.own_group) = (true, false);
         let exclusive = Exclusive { wrapper, group: self.group, serves: None, once: true, prints: json };
@@ -60,6 +61,11 @@ pub(crate) struct Exclusive {
     pub(crate) prints: bool,
 }
 
+/// Told to end before it began.
+pub(crate) fn told_early() -> Failure {
+    Failure::new(exit::FAILED, "told to end before the command could begin")
+}
+
 /// How it came to an end.
 enum End {
     /// With this code.
@@ -69,21 +75,7 @@ enum End {
 }
 
 impl Exclusive {
-    pub(crate) async fn run(self, spec: ChildSpec, stops: Stops, json: bool) -> Outcome {
-        let mut others = Stops::new()?;
-        let second = async {
-            others.next().await;
-            others.next().await;
-        };
-        tokio::select! {
-            biased;
-            outcome = Box::pin(self.go(spec, stops, json)) => outcome,
-            // The end of this process is the end of whatever runs.
-            () = second => std::process::exit(130),
-        }
-    }
-
-    async fn go(self, mut spec: ChildSpec, mut stops: Stops, json: bool) -> Outcome {
+    pub(crate) async fn run(self, mut spec: ChildSpec, stops: Stops, json: bool) -> Outcome {
         let Self { wrapper, group, serves, once, prints } = self;
         let printer = prints.then(|| tokio::spawn(events::print_all(wrapper.node.all_events(), json)));
         spec.bound = true;
@@ -94,15 +86,12 @@ impl Exclusive {
             wrapper.node.join(&group, None).await.map_err(|error| Failure::usage(error.to_string()))?;
         let leadership = tokio::select! {
             leads = wait(&wrapper, &membership, once) => leads,
-            () = stops.next() => Ok(None),
+            () = stops.told() => Ok(None),
         };
         let end = match leadership {
             Err(failure) => End::Failed(failure),
-            // Told to end before it began.
-            Ok(None) => End::Failed(Failure::new(exit::FAILED, "told to end before the command could begin")),
-            Ok(Some(leadership)) => {
-                guarded(&wrapper, &membership, leadership, spec, serves, &mut stops).await
-            }
+            Ok(None) => End::Failed(told_early()),
+            Ok(Some(leadership)) => guarded(&wrapper, &membership, leadership, spec, serves, &stops).await,
         };
         // Whatever the end was, nothing acts any more when others are told.
         drop(membership);
@@ -155,7 +144,7 @@ async fn guarded(
     leadership: Leadership,
     mut spec: ChildSpec,
     serves: Option<(String, SocketAddr, Duration)>,
-    stops: &mut Stops,
+    stops: &Stops,
 ) -> End {
     let _keeper = Keeper::new(leadership.clone(), wrapper.fuse.deadline().clone(), wrapper.lease);
     spec.env.extend(variables(&wrapper.node, membership, Some(&leadership)));
@@ -171,7 +160,7 @@ async fn guarded(
             biased;
             _ = &mut lost => return killed(&mut task).await,
             end = task.wait() => return ended(end),
-            () = stops.next() => return stopped(&mut task, &mut lost).await,
+            () = stops.told() => return stopped(&mut task, &mut lost).await,
             ready = backplane::wait_for_port(at, every, deadline) => {
                 if let Err(error) = ready {
                     let _stopped = stopped(&mut task, &mut lost).await;
@@ -186,7 +175,7 @@ async fn guarded(
         biased;
         end = task.wait() => ended(end),
         _ = &mut lost => killed(&mut task).await,
-        () = stops.next() => stopped(&mut task, &mut lost).await,
+        () = stops.told() => stopped(&mut task, &mut lost).await,
     }
 }
 

@@ -70,7 +70,7 @@ impl Router {
             events::line(&if json { text } else { format!("{}: right", self.config.display()) });
             return Ok(0);
         }
-        let mut stops = Stops::new()?;
+        let stops = Stops::new()?;
         let mut options = Options::new();
         if let Some(workers) = self.workers {
             options = options.workers(workers);
@@ -90,7 +90,12 @@ impl Router {
             }
         });
         let groups: Vec<String> = config.groups().into_iter().map(Into::into).collect();
-        let node = if follows_groups { Some(start(self.node, false, true).await?) } else { None };
+        let node = if follows_groups {
+            let Some(node) = stops.unless(start(self.node, false, true)).await? else { return Ok(0) };
+            Some(node)
+        } else {
+            None
+        };
         let late = async {
             match &node {
                 Some(node) => not_joined(node).await,
@@ -100,13 +105,9 @@ impl Router {
         let outcome = tokio::select! {
             outcome = feed(node.as_ref(), &router, &groups) => outcome,
             failure = late => Err(failure),
-            () = stops.next() => Ok(()),
+            () = stops.told() => Ok(()),
         };
-        let drained = tokio::task::spawn_blocking(move || router.shutdown(DRAIN));
-        tokio::select! {
-            drained = drained => drained?,
-            () = stops.next() => std::process::exit(130),
-        }
+        tokio::task::spawn_blocking(move || router.shutdown(DRAIN)).await?;
         if let Some(node) = node {
             node.leave().await;
         }

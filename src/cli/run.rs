@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use backplane::{ChildSpec, Fuse, Output, PortProbe, SpawnError, Task, TaskEnd};
+use backplane::{ChildSpec, Fuse, Output, PortProbe, SpawnError, Task};
 use clap::Args;
 use membership::{JoinError, Leadership, Membership, Node};
 use tokio::{sync::watch, time::Instant};
@@ -21,7 +21,7 @@ use super::{
     health::{self, Check, Patience},
     hooks::{self, Gate, Hooks},
     join::{LEAVE_LIMIT, Stops},
-    lock::Exclusive,
+    lock::{Exclusive, told_early},
     output,
 };
 
@@ -88,12 +88,15 @@ impl Run {
     }
 
     pub(crate) async fn run(mut self, json: bool) -> Outcome {
-        let endpoint = self.endpoint.as_deref().map(resolve).transpose()?;
-        if let Some(at) = endpoint {
-            free(at).await?;
-        }
         let stops = Stops::new()?;
-        let (wrapper, mut spec) = self.wrapped.start().await?;
+        let endpoint = self.endpoint.as_deref().map(resolve).transpose()?;
+        let started = async {
+            if let Some(at) = endpoint {
+                free(at).await?;
+            }
+            self.wrapped.start().await
+        };
+        let (wrapper, mut spec) = stops.unless(started).await?.ok_or_else(told_early)?;
         if json {
             spec.output = Output::Stderr;
         }
@@ -117,7 +120,7 @@ impl Run {
         wrapper: &Wrapper,
         mut spec: ChildSpec,
         serves: Option<(String, SocketAddr)>,
-        mut stops: Stops,
+        stops: Stops,
     ) -> Outcome {
         let name = spec.command.first().map(|program| program.display().to_string()).unwrap_or_default();
         spec.env.push(("PHALANX_GROUP".into(), self.group.clone().into()));
@@ -140,7 +143,7 @@ impl Run {
                     }
                     return Ok(code_of(end.status));
                 }
-                () = stops.next() => return Ok(code_of(server.stop().await?.status)),
+                () = stops.told() => return Ok(code_of(server.stop().await?.status)),
             }
         }
         let endpoint = serves.map(|(text, _)| text);
@@ -172,7 +175,7 @@ impl Run {
                         return Err(Failure::new(exit::NOT_JOINED, error.to_string()));
                     }
                 }
-                () = stops.next() => break None,
+                () = stops.told() => break None,
                 Ok(()) = healthy.changed() => {
                     if *healthy.borrow_and_update() {
                         gate.open();
@@ -189,20 +192,14 @@ impl Run {
                 }
             }
         };
-        let stop = async {
-            match ended {
-                Some(end) => Ok(end),
-                None => {
-                    gate.close().await;
-                    // Out of the routers' sight first, then down.
-                    let _late = tokio::time::timeout(LEAVE_LIMIT, membership.leave()).await;
-                    server.stop().await
-                }
+        let end = match ended {
+            Some(end) => end,
+            None => {
+                gate.close().await;
+                // Out of the routers' sight first, then down.
+                let _late = tokio::time::timeout(LEAVE_LIMIT, membership.leave()).await;
+                server.stop().await?
             }
-        };
-        let end: TaskEnd = tokio::select! {
-            end = stop => end?,
-            () = stops.next() => std::process::exit(130),
         };
         Ok(code_of(end.status))
     }

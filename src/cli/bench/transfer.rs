@@ -207,7 +207,7 @@ impl TransferMember {
         if let Some(file) = &self.secret_file {
             builder = builder.secret_file(file);
         }
-        let mut stops = crate::cli::join::Stops::new()?;
+        let stops = crate::cli::join::Stops::new()?;
         let state: Vec<Bytes> = pieces(self.holds.0);
         let node = builder.start().await.map_err(crate::cli::flags::start_failure)?;
         node.joined().await.map_err(|e| Failure::new(exit::FAILED, e.to_string()))?;
@@ -258,7 +258,7 @@ impl TransferMember {
                     group.multicast(Class::Ordered, vec![b'x'; MESSAGE]).await
                         .map_err(|e| Failure::new(exit::FAILED, e.to_string()))?;
                 }
-                () = stops.next() => break,
+                () = stops.told() => break,
             }
         }
         events::line(&json!({"event": "waited", "longest_ms": longest as f64 / 1e6}).to_string());

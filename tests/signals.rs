@@ -1,0 +1,70 @@
+//! INT and TERM are heeded at every moment: the first one is the end in order, a second one the end at once.
+
+mod common;
+
+use std::{
+    fs,
+    path::Path,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use common::{Dir, PATIENCE, Proc, free_port};
+
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < deadline, "{what} never came");
+        sleep(Duration::from_millis(10));
+    }
+}
+
+/// Does the process handle TERM by now?
+fn catches_term(proc: &Proc) -> bool {
+    let status = fs::read_to_string(format!("/proc/{}/status", proc.pid())).unwrap_or_default();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    caught.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).is_some_and(|set| set & 1 << 14 != 0)
+}
+
+#[test]
+fn a_process_that_is_told_to_end_while_it_starts_ends_in_order() {
+    let dir = Dir::new();
+    let (rendezvous, kept) = (dir.rendezvous(), dir.file("kept"));
+    let mut holder = Proc::start(&["agent", "--rendezvous", &rendezvous, "--data-dir", &kept]);
+    holder.until_event("started");
+    let node = ["--rendezvous", &rendezvous, "--data-dir", &kept];
+    let commands: [(&[&str], &[&str], i32); 6] = [
+        (&["agent"], &[], 0),
+        (&["join", "g"], &[], 0),
+        (&["watch", "g"], &[], 0),
+        (&["inventory", "--serve", "127.0.0.1:0", "--directories", "1"], &[], 0),
+        (&["run", "--group", "g"], &["--", "true"], 1),
+        (&["lock", "g"], &["--", "true"], 1),
+    ];
+    for (command, rest, code) in commands {
+        // It waits for the directory, some seconds long.
+        let mut proc = Proc::start(&[command, &node, rest].concat());
+        until("a process that heeds signals", || catches_term(&proc));
+        proc.signal("TERM");
+        assert_eq!(proc.end(), Some(code), "{command:?}");
+    }
+}
+
+#[test]
+fn a_second_signal_ends_a_wrapper_at_once_though_its_command_has_not_come_up() {
+    let dir = Dir::new();
+    let (rendezvous, file) = (dir.rendezvous(), dir.file("began"));
+    let endpoint = format!("127.0.0.1:{}", free_port());
+    let script = format!("trap '' TERM; touch {file}; while :; do sleep 0.1; done");
+    for exclusive in [&[][..], &["--exclusive"]] {
+        let args = ["run", "--group", "g", "--rendezvous", &rendezvous, "--endpoint", &endpoint];
+        let more = ["--grace", "10m", "--start-timeout", "10m", "--", "sh", "-c", &script];
+        let mut run = Proc::start(&[&args, exclusive, &more].concat());
+        until("the command", || Path::new(&file).exists());
+        run.signal("TERM");
+        sleep(Duration::from_millis(500));
+        run.signal("TERM");
+        assert_eq!(run.end(), Some(130), "{exclusive:?}");
+        fs::remove_file(&file).expect("it is there");
+    }
+}
