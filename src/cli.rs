@@ -1,5 +1,8 @@
 //! The command line: what each command takes, and what it exits with.
 
+// They panic where nobody can be told: see `complain` and `events`.
+#![deny(clippy::print_stderr, clippy::print_stdout)]
+
 use std::{
     env,
     ffi::OsStr,

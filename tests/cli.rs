@@ -187,11 +187,15 @@ fn output_that_cannot_be_written_is_a_failure() {
 
 #[test]
 fn a_log_that_cannot_be_written_ends_nobody() {
-    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("Linux has it");
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").expect("Linux has it");
     let args =
         ["join", "g", "--no-stdin", "--log", "debug", "--bootstrap", "join", "--join-timeout", "200ms"];
-    let output = phalanx().args(args).stderr(full).output().expect("the binary can be started");
+    let output = phalanx().args(args).stderr(full()).output().expect("the binary can be started");
     assert_eq!(output.status.code(), Some(3), "{}", stdout(&output));
+    let sim = phalanx().args(["sim", "--seed", "1", "--seeds", "2"]).stderr(full()).output();
+    let sim = sim.expect("the binary can be started");
+    assert_eq!(sim.status.code(), Some(0), "{}", stdout(&sim));
+    assert!(stdout(&sim).contains("0 violations"), "{}", stdout(&sim));
 }
 
 #[test]

@@ -23,7 +23,7 @@ use tokio::{
 };
 
 use super::{
-    Failure, Outcome, events, exit,
+    Failure, Outcome, complain, events, exit,
     flags::Time,
     join::Stops,
     proc::{Proc, Said},
@@ -91,7 +91,7 @@ impl Demo {
         fs::create_dir_all(dir.join("rendezvous")).with_context(|| format!("creating {}", dir.display()))?;
         let outcome = self.play(&stops, &dir, json).await;
         if let Err(error) = fs::remove_dir_all(&dir) {
-            eprintln!("phalanx: {} stays behind: {error}", dir.display());
+            complain(format_args!("{} stays behind: {error}", dir.display()));
         }
         outcome
     }
@@ -329,13 +329,13 @@ impl Stage {
         let violations = match checker::check_files(&traces) {
             Ok(report) => {
                 if report.failed() || report.invalid.is_some() {
-                    eprintln!("{report}");
+                    complain(&report);
                 }
                 // What cannot be judged is not known to be right.
                 report.violations() + usize::from(report.invalid.is_some())
             }
             Err(error) => {
-                eprintln!("phalanx: the traces could not be judged: {error}");
+                complain(format_args!("the traces could not be judged: {error}"));
                 1
             }
         };

@@ -18,7 +18,7 @@ use clap::Args;
 use serde_json::json;
 use sim::{Fault, Kind, Options, Plant, Run, Shrunk, Totals};
 
-use super::{Failure, Outcome, events, exit, flags::Time};
+use super::{Failure, Outcome, complain, events, exit, flags::Time};
 
 /// Runs the membership protocol under a hostile network, stops and crashes, from seeds. One seed replays one run byte for
 /// byte. Exit code 1 on a violation, or if a rare path was never taken in 100 seeds or more.
@@ -159,7 +159,7 @@ impl Sim {
         if self.shrink {
             return self.shrink(first, &options, json);
         }
-        eprintln!("seeds {first} to {last}");
+        complain(format_args!("seeds {first} to {last}"));
         let started = Instant::now();
         let totals = match &self.trace {
             Some(_) if self.seeds != 1 => return Err(Failure::usage("--trace goes with one seed")),
@@ -174,7 +174,7 @@ impl Sim {
         let unhit = if self.seeds >= 100 { totals.unhit() } else { Vec::new() };
         let simulated_s = totals.simulated_ns as f64 / 1e9;
         let per_minute = simulated_s / 3600.0 / (started.elapsed().as_secs_f64() / 60.0);
-        eprintln!("{per_minute:.1} simulated hours per minute");
+        complain(format_args!("{per_minute:.1} simulated hours per minute"));
         let summary = json!({
             "event": "summary", "seed": first, "seeds": totals.seeds, "events": totals.events, "faults": totals.faults,
             "views": totals.views, "simulated_s": simulated_s, "markers_unhit": unhit, "violations": totals.violations,
@@ -205,7 +205,7 @@ impl Sim {
             if told.elapsed() >= Duration::from_secs(1) {
                 told = Instant::now();
                 let calm = step.calm_ns as f64 / 1e9;
-                eprintln!("{} runs: {} faults, calm after {calm:.3} s", step.runs, step.faults);
+                complain(format_args!("{} runs: {} faults, calm after {calm:.3} s", step.runs, step.faults));
             }
             started.elapsed() < self.shrink_for.0
         });
@@ -313,7 +313,7 @@ fn complaint(run: &Run) -> Option<String> {
 
 fn tell(complaint: &str, json: bool) {
     if json {
-        eprintln!("{complaint}");
+        complain(complaint);
     } else {
         events::line(complaint);
     }
@@ -330,7 +330,7 @@ fn one(
         tell(&complaint, json);
     }
     if let Some(hash) = run.hash {
-        eprintln!("trace hash {hash:016x}");
+        complain(format_args!("trace hash {hash:016x}"));
     }
     let mut totals = Totals::default();
     totals.add(&run);
@@ -388,11 +388,11 @@ fn many(first: u64, seeds: u64, jobs: usize, options: &Options, json: bool) -> T
                     let before = guard.told / 500;
                     guard.over(n, complaint(&run)).iter().for_each(|complaint| tell(complaint, json));
                     if guard.told / 500 > before {
-                        eprintln!("{} of {seeds} seeds", guard.told);
+                        complain(format_args!("{} of {seeds} seeds", guard.told));
                     }
                 }
                 Err(panic) => {
-                    eprintln!("seed {seed} panicked");
+                    complain(format_args!("seed {seed} panicked"));
                     lock().broken = true;
                     moved.notify_all();
                     resume_unwind(panic);

@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{multicast, takeover};
 use crate::cli::{
-    Failure, Outcome, events, exit,
+    Failure, Outcome, complain, events, exit,
     flags::{Size, Time},
     proc::{Proc, Said},
 };
@@ -81,7 +81,7 @@ impl Groups {
                 std::fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
                 let run = once(*count, self.churn, &dir).await;
                 if let Err(error) = std::fs::remove_dir_all(&dir) {
-                    eprintln!("phalanx: {} stays behind: {error}", dir.display());
+                    complain(format_args!("{} stays behind: {error}", dir.display()));
                 }
                 runs.push(run?);
             }

@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use crate::cli::{
-    Failure, Outcome,
+    Failure, Outcome, complain,
     demo::free_port,
     events, exit,
     proc::{Proc, Said},
@@ -97,12 +97,12 @@ impl Join {
                         newcomers_floors.extend(came.newcomers_floor_ms);
                     }
                     Err(why) => {
-                        eprintln!("phalanx: {name}, {n}: {why}");
+                        complain(format_args!("{name}, {n}: {why}"));
                         failed += 1;
                     }
                 }
                 if let Err(error) = fs::remove_dir_all(&dir) {
-                    eprintln!("phalanx: {} stays behind: {error}", dir.display());
+                    complain(format_args!("{} stays behind: {error}", dir.display()));
                 }
             }
             super::print(&format!("{} processes that do nothing", self.nodes), floors, json);

@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use crate::cli::{
-    Failure, Outcome, events, exit,
+    Failure, Outcome, complain, events, exit,
     flags::Time,
     proc::{Proc, Said},
 };
@@ -145,7 +145,7 @@ impl Multicast {
                     std::fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
                     let run = self.once(*size, senders, window, &dir).await;
                     if let Err(error) = std::fs::remove_dir_all(&dir) {
-                        eprintln!("phalanx: {} stays behind: {error}", dir.display());
+                        complain(format_args!("{} stays behind: {error}", dir.display()));
                     }
                     runs.push(run?);
                 }
@@ -263,7 +263,7 @@ impl Changes {
         Self(tokio::spawn(async move {
             for n in 0.. {
                 if let Err(error) = come_and_go(n, &rendezvous, secret.as_deref()).await {
-                    eprintln!("phalanx: who comes and goes: {error}");
+                    complain(format_args!("who comes and goes: {error}"));
                 }
             }
         }))

@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use crate::cli::{
-    Failure, Outcome,
+    Failure, Outcome, complain,
     demo::free_port,
     events, exit,
     flags::{Size, Time},
@@ -105,7 +105,7 @@ impl Takeover {
         fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
         let outcome = self.measure(&dir, json).await;
         if let Err(error) = fs::remove_dir_all(&dir) {
-            eprintln!("phalanx: {} stays behind: {error}", dir.display());
+            complain(format_args!("{} stays behind: {error}", dir.display()));
         }
         outcome
     }
@@ -139,7 +139,7 @@ impl Takeover {
             killed.push(fleet.kill_leader().await?);
             fleet.start()?;
             if n % 50 == 49 {
-                eprintln!("{} of {} kills", n + 1, self.times);
+                complain(format_args!("{} of {} kills", n + 1, self.times));
             }
         }
         let mut left = Vec::new();
@@ -164,7 +164,7 @@ impl Takeover {
         super::print("SIGSTOP of the leader to the next `leading`", stopped, json);
         let overlaps = fleet.wrong.len();
         for text in &fleet.wrong {
-            eprintln!("phalanx: {text}");
+            complain(text);
         }
         let failovers = fleet.reigns.windows(2).filter(|pair| pair[0].who != pair[1].who).count();
         let summary = json!({

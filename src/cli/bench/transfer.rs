@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use crate::cli::{
-    Failure, Outcome, events, exit,
+    Failure, Outcome, complain, events, exit,
     flags::Size,
     proc::{Proc, Said},
 };
@@ -90,7 +90,7 @@ impl Transfer {
             std::fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
             let run = self.once(floor_ms, &dir).await;
             if let Err(error) = std::fs::remove_dir_all(&dir) {
-                eprintln!("phalanx: {} stays behind: {error}", dir.display());
+                complain(format_args!("{} stays behind: {error}", dir.display()));
             }
             runs.push(run?);
         }
