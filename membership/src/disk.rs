@@ -8,14 +8,15 @@
 //! | `witness` | what this node recorded as a witness for others: see `witness.rs` |
 //!
 //! A file is replaced by writing another one, syncing it, renaming it, and syncing the directory: a reader finds the old
-//! one or the new one, whole. What cannot be read is never overwritten: it is for people to decide what it is worth.
+//! one or the new one, whole. What cannot be read is never overwritten: it is for people to decide what it is worth. Nothing is
+//! opened through a link, which could lead to a file of somebody else.
 
 use std::{
     ffi::OsString,
     fmt::Write as _,
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, ErrorKind, Read, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     str::FromStr,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -39,6 +40,8 @@ const OURS: [&str; 5] = [LOCK, FLOOR, "floor.new", "state", WITNESS];
 /// Below it the node is a witness for others.
 pub(crate) const WITNESS: &str = "witness";
 const FIRST_LINE: &str = "phalanx floor 1";
+/// What our lock files begin with.
+const HELD_BY: &str = "process ";
 
 /// A data directory that this process alone uses.
 pub(crate) struct DataDir {
@@ -53,7 +56,7 @@ impl DataDir {
     /// Takes the directory for this process, and reads what is in it. Where it does not exist it is made. What is wrong, and
     /// what to do about it, is told in words; nothing was changed then.
     pub(crate) fn open(path: &Path, cluster: &str, name: &str) -> Result<Self, String> {
-        let lock = take_over(path, &OURS, &[LOCK, FLOOR], &format!("node {name}"))?;
+        let lock = take_over(path, &OURS, &[FLOOR], &format!("node {name}"))?;
         let floor = read_floor(path, cluster)?;
         Ok(Self { path: path.to_owned(), cluster: cluster.to_owned(), floor, lock: Arc::new(lock) })
     }
@@ -150,20 +153,50 @@ fn write_floors(path: &Path, cluster: &str, wanted: &Wanted, done: &mut dyn FnMu
     }
 }
 
-/// Makes the directory where it is missing, and takes it for this process. One that has other things in it than `ours`, and
-/// nothing of what is `known` to be in one that was used before, is left alone.
+/// Makes the directory where it is missing, and takes it for this process. One that has other things in it than `ours` is left
+/// alone, unless it was used before: then it has something of what is `known`, or our lock.
 pub(crate) fn take_over(path: &Path, ours: &[&str], known: &[&str], who: &str) -> Result<File, String> {
     let at = path.display();
     make(path).map_err(|e| {
         format!("{at} is no directory, and cannot be made one: {e}; give one that this user may write to")
     })?;
     let strangers = strangers(path, ours).map_err(|e| format!("{at} cannot be read: {e}"))?;
-    let known = known.iter().any(|name| path.join(name).exists());
+    let known = has_our_lock(path)? || known.iter().any(|name| path.join(name).exists());
     if let Some(stranger) = strangers.filter(|_| !known) {
         let stranger = stranger.display();
         return Err(format!("{at} holds other things ({stranger}): give a directory of its own"));
     }
     take(path, who)
+}
+
+/// Opens a file of ours.
+pub(crate) fn open(options: &mut OpenOptions, file: &Path) -> io::Result<File> {
+    // A pipe of this name would hold us up.
+    let file = options.mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(file)?;
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(io::Error::new(ErrorKind::InvalidInput, "it is no file"))
+    }
+}
+
+/// Is there a lock file of ours? An empty one says nothing: it is new, or the power failed. One of somebody else is refused,
+/// since taking the directory would overwrite it.
+fn has_our_lock(path: &Path) -> Result<bool, String> {
+    let file = path.join(LOCK);
+    let at = file.display();
+    let mut text = Vec::new();
+    let opened = open(OpenOptions::new().read(true), &file);
+    match opened.and_then(|file| file.take(LONGEST).read_to_end(&mut text)) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(format!("{at} cannot be read: {error}; give a directory of its own")),
+        Ok(_) => {}
+    }
+    let is_empty = text.iter().all(|byte| *byte == 0);
+    if !is_empty && !text.starts_with(HELD_BY.as_bytes()) {
+        return Err(format!("{at} was not written by phalanx: give a directory of its own"));
+    }
+    Ok(!is_empty)
 }
 
 /// Makes the directory, and those above it, where they are missing; they are still there when power fails.
@@ -191,8 +224,7 @@ fn strangers(path: &Path, ours: &[&str]) -> io::Result<Option<OsString>> {
 /// Locks the directory, and says in the lock file who we are.
 fn take(path: &Path, who: &str) -> Result<File, String> {
     let (at, file) = (path.display(), path.join(LOCK));
-    let opened =
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&file);
+    let opened = open(OpenOptions::new().read(true).write(true).create(true).truncate(false), &file);
     let mut lock = opened.map_err(|e| format!("{}: {e}", file.display()))?;
     let begun = Instant::now();
     while let Err(error) = flock(&lock, FlockOperation::NonBlockingLockExclusive) {
@@ -212,8 +244,9 @@ fn take(path: &Path, who: &str) -> Result<File, String> {
         }
         thread::sleep(Duration::from_millis(20));
     }
-    let text = format!("process {} ({who})\n", std::process::id());
-    let written = lock.set_len(0).and_then(|()| lock.write_all(text.as_bytes()));
+    let text = format!("{HELD_BY}{} ({who})\n", std::process::id());
+    // In this order, so that it says at any moment that it is ours.
+    let written = lock.write_all_at(text.as_bytes(), 0).and_then(|()| lock.set_len(text.len() as u64));
     written.map_err(|e| format!("{}: {e}", file.display()))?;
     Ok(lock)
 }
@@ -222,7 +255,8 @@ fn read_floor(path: &Path, cluster: &str) -> Result<Option<Floor>, String> {
     let file = path.join(FLOOR);
     let at = file.display();
     let mut bytes = Vec::new();
-    match File::open(&file).and_then(|file| file.take(LONGEST + 1).read_to_end(&mut bytes)) {
+    let opened = open(OpenOptions::new().read(true), &file);
+    match opened.and_then(|file| file.take(LONGEST + 1).read_to_end(&mut bytes)) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(format!("{at} cannot be read: {error}; nothing was changed")),
         Ok(_) => {}
@@ -300,7 +334,7 @@ pub(crate) fn checksum(bytes: &[u8]) -> String {
 /// Replaces a file; when this returns without an error, power may fail.
 fn write_durably(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     let (file, new) = (dir.join(name), dir.join(format!("{name}.new")));
-    let mut out = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    let mut out = open(OpenOptions::new().write(true).create(true).truncate(true), &new)?;
     out.write_all(bytes)?;
     out.sync_all()?;
     fs::rename(&new, &file)?;
@@ -412,5 +446,50 @@ mod tests {
         assert!(problem(DataDir::open(&dir.0, "c", "n")).contains("thesis.tex"));
         assert!(!dir.0.join(LOCK).exists(), "nothing was made in it");
         assert!(problem(DataDir::open(&dir.0.join("thesis.tex"), "c", "n")).contains("no directory"));
+    }
+
+    #[test]
+    fn a_lock_file_of_others_is_left_alone() {
+        let dir = Dir::new("lock-of-others");
+        fs::create_dir_all(&dir.0).expect("a directory");
+        let lock = dir.0.join(LOCK);
+        for stranger in [false, true] {
+            if stranger {
+                fs::write(dir.0.join("thesis.tex"), b"x").expect("writable");
+            }
+            for text in ["4711\n", "processes"] {
+                fs::write(&lock, text).expect("writable");
+                let why = problem(DataDir::open(&dir.0, "c", "n"));
+                assert!(why.contains("lock was not written by phalanx"), "{why}");
+                assert_eq!(fs::read(&lock).expect("still there"), text.as_bytes());
+            }
+        }
+        fs::write(&lock, b"").expect("writable");
+        assert!(problem(DataDir::open(&dir.0, "c", "n")).contains("thesis.tex"), "it may be anybody's");
+        fs::remove_file(dir.0.join("thesis.tex")).expect("it is ours");
+        drop(DataDir::open(&dir.0, "c", "n").expect("as a crash leaves it"));
+        fs::write(dir.0.join("thesis.tex"), b"x").expect("writable");
+        drop(DataDir::open(&dir.0, "c", "n").expect("it was used before"));
+        let text = format!("process {} (node n)\n", std::process::id());
+        assert_eq!(fs::read(&lock).expect("there"), text.as_bytes());
+    }
+
+    #[test]
+    fn links_are_not_followed() {
+        let dir = Dir::new("links");
+        fs::create_dir_all(dir.0.join("data")).expect("a directory");
+        let (data, other) = (dir.0.join("data"), dir.0.join("other"));
+        let whole = to_text("c", floor(7)).into_bytes();
+        for (name, text) in [(LOCK, &b"process 1 (node n)\n"[..]), (LOCK, &b""[..]), (FLOOR, &whole[..])] {
+            fs::write(&other, text).expect("writable");
+            std::os::unix::fs::symlink(&other, data.join(name)).expect("a link");
+            let why = problem(DataDir::open(&data, "c", "n"));
+            assert!(why.contains(&format!("{name} cannot be read")), "{why}");
+            assert_eq!(fs::read(&other).expect("still there"), text);
+            fs::remove_file(data.join(name)).expect("it is ours");
+        }
+        std::os::unix::fs::symlink(&other, data.join("floor.new")).expect("a link");
+        assert!(write_durably(&data, FLOOR, b"new").is_err());
+        assert_eq!(fs::read(&other).expect("still there"), whole);
     }
 }

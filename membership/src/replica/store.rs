@@ -13,8 +13,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, ErrorKind, Write as _},
-    os::unix::fs::OpenOptionsExt,
+    io::{self, ErrorKind, Read as _, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -68,14 +67,13 @@ pub(crate) struct Dir {
 impl Dir {
     /// Takes the directory for this process.
     pub(crate) fn open(path: &Path, who: &str) -> Result<Self, String> {
-        let lock =
-            disk::take_over(path, &["lock", STATE, LOG, "state.new", "log.new"], &["lock", STATE], who)?;
+        let lock = disk::take_over(path, &["lock", STATE, LOG, "state.new", "log.new"], &[STATE], who)?;
         Ok(Self { path: path.to_owned(), log: None, _lock: lock })
     }
 
     fn log(&mut self, name: &str) -> io::Result<&mut File> {
         if self.log.is_none() {
-            self.log = Some(OpenOptions::new().append(true).open(self.path.join(name))?);
+            self.log = Some(disk::open(OpenOptions::new().append(true), &self.path.join(name))?);
         }
         self.log.as_mut().ok_or_else(|| ErrorKind::NotFound.into())
     }
@@ -83,8 +81,10 @@ impl Dir {
 
 impl Files for Dir {
     fn read(&mut self, name: &str) -> io::Result<Option<Vec<u8>>> {
-        match fs::read(self.path.join(name)) {
-            Ok(bytes) => Ok(Some(bytes)),
+        let mut bytes = Vec::new();
+        let opened = disk::open(OpenOptions::new().read(true), &self.path.join(name));
+        match opened.and_then(|mut file| file.read_to_end(&mut bytes)) {
+            Ok(_) => Ok(Some(bytes)),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
@@ -92,7 +92,7 @@ impl Files for Dir {
 
     fn replace(&mut self, name: &str, parts: &[&[u8]]) -> io::Result<()> {
         let (file, new) = (self.path.join(name), self.path.join(format!("{name}.new")));
-        let mut out = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        let mut out = disk::open(OpenOptions::new().write(true).create(true).truncate(true), &new)?;
         for part in parts {
             out.write_all(part)?;
         }

@@ -257,3 +257,28 @@ fn files_are_those_of_a_directory_that_one_process_has() {
     assert_eq!(begin().expect("whole").1.entries.len(), 2);
     fs::remove_dir_all(&path).expect("it is ours");
 }
+
+#[test]
+fn no_file_of_a_directory_is_opened_through_a_link() {
+    let path = std::env::temp_dir().join(format!("phalanx-store-links-{}", std::process::id()));
+    let (data, other) = (path.join("data"), path.join("other"));
+    fs::create_dir_all(&data).expect("a directory");
+    fs::write(&other, b"other").expect("writable");
+    for name in ["state", "log", "state.new", "log.new"] {
+        std::os::unix::fs::symlink(&other, data.join(name)).expect("a link");
+    }
+    let mut dir = Dir::open(&data, "n").expect("nobody else's");
+    for name in [STATE, LOG] {
+        assert!(dir.read(name).is_err(), "{name}");
+        assert!(dir.replace(name, &[b"new"]).is_err(), "{name}");
+    }
+    assert!(dir.append(LOG, b"new").is_err() && dir.cut(LOG, 0).is_err());
+    assert_eq!(fs::read(&other).expect("still there"), b"other");
+    fs::write(data.join("thesis.tex"), b"x").expect("writable");
+    for name in ["lock", "state"] {
+        fs::remove_file(data.join(name)).expect("it is ours");
+    }
+    fs::write(data.join("lock"), b"4711").expect("writable");
+    assert!(Dir::open(&data, "n").err().expect("refused").contains("lock was not written by phalanx"));
+    fs::remove_dir_all(&path).expect("it is ours");
+}
