@@ -9,7 +9,8 @@
 //!
 //! A snapshot has a number, and so does the log that follows it: of a crash between the two renames an older log is left, which
 //! the snapshot reflects or which it has replaced. Since at most one frame is not on disk when power fails, whatever is
-//! wrong with a frame that another one follows is damage, and not a crash: that is refused.
+//! wrong with a frame that another one follows is damage, and not a crash: that is refused. Each log has a random seed, with
+//! which its checksums begin: so nobody can write a command in which there is such a frame.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -28,10 +29,11 @@ use crate::disk;
 pub(crate) const STATE: &str = "state";
 pub(crate) const LOG: &str = "log";
 const STATE_MAGIC: &[u8; 16] = b"phalanx state 1\n";
-const LOG_MAGIC: &[u8; 16] = b"phalanx log 1\n\0\n";
+/// Logs of version 1 had no seed. No release wrote them; they are refused.
+const LOG_MAGIC: &[u8; 16] = b"phalanx log 2\n\0\n";
 const FRAME_MAGIC: u32 = 0x5048_4c58;
-/// Of a log: the magic, its number, and a checksum of both.
-const LOG_HEAD: usize = 32;
+/// Of a log: the magic, its number, its seed, and a checksum of these.
+const LOG_HEAD: usize = 40;
 /// Of a frame: the magic, the length of the body, its index, its checksum, and a checksum of these.
 const FRAME_HEAD: usize = 32;
 /// So many bytes of entries are put on disk together, and whatever the last of them has.
@@ -176,35 +178,36 @@ pub(crate) fn read_state(mut bytes: Bytes) -> Result<(Head, Bytes), String> {
 
 // ---- the log --------------------------------------------------------------------------------------------------------
 
-fn log_head(number: u64) -> [u8; LOG_HEAD] {
+fn log_head(number: u64, seed: u64) -> [u8; LOG_HEAD] {
     let mut head = [0; LOG_HEAD];
     head[..16].copy_from_slice(LOG_MAGIC);
     head[16..24].copy_from_slice(&number.to_le_bytes());
-    let sum = xxh3_64_with_seed(&head[..24], 0);
-    head[24..].copy_from_slice(&sum.to_le_bytes());
+    head[24..32].copy_from_slice(&seed.to_le_bytes());
+    let sum = xxh3_64_with_seed(&head[..32], 0);
+    head[32..].copy_from_slice(&sum.to_le_bytes());
     head
 }
 
-fn frame_head(body: &[u8], number: u64, index: u64) -> [u8; FRAME_HEAD] {
+fn frame_head(body: &[u8], seed: u64, index: u64) -> [u8; FRAME_HEAD] {
     let mut head = [0; FRAME_HEAD];
     head[..4].copy_from_slice(&FRAME_MAGIC.to_le_bytes());
     head[4..8].copy_from_slice(&u32::try_from(body.len()).expect("bounded").to_le_bytes());
     head[8..16].copy_from_slice(&index.to_le_bytes());
-    head[16..24].copy_from_slice(&xxh3_64_with_seed(body, number).to_le_bytes());
-    let sum = xxh3_64_with_seed(&head[..24], number);
+    head[16..24].copy_from_slice(&xxh3_64_with_seed(body, seed).to_le_bytes());
+    let sum = xxh3_64_with_seed(&head[..24], seed);
     head[24..].copy_from_slice(&sum.to_le_bytes());
     head
 }
 
 /// The body of the frame that begins here, if it is whole and one of this log: not before `index`.
-fn frame(bytes: &[u8], number: u64, index: u64) -> Option<(u64, &[u8])> {
+fn frame(bytes: &[u8], seed: u64, index: u64) -> Option<(u64, &[u8])> {
     let (head, rest) = bytes.split_at_checked(FRAME_HEAD)?;
     let word = |at: usize| u64::from_le_bytes(head[at..at + 8].try_into().expect("eight bytes"));
-    if head[..4] != FRAME_MAGIC.to_le_bytes() || word(24) != xxh3_64_with_seed(&head[..24], number) {
+    if head[..4] != FRAME_MAGIC.to_le_bytes() || word(24) != xxh3_64_with_seed(&head[..24], seed) {
         return None;
     }
     let body = rest.get(..(word(0) >> 32) as usize)?;
-    let fits = word(8) >= index && word(16) == xxh3_64_with_seed(body, number);
+    let fits = word(8) >= index && word(16) == xxh3_64_with_seed(body, seed);
     fits.then_some((word(8), body))
 }
 
@@ -212,6 +215,8 @@ fn frame(bytes: &[u8], number: u64, index: u64) -> Option<(u64, &[u8])> {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Log {
     pub(crate) number: u64,
+    /// What its checksums begin with.
+    pub(crate) seed: u64,
     pub(crate) entries: Vec<Entry>,
     pub(crate) frames: u64,
     /// So many of its bytes count: what comes after them was being written when the power failed.
@@ -221,17 +226,18 @@ pub(crate) struct Log {
 /// Reads a log. The error says what is wrong with it: more than a crash leaves behind.
 pub(crate) fn read_log(bytes: &Bytes) -> Result<Log, String> {
     if bytes.len() < LOG_HEAD || bytes[..16] != LOG_MAGIC[..] {
-        let other = bytes.starts_with(b"phalanx log ") && !bytes.starts_with(b"phalanx log 1\n");
+        let other = bytes.starts_with(b"phalanx log ") && !bytes.starts_with(b"phalanx log 2\n");
         return Err(
             if other { "it is of another version of phalanx" } else { "it does not begin like one" }.into()
         );
     }
-    let number = u64::from_le_bytes(bytes[16..24].try_into().expect("eight bytes"));
-    if bytes[..LOG_HEAD] != log_head(number) {
+    let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+    let (number, seed) = (word(16), word(24));
+    if bytes[..LOG_HEAD] != log_head(number, seed) {
         return Err("the checksum of its head is wrong".into());
     }
-    let mut log = Log { number, entries: Vec::new(), frames: 0, end: LOG_HEAD };
-    while let Some((index, body)) = frame(&bytes[log.end..], number, log.frames)
+    let mut log = Log { number, seed, entries: Vec::new(), frames: 0, end: LOG_HEAD };
+    while let Some((index, body)) = frame(&bytes[log.end..], seed, log.frames)
         && index == log.frames
     {
         read_entries(bytes.slice_ref(body), &mut log.entries)
@@ -242,7 +248,7 @@ pub(crate) fn read_log(bytes: &Bytes) -> Result<Log, String> {
     let rest = &bytes[log.end..];
     let magic = FRAME_MAGIC.to_le_bytes();
     let later = (0..rest.len()).filter(|at| rest[*at..].starts_with(&magic));
-    if let Some(at) = later.into_iter().find(|at| frame(&rest[*at..], number, log.frames).is_some()) {
+    if let Some(at) = later.into_iter().find(|at| frame(&rest[*at..], seed, log.frames).is_some()) {
         let (from, to) = (log.end, log.end + at);
         return Err(format!("the bytes from {from} to {to} are damaged, and whole records follow them"));
     }
@@ -347,6 +353,7 @@ pub(crate) struct Store {
     files: Box<dyn Files>,
     head: Head,
     log: u64,
+    seed: u64,
     frames: u64,
 }
 
@@ -376,7 +383,7 @@ impl Store {
             let (cluster, group) = (cluster.to_owned(), group.to_owned());
             let (length, sum) = (0, xxh3_64_with_seed(b"", 1));
             let head = Head { number: 1, cluster, group, dir: fresh, promised: 0, held: None, length, sum };
-            let mut store = Self { files, head: head.clone(), log: 0, frames: 0 };
+            let mut store = Self { files, head: head.clone(), log: 0, seed: 0, frames: 0 };
             store.begin(&[]).map_err(|e| format!("{at} cannot be written: {e}"))?;
             return Ok((store, Found { head, state: Bytes::new(), entries: Vec::new() }));
         };
@@ -389,10 +396,10 @@ impl Store {
             ));
         }
         // Where it never was, the power failed before it was.
-        let log = log.or_else(|| (head.number == 1).then(|| log_head(0).to_vec()));
+        let log = log.or_else(|| (head.number == 1).then(|| log_head(0, 0).to_vec()));
         let bytes = Bytes::from(log.ok_or_else(|| damaged(&log_at, "it is missing".into()))?);
         let log = read_log(&bytes).map_err(|why| damaged(&log_at, why))?;
-        let mut store = Self { files, head, log: log.end as u64, frames: log.frames };
+        let mut store = Self { files, head, log: log.end as u64, seed: log.seed, frames: log.frames };
         let head = store.head.clone();
         if log.number < head.number {
             // The power failed between the two renames.
@@ -429,7 +436,7 @@ impl Store {
 
     /// Puts these entries on disk, together.
     pub(crate) fn append(&mut self, body: &[u8]) -> io::Result<()> {
-        let head = frame_head(body, self.head.number, self.frames);
+        let head = frame_head(body, self.seed, self.frames);
         self.files.append(LOG, &head)?;
         self.files.append(LOG, body)?;
         self.files.sync(LOG)?;
@@ -463,7 +470,8 @@ impl Store {
     }
 
     fn begin_log(&mut self) -> io::Result<()> {
-        self.files.replace(LOG, &[&log_head(self.head.number)])?;
+        self.seed = crate::start::random()?;
+        self.files.replace(LOG, &[&log_head(self.head.number, self.seed)])?;
         (self.log, self.frames) = (LOG_HEAD as u64, 0);
         Ok(())
     }
@@ -479,9 +487,10 @@ pub(crate) fn sealed_state(head: &Head, state: &[u8]) -> Vec<u8> {
 /// As they are on disk: each of these a frame.
 #[cfg(feature = "fuzz")]
 pub(crate) fn sealed_log(bodies: &[Bytes]) -> Vec<u8> {
-    let mut log = log_head(1).to_vec();
+    let (number, seed) = (1, 5);
+    let mut log = log_head(number, seed).to_vec();
     for (index, body) in bodies.iter().enumerate() {
-        log.extend(frame_head(body, 1, index as u64));
+        log.extend(frame_head(body, seed, index as u64));
         log.extend_from_slice(body);
     }
     log

@@ -189,8 +189,31 @@ fn damage_in_the_middle_is_refused_and_left_as_it_is() {
     assert!(open(&memory.set(LOG, b"")).is_err());
     let mut of_another = state;
     of_another[14] = b'2';
-    let why = open(&memory.set(STATE, &of_another)).err().expect("refused");
-    assert!(why.contains("another version"), "{why}");
+    let mut without_seed = log;
+    without_seed[12] = b'1';
+    for (name, bytes) in [(STATE, of_another), (LOG, without_seed)] {
+        let why = open(&memory.set(name, &bytes)).err().expect("refused");
+        assert!(why.contains("another version"), "{why}");
+    }
+}
+
+/// A client that guesses the log's number, or its seed, sends a command in which there is a whole record; power fails in it.
+#[test]
+fn a_command_with_a_record_in_it_is_cut_off_like_others() {
+    let memory = written();
+    let (mut store, found) = open(&memory).expect("whole");
+    let mut crafted = BytesMut::new();
+    for guess in 0..100 {
+        crafted.put_slice(&frame_head(b"", guess, u64::MAX));
+    }
+    crafted.put_slice(&[0; 50]);
+    let command = Entry::Command { from: NodeId::new(1, 2), command: crafted.freeze() };
+    store.append(&body(&[command])).expect("written");
+    let log = memory.log();
+    let (_, again) = open(&memory.set(LOG, &log[..log.len() - 1])).expect("a crash is no damage");
+    assert_eq!(again.entries, found.entries);
+    let seed = |memory: &Memory| read_log(&memory.log().into()).expect("whole").seed;
+    assert_ne!(seed(&memory), seed(&written()), "nobody can guess it");
 }
 
 #[test]
