@@ -17,6 +17,7 @@ mod bench;
 mod check;
 mod demo;
 mod events;
+mod files;
 mod flags;
 mod fuse;
 mod health;
@@ -200,6 +201,10 @@ pub(crate) fn main() -> ExitCode {
             rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
     {
         return failed(&Failure::new(exit::FAILED, format!("--die-with-parent: {error}")));
+    }
+    // What wrappers start keeps the limit that it was given: they raise their own once it has a fuse.
+    if !matches!(cli.command, Command::Run(_) | Command::Lock(_) | Command::Fuse(_)) {
+        files::raise_limit();
     }
     // Not zeros, for which the kernel need not give memory.
     let held = vec![1_u8; cli.hold.map_or(0, |size| size.0)];

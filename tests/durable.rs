@@ -27,12 +27,14 @@ struct Cluster {
     admins: Vec<u16>,
     clones: BTreeMap<usize, Proc>,
     kept: bool,
+    /// So many files may each have open, at first and at most.
+    files: Option<(u32, u32)>,
 }
 
 impl Cluster {
     fn new(size: usize, kept: bool) -> Self {
         let ports = || (0..size).map(|_| free_port()).collect();
-        Self { dir: Dir::new(), ports: ports(), admins: ports(), clones: BTreeMap::new(), kept }
+        Self { dir: Dir::new(), ports: ports(), admins: ports(), clones: BTreeMap::new(), kept, files: None }
     }
 
     fn data(&self, n: usize) -> String {
@@ -56,7 +58,11 @@ impl Cluster {
             args.extend(["--data-dir", &data, "--directories", &size]);
         }
         args.extend(more);
-        self.clones.insert(n, Proc::start(&args));
+        let clone = match self.files {
+            Some(files) => Proc::start_with_files(files, &args),
+            None => Proc::start(&args),
+        };
+        self.clones.insert(n, clone);
     }
 
     /// All of them at the same moment.
@@ -281,6 +287,34 @@ fn without_a_directory_it_is_said_that_the_state_is_lost() {
         code == 503 && answer["error"].as_str().is_some_and(|why| why.contains("lost")),
         "{code} {answer}"
     );
+}
+
+/// More idle clients than a clone may have files: what its node needs is left.
+#[test]
+fn idle_clients_do_not_put_a_clone_out_of_its_group() {
+    let mut cluster = Cluster::new(1, true);
+    cluster.files = Some((100, 200));
+    cluster.start(0, &[]);
+    cluster.until_kept(0, 1);
+    let proc = format!("/proc/{}", cluster.clones[&0].pid());
+    let limits = fs::read_to_string(format!("{proc}/limits")).expect("it runs");
+    let of_files = limits.lines().find(|line| line.starts_with("Max open files")).expect("it is listed");
+    assert_eq!(of_files.split_whitespace().skip(3).take(2).collect::<Vec<_>>(), ["200", "200"]);
+    let idle: Vec<_> =
+        (0..300).map(|_| TcpStream::connect(("127.0.0.1", cluster.ports[0])).expect("it listens")).collect();
+    let open = || fs::read_dir(format!("{proc}/fd")).expect("it runs").count();
+    let deadline = Instant::now() + PATIENCE;
+    while open() < 100 {
+        assert!(Instant::now() < deadline, "only {} files are open", open());
+        thread::sleep(Duration::from_millis(20));
+    }
+    thread::sleep(Duration::from_millis(500));
+    assert!(open() < 160, "{} files are open", open());
+    let status = run(&["status", "--admin", &format!("127.0.0.1:{}", cluster.admins[0])]);
+    assert_eq!(status.status.code(), Some(0), "{}", stderr(&status));
+    drop(idle);
+    let (code, answer) = ask(cluster.ports[0], "PUT", "k", "1").expect("an answer");
+    assert_eq!(code, 200, "{answer}");
 }
 
 #[test]

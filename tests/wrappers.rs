@@ -166,6 +166,21 @@ fn what_runs_while_a_node_leads_ends_with_the_codes_that_are_documented() {
     assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
 }
 
+/// Old programs cannot bear high numbers of files; the wrapper itself may need many.
+#[test]
+fn a_command_keeps_its_limit_of_open_files_and_its_wrapper_has_more() {
+    let dir = Dir::new();
+    let (file, rendezvous) = (dir.file("limit"), dir.rendezvous());
+    let script = format!("ulimit -Sn > {file}.new; mv {file}.new {file}; exec sleep 1000");
+    let args = ["lock", "g", "--rendezvous", &rendezvous, "--", "sh", "-c", &script];
+    let wrapper = Proc::start_with_files((300, 400), &args);
+    until("the command runs", || fs::exists(&file).expect("a directory"));
+    assert_eq!(fs::read_to_string(&file).expect("a file").trim(), "300");
+    let limits = fs::read_to_string(format!("/proc/{}/limits", wrapper.pid())).expect("it runs");
+    let of_files = limits.lines().find(|line| line.starts_with("Max open files")).expect("it is listed");
+    assert_eq!(of_files.split_whitespace().nth(3), Some("400"));
+}
+
 #[test]
 fn a_command_under_a_lock_reads_and_writes_as_if_it_ran_alone() {
     let dir = Dir::new();

@@ -29,7 +29,8 @@ pub struct Limits {
     pub waiting: usize,
     /// How long a server that was just seen failing is avoided while another clone is left. 250 ms.
     pub avoid: Duration,
-    /// Most client connections of one worker. 10 000; the next one is told so and closed.
+    /// Most client connections of one worker. 10 000; the next one is told so and closed. The command
+    /// `phalanx router` takes fewer where that many files may not be open.
     pub clients: usize,
     /// Most Redis commands of one client that have no reply yet; then its input waits. 1024.
     pub pipeline: usize,

@@ -10,7 +10,7 @@ use membership::{Deadline, Leadership, Node, Tree};
 use tokio::task::JoinHandle;
 
 use super::{
-    Failure, Outcome, complain,
+    Failure, Outcome, complain, files,
     flags::{NodeFlags, Time},
     join::start_built,
     output,
@@ -95,6 +95,7 @@ impl Wrapper {
             let kind = how.0.map_or("", Containment::name);
             Failure::from(anyhow::Error::new(error).context(format!("no {kind} fuse for what this starts")))
         })?;
+        files::raise_limit();
         let mut tree = Tree::new(Arc::clone(fuse.pidfd()));
         if fuse.containment() == Containment::Subreaper {
             tree = tree.with_last_word(Arc::clone(fuse.deadline()));

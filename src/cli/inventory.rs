@@ -31,7 +31,7 @@ use tokio::{
 
 use self::items::{Items, Write, Written};
 use super::{
-    Failure, Outcome, events,
+    Failure, Outcome, events, files,
     flags::NodeFlags,
     join::{LEAVE_LIMIT, Stops, not_joined, start},
     output,
@@ -75,7 +75,7 @@ const LONGEST_NAME: usize = 512;
 const LOST: &str = "the items are lost: the clones that had them are gone";
 /// How long a read waits for this clone to catch up, and an update for its body, and then for its fate.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How many connections are served at once; the next ones wait in the listen queue.
+/// How many connections are served at once, if so many files may be open; the next ones wait in the listen queue.
 const CONNECTIONS: usize = 1024;
 /// How long a connection may wait for the head of a request: longer than a router keeps it for the next one.
 const IDLE: Duration = Duration::from_secs(60);
@@ -174,7 +174,7 @@ impl Inventory {
 }
 
 async fn serve(listener: TcpListener, clone: Rc<Clone>) -> Outcome {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let places = Arc::new(Semaphore::new(CONNECTIONS.min(files::for_clients())));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return Ok(0) };
         let stream = match listener.accept().await {

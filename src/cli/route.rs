@@ -1,6 +1,9 @@
 //! `router`: the routing proxy, fed with the views of the groups that its configuration names.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, thread::available_parallelism,
+    time::Duration,
+};
 
 use clap::Args;
 use membership::{Node, View, What};
@@ -8,7 +11,7 @@ use router::{CloneAt, Config, GroupClones, Options, RouterHandle, Surroundings};
 use serde_json::json;
 
 use super::{
-    Failure, Outcome, events, exit,
+    Failure, Outcome, events, exit, files,
     flags::{NodeFlags, read},
     join::{Stops, not_joined, start},
 };
@@ -71,10 +74,11 @@ impl Router {
             return Ok(0);
         }
         let stops = Stops::new()?;
-        let mut options = Options::new();
-        if let Some(workers) = self.workers {
-            options = options.workers(workers);
-        }
+        let workers = self.workers.unwrap_or_else(|| available_parallelism().map_or(1, usize::from));
+        let mut options = Options::new().workers(workers);
+        // Each client may take a connection to a server, too.
+        let most = files::for_clients() / (2 * workers);
+        options.limits.clients = options.limits.clients.min(most.max(1));
         let router = router::start(&config, options).map_err(|e| Failure::new(exit::USAGE, e.to_string()))?;
         let mut serving = Vec::new();
         for at in router.serving() {

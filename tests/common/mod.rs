@@ -91,6 +91,14 @@ impl Proc {
         Self::of(command)
     }
 
+    /// The same, with so many open files: at first, and at most.
+    pub fn start_with_files((soft, hard): (u32, u32), args: &[&str]) -> Self {
+        let mut command = Command::new("sh");
+        let script = format!("ulimit -Sn {soft} && ulimit -Hn {hard} && exec \"$@\"");
+        command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_phalanx"), "--json"]).args(args);
+        Self::of(command)
+    }
+
     /// The same, of a command that has its arguments.
     pub fn of(mut command: Command) -> Self {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());

@@ -3,6 +3,7 @@
 
 use std::{
     collections::VecDeque,
+    io,
     path::Path,
     sync::{Arc, mpsc},
     thread,
@@ -29,6 +30,8 @@ use crate::{
 pub(super) const AGAIN: Duration = Duration::from_millis(20);
 /// So many bytes wait for the disk before nothing more is taken from the group, whose other members then wait, too.
 const BEHIND: usize = 16 << 20;
+/// Too many files are open: after this time some may not be any more.
+const FULL: Duration = Duration::from_millis(200);
 /// What an entry costs besides its bytes.
 const COST: usize = 64;
 /// A state is said to all in pieces of this size.
@@ -111,7 +114,7 @@ impl<S: ReplicatedState> Shared<S> {
 }
 
 /// What the disk's thread is told.
-enum Order {
+pub(super) enum Order {
     Append(Entry, Mark, usize),
     Save(Held, Mark, Vec<Bytes>),
 }
@@ -463,12 +466,13 @@ impl<S: ReplicatedState> Keeper<S> {
 }
 
 /// Writes what is ordered; what has come meanwhile goes to the disk together.
-fn write(mut store: Store, orders: &mpsc::Receiver<Order>, says: &UnboundedSender<Said>) {
+pub(super) fn write(mut store: Store, orders: &mpsc::Receiver<Order>, says: &UnboundedSender<Said>) {
     let mut held_back = None;
     while let Some(order) = held_back.take().or_else(|| orders.recv().ok()) {
         let outcome = match order {
             Order::Save(held, mark, state) => {
-                store.save(held, mark.promised, &state).map(|()| Said::Saved(mark))
+                let save = || store.save(held.clone(), mark.promised, &state);
+                with_patience(save).map(|()| Said::Saved(mark))
             }
             Order::Append(entry, mut mark, mut cost) => {
                 let mut body = BytesMut::new();
@@ -486,7 +490,7 @@ fn write(mut store: Store, orders: &mpsc::Receiver<Order>, says: &UnboundedSende
                         Err(_) => break,
                     }
                 }
-                store.append(&body).map(|()| Said::Synced(mark, cost))
+                with_patience(|| store.append(&body)).map(|()| Said::Synced(mark, cost))
             }
         };
         let said = outcome.unwrap_or_else(|error| {
@@ -502,6 +506,25 @@ fn write(mut store: Store, orders: &mpsc::Receiver<Order>, says: &UnboundedSende
         }
         if store.is_long() {
             let _gone = says.send(Said::Long);
+        }
+    }
+}
+
+/// That too many files are open passes: it is no reason to leave the group. (Where a file cannot be opened nothing was written to
+/// it, so it may be tried again.)
+fn with_patience(mut attempt: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+    let is_full = |error: &io::Error| matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE));
+    let mut told = false;
+    loop {
+        match attempt() {
+            Err(error) if is_full(&error) => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::error!(%error, "the data directory cannot be written to: what is proposed waits; raise the limit \
+                        of open files");
+                }
+                thread::sleep(FULL);
+            }
+            outcome => return outcome,
         }
     }
 }

@@ -17,6 +17,8 @@ struct Disk {
     files: BTreeMap<String, (Vec<u8>, Vec<u8>)>,
     /// So many more calls come to their end.
     calls: Option<u32>,
+    /// So many calls find that too many files are open.
+    full: u32,
 }
 
 impl Memory {
@@ -25,6 +27,14 @@ impl Memory {
         let mut disk = lock(&self.0);
         if let Some(calls) = &mut disk.calls {
             *calls = calls.checked_sub(1).ok_or_else(|| io::Error::other("no power"))?;
+        }
+        if let Some(less) = disk.full.checked_sub(1) {
+            disk.full = less;
+            return Err(io::Error::from_raw_os_error(if less % 2 == 0 {
+                libc::EMFILE
+            } else {
+                libc::ENFILE
+            }));
         }
         Ok(disk)
     }
@@ -258,6 +268,25 @@ fn what_is_on_disk_stays_there_whenever_the_power_fails() {
             break;
         }
     }
+}
+
+/// Who has no file left for a while stays in its group, and what it was told to write is written.
+#[test]
+fn too_many_open_files_are_waited_out() {
+    use crate::replica::keeper::{Order, Said, write};
+    let memory = Memory::default();
+    let (store, _) = open(&memory).expect("a new one");
+    lock(&memory.0).full = 3;
+    let (orders, ordered) = std::sync::mpsc::channel();
+    let (says, mut said) = tokio::sync::mpsc::unbounded_channel();
+    orders.send(Order::Save(held(3), Mark::default(), vec![Bytes::from_static(b"state")])).expect("room");
+    orders.send(Order::Append(command(1), Mark::default(), 9)).expect("room");
+    drop(orders);
+    write(store, &ordered, &says);
+    assert!(matches!(said.try_recv(), Ok(Said::Saved(_))));
+    assert!(matches!(said.try_recv(), Ok(Said::Synced(_, 9))));
+    assert!(said.try_recv().is_err());
+    assert_eq!(open(&memory).expect("whole").1.entries, [command(1)]);
 }
 
 #[test]
