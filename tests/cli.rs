@@ -36,6 +36,9 @@ fn wrong_flags_and_what_is_not_built_yet_exit_with_2() {
     refused(&["join", "g", "--listen", "0.0.0.0:0"], 2, &["--secret-file", "--insecure"]);
     refused(&["join", "g", "--secret-file", "absent"], 2, &["--secret-file absent", "No such file"]);
     refused(&["join", "a group"], 2, &["group"]);
+    let unspecified = ["run", "--group", "g", "--endpoint", "0.0.0.0:6401", "--", "true"];
+    refused(&unspecified, 2, &["--endpoint 0.0.0.0:6401", "one of this machine"]);
+    refused(&["inventory", "--serve", "0.0.0.0:0"], 2, &["--endpoint", "--serve 0.0.0.0:"]);
     refused(&["sim", "--faults", "earthquake"], 2, &["--faults", "crash"]);
     refused(&["sim", "--seeds", "2", "--trace", "x"], 2, &["--trace"]);
     refused(&["run", "--group", "g"], 2, &["CMD"]);

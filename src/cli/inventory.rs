@@ -35,6 +35,7 @@ use super::{
     flags::NodeFlags,
     join::{LEAVE_LIMIT, Stops, not_joined, start},
     output,
+    run::resolve,
 };
 
 /// A replicated inventory over HTTP: one clone of an array, whose group is the array's name.
@@ -50,6 +51,10 @@ pub(crate) struct Inventory {
     /// Where to serve; port 0 stands for any free one.
     #[arg(long, value_name = "ADDR")]
     serve: SocketAddr,
+    /// Where routers and clients reach that; needed where --serve is for all interfaces. Port 0 stands for its port [default: as
+    /// --serve].
+    #[arg(long, value_name = "HOST:PORT")]
+    endpoint: Option<String>,
     /// The array of clones that it belongs to; every answer names it.
     #[arg(long, value_name = "NAME", default_value = "inventory")]
     group: String,
@@ -118,7 +123,7 @@ impl Inventory {
         let listener = TcpListener::bind(self.serve)
             .await
             .map_err(|e| Failure::usage(format!("--serve {}: {e}", self.serve)))?;
-        let endpoint = listener.local_addr()?.to_string();
+        let endpoint = endpoint(self.endpoint.as_deref(), listener.local_addr()?)?.to_string();
         let kept = self.node.data_dir().map(|dir| dir.join("state"));
         let directories = self.directories.or(self.node.founders()).unwrap_or(1);
         if kept.is_none() && (self.accept_stale_state || self.directories.is_some()) {
@@ -170,6 +175,17 @@ impl Inventory {
         // What nobody reads by then is lost, which is said at the end.
         let _unread = timeout(output::PATIENCE, printer).await;
         outcome
+    }
+}
+
+/// What the other members and routers are told.
+fn endpoint(given: Option<&str>, serves: SocketAddr) -> Result<SocketAddr, Failure> {
+    match given {
+        Some(given) => resolve(given, serves.port()),
+        None if serves.ip().is_unspecified() => Err(Failure::usage(format!(
+            "--endpoint: needed because --serve {serves} is for all interfaces: say by which address others reach it"
+        ))),
+        None => Ok(serves),
     }
 }
 
@@ -305,6 +321,21 @@ mod tests {
 
     fn done(version: u64, repeated: bool) -> Option<Written> {
         Some(Written::Done { version, repeated })
+    }
+
+    #[test]
+    fn what_is_told_of_a_clone_is_an_address_that_others_can_connect_to() {
+        let at = |text: &str| text.parse::<SocketAddr>().expect("an address");
+        let of = |given, serves| endpoint(given, at(serves)).map_err(|failure| failure.to_string());
+        assert_eq!(of(None, "10.0.0.1:80"), Ok(at("10.0.0.1:80")));
+        assert_eq!(of(Some("10.0.0.2:81"), "0.0.0.0:80"), Ok(at("10.0.0.2:81")));
+        assert_eq!(of(Some("10.0.0.2:0"), "0.0.0.0:80"), Ok(at("10.0.0.2:80")));
+        for serves in ["0.0.0.0:80", "[::]:80"] {
+            let why = of(None, serves).expect_err("nobody can connect to it");
+            assert!(why.contains("--endpoint: needed"), "{why}");
+            let why = of(Some(serves), serves).expect_err("nobody can connect to it");
+            assert!(why.contains("give one of this machine"), "{why}");
+        }
     }
 
     #[test]

@@ -89,7 +89,7 @@ impl Run {
 
     pub(crate) async fn run(mut self, json: bool) -> Outcome {
         let stops = Stops::new()?;
-        let endpoint = self.endpoint.as_deref().map(resolve).transpose()?;
+        let endpoint = self.endpoint.as_deref().map(|at| resolve(at, 0)).transpose()?;
         let started = async {
             if let Some(at) = endpoint {
                 free(at).await?;
@@ -267,15 +267,27 @@ async fn free(at: SocketAddr) -> Result<(), Failure> {
     Err(Failure::new(exit::FAILED, why))
 }
 
-fn resolve(endpoint: &str) -> Result<SocketAddr, Failure> {
+/// Where others reach what serves here. `port` is meant where 0 is given.
+pub(crate) fn resolve(endpoint: &str, port: u16) -> Result<SocketAddr, Failure> {
     let wrong = |why: String| Failure::usage(format!("--endpoint {endpoint}: {why}; give HOST:PORT"));
     if endpoint.len() > Node::MAX_ENDPOINT {
         let size = endpoint.len();
         return Err(Failure::usage(format!("--endpoint: {size} bytes are too many; give HOST:PORT")));
     }
     let mut found = endpoint.to_socket_addrs().map_err(|e| wrong(e.to_string()))?;
-    let at = found.next().ok_or_else(|| wrong("no such host".into()))?;
-    if at.port() == 0 { Err(wrong("port 0 is no place to serve".into())) } else { Ok(at) }
+    let mut at = found.next().ok_or_else(|| wrong("no such host".into()))?;
+    if at.port() == 0 {
+        at.set_port(port);
+    }
+    if at.port() == 0 {
+        return Err(wrong("port 0 is no place to serve".into()));
+    }
+    if at.ip().is_unspecified() {
+        return Err(Failure::usage(format!(
+            "--endpoint {endpoint}: that is no address that others can connect to: give one of this machine"
+        )));
+    }
+    Ok(at)
 }
 
 /// The child's own code, or 128 and the signal that ended it, as shells do.
