@@ -5,13 +5,14 @@ mod common;
 
 use std::{
     fs,
+    net::ToSocketAddrs,
     path::Path,
     process::{Command, Stdio},
     thread::sleep,
     time::{Duration, Instant},
 };
 
-use common::{Dir, PATIENCE, Proc, run, stderr, stdout};
+use common::{Dir, PATIENCE, Proc, free_port, run, stderr, stdout};
 
 const LEASE: Duration = Duration::from_millis(1000);
 
@@ -225,6 +226,22 @@ fn hooks_run_when_the_role_changes() {
     one.end();
     let token = two.until_event("leading")["token"].as_u64().expect("a token");
     until("the lead", || lines(&dir, "two") == ["follow one".to_owned(), format!("lead {token}")]);
+}
+
+/// Routers forward to addresses only.
+#[test]
+fn a_server_whose_place_is_given_by_name_is_told_by_address() {
+    let (dir, port) = (Dir::new(), free_port());
+    let at = ("localhost", port).to_socket_addrs().expect("it is known").next().expect("an address");
+    let (endpoint, listen, rendezvous) = (format!("localhost:{port}"), at.to_string(), dir.rendezvous());
+    let admin = format!("127.0.0.1:{}", free_port());
+    let args =
+        ["run", "--group", "g", "--endpoint", &endpoint, "--admin", &admin, "--rendezvous", &rendezvous];
+    let server = ["--", env!("CARGO_BIN_EXE_phalanx"), "server", "--listen", &listen];
+    let mut wrapper = Proc::start(&[&args[..], &server].concat());
+    wrapper.until_members(1);
+    let view = stdout(&run(&["view", "g", "--json", "--admin", &admin]));
+    assert!(view.contains(&format!("\"endpoint\":\"{listen}\"")), "{view}");
 }
 
 #[test]

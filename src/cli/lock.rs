@@ -53,7 +53,7 @@ impl Lock {
 pub(crate) struct Exclusive {
     pub(crate) wrapper: Wrapper,
     pub(crate) group: String,
-    /// Where it serves, as it was written, and how long it may take until its port answers.
+    /// Where it serves, as others are told, and how long it may take until its port answers.
     pub(crate) serves: Option<(String, SocketAddr, Duration)>,
     /// Is a removal while it waits the end? Otherwise it waits again.
     pub(crate) once: bool,

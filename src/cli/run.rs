@@ -43,8 +43,8 @@ pub(crate) struct Run {
     /// The group to join.
     #[arg(long, short)]
     group: String,
-    /// Where CMD serves; routers forward to it.
-    #[arg(long, value_name = "ADDR")]
+    /// Where CMD serves; routers forward to it. Of a name the first address at the start counts, and is what others are told.
+    #[arg(long, value_name = "HOST:PORT")]
     endpoint: Option<String>,
     /// Run CMD only while this node leads the group, once. It is killed with all that it started before another one can lead.
     #[arg(long, conflicts_with_all = ["health", "on_lead", "on_follow"])]
@@ -100,7 +100,8 @@ impl Run {
         if json {
             spec.output = Output::Stderr;
         }
-        let serves = self.endpoint.clone().zip(endpoint);
+        // Routers take no names.
+        let serves = endpoint.map(|at| (at.to_string(), at));
         if self.exclusive {
             let serves = serves.map(|(text, at)| (text, at, self.start_timeout.0));
             let exclusive = Exclusive { wrapper, group: self.group, serves, once: false, prints: true };
