@@ -30,6 +30,7 @@ mod output;
 mod proc;
 mod route;
 mod run;
+mod scratch;
 mod secret;
 mod server;
 mod sim;

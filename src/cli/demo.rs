@@ -11,7 +11,6 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context as _;
 use clap::Args;
 use membership::clock::now_ns;
 use membership_types::trace::{Cfg, Event, Process, Record, Source};
@@ -27,6 +26,7 @@ use super::{
     flags::Time,
     join::Stops,
     proc::{Proc, Said},
+    scratch::Scratch,
 };
 
 mod history;
@@ -87,13 +87,9 @@ impl Demo {
             return Err(Failure::usage("--kill-every: give 100ms to 8760h"));
         }
         let stops = Stops::new()?;
-        let dir = std::env::temp_dir().join(format!("phalanx-demo-{}", std::process::id()));
-        fs::create_dir_all(dir.join("rendezvous")).with_context(|| format!("creating {}", dir.display()))?;
-        let outcome = self.play(&stops, &dir, json).await;
-        if let Err(error) = fs::remove_dir_all(&dir) {
-            complain(format_args!("{} stays behind: {error}", dir.display()));
-        }
-        outcome
+        let dir = Scratch::new("demo")?;
+        fs::create_dir(dir.path().join("rendezvous"))?;
+        self.play(&stops, dir.path(), json).await
     }
 
     async fn play(self, stops: &Stops, dir: &Path, json: bool) -> Outcome {

@@ -18,6 +18,7 @@ use crate::cli::{
     Failure, Outcome, complain, events, exit,
     flags::{Size, Time},
     proc::{Proc, Said},
+    scratch::Scratch,
 };
 
 /// Two processes, each a member of the same groups: how long until the second is in all of them, and from SIGKILL of the first,
@@ -75,15 +76,9 @@ impl Groups {
                 return Err(Failure::usage(format!("--groups {count}: give 1 to 100000")));
             }
             let mut runs = Vec::new();
-            for n in 0..self.times {
-                let dir =
-                    std::env::temp_dir().join(format!("phalanx-bench-{}-g{count}-{n}", std::process::id()));
-                std::fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
-                let run = once(*count, self.churn, &dir).await;
-                if let Err(error) = std::fs::remove_dir_all(&dir) {
-                    complain(format_args!("{} stays behind: {error}", dir.display()));
-                }
-                runs.push(run?);
+            for _ in 0..self.times {
+                let dir = Scratch::new("bench")?;
+                runs.push(once(*count, self.churn, dir.path()).await?);
             }
             let median = |of: fn(&Measured) -> f64| super::median(&runs, of);
             let (join, takeover, bytes) = (median(|m| m.join), median(|m| m.takeover), median(|m| m.bytes));

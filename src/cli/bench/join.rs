@@ -2,13 +2,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     path::Path,
     process::Stdio,
     time::Duration,
 };
 
-use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use membership::clock::now_ns;
 use rustix::process::Signal;
@@ -24,6 +22,7 @@ use crate::cli::{
     demo::free_port,
     events, exit,
     proc::{Proc, Said},
+    scratch::Scratch,
 };
 
 /// Starts processes at the same instant, again and again: with a static list and expect=N, with a directory or by multicast
@@ -85,10 +84,8 @@ impl Join {
             let (mut times, mut floors, mut views) = (Vec::new(), Vec::new(), Vec::new());
             let (mut newcomers, mut newcomers_floors) = (Vec::new(), Vec::new());
             for n in 0..self.times {
-                let dir =
-                    std::env::temp_dir().join(format!("phalanx-bench-{}-{name}{n}", std::process::id()));
-                fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
-                match self.once(*how, &dir).await {
+                let dir = Scratch::new("bench")?;
+                match self.once(*how, dir.path()).await {
                     Ok(came) => {
                         times.push(came.ms);
                         floors.push(came.floor_ms);
@@ -100,9 +97,6 @@ impl Join {
                         complain(format_args!("{name}, {n}: {why}"));
                         failed += 1;
                     }
-                }
-                if let Err(error) = fs::remove_dir_all(&dir) {
-                    complain(format_args!("{} stays behind: {error}", dir.display()));
                 }
             }
             super::print(&format!("{} processes that do nothing", self.nodes), floors, json);

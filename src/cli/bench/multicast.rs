@@ -25,6 +25,7 @@ use crate::cli::{
     Failure, Outcome, complain, events, exit,
     flags::Time,
     proc::{Proc, Said},
+    scratch::Scratch,
 };
 
 /// Messages of one group, whose members are processes of their own: how many a second, what CPU time each costs all processes
@@ -139,15 +140,9 @@ impl Multicast {
             events::line(&if json { object.to_string() } else { text });
             for (senders, window) in [(1, 1), (1, self.window), (self.members, self.window)] {
                 let mut runs = Vec::new();
-                for n in 0..self.times {
-                    let dir = std::env::temp_dir()
-                        .join(format!("phalanx-bench-{}-{size}-{senders}-{n}", std::process::id()));
-                    std::fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
-                    let run = self.once(*size, senders, window, &dir).await;
-                    if let Err(error) = std::fs::remove_dir_all(&dir) {
-                        complain(format_args!("{} stays behind: {error}", dir.display()));
-                    }
-                    runs.push(run?);
+                for _ in 0..self.times {
+                    let dir = Scratch::new("bench")?;
+                    runs.push(self.once(*size, senders, window, dir.path()).await?);
                 }
                 let median = |of: fn(&Measured) -> f64| super::median(&runs, of);
                 let (rate, cpu) = (median(|m| m.per_second), median(|m| m.cpu_us));

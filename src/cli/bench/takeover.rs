@@ -4,9 +4,8 @@
 //! what counts is the time from the signal until the next leader says `leading`. A fresh process takes the place of each
 //! that is gone. No two reigns may overlap.
 
-use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use anyhow::Context as _;
 use clap::Args;
 use membership::clock::now_ns;
 use rustix::process::Signal;
@@ -24,6 +23,7 @@ use crate::cli::{
     events, exit,
     flags::{Size, Time},
     proc::{Proc, Said},
+    scratch::Scratch,
 };
 
 /// Times from a leader's end to the next one's beginning, beside the floor of this machine: from SIGKILL to the end of
@@ -101,13 +101,8 @@ impl Takeover {
         if !(2..=50).contains(&self.nodes) {
             return Err(Failure::usage(format!("--nodes {}: give 2 to 50", self.nodes)));
         }
-        let dir = std::env::temp_dir().join(format!("phalanx-bench-{}", std::process::id()));
-        fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
-        let outcome = self.measure(&dir, json).await;
-        if let Err(error) = fs::remove_dir_all(&dir) {
-            complain(format_args!("{} stays behind: {error}", dir.display()));
-        }
-        outcome
+        let dir = Scratch::new("bench")?;
+        self.measure(dir.path(), json).await
     }
 
     async fn measure(&self, dir: &std::path::Path, json: bool) -> Outcome {

@@ -22,6 +22,7 @@ use crate::cli::{
     Failure, Outcome, complain, events, exit,
     flags::Size,
     proc::{Proc, Said},
+    scratch::Scratch,
 };
 
 /// Two processes hold a state and multicast to each other; a third joins. Measured from its asking to be a member until it
@@ -82,17 +83,12 @@ struct Measured {
 impl Transfer {
     pub(crate) async fn run(self, json: bool) -> Outcome {
         let mut runs = Vec::new();
-        for n in 0..self.times {
+        for _ in 0..self.times {
             let size = self.size.0;
             let floor_ms = tokio::task::spawn_blocking(move || floor(size));
             let floor_ms = floor_ms.await.context("measuring the floor")??;
-            let dir = std::env::temp_dir().join(format!("phalanx-bench-{}-t{n}", std::process::id()));
-            std::fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
-            let run = self.once(floor_ms, &dir).await;
-            if let Err(error) = std::fs::remove_dir_all(&dir) {
-                complain(format_args!("{} stays behind: {error}", dir.display()));
-            }
-            runs.push(run?);
+            let dir = Scratch::new("bench")?;
+            runs.push(self.once(floor_ms, dir.path()).await?);
         }
         let median = |of: fn(&Measured) -> f64| super::median(&runs, of);
         let (floor, took) = (median(|m| m.floor_ms), median(|m| m.took_ms));
