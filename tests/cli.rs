@@ -54,6 +54,23 @@ fn wrong_flags_and_what_is_not_built_yet_exit_with_2() {
     assert!(stdout(&run(&["--version"])).contains(env!("CARGO_PKG_VERSION")));
 }
 
+/// Else a clone with a new disk could pass over what the others have.
+#[test]
+fn an_inventory_on_disk_is_told_with_how_many_directories_it_begins() {
+    let dir = Dir::new();
+    let (data, rendezvous) = (dir.file("data"), dir.rendezvous());
+    let clone = ["inventory", "--serve", "127.0.0.1:0", "--data-dir", &data, "--rendezvous", &rendezvous];
+    let join = ["--bootstrap", "join", "--join-timeout", "300ms"];
+    refused(&[&clone[..], &join].concat(), 2, &["--data-dir", "--directories N", "expect=N"]);
+    assert!(!std::fs::exists(&data).expect("a directory"), "nothing was made");
+    // And that a directory is new is said: it may be one that is not mounted.
+    let told = [&clone[..], &join, &["--directories", "3"]].concat();
+    refused(&told, 3, &["the data directory was not there", &data]);
+    let again = run(&told);
+    assert_eq!(again.status.code(), Some(3), "{}", stderr(&again));
+    assert!(!stderr(&again).contains("was not there"), "{}", stderr(&again));
+}
+
 #[test]
 fn a_port_in_use_is_named() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("loopback");

@@ -246,7 +246,9 @@ fn a_damaged_directory_is_refused_with_what_to_do() {
     damaged[40] ^= 1;
     fs::write(&file, &damaged).expect("writable");
     let (serve, data) = (format!("127.0.0.1:{}", cluster.ports[0]), cluster.data(0));
-    let refused = run(&["inventory", "--group", "stock", "--serve", &serve, "--data-dir", &data]);
+    let args =
+        ["inventory", "--group", "stock", "--serve", &serve, "--data-dir", &data, "--directories", "1"];
+    let refused = run(&args);
     let said = stderr(&refused);
     assert_eq!(refused.status.code(), Some(2), "{said}");
     assert!(said.contains(&format!("{file} is damaged")) && said.contains("move it away"), "{said}");

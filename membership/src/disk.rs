@@ -203,6 +203,10 @@ fn has_our_lock(path: &Path) -> Result<bool, String> {
 pub(crate) fn make(path: &Path) -> io::Result<()> {
     let missing: Vec<&Path> = path.ancestors().take_while(|dir| !dir.exists()).collect();
     DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    if !missing.is_empty() {
+        // Right at the first start; else a disk is not mounted, or the path is another one.
+        tracing::warn!(path = %path.display(), "the data directory was not there: it is new, and empty");
+    }
     for parent in missing.iter().filter_map(|dir| dir.parent()) {
         let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
         File::open(parent)?.sync_all()?;

@@ -59,7 +59,7 @@ pub(crate) struct Inventory {
     #[arg(long, value_name = "NAME", default_value = "inventory")]
     group: String,
     /// With --data-dir: with how many clones' directories the array is to begin. While those that are there are empty, none
-    /// begins with nothing before more than half of so many are there [default: N of --bootstrap expect=N, else 1].
+    /// begins with nothing before more than half of so many are there [default: N of --bootstrap expect=N; needed without that].
     #[arg(long, value_name = "N")]
     directories: Option<u64>,
     /// With --data-dir: go on with what this clone's directory has, although most of the directories that hold the items are
@@ -125,17 +125,23 @@ impl Inventory {
             .map_err(|e| Failure::usage(format!("--serve {}: {e}", self.serve)))?;
         let endpoint = endpoint(self.endpoint.as_deref(), listener.local_addr()?)?.to_string();
         let kept = self.node.data_dir().map(|dir| dir.join("state"));
-        let directories = self.directories.or(self.node.founders()).unwrap_or(1);
+        let directories = self.directories.or(self.node.founders());
         if kept.is_none() && (self.accept_stale_state || self.directories.is_some()) {
             let why =
                 "--directories and --accept-stale-state are about what is on disk: give --data-dir, too";
             return Err(Failure::usage(why));
         }
+        if kept.is_some() && directories.is_none() {
+            let why = "--data-dir: with how many clones' directories is the array to begin? Give --directories N (or --bootstrap \
+                expect=N) at all clones: else one whose directory is empty could begin without what the others have";
+            return Err(Failure::usage(why));
+        }
         let started = stops.unless(start(self.node, true, true)).await?;
         let Some(node) = started else { return Ok(0) };
-        let mut builder = ReplicaBuilder::new(&node, &self.group).endpoint(endpoint).directories(directories);
-        if let Some(dir) = kept {
-            builder = builder.data_dir(dir).accept_stale_state(self.accept_stale_state);
+        let mut builder = ReplicaBuilder::new(&node, &self.group).endpoint(endpoint);
+        if let (Some(dir), Some(directories)) = (kept, directories) {
+            builder =
+                builder.data_dir(dir).directories(directories).accept_stale_state(self.accept_stale_state);
         }
         let joined = async {
             builder.join(Items::default()).await.map_err(|e| match e {
