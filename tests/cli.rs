@@ -2,7 +2,12 @@
 
 mod common;
 
-use std::{io::Write, net::TcpListener, process::Stdio, time::Duration};
+use std::{
+    io::{BufRead, BufReader, Write},
+    net::TcpListener,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use common::{Dir, Proc, phalanx, run, stderr, stdout};
 
@@ -112,6 +117,40 @@ fn broken_configurations_name_file_line_and_key() {
     refused(&["router", "--check", "--config", &file], 2, &["group.toml", "rendezvous"]);
     let output = run(&["router", "--check", "--config", &file, "--rendezvous", &dir.rendezvous()]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+}
+
+/// A changed configuration cannot be taken over yet; that is no reason to end.
+#[test]
+fn a_router_says_on_hup_that_it_must_be_restarted_and_serves_on() {
+    let dir = Dir::new();
+    let service = "[[service]]\nname = \"s\"\nlisten = \"127.0.0.1:0\"\nprotocol = \"redis\"\n[service.pmap]\nstyle = \"slots\"\n\
+                   partitions = 8\n[[service.racs]]\nname = \"a\"\nservers = [\"127.0.0.1:1\"]\n";
+    let config = dir.write("router.toml", service);
+    let mut router = phalanx()
+        .args(["router", "--config", &config])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary can be started");
+    let pid = router.id().to_string();
+    let tell = |signal: &str| {
+        let told = Command::new("kill").args([signal, &pid]).status().expect("kill can be run");
+        assert!(told.success(), "kill {signal} {pid}");
+    };
+    let mut line = String::new();
+    let mut out = BufReader::new(router.stdout.take().expect("it is piped"));
+    out.read_line(&mut line).expect("a line");
+    assert!(line.contains("is served on"), "{line}");
+    let mut log = BufReader::new(router.stderr.take().expect("it is piped"));
+    for _ in 0..2 {
+        line.clear();
+        tell("-HUP");
+        log.read_line(&mut line).expect("a line");
+        assert!(line.contains("start it again"), "{line}");
+        assert!(line.contains(&config), "{line}");
+    }
+    tell("-TERM");
+    assert_eq!(router.wait().expect("it is ours").code(), Some(0));
 }
 
 #[test]

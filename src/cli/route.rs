@@ -9,6 +9,7 @@ use clap::Args;
 use membership::{Node, View, What};
 use router::{CloneAt, Config, GroupClones, Options, RouterHandle, Surroundings};
 use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
     Failure, Outcome, events, exit, files,
@@ -20,6 +21,9 @@ use super::{
 ///
 /// Routes requests by their key to the right clone while membership changes. Static servers need no rendezvous; a RACS
 /// with `group =` does.
+///
+/// A changed configuration is not taken over while it runs: HUP says so in the log, and the router serves on (HUP also has keys and
+/// certificates read again). Stop it with TERM, and start it again.
 ///
 /// If standard output is lost, because its reader went away or a disk is full, the router goes on serving, and exits with 1 at its
 /// end where output was lost.
@@ -74,6 +78,7 @@ impl Router {
             return Ok(0);
         }
         let stops = Stops::new()?;
+        heed_hangups(self.config)?;
         let workers = self.workers.unwrap_or_else(|| available_parallelism().map_or(1, usize::from));
         let mut options = Options::new().workers(workers);
         // Each client may take a connection to a server, too.
@@ -117,6 +122,19 @@ impl Router {
         }
         outcome.map(|()| 0)
     }
+}
+
+/// HUP asks to take over a changed configuration. That cannot be done yet, and is no reason to end.
+fn heed_hangups(config: PathBuf) -> Result<(), Failure> {
+    let mut hangups = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangups.recv().await.is_some() {
+            tracing::warn!(config = %config.display(), "HUP: a router that runs cannot take over a changed configuration yet, it \
+                goes on with the old one; stop it with TERM and start it again (`phalanx router --check` says whether the new one \
+                is right)");
+        }
+    });
+    Ok(())
 }
 
 /// Passes the groups' views on to the router, until the node stops.
