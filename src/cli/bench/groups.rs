@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{multicast, takeover};
 use crate::cli::{
-    Failure, Outcome, complain, events, exit,
+    Failure, Outcome, events, exit,
     flags::{Size, Time},
     proc::{Proc, Said},
     scratch::Scratch,

@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use crate::cli::{
-    Failure, Outcome, complain, events, exit,
+    Failure, Outcome, events, exit,
     flags::Size,
     proc::{Proc, Said},
     scratch::Scratch,
