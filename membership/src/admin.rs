@@ -284,6 +284,10 @@ fn is_of_a_page(headers: &HeaderMap) -> bool {
 /// What this node keeps for others that look for their cluster.
 async fn registry(request: Request<Incoming>, path: &str, shared: &Shared) -> Response<Full<Bytes>> {
     let (head, body) = request.into_parts();
+    // A name that is made to point here gets a page past the rules for other sites; a browser still says that it is one.
+    if matches!(head.method, Method::PUT | Method::DELETE) && is_of_a_page(&head.headers) {
+        return respond(AdminResponse::error(403, "a registry is written by nodes, and not from a web page"));
+    }
     let body = match timeout(PATIENCE, Limited::new(body, MAX_BODY).collect()).await {
         Ok(Ok(body)) => body.to_bytes(),
         Ok(Err(_)) => {

@@ -184,3 +184,31 @@ async fn a_registry_answers_strangers_in_json_and_keeps_out_what_is_none_of_its_
     assert_eq!((status, &list["nodes"]), (200, &json!([agent.listen_addr()])));
     leave([agent]).await;
 }
+
+#[tokio::test]
+async fn a_web_page_writes_nothing_into_a_registry() {
+    let (agent, registry) = agent(loopback()).await;
+    let (node, slot) = ("/v1/rendezvous/default/nodes/ghost", "/v1/rendezvous/default/slots/0");
+    let ours = entry(free());
+    assert_eq!(request(registry, &format!("PUT {node}"), "", &ours).await.0, 201);
+    assert_eq!(request(registry, &format!("PUT {slot}"), "if-none-match: *\r\n", &ours).await.0, 201);
+    let before = request(registry, "GET /v1/rendezvous/default", "", &Value::Null).await;
+    for page in ["origin: http://evil.example\r\n", "origin: null\r\n", "sec-fetch-site: same-origin\r\n"] {
+        let others = json!({ "key": "page", "id": "1.1", "name": "page", "addr": free() });
+        for (what, headers, body) in [
+            (format!("PUT {node}"), "", &ours),
+            ("PUT /v1/rendezvous/default/nodes/page".to_owned(), "", &others),
+            ("PUT /v1/rendezvous/default/slots/1".to_owned(), "if-none-match: *\r\n", &others),
+            (format!("DELETE {node}"), "", &Value::Null),
+            (format!("DELETE {slot}"), "", &Value::Null),
+        ] {
+            let (status, _, answer) = request(registry, &what, &format!("{page}{headers}"), body).await;
+            assert_eq!(status, 403, "{what} with {page}: {answer}");
+            assert!(answer["error"].as_str().is_some_and(|why| why.contains("web page")), "{answer}");
+        }
+    }
+    let after = request(registry, "GET /v1/rendezvous/default", "", &Value::Null).await;
+    assert_eq!((before.1, before.2), (after.1, after.2), "nothing was changed");
+    assert_eq!(request(registry, &format!("DELETE {slot}"), "", &Value::Null).await.0, 200, "people may");
+    leave([agent]).await;
+}
