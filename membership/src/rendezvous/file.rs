@@ -4,13 +4,15 @@
 //! One that was not renewed for long is ignored, and at last removed by whoever sees it; age is measured between the times
 //! that the file system itself gave to files, so clocks need not agree. `slots/0` to `slots/n-1` are the founder slots
 //! under `expect(n)`: a node holds one by a lock on its file, which the kernel gives back when the process dies. So a slot
-//! has one holder at most, and a restarted process finds one.
+//! has one holder at most, and a restarted process finds one. A lock says nothing about a file that somebody removed or put
+//! another one in the place of, and a file server may forget locks: so the holder looks again whenever it renews its file,
+//! locks what is there then, and complains if another one has done so.
 
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, ErrorKind, Read, Seek, Write},
     net::SocketAddr,
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
@@ -44,6 +46,8 @@ const STALE: Duration = Duration::from_secs(10);
 const REMOVED: Duration = Duration::from_secs(60);
 /// The largest file that is read.
 const MAX_FILE: u64 = 4096;
+/// How often a slot is tried whose file is exchanged while it is locked.
+const RACES: usize = 8;
 /// How many files are looked at.
 const MAX_FILES: usize = 10_000;
 
@@ -64,9 +68,18 @@ pub(crate) struct Directory {
     own: String,
     name: String,
     addr: SocketAddr,
-    slot: Mutex<Option<File>>,
+    slot: Mutex<Option<Slot>>,
     /// Nothing is written any more. Held while something is.
     withdrawn: Mutex<bool>,
+}
+
+/// A founder slot that we hold.
+#[derive(Debug)]
+struct Slot {
+    number: u16,
+    file: File,
+    /// It was said that another one holds it too.
+    lost: bool,
 }
 
 static DIRECTORIES: AtomicU64 = AtomicU64::new(0);
@@ -102,40 +115,85 @@ impl Directory {
     /// taken.
     pub(crate) fn take_slot(&self, count: u16, id: NodeId) -> io::Result<Option<u16>> {
         for number in 0..count {
-            let path = self.slots.join(number.to_string());
-            let mut options = OpenOptions::new();
-            options.read(true).write(true).create(true).truncate(false);
-            let file = options.open(&path)?;
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => {
-                    // Who it is, for people; the lock alone counts.
-                    write_over(&file, &self.entry(id))?;
-                    *lock(&self.slot) = Some(file);
-                    return Ok(Some(number));
-                }
-                Err(rustix::io::Errno::WOULDBLOCK) => {}
-                Err(error) => return Err(error.into()),
+            if let Some(file) = self.lock_slot(number)? {
+                // Who it is, for people; the lock alone counts.
+                write_over(&file, &self.entry(id))?;
+                *lock(&self.slot) = Some(Slot { number, file, lost: false });
+                return Ok(Some(number));
             }
         }
         Ok(None)
     }
 
+    fn slot_path(&self, number: u16) -> PathBuf {
+        self.slots.join(number.to_string())
+    }
+
+    /// Locks the file of a slot. `None` if somebody else has.
+    fn lock_slot(&self, number: u16) -> io::Result<Option<File>> {
+        let path = self.slot_path(number);
+        for _ in 0..RACES {
+            let mut options = OpenOptions::new();
+            let file = options.read(true).write(true).create(true).truncate(false).open(&path)?;
+            if !try_lock(&file)? {
+                return Ok(None);
+            }
+            // Who comes next opens what has the name by then: another file would have another lock.
+            if is_at(&file, &path)? {
+                return Ok(Some(file));
+            }
+        }
+        let (path, races) = (path.display(), RACES);
+        Err(io::Error::other(format!(
+            "{path} was another file {races} times in a row: leave the directory to nodes"
+        )))
+    }
+
+    /// Is the slot that we took still ours? One whose file is gone, or not locked any more, is taken again if it is free.
+    fn keep_slot(&self, id: NodeId) -> io::Result<bool> {
+        let mut slot = lock(&self.slot);
+        let Some(slot) = &mut *slot else { return Ok(true) };
+        let number = slot.number;
+        if is_at(&slot.file, &self.slot_path(number))? && try_lock(&slot.file)? {
+            slot.lost = false;
+            return Ok(true);
+        }
+        if let Some(file) = self.lock_slot(number)? {
+            write_over(&file, &self.entry(id))?;
+            *slot = Slot { number, file, lost: false };
+            tracing::warn!(
+                slot = number,
+                "the file of our founder slot was gone or replaced: it is locked again"
+            );
+            return Ok(true);
+        }
+        if !slot.lost {
+            slot.lost = true;
+            let what = "another node holds the same founder slot: stop one of the two, and start it with --bootstrap join";
+            tracing::error!(slot = number, "{what}");
+        }
+        Ok(false)
+    }
+
     /// Who holds the slots, for a message to people.
     pub(crate) fn holders(&self, count: u16) -> String {
-        let holders = (0..count).filter_map(|number| read(&self.slots.join(number.to_string())));
+        let holders = (0..count).filter_map(|number| read(&self.slot_path(number)));
         let names: Vec<String> = holders.take(20).map(|entry| shown(&entry.name)).collect();
         names.join(", ")
     }
 
-    /// Writes, or renews, what others read about us: all of it or nothing.
+    /// Writes, or renews, what others read about us: all of it or nothing. And looks after the slot.
     pub(crate) fn renew(&self, id: NodeId) -> io::Result<()> {
         let withdrawn = lock(&self.withdrawn);
         if *withdrawn {
             return Ok(());
         }
+        // Whether the one works must not hang on the other.
+        let kept = self.keep_slot(id);
         let fresh = self.nodes.join(format!(".{}", self.own));
         fs::write(&fresh, self.entry(id))?;
-        fs::rename(&fresh, self.nodes.join(&self.own))
+        fs::rename(&fresh, self.nodes.join(&self.own))?;
+        kept.map(|_| ())
     }
 
     /// The addresses of all nodes that are not known to be gone.
@@ -175,7 +233,7 @@ impl Directory {
         }
         if let Some(slot) = lock(&self.slot).take() {
             // The content is for people; closing gives the lock back whatever comes of this.
-            let _emptied = slot.set_len(0);
+            let _emptied = slot.file.set_len(0);
         }
     }
 
@@ -244,6 +302,25 @@ pub(crate) fn parse(text: &[u8]) -> Option<Entry> {
     is_reachable(entry.addr).then_some(entry)
 }
 
+/// Locks it for whoever shares this handle. False if somebody else has; a lock that we have stays.
+fn try_lock(file: &File) -> io::Result<bool> {
+    match flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Is this still what the path leads to?
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let held = file.metadata()?;
+    match fs::metadata(path) {
+        Ok(there) => Ok((held.dev(), held.ino()) == (there.dev(), there.ino())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 fn write_over(mut file: &File, bytes: &[u8]) -> io::Result<()> {
     file.set_len(0)?;
     file.rewind()?;
@@ -305,5 +382,38 @@ mod tests {
         assert!(nodes[2].read().expect("read").is_empty(), "withdrawn for good");
         assert_eq!(nodes[2].take_slot(2, id).expect("locks work"), Some(0));
         fs::remove_dir_all(&dir).expect("ours");
+    }
+
+    #[test]
+    fn a_holder_whose_file_is_gone_replaced_or_unlocked_locks_it_again_or_knows_that_another_one_has() {
+        let dir = scratch("lost");
+        let (a, b) = (directory(&dir, 1), directory(&dir, 2));
+        let id = NodeId::new(1, 1);
+        let file = a.slot_path(0);
+        let forget = || flock(&lock(&a.slot).as_ref().expect("held").file, FlockOperation::Unlock);
+        assert_eq!(a.take_slot(1, id).expect("locks work"), Some(0));
+        assert!(a.keep_slot(id).expect("readable"));
+        // Who was there first notices, and has it for itself again.
+        let remove = || fs::remove_file(&file).expect("ours");
+        let replace =
+            || fs::write(dir.join("x"), "").and_then(|()| fs::rename(dir.join("x"), &file)).expect("ours");
+        for lose in [&remove as &dyn Fn(), &replace, &|| forget().expect("a lock")] {
+            lose();
+            a.renew(id).expect("written");
+            assert_eq!(b.take_slot(1, id).expect("locks work"), None, "it is locked again");
+        }
+        // Who was there too late says so, for as long as that is so.
+        for lose in [&remove as &dyn Fn(), &|| forget().expect("a lock")] {
+            lose();
+            assert_eq!(b.take_slot(1, id).expect("locks work"), Some(0));
+            assert!(!a.keep_slot(id).expect("readable") && !a.keep_slot(id).expect("readable"));
+            assert!(lock(&a.slot).as_ref().expect("held").lost, "it was said");
+            assert!(b.keep_slot(id).expect("readable"), "it is the holder");
+            *lock(&b.slot) = None;
+            assert!(a.keep_slot(id).expect("readable"), "nobody else holds it any more");
+            assert!(!lock(&a.slot).as_ref().expect("held").lost);
+        }
+        fs::remove_dir_all(&dir).expect("ours");
+        assert!(a.renew(id).is_err());
     }
 }
