@@ -9,10 +9,10 @@
 //! locks what is there then, and complains if another one has done so.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions},
     io::{self, ErrorKind, Read, Seek, Write},
     net::SocketAddr,
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
@@ -96,7 +96,8 @@ impl Directory {
         let below = dir.join(cluster);
         let (nodes, slots) = (below.join("nodes"), below.join("slots"));
         for dir in [&nodes, &slots] {
-            fs::create_dir_all(dir)?;
+            // For our user alone: whoever may read a slot's file may lock it, and so hold the slot.
+            DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|error| denied(dir, error))?;
         }
         // Two nodes of one process, and two processes after each other, never share a file.
         let own = format!("{own}.{}", DIRECTORIES.fetch_add(1, Ordering::Relaxed));
@@ -116,13 +117,19 @@ impl Directory {
     pub(crate) fn take_slot(&self, count: u16, id: NodeId) -> io::Result<Option<u16>> {
         for number in 0..count {
             if let Some(file) = self.lock_slot(number)? {
-                // Who it is, for people; the lock alone counts.
-                write_over(&file, &self.entry(id))?;
+                self.say_who(&file, id);
                 *lock(&self.slot) = Some(Slot { number, file, lost: false });
                 return Ok(Some(number));
             }
         }
         Ok(None)
+    }
+
+    /// Who it is, for people. The lock alone counts, so a full disk takes no slot from us.
+    fn say_who(&self, file: &File, id: NodeId) {
+        if let Err(error) = write_over(file, &self.entry(id)) {
+            tracing::warn!(%error, "the file of our founder slot does not say who holds it");
+        }
     }
 
     fn slot_path(&self, number: u16) -> PathBuf {
@@ -134,7 +141,8 @@ impl Directory {
         let path = self.slot_path(number);
         for _ in 0..RACES {
             let mut options = OpenOptions::new();
-            let file = options.read(true).write(true).create(true).truncate(false).open(&path)?;
+            options.read(true).write(true).create(true).truncate(false).mode(0o600);
+            let file = options.open(&path).map_err(|error| denied(&path, error))?;
             if !try_lock(&file)? {
                 return Ok(None);
             }
@@ -159,7 +167,7 @@ impl Directory {
             return Ok(true);
         }
         if let Some(file) = self.lock_slot(number)? {
-            write_over(&file, &self.entry(id))?;
+            self.say_who(&file, id);
             *slot = Slot { number, file, lost: false };
             tracing::warn!(
                 slot = number,
@@ -191,7 +199,9 @@ impl Directory {
         // Whether the one works must not hang on the other.
         let kept = self.keep_slot(id);
         let fresh = self.nodes.join(format!(".{}", self.own));
-        fs::write(&fresh, self.entry(id))?;
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        options.open(&fresh)?.write_all(&self.entry(id))?;
         fs::rename(&fresh, self.nodes.join(&self.own))?;
         kept.map(|_| ())
     }
@@ -302,6 +312,15 @@ pub(crate) fn parse(text: &[u8]) -> Option<Entry> {
     is_reachable(entry.addr).then_some(entry)
 }
 
+/// The same error, with what would be right where another user made it.
+fn denied(path: &Path, error: io::Error) -> io::Error {
+    if error.kind() != ErrorKind::PermissionDenied {
+        return error;
+    }
+    let path = path.display();
+    io::Error::new(error.kind(), format!("{path}: {error}; run all nodes that share it as one user"))
+}
+
 /// Locks it for whoever shares this handle. False if somebody else has; a lock that we have stays.
 fn try_lock(file: &File) -> io::Result<bool> {
     match flock(file, FlockOperation::NonBlockingLockExclusive) {
@@ -381,6 +400,30 @@ mod tests {
         nodes[0].renew(id).expect("nothing is done");
         assert!(nodes[2].read().expect("read").is_empty(), "withdrawn for good");
         assert_eq!(nodes[2].take_slot(2, id).expect("locks work"), Some(0));
+        fs::remove_dir_all(&dir).expect("ours");
+    }
+
+    #[test]
+    fn what_is_made_is_for_its_user_alone() {
+        let dir = scratch("modes");
+        let node = directory(&dir, 1);
+        assert_eq!(node.take_slot(1, NodeId::new(1, 1)).expect("locks work"), Some(0));
+        node.renew(NodeId::new(1, 1)).expect("written");
+        let below = [dir.clone(), dir.join("c"), node.nodes.clone(), node.slots.clone()];
+        for path in below.into_iter().chain([node.slot_path(0), node.nodes.join(&node.own)]) {
+            let mode = fs::metadata(&path).expect("made").mode();
+            assert_eq!(mode & 0o077, 0, "{} has mode {mode:o}", path.display());
+        }
+        fs::remove_dir_all(&dir).expect("ours");
+    }
+
+    #[test]
+    fn a_slot_whose_holder_cannot_be_written_down_is_held_all_the_same() {
+        let dir = scratch("full");
+        let (a, b) = (directory(&dir, 1), directory(&dir, 2));
+        std::os::unix::fs::symlink("/dev/full", a.slot_path(0)).expect("made");
+        assert_eq!(a.take_slot(1, NodeId::new(1, 1)).expect("locks work"), Some(0));
+        assert_eq!(b.take_slot(1, NodeId::new(1, 2)).expect("locks work"), None);
         fs::remove_dir_all(&dir).expect("ours");
     }
 
