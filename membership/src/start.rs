@@ -170,7 +170,7 @@ fn share(
         data_dir: builder.data_dir.clone(),
         witness_at: builder.witness.clone(),
         witness: Arc::default(),
-        stores: builder.data_dir.as_deref().map(|dir| Stores::new(dir.join(disk::WITNESS))),
+        stores: builder.data_dir.as_deref().map(|dir| Stores::new(dir.join(disk::WITNESS), &builder.cluster)),
         name: name.into(),
         join_timeout: builder.join_timeout,
         labels: builder.labels.clone(),

@@ -52,9 +52,9 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const MAX_RECORD: usize = 4096;
 /// So many requests to a registry wait for the disk.
 const MAX_WAITING: usize = 8;
-/// So many clusters have a witness in one registry.
+/// So many clusters have a witness in one registry, besides its own.
 const MAX_CLUSTERS: usize = 16;
-/// A memory without records that nobody asked for so long may make room for another cluster's. Nodes ask every lease or so.
+/// A memory that nobody asked for so long may make room for another cluster's. Nodes ask every lease or so.
 const IDLE: Duration = Duration::from_secs(24 * 3600);
 /// A core has at most 15 members.
 const MAX_HALF: usize = 8;
@@ -121,6 +121,14 @@ impl Store {
 
     /// Does what it is asked. What it says is on disk.
     pub(crate) fn answer(&self, question: &Question) -> io::Result<Answer> {
+        self.answer_if_there_is_room(question)?.ok_or_else(|| {
+            let (at, lineage) = (self.dir.display(), "those of lineages that are over");
+            io::Error::other(format!("{at} holds {MAX_RECORDS} records: remove {lineage}"))
+        })
+    }
+
+    /// The same. `None` if a record was to be written, and there are too many.
+    fn answer_if_there_is_room(&self, question: &Question) -> io::Result<Option<Answer>> {
         let Question { lineage, core, claim } = question;
         let epoch = self.epoch()?;
         let name = format!("{lineage}.{core}", core = core.get());
@@ -129,10 +137,9 @@ impl Store {
             && *of == epoch
             && record.is_none()
         {
-            let kept = fs::read_dir(&self.dir)?.count();
-            if kept > MAX_RECORDS {
-                let (at, lineage) = (self.dir.display(), "those of lineages that are over");
-                return Err(io::Error::other(format!("{at} holds {kept} records: remove {lineage}")));
+            // One is the epoch.
+            if fs::read_dir(&self.dir)?.count() > MAX_RECORDS {
+                return Ok(None);
             }
             let words: Vec<String> = half.iter().map(NodeId::to_string).collect();
             self.write_once(&name, &format!("half {}", words.join(" ")))?;
@@ -146,7 +153,7 @@ impl Store {
         if self.epoch()? != epoch {
             return Err(io::Error::other("the witness's memory was replaced while it was asked"));
         }
-        Ok(Answer { lineage: *lineage, core: *core, epoch, record })
+        Ok(Some(Answer { lineage: *lineage, core: *core, epoch, record }))
     }
 
     /// What this memory is called; made where there is none.
@@ -211,8 +218,10 @@ impl Store {
 /// What a node keeps as a witness for others: a memory for each cluster, below its data directory.
 ///
 /// Nothing proves who asks, and a memory is made for whoever asks first, since a core names its epoch. So there are few, as
-/// counted on the disk, where they outlive this process. When all places are taken, a memory goes that never decided anything
-/// and that nobody has asked for long: that is as safe as any loss of a memory, because its epoch goes with it.
+/// counted on the disk, where they outlive this process; one place is for the cluster of this node. When all others are taken, a
+/// memory goes that nobody has asked for long, first those that never decided anything; and one that is full of records begins
+/// anew. Both are as safe as any loss of a memory, because the epoch goes with all records: nodes make their cores anew under
+/// the next one. Else a stranger could put the witness out of use for ever, and not only for as long as it goes on.
 #[derive(Debug)]
 pub(crate) struct Stores {
     inner: Arc<StoresInner>,
@@ -223,14 +232,17 @@ pub(crate) struct Stores {
 #[derive(Debug)]
 struct StoresInner {
     dir: PathBuf,
+    /// The cluster of this node.
+    own: String,
     began: Instant,
     /// Those that were asked since then, and when they were last.
     known: Mutex<BTreeMap<String, (Arc<Store>, Instant)>>,
 }
 
 impl Stores {
-    pub(crate) fn new(dir: PathBuf) -> Self {
-        let inner = StoresInner { dir, began: clock::now(), known: Mutex::default() };
+    /// Below this directory, kept by a node of this cluster.
+    pub(crate) fn new(dir: PathBuf, own: &str) -> Self {
+        let inner = StoresInner { dir, own: own.to_owned(), began: clock::now(), known: Mutex::default() };
         Self { inner: Arc::new(inner), places: Arc::new(Semaphore::new(MAX_WAITING)) }
     }
 
@@ -245,8 +257,7 @@ impl Stores {
         let (inner, cluster) = (Arc::clone(&self.inner), cluster.to_owned());
         let written = tokio::task::spawn_blocking(move || {
             let _place = place;
-            let Some(store) = inner.of(&cluster, clock::now())? else { return Ok(None) };
-            store.answer(&question).map(Some)
+            inner.answer(&cluster, &question, clock::now())
         });
         let written = written.await.map_err(io::Error::other).flatten();
         written.map_err(|error| (500, error.to_string()))?.ok_or_else(|| {
@@ -258,14 +269,35 @@ impl Stores {
 }
 
 impl StoresInner {
+    /// Does what a cluster asks. `None` if there is no room for it.
+    fn answer(&self, cluster: &str, question: &Question, now: Instant) -> io::Result<Option<Answer>> {
+        let Some(full) = self.of(cluster, now)? else { return Ok(None) };
+        if let Some(answer) = full.answer_if_there_is_room(question)? {
+            return Ok(Some(answer));
+        }
+        {
+            let mut known = lock(&self.known);
+            // Another one may have done it.
+            if known.get(cluster).is_some_and(|(store, _)| Arc::ptr_eq(store, &full)) {
+                let why = "somebody fills a witness's memory with records, which no cluster does: it begins anew, and the cluster's \
+                           nodes make their core anew. Let nobody but nodes reach the admin API of this agent";
+                tracing::error!(cluster, "{why}");
+                self.throw_away(cluster, &mut known)?;
+            }
+        }
+        let Some(fresh) = self.of(cluster, now)? else { return Ok(None) };
+        fresh.answer(question).map(Some)
+    }
+
     /// The memory for a cluster, made if there is none yet and there is room.
     fn of(&self, cluster: &str, now: Instant) -> io::Result<Option<Arc<Store>>> {
         let mut known = lock(&self.known);
         let dir = self.dir.join(cluster);
         if !dir.try_exists()? {
             let there = self.there()?;
-            known.retain(|name, _| there.contains(name));
-            if there.len() >= MAX_CLUSTERS && !self.make_room(&there, &mut known, now)? {
+            known.retain(|name, _| *name == self.own || there.contains(name));
+            let full = cluster != self.own && there.len() >= MAX_CLUSTERS;
+            if full && !self.make_room(&there, &mut known, now)? {
                 return Ok(None);
             }
             make(&dir)?;
@@ -276,7 +308,7 @@ impl StoresInner {
         Ok(Some(Arc::clone(store)))
     }
 
-    /// The clusters that have a memory on the disk.
+    /// The clusters, but our own, that have a memory on the disk.
     fn there(&self) -> io::Result<Vec<String>> {
         let entries = match fs::read_dir(&self.dir) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -286,39 +318,44 @@ impl StoresInner {
         for entry in entries {
             let entry = entry?;
             let name = entry.file_name().into_string().unwrap_or_default();
-            if is_cluster_name(&name) && entry.file_type()?.is_dir() {
+            if name != self.own && is_cluster_name(&name) && entry.file_type()?.is_dir() {
                 names.push(name);
             }
         }
         Ok(names)
     }
 
-    /// Removes the memory without records that was not asked for the longest time. False if that is not long for any.
+    /// Removes the memory that was not asked for the longest time, first of those without records. False if that is not long for
+    /// any.
     fn make_room(
         &self,
         there: &[String],
         known: &mut BTreeMap<String, (Arc<Store>, Instant)>,
         now: Instant,
     ) -> io::Result<bool> {
-        let asked = |name: &String| known.get(name).map_or(self.began, |(_, asked)| *asked);
-        let mut idle: Vec<&String> = there.iter().filter(|name| now - asked(name) >= IDLE).collect();
-        idle.sort_by_key(|name| asked(name));
-        for name in idle {
-            let dir = self.dir.join(name);
-            if is_without_records(&dir)? {
-                // All at once: an epoch must not outlive a record.
-                let gone = self.dir.join(GONE);
-                match fs::remove_dir_all(&gone) {
-                    Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-                    _ => fs::rename(&dir, &gone)?,
-                }
-                known.remove(name);
-                tracing::info!(cluster = name, "a witness's memory that nobody asked for long makes room");
-                fs::remove_dir_all(&gone)?;
-                return Ok(true);
+        let mut idle = Vec::new();
+        for name in there {
+            let asked = known.get(name).map_or(self.began, |(_, asked)| *asked);
+            if now - asked >= IDLE {
+                idle.push((!is_without_records(&self.dir.join(name))?, asked, name));
             }
         }
-        Ok(false)
+        let Some((_, _, name)) = idle.into_iter().min() else { return Ok(false) };
+        tracing::warn!(cluster = name, "a witness's memory that nobody asked for long makes room");
+        self.throw_away(name, known)?;
+        Ok(true)
+    }
+
+    /// Removes a memory, all at once: an epoch must not outlive a record, not even if power fails meanwhile.
+    fn throw_away(&self, name: &str, known: &mut BTreeMap<String, (Arc<Store>, Instant)>) -> io::Result<()> {
+        let gone = self.dir.join(GONE);
+        match fs::remove_dir_all(&gone) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => fs::rename(self.dir.join(name), &gone)?,
+        }
+        known.remove(name);
+        File::open(&self.dir)?.sync_all()?;
+        fs::remove_dir_all(&gone)
     }
 }
 
@@ -711,9 +748,9 @@ mod tests {
     }
 
     #[test]
-    fn memories_are_counted_where_they_are_kept_and_only_what_decided_nothing_makes_room() {
+    fn memories_are_counted_where_they_are_kept_and_what_nobody_asks_for_long_makes_room() {
         let dir = Dir::new("many");
-        let open = || Stores::new(dir.0.clone());
+        let open = || Stores::new(dir.0.clone(), "own");
         let now = clock::now();
         let mut epochs = Vec::new();
         for n in 0..MAX_CLUSTERS {
@@ -735,20 +772,64 @@ mod tests {
             assert_eq!(of(&stores, &format!("c{n}"), 1, None, later).expect("it is there").epoch, epochs[n]);
         }
         assert!(of(&stores, "more", 1, None, later).is_some());
-        assert_eq!(of(&stores, "c9", 1, None, later), None, "it made room");
-        assert_eq!(of(&stores, "c5", 1, None, later).expect("it stays").record, Some(half(1)));
+        assert!(dir.0.join("c5").exists() && !dir.0.join("c9").exists(), "what decided nothing goes first");
+        assert!(of(&stores, "c9", 1, None, later).is_some(), "then what did");
+        assert_eq!(of(&stores, "c5", 1, None, later), None, "all others are used");
 
         // What somebody removed makes room, too, and is another memory when it comes back.
         fs::remove_dir_all(dir.0.join("more")).expect("ours");
-        let answer = of(&stores, "c9", 1, Some((epochs[9], 1)), later).expect("there is room");
-        assert!(answer.epoch != epochs[9] && answer.record.is_none(), "{answer:?}");
+        let answer = of(&stores, "c5", 1, Some((epochs[5], 1)), later).expect("there is room");
+        assert!(answer.epoch != epochs[5] && answer.record.is_none(), "{answer:?}");
         assert_eq!(of(&stores, "more", 1, None, later), None);
+    }
+
+    #[test]
+    fn strangers_do_not_take_the_place_of_our_own_cluster() {
+        let dir = Dir::new("own");
+        let stores = Stores::new(dir.0.clone(), "own");
+        let now = clock::now();
+        for n in 0..MAX_CLUSTERS {
+            of(&stores, &format!("c{n}"), 1, None, now).expect("there is room");
+        }
+        assert_eq!(of(&stores, "more", 1, None, now), None);
+        let epoch = of(&stores, "own", 1, None, now).expect("there is room").epoch;
+        let later = now.after(IDLE * 2);
+        for n in 0..MAX_CLUSTERS {
+            of(&stores, &format!("d{n}"), 1, None, later).expect("the others make room");
+        }
+        assert_eq!(of(&stores, "own", 1, None, later).expect("it stays").epoch, epoch);
+    }
+
+    #[test]
+    fn who_fills_a_memory_puts_the_witness_out_of_use_for_a_moment_and_not_for_ever() {
+        let dir = Dir::new("fill");
+        let stores = Stores::new(dir.0.clone(), "own");
+        let now = clock::now();
+        let ask = |core, claim| {
+            stores.inner.answer("c", &asked(core, claim), now).expect("a directory").expect("room")
+        };
+        let before = ask(1, None).epoch;
+        assert_eq!(ask(1, Some((before, 1))).record, Some(half(1)));
+        for n in 1..MAX_RECORDS {
+            fs::write(dir.0.join(format!("c/7-{n:016x}.1")), "").expect("ours");
+        }
+        let full = ask(1, Some((before, 2)));
+        assert_eq!((full.epoch, full.record), (before, Some(half(1))), "what is written is told");
+        // A directory that nodes share is for people to look after.
+        let shared = Store::new(dir.0.join("c")).answer(&asked(2, Some((before, 2)))).expect_err("full");
+        assert!(shared.to_string().contains("remove those"), "{shared}");
+
+        let after = ask(2, Some((before, 2)));
+        assert!(after.epoch != before && after.record.is_none(), "{after:?}");
+        assert_eq!(ask(1, Some((before, 1))).record, None, "nothing is granted under the old epoch any more");
+        assert_eq!(ask(2, Some((after.epoch, 2))).record, Some(half(2)));
+        assert_eq!(dir.files(), ["c"], "nothing else stays");
     }
 
     #[tokio::test]
     async fn a_bad_name_and_no_room_are_two_things() {
         let dir = Dir::new("room");
-        let stores = Stores::new(dir.0.clone());
+        let stores = Stores::new(dir.0.clone(), "own");
         for bad in ["", ".gone", "a b", "..", &"x".repeat(65)] {
             let (status, why) = stores.answer(bad, asked(1, None)).await.expect_err("no name");
             assert!(status == 400 && why.contains("no cluster name"), "{status} {why}");

@@ -17,6 +17,10 @@
 //! founder for the others. It changes hands only by compare-and-set, to the same address, or once it was not renewed for
 //! [`TTL`]; whoever takes such a one must have found that nobody listens at the holder's address. A registry that has
 //! just begun may have forgotten holders: for [`GRACE`] it gives slots only to who says that it held them before.
+//!
+//! Nobody is asked who it is, so strangers may take places. That of our own cluster is nobody else's. When all others are taken,
+//! the cluster goes of which nothing was heard for the longest time, and for [`FORGOTTEN`] at least: then this registry is one
+//! that has forgotten holders, and clusters that come to it from then on begin with [`GRACE`].
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
@@ -30,8 +34,11 @@ use crate::{rendezvous::is_reachable, start::is_cluster_name};
 pub(crate) const TTL: Duration = Duration::from_secs(10);
 /// How long a fresh registry waits for those who held slots in the last one.
 pub(crate) const GRACE: Duration = Duration::from_secs(4);
+/// A cluster of which nothing was heard for so long makes room for another one.
+const FORGOTTEN: Duration = Duration::from_secs(3600);
 /// The largest body of a request.
 pub(crate) const MAX_BODY: usize = 1024;
+/// Besides our own.
 const MAX_CLUSTERS: usize = 16;
 const MAX_NODES: usize = 4096;
 const MAX_SLOTS: u16 = 1000;
@@ -83,12 +90,17 @@ pub(crate) struct Registrar {
     version: u64,
     purged: Instant,
     clusters: BTreeMap<String, Cluster>,
+    /// Clusters made room for others: whoever comes may have been forgotten.
+    forgot: bool,
     /// The node that keeps this registry is always listed in its own cluster.
     own: (String, SocketAddr),
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Cluster {
+    began: Instant,
+    /// When anybody of it was heard last.
+    heard: Instant,
     nodes: BTreeMap<String, Kept>,
     slots: BTreeMap<u16, Kept>,
     /// Grows with every change of what is listed.
@@ -112,7 +124,8 @@ impl Registrar {
     /// A fresh one; `mark` is random.
     pub(crate) fn new(mark: u64, now: Instant, cluster: &str, own: SocketAddr) -> Self {
         let own = (cluster.to_owned(), own);
-        Self { began: now, mark, version: 0, purged: now, clusters: BTreeMap::new(), own }
+        let clusters = BTreeMap::new();
+        Self { began: now, mark, version: 0, purged: now, clusters, forgot: false, own }
     }
 
     /// The addresses of all nodes of a cluster.
@@ -195,6 +208,10 @@ impl Registrar {
                     Err(problem) => return Answer::error(400, problem),
                 };
                 if let Some(refusal) = self.refusal(now, cluster, place, current, &entry, question) {
+                    if refusal.status == 503 {
+                        // So that this comes to an end.
+                        self.begin(now, cluster);
+                    }
                     return refusal;
                 }
                 self.put(now, cluster, place, entry)
@@ -214,6 +231,10 @@ impl Registrar {
         question: Question<'_>,
     ) -> Option<Answer> {
         let known = self.clusters.get(cluster);
+        if known.is_none() && !self.has_room(now, cluster) {
+            let why = format!("there are {MAX_CLUSTERS} clusters here, and no place for more");
+            return Some(Answer::error(507, why));
+        }
         match place {
             Place::Node(key) if key != entry.key => {
                 Some(Answer::error(400, "the key of the entry is not that of its path"))
@@ -230,7 +251,7 @@ impl Registrar {
                 Some(kept) if kept.entry.addr != entry.addr && !kept.is_stale(now) => {
                     Some(Answer::error(409, "its holder is alive"))
                 }
-                None if !entry.held && now - self.began < GRACE => {
+                None if !entry.held && self.may_have_forgotten(now, known) => {
                     let why = "the registry has just begun: those who held slots before come first";
                     Some(Answer::error(503, why))
                 }
@@ -238,17 +259,55 @@ impl Registrar {
             },
             Place::Node(_) => None,
         }
-        .or_else(|| {
-            let full = known.is_none() && self.clusters.len() >= MAX_CLUSTERS;
-            full.then(|| {
-                Answer::error(507, format!("there are {MAX_CLUSTERS} clusters here, and no place for more"))
-            })
-        })
+    }
+
+    /// May somebody else hold slots of this cluster, of which we do not know any more?
+    fn may_have_forgotten(&self, now: Instant, known: Option<&Cluster>) -> bool {
+        let begins = |since| now - since < GRACE;
+        begins(self.began) || self.forgot && known.is_none_or(|cluster| begins(cluster.began))
+    }
+
+    fn has_room(&self, now: Instant, cluster: &str) -> bool {
+        let others = self.clusters.keys().filter(|name| **name != self.own.0).count();
+        cluster == self.own.0 || others < MAX_CLUSTERS || self.silent(now).is_some()
+    }
+
+    /// The cluster of which nothing was heard for the longest time, if that is long.
+    fn silent(&self, now: Instant) -> Option<String> {
+        let others = self.clusters.iter().filter(|(name, _)| **name != self.own.0);
+        let heard = others.map(|(name, cluster)| (cluster.heard, name)).min()?;
+        (now - heard.0 >= FORGOTTEN).then(|| heard.1.clone())
+    }
+
+    /// Gives the cluster a place, if it has none: there must be room.
+    fn begin(&mut self, now: Instant, cluster: &str) {
+        if self.clusters.contains_key(cluster) {
+            return;
+        }
+        let others = self.clusters.keys().filter(|name| **name != self.own.0).count();
+        if cluster != self.own.0
+            && others >= MAX_CLUSTERS
+            && let Some(silent) = self.silent(now)
+        {
+            tracing::warn!(
+                cluster = silent,
+                "a cluster of which nothing was heard for long makes room in the registry"
+            );
+            self.clusters.remove(&silent);
+            self.forgot = true;
+        }
+        let fresh =
+            Cluster { began: now, heard: now, nodes: BTreeMap::new(), slots: BTreeMap::new(), version: 0 };
+        self.clusters.insert(cluster.to_owned(), fresh);
     }
 
     fn put(&mut self, now: Instant, cluster: &str, place: Place<'_>, entry: Entry) -> Answer {
         let entry = Entry { held: false, ..entry };
-        let known = self.clusters.get_mut(cluster).and_then(|c| c.get_mut(place));
+        self.begin(now, cluster);
+        let known = self.clusters.get_mut(cluster).and_then(|c| {
+            c.heard = now;
+            c.get_mut(place)
+        });
         if let Some(kept) = known.filter(|kept| kept.entry == entry) {
             // It is only renewed.
             let came_back = matches!(place, Place::Node(_)) && kept.is_stale(now);
@@ -266,9 +325,10 @@ impl Registrar {
 
     fn change(&mut self, cluster: &str, change: impl FnOnce(&mut Cluster)) {
         self.version += 1;
-        let known = self.clusters.entry(cluster.to_owned()).or_default();
-        known.version = self.version;
-        change(known);
+        if let Some(known) = self.clusters.get_mut(cluster) {
+            known.version = self.version;
+            change(known);
+        }
     }
 
     /// Forgets nodes that were silent for long, and clusters of which nothing is left.
@@ -282,7 +342,10 @@ impl Registrar {
                 cluster.version = self.version;
             }
         }
-        self.clusters.retain(|_, cluster| !cluster.nodes.is_empty() || !cluster.slots.is_empty());
+        // Of one that has just begun there may be more to come.
+        self.clusters.retain(|_, cluster| {
+            !cluster.nodes.is_empty() || !cluster.slots.is_empty() || now - cluster.began < GRACE * 2
+        });
     }
 
     fn etag(&self, version: u64) -> String {
@@ -491,6 +554,49 @@ mod tests {
             assert_eq!(get(&mut r, 5, path).status, 404, "{path}");
         }
         assert!(r.clusters.is_empty());
+    }
+
+    #[test]
+    fn strangers_take_neither_the_place_of_our_own_cluster_nor_any_other_one_for_ever() {
+        fn put(r: &mut Registrar, s: u64, path: &str, entry: &Entry) -> u16 {
+            let body = body(entry);
+            let free = Some("*");
+            r.handle(
+                at(s),
+                Question { method: "PUT", path, if_match: None, if_none_match: free, body: &body },
+            )
+            .status
+        }
+        let mut r = registrar();
+        let begun = |n| if n < 8 { 5 } else { 100 };
+        for n in 0..MAX_CLUSTERS {
+            assert_eq!(put(&mut r, begun(n), &format!("/c{n:02}/slots/0"), &entry(1)), 201);
+        }
+        assert_eq!(put(&mut r, 100, "/more/slots/0", &entry(1)), 507);
+        assert_eq!(put(&mut r, 100, "/own/slots/0", &entry(1)), 201, "there is a place for our own");
+        assert_eq!(put(&mut r, 100, "/own/nodes/k1", &entry(1)), 201);
+
+        let hour = FORGOTTEN.as_secs();
+        assert_eq!(put(&mut r, hour + 4, "/more/slots/0", &entry(1)), 507, "silence has to be long");
+        assert_eq!(put(&mut r, hour + 4, "/c00/nodes/k1", &entry(1)), 201);
+        assert_eq!(put(&mut r, hour + 5, "/more/slots/0", &entry(1)), 201, "the silent one makes room");
+        assert!(get(&mut r, hour + 5, "/c00/slots/0").status == 200, "who has been heard stays");
+        assert_eq!(get(&mut r, hour + 5, "/c01/slots/0").status, 404);
+        // It comes back: who held the slot has it, and nobody else.
+        assert_eq!(put(&mut r, hour + 5, "/c01/slots/0", &entry(2)), 503);
+        assert_eq!(put(&mut r, hour + 8, "/c01/slots/0", &entry(2)), 503);
+        assert_eq!(put(&mut r, hour + 8, "/c01/slots/0", &Entry { held: true, ..entry(1) }), 201);
+        // And nobody waits for ever for who held others.
+        assert_eq!(put(&mut r, hour + 9, "/c01/slots/1", &entry(2)), 201);
+        assert_eq!(put(&mut r, hour + 90, "/new/slots/0", &entry(1)), 503);
+        assert_eq!(put(&mut r, hour + 94, "/new/slots/0", &entry(1)), 201);
+        assert_eq!(r.clusters.len(), MAX_CLUSTERS + 1);
+        // Our own, which was silent as long, keeps its place.
+        assert_eq!(get(&mut r, 3 * hour, "/own/slots/0").status, 200);
+        for n in 0..2 * MAX_CLUSTERS {
+            put(&mut r, 3 * hour, &format!("/d{n}/slots/0"), &entry(1));
+        }
+        assert_eq!((r.clusters.len(), r.clusters.contains_key("own")), (MAX_CLUSTERS + 1, true));
     }
 
     proptest! {
