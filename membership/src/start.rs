@@ -32,7 +32,7 @@ use crate::{
     status::Status,
     trace::Tracer,
     watchdog::Pats,
-    witness::Stores,
+    witness::{Stores, Witness},
 };
 
 /// How many commands of applications wait for the control thread; then they wait themselves.
@@ -64,6 +64,9 @@ pub(crate) async fn start(builder: NodeBuilder) -> Result<Node, StartError> {
             builder.listen
         );
         return Err(StartError::setting("listen", problem));
+    }
+    for warning in in_the_open(&builder) {
+        tracing::warn!("{warning}");
     }
     let data_dir = data_dir(&builder).await?;
     let listener = listen("listen", builder.listen)?;
@@ -268,6 +271,37 @@ fn check_credentials(builder: &NodeBuilder) -> Result<(), StartError> {
     Ok(())
 }
 
+/// What is believed although neither a secret nor certificates cover it: words of a registry on another host.
+fn in_the_open(builder: &NodeBuilder) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if !builder.credentials().is_some() {
+        return warnings; // Then all is in the open, which somebody asked for.
+    }
+    let open =
+        "plain HTTP, which neither --secret-file nor --tls-ca covers: who sits on the way to it may tell";
+    let listed = builder.rendezvous.iter().any(|provider| matches!(provider, Rendezvous::Static(_)));
+    let mut registries =
+        builder.rendezvous.iter().filter(|p| matches!(p, Rendezvous::File(_) | Rendezvous::Http(_)));
+    if matches!(builder.bootstrap, Bootstrap::Expect(_))
+        && !listed
+        && let Some(url @ Rendezvous::Http(at)) = registries.next()
+        && !at.is_here()
+    {
+        let what = "some founders that others' slots are theirs, and two clusters are founded";
+        let way_out =
+            "name the founders with static:, or reach the registry by a way that is sealed (ssh -L, a VPN)";
+        warnings.push(format!("founder slots come from {url} over {open} {what}: {way_out}"));
+    }
+    if let Some(url @ Witness::Http(at)) = &builder.witness
+        && !at.is_here()
+    {
+        let what = "each half of the core that it goes on, and both have leaders";
+        let way_out = "give file: on storage that both halves reach, or reach the agent by a way that is sealed (ssh -L, a VPN)";
+        warnings.push(format!("the witness is asked at {url} over {open} {what}: {way_out}"));
+    }
+    warnings
+}
+
 fn check_names(builder: &NodeBuilder) -> Result<(), StartError> {
     let cluster = &builder.cluster;
     if !is_cluster_name(cluster) {
@@ -441,4 +475,47 @@ fn domains(labels: &BTreeMap<String, String>) -> Domains {
         _ => label("zone").or_else(|| label("dc")),
     };
     Domains { zone, rack: label("rack"), power: label("power") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_believed_in_the_open_is_said_where_a_secret_may_make_one_think_otherwise() {
+        let far = "http://10.0.0.3:7070/v1/rendezvous";
+        let secret = || crate::Secret::generate().expect("random").parse::<crate::Secret>().expect("a key");
+        let provider = |url: &str| url.parse::<Rendezvous>().expect("valid");
+        let founder =
+            || Node::builder().secret(secret()).bootstrap(Bootstrap::Expect(3)).rendezvous(provider(far));
+        let of_slots = in_the_open(&founder());
+        assert!(
+            of_slots.len() == 1 && of_slots[0].contains(far) && of_slots[0].contains("static:"),
+            "{of_slots:?}"
+        );
+        let witnessed = Node::builder().secret(secret()).witness(far.parse().expect("valid"));
+        let of_witness = in_the_open(&witnessed);
+        assert!(of_witness.len() == 1 && of_witness[0].contains("file:"), "{of_witness:?}");
+        let certified =
+            founder().witness(far.parse().expect("valid")).tls_ca("ca").tls_cert("cert").tls_key("key");
+        assert_eq!(in_the_open(&certified).len(), 2);
+
+        // Addresses are only probed; and of what is on this host, or not there at all, nothing is to be said.
+        let loopback = "http://127.0.0.1:7070/v1/rendezvous";
+        for quiet in [
+            Node::builder().bootstrap(Bootstrap::Expect(3)).rendezvous(provider(far)),
+            founder().bootstrap(Bootstrap::Join),
+            founder().rendezvous(provider("static:10.0.0.1:1,10.0.0.2:1,10.0.0.3:1")),
+            Node::builder()
+                .secret(secret())
+                .bootstrap(Bootstrap::Expect(3))
+                .rendezvous(provider("file:/mnt/shared"))
+                .rendezvous(provider(far)),
+            Node::builder().secret(secret()).bootstrap(Bootstrap::Expect(3)).rendezvous(provider(loopback)),
+            Node::builder().secret(secret()).witness(loopback.parse().expect("valid")),
+            Node::builder().secret(secret()).witness("file:/mnt/shared".parse().expect("valid")),
+        ] {
+            assert_eq!(in_the_open(&quiet), [""; 0]);
+        }
+    }
 }

@@ -64,6 +64,11 @@ pub struct HttpRegistry {
 }
 
 impl HttpRegistry {
+    /// Is it on this host, so that nobody is on the way to it?
+    pub(crate) fn is_here(&self) -> bool {
+        self.host == "localhost" || self.host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    }
+
     /// As it is written in URLs and in the header `Host`.
     pub(crate) fn authority(&self) -> String {
         match self.host.parse::<IpAddr>() {
