@@ -5,6 +5,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::{TcpListener, TcpStream},
+    os::unix::fs::PermissionsExt,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::SeqCst},
@@ -14,7 +15,7 @@ use std::{
 };
 
 mod common;
-use common::{Dir, PATIENCE, Proc, assert_no_overlap, free_port, phalanx, run, stderr};
+use common::{Dir, PATIENCE, Proc, assert_no_overlap, free_port, phalanx, run, stderr, stdout};
 use serde_json::Value;
 
 const LEASE: Duration = Duration::from_millis(500);
@@ -152,11 +153,14 @@ fn until_status(p: &Proc, fits: impl Fn(&Value) -> bool) -> Value {
 
 /// An agent of another cluster, on whose registry the witness is.
 fn keeper(data_dir: Option<&str>) -> (Proc, String) {
+    keeper_with(&data_dir.map_or_else(Vec::new, |dir| vec!["--data-dir", dir]))
+}
+
+fn keeper_with(more: &[&str]) -> (Proc, String) {
     let port = free_port();
     let admin = format!("127.0.0.1:{port}");
     let args = ["agent", "--cluster", "others", "--name", "keeper", "--admin", &admin];
-    let mut agent =
-        Proc::start(&[&args[..], &data_dir.map_or_else(Vec::new, |dir| vec!["--data-dir", dir])].concat());
+    let mut agent = Proc::start(&[&args[..], more].concat());
     agent.until_event("started");
     (agent, format!("http://{admin}/v1/rendezvous"))
 }
@@ -298,4 +302,28 @@ fn a_web_page_makes_no_memory() {
     }
     assert_eq!(ask(""), "200");
     assert!(kept.exists());
+}
+
+#[test]
+fn a_witness_that_must_prove_what_it_says_needs_the_secret() {
+    let dir = Dir::new();
+    let secret = dir.write("secret", &stdout(&run(&["secret"])));
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).expect("ours");
+    let with = keeper_with(&["--data-dir", &dir.file("with"), "--secret-file", &secret]);
+    let without = keeper_with(&["--data-dir", &dir.file("without")]);
+    for ((_agent, url), proves) in [(with, true), (without, false)] {
+        let url = format!("{url}?proof=required");
+        let pair = Pair::start(&["--witness", &url, "--secret-file", &secret]);
+        let status = until_status(&pair.procs[0], |status| {
+            let witness = &status["witness"];
+            witness["answers"] == true || witness["problem"].is_string()
+        });
+        assert_eq!(status["witness"]["answers"], proves, "{status}");
+        assert_eq!(status["witness"]["epoch"].is_string(), proves, "{status}");
+        let problem = status["witness"]["problem"].as_str().unwrap_or_default();
+        assert_eq!(problem.contains("no proof"), !proves, "{problem}");
+    }
+    let refused = run(&["agent", "--witness", "http://127.0.0.1:1/v1/rendezvous?proof=required"]);
+    assert_eq!(refused.status.code(), Some(2), "{}", stderr(&refused));
+    assert!(stderr(&refused).contains("--secret-file"), "{}", stderr(&refused));
 }

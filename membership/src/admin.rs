@@ -15,7 +15,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
     HeaderMap, Method, Request, Response,
     body::Incoming,
-    header::{ALLOW, CONTENT_TYPE, ETAG, HeaderValue, IF_MATCH, IF_NONE_MATCH, ORIGIN},
+    header::{ALLOW, CONTENT_TYPE, ETAG, HeaderName, HeaderValue, IF_MATCH, IF_NONE_MATCH, ORIGIN},
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -34,8 +34,12 @@ use crate::{
     handshake::Versions,
     metrics::Metrics,
     node::{Command, Shared, lock},
-    rendezvous::{MAX_BODY, Question, REGISTRY_PATH},
+    rendezvous::{
+        MAX_BODY, Question, REGISTRY_PATH,
+        proof::{self, Asked, Proved, Told},
+    },
     replica::Standing,
+    secret::Credentials,
     status::{GroupStatus, Status},
     witness,
 };
@@ -202,9 +206,9 @@ async fn answer(
     let below = path.strip_prefix(REGISTRY_PATH).filter(|rest| rest.is_empty() || rest.starts_with('/'));
     if let Some(below) = below {
         if let Some((cluster, below)) = below.trim_matches('/').split_once("/witness/") {
-            return Ok(respond(as_witness(request, cluster, below, shared).await));
+            return Ok(as_witness(request, cluster, below, shared, from).await);
         }
-        return Ok(registry(request, below, shared).await);
+        return Ok(registry(request, below, shared, from).await);
     }
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     let own = own_answer(&path, shared);
@@ -281,8 +285,52 @@ fn is_of_a_page(headers: &HeaderMap) -> bool {
     headers.keys().any(|name| *name == ORIGIN || name.as_str().starts_with("sec-fetch-"))
 }
 
+/// What the header of a request proves, if anything; or why it is refused.
+fn proved(
+    shared: &Shared,
+    from: IpAddr,
+    below: &str,
+    header: Option<&str>,
+    asked: Asked<'_>,
+) -> Result<Option<Proved>, AdminResponse> {
+    let Credentials::Secret(secret) = shared.wallet.get() else { return Ok(None) };
+    let proved = header.map(|header| Proved::read(&secret, header, asked)).transpose();
+    let proved = proved.map_err(|why| AdminResponse::error(401, why))?.flatten();
+    if proved.is_none() && must_be_proved(&shared.cluster, from, asked.method, below) {
+        let what = "slots and the witness of this cluster are written by who holds its secret";
+        let way_out = "start the node with its --secret-file, or ask on the agent's own host";
+        return Err(AdminResponse::error(401, format!("{what}: {way_out}")));
+    }
+    Ok(proved)
+}
+
+/// Slots and claims of our own cluster are written by who holds its secret: all its nodes do. Of other clusters' secrets we know
+/// nothing. People on this host may, as they may force.
+fn must_be_proved(own: &str, from: IpAddr, method: &str, below: &str) -> bool {
+    let (cluster, rest) = below.trim_matches('/').split_once('/').unwrap_or_default();
+    let counts = rest.starts_with("slots/") || rest.starts_with("witness/");
+    cluster == own && counts && matches!(method, "PUT" | "DELETE") && !from.is_loopback()
+}
+
+/// Proves an answer, where its request was proved.
+async fn with_proof(proved: Option<&Proved>, response: Response<Full<Bytes>>) -> Response<Full<Bytes>> {
+    let Some(proved) = proved else { return response };
+    let (mut head, body) = response.into_parts();
+    let Ok(body) = body.collect().await.map(|body| body.to_bytes());
+    let etag = head.headers.get(ETAG).and_then(|etag| etag.to_str().ok());
+    let proof = proved.answer(Told { status: head.status.as_u16(), etag, body: &body });
+    let proof = HeaderValue::from_str(&proof).expect("hexadecimal digits");
+    head.headers.insert(proof::HEADER, proof);
+    Response::from_parts(head, Full::new(body))
+}
+
 /// What this node keeps for others that look for their cluster.
-async fn registry(request: Request<Incoming>, path: &str, shared: &Shared) -> Response<Full<Bytes>> {
+async fn registry(
+    request: Request<Incoming>,
+    path: &str,
+    shared: &Shared,
+    from: IpAddr,
+) -> Response<Full<Bytes>> {
     let (head, body) = request.into_parts();
     // A name that is made to point here gets a page past the rules for other sites; a browser still says that it is one.
     if matches!(head.method, Method::PUT | Method::DELETE) && is_of_a_page(&head.headers) {
@@ -295,14 +343,16 @@ async fn registry(request: Request<Incoming>, path: &str, shared: &Shared) -> Re
         }
         Err(_) => return respond(AdminResponse::error(408, "the body did not come in time")),
     };
-    let header = |name| head.headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap_or("no text"));
-    let question = Question {
-        method: head.method.as_str(),
-        path,
-        if_match: header(IF_MATCH),
-        if_none_match: header(IF_NONE_MATCH),
-        body: &body,
+    let header = |name: HeaderName| {
+        head.headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap_or("no text"))
     };
+    let (method, if_match, if_none_match) = (head.method.as_str(), header(IF_MATCH), header(IF_NONE_MATCH));
+    let asked = Asked { method, path: head.uri.path(), if_match, if_none_match, body: &body };
+    let proved = match proved(shared, from, path, header(HeaderName::from_static(proof::HEADER)), asked) {
+        Ok(proved) => proved,
+        Err(refusal) => return respond(refusal),
+    };
+    let question = Question { method, path, if_match, if_none_match, body: &body };
     let answer = lock(&shared.registrar).handle(now(), question);
     let mut response = respond(AdminResponse::json(answer.status, &answer.body));
     if answer.status == 304 {
@@ -311,7 +361,7 @@ async fn registry(request: Request<Incoming>, path: &str, shared: &Shared) -> Re
     if let Some(etag) = answer.etag.and_then(|etag| HeaderValue::from_str(&etag).ok()) {
         response.headers_mut().insert(ETAG, etag);
     }
-    response
+    with_proof(proved.as_ref(), response).await
 }
 
 /// What this node keeps for clusters whose witness it is.
@@ -320,6 +370,34 @@ async fn as_witness(
     cluster: &str,
     below: &str,
     shared: &Shared,
+    from: IpAddr,
+) -> Response<Full<Bytes>> {
+    // Even a GET makes a memory where there is none.
+    if is_of_a_page(request.headers()) {
+        return respond(AdminResponse::error(403, "a witness is asked by nodes, and not from a web page"));
+    }
+    let header =
+        request.headers().get(proof::HEADER).map(|proof| proof.to_str().unwrap_or("no text").to_owned());
+    let AdminRequest { method, path, body, .. } = match read(request).await {
+        Ok(request) => request,
+        Err(refusal) => return respond(refusal),
+    };
+    let asked = Asked { method: &method, path: &path, body: &body, ..Asked::default() };
+    let at = format!("{cluster}/witness/{below}");
+    let proved = match proved(shared, from, &at, header.as_deref(), asked) {
+        Ok(proved) => proved,
+        Err(refusal) => return respond(refusal),
+    };
+    let answer = told_as_witness(shared, cluster, below, &method, &body).await;
+    with_proof(proved.as_ref(), respond(answer)).await
+}
+
+async fn told_as_witness(
+    shared: &Shared,
+    cluster: &str,
+    below: &str,
+    method: &str,
+    body: &[u8],
 ) -> AdminResponse {
     let Some(stores) = &shared.stores else {
         return AdminResponse::error(
@@ -327,15 +405,7 @@ async fn as_witness(
             "this agent keeps nothing over a restart, so it is no witness: start it with --data-dir",
         );
     };
-    // Even a GET makes a memory where there is none.
-    if is_of_a_page(request.headers()) {
-        return AdminResponse::error(403, "a witness is asked by nodes, and not from a web page");
-    }
-    let AdminRequest { method, body, .. } = match read(request).await {
-        Ok(request) => request,
-        Err(refusal) => return refusal,
-    };
-    let question = match witness::question(&method, below, &body) {
+    let question = match witness::question(method, below, body) {
         Ok(question) => question,
         Err((status, why)) => return AdminResponse::error(status, why),
     };
@@ -547,6 +617,17 @@ mod tests {
         assert_eq!(percent_decoded("a%2Fb%3ac%"), "a/b:c%");
         assert_eq!(percent_decoded("%zz%2"), "%zz%2");
         assert_eq!(percent_decoded("%+1"), "%+1", "a number may have a sign, an escape may not");
+    }
+
+    #[test]
+    fn what_is_believed_of_our_own_cluster_is_written_from_elsewhere_only_with_its_secret() {
+        let far = |method, below| must_be_proved("c", IpAddr::from([10, 0, 0, 7]), method, below);
+        for below in ["/c/slots/0", "/c/slots/0/", "c/witness/5-0000000000000def/1"] {
+            assert!(far("PUT", below) && far("DELETE", below) && !far("GET", below), "{below}");
+            assert!(!must_be_proved("c", IpAddr::from([127, 0, 0, 1]), "PUT", below), "{below}");
+            assert!(!must_be_proved("d", IpAddr::from([10, 0, 0, 7]), "PUT", below), "{below}");
+        }
+        assert!(!far("PUT", "/c/nodes/k") && !far("PUT", "/c") && !far("PUT", ""), "what is only probed");
     }
 
     #[test]

@@ -261,7 +261,7 @@ impl Driver {
             let (standing, arrived) = (Arc::clone(&shared.witness), arrived.clone());
             // As above.
             let told = move |answer| drop(arrived.blocking_send(Arrived::Witness(answer)));
-            Asker::start(at, &shared.cluster, standing, counts.clone(), told)
+            Asker::start(at, &shared.wallet, &shared.cluster, standing, counts.clone(), told)
         };
         let witness = witness.as_ref().map(asker).transpose()?;
         let steering = finder.run(config.me.id, arrived);

@@ -8,6 +8,7 @@ pub(crate) mod file;
 mod finder;
 mod fixed;
 pub(crate) mod http;
+pub(crate) mod proof;
 pub(crate) mod registrar;
 mod registry;
 mod udp;
@@ -38,7 +39,7 @@ pub(crate) fn is_reachable(addr: SocketAddr) -> bool {
 /// A provider of addresses, as it is configured.
 ///
 /// Written `static:HOST:PORT,HOST:PORT,…`, `file:DIR`, `dns:NAME[:PORT][?server=ADDR]`,
-/// `multicast:GROUP:PORT[?interface=IP]`, `broadcast:PORT[?interface=IP]` or `http://HOST:PORT/v1/rendezvous`.
+/// `multicast:GROUP:PORT[?interface=IP]`, `broadcast:PORT[?interface=IP]` or `http://HOST:PORT/v1/rendezvous[?proof=required]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Rendezvous {
@@ -121,8 +122,12 @@ fn parameter<'a>(text: &'a str, key: &str, like: &str) -> Result<(&'a str, Optio
     }
 }
 
-/// `//HOST:PORT[/PATH]`.
+/// `//HOST:PORT[/PATH][?proof=required]`.
 fn http_registry(text: &str) -> Result<HttpRegistry, String> {
+    let (text, proof) = parameter(text, "proof", "required")?;
+    if let Some(other) = proof.filter(|proof| *proof != "required") {
+        return Err(format!("proof={other} is not known: give proof=required, or leave it out"));
+    }
     let like = "http://HOST:PORT/v1/rendezvous";
     let rest = text.strip_prefix("//").ok_or_else(|| format!("give {like}"))?;
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
@@ -139,7 +144,7 @@ fn http_registry(text: &str) -> Result<HttpRegistry, String> {
         path => path,
     };
     let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-    Ok(HttpRegistry { host, port: checked_port(port)?, path: path.to_owned() })
+    Ok(HttpRegistry { host, port: checked_port(port)?, path: path.to_owned(), proof: proof.is_some() })
 }
 
 /// `GROUP:PORT[?interface=IP]`.
@@ -224,7 +229,7 @@ impl fmt::Display for Rendezvous {
                 port.map_or(Ok(()), |port| write!(f, ":{port}"))?;
                 server.map_or(Ok(()), |server| write!(f, "?server={server}"))
             }
-            Self::Http(at) => write!(f, "http://{}{}", at.authority(), at.path),
+            Self::Http(at) => at.fmt(f),
             Self::Local(LocalNetwork { group, port, interface }) => {
                 match group {
                     Some(group) => write!(f, "multicast:{group}:{port}")?,
@@ -253,6 +258,7 @@ mod tests {
             "multicast:239.1.2.3:7000?interface=10.0.0.1",
             "http://reg.example:7070/v1/rendezvous",
             "http://[::1]:7070/x/y",
+            "http://reg.example:7070/v1/rendezvous?proof=required",
             "broadcast:7000",
             "broadcast:7000?interface=127.0.0.1",
         ] {
@@ -295,6 +301,8 @@ mod tests {
             "http://user@x:1/",
             "http://x:1/a b",
             "http://x:1/v1?x=1",
+            "http://x:1/v1?proof=no",
+            "http://x:1/v1?proof",
             "multicast:7000",
             "multicast:10.0.0.1:7000",
             "multicast:[ff02::1]:7000",

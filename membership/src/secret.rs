@@ -11,7 +11,7 @@ use std::{
 };
 
 use data_encoding::{BASE64_NOPAD, BASE64URL_NOPAD, HEXLOWER, HEXLOWER_PERMISSIVE};
-use ring::hkdf;
+use ring::{hkdf, hmac};
 
 use crate::{
     node::lock,
@@ -51,6 +51,8 @@ pub struct Secret(Arc<[Key]>);
 pub(crate) struct Key {
     id: KeyId,
     bytes: [u8; 32],
+    /// For what registries are asked and answer; it tells nothing of the other.
+    registries: [u8; 32],
 }
 
 /// Names a key without telling it.
@@ -79,11 +81,15 @@ impl Key {
             bytes
         };
         let id = *derived(b"id").first_chunk().expect("32 bytes have 8");
-        Self { id: KeyId(id), bytes: derived(b"key") }
+        Self { id: KeyId(id), bytes: derived(b"key"), registries: derived(b"registries") }
     }
 
     pub(crate) fn id(&self) -> KeyId {
         self.id
+    }
+
+    pub(crate) fn of_registries(&self) -> hmac::Key {
+        hmac::Key::new(hmac::HMAC_SHA256, &self.registries)
     }
 
     pub(crate) fn bytes(&self) -> &[u8; 32] {

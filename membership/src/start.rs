@@ -28,7 +28,7 @@ use crate::{
     metrics::Metrics,
     node::{Node, NodeBuilder, Shared},
     rendezvous::{Finder, Registrar, Registry, Rendezvous},
-    secret::Wallet,
+    secret::{Source, Wallet},
     status::Status,
     trace::Tracer,
     watchdog::Pats,
@@ -52,6 +52,7 @@ pub(crate) async fn start(builder: NodeBuilder) -> Result<Node, StartError> {
         ));
     }
     check_credentials(&builder)?;
+    check_proofs(&builder)?;
     let source = builder.credentials();
     let wallet = Wallet::open(source)
         .map_err(|source| StartError::Secret { place: builder.credentials().place(), source })?;
@@ -92,7 +93,7 @@ pub(crate) async fn start(builder: NodeBuilder) -> Result<Node, StartError> {
     let place = || builder.credentials().place();
     wallet.belongs_to(&name, advertise).map_err(|source| StartError::Secret { place: place(), source })?;
     let id = fresh_id(&name)?;
-    let registries = open_registries(&builder, &name, advertise, id).await?;
+    let registries = open_registries(&builder, &wallet, &name, advertise, id).await?;
     let status = Snapshot::new(Arc::new(Status::begin(id)));
     let bus = NodeBus::new();
     let admin_addr = admin.as_ref().map(|(_, addr)| *addr);
@@ -271,14 +272,34 @@ fn check_credentials(builder: &NodeBuilder) -> Result<(), StartError> {
     Ok(())
 }
 
+/// Proofs are made with a secret.
+fn check_proofs(builder: &NodeBuilder) -> Result<(), StartError> {
+    if matches!(builder.credentials(), Source::Given(_) | Source::File(_)) {
+        return Ok(());
+    }
+    let needs = |url: String| {
+        format!("{url} needs --secret-file: a registry's answers are proved with the cluster's secret")
+    };
+    for provider in &builder.rendezvous {
+        if matches!(provider, Rendezvous::Http(at) if at.proof) {
+            return Err(StartError::setting("rendezvous", needs(provider.to_string())));
+        }
+    }
+    match &builder.witness {
+        Some(url @ Witness::Http(at)) if at.proof => {
+            Err(StartError::setting("witness", needs(url.to_string())))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// What is believed although neither a secret nor certificates cover it: words of a registry on another host.
 fn in_the_open(builder: &NodeBuilder) -> Vec<String> {
     let mut warnings = Vec::new();
     if !builder.credentials().is_some() {
         return warnings; // Then all is in the open, which somebody asked for.
     }
-    let open =
-        "plain HTTP, which neither --secret-file nor --tls-ca covers: who sits on the way to it may tell";
+    let open = "plain HTTP, and it may answer without a proof: who sits on the way to it may tell";
     let listed = builder.rendezvous.iter().any(|provider| matches!(provider, Rendezvous::Static(_)));
     let mut registries =
         builder.rendezvous.iter().filter(|p| matches!(p, Rendezvous::File(_) | Rendezvous::Http(_)));
@@ -286,17 +307,20 @@ fn in_the_open(builder: &NodeBuilder) -> Vec<String> {
         && !listed
         && let Some(url @ Rendezvous::Http(at)) = registries.next()
         && !at.is_here()
+        && !at.proof
     {
         let what = "some founders that others' slots are theirs, and two clusters are founded";
-        let way_out =
-            "name the founders with static:, or reach the registry by a way that is sealed (ssh -L, a VPN)";
+        let way_out = "start its agent with the same --secret-file and append ?proof=required, name the founders with static:, \
+                       or reach the registry by a way that is sealed (ssh -L, a VPN)";
         warnings.push(format!("founder slots come from {url} over {open} {what}: {way_out}"));
     }
     if let Some(url @ Witness::Http(at)) = &builder.witness
         && !at.is_here()
+        && !at.proof
     {
         let what = "each half of the core that it goes on, and both have leaders";
-        let way_out = "give file: on storage that both halves reach, or reach the agent by a way that is sealed (ssh -L, a VPN)";
+        let way_out = "start its agent with the same --secret-file and append ?proof=required, give file: on storage that both \
+                       halves reach, or reach the agent by a way that is sealed (ssh -L, a VPN)";
         warnings.push(format!("the witness is asked at {url} over {open} {what}: {way_out}"));
     }
     warnings
@@ -365,6 +389,7 @@ fn configuration(builder: &NodeBuilder, me: NodeInfo) -> Result<Config, StartErr
 
 async fn open_registries(
     builder: &NodeBuilder,
+    wallet: &Wallet,
     name: &str,
     addr: SocketAddr,
     id: NodeId,
@@ -377,7 +402,7 @@ async fn open_registries(
         {
             return Err(StartError::setting("rendezvous", format!("{url}: {problem}")));
         }
-        match Registry::open(provider, &builder.cluster, name, addr, id).await {
+        match Registry::open(provider, wallet, &builder.cluster, name, addr, id).await {
             Ok(registry) => registries.extend(registry.map(|registry| (url, registry))),
             Err(source) => return Err(StartError::Rendezvous { url, source }),
         }
@@ -502,6 +527,7 @@ mod tests {
 
         // Addresses are only probed; and of what is on this host, or not there at all, nothing is to be said.
         let loopback = "http://127.0.0.1:7070/v1/rendezvous";
+        let proved = "http://10.0.0.3:7070/v1/rendezvous?proof=required";
         for quiet in [
             Node::builder().bootstrap(Bootstrap::Expect(3)).rendezvous(provider(far)),
             founder().bootstrap(Bootstrap::Join),
@@ -513,9 +539,26 @@ mod tests {
                 .rendezvous(provider(far)),
             Node::builder().secret(secret()).bootstrap(Bootstrap::Expect(3)).rendezvous(provider(loopback)),
             Node::builder().secret(secret()).witness(loopback.parse().expect("valid")),
+            Node::builder()
+                .secret(secret())
+                .bootstrap(Bootstrap::Expect(3))
+                .rendezvous(provider(proved))
+                .witness(proved.parse().expect("valid")),
             Node::builder().secret(secret()).witness("file:/mnt/shared".parse().expect("valid")),
         ] {
             assert_eq!(in_the_open(&quiet), [""; 0]);
+        }
+        for without in [
+            Node::builder().rendezvous(provider(proved)),
+            Node::builder().witness(proved.parse().expect("valid")),
+            Node::builder()
+                .witness(proved.parse().expect("valid"))
+                .tls_ca("ca")
+                .tls_cert("cert")
+                .tls_key("key"),
+        ] {
+            let why = check_proofs(&without).expect_err("proofs need a secret").to_string();
+            assert!(why.contains("--secret-file"), "{why}");
         }
     }
 }

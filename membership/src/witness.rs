@@ -39,7 +39,11 @@ use crate::{
     disk::{checksum, make},
     metrics::Counts,
     node::lock,
-    rendezvous::{HttpRegistry, Lookup, ParseRendezvousError, Rendezvous, connect},
+    rendezvous::{
+        HttpRegistry, Lookup, ParseRendezvousError, Rendezvous, connect,
+        proof::{self, Trust},
+    },
+    secret::Wallet,
     start::{self, is_cluster_name},
     wire::shown,
 };
@@ -98,7 +102,7 @@ impl fmt::Display for Witness {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(dir) => write!(f, "file:{}", dir.display()),
-            Self::Http(registry) => write!(f, "http://{}{}", registry.authority(), registry.path),
+            Self::Http(registry) => registry.fmt(f),
         }
     }
 }
@@ -479,6 +483,7 @@ impl Asker {
     /// Starts the thread that asks.
     pub(crate) fn start(
         at: &Witness,
+        wallet: &Wallet,
         cluster: &str,
         standing: Arc<Mutex<Reached>>,
         counts: Counts,
@@ -486,7 +491,7 @@ impl Asker {
     ) -> io::Result<Self> {
         let (questions, asked) = sync_channel(QUESTIONS);
         let url = at.to_string();
-        let mut line = Line::open(at, cluster)?;
+        let mut line = Line::open(at, wallet, cluster)?;
         thread::Builder::new().name("phalanx-witness".into()).spawn(move || {
             run(&asked, &url, &standing, &counts, &mut |question| line.ask(question), &mut told);
         })?;
@@ -550,16 +555,26 @@ fn run(
 
 enum Line {
     File(Store),
-    Http { registry: HttpRegistry, cluster: String, lookup: Lookup, runtime: tokio::runtime::Runtime },
+    Http { at: Far, lookup: Lookup, runtime: tokio::runtime::Runtime },
+}
+
+/// A registry, and what is expected of it.
+struct Far {
+    registry: HttpRegistry,
+    trust: Trust,
+    cluster: String,
 }
 
 impl Line {
-    fn open(at: &Witness, cluster: &str) -> io::Result<Self> {
+    fn open(at: &Witness, wallet: &Wallet, cluster: &str) -> io::Result<Self> {
         Ok(match at {
             Witness::File(dir) => Self::File(Store::new(dir.join(cluster).join("witness"))),
             Witness::Http(registry) => Self::Http {
-                registry: registry.clone(),
-                cluster: cluster.to_owned(),
+                at: Far {
+                    registry: registry.clone(),
+                    trust: Trust::new(wallet, registry.proof),
+                    cluster: cluster.to_owned(),
+                },
                 lookup: Lookup::default(),
                 runtime: tokio::runtime::Builder::new_current_thread()
                     .enable_io()
@@ -573,9 +588,9 @@ impl Line {
     fn ask(&mut self, question: &Question) -> io::Result<Answer> {
         match self {
             Self::File(store) => store.answer(question),
-            Self::Http { registry, cluster, lookup, runtime } => {
+            Self::Http { at, lookup, runtime } => {
                 // A timer can be made only inside.
-                let asked = async { timeout(PATIENCE, over_http(registry, lookup, cluster, question)).await };
+                let asked = async { timeout(PATIENCE, over_http(at, lookup, question)).await };
                 let outcome = runtime.block_on(asked);
                 outcome.map_err(|_| io::Error::other(format!("no answer in {PATIENCE:?}")))?
             }
@@ -583,12 +598,8 @@ impl Line {
     }
 }
 
-async fn over_http(
-    at: &HttpRegistry,
-    lookup: &mut Lookup,
-    cluster: &str,
-    question: &Question,
-) -> io::Result<Answer> {
+async fn over_http(far: &Far, lookup: &mut Lookup, question: &Question) -> io::Result<Answer> {
+    let Far { registry: at, trust, cluster } = far;
     let stream = connect(&lookup.run(&at.authority()).await?).await?;
     let (mut sender, connection) = handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
     let Question { lineage, core, claim } = question;
@@ -599,22 +610,27 @@ async fn over_http(
             (Method::PUT, serde_json::to_vec(&words).expect("plain").into())
         }
     };
-    let request = Request::builder()
-        .method(method)
-        .uri(format!("{}/{cluster}/witness/{lineage}/{}", at.path, core.get()))
-        .header(HOST, at.authority())
-        .body(Full::new(body))
-        .map_err(io::Error::other)?;
+    let path = format!("{}/{cluster}/witness/{lineage}/{}", at.path, core.get());
+    let whole = proof::Asked { method: method.as_str(), path: &path, body: &body, ..Default::default() };
+    let proved = trust.ask(whole)?;
+    let mut request = Request::builder().method(&method).uri(&path).header(HOST, at.authority());
+    if let Some((_, proof)) = &proved {
+        request = request.header(proof::HEADER, proof);
+    }
+    let request = request.body(Full::new(body)).map_err(io::Error::other)?;
     let exchange = async {
         let response = sender.send_request(request).await.map_err(io::Error::other)?;
         let status = response.status().as_u16();
+        let proof = response.headers().get(proof::HEADER).and_then(|p| p.to_str().ok()).map(str::to_owned);
         let body =
             Limited::new(response.into_body(), MAX_RECORD).collect().await.map_err(io::Error::other)?;
         drop(sender);
-        io::Result::Ok((status, body.to_bytes()))
+        io::Result::Ok((status, proof, body.to_bytes()))
     };
     let (answer, _closed) = tokio::join!(exchange, connection);
-    let (status, body) = answer?;
+    let (status, proof, body) = answer?;
+    let told = proof::Told { status, etag: None, body: &body };
+    trust.believe(proved.as_ref().map(|(proved, _)| proved), proof.as_deref(), told)?;
     if status == 200 {
         return read_answer(question, &body)
             .ok_or_else(|| io::Error::other("that is no answer of a witness"));

@@ -165,7 +165,8 @@ pub(crate) struct NodeFlags {
     advertise: Option<SocketAddr>,
     /// How to find the cluster: static:HOST:PORT,… or file:DIR or dns:NAME[:PORT][?server=ADDR] (without a port: SRV
     /// records), multicast:GROUP:PORT[?interface=IP], broadcast:PORT[?interface=IP] or
-    /// http://HOST:PORT/v1/rendezvous (any node's --admin address); may be repeated.
+    /// http://HOST:PORT/v1/rendezvous[?proof=required] (any node's --admin address; required: its answers must be proved with
+    /// the secret that both have); may be repeated.
     #[arg(long, env = "PHALANX_RENDEZVOUS", value_name = "URL", value_delimiter = ';')]
     #[serde(deserialize_with = "many_from_text")]
     pub(crate) rendezvous: Vec<Rendezvous>,
@@ -216,7 +217,7 @@ pub(crate) struct NodeFlags {
     #[arg(long, env = "PHALANX_DATA_DIR", value_name = "DIR")]
     data_dir: Option<PathBuf>,
     /// Who says which half of the core may go on where it splits into two: file:DIR (storage that all nodes share) or
-    /// http://HOST:PORT/v1/rendezvous (an agent elsewhere, with --data-dir); the same at all nodes, from the founding on.
+    /// http://HOST:PORT/v1/rendezvous[?proof=required] (an agent elsewhere, with --data-dir; required: as above); the same at all nodes, from the founding on.
     /// Without one it is the half with the core's senior: of two nodes always the elder.
     #[arg(long, env = "PHALANX_WITNESS", value_name = "URL")]
     #[serde(deserialize_with = "from_text")]

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
+    fmt, io,
     net::{IpAddr, SocketAddr},
     sync::{
         Arc,
@@ -16,7 +16,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
     Method, Request,
     client::conn::http1::{SendRequest, handshake},
-    header::{CONTENT_TYPE, ETAG, HOST, IF_MATCH, IF_NONE_MATCH},
+    header::{CONTENT_TYPE, ETAG, HOST, HeaderName, IF_MATCH, IF_NONE_MATCH},
 };
 use hyper_util::rt::TokioIo;
 use membership_types::NodeId;
@@ -30,7 +30,14 @@ use tokio::{
 
 use crate::{
     clock::now_ns,
-    rendezvous::{finder::Report, fixed::Lookup, is_reachable, registrar::Entry},
+    rendezvous::{
+        finder::Report,
+        fixed::Lookup,
+        is_reachable,
+        proof::{self, Trust},
+        registrar::Entry,
+    },
+    secret::Wallet,
     wire::shown,
 };
 
@@ -61,6 +68,15 @@ pub struct HttpRegistry {
     pub port: u16,
     /// The path of the registry, without a slash at its end.
     pub path: String,
+    /// Believe no answer that is not proved with the cluster's secret, not even the first one.
+    pub proof: bool,
+}
+
+impl fmt::Display for HttpRegistry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let proof = if self.proof { "?proof=required" } else { "" };
+        write!(f, "http://{}{}{proof}", self.authority(), self.path)
+    }
 }
 
 impl HttpRegistry {
@@ -79,9 +95,9 @@ impl HttpRegistry {
 }
 
 /// A node's own entries in a registry.
-#[derive(Debug)]
 pub(crate) struct Client {
     at: HttpRegistry,
+    trust: Trust,
     cluster: String,
     key: String,
     name: String,
@@ -186,12 +202,19 @@ impl Connection<'_> {
         let at = &self.client.at;
         let body =
             asked.entry.map_or_else(Bytes::new, |entry| serde_json::to_vec(entry).expect("plain").into());
+        let path = format!("{}/{}{path}", at.path, self.client.cluster);
+        let (if_match, if_none_match) = (asked.if_match, asked.if_none_match);
+        let whole =
+            proof::Asked { method: method.as_str(), path: &path, if_match, if_none_match, body: &body };
+        let proved = self.client.trust.ask(whole)?;
         let mut request = Request::builder()
-            .method(method)
-            .uri(format!("{}/{}{path}", at.path, self.client.cluster))
+            .method(&method)
+            .uri(&path)
             .header(HOST, at.authority())
             .header(CONTENT_TYPE, "application/json");
-        for (name, value) in [(IF_MATCH, asked.if_match), (IF_NONE_MATCH, asked.if_none_match)] {
+        let proof = proved.as_ref().map(|(_, proof)| proof.as_str());
+        let named = HeaderName::from_static(proof::HEADER);
+        for (name, value) in [(IF_MATCH, if_match), (IF_NONE_MATCH, if_none_match), (named, proof)] {
             if let Some(value) = value {
                 request = request.header(name, value);
             }
@@ -200,10 +223,16 @@ impl Connection<'_> {
         self.sender.ready().await.map_err(io::Error::other)?;
         let response = self.sender.send_request(request).await.map_err(io::Error::other)?;
         let status = response.status().as_u16();
-        let etag = response.headers().get(ETAG).and_then(|e| e.to_str().ok()).map(str::to_owned);
+        let header = |name: &HeaderName| {
+            response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
+        };
+        let (etag, proof) = (header(&ETAG), header(&HeaderName::from_static(proof::HEADER)));
         let body =
             Limited::new(response.into_body(), MAX_ANSWER).collect().await.map_err(io::Error::other)?;
-        Ok(Answer { status, etag, body: body.to_bytes() })
+        let body = body.to_bytes();
+        let told = proof::Told { status, etag: etag.as_deref(), body: &body };
+        self.client.trust.believe(proved.as_ref().map(|(proved, _)| proved), proof.as_deref(), told)?;
+        Ok(Answer { status, etag, body })
     }
 
     async fn list(&mut self) -> io::Result<Listed> {
@@ -238,9 +267,17 @@ impl Connection<'_> {
 }
 
 impl Client {
-    pub(crate) fn new(at: &HttpRegistry, cluster: &str, name: &str, addr: SocketAddr, id: NodeId) -> Self {
+    pub(crate) fn new(
+        at: &HttpRegistry,
+        wallet: &Wallet,
+        cluster: &str,
+        name: &str,
+        addr: SocketAddr,
+        id: NodeId,
+    ) -> Self {
         Self {
             at: at.clone(),
+            trust: Trust::new(wallet, at.proof),
             cluster: cluster.to_owned(),
             key: format!("{id}.{}", CLIENTS.fetch_add(1, Ordering::Relaxed)),
             name: name.to_owned(),

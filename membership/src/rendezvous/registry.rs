@@ -5,11 +5,14 @@ use std::{io, net::SocketAddr, sync::Arc};
 use membership_types::NodeId;
 use tokio::task::spawn_blocking;
 
-use crate::rendezvous::{
-    Rendezvous,
-    file::{self, Directory},
-    finder::Report,
-    http::{self, Client},
+use crate::{
+    rendezvous::{
+        Rendezvous,
+        file::{self, Directory},
+        finder::Report,
+        http::{self, Client},
+    },
+    secret::Wallet,
 };
 
 /// Uses a directory where that may wait: it may be on a file server that does not answer.
@@ -28,6 +31,7 @@ impl Registry {
     /// The registry of this provider, if it has one.
     pub(crate) async fn open(
         provider: &Rendezvous,
+        wallet: &Wallet,
         cluster: &str,
         name: &str,
         addr: SocketAddr,
@@ -39,7 +43,10 @@ impl Registry {
                 let directory = aside(move || Directory::open(&dir, &cluster, &name, addr, id)).await??;
                 Ok(Some(Self::File(Arc::new(directory))))
             }
-            Rendezvous::Http(at) => Ok(Some(Self::Http(Arc::new(Client::new(at, cluster, name, addr, id))))),
+            Rendezvous::Http(at) => {
+                let client = Client::new(at, wallet, cluster, name, addr, id);
+                Ok(Some(Self::Http(Arc::new(client))))
+            }
             Rendezvous::Static(_) | Rendezvous::Dns(_) | Rendezvous::Local(_) => Ok(None),
         }
     }

@@ -12,7 +12,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::harness::{PATIENCE, leave, loopback, one_view, quiet, together, view, within};
+use crate::harness::{PATIENCE, leave, loopback, one_view, quiet, secret, together, view, within};
 
 const ALONE: Bootstrap = Bootstrap::AloneAfter(Duration::from_millis(300));
 
@@ -211,4 +211,78 @@ async fn a_web_page_writes_nothing_into_a_registry() {
     assert_eq!((before.1, before.2), (after.1, after.2), "nothing was changed");
     assert_eq!(request(registry, &format!("DELETE {slot}"), "", &Value::Null).await.0, 200, "people may");
     leave([agent]).await;
+}
+
+/// Somebody on the way: whoever asks is told that nobody holds a slot, and then that the slot is its own.
+async fn liar() -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind(loopback()).await.expect("a port");
+    let addr = listener.local_addr().expect("bound");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let (mut read, mut buffer) = (Vec::new(), [0; 4096]);
+                while let Ok(n @ 1..) = stream.read(&mut buffer).await {
+                    read.extend_from_slice(&buffer[..n]);
+                    let text = String::from_utf8_lossy(&read).into_owned();
+                    let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+                    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+                    if body.len() < length.map_or(0, |n| n.parse().expect("a number")) {
+                        continue;
+                    }
+                    let (status, body) = match head.starts_with("PUT") {
+                        true => ("201 Created", "{}"),
+                        false => ("200 OK", r#"{"nodes":[],"slots":{}}"#),
+                    };
+                    let length = body.len();
+                    let answer = format!(
+                        "HTTP/1.1 {status}\r\netag: \"1-1\"\r\ncontent-length: {length}\r\n\r\n{body}"
+                    );
+                    if stream.write_all(answer.as_bytes()).await.is_err() {
+                        break;
+                    }
+                    read.clear();
+                }
+            });
+        }
+    });
+    addr
+}
+
+#[tokio::test]
+async fn a_founder_that_wants_proofs_takes_a_slot_of_who_has_the_secret_and_of_nobody_else() {
+    let founder = |registry: SocketAddr, query: &str| {
+        let url = format!("http://{registry}/v1/rendezvous{query}").parse().expect("valid");
+        quiet("founder").secret(secret(1)).rendezvous(url).bootstrap(Bootstrap::Expect(1))
+    };
+    let agent = |secret| async move {
+        let agent = quiet("agent").cluster("agents").secret(secret).bootstrap(ALONE).admin(loopback());
+        let agent = agent.start().await.expect("starts");
+        (agent.admin_addr().expect("asked for"), agent)
+    };
+    let ((with, one), (without, other)) = (agent(secret(1)).await, agent(secret(2)).await);
+    let liar = liar().await;
+    // Who does not ask for proofs believes both, as it must where agents do not have the secret.
+    for (registry, query) in [(with, "?proof=required"), (with, ""), (without, ""), (liar, "")] {
+        let node = within("a slot", founder(registry, query).start()).await.expect("takes the slot");
+        within("founded", node.joined()).await.expect("founds");
+        leave([node]).await;
+    }
+    let (a, b) =
+        tokio::join!(founder(without, "?proof=required").start(), founder(liar, "?proof=required").start(),);
+    for refused in [a, b] {
+        let why = refused.expect_err("nothing proves that the slot is its own").to_string();
+        assert!(why.contains("no proof") && why.contains("--secret-file"), "{why}");
+    }
+    // A wrong proof is refused, whoever sends it.
+    let zeros = |n| "0".repeat(n);
+    let key = format!("x-phalanx-proof: {}.{}.{}\r\n", zeros(16), zeros(32), zeros(64));
+    assert_eq!(
+        request(with, "GET /v1/rendezvous/default", &key, &Value::Null).await.0,
+        200,
+        "a key of others"
+    );
+    let (status, _, why) =
+        request(with, "GET /v1/rendezvous/default", "x-phalanx-proof: x\r\n", &Value::Null).await;
+    assert_eq!(status, 401, "{why}");
+    leave([one, other]).await;
 }
