@@ -71,6 +71,8 @@ pub(crate) struct Peer {
     accepted: (LogIndex, Instant),
     /// How far it has committed, if it keeps the log.
     commit: Option<LogIndex>,
+    /// What exactly half of a core may have decided while it was in the other half: no lease before it has stored that.
+    must_store: LogIndex,
     /// Up to where its data directory has set view ids aside.
     floor: ViewId,
     /// Its latest wish in our queue.
@@ -98,6 +100,7 @@ impl Peer {
             told: None,
             accepted: (LogIndex::ZERO, Instant::ZERO),
             commit: None,
+            must_store: LogIndex::ZERO,
             floor: ViewId::NONE,
             queued_op: 0,
             observes: BTreeSet::new(),
@@ -187,8 +190,6 @@ pub(crate) struct Office {
     /// Since when a silent node could be removed, while others that are overdue are waited for.
     cut_since: Option<Instant>,
     dissolving: Option<Dissolving>,
-    /// The last entry that only half of the core decided, as far as we know: no lease for a core member that has not stored it.
-    half_floor: LogIndex,
     /// Observed groups of nodes that are not admitted yet.
     joining: BTreeMap<NodeId, Vec<GroupName>>,
     /// Since when all members understand more than the level agreed on.
@@ -225,13 +226,6 @@ impl Office {
     /// Takes office: announces the ballot to every node, and begins to finish what was undecided.
     pub(crate) fn take(ctx: &mut Ctx, acceptor: &mut Acceptor, deaths: &Deaths, won: Won) -> Self {
         let now = ctx.now;
-        // What half of an even core has decided, the other half may lack, whoever is in office since: with leases it could go on by
-        // a proof. What we have committed may be such a decision, and what we found undecided.
-        let half_floor = match (acceptor.state.core.len().is_multiple_of(2), &won.undecided) {
-            (true, Some(_)) => acceptor.state.index.next(),
-            (true, None) => acceptor.state.index,
-            (false, _) => LogIndex::ZERO,
-        };
         let mut office = Self {
             ballot: won.ballot,
             since: now,
@@ -246,7 +240,6 @@ impl Office {
             stall_end: None,
             cut_since: None,
             dissolving: None,
-            half_floor,
             joining: BTreeMap::new(),
             understood_since: None,
             authority_seen: Instant::ZERO,
@@ -262,9 +255,17 @@ impl Office {
             to_self: VecDeque::new(),
             stuck: None,
         };
-        for node in &acceptor.state.view.members {
+        // What half of an even core has decided, the other half may lack, whoever is in office since: with leases it could go on by
+        // a proof. What we have committed may be such a decision, and what we found undecided.
+        let state = &acceptor.state;
+        let maybe_decided = won.undecided.is_some() && state.core.len().is_multiple_of(2);
+        for node in &state.view.members {
             if node.id != ctx.me() {
-                office.peers.insert(node.id, Peer { addr: Some(node.addr), ..Peer::new(now) });
+                let must_store = match maybe_decided && state.core.contains(&node.id) {
+                    true => state.index.next(),
+                    false => state.maybe_unknown_to(node.id),
+                };
+                office.peers.insert(node.id, Peer { addr: Some(node.addr), must_store, ..Peer::new(now) });
                 office.note_slot_floor(acceptor, node.id, ViewId::NONE);
             }
         }

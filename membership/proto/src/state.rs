@@ -68,6 +68,9 @@ pub struct State {
     pub level: u16,
     /// The latest removals: who, by which view, why. So that each removed node is told once it asks.
     gone: VecDeque<(NodeId, ViewId, Why)>,
+    /// Members that were in an even core, and the last entry that such a core decided.
+    #[serde(default)]
+    of_even: BTreeMap<NodeId, LogIndex>,
     groups: BTreeMap<GroupName, Group>,
     last_op: BTreeMap<NodeId, u64>,
     groups_of: BTreeMap<NodeId, BTreeSet<GroupName>>,
@@ -125,6 +128,7 @@ impl State {
             dissolved: None,
             level: 0,
             gone: VecDeque::new(),
+            of_even: BTreeMap::new(),
             groups: BTreeMap::new(),
             last_op: BTreeMap::new(),
             groups_of: BTreeMap::new(),
@@ -207,6 +211,12 @@ impl State {
             self.gone.drain(..self.gone.len().saturating_sub(GONE_KEPT));
             delta
         });
+        if entry.core.is_some() && self.core.len().is_multiple_of(2) {
+            self.of_even.extend(self.core.iter().map(|id| (*id, self.index)));
+        }
+        if cluster.is_some() || entry.core.is_some() {
+            self.of_even.retain(|id, _| self.view.contains(*id));
+        }
         let groups = self.finish_groups(touched);
         if let Some(core) = &entry.core {
             self.core.clone_from(core);
@@ -242,6 +252,15 @@ impl State {
     /// Did the group change after `index`? True also for a group that does not exist.
     pub fn changed_since(&self, name: &GroupName, index: LogIndex) -> bool {
         self.groups.get(name).is_none_or(|g| g.changed_at > index)
+    }
+
+    /// The last entry that exactly half of a core may have decided of which this node may have been in the other half.
+    pub fn maybe_unknown_to(&self, node: NodeId) -> LogIndex {
+        if self.core.len().is_multiple_of(2) && self.core.contains(&node) {
+            self.index
+        } else {
+            self.of_even.get(&node).copied().unwrap_or(LogIndex::ZERO)
+        }
     }
 
     /// By which view the node was removed, and why, if that is not too long ago.

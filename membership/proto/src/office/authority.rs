@@ -8,7 +8,7 @@
 use alloc::{collections::BTreeMap, vec::Vec};
 use core::time::Duration;
 
-use membership_types::{Instant, NodeId};
+use membership_types::{Instant, LogIndex, NodeId};
 
 use super::{Office, Peer};
 use crate::{
@@ -243,7 +243,10 @@ impl Office {
             && self.peers.get(&to).is_some_and(answers)
             && self.majority_of_slots(ctx, acceptor) > ctx.now;
         let Some(peer) = self.peers.get_mut(&to) else { return };
-        let lacks = in_core && peer.commit.is_none_or(|c| c < self.half_floor);
+        let lacks = match peer.commit {
+            Some(commit) => commit < peer.must_store,
+            None => in_core || peer.must_store > LogIndex::ZERO,
+        };
         let mut lease = Duration::ZERO;
         if authority > ctx.now && !withheld && !lacks && peer.heard.is_some() {
             lease = ctx.config.terms.drift.giveable(authority - ctx.now);

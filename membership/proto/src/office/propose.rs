@@ -209,7 +209,8 @@ impl Office {
                 let decided = self.half_may_go_on(ctx, deaths, core, &with, &without, fresh);
                 if decided {
                     ctx.mark("half of a core decides an entry");
-                    self.half_floor = index;
+                    let others = self.peers.iter_mut().filter(|(id, _)| without.contains(id));
+                    others.for_each(|(_, peer)| peer.must_store = index);
                 }
                 decided
             }
@@ -474,14 +475,16 @@ impl Office {
                 self.feed(ctx, acceptor, id);
             }
         }
-        // Core members that missed a commit, or more; or that have no log yet, because the founding did not reach them.
-        for id in state.core.clone() {
-            let behind = self.peers.get(&id).is_some_and(|p| {
-                p.commit.is_none_or(|c| c < state.index) && ctx.now - p.heard_at < ctx.config.heartbeat * 3
-            });
-            if behind {
-                self.feed(ctx, acceptor, id);
-            }
+        // Core members that missed a commit, or more; or that have no log yet, because the founding did not reach them. And who is
+        // not in the core any more, perhaps without knowing.
+        let behind = |(id, p): (&NodeId, &Peer)| {
+            let needs = if state.core.contains(id) { state.index } else { p.must_store };
+            let heard = ctx.now - p.heard_at < ctx.config.heartbeat * 3;
+            (heard && needs > LogIndex::ZERO && p.commit.is_none_or(|c| c < needs)).then_some(*id)
+        };
+        let behind: Vec<NodeId> = self.peers.iter().filter_map(behind).collect();
+        for id in behind {
+            self.feed(ctx, acceptor, id);
         }
     }
 

@@ -333,6 +333,40 @@ fn who_takes_over_an_even_core_gives_no_lease_to_who_lacks_what_it_found_undecid
     assert!(scene.lease_of(4).unwrap_or_default().is_zero(), "4 does not have it");
 }
 
+/// What half of a core decided took one of the others out: three are left, or one of them was replaced. 4 does not know, and with 3
+/// it was half of the core that it knows.
+#[test]
+fn who_takes_over_gives_no_lease_to_members_of_a_core_that_was_even() {
+    for core in [[1, 2, 4], [1, 2, 5]] {
+        let mut scene = Scene::with_core(2, &[1, 2, 3, 4]);
+        let before = scene.commit();
+        let commands = vec![Command::Remove(id(3), Why::Silent)];
+        let entry = Entry { commands, core: Some(core.map(id).to_vec()), ..Entry::default() };
+        let acceptor = scene.member.acceptor.as_mut().expect("it keeps the log");
+        acceptor.commit(&mut scene.ctx, Arc::new(entry));
+        scene.member.on_death(&mut scene.ctx, id(1), "seen", None);
+        let asked = scene.candidacy();
+        let other = core[2];
+        let promise = Promise { bound: true, commit: before, seen: before, ..scene.a_promise(asked) };
+        scene.member.on_promise(&mut scene.ctx, id(other), promise);
+        assert!(scene.member.office.is_some());
+        scene.said();
+        let behind = Heartbeat { commit: Some(before), ..scene.a_beat() };
+        if other != 4 {
+            scene.beat(other, 0);
+        }
+        scene.hear(4, behind);
+        assert_eq!(scene.lease_of(4), Some(Duration::ZERO), "4 has not stored it, the core is {core:?}");
+        scene.wait(LEASE / 10);
+        scene.settles();
+        let fed =
+            |(to, msg)| matches!((to, msg), (Dest::Node(to, _), ClusterMsg::CatchUp { .. }) if to == id(4));
+        assert!(scene.said().into_iter().any(fed), "it is told what it lacks");
+        scene.beat(4, 0);
+        assert!(scene.lease_of(4) > Some(Duration::ZERO));
+    }
+}
+
 // ---- who acts ---------------------------------------------------------------------------------------------------------
 
 #[test]
