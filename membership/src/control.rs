@@ -439,7 +439,7 @@ impl Driver {
             tracing::warn!("the cluster did not let the node go in time: it will be removed as silent");
             self.over = Some("left without an answer of the cluster".to_owned());
             if let Some(tracer) = &self.tracer {
-                tracer.record(TraceEvent::End {});
+                tracer.end();
             }
             return;
         }
@@ -843,7 +843,7 @@ impl Driver {
         };
         self.groups_over();
         if let Some(tracer) = &self.tracer {
-            tracer.record(TraceEvent::End {});
+            tracer.end();
         }
         if leaves || !self.rejoin && by_force.is_none() {
             self.over = Some(why.to_owned());

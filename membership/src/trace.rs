@@ -32,6 +32,8 @@ pub(crate) struct Pen {
     thread: Option<JoinHandle<()>>,
     lost: Counter,
     writer: Option<NodeId>,
+    /// The writer said that it is over: what its other threads still do for it counts for nobody.
+    over: bool,
     seq: u64,
     /// The clock as of when the pen was taken.
     now: Instant,
@@ -49,7 +51,7 @@ impl Tracer {
             }
         })?;
         let (records, thread) = (Some(records), Some(thread));
-        let pen = Pen { records, thread, lost, writer: None, seq: 0, now: Instant::ZERO };
+        let pen = Pen { records, thread, lost, writer: None, over: false, seq: 0, now: Instant::ZERO };
         Ok(Self(Arc::new(Mutex::new(pen))))
     }
 
@@ -57,7 +59,15 @@ impl Tracer {
     pub(crate) fn begin(&self, id: NodeId) {
         let mut pen = lock(&self.0);
         pen.writer = Some(id);
+        pen.over = false;
         pen.seq = 0;
+    }
+
+    /// This incarnation is over: nothing is recorded any more before the next one begins.
+    pub(crate) fn end(&self) {
+        let mut pen = self.pen();
+        pen.record(Event::End {});
+        pen.over = true;
     }
 
     /// Takes the pen: until it is put down, no other thread records anything, so that what is concluded from its reading
@@ -95,7 +105,7 @@ impl Pen {
 
     /// Records something as of when the pen was taken. Never waits.
     pub(crate) fn record(&mut self, event: Event) {
-        let Some(records) = &self.records else { return };
+        let Some(records) = self.records.as_ref().filter(|_| !self.over) else { return };
         self.seq += 1;
         let src = self.writer.map_or(Source::Harness, |id| Source::Process(id.into()));
         let record = Record { v: VERSION, src, seq: self.seq, t: self.now.as_nanos(), event };
