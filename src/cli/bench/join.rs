@@ -146,16 +146,16 @@ impl Join {
             if how == How::Static { format!("expect={}", self.nodes) } else { "alone-after=1s".into() };
         let started = now_ns();
         let mut procs = Vec::new();
-        let start = |who: usize, port: &str| {
+        let start = |who: usize, port: &str, bootstrap: &str| {
             let name = format!("n{who}");
             let args = ["join", "g", "--no-stdin", "--name", &name, "--listen", port];
-            let more = ["--rendezvous", &rendezvous, "--bootstrap", &bootstrap];
+            let more = ["--rendezvous", &rendezvous, "--bootstrap", bootstrap];
             let plain = self.plain.then_some("--plain");
             let args: Vec<String> = args.into_iter().chain(more).chain(plain).map(Into::into).collect();
             Proc::start(&args, who, said.clone())
         };
         for (who, port) in ports.iter().enumerate() {
-            procs.push(start(who, port)?);
+            procs.push(start(who, port, &bootstrap)?);
         }
         let deadline = Instant::now() + PATIENCE;
         let mut complete: BTreeMap<usize, (Value, u64)> = BTreeMap::new();
@@ -183,7 +183,8 @@ impl Join {
             sleep(CALM).await;
             newcomers_floor_ms.push(Self::floor(1).await?);
             let (started, port) = (now_ns(), format!("127.0.0.1:{}", free_port()?));
-            let mut newcomer = start(who, &port)?;
+            // It is not one of those that a static list names as founders.
+            let mut newcomer = start(who, &port, "join")?;
             let deadline = Instant::now() + PATIENCE;
             let slow = || Failure::new(exit::FAILED, "one more process does not get in");
             let at = loop {
