@@ -431,7 +431,7 @@ pub(crate) fn question(method: &str, path: &str, body: &[u8]) -> Result<Question
     let like = r#"CLUSTER/witness/LINEAGE/CORE: GET, or PUT of {"epoch":"…","half":["ID","ID"]}"#;
     let wrong = |status: u16| (status, format!("there is {like}"));
     let (lineage, core) = path.trim_matches('/').split_once('/').ok_or_else(|| wrong(404))?;
-    let lineage = read_lineage(lineage).ok_or_else(|| wrong(404))?;
+    let lineage = lineage.parse().map_err(|_| wrong(404))?;
     let core = LogIndex::new(core.parse().map_err(|_| wrong(404))?);
     let claim = match method {
         "GET" => None,
@@ -442,14 +442,6 @@ pub(crate) fn question(method: &str, path: &str, body: &[u8]) -> Result<Question
         _ => return Err(wrong(405)),
     };
     Ok(Question { lineage, core, claim })
-}
-
-/// As lineages are written.
-fn read_lineage(text: &str) -> Option<Lineage> {
-    let (seconds, random) = text.split_once('-')?;
-    let hex = |text: &str| (text.len() <= 16).then(|| u64::from_str_radix(text, 16).ok()).flatten();
-    let lineage = Lineage::new(hex(seconds)?, hex(random)?);
-    (lineage.to_string() == text).then_some(lineage)
 }
 
 /// The answer to it, as a registry writes it.

@@ -274,6 +274,32 @@ impl fmt::Display for Lineage {
     }
 }
 
+/// The text is not what a lineage is written as.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a lineage: expected FOUNDED-RANDOM in lower-case hexadecimal, such as 1f-00000000000009f2")]
+pub struct ParseLineageError;
+
+impl FromStr for Lineage {
+    type Err = ParseLineageError;
+
+    /// Reads what is written, and nothing else: a lineage has one text.
+    fn from_str(text: &str) -> Result<Self, ParseLineageError> {
+        let (founded_s, random) = text.split_once('-').ok_or(ParseLineageError)?;
+        let padded = founded_s.len() > 1 && founded_s.starts_with('0');
+        if padded || random.len() != 16 {
+            return Err(ParseLineageError);
+        }
+        let number = |digits| hex(digits).ok_or(ParseLineageError);
+        Ok(Self::new(number(founded_s)?, number(random)?))
+    }
+}
+
+/// The number that is written with these lower-case hexadecimal digits, no more than 16.
+pub(crate) fn hex(text: &str) -> Option<u64> {
+    let digits = text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    if digits && text.len() <= 16 { u64::from_str_radix(text, 16).ok() } else { None }
+}
+
 impl fmt::Debug for Lineage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
@@ -375,6 +401,29 @@ mod tests {
         assert_eq!(id.to_string().parse(), Ok(id));
         for bad in ["", "1", "1.", ".1", "g.1", "1.20000000000000", "1.1.1", "+1.-1"] {
             assert!(bad.parse::<NodeId>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_lineage_has_one_text() {
+        for lineage in [Lineage::new(0, 0), Lineage::new(0x1f, 7), Lineage::new(u64::MAX, u64::MAX)] {
+            assert_eq!(lineage.to_string().parse(), Ok(lineage));
+        }
+        for bad in [
+            "",
+            "-",
+            "1f",
+            "1f-7",
+            "-0000000000000007",
+            "01f-0000000000000007",
+            "1F-0000000000000007",
+            "+1-0000000000000007",
+            "1f-+000000000000007",
+            "1f-000000000000000G",
+            "1f-0000000000000007-",
+            "11111111111111111-0000000000000007",
+        ] {
+            assert_eq!(bad.parse::<Lineage>(), Err(ParseLineageError), "{bad}");
         }
     }
 

@@ -20,7 +20,8 @@ pub mod time;
 pub mod trace;
 
 pub use id::{
-    Ballot, GroupName, InvalidGroupName, Lineage, LogIndex, NodeId, ParseNodeIdError, Rank, Token, ViewId,
+    Ballot, GroupName, InvalidGroupName, Lineage, LogIndex, NodeId, ParseLineageError, ParseNodeIdError,
+    Rank, Token, ViewId,
 };
 pub use machine::Machine;
 pub use rng::Rng;

@@ -15,7 +15,7 @@ use core::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::{Ballot, GroupName, Lineage, NodeId, Token, ViewId};
+use crate::{Ballot, GroupName, Lineage, NodeId, Token, ViewId, id::hex};
 
 /// The version of the record format.
 pub const VERSION: u8 = 1;
@@ -517,23 +517,9 @@ pub enum Digest {
     Word(Box<str>),
 }
 
-/// The number that is written with these lower-case hexadecimal digits, no more than 16.
-fn hex(text: &str) -> Option<u64> {
-    let digits = text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    if digits && text.len() <= 16 { u64::from_str_radix(text, 16).ok() } else { None }
-}
-
 impl From<&str> for Lin {
     fn from(word: &str) -> Self {
-        let own = || {
-            let (founded_s, random) = word.split_once('-')?;
-            let padded = founded_s.len() > 1 && founded_s.starts_with('0');
-            if padded || random.len() != 16 {
-                return None;
-            }
-            Some(Lineage::new(hex(founded_s)?, hex(random)?))
-        };
-        own().map_or_else(|| Self::Word(word.into()), Self::Own)
+        word.parse().map_or_else(|_| Self::Word(word.into()), Self::Own)
     }
 }
 

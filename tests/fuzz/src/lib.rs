@@ -21,7 +21,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use membership::{GroupName, NodeId, Rendezvous};
+use membership::{GroupName, Lineage, NodeId, Rendezvous};
 use membership_multicast::Frame;
 use membership_types::{Rng, trace::Source};
 use router::{Config, Surroundings};
@@ -89,7 +89,7 @@ pub fn trace(data: &[u8]) {
     }
 }
 
-/// What is written on a command line: names of groups, ids, sources of records, ways to find a cluster.
+/// What is written on a command line: names of groups, ids, lineages, sources of records, ways to find a cluster.
 pub fn names(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else { return };
     if let Ok(group) = text.parse::<GroupName>() {
@@ -97,6 +97,9 @@ pub fn names(data: &[u8]) {
     }
     if let Ok(id) = text.parse::<NodeId>() {
         assert_eq!(id.to_string().parse(), Ok(id));
+    }
+    if let Ok(lineage) = text.parse::<Lineage>() {
+        assert_eq!(lineage.to_string(), text);
     }
     if let Ok(source) = text.parse::<Source>() {
         assert_eq!(source.to_string().parse::<Source>().expect("our own text"), source);

@@ -156,7 +156,7 @@ const WRITES: [&str; 3] = [
     "[\"k\",\"v\",null]",
 ];
 
-const NAMES: [&str; 16] = [
+const NAMES: [&str; 17] = [
     "air-traffic/control.1:a_b",
     "3.1f",
     "h",
@@ -173,6 +173,7 @@ const NAMES: [&str; 16] = [
     "http://[::1]:8080",
     "https://x:1",
     "static:]:[,:",
+    "1f-00000000000009f2",
 ];
 
 const CONFIGS: [&str; 4] = [
