@@ -529,7 +529,7 @@ impl Node {
 
     /// The node's own events, without those of groups: the current state first, then every change.
     pub fn events(&self) -> Events {
-        Events::new(self.inner.shared.subscribe(Topics::One(Topic::Node)))
+        Events::new(self.inner.shared.subscribe(Topic::Node.into()))
     }
 
     /// The node's events and those of every group that it is in or observes, in the one order in which they happened.

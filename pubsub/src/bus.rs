@@ -17,9 +17,8 @@ pub const DEFAULT_LIMIT: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero
 
 /// Which topics a subscription follows. A plain topic converts into it.
 pub enum Topics<K> {
-    /// This topic, whether it has a value yet or not.
-    One(K),
-    /// These topics, as with one. However many topics and subscriptions there are, they are found by their names.
+    /// These topics, whether they have values yet or not. However many topics and subscriptions there are, they are found
+    /// by their names.
     Of(Vec<K>),
     /// Every topic of which the function says so, now and in future. It is asked once per topic that gets a
     /// value, under the bus's lock: it must depend on nothing but the topic, and not use the bus.
@@ -45,7 +44,7 @@ impl<K> Topics<K> {
 
 impl<K> From<K> for Topics<K> {
     fn from(topic: K) -> Self {
-        Self::One(topic)
+        Self::of([topic])
     }
 }
 
@@ -146,7 +145,6 @@ impl<K: Ord + Clone, E: Clone> Bus<K, E> {
         let id = state.next_id;
         state.next_id += 1;
         let scope = match topics.into() {
-            Topics::One(topic) => state.follow(id, &queue, vec![topic]),
             Topics::Of(topics) => state.follow(id, &queue, topics),
             Topics::Matching(matches) => {
                 let valued = state.topics.iter_mut().filter(|(_, known)| known.current.is_some());
