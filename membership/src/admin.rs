@@ -36,7 +36,7 @@ use crate::{
     node::{Command, Shared, lock},
     rendezvous::{
         MAX_BODY, Question, REGISTRY_PATH,
-        proof::{self, Asked, Proved, Told},
+        proof::{self, Proved, Told},
     },
     replica::Standing,
     secret::Credentials,
@@ -291,7 +291,7 @@ fn proved(
     from: IpAddr,
     below: &str,
     header: Option<&str>,
-    asked: Asked<'_>,
+    asked: Question<'_>,
 ) -> Result<Option<Proved>, AdminResponse> {
     let Credentials::Secret(secret) = shared.wallet.get() else { return Ok(None) };
     let proved = header.map(|header| Proved::read(&secret, header, asked)).transpose();
@@ -347,12 +347,12 @@ async fn registry(
         head.headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap_or("no text"))
     };
     let (method, if_match, if_none_match) = (head.method.as_str(), header(IF_MATCH), header(IF_NONE_MATCH));
-    let asked = Asked { method, path: head.uri.path(), if_match, if_none_match, body: &body };
+    let question = Question { method, path, if_match, if_none_match, body: &body };
+    let asked = Question { path: head.uri.path(), ..question };
     let proved = match proved(shared, from, path, header(HeaderName::from_static(proof::HEADER)), asked) {
         Ok(proved) => proved,
         Err(refusal) => return respond(refusal),
     };
-    let question = Question { method, path, if_match, if_none_match, body: &body };
     let answer = lock(&shared.registrar).handle(now(), question);
     let mut response = respond(AdminResponse::json(answer.status, &answer.body));
     if answer.status == 304 {
@@ -382,7 +382,7 @@ async fn as_witness(
         Ok(request) => request,
         Err(refusal) => return respond(refusal),
     };
-    let asked = Asked { method: &method, path: &path, body: &body, ..Asked::default() };
+    let asked = Question { method: &method, path: &path, body: &body, ..Question::default() };
     let at = format!("{cluster}/witness/{below}");
     let proved = match proved(shared, from, &at, header.as_deref(), asked) {
         Ok(proved) => proved,

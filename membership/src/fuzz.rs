@@ -24,7 +24,7 @@ use crate::{
     rendezvous::{
         self, Question, Registrar,
         announce::{Announcer, Notice},
-        http,
+        ask, http,
     },
     secret::{Credentials, Secret},
     session::{Agreeing, CORRUPT, PROOF, REKEY, Scratch, Session},
@@ -308,7 +308,7 @@ pub fn file_entry(data: &[u8]) {
 /// What a client makes of an answer of a registry: addresses that may be tried, or a short reason.
 pub fn registry_answer(data: &[u8]) {
     let Some((status, body)) = data.split_first() else { return };
-    let answer = http::Answer {
+    let answer = ask::Answer {
         status: [200, 304, 404, 412, 503][usize::from(*status) % 5],
         etag: None,
         body: bytes::Bytes::copy_from_slice(body),

@@ -42,6 +42,7 @@
 //! | `death.rs` | processes on one host: showing it, and proof of death |
 //! | `rendezvous.rs` | how a starting process finds the cluster: one file for each provider, `finder.rs` runs them |
 //! | `rendezvous/registrar.rs` | the registry that a node keeps for others on its admin API |
+//! | `rendezvous/ask.rs`, `proof.rs` | how one is asked over HTTP; how its answers are proved |
 //! | `witness.rs` | who says which half of a core may go on: shared storage, or what a node keeps for others |
 //! | `admin.rs`, `metrics.rs`, `trace.rs` | what operators and checkers read |
 //! | `panic.rs`, `watchdog.rs` | a panic ends the lease first; an application that stands still |

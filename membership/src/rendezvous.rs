@@ -3,6 +3,7 @@
 //! A provider gives addresses at which nodes may be found, and may give founder slots. Several may be used at once.
 
 pub(crate) mod announce;
+pub(crate) mod ask;
 mod dns;
 pub(crate) mod file;
 mod finder;
@@ -20,11 +21,11 @@ use std::{
     str::FromStr,
 };
 
+pub use ask::HttpRegistry;
+pub(crate) use ask::PATH as REGISTRY_PATH;
 pub use dns::DnsName;
 pub(crate) use finder::{Finder, Steering};
 pub(crate) use fixed::Lookup;
-pub use http::HttpRegistry;
-pub(crate) use http::{PATH as REGISTRY_PATH, connect};
 pub(crate) use registrar::{MAX_BODY, Question, Registrar};
 pub(crate) use registry::Registry;
 pub use udp::LocalNetwork;

@@ -25,24 +25,17 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::{Method, Request, client::conn::http1::handshake, header::HOST};
-use hyper_util::rt::TokioIo;
 use membership_proto::witness::{Answer, Epoch, Question};
-use membership_types::{Instant, Lineage, LogIndex, NodeId};
+use membership_types::{Instant, LogIndex, NodeId};
 use serde::{Deserialize, Serialize};
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{sync::Semaphore, task::yield_now, time::timeout};
 
 use crate::{
     clock,
     disk::{checksum, make},
     metrics::Counts,
     node::lock,
-    rendezvous::{
-        HttpRegistry, Lookup, ParseRendezvousError, Rendezvous, connect,
-        proof::{self, Trust},
-    },
+    rendezvous::{self, HttpRegistry, Lookup, ParseRendezvousError, Rendezvous, ask::Far},
     secret::Wallet,
     start::{self, is_cluster_name},
     wire::shown,
@@ -547,14 +540,7 @@ fn run(
 
 enum Line {
     File(Store),
-    Http { at: Far, lookup: Lookup, runtime: tokio::runtime::Runtime },
-}
-
-/// A registry, and what is expected of it.
-struct Far {
-    registry: HttpRegistry,
-    trust: Trust,
-    cluster: String,
+    Http { far: Far, lookup: Lookup, runtime: tokio::runtime::Runtime },
 }
 
 impl Line {
@@ -562,11 +548,7 @@ impl Line {
         Ok(match at {
             Witness::File(dir) => Self::File(Store::new(dir.join(cluster).join("witness"))),
             Witness::Http(registry) => Self::Http {
-                at: Far {
-                    registry: registry.clone(),
-                    trust: Trust::new(wallet, registry.proof),
-                    cluster: cluster.to_owned(),
-                },
+                far: Far::new(registry, wallet, cluster, MAX_RECORD),
                 lookup: Lookup::default(),
                 runtime: tokio::runtime::Builder::new_current_thread()
                     .enable_io()
@@ -580,9 +562,14 @@ impl Line {
     fn ask(&mut self, question: &Question) -> io::Result<Answer> {
         match self {
             Self::File(store) => store.answer(question),
-            Self::Http { at, lookup, runtime } => {
+            Self::Http { far, lookup, runtime } => {
                 // A timer can be made only inside.
-                let asked = async { timeout(PATIENCE, over_http(at, lookup, question)).await };
+                let asked = async {
+                    let outcome = timeout(PATIENCE, over_http(far, lookup, question)).await;
+                    // All stands still until the next question: so that the connection is closed now.
+                    yield_now().await;
+                    outcome
+                };
                 let outcome = runtime.block_on(asked);
                 outcome.map_err(|_| io::Error::other(format!("no answer in {PATIENCE:?}")))?
             }
@@ -591,50 +578,27 @@ impl Line {
 }
 
 async fn over_http(far: &Far, lookup: &mut Lookup, question: &Question) -> io::Result<Answer> {
-    let Far { registry: at, trust, cluster } = far;
-    let stream = connect(&lookup.run(&at.authority()).await?).await?;
-    let (mut sender, connection) = handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
     let Question { lineage, core, claim } = question;
     let (method, body) = match claim {
-        None => (Method::GET, Bytes::new()),
+        None => ("GET", Vec::new()),
         Some((epoch, half)) => {
             let words = Words::of(*epoch, Some(half));
-            (Method::PUT, serde_json::to_vec(&words).expect("plain").into())
+            ("PUT", serde_json::to_vec(&words).expect("plain"))
         }
     };
-    let path = format!("{}/{cluster}/witness/{lineage}/{}", at.path, core.get());
-    let whole = proof::Asked { method: method.as_str(), path: &path, body: &body, ..Default::default() };
-    let proved = trust.ask(whole)?;
-    let mut request = Request::builder().method(&method).uri(&path).header(HOST, at.authority());
-    if let Some((_, proof)) = &proved {
-        request = request.header(proof::HEADER, proof);
+    let path = format!("/witness/{lineage}/{}", core.get());
+    let asked = rendezvous::Question { method, path: &path, body: &body, ..Default::default() };
+    let answer = far.open(far.reach(lookup).await?).await?.ask(asked).await?;
+    if answer.status != 200 {
+        return Err(answer.error());
     }
-    let request = request.body(Full::new(body)).map_err(io::Error::other)?;
-    let exchange = async {
-        let response = sender.send_request(request).await.map_err(io::Error::other)?;
-        let status = response.status().as_u16();
-        let proof = response.headers().get(proof::HEADER).and_then(|p| p.to_str().ok()).map(str::to_owned);
-        let body =
-            Limited::new(response.into_body(), MAX_RECORD).collect().await.map_err(io::Error::other)?;
-        drop(sender);
-        io::Result::Ok((status, proof, body.to_bytes()))
-    };
-    let (answer, _closed) = tokio::join!(exchange, connection);
-    let (status, proof, body) = answer?;
-    let told = proof::Told { status, etag: None, body: &body };
-    trust.believe(proved.as_ref().map(|(proved, _)| proved), proof.as_deref(), told)?;
-    if status == 200 {
-        return read_answer(question, &body)
-            .ok_or_else(|| io::Error::other("that is no answer of a witness"));
-    }
-    let why = serde_json::from_slice::<serde_json::Value>(&body).ok();
-    let why =
-        why.as_ref().and_then(|body| body["error"].as_str()).unwrap_or("a witness is kept at /v1/rendezvous");
-    Err(io::Error::other(format!("the registry answered {status}: {}", shown(why))))
+    read_answer(question, &answer.body).ok_or_else(|| io::Error::other("that is no answer of a witness"))
 }
 
 #[cfg(test)]
 mod tests {
+    use membership_types::Lineage;
+
     use super::*;
 
     struct Dir(PathBuf);

@@ -2,8 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, io,
-    net::{IpAddr, SocketAddr},
+    io,
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -11,16 +11,8 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::{
-    Method, Request,
-    client::conn::http1::{SendRequest, handshake},
-    header::{CONTENT_TYPE, ETAG, HOST, HeaderName, IF_MATCH, IF_NONE_MATCH},
-};
-use hyper_util::rt::TokioIo;
 use membership_types::NodeId;
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::Deserialize;
 use tokio::{
     net::TcpStream,
     sync::Mutex,
@@ -31,27 +23,23 @@ use tokio::{
 use crate::{
     clock::now_ns,
     rendezvous::{
+        Question,
+        ask::{Connection, Far, HttpRegistry},
         finder::Report,
         fixed::Lookup,
         is_reachable,
-        proof::{self, Trust},
         registrar::Entry,
     },
     secret::Wallet,
     wire::shown,
 };
 
-/// The path at which nodes keep registries.
-pub(crate) const PATH: &str = "/v1/rendezvous";
 /// How often the registry is read by a node that is in no view, and by one that is.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(1500));
 /// How often our own entries are renewed.
 const RENEWAL: Duration = Duration::from_millis(1500);
 /// How long all questions of one round may take.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// How long all addresses of a registry together are tried, and each at the least: one that swallows what is sent to it must
-/// not take the time of the others.
-const CONNECTING: (Duration, Duration) = (Duration::from_secs(2), Duration::from_millis(250));
 /// How long a founder waits for a registry that is about to begin, or that has just begun.
 const START: Duration = Duration::from_secs(15);
 /// How long the address of a silent holder of a slot is tried.
@@ -59,46 +47,9 @@ const TRY: Duration = Duration::from_secs(2);
 /// The largest answer.
 const MAX_ANSWER: usize = 2 * 1024 * 1024;
 
-/// Where a registry is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HttpRegistry {
-    /// Its host; an IPv6 address without brackets.
-    pub host: String,
-    /// Its port.
-    pub port: u16,
-    /// The path of the registry, without a slash at its end.
-    pub path: String,
-    /// Believe no answer that is not proved with the cluster's secret, not even the first one.
-    pub proof: bool,
-}
-
-impl fmt::Display for HttpRegistry {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let proof = if self.proof { "?proof=required" } else { "" };
-        write!(f, "http://{}{}{proof}", self.authority(), self.path)
-    }
-}
-
-impl HttpRegistry {
-    /// Is it on this host, so that nobody is on the way to it?
-    pub(crate) fn is_here(&self) -> bool {
-        self.host == "localhost" || self.host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
-    }
-
-    /// As it is written in URLs and in the header `Host`.
-    pub(crate) fn authority(&self) -> String {
-        match self.host.parse::<IpAddr>() {
-            Ok(IpAddr::V6(ip)) => format!("[{ip}]:{}", self.port),
-            _ => format!("{}:{}", self.host, self.port),
-        }
-    }
-}
-
 /// A node's own entries in a registry.
 pub(crate) struct Client {
-    at: HttpRegistry,
-    trust: Trust,
-    cluster: String,
+    far: Far,
     key: String,
     name: String,
     addr: SocketAddr,
@@ -153,90 +104,9 @@ impl Held {
     }
 }
 
-pub(crate) struct Answer {
-    pub(crate) status: u16,
-    pub(crate) etag: Option<String>,
-    pub(crate) body: Bytes,
-}
-
-impl Answer {
-    pub(crate) fn read<T: DeserializeOwned>(&self) -> io::Result<T> {
-        serde_json::from_slice(&self.body)
-            .map_err(|e| io::Error::other(format!("no answer of a registry: {e}")))
-    }
-
-    fn etag(&self) -> io::Result<String> {
-        self.etag.clone().ok_or_else(|| io::Error::other("the registry's answer has no ETag"))
-    }
-
-    /// What it says that went wrong.
-    pub(crate) fn error(&self) -> io::Error {
-        #[derive(Deserialize)]
-        struct Refusal {
-            error: String,
-        }
-        let why = self.read::<Refusal>().map_or_else(|_| String::new(), |r| format!(": {}", r.error));
-        let why = shown(&why);
-        let hint = if self.status == 404 { "; nodes keep registries at /v1/rendezvous" } else { "" };
-        io::Error::other(format!("the registry answered {}{why}{hint}", self.status))
-    }
-}
-
-/// An open connection.
-struct Connection<'a> {
-    client: &'a Client,
-    sender: SendRequest<Full<Bytes>>,
-    /// Ends with this.
-    _driver: JoinSet<()>,
-}
-
-#[derive(Default)]
-struct Asked<'a> {
-    if_match: Option<&'a str>,
-    if_none_match: Option<&'a str>,
-    entry: Option<&'a Entry>,
-}
-
 impl Connection<'_> {
-    async fn ask(&mut self, method: Method, path: &str, asked: Asked<'_>) -> io::Result<Answer> {
-        let at = &self.client.at;
-        let body =
-            asked.entry.map_or_else(Bytes::new, |entry| serde_json::to_vec(entry).expect("plain").into());
-        let path = format!("{}/{}{path}", at.path, self.client.cluster);
-        let (if_match, if_none_match) = (asked.if_match, asked.if_none_match);
-        let whole =
-            proof::Asked { method: method.as_str(), path: &path, if_match, if_none_match, body: &body };
-        let proved = self.client.trust.ask(whole)?;
-        let mut request = Request::builder()
-            .method(&method)
-            .uri(&path)
-            .header(HOST, at.authority())
-            .header(CONTENT_TYPE, "application/json");
-        let proof = proved.as_ref().map(|(_, proof)| proof.as_str());
-        let named = HeaderName::from_static(proof::HEADER);
-        for (name, value) in [(IF_MATCH, if_match), (IF_NONE_MATCH, if_none_match), (named, proof)] {
-            if let Some(value) = value {
-                request = request.header(name, value);
-            }
-        }
-        let request = request.body(Full::new(body)).map_err(io::Error::other)?;
-        self.sender.ready().await.map_err(io::Error::other)?;
-        let response = self.sender.send_request(request).await.map_err(io::Error::other)?;
-        let status = response.status().as_u16();
-        let header = |name: &HeaderName| {
-            response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
-        };
-        let (etag, proof) = (header(&ETAG), header(&HeaderName::from_static(proof::HEADER)));
-        let body =
-            Limited::new(response.into_body(), MAX_ANSWER).collect().await.map_err(io::Error::other)?;
-        let body = body.to_bytes();
-        let told = proof::Told { status, etag: etag.as_deref(), body: &body };
-        self.client.trust.believe(proved.as_ref().map(|(proved, _)| proved), proof.as_deref(), told)?;
-        Ok(Answer { status, etag, body })
-    }
-
     async fn list(&mut self) -> io::Result<Listed> {
-        let answer = self.ask(Method::GET, "", Asked::default()).await?;
+        let answer = self.ask(Question { method: "GET", ..Question::default() }).await?;
         if answer.status == 200 { answer.read() } else { Err(answer.error()) }
     }
 
@@ -247,12 +117,14 @@ impl Connection<'_> {
         entry: &Entry,
         expected: Option<&str>,
     ) -> io::Result<Option<String>> {
-        let asked = Asked {
+        let question = Question {
+            method: "PUT",
+            path: &format!("/slots/{slot}"),
             if_match: expected,
             if_none_match: expected.is_none().then_some("*"),
-            entry: Some(entry),
+            body: &entry.written(),
         };
-        let answer = self.ask(Method::PUT, &format!("/slots/{slot}"), asked).await?;
+        let answer = self.ask(question).await?;
         match answer.status {
             200 | 201 => answer.etag().map(Some),
             // It may have been us, if the answer to that was lost.
@@ -276,9 +148,7 @@ impl Client {
         id: NodeId,
     ) -> Self {
         Self {
-            at: at.clone(),
-            trust: Trust::new(wallet, at.proof),
-            cluster: cluster.to_owned(),
+            far: Far::new(at, wallet, cluster, MAX_ANSWER),
             key: format!("{id}.{}", CLIENTS.fetch_add(1, Ordering::Relaxed)),
             name: name.to_owned(),
             addr,
@@ -292,20 +162,13 @@ impl Client {
     }
 
     async fn connect(&self, lookup: &mut Lookup) -> io::Result<Connection<'_>> {
-        let addresses = lookup.run(&self.at.authority()).await?;
-        let stream = connect(&addresses).await?;
+        let stream = self.far.reach(lookup).await?;
         let (there, here) = (stream.peer_addr()?.ip(), stream.local_addr()?.ip());
         if self.addr.ip().is_loopback() && !there.is_loopback() && there != here {
             let way_out = "give --listen or --advertise an address by which other hosts reach this node";
             return Err(io::Error::other(format!("{} means nothing to other hosts: {way_out}", self.addr)));
         }
-        let (sender, driver) = handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-        let mut tasks = JoinSet::new();
-        tasks.spawn(async {
-            // What breaks is seen by who waits for an answer.
-            let _broken = driver.await;
-        });
-        Ok(Connection { client: self, sender, _driver: tasks })
+        self.far.open(stream).await
     }
 
     /// Takes a founder slot: the one of our address, else a free one, else one whose holder is proved to be gone.
@@ -363,7 +226,8 @@ impl Client {
         slot: u16,
         id: NodeId,
     ) -> io::Result<Option<(u16, String)>> {
-        let current = connection.ask(Method::GET, &format!("/slots/{slot}"), Asked::default()).await?;
+        let question = Question { method: "GET", path: &format!("/slots/{slot}"), ..Question::default() };
+        let current = connection.ask(question).await?;
         let expected = match current.status {
             404 => None,
             200 => Some(current.etag()?),
@@ -396,8 +260,8 @@ impl Client {
             }
         }
         let known = state.list.as_ref().map(|(etag, _)| etag.clone());
-        let asked = Asked { if_none_match: known.as_deref(), ..Asked::default() };
-        let answer = connection.ask(Method::GET, "", asked).await?;
+        let question = Question { method: "GET", if_none_match: known.as_deref(), ..Question::default() };
+        let answer = connection.ask(question).await?;
         match (answer.status, &state.list) {
             (304, Some((_, list))) => Ok((written, list.clone())),
             (200, _) => {
@@ -411,8 +275,10 @@ impl Client {
 
     async fn renew(&self, connection: &mut Connection<'_>, state: &mut State, id: NodeId) -> io::Result<()> {
         let entry = self.entry(id);
-        let asked = Asked { entry: Some(&entry), ..Asked::default() };
-        let answer = connection.ask(Method::PUT, &format!("/nodes/{}", self.key), asked).await?;
+        let (path, body) = (format!("/nodes/{}", self.key), entry.written());
+        let answer = connection
+            .ask(Question { method: "PUT", path: &path, body: &body, ..Question::default() })
+            .await?;
         if !matches!(answer.status, 200 | 201) {
             return Err(answer.error());
         }
@@ -446,10 +312,12 @@ impl Client {
             }
             let mut connection = self.connect(&mut state.lookup).await?;
             let node = format!("/nodes/{}", self.key);
-            connection.ask(Method::DELETE, &node, Asked::default()).await?;
+            connection.ask(Question { method: "DELETE", path: &node, ..Question::default() }).await?;
             if let Some((slot, etag)) = slot {
-                let asked = Asked { if_match: Some(&etag), ..Asked::default() };
-                connection.ask(Method::DELETE, &format!("/slots/{slot}"), asked).await?;
+                let (path, if_match) = (format!("/slots/{slot}"), Some(etag.as_str()));
+                connection
+                    .ask(Question { method: "DELETE", path: &path, if_match, ..Question::default() })
+                    .await?;
             }
             io::Result::Ok(())
         };
@@ -457,24 +325,6 @@ impl Client {
             tracing::debug!(%error, "what was registered stays behind: it will be ignored when it is old");
         }
     }
-}
-
-/// Connects with the first of these addresses that answers.
-pub(crate) async fn connect(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
-    let share = CONNECTING.0 / u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
-    let each = share.max(CONNECTING.1);
-    let mut problem = io::Error::other("its name has no address");
-    for addr in addresses {
-        match timeout(each, TcpStream::connect(addr)).await {
-            Ok(Ok(stream)) => {
-                stream.set_nodelay(true)?;
-                return Ok(stream);
-            }
-            Ok(Err(error)) => problem = error,
-            Err(_) => problem = io::Error::other(format!("{addr} does not answer in {each:?}")),
-        }
-    }
-    Err(problem)
 }
 
 /// The slots at whose holders' addresses nobody listens. Silence proves nothing; a refusal comes from the host itself.
@@ -505,40 +355,5 @@ pub(crate) async fn run(client: Arc<Client>, mut report: Report) {
             Err(_) => report.failed(&format_args!("no answer in {PATIENCE:?}")),
         }
         report.pause(if report.seeking() { PAUSES.0 } else { PAUSES.1 }).await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::net::Ipv4Addr;
-
-    use socket2::{Domain, SockAddr, Socket, Type};
-    use tokio::net::TcpListener;
-
-    use super::*;
-
-    /// An address that answers nothing, for as long as these live: its queue is full.
-    async fn silent() -> (SocketAddr, Socket, Vec<TcpStream>) {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
-        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        socket.bind(&SockAddr::from(any)).and_then(|()| socket.listen(0)).expect("a free port");
-        let addr = socket.local_addr().expect("bound").as_socket().expect("an IP address");
-        let mut crowd = Vec::new();
-        while let Ok(stream) = timeout(Duration::from_millis(200), TcpStream::connect(addr)).await {
-            crowd.push(stream.expect("it listens"));
-            assert!(crowd.len() < 16, "its queue does not fill");
-        }
-        (addr, socket, crowd)
-    }
-
-    #[tokio::test]
-    async fn an_address_that_does_not_answer_leaves_time_for_the_next_one() {
-        let (silent, _socket, _crowd) = silent().await;
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
-        let answers = listener.local_addr().expect("bound");
-        let stream = timeout(PATIENCE, connect(&[silent, answers])).await.expect("in time");
-        assert_eq!(stream.expect("connected").peer_addr().expect("connected"), answers);
-        let why = timeout(PATIENCE, connect(&[silent])).await.expect("in time").expect_err("nobody answers");
-        assert!(why.to_string().contains("does not answer"), "{why}");
     }
 }

@@ -17,21 +17,14 @@ use std::{
 use data_encoding::HEXLOWER;
 use ring::hmac;
 
-use crate::secret::{Credentials, KeyId, Secret, Wallet};
+use crate::{
+    rendezvous::Question,
+    secret::{Credentials, KeyId, Secret, Wallet},
+};
 
 /// The header that carries it, in both directions.
 pub(crate) const HEADER: &str = "x-phalanx-proof";
 const NONCE: usize = 16;
-
-/// What counts of a request.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Asked<'a> {
-    pub(crate) method: &'a str,
-    pub(crate) path: &'a str,
-    pub(crate) if_match: Option<&'a str>,
-    pub(crate) if_none_match: Option<&'a str>,
-    pub(crate) body: &'a [u8],
-}
 
 /// What counts of an answer.
 #[derive(Clone, Copy, Debug, Default)]
@@ -49,7 +42,7 @@ pub(crate) struct Proved {
 
 impl Proved {
     /// Proves a request. Gives what goes into its header, too.
-    pub(crate) fn ask(secret: &Secret, asked: Asked<'_>) -> io::Result<(Self, String)> {
+    pub(crate) fn ask(secret: &Secret, asked: Question<'_>) -> io::Result<(Self, String)> {
         let mut nonce = [0; NONCE];
         getrandom::fill(&mut nonce).map_err(io::Error::other)?;
         let key = secret.first();
@@ -63,7 +56,7 @@ impl Proved {
     pub(crate) fn read(
         secret: &Secret,
         header: &str,
-        asked: Asked<'_>,
+        asked: Question<'_>,
     ) -> Result<Option<Self>, &'static str> {
         let bytes = |text: &str| HEXLOWER.decode(text.as_bytes()).ok();
         let mut parts = header.split('.').map(bytes);
@@ -99,8 +92,8 @@ impl Proved {
     }
 }
 
-fn of_request(nonce: &[u8; NONCE], asked: Asked<'_>) -> Vec<u8> {
-    let Asked { method, path, if_match, if_none_match, body } = asked;
+fn of_request(nonce: &[u8; NONCE], asked: Question<'_>) -> Vec<u8> {
+    let Question { method, path, if_match, if_none_match, body } = asked;
     let (method, path) = (Some(method.as_bytes()), Some(path.as_bytes()));
     let (one, other) = (if_match.map(str::as_bytes), if_none_match.map(str::as_bytes));
     whole(&[Some(b"request"), Some(nonce), method, path, one, other, Some(body)])
@@ -135,7 +128,7 @@ impl Trust {
     }
 
     /// Proves a request, if there is a secret.
-    pub(crate) fn ask(&self, asked: Asked<'_>) -> io::Result<Option<(Proved, String)>> {
+    pub(crate) fn ask(&self, asked: Question<'_>) -> io::Result<Option<(Proved, String)>> {
         match self.wallet.get() {
             Credentials::Secret(secret) => Proved::ask(&secret, asked).map(Some),
             Credentials::None | Credentials::Tls(_) => Ok(None),
@@ -179,7 +172,7 @@ mod tests {
         (0..32).map(|i| format!("{:02x}", i ^ n)).collect::<String>().parse().expect("a key")
     }
 
-    const ASKED: Asked<'_> = Asked {
+    const ASKED: Question<'_> = Question {
         method: "PUT",
         path: "/v1/rendezvous/c/slots/0",
         if_match: Some("\"7-1\""),
@@ -194,12 +187,12 @@ mod tests {
         let read = |asked| Proved::read(&secret(1), &header, asked);
         let there = read(ASKED).expect("well made").expect("our key");
         for other in [
-            Asked { method: "DELETE", ..ASKED },
-            Asked { path: "/v1/rendezvous/c/slots/1", ..ASKED },
-            Asked { if_match: None, ..ASKED },
-            Asked { if_match: None, if_none_match: ASKED.if_match, ..ASKED },
-            Asked { if_none_match: Some(""), ..ASKED },
-            Asked { body: b"{ }", ..ASKED },
+            Question { method: "DELETE", ..ASKED },
+            Question { path: "/v1/rendezvous/c/slots/1", ..ASKED },
+            Question { if_match: None, ..ASKED },
+            Question { if_match: None, if_none_match: ASKED.if_match, ..ASKED },
+            Question { if_none_match: Some(""), ..ASKED },
+            Question { body: b"{ }", ..ASKED },
         ] {
             assert!(read(other).is_err(), "{other:?}");
         }
@@ -252,7 +245,7 @@ mod tests {
             text in "([0-9a-f]{0,80}[.]?){0,4}|\\PC{0,40}",
             body in proptest::collection::vec(any::<u8>(), 0..64),
         ) {
-            let asked = Asked { body: &body, ..ASKED };
+            let asked = Question { body: &body, ..ASKED };
             prop_assert!(!matches!(Proved::read(&secret(1), &text, asked), Ok(Some(_))));
             let (request, _) = Proved::ask(&secret(1), asked).expect("random");
             prop_assert!(!request.is_proof(&text, TOLD));

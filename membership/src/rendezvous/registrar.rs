@@ -18,7 +18,7 @@
 //! [`TTL`]; whoever takes such a one must have found that nobody listens at the holder's address. A registry that has
 //! just begun may have forgotten holders: for [`GRACE`] it gives slots only to who says that it held them before.
 //!
-//! Nobody is asked who it is, so strangers may take places. That of our own cluster is nobody else's. When all others are taken,
+//! Nobody is asked who it is but by `proof.rs`, which covers our own cluster alone, so strangers may take places. That of our own cluster is nobody else's. When all others are taken,
 //! the cluster goes of which nothing was heard for the longest time, and for [`FORGOTTEN`] at least: then this registry is one
 //! that has forgotten holders, and clusters that come to it from then on begin with [`GRACE`].
 
@@ -58,7 +58,14 @@ pub(crate) struct Entry {
     pub(crate) held: bool,
 }
 
-/// A request: the path below the registry's own, and what counts of the rest.
+impl Entry {
+    /// As it travels.
+    pub(crate) fn written(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("texts, an address and a sign")
+    }
+}
+
+/// A request: what counts of it. The path is the one below the registry's own, but where it is proved: there it is whole.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Question<'a> {
     pub(crate) method: &'a str,
@@ -434,7 +441,7 @@ mod tests {
     }
 
     fn body(entry: &Entry) -> Vec<u8> {
-        serde_json::to_vec(entry).expect("plain")
+        entry.written()
     }
 
     fn get(r: &mut Registrar, s: u64, path: &str) -> Answer {
