@@ -5,7 +5,7 @@
 //! | `lock` | locked by the one process that uses the directory; says which, for people |
 //! | `floor` | view ids up to here may have been given: see `membership_proto::Floor` |
 //! | `state` | a directory of its own: what the inventory keeps (`replica/store.rs`) |
-//! | `witness` | what this node recorded as a witness for others: see `witness.rs` |
+//! | `witness` | what this node recorded as a witness for others: see `witness/memory.rs` |
 //!
 //! A file is replaced by writing another one, syncing it, renaming it, and syncing the directory: a reader finds the old
 //! one or the new one, whole. What cannot be read is never overwritten: it is for people to decide what it is worth. Nothing is

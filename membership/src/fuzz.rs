@@ -378,7 +378,7 @@ pub fn registry(data: &[u8]) {
 /// What a witness is asked (`METHOD PATH`, and a body after the line), what it answers, and what is in its files: the same when it
 /// is written and read again.
 pub fn witness(data: &[u8]) {
-    if let Ok(half) = witness::line_of(data).map(witness::half_of) {
+    if let Ok(half) = witness::memory::line_of(data).map(witness::memory::half_of) {
         assert!(half.is_err() || half.is_ok_and(|half| (1..=8).contains(&half.len())));
     }
     let begin = data.iter().position(|b| *b == b'\n').unwrap_or(data.len());

@@ -43,7 +43,8 @@
 //! | `rendezvous.rs` | how a starting process finds the cluster: one file for each provider, `finder.rs` runs them |
 //! | `rendezvous/registrar.rs` | the registry that a node keeps for others on its admin API |
 //! | `rendezvous/ask.rs`, `proof.rs` | how one is asked over HTTP; how its answers are proved |
-//! | `witness.rs` | who says which half of a core may go on: shared storage, or what a node keeps for others |
+//! | `witness.rs` | who says which half of a core may go on: what it is asked in words |
+//! | `witness/memory.rs`, `asker.rs` | its records, on shared storage or kept by a node for others; the thread that asks |
 //! | `admin.rs`, `metrics.rs`, `trace.rs` | what operators and checkers read |
 //! | `panic.rs`, `watchdog.rs` | a panic ends the lease first; an application that stands still |
 //! | `fuzz.rs` | the parsers, for those who throw nonsense at them (feature `fuzz`) |

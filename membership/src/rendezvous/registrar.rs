@@ -8,7 +8,7 @@
 //! | `CLUSTER/nodes/KEY` | GET, PUT, DELETE: one node; forgotten when it was not renewed for [`TTL`] |
 //! | `CLUSTER/slots/N` | GET, PUT, DELETE: the holder of a founder slot |
 //!
-//! (`CLUSTER/witness/LINEAGE/CORE` is below the same path, and durable: see `witness.rs`.)
+//! (`CLUSTER/witness/LINEAGE/CORE` is below the same path, and durable: see `witness/memory.rs`.)
 //!
 //! All have an ETag. PUT and DELETE obey `If-Match` and `If-None-Match: *`; a PUT of a slot must have one of them: that is
 //! compare-and-set.
