@@ -16,7 +16,7 @@ use std::{
     fmt::Write as _,
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, ErrorKind, Read, Write},
-    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     str::FromStr,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -228,31 +228,53 @@ fn strangers(path: &Path, ours: &[&str]) -> io::Result<Option<OsString>> {
 /// Locks the directory, and says in the lock file who we are.
 fn take(path: &Path, who: &str) -> Result<File, String> {
     let (at, file) = (path.display(), path.join(LOCK));
-    let opened = open(OpenOptions::new().read(true).write(true).create(true).truncate(false), &file);
-    let mut lock = opened.map_err(|e| format!("{}: {e}", file.display()))?;
+    let failed = |e: io::Error| format!("{}: {e}", file.display());
     let begun = Instant::now();
-    while let Err(error) = flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-        if error != rustix::io::Errno::WOULDBLOCK {
-            return Err(format!(
-                "{at} cannot be locked: {error}; give a directory on a file system with locks"
-            ));
+    let lock = loop {
+        // Anew each time: whoever held it may be gone with its file.
+        let opened = open(OpenOptions::new().read(true).write(true).create(true).truncate(false), &file);
+        let lock = opened.map_err(failed)?;
+        let locked = try_lock(&lock).map_err(|error| {
+            format!("{at} cannot be locked: {error}; give a directory on a file system with locks")
+        })?;
+        if locked && is_at(&lock, &file).map_err(failed)? {
+            break lock;
         }
         if begun.elapsed() >= HANDOVER {
             let mut holder = String::new();
             // What cannot be read is not said.
-            let _unreadable = (&mut lock).take(LONGEST).read_to_string(&mut holder);
+            let _unreadable = lock.take(LONGEST).read_to_string(&mut holder);
             let holder = if holder.trim().is_empty() { "another process" } else { holder.trim() };
             return Err(format!(
                 "{at} is in use by {holder}: give each node a directory of its own, or stop that one"
             ));
         }
         thread::sleep(Duration::from_millis(20));
-    }
+    };
     let text = format!("{HELD_BY}{} ({who})\n", std::process::id());
     // In this order, so that it says at any moment that it is ours.
     let written = lock.write_all_at(text.as_bytes(), 0).and_then(|()| lock.set_len(text.len() as u64));
-    written.map_err(|e| format!("{}: {e}", file.display()))?;
+    written.map_err(failed)?;
     Ok(lock)
+}
+
+/// Locks it for whoever shares this handle. False if somebody else has; a lock that we have stays.
+pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
+    match flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Is this still what the path leads to? Who comes next opens what is there by then, and another file has another lock.
+pub(crate) fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let held = file.metadata()?;
+    match fs::metadata(path) {
+        Ok(there) => Ok((held.dev(), held.ino()) == (there.dev(), there.ino())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 fn read_floor(path: &Path, cluster: &str) -> Result<Option<Floor>, String> {
@@ -476,6 +498,24 @@ mod tests {
         drop(DataDir::open(&dir.0, "c", "n").expect("it was used before"));
         let text = format!("process {} (node n)\n", std::process::id());
         assert_eq!(fs::read(&lock).expect("there"), text.as_bytes());
+    }
+
+    #[test]
+    fn a_lock_file_that_was_replaced_while_it_was_locked_locks_nothing() {
+        let dir = Dir::new("replaced");
+        drop(DataDir::open(&dir.0, "c", "first").expect("a new directory"));
+        let lock = dir.0.join(LOCK);
+        let before = File::open(&lock).expect("there");
+        assert!(try_lock(&before).expect("locks work"));
+        let path = dir.0.clone();
+        let waits = thread::spawn(move || take(&path, "node second"));
+        thread::sleep(Duration::from_millis(100));
+        fs::write(dir.0.join("new"), b"").expect("writable");
+        fs::rename(dir.0.join("new"), &lock).expect("ours");
+        drop(before);
+        let taken = waits.join().expect("it ends").expect("nobody holds the new one");
+        assert!(is_at(&taken, &lock).expect("readable"), "what it holds is what others find");
+        assert!(fs::read_to_string(&lock).expect("text").contains("node second"));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, ErrorKind, Read, Seek, Write},
     net::SocketAddr,
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
@@ -22,12 +22,13 @@ use std::{
 };
 
 use membership_types::NodeId;
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use tokio::{task::spawn_blocking, time::timeout};
 
 use crate::{
     clock::now_ns,
+    disk::{is_at, try_lock},
     node::lock,
     rendezvous::{finder::Report, is_reachable},
     wire::shown,
@@ -321,25 +322,6 @@ fn denied(path: &Path, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{path}: {error}; run all nodes that share it as one user"))
 }
 
-/// Locks it for whoever shares this handle. False if somebody else has; a lock that we have stays.
-fn try_lock(file: &File) -> io::Result<bool> {
-    match flock(file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(true),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Is this still what the path leads to?
-fn is_at(file: &File, path: &Path) -> io::Result<bool> {
-    let held = file.metadata()?;
-    match fs::metadata(path) {
-        Ok(there) => Ok((held.dev(), held.ino()) == (there.dev(), there.ino())),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
 fn write_over(mut file: &File, bytes: &[u8]) -> io::Result<()> {
     file.set_len(0)?;
     file.rewind()?;
@@ -348,6 +330,10 @@ fn write_over(mut file: &File, bytes: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use rustix::fs::{FlockOperation, flock};
+
     use super::*;
 
     fn directory(dir: &Path, port: u16) -> Directory {
