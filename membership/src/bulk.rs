@@ -741,20 +741,11 @@ mod tests {
     use membership_types::Token;
 
     use super::*;
-    use crate::{event::Member, handshake::Versions, metrics::Metrics, secret::Source};
+    use crate::{event::Member, metrics::Metrics, secret::Source};
 
     #[test]
     fn what_the_application_began_with_is_the_state_however_often_the_node_begins_anew_before_a_view() {
-        let hello = |number| Hello {
-            cluster: "c".into(),
-            node: NodeId::new(0, number),
-            name: "n".into(),
-            addr: ([127, 0, 0, 1], 1).into(),
-            lineage: None,
-            near: None,
-            bulk: true,
-            speaks: Versions::OURS,
-        };
+        let hello = |number| Hello { node: NodeId::new(0, number), ..Hello::sample(0) };
         let lease = NodeLease::new().expect("memory");
         let bulk = Bulk::default();
         let (wallet, counts) =

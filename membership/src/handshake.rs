@@ -67,6 +67,23 @@ pub(crate) struct Hello {
     pub(crate) speaks: Versions,
 }
 
+#[cfg(test)]
+impl Hello {
+    /// What some node of cluster `c` says, in tests.
+    pub(crate) fn sample(node: u32) -> Self {
+        Self {
+            cluster: "c".into(),
+            node: NodeId::new(node, 1),
+            name: "n".into(),
+            addr: ([127, 0, 0, 1], 1).into(),
+            lineage: None,
+            near: None,
+            bulk: false,
+            speaks: Versions::OURS,
+        }
+    }
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 enum Greeting {
     Hello(Hello),
@@ -508,17 +525,7 @@ mod tests {
     use crate::metrics::Counts;
 
     fn hello(cluster: &str, inc: u64) -> Hello {
-        let addr = SocketAddr::from(([127, 0, 0, 1], 1));
-        Hello {
-            cluster: cluster.into(),
-            node: NodeId::new(1, inc),
-            name: "n".into(),
-            addr,
-            lineage: None,
-            near: None,
-            bulk: false,
-            speaks: Versions::OURS,
-        }
+        Hello { cluster: cluster.into(), node: NodeId::new(1, inc), ..Hello::sample(1) }
     }
 
     type Outcome = Result<Met, Refusal>;

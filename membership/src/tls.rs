@@ -362,23 +362,15 @@ mod tests {
     };
     use crate::{
         clock,
-        handshake::{Hello, Met, Refusal, Versions, initiate, respond},
+        handshake::{Hello, Met, Refusal, initiate, respond},
         metrics::Counts,
         secret::Credentials,
         start::name_hash,
     };
 
     fn hello(name: &str, inc: u64) -> Hello {
-        Hello {
-            cluster: "c".into(),
-            node: NodeId::new(name_hash(name), inc),
-            name: name.into(),
-            addr: SocketAddr::from(([10, 0, 0, 7], 1)),
-            lineage: None,
-            near: None,
-            bulk: false,
-            speaks: Versions::OURS,
-        }
+        let addr = SocketAddr::from(([10, 0, 0, 7], 1));
+        Hello { name: name.into(), node: NodeId::new(name_hash(name), inc), addr, ..Hello::sample(1) }
     }
 
     fn credentials(authority: &Authority, names: &[&str]) -> Credentials {

@@ -754,19 +754,6 @@ mod tests {
     use super::*;
     use crate::secret::{Credentials, Source};
 
-    fn hello(node: u32) -> Hello {
-        Hello {
-            cluster: "c".into(),
-            node: NodeId::new(node, 1),
-            name: "n".into(),
-            addr: (Ipv4Addr::LOCALHOST, 1).into(),
-            lineage: None,
-            near: None,
-            bulk: true,
-            speaks: Versions::OURS,
-        }
-    }
-
     #[tokio::test]
     async fn connections_for_bulk_that_find_no_place_are_no_strangers_that_were_displaced() {
         let body = async {
@@ -776,17 +763,19 @@ mod tests {
             let bulk = Bulk::default();
             while {
                 let stream = std::net::TcpStream::connect(addr).expect("it listens");
-                let met = Met { hello: hello(1), session: Session::Open, rest: BytesMut::new() };
+                let met = Met { hello: Hello::sample(1), session: Session::Open, rest: BytesMut::new() };
                 drop(listener.accept().await.expect("connected"));
                 bulk.accept(stream, met)
             } {}
             let (arrived, _queue) = mpsc::channel(1);
             let wallet = Wallet::open(Source::None).expect("nothing to be read");
             let (lease, counts) = (Duration::from_secs(5), Counts::default());
-            let transport = Transport::new(hello(2), wallet, lease, arrived, None, bulk, counts.clone());
+            let transport =
+                Transport::new(Hello::sample(2), wallet, lease, arrived, None, bulk, counts.clone());
             transport.accept(listener);
             let mut stream = TcpStream::connect(addr).await.expect("it listens");
-            handshake::initiate(&mut stream, &hello(3), &Credentials::None).await.expect("met");
+            let asks = Hello { bulk: true, ..Hello::sample(3) };
+            handshake::initiate(&mut stream, &asks, &Credentials::None).await.expect("met");
             let closed = timeout(Duration::from_secs(10), stream.read(&mut [0])).await.expect("it is closed");
             assert!(matches!(closed, Ok(0) | Err(_)), "{closed:?}");
             let refused = counts.refused.get_or_create(&[("reason", "bulk_full")]).get();

@@ -190,7 +190,7 @@ mod tests {
     use crate::{
         bulk::Bulk,
         event::{Member, View},
-        handshake::{Hello, Versions},
+        handshake::Hello,
         metrics::Counts,
         secret::{Source, Wallet},
         session::Session,
@@ -198,28 +198,16 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(10);
 
-    fn hello(node: u32) -> Hello {
-        Hello {
-            cluster: "c".into(),
-            node: NodeId::new(node, 1),
-            name: "n".into(),
-            addr: (Ipv4Addr::LOCALHOST, 1).into(),
-            lineage: None,
-            near: None,
-            bulk: true,
-            speaks: Versions::OURS,
-        }
-    }
-
     fn hub() -> Shared {
         let wallet = Wallet::open(Source::None).expect("nothing to be read");
         let lease = NodeLease::new().expect("a page");
-        let hub = Hub::new(Bulk::default(), hello(2), wallet, lease, PATIENCE, None, Counts::default());
+        let hub =
+            Hub::new(Bulk::default(), Hello::sample(2), wallet, lease, PATIENCE, None, Counts::default());
         Rc::new(RefCell::new(hub))
     }
 
     fn met(node: u32) -> Met {
-        Met { hello: hello(node), session: Session::Open, rest: BytesMut::new() }
+        Met { hello: Hello::sample(node), session: Session::Open, rest: BytesMut::new() }
     }
 
     async fn pair() -> (TcpStream, TcpStream) {
@@ -266,7 +254,7 @@ mod tests {
             hub.borrow_mut().tidy();
             assert_eq!(count(), 0);
             link(&hub, pair().await.0, met(3));
-            hub.borrow_mut().begin(hello(2), NodeLease::new().expect("a page"));
+            hub.borrow_mut().begin(Hello::sample(2), NodeLease::new().expect("a page"));
             assert_eq!(count(), 0, "those of another incarnation");
         };
         LocalSet::new().run_until(body).await;
@@ -289,7 +277,7 @@ mod tests {
         let key = hub.room(&group);
         hub.on_view(key, Arc::new(view), Kind::Multicast);
         assert_eq!(hub.missing(), [], "nobody knows its address");
-        let found = [(peer, hello(3).addr)];
+        let found = [(peer, Hello::sample(3).addr)];
         hub.set_addresses(found.into());
         assert_eq!(hub.missing(), found);
         assert_eq!(hub.missing(), [], "somebody tries to connect with it");
