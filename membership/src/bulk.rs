@@ -340,7 +340,7 @@ impl Hub {
         for (view, kind) in news.views {
             self.on_view(key, view, kind);
         }
-        if self.rooms.get(&key).is_some_and(|r| r.mailbox.is_none() && r.peers.is_empty()) {
+        if self.rooms.get(&key).is_some_and(Room::is_idle) {
             self.remove_room(key);
         } else {
             self.soil(key);
@@ -512,7 +512,7 @@ impl Hub {
         let key = match self.keys.get(group) {
             Some(key) => *key,
             None => {
-                let unknown = self.rooms.values().filter(|r| r.peers.is_empty()).take(UNKNOWN).count();
+                let unknown = self.rooms.values().filter(|r| r.is_idle()).take(UNKNOWN).count();
                 if !matches!(frame, Frame::Sync(_)) || unknown == UNKNOWN {
                     return None;
                 }
@@ -706,17 +706,14 @@ impl Hub {
         let needed: BTreeSet<NodeId> =
             self.rooms.values().flat_map(|room| room.peers.iter().copied()).collect();
         for peer in self.links.peers() {
-            // A node that is not in the cluster, as far as we know, may be ahead of us.
+            // Who made the connection may be ahead of us, in a view that we have not heard of.
             if !needed.contains(&peer) && self.me.node < peer {
                 self.links.remove(peer);
             }
         }
-        let is_idle = |room: &Room| room.mailbox.is_none() && room.peers.is_empty();
-        let idle: Vec<u32> = self.rooms.values().filter(|r| is_idle(r)).map(|r| r.key).collect();
+        let idle: Vec<u32> = self.rooms.values().filter(|r| r.is_idle() && !r.dirty).map(|r| r.key).collect();
         for key in idle {
-            if self.rooms.get(&key).is_some_and(|room| !room.dirty) {
-                self.remove_room(key);
-            }
+            self.remove_room(key);
         }
     }
 
@@ -738,20 +735,56 @@ impl Hub {
 
 #[cfg(test)]
 mod tests {
+    use membership_multicast::{Ack, Standing, Sync};
     use membership_types::Token;
 
     use super::*;
     use crate::{event::Member, metrics::Metrics, secret::Source};
+
+    fn hub(bulk: &Bulk) -> Hub {
+        let (wallet, lease) =
+            (Wallet::open(Source::None).expect("nothing to be read"), NodeLease::new().expect("memory"));
+        let counts = Metrics::new().count.clone();
+        Hub::new(bulk.clone(), Hello::sample(0), wallet, lease, Duration::from_secs(1), None, counts)
+    }
+
+    #[test]
+    fn groups_that_this_node_is_in_alone_take_no_place_of_those_that_it_hears_of() {
+        let bulk = Bulk::default();
+        let mut hub = hub(&bulk);
+        let group = |number: usize| GroupName::new(&format!("g{number}")).expect("a name");
+        for number in 0..=UNKNOWN {
+            let mailbox = Mailbox::new(group(number), false, true, bulk.clone());
+            hub.on_news(group(number), News { open: Some(mailbox), ..News::default() });
+        }
+        let sync = Frame::Sync(Box::new(Sync {
+            view: ViewId::new(1),
+            last: ViewId::NONE,
+            prev: ViewId::NONE,
+            standing: Standing::None,
+            held: Vec::new(),
+            seq: 0,
+            sent: 0,
+            trans: Vec::new(),
+        }));
+        let other = Frame::Ack(Ack { view: ViewId::new(1), held: Vec::new(), seq: 0, again: false });
+        let heard = GroupName::new("heard").expect("a name");
+        assert!(hub.take_room(&heard, &other).is_none(), "it leads to no first view");
+        for number in 0..UNKNOWN {
+            let name = GroupName::new(&format!("other{number}")).expect("a name");
+            let room = hub.take_room(&name, &sync).expect("there is room");
+            hub.rooms.insert(room.key, room);
+        }
+        assert!(hub.take_room(&heard, &sync).is_none(), "so many are enough");
+    }
 
     #[test]
     fn what_the_application_began_with_is_the_state_however_often_the_node_begins_anew_before_a_view() {
         let hello = |number| Hello { node: NodeId::new(0, number), ..Hello::sample(0) };
         let lease = NodeLease::new().expect("memory");
         let bulk = Bulk::default();
-        let (wallet, counts) =
-            (Wallet::open(Source::None).expect("nothing to be read"), Metrics::new().count.clone());
-        let patience = Duration::from_secs(1);
-        let mut hub = Hub::new(bulk.clone(), hello(1), wallet, lease.clone(), patience, None, counts);
+        let mut hub = hub(&bulk);
+        hub.begin(hello(1), lease.clone());
         let group = GroupName::new("g").expect("a name");
         let mailbox = Mailbox::new(group.clone(), true, true, bulk);
         hub.on_news(group.clone(), News { open: Some(mailbox), ..News::default() });

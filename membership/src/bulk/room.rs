@@ -43,6 +43,11 @@ pub(super) struct Room {
 }
 
 impl Room {
+    /// Nobody here is in the group, as far as was told: others said something about it, at most.
+    pub(super) fn is_idle(&self) -> bool {
+        self.mailbox.is_none() && self.peers.is_empty()
+    }
+
     /// What the application wants besides sending.
     pub(super) fn take_wishes(&mut self, mailbox: &Mailbox, now: Instant, held: bool) {
         let mut gave = false;
