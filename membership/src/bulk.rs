@@ -105,7 +105,7 @@ async fn run(hub: Shared, bulk: Bulk) {
     }
     hub.borrow_mut().end();
     let written = async {
-        while !hub.borrow_mut().is_written() {
+        while !hub.borrow().is_written() {
             sleep(Duration::from_millis(2)).await;
         }
     };
@@ -215,9 +215,7 @@ impl Hub {
         self.timers.clear();
         self.dirty.clear();
         self.sent.clear();
-        for (group, _) in std::mem::take(&mut self.keys) {
-            tracing::trace!(%group, "the group's room is cleared");
-        }
+        self.keys.clear();
         let rooms = std::mem::take(&mut self.rooms);
         for mut room in rooms.into_values() {
             let Some(mailbox) = room.mailbox.take() else { continue };
@@ -532,14 +530,18 @@ impl Hub {
 
     fn feed(&mut self, key: u32, input: Input) {
         let Some(mut room) = self.rooms.remove(&key) else { return };
+        self.step(&mut room, |machine, now| machine.handle(now, input));
+        self.rooms.insert(key, room);
+        self.soil(key);
+    }
+
+    /// Has the machine of a room that is out of the table do something, and carries out what it wants.
+    fn step(&mut self, room: &mut Room, act: impl FnOnce(&mut Multicast, Instant)) {
         let tracer = self.tracer.clone();
         let mut pen = tracer.as_ref().map(Tracer::pen);
         let now = pen.as_ref().map_or_else(clock::now, |pen| pen.now());
-        room.machine.handle(now, input);
-        self.drain(&mut room, pen.as_deref_mut());
-        drop(pen);
-        self.rooms.insert(key, room);
-        self.soil(key);
+        act(&mut room.machine, now);
+        self.drain(room, pen.as_deref_mut());
     }
 
     /// Carries out what a machine wants.
@@ -657,8 +659,7 @@ impl Hub {
                 mailbox.deliver(&mut room.delivered)
             };
             if std::mem::replace(&mut room.throttled, full) != full {
-                room.machine.handle(now, Input::Throttle(full));
-                self.drain(room, None);
+                self.step(room, |machine, now| machine.handle(now, Input::Throttle(full)));
             }
             if room.machine.backlog() == 0 {
                 mailbox.is_drained();
@@ -685,8 +686,7 @@ impl Hub {
             self.timers.remove(&(at, key));
             let Some(mut room) = self.rooms.remove(&key) else { continue };
             room.due = None;
-            room.machine.handle_timeout(now);
-            self.drain(&mut room, None);
+            self.step(&mut room, Multicast::handle_timeout);
             self.rooms.insert(key, room);
             self.soil(key);
         }
@@ -728,7 +728,7 @@ impl Hub {
         }
     }
 
-    fn is_written(&mut self) -> bool {
+    fn is_written(&self) -> bool {
         self.links.is_written()
     }
 }

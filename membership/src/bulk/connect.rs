@@ -120,7 +120,7 @@ async fn read(
         outcome = reading => outcome,
         () = ended.notified() => return,
     };
-    let mut hub_of = hub.borrow_mut();
+    let mut hub = hub.borrow_mut();
     match outcome {
         Ok(()) => {}
         Err(Broken::Over) => tracing::debug!(%peer, "a connection for bulk is over before it was read"),
@@ -129,13 +129,11 @@ async fn read(
             tracing::warn!(%peer, "a connection for bulk is closed: {corrupt}");
         }
         Err(Broken::Nonsense(nonsense)) => {
-            hub_of.counts.garbage.inc();
+            hub.counts.garbage.inc();
             tracing::warn!(%peer, "a connection for bulk is closed: {nonsense}");
         }
     }
-    hub_of.unlink(peer, epoch);
-    drop(hub_of);
-    hub.borrow().bulk.0.wake.notify_one(); // To connect again, where that is wanted.
+    hub.unlink(peer, epoch);
 }
 
 async fn write(hub: Shared, peer: NodeId, epoch: u64, stream: Rc<TcpStream>) {
