@@ -11,51 +11,49 @@
 //! What applications want comes first, then what others say, then what time brings; but in turns, so that none of them waits
 //! for the end of another.
 
+mod begin;
 mod deaths;
+mod ends;
 mod groups;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    net::{IpAddr, SocketAddr, TcpListener},
+    net::{IpAddr, SocketAddr},
     sync::Arc,
-    thread,
     time::Duration,
 };
 
 use membership_proto::{
-    Cluster, ClusterView, Config, End, Forced, Input, Msg, Output, WhyNot,
+    Cluster, ClusterView, Config, End, Input, Msg, Output, WhyNot,
     msg::{ClusterMsg, Grant},
 };
 use membership_sync::{NodeLease, Snapshot};
 use membership_types::{
-    GroupName, Instant, Lineage, Machine, NodeId, Rng, ViewId,
-    trace::{Cfg, Event as TraceEvent, Group},
+    GroupName, Instant, Lineage, Machine, NodeId, Rng,
+    trace::{Event as TraceEvent, Group},
 };
 use tokio::{
     sync::{mpsc, oneshot},
-    task::{LocalSet, yield_now},
-    time::{Sleep, sleep, timeout},
+    task::yield_now,
+    time::{Sleep, sleep},
 };
 
+pub(crate) use self::begin::{Setup, spawn};
 use crate::{
-    bulk::{self, Bulk},
+    bulk::Bulk,
     channel::Posted,
     clock,
     control::{deaths::Deaths, groups::Slot},
-    death::{Door, Neighbours},
-    disk::{DataDir, Disk},
-    error::StartError,
+    disk::Disk,
     event::{Event, NodeBus, Said, Topic, What},
-    handshake::{Hello, Versions},
     metrics::{Counts, cause},
     node::{Command, Shared, lock},
     panic::Guarded,
-    rendezvous::{Finder, Steering},
-    start,
+    rendezvous::Steering,
     status::Status,
     trace::Tracer,
     transport::{self, Arrived, Transport},
-    witness::{Asker, Witness},
+    witness::Asker,
 };
 
 /// How many arrivals wait for the machine; then connections are read no further.
@@ -68,79 +66,6 @@ const HASTE: u32 = 16;
 const INPUTS_KEPT: usize = 256;
 /// What is left of connections when the node stops has this long to be written.
 const FAREWELL: Duration = Duration::from_millis(300);
-const SECOND: Duration = Duration::from_secs(1);
-
-/// All that a control thread begins with.
-pub(crate) struct Setup {
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) bus: NodeBus,
-    pub(crate) status: Snapshot<Status>,
-    pub(crate) commands: mpsc::Receiver<Command>,
-    pub(crate) config: Config,
-    pub(crate) listener: TcpListener,
-    pub(crate) finder: Finder,
-    pub(crate) door: Option<Door>,
-    pub(crate) tracer: Option<Tracer>,
-    pub(crate) data_dir: Option<DataDir>,
-    pub(crate) witness: Option<Witness>,
-    pub(crate) bulk: Bulk,
-    pub(crate) rejoin: bool,
-    /// Does a panic end the lease?
-    pub(crate) guard: bool,
-}
-
-/// Starts the control thread. When this returns, the node has begun.
-pub(crate) fn spawn(setup: Setup) -> Result<(), StartError> {
-    // Wherever this ends early, the admin API ends too.
-    let finished = Finished(Arc::clone(&setup.shared));
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .enable_time()
-        .max_blocking_threads(4)
-        .build()
-        .map_err(StartError::System)?;
-    let lease = NodeLease::new()?;
-    let seed = start::random().map_err(StartError::System)?;
-    let (begun, has_begun) = std::sync::mpsc::sync_channel(1);
-    let body = move || {
-        // Declared first, dropped last: whatever happens, handles learn that the node has stopped.
-        let _finished = finished;
-        LocalSet::new().block_on(&runtime, async move {
-            let (driver, arrivals, commands) = match Driver::new(setup, lease, Rng::seeded(seed)) {
-                Ok(parts) => parts,
-                Err(error) => {
-                    let _waiting = begun.send(Err(error));
-                    return;
-                }
-            };
-            let _waiting = begun.send(Ok(()));
-            driver.run(arrivals, commands).await;
-        });
-        runtime.shutdown_timeout(FAREWELL);
-    };
-    thread::Builder::new().name("phalanx-control".into()).spawn(body).map_err(StartError::System)?;
-    let gone = || StartError::System(std::io::Error::other("the control thread ended at once"));
-    has_begun.recv().map_err(|_| gone())?.map_err(StartError::System)
-}
-
-/// Ends the bulk thread, the node's streams and waits, also where the control thread panicked, or did not come to run.
-struct Finished(Arc<Shared>);
-
-impl Drop for Finished {
-    fn drop(&mut self) {
-        // Mostly it has ended already.
-        self.0.bulk.end();
-        // In this order: who has seen the end of the streams finds the node stopped.
-        let bus = lock(&self.0.bus).take();
-        self.0.finished.send_replace(true);
-        drop(bus);
-    }
-}
-
-/// Why the node is to stop, and until when it may take.
-struct Stopping {
-    until: Instant,
-}
 
 struct Driver {
     shared: Arc<Shared>,
@@ -197,150 +122,13 @@ struct Driver {
     late: bool,
     /// Something in the status changed that is not read from the machine.
     changed: bool,
-    stopping: Option<Stopping>,
+    /// The node is to stop: until when that may take.
+    stopping: Option<Instant>,
     /// The node has stopped: why.
     over: Option<String>,
 }
 
 impl Driver {
-    #[allow(clippy::type_complexity, reason = "what run() takes")]
-    fn new(
-        setup: Setup,
-        lease: NodeLease,
-        mut rng: Rng,
-    ) -> std::io::Result<(Self, mpsc::Receiver<Arrived>, mpsc::Receiver<Command>)> {
-        let (arrived, arrivals) = mpsc::channel(ARRIVALS);
-        let Setup {
-            shared,
-            bus,
-            status,
-            commands,
-            config,
-            listener,
-            finder,
-            door,
-            tracer,
-            data_dir,
-            witness,
-            bulk,
-            rejoin,
-            guard,
-        } = setup;
-        let floor = data_dir.as_ref().map(|dir| dir.floor);
-        let listener = tokio::net::TcpListener::from_std(listener)?;
-        let me = Hello {
-            cluster: shared.cluster.clone(),
-            node: config.me.id,
-            name: config.me.name.to_string(),
-            addr: config.me.addr,
-            lineage: None,
-            near: door.as_ref().map(|door| door.name.clone()),
-            bulk: false,
-            speaks: Versions::OURS,
-        };
-        let counts = shared.metrics.count.clone();
-        let wallet = shared.wallet.clone();
-        let means = wallet.get().means();
-        counts.sealed.get_or_create(&[("by", means.unwrap_or("nothing"))]).set(means.is_some().into());
-        let patience = transport::patience(config.terms.lease);
-        let (on_bulk, purse) = (lease.clone(), wallet.clone());
-        bulk::spawn(bulk.clone(), me.clone(), purse, on_bulk, patience, tracer.clone(), counts.clone())?;
-        let neighbours = door.map(Neighbours::new);
-        let lease_of = config.terms.lease;
-        let transport =
-            Transport::new(me, wallet, lease_of, arrived.clone(), neighbours, bulk.clone(), counts.clone());
-        transport.set_tracer(tracer.clone());
-        transport.accept(listener);
-        let disk = data_dir.map(|dir| {
-            let arrived = arrived.clone();
-            // It fails when the node has stopped, and then nobody waits for it.
-            dir.run(move |floor| drop(arrived.blocking_send(Arrived::IsSetAside(floor))))
-        });
-        let disk = disk.transpose()?;
-        let asker = |at: &Witness| {
-            let (standing, arrived) = (Arc::clone(&shared.witness), arrived.clone());
-            // As above.
-            let told = move |answer| drop(arrived.blocking_send(Arrived::Witness(answer)));
-            Asker::start(at, &shared.wallet, &shared.cluster, standing, counts.clone(), told)
-        };
-        let witness = witness.as_ref().map(asker).transpose()?;
-        let steering = finder.run(config.me.id, arrived);
-        let mut machine =
-            Cluster::new(config.clone(), clock::now(), Rng::seeded(rng.next_u64()), ViewId::NONE);
-        if let Some(floor) = floor {
-            machine = machine.with_floor(floor);
-        }
-        let mut driver = Self {
-            shared,
-            bus,
-            status,
-            counts,
-            config,
-            machine,
-            rng,
-            transport,
-            bulk,
-            steering,
-            tracer,
-            disk,
-            witness,
-            forcing: None,
-            rejoin,
-            guard,
-            _guarded: guard.then(|| Guarded::new(lease.clone())),
-            lease,
-            lease_until: Instant::ZERO,
-            suspended: false,
-            revoked: false,
-            names: BTreeMap::new(),
-            view: None,
-            blocked: None,
-            groups: BTreeMap::new(),
-            leads: false,
-            away: BTreeSet::new(),
-            addresses: (Vec::new(), false),
-            deaths: Deaths::default(),
-            blocked_since: None,
-            answered: Instant::ZERO,
-            leased: None,
-            own_state: Vec::new(),
-            inputs: VecDeque::new(),
-            end: None,
-            late: false,
-            changed: true,
-            stopping: None,
-            over: None,
-        };
-        driver.begun();
-        driver.pump();
-        Ok((driver, arrivals, commands))
-    }
-
-    /// An incarnation begins: the first thing that anybody hears of it.
-    fn begun(&mut self) {
-        self.counts.incarnations.inc();
-        let id = self.config.me.id;
-        self.names = BTreeMap::from([(id, Arc::clone(&self.shared.name))]);
-        if let Some(tracer) = &self.tracer {
-            tracer.begin(id);
-            tracer.record(TraceEvent::Cfg(Cfg {
-                lease: self.config.terms.lease.as_nanos() as u64,
-                rho: self.config.terms.drift.stretched(SECOND).saturating_sub(SECOND).as_nanos() as f64 / 1e9,
-                hb: self.config.heartbeat.as_nanos() as u64,
-                bootstrap: self.shared.bootstrap.split('=').next().map(str::to_owned),
-                slots: Vec::new(),
-                core: Some(u64::from(self.config.terms.core_size)),
-                // Whether all founders have data directories, only a harness can tell.
-                durable: false,
-                witness: self.config.terms.witness,
-                bounds: BTreeMap::new(),
-            }));
-        }
-        let shared = &self.shared;
-        tracing::info!(name = &*shared.name, %id, listen = %shared.listen, cluster = shared.cluster, "node started");
-        self.say(What::Started { listen: self.shared.listen, admin: self.shared.admin });
-    }
-
     async fn run(mut self, mut arrivals: mpsc::Receiver<Arrived>, mut commands: mpsc::Receiver<Command>) {
         let shared = Arc::clone(&self.shared);
         let bulk = self.bulk.clone();
@@ -404,7 +192,7 @@ impl Driver {
 
     /// When the machine, or we, must do something even if nothing comes.
     fn due(&self) -> Option<Instant> {
-        let own = self.stopping.as_ref().map(|s| s.until).into_iter().chain(self.next_rejoin());
+        let own = self.stopping.into_iter().chain(self.next_rejoin());
         let pats = self.shared.pats.as_ref().filter(|_| !self.late && self.stopping.is_none());
         let own = own.chain(pats.map(|pats| pats.due()));
         self.machine.poll_timeout().into_iter().chain(own).min()
@@ -435,7 +223,7 @@ impl Driver {
         let now = clock::now();
         self.count_blocked();
         self.set_queue("link_frames", self.transport.longest_queue());
-        if self.stopping.as_ref().is_some_and(|s| now >= s.until) {
+        if self.stopping.is_some_and(|until| now >= until) {
             tracing::warn!("the cluster did not let the node go in time: it will be removed as silent");
             self.over = Some("left without an answer of the cluster".to_owned());
             if let Some(tracer) = &self.tracer {
@@ -557,7 +345,7 @@ impl Driver {
             return;
         }
         let patience = (self.config.terms.lease * 3).max(Duration::from_secs(2));
-        self.stopping = Some(Stopping { until: clock::now().after(patience) });
+        self.stopping = Some(clock::now().after(patience));
         self.inputs.push_back(Input::LeaveCluster);
         self.pump();
     }
@@ -782,124 +570,6 @@ impl Driver {
             groups: Arc::default(),
         }));
     }
-
-    // ---- ends -------------------------------------------------------------------------------------------------------
-
-    /// The machine's life is over: tells so, and begins another one unless the node is to stop.
-    fn incarnation_over(&mut self, end: End) {
-        let highest = self.machine.highest();
-        self.lease.revoke();
-        self.lease_until = self.lease_until.min(clock::now());
-        self.suspend_leading(WhyNot::Removed, self.lease_until);
-        self.view = None;
-        self.blocked = None;
-        self.own_state.retain(|e| matches!(e.what, What::Started { .. }));
-        let leaves = self.stopping.is_some();
-        self.count_blocked();
-        self.blocked_since = None;
-        self.leased = None;
-        let cause = match &end {
-            End::Left => "leave",
-            End::Removed { .. } => "removed",
-            End::Dissolved { .. } => "merge",
-            End::StartOver { .. } => "start_over",
-            End::Forced(_) => "force",
-        };
-        self.counts.ended.get_or_create(&[("cause", cause)]).inc();
-        let mut by_force = None;
-        let why = match end {
-            End::Left if self.revoked && !leaves => {
-                let why = "a panic in this process ended its lease";
-                self.say(What::StartOver { why: why.to_owned() });
-                why
-            }
-            End::Left => "left",
-            End::Removed { view, why } => {
-                tracing::warn!(%view, why, "removed from the cluster");
-                self.say(What::Removed { view, why: why.to_owned() });
-                "removed"
-            }
-            End::Dissolved { into } => {
-                let lost = self.memberships();
-                tracing::warn!(%into, "the cluster dissolved into another one: what it acknowledged in {lost:?} is lost");
-                self.say(What::Dissolved { into, lost });
-                "its cluster dissolved"
-            }
-            End::Forced(forced) => {
-                let into = forced.lineage;
-                let from = forced.supersedes.first().map(ToString::to_string);
-                tracing::error!(%into, from, above = %forced.highest, "an operator forced a new lineage from this node");
-                self.say(What::Dissolved { into, lost: self.memberships() });
-                by_force = Some(forced);
-                "an operator forced a new lineage"
-            }
-            End::StartOver { why } => {
-                if self.stopping.is_none() {
-                    tracing::warn!(why, "the node begins anew");
-                }
-                self.say(What::StartOver { why: why.to_owned() });
-                why
-            }
-        };
-        self.groups_over();
-        if let Some(tracer) = &self.tracer {
-            tracer.end();
-        }
-        if leaves || !self.rejoin && by_force.is_none() {
-            self.over = Some(why.to_owned());
-        } else if let Err(error) = self.begin_again(highest, by_force) {
-            tracing::error!(%error, "the node cannot begin anew");
-            self.over = Some(format!("cannot begin anew: {error}"));
-        }
-    }
-
-    /// A fresh incarnation, with the wishes of the last one.
-    fn begin_again(&mut self, highest: ViewId, forced: Option<Forced>) -> Result<(), StartError> {
-        let id = start::fresh_id(&self.config.me.name)?;
-        self.lease = NodeLease::new()?;
-        self._guarded = self.guard.then(|| Guarded::new(self.lease.clone()));
-        self.lease_until = Instant::ZERO;
-        self.revoked = false;
-        self.config.me.id = id;
-        self.transport.renew(id);
-        self.steering.set_id(id);
-        self.steering.set_seeking(true);
-        self.inputs.clear();
-        let rng = Rng::seeded(self.rng.next_u64());
-        let fresh =
-            Cluster::new(self.config.clone(), clock::now(), rng, highest).with_floor_of(&self.machine);
-        let lineage = forced.as_ref().map(|forced| forced.lineage);
-        self.machine = match forced {
-            Some(forced) => fresh.with_forced(forced),
-            None => fresh,
-        };
-        self.begun();
-        self.bulk.begin(self.transport.hello(), self.lease.clone());
-        let (addresses, complete) = self.addresses.clone();
-        self.inputs.push_back(Input::Rendezvous { addresses, complete });
-        self.wish_again();
-        if let Some(lineage) = lineage {
-            self.forced(Ok(lineage));
-        }
-        Ok(())
-    }
-
-    async fn finish(mut self) {
-        let why = self.over.take().unwrap_or_default();
-        // Whatever else is told or written: nothing is done under a lease any more.
-        self.lease.revoke();
-        self.lease_until = self.lease_until.min(clock::now());
-        self.suspend_leading(WhyNot::Leave, self.lease_until);
-        self.groups_over();
-        self.say(What::Ended { why });
-        // At once, but neither waits for the other, or for a file server that does not answer.
-        let _in_time = timeout(FAREWELL, self.steering.withdraw()).await;
-        self.transport.shutdown(FAREWELL).await;
-        self.bulk.stop().await;
-        if let Some(tracer) = self.tracer.take() {
-            tracer.finish();
-        }
-    }
 }
 
 /// The names of a view's nodes; where several have the same one, with the id.
@@ -919,6 +589,8 @@ fn shown_names(view: &ClusterView) -> BTreeMap<NodeId, Arc<str>> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::timeout;
+
     use super::*;
     use crate::Node;
 

@@ -30,7 +30,7 @@
 //! | `node.rs`, `group.rs` | the handles that applications use |
 //! | `event.rs`, `status.rs` | what a node tells: streams of events, and how things stand |
 //! | `start.rs` | from a configuration to running threads |
-//! | `control.rs` | the control thread: inputs to the machine, outputs of it |
+//! | `control.rs` | the control thread: inputs to the machine, outputs of it; in `control/` how it begins and ends, and groups |
 //! | `channel.rs` | messages of a group, as applications see them |
 //! | `replica.rs` | a service as a replicated state machine |
 //! | `replica/ledger.rs`, `store.rs`, `keeper.rs` | its state on disk: who holds what, and may go on; the files; both at work |
