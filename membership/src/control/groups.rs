@@ -54,6 +54,13 @@ struct Wanted {
     steps_down: bool,
 }
 
+impl Wanted {
+    /// Who takes messages joins groups that have them.
+    fn kind(&self) -> Kind {
+        if self.mailbox.is_some() { Kind::Multicast } else { Kind::Plain }
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Leaving {
     No,
@@ -95,7 +102,6 @@ impl Driver {
         let again = slot.wanted.as_ref().filter(|_| goes_on).is_some_and(|w| w.endpoint == endpoint);
         let is_new = mailbox.is_some();
         let mailbox = mailbox.or_else(|| slot.wanted.as_mut().and_then(|w| w.mailbox.take()));
-        let kind = if mailbox.is_some() { Kind::Multicast } else { Kind::Plain };
         if !goes_on && slot.bulk {
             // Who left and comes back is a new member, whether it heard in between that it was out or not.
             self.bulk.out(group.clone(), false);
@@ -104,7 +110,7 @@ impl Driver {
             slot.bulk = true;
             self.bulk.open(group.clone(), mailbox);
         }
-        slot.wanted = Some(Wanted {
+        let wanted = slot.wanted.insert(Wanted {
             endpoint: endpoint.clone(),
             handle,
             away: None,
@@ -112,6 +118,7 @@ impl Driver {
             leaving: Leaving::No,
             steps_down: false,
         });
+        let kind = wanted.kind();
         // Whoever waits for the end of the membership that this one replaces waits no longer.
         slot.left.clear();
         if !again {
@@ -262,7 +269,7 @@ impl Driver {
             wanted.leaving = Leaving::No;
             self.away.remove(&group);
             let endpoint = wanted.endpoint.clone();
-            let kind = if wanted.mailbox.is_some() { Kind::Multicast } else { Kind::Plain };
+            let kind = wanted.kind();
             if slot.bulk {
                 self.bulk.out(group.clone(), false);
             }
@@ -277,8 +284,7 @@ impl Driver {
                 if wanted.leaving == Leaving::SteppedOut {
                     wanted.leaving = Leaving::No;
                 }
-                let (group, endpoint) = (group.clone(), wanted.endpoint.clone());
-                let kind = if wanted.mailbox.is_some() { Kind::Multicast } else { Kind::Plain };
+                let (group, endpoint, kind) = (group.clone(), wanted.endpoint.clone(), wanted.kind());
                 self.inputs.push_back(Input::Wish(GroupWish::Join { group, endpoint, kind }));
             }
             if !slot.observers.is_empty() {
