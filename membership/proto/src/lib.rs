@@ -12,7 +12,7 @@
 //! | --- | --- |
 //! | `cluster.rs` | the machine: inputs, dispatch, what is due |
 //! | `seeking.rs` | a node without a view: find a cluster, or found one |
-//! | `member.rs` | a node in a view: updates, lease, leadership |
+//! | `member.rs`, `member/groups.rs` | a node in a view: updates, lease; its groups, and which of them it acts for |
 //! | `takeover.rs` | how a core member becomes coordinator |
 //! | `acceptor.rs` | a core member's promises, accepted entry, grants |
 //! | `office.rs`, `office/` | the coordinator: authority, proposals, removals, telling |
