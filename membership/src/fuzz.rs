@@ -7,6 +7,7 @@ mod kept;
 use std::{cell::RefCell, collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use bytes::BytesMut;
+use data_encoding::HEXLOWER;
 use membership_multicast::Frame as GroupFrame;
 use membership_proto::Msg;
 use membership_types::{GroupName, Instant, Lineage, NodeId, Rng};
@@ -25,6 +26,7 @@ use crate::{
         self, Question, Registrar,
         announce::{Announcer, Notice},
         ask, http,
+        proof::{NONCE, Proved, Told},
     },
     secret::{Credentials, Secret},
     session::{Agreeing, CORRUPT, PROOF, REKEY, Scratch, Session},
@@ -400,6 +402,63 @@ pub fn witness(data: &[u8]) {
             }
         }
     }
+}
+
+/// The header with which a request to a registry is proved: `METHOD PATH IF-MATCH IF-NONE-MATCH HEADER`, `-` for none, and the
+/// body after the line. What is taken is what the key makes of just this request, and it proves no other and no answer.
+pub fn proof(data: &[u8]) {
+    let end = data.iter().position(|b| *b == b'\n').unwrap_or(data.len());
+    let body = data.get(end + 1..).unwrap_or_default();
+    let Ok(line) = std::str::from_utf8(&data[..end]) else { return };
+    let words: Vec<&str> = line.splitn(5, ' ').collect();
+    let [method, path, if_match, if_none_match, header] = words[..] else { return };
+    let there = |word| Some(word).filter(|word| *word != "-");
+    let (if_match, if_none_match) = (there(if_match), there(if_none_match));
+    let asked = Question { method, path, if_match, if_none_match, body };
+    let secret = secret();
+    let told = Told { status: 200, etag: if_match, body };
+    let (fresh, _) = Proved::with([9; NONCE], &secret, asked);
+    assert!(!fresh.is_proof(header, told), "the answer to another request");
+    let Ok(Some(proved)) = Proved::read(&secret, header, asked) else { return };
+    let nonce = header.split('.').nth(1).and_then(|hex| HEXLOWER.decode(hex.as_bytes()).ok());
+    let nonce = nonce.and_then(|bytes| bytes.try_into().ok()).expect("it was read");
+    assert_eq!(Proved::with(nonce, &secret, asked).1, header);
+    let more = [body, b"\n"].concat();
+    for other in [
+        Question { method: "PATCH", ..asked },
+        Question { path: "/", ..asked },
+        Question { if_match: Some("\"other\""), ..asked },
+        Question { if_none_match: Some("\"other\""), ..asked },
+        Question { body: &more, ..asked },
+    ] {
+        assert!(Proved::read(&secret, header, other).is_err(), "{other:?}");
+    }
+    let answer = proved.answer(told);
+    assert!(proved.is_proof(&answer, told) && !proved.is_proof(header, told));
+    assert!(!proved.is_proof(&answer, Told { status: 201, ..told }));
+    assert!(!matches!(Proved::read(&secret, &answer, asked), Ok(Some(_))), "an answer asks nothing");
+}
+
+/// Requests as nodes prove them, and others.
+pub fn proofs() -> Vec<Vec<u8>> {
+    let entry = br#"{"key":"a","id":"1.1","name":"a","addr":"10.0.0.1:7000"}"#;
+    let slot =
+        Question { method: "PUT", path: "/v1/rendezvous/c/slots/0", body: entry, ..Question::default() };
+    let with = |number: u8, secret: &Secret, asked: Question<'_>| {
+        let (_, header) = Proved::with([number; NONCE], secret, asked);
+        let Question { method, path, if_match, if_none_match, body } = asked;
+        let (one, other) = (if_match.unwrap_or("-"), if_none_match.unwrap_or("-"));
+        [format!("{method} {path} {one} {other} {header}\n").as_bytes(), body].concat()
+    };
+    let of_others =
+        "1f1e1d1c1b1a191817161514131211100f0e0d0c0b0a09080706050403020100".parse().expect("a key");
+    vec![
+        with(1, &secret(), Question { method: "GET", path: "/v1/rendezvous/c", ..Question::default() }),
+        with(2, &secret(), Question { if_none_match: Some("*"), ..slot }),
+        with(3, &secret(), Question { if_match: Some("\"7-1\""), ..slot }),
+        with(4, &of_others, slot),
+        b"DELETE /v1/rendezvous/c/slots/0 \"7-1\" - 00..ff.0g\n".to_vec(),
+    ]
 }
 
 /// What comes in on a connection with the admin API of a node that runs. Gives what it answers.

@@ -24,7 +24,7 @@ use crate::{
 
 /// The header that carries it, in both directions.
 pub(crate) const HEADER: &str = "x-phalanx-proof";
-const NONCE: usize = 16;
+pub(crate) const NONCE: usize = 16;
 
 /// What counts of an answer.
 #[derive(Clone, Copy, Debug, Default)]
@@ -45,11 +45,15 @@ impl Proved {
     pub(crate) fn ask(secret: &Secret, asked: Question<'_>) -> io::Result<(Self, String)> {
         let mut nonce = [0; NONCE];
         getrandom::fill(&mut nonce).map_err(io::Error::other)?;
+        Ok(Self::with(nonce, secret, asked))
+    }
+
+    pub(crate) fn with(nonce: [u8; NONCE], secret: &Secret, asked: Question<'_>) -> (Self, String) {
         let key = secret.first();
         let (id, key) = (key.id(), key.of_registries());
         let tag = tag(&key, &of_request(&nonce, asked));
         let header = format!("{id}.{}.{}", HEXLOWER.encode(&nonce), HEXLOWER.encode(&tag));
-        Ok((Self { key, tag }, header))
+        (Self { key, tag }, header)
     }
 
     /// What the header of a request proves: nothing where it names a key of others.
@@ -81,7 +85,7 @@ impl Proved {
     }
 
     /// Is this the proof of that answer?
-    fn is_proof(&self, header: &str, told: Told<'_>) -> bool {
+    pub(crate) fn is_proof(&self, header: &str, told: Told<'_>) -> bool {
         let said = HEXLOWER.decode(header.as_bytes());
         said.is_ok_and(|said| hmac::verify(&self.key, &self.of_answer(told), &said).is_ok())
     }

@@ -43,7 +43,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 24] = [
+pub const TARGETS: [Target; 25] = [
     Target { name: "multicast_frame", run: multicast_frame, tries: 50_000 },
     Target { name: "bulk_units", run: membership::fuzz::bulk_units, tries: 20_000 },
     Target { name: "wire_frame", run: membership::fuzz::wire_frame, tries: 50_000 },
@@ -59,6 +59,7 @@ pub const TARGETS: [Target; 24] = [
     Target { name: "file_entry", run: membership::fuzz::file_entry, tries: 20_000 },
     Target { name: "registry", run: membership::fuzz::registry, tries: 5_000 },
     Target { name: "registry_answer", run: membership::fuzz::registry_answer, tries: 20_000 },
+    Target { name: "proof", run: membership::fuzz::proof, tries: 20_000 },
     Target { name: "witness", run: membership::fuzz::witness, tries: 20_000 },
     Target { name: "admin", run: admin, tries: 2_000 },
     Target { name: "http_requests", run: traffic::requests, tries: 20_000 },

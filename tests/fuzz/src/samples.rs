@@ -36,6 +36,7 @@ pub fn samples(target: &str) -> Vec<Vec<u8>> {
         "file_entry" => text(&ENTRIES),
         "registry" => text(&QUESTIONS),
         "registry_answer" => cut(&ANSWERS, &[0]),
+        "proof" => membership::fuzz::proofs(),
         "witness" => text(&WITNESS),
         "admin" => text(&ADMIN),
         "http_requests" => cut(&REQUESTS, &[0, 6]),
