@@ -336,4 +336,8 @@ fn an_unhealthy_server_does_not_lead_and_comes_back_as_the_last() {
     let members = two.until_members(2)["members"].clone();
     assert_eq!(members, serde_json::json!(["two", "one"]));
     until("following", || lines(&dir, "one").last().is_some_and(|line| line == "follow two"));
+    two.signal("KILL");
+    two.end();
+    let token = one.until_event("leading")["token"].as_u64().expect("a token");
+    until("the lead again", || lines(&dir, "one").last() == Some(&format!("lead {token}")));
 }
