@@ -5,209 +5,85 @@ use std::fmt;
 use membership_types::trace::Source;
 use serde::{Serialize, Serializer};
 
-/// A predicate over traces; `SPEC.md` of this crate states each one in full.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[allow(
-    missing_docs,
-    reason = "the names are those of SPEC.md; `Predicate::claim` says what each one claims"
-)]
-pub enum Predicate {
-    GM1,
-    GM2,
-    GM2n,
-    GM3,
-    GM4,
-    GM5,
-    GM6,
-    GM6a,
-    GM7,
-    GM8,
-    GM9,
-    GM11,
-    GM12,
-    VS1,
-    VS2,
-    VS3,
-    VS4,
-    VS4b,
-    VS5,
-    VS6,
-    VS7,
-    VS8,
-    VS9,
-    VS10,
-    VS11,
-    VS12,
-    VS13,
-    VS14,
-    LD1,
-    LD2,
-    LD3,
-    LD4,
-    LD5,
-    LV1,
-    LV2,
-    LV3,
-    LV4,
-    LV5,
-    LV6,
-    LV7,
-    LV8,
-    LV9,
-    SE3,
-    SE5,
+/// Makes [`Predicate`] of their names, and of what holds if each one holds, in one sentence.
+macro_rules! predicates {
+    ($($name:ident: $claim:literal,)*) => {
+        /// A predicate over traces; `SPEC.md` of this crate states each one in full.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[allow(
+            missing_docs,
+            reason = "the names are those of SPEC.md; `Predicate::claim` says what each one claims"
+        )]
+        pub enum Predicate {
+            $($name,)*
+        }
+
+        impl Predicate {
+            /// All predicates that this build judges, in the order of a report.
+            pub const ALL: [Self; [$(Self::$name),*].len()] = [$(Self::$name),*];
+
+            /// The name, as in `SPEC.md`.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$name => stringify!($name),)*
+                }
+            }
+
+            /// What holds if the predicate holds, in one sentence.
+            pub fn claim(self) -> &'static str {
+                match self {
+                    $(Self::$name => $claim,)*
+                }
+            }
+        }
+    };
 }
 
-impl Predicate {
-    /// All predicates that this build judges, in the order of a report.
-    pub const ALL: [Self; 44] = [
-        Self::GM1,
-        Self::GM2,
-        Self::GM2n,
-        Self::GM3,
-        Self::GM4,
-        Self::GM5,
-        Self::GM6,
-        Self::GM6a,
-        Self::GM7,
-        Self::GM8,
-        Self::GM9,
-        Self::GM11,
-        Self::GM12,
-        Self::VS1,
-        Self::VS2,
-        Self::VS3,
-        Self::VS4,
-        Self::VS4b,
-        Self::VS5,
-        Self::VS6,
-        Self::VS7,
-        Self::VS8,
-        Self::VS9,
-        Self::VS10,
-        Self::VS11,
-        Self::VS12,
-        Self::VS13,
-        Self::VS14,
-        Self::LD1,
-        Self::LD2,
-        Self::LD3,
-        Self::LD4,
-        Self::LD5,
-        Self::LV1,
-        Self::LV2,
-        Self::LV3,
-        Self::LV4,
-        Self::LV5,
-        Self::LV6,
-        Self::LV7,
-        Self::LV8,
-        Self::LV9,
-        Self::SE3,
-        Self::SE5,
-    ];
-
-    /// The name, as in `SPEC.md`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::GM1 => "GM1",
-            Self::GM2 => "GM2",
-            Self::GM2n => "GM2n",
-            Self::GM3 => "GM3",
-            Self::GM4 => "GM4",
-            Self::GM5 => "GM5",
-            Self::GM6 => "GM6",
-            Self::GM6a => "GM6a",
-            Self::GM7 => "GM7",
-            Self::GM8 => "GM8",
-            Self::GM9 => "GM9",
-            Self::GM11 => "GM11",
-            Self::GM12 => "GM12",
-            Self::VS1 => "VS1",
-            Self::VS2 => "VS2",
-            Self::VS3 => "VS3",
-            Self::VS4 => "VS4",
-            Self::VS4b => "VS4b",
-            Self::VS5 => "VS5",
-            Self::VS6 => "VS6",
-            Self::VS7 => "VS7",
-            Self::VS8 => "VS8",
-            Self::VS9 => "VS9",
-            Self::VS10 => "VS10",
-            Self::VS11 => "VS11",
-            Self::VS12 => "VS12",
-            Self::VS13 => "VS13",
-            Self::VS14 => "VS14",
-            Self::LD1 => "LD1",
-            Self::LD2 => "LD2",
-            Self::LD3 => "LD3",
-            Self::LD4 => "LD4",
-            Self::LD5 => "LD5",
-            Self::LV1 => "LV1",
-            Self::LV2 => "LV2",
-            Self::LV3 => "LV3",
-            Self::LV4 => "LV4",
-            Self::LV5 => "LV5",
-            Self::LV6 => "LV6",
-            Self::LV7 => "LV7",
-            Self::LV8 => "LV8",
-            Self::LV9 => "LV9",
-            Self::SE3 => "SE3",
-            Self::SE5 => "SE5",
-        }
-    }
-
-    /// What holds if the predicate holds, in one sentence.
-    pub fn claim(self) -> &'static str {
-        match self {
-            Self::GM1 => "whoever installs a view is in it",
-            Self::GM2 => "view ids grow at every process",
-            Self::GM2n => "ids grow from one lineage to the next",
-            Self::GM3 => "nobody leads a group before installing a view of it",
-            Self::GM4 => "all who install a view see the same members in the same order",
-            Self::GM5 => "views form one chain without a fork, and ids grow along it",
-            Self::GM6 => "a quorum accepted the entry that makes a view before anybody installed it",
-            Self::GM6a => "no position of the log is decided twice",
-            Self::GM7 => "no cluster view is skipped, and the excluded do not come back",
-            Self::GM8 => "rank is order of joining",
-            Self::GM9 => "nobody is excluded without a reason",
-            Self::GM11 => "two lineages do not lead at once",
-            Self::GM12 => "who has lost the primary component is silent",
-            Self::VS1 => "only what was sent is delivered, unchanged",
-            Self::VS2 => "no message is delivered twice",
-            Self::VS3 => "a message is delivered in the view that its receiver has",
-            Self::VS4 => "a message is delivered in the view in which it was sent",
-            Self::VS4b => "nobody sends without a view, or while it closes",
-            Self::VS5 => "who goes from one view to the next together delivered the same messages",
-            Self::VS6 => "who came along with whom is agreed on",
-            Self::VS7 => "a sender delivers its own messages",
-            Self::VS8 => "the messages of one sender come in its order",
-            Self::VS9 => "a sequenced message follows what its sender had delivered",
-            Self::VS10 => {
-                "who goes from one view to the next together delivered the sequenced messages in one order"
-            }
-            Self::VS11 => "one place of a sequence is one message, for everybody",
-            Self::VS12 => "a safe message that anybody delivered reaches all who go on",
-            Self::VS13 => "what is called stable reaches all who go on",
-            Self::VS14 => "all who have the group's state begin a view with the same",
-            Self::LD1 => "a token names one reign of one first-ranked member",
-            Self::LD2 => "a reign is over before the next one begins",
-            Self::LD3 => "tokens that take effect at a resource never decrease",
-            Self::LD4 => "who slept through its lease does not go on leading",
-            Self::LD5 => "answers to \"who leads\" are true and never go back",
-            Self::LV1 => "the living agree on the view of exactly the living",
-            Self::LV2 => "what the living send reaches the living",
-            Self::LV3 => "every group of the living has one leader",
-            Self::LV4 => "no closing of a view lasts for ever",
-            Self::LV5 => "the crashed are excluded in time",
-            Self::LV6 => "without faults nobody is suspected or excluded",
-            Self::LV7 => "views are few: as many as faults, joins and leaves explain",
-            Self::LV8 => "where some cannot reach each other, enough who can have one view that stays",
-            Self::LV9 => "without a quorum the cluster is blocked and says so",
-            Self::SE3 => "no lineage is given up without the order of somebody on that host",
-            Self::SE5 => "with certificates, whoever is in a view has proved its name",
-        }
-    }
+predicates! {
+    GM1: "whoever installs a view is in it",
+    GM2: "view ids grow at every process",
+    GM2n: "ids grow from one lineage to the next",
+    GM3: "nobody leads a group before installing a view of it",
+    GM4: "all who install a view see the same members in the same order",
+    GM5: "views form one chain without a fork, and ids grow along it",
+    GM6: "a quorum accepted the entry that makes a view before anybody installed it",
+    GM6a: "no position of the log is decided twice",
+    GM7: "no cluster view is skipped, and the excluded do not come back",
+    GM8: "rank is order of joining",
+    GM9: "nobody is excluded without a reason",
+    GM11: "two lineages do not lead at once",
+    GM12: "who has lost the primary component is silent",
+    VS1: "only what was sent is delivered, unchanged",
+    VS2: "no message is delivered twice",
+    VS3: "a message is delivered in the view that its receiver has",
+    VS4: "a message is delivered in the view in which it was sent",
+    VS4b: "nobody sends without a view, or while it closes",
+    VS5: "who goes from one view to the next together delivered the same messages",
+    VS6: "who came along with whom is agreed on",
+    VS7: "a sender delivers its own messages",
+    VS8: "the messages of one sender come in its order",
+    VS9: "a sequenced message follows what its sender had delivered",
+    VS10: "who goes from one view to the next together delivered the sequenced messages in one order",
+    VS11: "one place of a sequence is one message, for everybody",
+    VS12: "a safe message that anybody delivered reaches all who go on",
+    VS13: "what is called stable reaches all who go on",
+    VS14: "all who have the group's state begin a view with the same",
+    LD1: "a token names one reign of one first-ranked member",
+    LD2: "a reign is over before the next one begins",
+    LD3: "tokens that take effect at a resource never decrease",
+    LD4: "who slept through its lease does not go on leading",
+    LD5: "answers to \"who leads\" are true and never go back",
+    LV1: "the living agree on the view of exactly the living",
+    LV2: "what the living send reaches the living",
+    LV3: "every group of the living has one leader",
+    LV4: "no closing of a view lasts for ever",
+    LV5: "the crashed are excluded in time",
+    LV6: "without faults nobody is suspected or excluded",
+    LV7: "views are few: as many as faults, joins and leaves explain",
+    LV8: "where some cannot reach each other, enough who can have one view that stays",
+    LV9: "without a quorum the cluster is blocked and says so",
+    SE3: "no lineage is given up without the order of somebody on that host",
+    SE5: "with certificates, whoever is in a view has proved its name",
 }
 
 impl fmt::Display for Predicate {
