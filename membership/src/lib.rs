@@ -34,6 +34,7 @@
 //! | `channel.rs` | messages of a group, as applications see them |
 //! | `replica.rs` | a service as a replicated state machine |
 //! | `replica/ledger.rs`, `store.rs`, `keeper.rs` | its state on disk: who holds what, and may go on; the files; both at work |
+//! | `replica/ledger/held.rs`, `choose.rs` | what is held, and said about it; what is gone on from after everybody was down |
 //! | `bulk.rs` | the bulk thread: what members of groups say to each other; its door, groups and connections in `bulk/` |
 //! | `wire.rs`, `handshake.rs`, `transport.rs` | frames, introductions (and why two part: `handshake/`), connections |
 //! | `secret.rs`, `session.rs` | keys that nodes have in common; what is sealed under them |

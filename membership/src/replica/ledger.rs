@@ -7,192 +7,16 @@
 //!
 //! A pure machine: it owns no file and no connection.
 
+mod choose;
+mod held;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use membership_types::NodeId;
-use serde::{Deserialize, Serialize};
 
-/// A data directory. Never copied into another one that is in use. Those up to [`MOST`] are places that no directory has taken
-/// yet.
-pub(crate) type DirId = u64;
-
-/// Terms and positions are below this.
-pub(crate) const BOUND: u64 = 1 << 62;
-/// The most directories of one group.
-pub(crate) const MOST: usize = 255;
-
-/// How far a log goes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub(crate) struct Place {
-    pub(crate) term: u64,
-    pub(crate) pos: u64,
-}
-
-/// What is on a disk once something was written there.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Mark {
-    /// Of which history. Places of two histories say nothing about each other.
-    pub(crate) history: u64,
-    pub(crate) place: Place,
-    pub(crate) promised: u64,
-}
-
-/// The directories that count, and those before a change that is not settled.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Holders {
-    pub(crate) now: Vec<DirId>,
-    pub(crate) before: Option<Vec<DirId>>,
-}
-
-impl Holders {
-    /// Is it true of a majority; while a change is not settled, of the majorities before and after it?
-    pub(crate) fn majority(&self, has: impl Fn(DirId) -> bool) -> bool {
-        let most = |of: &[DirId]| 2 * of.iter().filter(|dir| has(**dir)).count() > of.len();
-        most(&self.now) && self.before.as_deref().is_none_or(most)
-    }
-
-    /// The highest position that a majority has reached.
-    fn reached(&self, at: impl Fn(DirId) -> u64) -> u64 {
-        let highest = |of: &[DirId]| {
-            let mut all: Vec<u64> = of.iter().map(|dir| at(*dir)).collect();
-            all.sort_unstable();
-            // The lowest of the highest majority.
-            all.get(all.len().saturating_sub(all.len() / 2 + 1)).copied().unwrap_or(0)
-        };
-        highest(&self.now).min(self.before.as_deref().map_or(u64::MAX, highest))
-    }
-
-    pub(crate) fn is_sound(&self) -> bool {
-        let unique = |of: &[DirId]| of.iter().collect::<BTreeSet<_>>().len() == of.len();
-        let fits = |of: &[DirId]| !of.is_empty() && of.len() <= MOST && unique(of);
-        fits(&self.now) && self.before.as_deref().is_none_or(fits)
-    }
-}
-
-/// A history that somebody holds, and how much of it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Held {
-    /// A group that begins with nothing, or by an operator's order, begins a new one.
-    pub(crate) history: u64,
-    pub(crate) place: Place,
-    pub(crate) holders: Holders,
-    /// How many commands it has: with none, nobody was ever told that something is done.
-    pub(crate) commands: u64,
-}
-
-/// What is written to the log.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Entry {
-    /// A command of a member. It has a position, as all have but promises.
-    Command { from: NodeId, command: Bytes },
-    /// A view, in the encoding of the shell.
-    View(Bytes),
-    /// A term begins.
-    Term(u64),
-    /// Other directories count from now on, once that is settled.
-    Holders(Vec<DirId>),
-    /// The last such change is on the disks of both majorities.
-    Settled,
-    /// Nothing of an older term is said to be on disk from now on.
-    Promise(u64),
-}
-
-impl Held {
-    /// A history that begins, in one directory.
-    #[cfg(feature = "fuzz")]
-    pub(crate) fn begin(dir: DirId) -> Self {
-        let holders = Holders { now: vec![dir], before: None };
-        Self { history: 1, place: Place::default(), holders, commands: 0 }
-    }
-
-    /// What an entry does to it. False if it cannot follow.
-    pub(crate) fn follow(&mut self, entry: &Entry) -> bool {
-        match entry {
-            Entry::Promise(_) => return true,
-            Entry::Command { .. } => self.commands += 1,
-            Entry::View(_) => {}
-            Entry::Term(term) if *term > self.place.term => self.place.term = *term,
-            Entry::Holders(now) if self.holders.before.is_none() => {
-                let before = std::mem::replace(&mut self.holders.now, now.clone());
-                self.holders.before = Some(before);
-            }
-            Entry::Settled if self.holders.before.is_some() => self.holders.before = None,
-            Entry::Term(_) | Entry::Holders(_) | Entry::Settled => return false,
-        }
-        self.place.pos += 1;
-        self.is_sound()
-    }
-
-    pub(crate) fn is_sound(&self) -> bool {
-        let Place { term, pos } = self.place;
-        term.max(pos).max(self.commands) < BOUND && self.holders.is_sound()
-    }
-}
-
-/// What a member has when nobody is known to have the group's state.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Hold {
-    pub(crate) view: u64,
-    pub(crate) dir: DirId,
-    pub(crate) held: Option<Held>,
-    pub(crate) promised: u64,
-    /// Random: names a history that begins.
-    pub(crate) nonce: u64,
-    /// So many directories the group is to begin with.
-    pub(crate) expected: u64,
-    /// An operator says that what is missing is not to be waited for.
-    pub(crate) accept: bool,
-}
-
-/// What ledgers say to each other.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Say {
-    Hold(Hold),
-    /// The term is promised, on disk.
-    Vote {
-        view: u64,
-        term: u64,
-    },
-    /// So far the directory has it all on disk.
-    Synced {
-        dir: DirId,
-        place: Place,
-        promised: u64,
-        /// Of which history: this may be heard late, where the group goes on with another one. Builds before this one do not
-        /// say it.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        history: Option<u64>,
-    },
-    Holders {
-        term: u64,
-        was: Vec<DirId>,
-        now: Vec<DirId>,
-    },
-    Settled {
-        term: u64,
-        now: Vec<DirId>,
-    },
-}
-
-impl Say {
-    /// What changes ledgers has a place in the one order; what only tells of a disk needs none.
-    pub(crate) fn is_ordered(&self) -> bool {
-        !matches!(self, Self::Synced { .. })
-    }
-}
-
-/// What goes with a state that is given to a member.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Meta {
-    /// The view that the state reflects.
-    pub(crate) view: u64,
-    /// The group's state; otherwise nobody is known to have that.
-    pub(crate) whole: Option<Held>,
-    pub(crate) holds: Vec<(NodeId, Hold)>,
-    pub(crate) dirs: Vec<(NodeId, DirId)>,
-    pub(crate) synced: Vec<(DirId, u64)>,
-}
+use self::choose::{Found, another_history, choose, may_drop};
+pub(crate) use self::held::{BOUND, DirId, Entry, Held, Hold, Holders, MOST, Mark, Meta, Place, Say};
 
 /// What is to be done with a state that came.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -297,7 +121,7 @@ impl Ledger {
             dir,
             expected: expected.max(1),
             accept,
-            on_disk: mark_of(held.as_ref(), promised),
+            on_disk: Mark::of(held.as_ref(), promised),
             held,
             promised,
             promise_synced: promised,
@@ -461,7 +285,7 @@ impl Ledger {
 
     /// What is on disk once all is written that was ordered.
     pub(crate) fn mark(&self) -> Mark {
-        mark_of(self.held.as_ref(), self.promised)
+        Mark::of(self.held.as_ref(), self.promised)
     }
 
     fn save(&mut self) {
@@ -762,104 +586,6 @@ impl Ledger {
             self.out.push_back(Output::Say(say));
         }
     }
-}
-
-fn mark_of(held: Option<&Held>, promised: u64) -> Mark {
-    let (history, place) = held.map_or((0, Place::default()), |held| (held.history, held.place));
-    Mark { history, place, promised }
-}
-
-fn another_history() -> String {
-    "the group's state goes on from another beginning than what this directory holds: it began anew, or an operator had it \
-     go on without this directory. Nothing here was changed. If what the others have is right, move this directory away; if \
-     what is here is right, stop the others, move theirs away, and start those first that hold it"
-        .into()
-}
-
-/// May this directory's history be dropped for another one? Those who may still hold it, and have commands of it, are too few for
-/// one to have been acknowledged among them: the others hold `another`.
-fn may_drop(mine: &Held, me: DirId, another: impl Fn(DirId) -> bool) -> bool {
-    let may_have = |dir| dir > MOST as DirId && (dir != me || mine.commands > 0);
-    !mine.holders.majority(|dir| may_have(dir) && !another(dir))
-}
-
-/// What the members go on from.
-struct Found {
-    source: DirId,
-    /// As somebody holds it; `None` if the group begins with nothing.
-    from: Option<Held>,
-    /// The same, with the holders that count.
-    held: Held,
-}
-
-/// Out of what all members of a view hold, in rank order. The error says what is waited for.
-fn choose(holds: &[&Hold]) -> Result<Found, String> {
-    let mut histories: BTreeMap<u64, Vec<(&Hold, &Held)>> = BTreeMap::new();
-    for hold in holds {
-        if let Some(held) = &hold.held {
-            histories.entry(held.history).or_default().push((hold, held));
-        }
-    }
-    // Of each history the newest, of those that are as new the first in rank.
-    let (mut known, mut dead) = (Vec::new(), Vec::new());
-    let absent = |dir: DirId| dir > MOST as DirId && !holds.iter().any(|hold| hold.dir == dir);
-    for (history, of) in &histories {
-        let place = of.iter().map(|(_, held)| held.place).max();
-        let Some((first, newest)) = of.iter().find(|(_, held)| Some(held.place) == place) else { continue };
-        let here = |dir: DirId| of.iter().any(|(hold, _)| hold.dir == dir);
-        let enough = newest.holders.majority(here);
-        let missing = newest.holders.now.iter().filter(|dir| !here(**dir)).count();
-        let accepts = of.iter().any(|(hold, _)| hold.accept);
-        if !newest.holders.majority(|dir| here(dir) || absent(dir)) {
-            // It was begun and not carried through: so few can have it that nothing of it was acknowledged.
-            dead.push((*first, *newest));
-            continue;
-        }
-        known.push((*history, *first, (*newest).clone(), enough, missing, accepts));
-    }
-    let full = known.iter().any(|(_, _, newest, ..)| newest.commands > 0);
-    known.retain(|(_, _, newest, ..)| newest.commands > 0 || !full);
-    if let Some((_, first, newest, ..)) = known.iter().find(|(.., enough, _, _)| *enough) {
-        return Ok(Found { source: first.dir, held: newest.clone(), from: Some(newest.clone()) });
-    }
-    if let Some((history, first, newest, ..)) = known.iter().find(|(.., accepts)| *accepts) {
-        let now = all(histories[history].iter().map(|(hold, _)| hold.dir));
-        let holders = Holders { now, before: None };
-        let held = Held { history: first.nonce, holders, ..newest.clone() };
-        return Ok(Found { source: first.dir, held, from: Some(newest.clone()) });
-    }
-    if let Some((_, _, newest, _, missing, _)) = known.first() {
-        let of = newest.holders.now.len();
-        return Err(format!(
-            "{missing} of the {of} directories that hold the group's state are not here, and the others may lack what only \
-             they have: start more of the members that had them ({} must be here). If they are lost for good, start one \
-             member with --accept-stale-state: what only the missing ones hold is then given up",
-            of / 2 + 1
-        ));
-    }
-    let expected = holds.iter().map(|h| h.expected).max().unwrap_or(1);
-    let now = all(holds.iter().map(|h| h.dir));
-    let Some(first) = holds.first() else { return Err("there is nobody".into()) };
-    if (now.len() as u64) <= expected / 2 && !holds.iter().any(|h| h.accept) {
-        let need = expected / 2 + 1;
-        return Err(format!(
-            "the directories here are empty, and so few may not begin with an empty state: {need} of {expected} must be here"
-        ));
-    }
-    // Who comes later takes a vacant place. So a majority is one of all with which the group begins, and those who begin elsewhere
-    // with nothing have not got it.
-    let vacant = (1..).take((expected as usize).min(MOST).saturating_sub(now.len()));
-    let holders = Holders { now: now.into_iter().chain(vacant).collect(), before: None };
-    // What came to nothing is as good as nothing.
-    let from = dead.first().map(|(hold, held)| (hold.dir, (*held).clone()));
-    let (source, from) = from.map_or((first.dir, None), |(dir, held)| (dir, Some(held)));
-    let (place, commands) = from.as_ref().map_or((Place::default(), 0), |held| (held.place, held.commands));
-    Ok(Found { source, held: Held { history: first.nonce, place, holders, commands }, from })
-}
-
-/// Each once, and not too many.
-fn all(dirs: impl Iterator<Item = DirId>) -> Vec<DirId> {
-    dirs.collect::<BTreeSet<_>>().into_iter().take(MOST).collect()
 }
 
 #[cfg(test)]
