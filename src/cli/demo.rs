@@ -5,14 +5,13 @@ use std::{
     fmt::Write as _,
     fs,
     io::{BufWriter, Write as _},
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
 use clap::Args;
-use membership::clock::now_ns;
+use membership::{NodeId, clock::now_ns};
 use membership_types::trace::{Cfg, Event, Process, Record, Source};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -232,7 +231,8 @@ impl Stage {
         let at_ns = event["at_ns"].as_u64().unwrap_or_default();
         match event["event"].as_str().unwrap_or_default() {
             "started" => {
-                clone.id = event["id"].as_str().and_then(parse_id);
+                let id = event["id"].as_str().and_then(|id| id.parse::<NodeId>().ok());
+                clone.id = id.map(Process::from);
                 if *who == 1 && !event["admin"].is_null() {
                     self.admin = event["admin"].clone();
                 }
@@ -318,10 +318,13 @@ impl Stage {
         let Some(counts) = counts else { return Ok(0) };
         self.harness.write(Event::End {})?;
         self.harness.out.flush()?;
-        let traces: Vec<PathBuf> = fs::read_dir(&self.dir)?
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|path| path.extension().is_some_and(|e| e == "jsonl"))
-            .collect();
+        let mut traces = Vec::new();
+        for entry in fs::read_dir(&self.dir)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|e| e == "jsonl") {
+                traces.push(path);
+            }
+        }
         let violations = match checker::check_files(&traces) {
             Ok(report) => {
                 if report.failed() || report.invalid.is_some() {
@@ -397,23 +400,4 @@ impl Harness {
         self.out.flush()?;
         Ok(())
     }
-}
-
-/// `node.inc`, as events write a node's id.
-fn parse_id(text: &str) -> Option<Process> {
-    let (node, inc) = text.split_once('.')?;
-    Some(Process(u64::from_str_radix(node, 16).ok()?, u64::from_str_radix(inc, 16).ok()?))
-}
-
-/// A port that nobody listened on a moment ago, from below those that the system gives to outgoing connections.
-pub(crate) fn free_port() -> Result<u16, Failure> {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    for _ in 0..1000 {
-        let n = std::process::id().wrapping_mul(97).wrapping_add(NEXT.fetch_add(13, Ordering::Relaxed));
-        let port = 10_000 + (n % 22_000) as u16;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return Ok(port);
-        }
-    }
-    Err(Failure::new(exit::FAILED, "no free port between 10000 and 32000"))
 }

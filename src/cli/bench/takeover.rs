@@ -18,9 +18,7 @@ use tokio::{
 };
 
 use crate::cli::{
-    Failure, Outcome, complain,
-    demo::free_port,
-    events, exit,
+    Failure, Outcome, complain, events, exit,
     flags::{Size, Time},
     proc::{Proc, Said},
     scratch::Scratch,
@@ -179,7 +177,7 @@ pub(super) async fn floor(times: usize, ballast: Size) -> Result<Vec<f64>, Failu
     let (said, _heard) = mpsc::channel(16);
     let mut measured = Vec::new();
     for _ in 0..times {
-        let at = format!("127.0.0.1:{}", free_port()?);
+        let at = format!("127.0.0.1:{}", super::free_port()?);
         let args = ["server", "--listen", &at, "--hold", &ballast.to_string()].map(Into::into);
         let mut server = Proc::start(&args, 0, said.clone())?;
         let deadline = Instant::now() + PATIENCE;
