@@ -25,6 +25,7 @@ mod hooks;
 mod inventory;
 mod join;
 mod lock;
+mod node;
 mod operate;
 mod output;
 mod proc;

@@ -23,7 +23,7 @@ use tokio::{
 use super::{
     Failure, Outcome, complain, events, exit,
     flags::Time,
-    join::Stops,
+    node::Stops,
     proc::{Proc, Said},
     scratch::Scratch,
 };

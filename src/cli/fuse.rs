@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use super::{
     Failure, Outcome, complain, files,
     flags::{NodeFlags, Time},
-    join::start_built,
+    node::start_built,
     output,
 };
 

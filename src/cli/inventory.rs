@@ -33,7 +33,7 @@ use self::items::{Items, Write, Written};
 use super::{
     Failure, Outcome, events, files,
     flags::NodeFlags,
-    join::{LEAVE_LIMIT, Stops, not_joined, start},
+    node::{LEAVE_LIMIT, Stops, not_joined, start},
     output,
     run::resolve,
 };

@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout};
 use super::{
     Failure, Outcome, complain, events, exit,
     fuse::{Keeper, Wrapped, Wrapper},
-    join::Stops,
+    node::Stops,
     output,
     run::{code_of, spawn, variables},
 };

@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{
     Failure, Outcome, events, exit, files,
     flags::{NodeFlags, read},
-    join::{Stops, not_joined, start},
+    node::{Stops, not_joined, start},
 };
 
 /// The routing proxy.

@@ -20,8 +20,8 @@ use super::{
     fuse::{Wrapped, Wrapper},
     health::{self, Check, Patience},
     hooks::{self, Gate, Hooks},
-    join::{LEAVE_LIMIT, Stops},
     lock::{Exclusive, told_early},
+    node::{LEAVE_LIMIT, Stops},
     output,
 };
 

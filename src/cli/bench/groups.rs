@@ -188,7 +188,7 @@ impl GroupsMember {
     pub(crate) async fn run(self) -> Outcome {
         let node = Node::builder().name(&self.name).rendezvous(self.rendezvous.clone()).start().await;
         let node = node.map_err(crate::cli::flags::start_failure)?;
-        let stops = crate::cli::join::Stops::new()?;
+        let stops = crate::cli::node::Stops::new()?;
         node.joined().await.map_err(|e| Failure::new(exit::FAILED, e.to_string()))?;
         sleep(Duration::from_millis(200)).await;
         let mut told = node.all_events();

@@ -203,7 +203,7 @@ impl TransferMember {
         if let Some(file) = &self.secret_file {
             builder = builder.secret_file(file);
         }
-        let stops = crate::cli::join::Stops::new()?;
+        let stops = crate::cli::node::Stops::new()?;
         let state: Vec<Bytes> = pieces(self.holds.0);
         let node = builder.start().await.map_err(crate::cli::flags::start_failure)?;
         node.joined().await.map_err(|e| Failure::new(exit::FAILED, e.to_string()))?;
