@@ -350,44 +350,27 @@ impl NodeFlags {
 
     /// A node with these settings; `core` where the flags do not say.
     pub(crate) fn builder(self, core: bool) -> NodeBuilder {
+        let time = |time: Option<Time>| time.map(|time| time.0);
         let mut b = Node::builder()
             .core(self.core.map_or(core, |yes| yes.0))
             .insecure(self.insecure.unwrap_or(false));
-        b = match self.cluster {
-            Some(cluster) => b.cluster(cluster),
-            None => b,
-        };
-        b = match self.name {
-            Some(name) => b.name(name),
-            None => b,
-        };
-        b = self.listen.map_or_else(|| b.clone(), |addr| b.clone().listen(addr));
-        b = self.advertise.map_or_else(|| b.clone(), |addr| b.clone().advertise(addr));
-        b = self.bootstrap.map_or_else(|| b.clone(), |how| b.clone().bootstrap(how.0));
-        b = self.lease.map_or_else(|| b.clone(), |d| b.clone().lease(d.0));
-        b = self.heartbeat.map_or_else(|| b.clone(), |d| b.clone().heartbeat(d.0));
-        b = self.admin.map_or_else(|| b.clone(), |addr| b.clone().admin(addr));
-        b = self.give_up.map_or_else(|| b.clone(), |d| b.clone().give_up(d.0));
-        b = self.join_timeout.map_or_else(|| b.clone(), |d| b.clone().join_timeout(d.0));
-        b = match self.secret_file {
-            Some(file) => b.secret_file(file),
-            None => b,
-        };
-        b = match self.data_dir {
-            Some(dir) => b.data_dir(dir),
-            None => b,
-        };
-        b = match self.witness {
-            Some(witness) => b.witness(witness),
-            None => b,
-        };
-        b = self.tls_ca.map_or_else(|| b.clone(), |file| b.clone().tls_ca(file));
-        b = self.tls_cert.map_or_else(|| b.clone(), |file| b.clone().tls_cert(file));
-        b = self.tls_key.map_or_else(|| b.clone(), |file| b.clone().tls_key(file));
-        b = match self.trace {
-            Some(path) => b.trace(path),
-            None => b,
-        };
+        b = with(b, self.cluster, NodeBuilder::cluster);
+        b = with(b, self.name, NodeBuilder::name);
+        b = with(b, self.listen, NodeBuilder::listen);
+        b = with(b, self.advertise, NodeBuilder::advertise);
+        b = with(b, self.bootstrap.map(|how| how.0), NodeBuilder::bootstrap);
+        b = with(b, time(self.lease), NodeBuilder::lease);
+        b = with(b, time(self.heartbeat), NodeBuilder::heartbeat);
+        b = with(b, self.admin, NodeBuilder::admin);
+        b = with(b, time(self.give_up), NodeBuilder::give_up);
+        b = with(b, time(self.join_timeout), NodeBuilder::join_timeout);
+        b = with(b, self.secret_file, NodeBuilder::secret_file);
+        b = with(b, self.data_dir, NodeBuilder::data_dir);
+        b = with(b, self.witness, NodeBuilder::witness);
+        b = with(b, self.tls_ca, NodeBuilder::tls_ca);
+        b = with(b, self.tls_cert, NodeBuilder::tls_cert);
+        b = with(b, self.tls_key, NodeBuilder::tls_key);
+        b = with(b, self.trace, NodeBuilder::trace);
         for url in self.rendezvous {
             b = b.rendezvous(url);
         }
@@ -395,6 +378,18 @@ impl NodeFlags {
             b = b.label(key, value);
         }
         b
+    }
+}
+
+/// With what was given, if it was.
+fn with<T>(
+    builder: NodeBuilder,
+    given: Option<T>,
+    set: impl FnOnce(NodeBuilder, T) -> NodeBuilder,
+) -> NodeBuilder {
+    match given {
+        Some(value) => set(builder, value),
+        None => builder,
     }
 }
 
