@@ -17,7 +17,7 @@ pub(crate) struct Silence {
 }
 
 impl Silence {
-    /// `NoPrimary`, or `Evicted`.
+    /// `NoPrimary`, `LeaseEnd` or `Evicted`.
     pub(crate) fn begin(&mut self, book: &mut Book, p: Process, at: At, why: &'static str) {
         book.judged(Predicate::GM12);
         self.silent.entry(p).or_insert((at, why));
