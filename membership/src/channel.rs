@@ -446,8 +446,17 @@ impl Mailbox {
             batch.clear();
             return false;
         }
-        incoming.bytes += batch.iter().map(Delivered::cost).sum::<usize>();
-        incoming.queue.extend(batch.drain(..));
+        for what in batch.drain(..) {
+            if incoming.bytes > WAITING
+                && what.is_plain_view()
+                && let Some(last) = incoming.queue.back_mut().filter(|last| last.is_plain_view())
+            {
+                *last = what;
+                continue;
+            }
+            incoming.bytes += what.cost();
+            incoming.queue.push_back(what);
+        }
         let full = incoming.bytes > WAITING;
         drop(incoming);
         self.arrived.notify_one();
@@ -489,6 +498,12 @@ impl Drop for Posted {
 }
 
 impl Delivered {
+    /// A view with which nobody came along. Two in a row are of a group without messages, in which nothing waits for who takes
+    /// nothing: where too much waits already, the later one takes the place of the other.
+    fn is_plain_view(&self) -> bool {
+        matches!(self, Self::View { came_along, .. } if came_along.is_empty())
+    }
+
     fn cost(&self) -> usize {
         match self {
             Self::Message(message) => message.payload.len() + COST,
@@ -499,7 +514,8 @@ impl Delivered {
 }
 
 /// What a member is told: its views, and the messages in them. Whoever has it must take what comes: where more than some
-/// MiB wait, the other members wait, too, and after a while the group goes on without this member.
+/// MiB wait, the other members wait, too, and after a while the group goes on without this member. (In a group without messages
+/// nobody waits, and views are left out that are overtaken.)
 ///
 /// Dropping it does no harm: from then on nothing is kept for it.
 pub struct Deliveries {
@@ -563,5 +579,38 @@ impl Drop for Deliveries {
             incoming.bytes = 0;
         }
         self.mailbox.call();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use membership_types::{Lineage, Token};
+
+    use super::*;
+
+    fn view(group: &GroupName, id: u64, came_along: Vec<NodeId>) -> Delivered {
+        let (group, id) = (group.clone(), ViewId::new(id));
+        let (lineage, token) = (Lineage::new(1, 1), Token::new(id));
+        let view = View { group, lineage, id, prev: ViewId::NONE, token, members: Vec::new() };
+        Delivered::View { view: Arc::new(view), came_along }
+    }
+
+    #[test]
+    fn who_takes_no_views_of_a_group_without_messages_is_kept_a_bounded_number_and_the_last() {
+        const MOST: usize = WAITING / COST + 1;
+        let group = GroupName::new("g").expect("a name");
+        for (came_along, kept) in [(Vec::new(), MOST), (vec![NodeId::new(1, 1)], 2 * MOST)] {
+            let mailbox = Mailbox::new(group.clone(), false, true, Bulk::default());
+            let mut deliveries = Deliveries::new(Arc::clone(&mailbox));
+            for id in 1..=2 * MOST as u64 {
+                mailbox.deliver(&mut vec![view(&group, id, came_along.clone())]);
+            }
+            let mut ids = Vec::new();
+            while let Some(Delivered::View { view, .. }) = deliveries.try_next() {
+                ids.push(view.id.get());
+            }
+            assert_eq!(ids.len(), kept, "{came_along:?}");
+            assert!(ids.is_sorted() && ids.last() == Some(&(2 * MOST as u64)));
+        }
     }
 }
