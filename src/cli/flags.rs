@@ -290,10 +290,14 @@ impl NodeFlags {
         let table: toml::Table = toml::from_str(text).map_err(|e| Failure::usage(format!("{at}: {e}")))?;
         for key in table.keys() {
             if !Self::KEYS.contains(&key.as_str()) && !others.contains(&key.as_str()) {
-                let line = text
-                    .lines()
-                    .position(|l| l.trim_start().trim_start_matches('[').starts_with(key.as_str()));
-                let line = line.map_or(0, |l| l + 1);
+                let names = |line: &str| {
+                    let line = line.trim_start_matches(['[', '"', '\'', ' ', '\t']);
+                    let rest = line.strip_prefix(key.as_str());
+                    rest.is_some_and(|rest| {
+                        !rest.starts_with(|c: char| c.is_alphanumeric() || "_-".contains(c))
+                    })
+                };
+                let line = text.lines().position(names).map_or(0, |l| l + 1);
                 let known = Self::KEYS.join(", ");
                 return Err(Failure::usage(format!("{at}:{line}: unknown key `{key}`; there are {known}")));
             }
@@ -450,6 +454,12 @@ mod tests {
         let wrong = |text| NodeFlags::default().or_text(text, file, &[]).expect_err(text).to_string();
         let error = wrong("name = \"x\"\nleese = \"2s\"\n");
         assert!(error.contains(":2:") && error.contains("leese"), "{error}");
+        for text in
+            ["lease = \"2s\"\nle = 1\n", "name = \"x\"\n \"le\" = 1\n", "lease = \"2s\"\n[le]\nlease = 1\n"]
+        {
+            let error = wrong(text);
+            assert!(error.contains(":2: unknown key `le`"), "{error}");
+        }
         let error = wrong("log = \"nope\"\n");
         assert!(error.contains("trace"), "the levels are named: {error}");
     }
