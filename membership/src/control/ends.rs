@@ -2,7 +2,7 @@
 
 use membership_proto::{Cluster, End, Forced, Input, WhyNot};
 use membership_sync::NodeLease;
-use membership_types::{Instant, Rng, ViewId, trace::Event as TraceEvent};
+use membership_types::{Instant, Rng, ViewId};
 use tokio::time::timeout;
 
 use super::{Driver, FAREWELL};
