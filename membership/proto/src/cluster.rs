@@ -466,6 +466,10 @@ impl Member {
                 _ => Some(end),
             };
         }
+        if self.is_last_to_leave(ctx) {
+            ctx.mark("the last of those who leave goes");
+            return Some(End::Left);
+        }
         self.claim_for_lone_half(ctx);
         self.look_at_witness(ctx);
         self.notice_want_of_lease(ctx);
@@ -666,11 +670,10 @@ impl Member {
                 ctx.push(Output::StepOut { group });
             }
             ClusterMsg::StepOut { .. } => {}
-            ClusterMsg::Leave => {
-                if let (Some(office), Some(acceptor)) = (&mut self.office, &self.acceptor) {
-                    office.on_leave(ctx, acceptor, &self.deaths, from);
-                }
-            }
+            ClusterMsg::Leave => match (&mut self.office, &self.acceptor) {
+                (Some(office), Some(acceptor)) => office.on_leave(ctx, acceptor, &self.deaths, from),
+                _ => self.hear_of_leave(ctx, from),
+            },
             ClusterMsg::Stop => self.on_stop(ctx, from),
             ClusterMsg::Stopped => {
                 if let Some(office) = &mut self.office {

@@ -201,7 +201,7 @@ impl Member {
         if unleased < ctx.lease() {
             return None;
         }
-        if self.leaving && blocked >= ctx.lease() * 2 {
+        if self.leaving && blocked >= ctx.lease() {
             return Some(End::Left); // Nobody is left to let us go.
         }
         let recent = |o: &&Other| ctx.now - o.heard_at <= ctx.lease() * 3;

@@ -84,6 +84,8 @@ pub(crate) struct Member {
     pub(crate) unleased_since: Instant,
     said_blocked: bool,
     pub(crate) leaving: bool,
+    /// Others that said they leave: they lead nothing any more, and want no office that somebody else can have.
+    pub(crate) leavers: BTreeSet<NodeId>,
     /// We leave because a newer process has our address.
     replaced: bool,
     pub(crate) parting: Option<Parting>,
@@ -116,6 +118,7 @@ impl Member {
             unleased_since: ctx.now,
             said_blocked: false,
             leaving: false,
+            leavers: BTreeSet::new(),
             replaced: false,
             parting: None,
             acceptor: None,
@@ -318,7 +321,7 @@ impl Member {
             self.to_coordinator(ctx, ClusterMsg::Wishes(ctx.wishes.first()));
         }
         if self.leaving {
-            self.to_coordinator(ctx, ClusterMsg::Leave);
+            self.say_leave(ctx);
         }
         self.report_deaths(ctx);
     }
@@ -505,6 +508,7 @@ impl Member {
         });
         ctx.push(Output::ClusterView(view.clone()));
         self.deaths.keep(|id| self.view.contains(id));
+        self.leavers.retain(|id| self.view.contains(*id));
     }
 
     /// The coordinator is about to remove us although we speak: a newer process has our address. Stops for good, and
@@ -522,16 +526,40 @@ impl Member {
         self.stop_leading_all(ctx, WhyNot::Leave);
         self.leaving = true;
         ctx.trace(|p| Event::Leave { p, g: Group::CLUSTER });
-        let alone = self.view.members.iter().all(|n| n.id == ctx.me());
-        if alone {
+        if self.is_last_to_leave(ctx) {
             return Some(End::Left);
         }
         let me = ctx.me();
         match (&mut self.office, &self.acceptor) {
             (Some(office), Some(acceptor)) => office.on_leave(ctx, acceptor, &self.deaths, me),
-            _ => self.to_coordinator(ctx, ClusterMsg::Leave),
+            _ => self.say_leave(ctx),
         }
         None
+    }
+
+    /// The coordinator is to let us go. It may be about to go itself: whoever comes after it shall know, too.
+    fn say_leave(&self, ctx: &mut Ctx) {
+        self.to_coordinator(ctx, ClusterMsg::Leave);
+        let me = ctx.me();
+        for id in self.core.iter().filter(|id| **id != self.following.node && **id != me) {
+            if let Some(info) = self.node(*id) {
+                ctx.send(info, self.lineage, ClusterMsg::Leave);
+            }
+        }
+    }
+
+    /// Somebody leaves, and we are not in office.
+    pub(crate) fn hear_of_leave(&mut self, ctx: &Ctx, from: NodeId) {
+        if self.view.contains(from) && from != ctx.me() && self.leavers.insert(from) {
+            // Fewer may come before us now.
+            self.takeover.turn_comes_anew();
+        }
+    }
+
+    /// We leave, and there is nobody left who could let us go.
+    pub(crate) fn is_last_to_leave(&self, ctx: &Ctx) -> bool {
+        let others = || self.view.members.iter().filter(|node| node.id != ctx.me());
+        self.leaving && !self.replaced && self.is_installed() && !others().any(|node| node.eligible)
     }
 
     /// A newer process has the address of this coordinator: it stops acting, commits its own removal, and goes.

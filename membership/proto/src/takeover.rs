@@ -35,6 +35,8 @@ const LONGEST_PAUSE: u32 = 16;
 pub(crate) struct Takeover {
     /// When we ask for promises, if nothing happens before.
     at: Option<Instant>,
+    /// That is our turn by rank, and not the end of a pause.
+    by_rank: bool,
     /// How often we lost since there was a coordinator.
     attempts: u32,
     /// The highest round seen anywhere.
@@ -70,6 +72,13 @@ impl Takeover {
         self.candidate = None;
     }
 
+    /// Who comes before us is to be counted again.
+    pub(crate) fn turn_comes_anew(&mut self) {
+        if self.by_rank {
+            self.at = None;
+        }
+    }
+
     /// Do we ask for promises?
     pub(crate) fn is_candidate(&self) -> bool {
         self.candidate.is_some()
@@ -89,6 +98,7 @@ impl Takeover {
         let pause = ctx.config.step * (steps + position);
         let jitter = ctx.rng.below(pause.as_nanos() as u64 / 2 + 1);
         self.at = Some(ctx.now.after(pause / 2 + Duration::from_nanos(jitter)));
+        self.by_rank = false;
     }
 }
 
@@ -128,19 +138,34 @@ impl Member {
         self.is_installed() && self.acceptor.as_ref().is_some_and(|a| a.state.core.contains(&ctx.me()))
     }
 
-    /// How many living core members come before us: the seniors, and all others before one that is leaving.
+    /// How many living core members come before us: the seniors among those who stay; and for one that is leaving all of those,
+    /// and the seniors among those who leave as well.
     fn position(&self, ctx: &Ctx) -> u32 {
         let Some(acceptor) = &self.acceptor else { return 0 };
-        let before = acceptor.state.core.iter().take_while(|id| self.leaving || **id != ctx.me());
-        before.filter(|id| **id != self.following.node && !self.deaths.contains(**id)).count() as u32
+        let core = &acceptor.state.core;
+        let before_us = |at: usize, id: &NodeId| {
+            let senior = core.iter().position(|id| *id == ctx.me()).is_none_or(|own| at < own);
+            match (self.leaving, self.leavers.contains(id)) {
+                (true, false) => *id != ctx.me(),
+                (false, true) => false,
+                _ => senior,
+            }
+        };
+        let others = core.iter().enumerate();
+        let others = others.filter(|(_, id)| **id != self.following.node && !self.deaths.contains(**id));
+        others.filter(|(at, id)| before_us(*at, id)).count() as u32
     }
 
     /// Who asks first, now that the coordinator's end is proved; nobody if its silence is all that there is.
     pub(crate) fn heir(&self) -> Option<NodeId> {
         let (state, last) = (&self.acceptor.as_ref()?.state, self.following.node);
         let proved = self.deaths.contains(last) || !state.view.contains(last);
-        let lives = |id: &&NodeId| **id != last && !self.deaths.contains(**id);
-        if proved { state.core.iter().find(lives).copied() } else { None }
+        let mut living = state.core.iter().filter(|id| **id != last && !self.deaths.contains(**id));
+        if !proved {
+            return None;
+        }
+        let senior = living.clone().next();
+        living.find(|id| !self.leavers.contains(id)).or(senior).copied()
     }
 
     /// Looks whether it is our turn.
@@ -159,6 +184,7 @@ impl Member {
             if self.takeover.candidate.is_none() && self.takeover.at.is_none() {
                 let wait = ctx.config.step * self.position(ctx);
                 self.takeover.at = Some(lost_at.after(wait));
+                self.takeover.by_rank = true;
             }
         }
         if self.takeover.at.is_some_and(|at| ctx.now >= at) {
@@ -180,6 +206,7 @@ impl Member {
         let Some(acceptor) = &mut self.acceptor else { return };
         if let Some(wait) = acceptor.bound(ctx, me, &self.deaths) {
             self.takeover.at = Some(ctx.now.after(wait));
+            self.takeover.by_rank = false;
             return;
         }
         let round = self.takeover.round.max(acceptor.promised.round).max(self.following.round) + 1;
@@ -430,6 +457,9 @@ impl Member {
         }
         if self.leaving {
             office.on_leave(ctx, acceptor, &self.deaths, ctx.config.me.id);
+        }
+        for id in &self.leavers {
+            office.on_leave(ctx, acceptor, &self.deaths, *id);
         }
         // What we were told by the predecessor may lag behind what we know as core member.
         let hello = self.hello(ctx);

@@ -313,7 +313,16 @@ impl Office {
             self.wanted = None;
             return None;
         }
-        let stay: Vec<NodeId> = state.core.iter().filter(|id| !goes(id, removals)).copied().collect();
+        let mut stay: Vec<NodeId> = state.core.iter().filter(|id| !goes(id, removals)).copied().collect();
+        if stay.is_empty() && others.iter().all(|node| goes(&node.id, removals)) {
+            // All leave: who lets the others go goes last. (See `Member::is_last_to_leave`.)
+            let all = removals.len();
+            removals.retain(|(id, why)| *id != ctx.me() || *why != Why::Left);
+            if removals.len() < all {
+                ctx.mark("a coordinator lets all others go before it leaves");
+                stay.push(ctx.me());
+            }
+        }
         let mut filled: Vec<&NodeInfo> = stay.iter().filter_map(|id| state.view.node(*id)).collect();
         others.retain(|node| !goes(&node.id, removals));
         while filled.len() < usize::from(state.terms.core_size)

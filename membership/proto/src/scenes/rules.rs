@@ -469,6 +469,81 @@ fn who_comes_and_goes_too_often_is_kept_waiting() {
     assert!(comes(&mut scene, 6), "not for ever");
 }
 
+// ---- all leave at once ------------------------------------------------------------------------------------------------
+
+/// No core can do without the last of its members, so it lets the others go, and is then let go by nobody.
+#[test]
+fn a_coordinator_that_leaves_with_all_others_lets_them_go_first_and_goes_at_once() {
+    let mut scene = Scene::in_office();
+    scene.decide_all();
+    assert_eq!(scene.member.leave(&mut scene.ctx), None);
+    [3, 4, 5].iter().for_each(|n| scene.leaves(id(*n)));
+    let entries = scene.entries();
+    let [entry] = &entries[..] else { panic!("{entries:?}") };
+    let gone: Vec<Command> = [3, 4, 5].map(|n| Command::Remove(id(n), Why::Left)).into();
+    assert_eq!((&entry.commands, &entry.core), (&gone, &Some(vec![id(2)])));
+    let (index, now) = (scene.commit().next(), scene.ctx.now);
+    let office = scene.member.office.as_mut().expect("in office");
+    let ballot = office.ballot;
+    [3, 4].iter().for_each(|n| office.on_accepted(&scene.ctx, id(*n), ballot, index, now));
+    assert_eq!(scene.member.settle(&mut scene.ctx), Some(End::Left));
+    let told = |msg: &ClusterMsg| matches!(msg, ClusterMsg::Removed { why: Why::Left, .. });
+    assert_eq!(scene.said().iter().filter(|(_, msg)| told(msg)).count(), 3, "everybody hears that it is let go");
+}
+
+#[test]
+fn who_stays_takes_over_before_those_who_leave_and_they_do_in_turn() {
+    let left = |me: u32, leaves: bool, leavers: &[u32]| {
+        let mut scene = Scene::new(me);
+        let commands = vec![Command::Remove(id(1), Why::Left)];
+        let entry = Entry { commands, core: Some([2, 3, 4, 5].map(id).into()), epoch: None };
+        if leaves {
+            assert_eq!(scene.member.leave(&mut scene.ctx), None);
+            let told: Vec<Dest> = scene.said().into_iter().map(|(to, _)| to).collect();
+            assert_eq!(told.len(), 4, "the coordinator, and who may come after it: {told:?}");
+        }
+        let acceptor = scene.member.acceptor.as_mut().expect("it keeps the log");
+        acceptor.commit(&mut scene.ctx, Arc::new(entry));
+        assert!(!scene.asks() || leavers.is_empty() && me == 2, "nobody is known to leave");
+        leavers.iter().for_each(|n| scene.member.hear_of_leave(&scene.ctx, id(*n)));
+        scene
+    };
+    assert!(left(2, true, &[3, 4, 5]).asks(), "the senior of those who leave, where all do");
+    assert!(!left(3, true, &[2, 4, 5]).asks(), "one step later");
+    assert!(!left(2, true, &[3, 4]).asks(), "5 stays");
+    assert!(left(3, false, &[2, 4]).asks(), "2 leaves, and 3 stays");
+    let mut third = left(4, true, &[2, 3, 5]);
+    assert!(!third.asks());
+    for _ in 0..2 {
+        // It is said again and again, and no news.
+        [2, 3, 5].iter().for_each(|n| third.member.hear_of_leave(&third.ctx, id(*n)));
+        third.wait(third.ctx.config.step);
+    }
+    assert!(third.asks(), "two steps, for two seniors");
+}
+
+/// With others it might be let go; a coordinator that waits for some is not the last.
+#[test]
+fn who_leaves_is_the_last_once_nobody_is_left_who_could_sit_in_the_core() {
+    let mut scene = Scene::in_office();
+    scene.decide_all();
+    assert!(!scene.member.is_last_to_leave(&scene.ctx), "it stays");
+    assert_eq!(scene.member.leave(&mut scene.ctx), None, "there are others");
+    scene.member.view.members.retain(|node| [2, 3].contains(&node.id.node()));
+    assert!(!scene.member.is_last_to_leave(&scene.ctx));
+    scene.member.view.members.last_mut().expect("two").eligible = false;
+    assert!(scene.member.is_last_to_leave(&scene.ctx));
+}
+
+#[test]
+fn who_leaves_a_blocked_cluster_has_left_it_and_does_not_begin_anew() {
+    let mut scene = Scene::new(3);
+    scene.ctx.config.bootstrap = Bootstrap::AloneAfter(LEASE);
+    assert_eq!(scene.member.leave(&mut scene.ctx), None);
+    scene.wait(LEASE);
+    assert_eq!(scene.member.check_give_up(&mut scene.ctx), Some(End::Left));
+}
+
 #[test]
 fn who_makes_others_wait_must_step_out_and_of_two_who_blame_each_other_the_junior() {
     let mut scene = Scene::in_office();
