@@ -271,3 +271,21 @@ fn twenty_at_once_by_a_static_list() {
     let views: Vec<Value> = procs.iter_mut().map(|p| p.until_members(20)).collect();
     assert!(views.iter().all(|v| names(v) == names(&views[0])));
 }
+
+/// The last ones were blocked once, with nobody left to let them go: until their leases had run out, and some began anew.
+#[test]
+fn all_that_are_told_to_end_at_once_leave_in_order_and_at_once() {
+    for more in [&["--once", "--lease", "3s"][..], &["--once", "--lease", "3s", "--plain"]] {
+        let dir = Dir::new();
+        let mut procs = group_of(5, &dir, more);
+        // All of them are to be in the core.
+        std::thread::sleep(std::time::Duration::from_secs(2));
+        let begun = std::time::Instant::now();
+        for proc in &mut procs {
+            proc.signal("TERM");
+        }
+        let codes: Vec<Option<i32>> = procs.iter_mut().map(Proc::end).collect();
+        assert_eq!(codes, [Some(0); 5], "{more:?}");
+        assert!(begun.elapsed() < std::time::Duration::from_secs(2), "{more:?}: {:?}", begun.elapsed());
+    }
+}

@@ -84,7 +84,7 @@ pub(crate) struct Member {
     pub(crate) unleased_since: Instant,
     said_blocked: bool,
     pub(crate) leaving: bool,
-    /// Others that said they leave: they lead nothing any more, and want no office that somebody else can have.
+    /// Who said that it leaves: it leads nothing any more, and wants no office that somebody else can have.
     pub(crate) leavers: BTreeSet<NodeId>,
     /// We leave because a newer process has our address.
     replaced: bool,
@@ -525,6 +525,7 @@ impl Member {
     pub(crate) fn leave(&mut self, ctx: &mut Ctx) -> Option<End> {
         self.stop_leading_all(ctx, WhyNot::Leave);
         self.leaving = true;
+        self.leavers.insert(ctx.me());
         ctx.trace(|p| Event::Leave { p, g: Group::CLUSTER });
         if self.is_last_to_leave(ctx) {
             return Some(End::Left);

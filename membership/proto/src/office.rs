@@ -631,7 +631,7 @@ impl Office {
     /// Until when anybody may hold a lease that rests on this office.
     pub(crate) fn granted_until(&self, ctx: &Ctx, acceptor: &Acceptor, deaths: &Deaths) -> Instant {
         let granted = self.peers.values().map(|p| p.granted_until).max().unwrap_or(Instant::ZERO);
-        granted.max(self.horizon).max(self.authority(ctx, acceptor, deaths))
+        granted.max(self.horizon).max(self.binds_until(ctx, acceptor, deaths))
     }
 
     /// The regular round: silence, repetitions.

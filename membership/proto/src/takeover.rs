@@ -68,13 +68,14 @@ impl Takeover {
     /// There is a coordinator: no need for us.
     pub(crate) fn called_off(&mut self) {
         self.at = None;
+        self.by_rank = false;
         self.attempts = 0;
         self.candidate = None;
     }
 
     /// Who comes before us is to be counted again.
     pub(crate) fn turn_comes_anew(&mut self) {
-        if self.by_rank {
+        if core::mem::take(&mut self.by_rank) {
             self.at = None;
         }
     }
@@ -173,6 +174,7 @@ impl Member {
         if self.office.is_none() {
             if !self.is_in_core(ctx) {
                 self.takeover.at = None;
+                self.takeover.by_rank = false;
                 self.takeover.candidate = None;
                 return;
             }
@@ -189,6 +191,7 @@ impl Member {
         }
         if self.takeover.at.is_some_and(|at| ctx.now >= at) {
             self.takeover.at = None;
+            self.takeover.by_rank = false;
             self.start_candidacy(ctx);
         } else if let Some(candidate) = &self.takeover.candidate
             && ctx.now >= candidate.next_ask
@@ -307,7 +310,7 @@ impl Member {
         }
         self.takeover.round = self.takeover.round.max(ask.ballot.round);
         let in_office = match &self.office {
-            Some(office) => office.authority(ctx, acceptor, &self.deaths) - ctx.now,
+            Some(office) => office.binds_until(ctx, acceptor, &self.deaths) - ctx.now,
             None => Duration::ZERO,
         };
         let bound = acceptor.bound(ctx, from, &self.deaths).unwrap_or(Duration::ZERO).max(in_office);

@@ -44,10 +44,34 @@ impl Office {
                 until = until.min(support);
             }
         }
+        let without_us = self.authority_without_us(ctx, core);
+        if until - without_us <= ctx.config.heartbeat.min(ctx.lease() / 10) * 2 {
+            until = until.min(without_us);
+        }
         if acceptor.state.terms.slots > 0 {
             until = until.min(self.authority_of_slots(ctx, acceptor));
         }
         until
+    }
+
+    /// Until when a quorum of the core is bound to us once we have left it. Leases end no later, if that is hardly sooner than they
+    /// could: so we, or anybody else of the core, can leave at once, and the others need not bind themselves anew before that.
+    fn authority_without_us(&self, ctx: &Ctx, core: &[NodeId]) -> Instant {
+        let mut ends = [Instant::ZERO; FEW];
+        let others = core.iter().filter(|id| **id != ctx.me());
+        let Some(ends) = ends.get_mut(..others.clone().count()) else { return Instant::ZERO };
+        for (end, id) in ends.iter_mut().zip(others) {
+            let rooted = self.peers.get(id).and_then(|p| p.rooted);
+            *end = rooted.map_or(Instant::ZERO, |sent| sent.after(ctx.holder_lease()));
+        }
+        ends.sort_unstable_by(|a, b| b.cmp(a));
+        // Where nobody else is in it, nobody is waited for.
+        ends.get(ends.len() / 2).copied().unwrap_or(Instant::MAX)
+    }
+
+    /// Until when we promise to nobody: authority may have been longer when leases were given than it is now.
+    pub(crate) fn binds_until(&self, ctx: &Ctx, acceptor: &Acceptor, deaths: &Deaths) -> Instant {
+        self.authority(ctx, acceptor, deaths).max(self.given_until)
     }
 
     /// The lease that our own node takes from this office: authority as it is now.

@@ -257,6 +257,57 @@ fn a_new_core_is_proposed_once_it_is_bound_for_as_long_as_the_leases_given() {
     assert_eq!(scene.cores(), [vec![id(2), id(5)]]);
 }
 
+/// Otherwise who leaves waits for others to bind themselves anew, and its groups are without a leader for as long.
+#[test]
+fn leases_leave_room_for_whoever_of_the_core_leaves() {
+    for leaves in [2, 3] {
+        let mut scene = Scene::small_core();
+        let state = &mut scene.member.acceptor.as_mut().expect("it keeps the log").state;
+        for node in state.view.members.iter_mut().filter(|node| [1, 5].contains(&node.id.node())) {
+            node.eligible = false;
+        }
+        for node in [3, 4] {
+            scene.wait(LEASE / 20);
+            scene.beat(node, 0);
+            scene.settles();
+        }
+        scene.leaves(id(leaves));
+        let rest: Vec<NodeId> = [2, 3, 4].map(id).into_iter().filter(|node| *node != id(leaves)).collect();
+        assert_eq!(scene.cores(), [rest], "{leaves} leaves");
+    }
+}
+
+/// Who answers late makes the support of the core without the coordinator count again, which may be less than was given before.
+#[test]
+fn a_coordinator_promises_to_nobody_before_the_leases_that_it_gave_have_lapsed() {
+    let mut scene = Scene::small_core();
+    for _ in 0..9 {
+        scene.wait(LEASE / 10);
+        scene.beat(3, 0);
+        scene.settles();
+    }
+    let given = scene.authority();
+    let late = Heartbeat { echo: Some(scene.ctx.now.before(LEASE * 15 / 100)), ..scene.a_beat() };
+    scene.hear(4, late);
+    let authority = scene.authority();
+    assert!(authority < given, "4 is bound for less than 3");
+    scene.wait(authority - scene.ctx.now + LEASE / 20);
+    assert_eq!(scene.ask(9, 4), None, "a lease from us may last still");
+    scene.wait(given - scene.ctx.now);
+    assert_eq!(scene.ask(9, 4), Some(false));
+}
+
+#[test]
+fn leases_are_not_cut_short_for_one_of_the_core_that_is_silent() {
+    let mut scene = Scene::small_core();
+    for _ in 0..9 {
+        scene.wait(LEASE / 10);
+        scene.beat(3, 0);
+        scene.settles();
+        assert!(scene.authority() - scene.ctx.now >= LEASE * 7 / 10, "two of three answer");
+    }
+}
+
 /// Node 3 may have died since, and the proof of that may have let the other half go on.
 #[test]
 fn half_of_the_core_is_alone_only_with_answers_from_after_the_leases_of_the_others() {
@@ -488,7 +539,11 @@ fn a_coordinator_that_leaves_with_all_others_lets_them_go_first_and_goes_at_once
     [3, 4].iter().for_each(|n| office.on_accepted(&scene.ctx, id(*n), ballot, index, now));
     assert_eq!(scene.member.settle(&mut scene.ctx), Some(End::Left));
     let told = |msg: &ClusterMsg| matches!(msg, ClusterMsg::Removed { why: Why::Left, .. });
-    assert_eq!(scene.said().iter().filter(|(_, msg)| told(msg)).count(), 3, "everybody hears that it is let go");
+    assert_eq!(
+        scene.said().iter().filter(|(_, msg)| told(msg)).count(),
+        3,
+        "everybody hears that it is let go"
+    );
 }
 
 #[test]
@@ -520,6 +575,19 @@ fn who_stays_takes_over_before_those_who_leave_and_they_do_in_turn() {
         third.wait(third.ctx.config.step);
     }
     assert!(third.asks(), "two steps, for two seniors");
+}
+
+/// What was said to its predecessor went with that.
+#[test]
+fn who_takes_over_lets_those_go_who_said_before_that_they_leave() {
+    let mut scene = Scene::new(2);
+    scene.member.hear_of_leave(&scene.ctx, id(5));
+    scene.member.on_death(&mut scene.ctx, id(1), "seen", None);
+    scene.take_over(true);
+    let entries = scene.entries();
+    let [entry] = &entries[..] else { panic!("{entries:?}") };
+    let gone = vec![Command::Remove(id(1), Why::Dead), Command::Remove(id(5), Why::Left)];
+    assert_eq!((&entry.commands, &entry.core), (&gone, &Some([2, 3, 4].map(id).into())));
 }
 
 /// With others it might be let go; a coordinator that waits for some is not the last.
