@@ -116,7 +116,7 @@ async fn run(hub: Shared, bulk: Bulk) {
 
 /// Takes what waits. False if the thread is to end.
 fn take_inbox(hub: &Shared, bulk: &Bulk) -> bool {
-    let inbox = std::mem::take(&mut *lock(&bulk.0.inbox));
+    let inbox = bulk.take();
     if let Some((me, lease)) = inbox.begin {
         hub.borrow_mut().begin(me, lease);
     }

@@ -183,6 +183,9 @@ struct Outgoing {
     refused: Option<SendError>,
     /// Somebody waits until everything sent is everywhere.
     drain: bool,
+    /// How many messages were sent, and how many of them are everywhere as far as is known.
+    sent: u64,
+    everywhere: u64,
 }
 
 #[derive(Default)]
@@ -250,6 +253,7 @@ impl Mailbox {
                 return Err(SendError::Full);
             }
             outgoing.bytes += size + COST;
+            outgoing.sent += 1;
             outgoing.queue.push_back((class, payload));
         }
         self.call();
@@ -342,7 +346,8 @@ impl Mailbox {
             room.as_mut().enable();
             {
                 let mut outgoing = lock(&self.outgoing);
-                if outgoing.refused.is_some() {
+                // Mostly nothing is on its way, and the bulk thread need not be asked.
+                if outgoing.refused.is_some() || outgoing.everywhere == outgoing.sent {
                     return;
                 }
                 if !std::mem::replace(&mut outgoing.drain, true) {
@@ -414,8 +419,11 @@ impl Mailbox {
     /// Everything sent is everywhere: whoever waits for that is told.
     pub(crate) fn is_drained(&self) {
         let mut outgoing = lock(&self.outgoing);
-        if outgoing.drain && outgoing.queue.is_empty() {
-            outgoing.drain = false;
+        if !outgoing.queue.is_empty() {
+            return;
+        }
+        outgoing.everywhere = outgoing.sent;
+        if std::mem::take(&mut outgoing.drain) {
             drop(outgoing);
             self.room.notify_waiters();
         }

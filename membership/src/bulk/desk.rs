@@ -50,6 +50,8 @@ pub(super) struct Inbox {
     pub(super) accepted: Vec<Accepted>,
     pub(super) again: bool,
     pub(super) stop: bool,
+    /// The thread has had something to do with groups.
+    busy: bool,
 }
 
 /// A connection that was made to us, after the introduction, and what came in on it since.
@@ -95,8 +97,12 @@ impl Bulk {
 
     /// Where the nodes of the cluster are reached.
     pub(crate) fn set_addresses(&self, addresses: BTreeMap<NodeId, SocketAddr>) {
-        lock(&self.0.inbox).addresses = Some(addresses);
-        self.0.wake.notify_one();
+        let mut inbox = lock(&self.0.inbox);
+        inbox.addresses = Some(addresses);
+        // Who multicasts nothing needs none: they wait until that begins.
+        if inbox.busy {
+            self.0.wake.notify_one();
+        }
     }
 
     /// A membership begins, whose application wants the group's messages.
@@ -157,6 +163,15 @@ impl Bulk {
         if timeout(2 * FAREWELL, self.0.finished.notified()).await.is_err() {
             tracing::debug!("the bulk thread is cut off");
         }
+    }
+
+    /// For the bulk thread: all that waits.
+    pub(super) fn take(&self) -> Inbox {
+        let mut inbox = lock(&self.0.inbox);
+        let taken = std::mem::take(&mut *inbox);
+        let groups = !taken.groups.is_empty() || !taken.ready.is_empty();
+        inbox.busy = taken.busy || groups || !taken.accepted.is_empty();
+        taken
     }
 
     /// Waits until there is something to be [taken](Bulk::take_told). Cancel-safe.

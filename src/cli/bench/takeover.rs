@@ -46,6 +46,9 @@ pub(crate) struct Takeover {
     /// The lease; 20ms to 60s.
     #[arg(long, value_name = "DUR", default_value = "1s", value_parser = lease)]
     lease: String,
+    /// Each member writes a trace as well, which costs time.
+    #[arg(long)]
+    traced: bool,
     /// How much memory each member holds, and uses for nothing: the kernel takes 70 ms to free a GiB of a dead process.
     #[arg(long, value_name = "SIZE", default_value = "0B", value_parser = ballast)]
     ballast: Size,
@@ -82,6 +85,7 @@ struct Fleet {
     lease: String,
     ballast: Size,
     multicast: bool,
+    traced: bool,
     said: mpsc::Sender<Said>,
     heard: mpsc::Receiver<Said>,
     procs: BTreeMap<usize, Proc>,
@@ -111,6 +115,7 @@ impl Takeover {
             lease: self.lease.clone(),
             ballast: self.ballast,
             multicast: self.multicast,
+            traced: self.traced,
             said,
             heard,
             procs: BTreeMap::new(),
@@ -213,7 +218,9 @@ impl Fleet {
             args.push("--plain".into());
         }
         args.extend(["--hold".into(), self.ballast.to_string()]);
-        args.extend(["--trace".into(), self.dir.join(format!("n{who}.jsonl")).display().to_string()]);
+        if self.traced {
+            args.extend(["--trace".into(), self.dir.join(format!("n{who}.jsonl")).display().to_string()]);
+        }
         self.procs.insert(who, Proc::start(&args, who, self.said.clone())?);
         Ok(())
     }
