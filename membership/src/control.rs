@@ -45,7 +45,7 @@ use crate::{
     clock,
     control::{deaths::Deaths, groups::Slot},
     disk::Disk,
-    event::{Event, NodeBus, Said, Topic, What},
+    event::{Event, NodeBus, Said, Speaker, State, Topic, What},
     metrics::{Counts, cause},
     node::{Command, Shared, lock},
     panic::Guarded,
@@ -94,8 +94,8 @@ struct Driver {
     /// A panic somewhere has ended the lease: this incarnation goes, and another one comes.
     revoked: bool,
 
-    /// Names as they are shown, of all nodes of the view and of our own.
-    names: BTreeMap<NodeId, Arc<str>>,
+    /// Our own node as events name it.
+    speaker: Arc<Speaker>,
     view: Option<Arc<ClusterView>>,
     blocked: Option<String>,
     /// Boxed: half of what a tree holds is room for more.
@@ -440,7 +440,7 @@ impl Driver {
         let view = Arc::new(view);
         self.counts.views.inc();
         self.counts.members.set(i64::try_from(view.members.len()).unwrap_or(i64::MAX));
-        self.names = shown_names(&view);
+        self.set_names(shown_names(&view));
         self.bulk.set_addresses(view.members.iter().map(|node| (node.id, node.addr)).collect());
         // A death that was proved before the dead was in our view counts now.
         let last = |node| self.view.as_ref().is_some_and(|last| last.contains(node));
@@ -515,9 +515,15 @@ impl Driver {
     // ---- telling ----------------------------------------------------------------------------------------------------
 
     fn event(&self, group: Option<GroupName>, what: What) -> Event {
+        self.speaker.event(clock::now_ns(), group, what)
+    }
+
+    /// Nodes are shown by other names from now on.
+    fn set_names(&mut self, names: BTreeMap<NodeId, Arc<str>>) {
         let node = self.config.me.id;
-        let name = self.names.get(&node).unwrap_or(&self.shared.name);
-        Event { name: Arc::clone(name), node, at_ns: clock::now_ns(), group, what }
+        let name = Arc::clone(names.get(&node).unwrap_or(&self.shared.name));
+        self.speaker = Arc::new(Speaker { name, node });
+        self.shared.names.set(names);
     }
 
     /// Tells something about the node itself.
@@ -540,8 +546,9 @@ impl Driver {
         }
         self.changed = true;
         self.refresh_status();
-        let said = Said { event, state: self.own_state.as_slice().into(), lead: None, last_end: None };
-        self.bus.publish(Topic::Node, Arc::new(said));
+        let state = State::Node(self.own_state.as_slice().into());
+        let kept = Said { event: None, state: state.clone() };
+        self.bus.publish_with(Topic::Node, Arc::new(Said { event: Some(event), state }), Arc::new(kept));
     }
 
     /// Puts what changed into the status; before anything is told, so that who hears of it finds it there.
@@ -603,16 +610,22 @@ mod tests {
         let mut views = dropped.views();
         views.next().await.expect("runs");
         let mut events = node.all_events();
-        {
-            // The thread waits here with the first command, until the others and the dropped handle wait for it.
-            let _waits = lock(&node.inner.shared.groups);
-            for handle in 0..COMMANDS {
-                let group = GroupName::new(&format!("g{handle}")).expect("a name");
-                let observe = Command::Observe { group, handle: 1_000_000 + handle };
-                node.inner.commands.try_send(observe).expect("room");
+        let mut dropped = Some(dropped);
+        let send = |_: (&Topic, &Arc<Said>)| {
+            // Once, while the thread waits with the first command for the bus, until the others and the dropped handle wait for it.
+            if let Some(dropped) = dropped.take() {
+                for handle in 0..COMMANDS {
+                    let group = GroupName::new(&format!("g{handle}")).expect("a name");
+                    let observe = Command::Observe { group, handle: 1_000_000 + handle };
+                    node.inner.commands.try_send(observe).expect("room");
+                }
+                drop(dropped);
             }
-            drop(dropped);
-        }
+            Some(())
+        };
+        let bus = lock(&node.inner.shared.bus).clone().expect("it runs");
+        let topics: Vec<()> = bus.collect(send);
+        assert!(!topics.is_empty(), "the node's own at least");
         let seen = async {
             let mut seen = 0;
             loop {

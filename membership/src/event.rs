@@ -3,16 +3,16 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, Mutex},
     task::{Context, Poll},
 };
 
-use membership_proto::{ClusterView, WhyNot};
+use membership_proto::{ClusterView, GroupView, SharedView, WhyNot};
 use membership_sync::LeaderCell;
 use membership_types::{GroupName, Lineage, NodeId, Rank, Token, ViewId};
 use pubsub::{Bus, Delivery, Subscription, TryNextError};
 
-use crate::{clock, replica::Standing};
+use crate::{clock, node::lock, replica};
 
 /// A ranked view of a group, with names for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -148,7 +148,7 @@ pub enum What {
     /// Where the group's state is, for a [`Replica`](crate::Replica) with a data directory: told whenever that changes.
     State {
         /// As [`Replica::standing`](crate::Replica::standing) says.
-        standing: Standing,
+        standing: replica::Standing,
     },
     /// This node is no member of the group any more.
     Out {
@@ -170,30 +170,188 @@ pub(crate) enum Topic {
 }
 
 /// What the bus carries: an event, and the topic's state after it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Said {
-    pub(crate) event: Arc<Event>,
-    /// The events that make up the topic's state, in order: what a late subscriber is told.
-    pub(crate) state: Box<[Arc<Event>]>,
-    /// How the node leads the group, if it does.
-    pub(crate) lead: Option<Lead>,
-    /// The last `NotLeading` of the group.
-    pub(crate) last_end: Option<Arc<Event>>,
+    /// What is new; nothing in what is kept for those who come later.
+    pub(crate) event: Option<Arc<Event>>,
+    pub(crate) state: State,
 }
 
-/// A reign of this node.
-#[derive(Clone)]
-pub(crate) struct Lead {
-    pub(crate) cell: Arc<LeaderCell>,
+/// What a late subscriber is told of a topic.
+#[derive(Clone, Debug)]
+pub(crate) enum State {
+    /// The node's own events that are current, in order.
+    Node(Box<[Arc<Event>]>),
+    Group(Standing),
+}
+
+/// How the node stands in a group. There may be very many: what can be made when somebody asks is not kept.
+#[derive(Clone, Debug)]
+pub(crate) struct Standing {
+    /// The last view that is known.
+    pub(crate) view: Option<SharedView>,
+    /// When that was told.
+    pub(crate) view_at: u64,
+    /// Is the node a member, by that view?
+    pub(crate) member: bool,
+    /// The machine says that the node leads.
+    pub(crate) lead: Option<Lead>,
+    /// When that was told; 0 if it was not, because the lease has lapsed before the machine noticed.
+    pub(crate) lead_at: u64,
+    pub(crate) speaker: Arc<Speaker>,
+    /// What few groups have.
+    pub(crate) more: Option<Box<More>>,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct More {
+    /// The node's last reign, once it is over.
+    pub(crate) last_end: Option<Ended>,
+    /// How the group's state stands that is kept on disk, and the event that told of it.
+    pub(crate) kept: Option<(replica::Standing, Arc<Event>)>,
+}
+
+/// A node as events name it.
+#[derive(Debug)]
+pub(crate) struct Speaker {
+    pub(crate) name: Arc<str>,
+    pub(crate) node: NodeId,
+}
+
+/// The end of a reign.
+#[derive(Clone, Debug)]
+pub(crate) struct Ended {
     pub(crate) token: Token,
     pub(crate) lineage: Lineage,
+    pub(crate) why: WhyNot,
+    pub(crate) until_ns: u64,
+    pub(crate) at_ns: u64,
+    pub(crate) speaker: Arc<Speaker>,
+}
+
+impl Speaker {
+    pub(crate) fn event(&self, at_ns: u64, group: Option<GroupName>, what: What) -> Event {
+        Event { name: Arc::clone(&self.name), node: self.node, at_ns, group, what }
+    }
+}
+
+impl Ended {
+    fn event(&self, group: &GroupName) -> Event {
+        let Self { token, lineage, why, until_ns, .. } = *self;
+        let what = What::NotLeading { token, lineage, why, until_ns };
+        self.speaker.event(self.at_ns, Some(group.clone()), what)
+    }
+}
+
+impl Standing {
+    /// In a group of which nothing is known yet.
+    pub(crate) fn new(speaker: Arc<Speaker>) -> Self {
+        Self { view: None, view_at: 0, member: false, lead: None, lead_at: 0, speaker, more: None }
+    }
+
+    /// How the node leads the group, if it was told so.
+    pub(crate) fn told_lead(&self) -> Option<&Lead> {
+        self.lead.as_ref().filter(|_| self.lead_at > 0)
+    }
+
+    pub(crate) fn last_end(&self) -> Option<&Ended> {
+        self.more.as_ref()?.last_end.as_ref()
+    }
+
+    pub(crate) fn kept(&self) -> Option<&(replica::Standing, Arc<Event>)> {
+        self.more.as_ref()?.kept.as_ref()
+    }
+
+    /// The events that make it up, in order.
+    fn events(&self, group: &GroupName, names: &Names) -> Vec<Event> {
+        let said = |at_ns, what| self.speaker.event(at_ns, Some(group.clone()), what);
+        let view = self.view.as_ref().map(|view| said(self.view_at, What::View(Arc::new(names.view(view)))));
+        let kept = self.kept().map(|(_, event)| Event::clone(event));
+        let leading = |lead: &Lead| {
+            said(self.lead_at, What::Leading { token: lead.reign().token, lineage: lead.reign().lineage })
+        };
+        view.into_iter().chain(kept).chain(self.told_lead().map(leading)).collect()
+    }
+}
+
+impl Said {
+    /// How the node stands in the group that this is about.
+    pub(crate) fn standing(&self) -> Option<&Standing> {
+        match &self.state {
+            State::Group(standing) => Some(standing),
+            State::Node(_) => None,
+        }
+    }
+
+    /// How the node leads that group, if it was told so.
+    pub(crate) fn lead(&self) -> Option<&Lead> {
+        self.standing()?.told_lead()
+    }
+}
+
+/// The names of nodes as they are shown: those of the present cluster view, and of the one before.
+#[derive(Clone, Default)]
+pub(crate) struct Names(Arc<Mutex<[Shown; 2]>>);
+
+type Shown = BTreeMap<NodeId, Arc<str>>;
+
+impl Names {
+    /// There is another cluster view.
+    pub(crate) fn set(&self, names: Shown) {
+        let mut known = lock(&self.0);
+        known.swap(0, 1);
+        known[0] = names;
+    }
+
+    /// A group's view, with names for people.
+    pub(crate) fn view(&self, view: &GroupView) -> View {
+        let known = lock(&self.0);
+        let name = |node: NodeId| known.iter().find_map(|names| names.get(&node)).cloned();
+        let member = |member: &membership_proto::Member| Member {
+            node: member.node,
+            name: name(member.node).unwrap_or_else(|| member.node.to_string().into()),
+            endpoint: member.endpoint.as_deref().map(Arc::from),
+        };
+        View {
+            group: view.group.clone(),
+            lineage: view.lineage,
+            id: view.id,
+            prev: view.prev,
+            token: view.token,
+            members: view.members.iter().map(member).collect(),
+        }
+    }
+}
+
+/// A reign of this node. Clones are the same one.
+#[derive(Clone)]
+pub(crate) struct Lead(Arc<Reign>);
+
+pub(crate) struct Reign {
+    pub(crate) cell: LeaderCell,
+    pub(crate) token: Token,
+    pub(crate) lineage: Lineage,
+}
+
+impl Lead {
+    pub(crate) fn new(cell: LeaderCell, token: Token, lineage: Lineage) -> Self {
+        Self(Arc::new(Reign { cell, token, lineage }))
+    }
+
+    pub(crate) fn reign(&self) -> &Reign {
+        &self.0
+    }
+
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
 }
 
 impl std::fmt::Debug for Lead {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Lead")
-            .field("token", &self.token)
-            .field("lineage", &self.lineage)
+            .field("token", &self.0.token)
+            .field("lineage", &self.0.lineage)
             .finish_non_exhaustive()
     }
 }
@@ -207,6 +365,7 @@ pub(crate) type NodeSubscription = Subscription<Topic, Arc<Said>>;
 /// It ends when the node has stopped. Dropping it costs nothing and loses nothing for others.
 pub struct Events {
     subscription: Option<NodeSubscription>,
+    names: Names,
     pending: VecDeque<Event>,
     /// Groups that the reader believes this node to lead.
     leading: BTreeMap<GroupName, Token>,
@@ -217,8 +376,8 @@ pub struct Events {
 
 impl Events {
     /// `None` for a node that has stopped.
-    pub(crate) fn new(subscription: Option<NodeSubscription>) -> Self {
-        Self { subscription, pending: VecDeque::new(), leading: BTreeMap::new(), speaker: None }
+    pub(crate) fn new(subscription: Option<NodeSubscription>, names: Names) -> Self {
+        Self { subscription, names, pending: VecDeque::new(), leading: BTreeMap::new(), speaker: None }
     }
 
     /// Waits for the next event; `None` once the node has stopped and everything was taken.
@@ -259,29 +418,38 @@ impl Events {
 
     fn take(&mut self, delivery: Delivery<Topic, Arc<Said>>) {
         match delivery {
-            Delivery::Change { event: said, .. } => self.give(Event::clone(&said.event)),
-            Delivery::Current { topic, event: said } => {
-                // After a gap: a reign that ended unseen is ended first.
-                if let Topic::Group(group) = topic
-                    && let Some(token) = self.leading.get(&group).copied()
-                    && said.lead.as_ref().map(|lead| lead.token) != Some(token)
-                    && let Some(end) = said.last_end.clone()
-                {
-                    self.give(Event::clone(&end));
-                }
-                for event in &said.state {
-                    let known = matches!((&event.what, &event.group), (What::Leading { token, .. }, Some(group))
-                        if self.leading.get(group) == Some(token));
-                    if !known {
-                        self.give(Event::clone(event));
-                    }
+            Delivery::Change { event: said, .. } => {
+                if let Some(event) = &said.event {
+                    self.give(Event::clone(event));
                 }
             }
+            Delivery::Current { topic, event: said } => match (&said.state, topic) {
+                (State::Group(standing), Topic::Group(group)) => self.take_standing(&group, standing),
+                (State::Node(events), _) => events.iter().for_each(|event| self.give(Event::clone(event))),
+                (State::Group(_), Topic::Node) => {}
+            },
             Delivery::Gap { missed, .. } => {
                 if let Some((name, node)) = self.speaker.clone() {
                     let what = What::Missed { count: missed };
                     self.give(Event { name, node, at_ns: clock::now_ns(), group: None, what });
                 }
+            }
+        }
+    }
+
+    fn take_standing(&mut self, group: &GroupName, standing: &Standing) {
+        // After a gap: a reign that ended unseen is ended first.
+        if let Some(token) = self.leading.get(group).copied()
+            && standing.told_lead().map(|lead| lead.reign().token) != Some(token)
+            && let Some(end) = standing.last_end()
+        {
+            self.give(end.event(group));
+        }
+        for event in standing.events(group, &self.names) {
+            let known = matches!(&event.what, What::Leading { token, .. }
+                if self.leading.get(group) == Some(token));
+            if !known {
+                self.give(event);
             }
         }
     }
@@ -374,21 +542,47 @@ mod tests {
         event(Some(group()), What::View(Arc::new(view)))
     }
 
-    fn say(bus: &NodeBus, event: Event, state: Vec<Event>, last_end: Option<Event>) {
-        let leads = state.iter().any(|e| matches!(e.what, What::Leading { .. }));
-        let lead = leads.then(|| {
+    /// The group's state after it: the view with this id, and whether the node leads by now, or did.
+    #[derive(Clone, Copy)]
+    struct After {
+        view: u64,
+        leads: bool,
+        ended: bool,
+    }
+
+    fn say(bus: &NodeBus, event: Event, after: After) {
+        let lineage = Lineage::new(1, 1);
+        let speaker = Arc::new(Speaker { name: Arc::clone(&event.name), node: event.node });
+        let view = GroupView { token: token(), ..GroupView::empty(group(), lineage, ViewId::NONE) };
+        let view = GroupView { id: ViewId::new(after.view), ..view };
+        let lead = after.leads.then(|| {
             let lease = NodeLease::new().expect("a page");
-            Lead { cell: Arc::new(LeaderCell::new(lease)), token: token(), lineage: Lineage::new(1, 1) }
+            Lead::new(LeaderCell::new(lease), token(), lineage)
         });
+        let (why, until_ns, at_ns) = (WhyNot::Lease, 5, 1);
+        let end = Ended { token: token(), lineage, why, until_ns, at_ns, speaker: Arc::clone(&speaker) };
+        let last_end = Some(end).filter(|_| after.ended);
+        let standing = Standing {
+            view: Some(view.into()),
+            view_at: 1,
+            member: true,
+            lead,
+            lead_at: 1,
+            speaker,
+            more: Some(Box::new(More { last_end, kept: None })),
+        };
+        let state = match event.group {
+            Some(_) => State::Group(standing),
+            None => State::Node([Arc::new(event.clone())].into()),
+        };
         let topic = event.group.clone().map_or(Topic::Node, Topic::Group);
-        let (event, last_end) = (Arc::new(event), last_end.map(Arc::new));
-        let state = state.into_iter().map(Arc::new).collect();
-        bus.publish(topic, Arc::new(Said { event, state, lead, last_end }));
+        let kept = Arc::new(Said { event: None, state: state.clone() });
+        bus.publish_with(topic, Arc::new(Said { event: Some(Arc::new(event)), state }), kept);
     }
 
     fn follow(bus: &NodeBus, limit: usize) -> Events {
         let limit = NonZeroUsize::new(limit).expect("not zero");
-        Events::new(Some(bus.subscribe_within(limit, Topics::all())))
+        Events::new(Some(bus.subscribe_within(limit, Topics::all())), Names::default())
     }
 
     fn drain(events: &mut Events) -> Vec<What> {
@@ -397,9 +591,8 @@ mod tests {
 
     fn bus() -> NodeBus {
         let bus = NodeBus::new();
-        let started = event(None, What::Unblocked);
-        say(&bus, started.clone(), vec![started], None);
-        say(&bus, leading(), vec![viewed(7), leading()], None);
+        say(&bus, event(None, What::Unblocked), After { view: 0, leads: false, ended: false });
+        say(&bus, leading(), After { view: 7, leads: true, ended: false });
         bus
     }
 
@@ -407,7 +600,7 @@ mod tests {
     fn a_late_reader_begins_with_the_state_and_not_with_what_is_over() {
         let bus = bus();
         assert_eq!(drain(&mut follow(&bus, 9)), [What::Unblocked, viewed(7).what, leading().what]);
-        say(&bus, ended(), vec![viewed(7)], Some(ended()));
+        say(&bus, ended(), After { view: 7, leads: false, ended: true });
         assert_eq!(drain(&mut follow(&bus, 9)), [What::Unblocked, viewed(7).what]);
     }
 
@@ -416,8 +609,8 @@ mod tests {
         let bus = bus();
         let mut slow = follow(&bus, 1);
         drain(&mut slow);
-        say(&bus, ended(), vec![viewed(7)], Some(ended()));
-        say(&bus, viewed(8), vec![viewed(8)], Some(ended()));
+        say(&bus, ended(), After { view: 7, leads: false, ended: true });
+        say(&bus, viewed(8), After { view: 8, leads: false, ended: true });
         let expected = [What::Missed { count: 2 }, What::Unblocked, ended().what, viewed(8).what];
         assert_eq!(drain(&mut slow), expected);
     }
@@ -428,7 +621,7 @@ mod tests {
         let mut slow = follow(&bus, 1);
         drain(&mut slow);
         for id in [8, 9] {
-            say(&bus, viewed(id), vec![viewed(id), leading()], None);
+            say(&bus, viewed(id), After { view: id, leads: true, ended: false });
         }
         assert_eq!(drain(&mut slow), [What::Missed { count: 2 }, What::Unblocked, viewed(9).what]);
     }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use membership_multicast::Class;
 use membership_proto::WhyNot;
 use membership_types::{GroupName, Lineage, Token};
-use pubsub::{Delivery, TryNextError};
+use pubsub::{Delivery, Topics, TryNextError};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
     clock,
     error::NotMember,
     event::{Event, Events, Lead, Said, Topic, View, Views, What},
-    node::{Command, Node, lock},
+    node::{Command, Node},
 };
 
 /// How long leaving waits for others to hold what was multicast, in however many groups.
@@ -87,10 +87,9 @@ impl Membership {
         &self.inner.node
     }
 
-    /// The last view that is known, while the node is a member.
+    /// The last view that is known, while the node is a member. Made for the call.
     pub fn view(&self) -> Option<Arc<View>> {
-        let groups = lock(&self.inner.node.inner.shared.groups);
-        groups.get(&self.inner.group).filter(|g| g.member).and_then(|g| g.view.clone())
+        self.inner.node.inner.shared.view_of(&self.inner.group, |standing| standing.member)
     }
 
     /// The group's events, and the node's own, in the one order in which they happened: the current state first, then
@@ -98,7 +97,7 @@ impl Membership {
     ///
     /// After losing its lease a leader finds [`What::NotLeading`] before any other event of the group.
     pub fn events(&self) -> Events {
-        Events::new(self.inner.node.inner.shared.follow(&self.inner.group))
+        self.inner.node.inner.shared.events(Topics::of([Topic::Node, Topic::Group(self.inner.group.clone())]))
     }
 
     /// The group's views: the current one first, then every change.
@@ -125,8 +124,8 @@ impl Membership {
                 Some(Delivery::Change { topic: Topic::Node, .. }) => continue,
                 Some(Delivery::Current { event, .. } | Delivery::Change { event, .. }) => event,
             };
-            if let Some(lead) = &said.lead
-                && lead.cell.is_current(lead.token.get(), clock::now_ns)
+            if let Some(lead) = said.lead()
+                && lead.reign().cell.is_current(lead.reign().token.get(), clock::now_ns)
             {
                 return Ok(Leadership { membership: self.clone(), lead: lead.clone() });
             }
@@ -262,24 +261,24 @@ impl Leadership {
     /// answer and the act a pause is possible; only the token, checked by whoever carries the effect out, survives it.
     #[inline]
     pub fn is_current(&self) -> bool {
-        self.lead.cell.is_current(self.lead.token.get(), clock::now_ns)
+        self.lead.reign().cell.is_current(self.lead.reign().token.get(), clock::now_ns)
     }
 
     /// Until when it lasts at least, in nanoseconds of `CLOCK_BOOTTIME`, while it is current: for others that act on its
     /// behalf, and must end by themselves if this process is stopped. Ask again and again: every heartbeat moves it.
     pub fn until_ns(&self) -> Option<u64> {
-        self.lead.cell.current_until(self.lead.token.get(), clock::now_ns)
+        self.lead.reign().cell.current_until(self.lead.reign().token.get(), clock::now_ns)
     }
 
     /// The fencing token, while the leadership is current.
     #[inline]
     pub fn token(&self) -> Option<Token> {
-        self.is_current().then_some(self.lead.token)
+        self.is_current().then_some(self.lead.reign().token)
     }
 
     /// The lineage, which goes with every token: resources refuse an equal token of another lineage.
     pub fn lineage(&self) -> Lineage {
-        self.lead.lineage
+        self.lead.reign().lineage
     }
 
     /// The group.
@@ -293,7 +292,7 @@ impl Leadership {
     /// [`is_current`](Leadership::is_current) becomes false. A lapse of the lease ends a leadership, even where the reign
     /// goes on under the same token: ask [`Membership::until_leader`] again. Cancel-safe.
     pub async fn lost(&self) -> Lost {
-        let token = self.lead.token;
+        let token = self.lead.reign().token;
         let unknown = Lost { token, why: None, until_ns: None };
         let inner = &self.membership.inner;
         let Some(mut events) = inner.node.inner.shared.follow(&inner.group) else { return unknown };
@@ -316,21 +315,25 @@ impl Leadership {
                 Some(Delivery::Current { event, .. } | Delivery::Change { event, .. }) => event,
             };
             is_known = true;
-            let same = |lead: &Lead| lead.token == token && Arc::ptr_eq(&lead.cell, &self.lead.cell);
-            if !said.lead.as_ref().is_some_and(same) {
+            if !said.lead().is_some_and(|lead| lead.is_same(&self.lead)) {
                 return self.how(&said).unwrap_or(unknown);
             }
         }
     }
 
     fn how(&self, said: &Said) -> Option<Lost> {
+        let ours = self.lead.reign().token;
         let ended = |event: &Event| match event.what {
-            What::NotLeading { token, why, until_ns, .. } if token == self.lead.token => {
+            What::NotLeading { token, why, until_ns, .. } if token == ours => {
                 Some(Lost { token, why: Some(why), until_ns: Some(until_ns) })
             }
             _ => None,
         };
-        ended(&said.event).or_else(|| said.last_end.as_deref().and_then(ended))
+        let earlier = || {
+            let end = said.standing()?.last_end().filter(|end| end.token == ours)?;
+            Some(Lost { token: ours, why: Some(end.why), until_ns: Some(end.until_ns) })
+        };
+        said.event.as_deref().and_then(ended).or_else(earlier)
     }
 }
 
@@ -380,10 +383,9 @@ impl Observer {
         &self.inner.node
     }
 
-    /// The last view that is known.
+    /// The last view that is known, until the node has stopped. Made for the call.
     pub fn view(&self) -> Option<Arc<View>> {
-        let groups = lock(&self.inner.node.inner.shared.groups);
-        groups.get(&self.inner.group).and_then(|g| g.view.clone())
+        self.inner.node.inner.shared.view_of(&self.inner.group, |_| true)
     }
 
     /// The group's views: the current one first, then every change. A group without members has a view with the id
@@ -394,6 +396,6 @@ impl Observer {
 
     /// The group's events, and the node's own, in the one order in which they happened: the current state first.
     pub fn events(&self) -> Events {
-        Events::new(self.inner.node.inner.shared.follow(&self.inner.group))
+        self.inner.node.inner.shared.events(Topics::of([Topic::Node, Topic::Group(self.inner.group.clone())]))
     }
 }

@@ -23,11 +23,11 @@ use crate::{
     channel::{Deliveries, Mailbox, Posted},
     death::{Acts, Tree},
     error::{GroupError, JoinError, StartError},
-    event::{Events, NodeBus, NodeSubscription, Topic, What},
+    event::{Events, Names, NodeBus, NodeSubscription, Said, Standing, Topic, View, What},
     group::{DRAIN, Membership, MembershipInner, Observer, ObserverInner},
     metrics::Metrics,
     rendezvous::{Registrar, Rendezvous},
-    replica::Standing,
+    replica,
     secret::{Secret, SecretError, Source, Wallet},
     start,
     status::{GroupStatus, Status},
@@ -369,8 +369,7 @@ pub(crate) struct Shared {
     /// Gone once the node has stopped.
     pub(crate) bus: Mutex<Option<NodeBus>>,
     pub(crate) status: Reader<Status>,
-    /// The groups of the status, which change one by one.
-    pub(crate) groups: Mutex<BTreeMap<GroupName, GroupStatus>>,
+    pub(crate) names: Names,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) bulk: Bulk,
     /// What proves that this node belongs to the cluster.
@@ -408,7 +407,7 @@ pub(crate) enum Command {
     /// How the state of a group stands, that is kept on disk.
     State {
         group: GroupName,
-        standing: Standing,
+        standing: replica::Standing,
     },
     /// An operator, who asks from this address, gives up this lineage, as it is written, for a new one. Answered with that.
     ForceNew {
@@ -438,9 +437,38 @@ impl Shared {
         self.subscribe(Topics::of([Topic::Node, Topic::Group(group.clone())]))
     }
 
+    pub(crate) fn events(&self, topics: Topics<Topic>) -> Events {
+        Events::new(self.subscribe(topics), self.names.clone())
+    }
+
+    /// The last view of a group that is known, if the node stands in the group as asked for.
+    pub(crate) fn view_of(&self, group: &GroupName, is: impl Fn(&Standing) -> bool) -> Option<Arc<View>> {
+        let bus = lock(&self.bus).clone()?;
+        let said = bus.current(&Topic::Group(group.clone()))?;
+        let view = said.standing().filter(|standing| is(standing))?.view.clone()?;
+        Some(Arc::new(self.names.view(&view)))
+    }
+
     pub(crate) fn full_status(&self) -> Arc<Status> {
-        let groups = Arc::new(lock(&self.groups).clone());
-        Arc::new(Status { groups, ..Status::clone(&self.status()) })
+        let bus = lock(&self.bus).clone();
+        let group = |(topic, said): (&Topic, &Arc<Said>)| match topic {
+            Topic::Group(group) => Some((group.clone(), Arc::clone(said))),
+            Topic::Node => None,
+        };
+        // The bus is not held up by what is made of it.
+        let all: Vec<_> = bus.map_or_else(Vec::new, |bus| bus.collect(group));
+        let status = |(group, said): (GroupName, Arc<Said>)| Some((group, self.status_of(said.standing()?)));
+        let groups: BTreeMap<_, _> = all.into_iter().filter_map(status).collect();
+        Arc::new(Status { groups: Arc::new(groups), ..Status::clone(&self.status()) })
+    }
+
+    fn status_of(&self, standing: &Standing) -> GroupStatus {
+        GroupStatus {
+            view: standing.view.as_ref().map(|view| Arc::new(self.names.view(view))),
+            member: standing.member,
+            leading: standing.told_lead().map(|lead| lead.reign().token),
+            state: standing.kept().map(|(kept, _)| kept.clone()),
+        }
     }
 
     /// As of the last change of anything but groups, and without them.
@@ -529,12 +557,12 @@ impl Node {
 
     /// The node's own events, without those of groups: the current state first, then every change.
     pub fn events(&self) -> Events {
-        Events::new(self.inner.shared.subscribe(Topic::Node.into()))
+        self.inner.shared.events(Topic::Node.into())
     }
 
     /// The node's events and those of every group that it is in or observes, in the one order in which they happened.
     pub fn all_events(&self) -> Events {
-        Events::new(self.inner.shared.subscribe(Topics::all()))
+        self.inner.shared.events(Topics::all())
     }
 
     /// Waits until the node is in a view, at most the configured join timeout from now on.

@@ -72,8 +72,9 @@ struct Topic<K, E> {
     followers: Followers<K, E>,
 }
 
-/// Sorted by subscription id. A topic has few, mostly none: a tree for each would cost more than all else.
-type Followers<K, E> = Vec<(u64, Arc<Queue<K, E>>)>;
+/// Sorted by subscription id, and never empty. A topic has few, mostly none, and there may be very many topics: a tree for each would
+/// cost more than all else, and room for a list, too.
+type Followers<K, E> = Option<Box<Vec<(u64, Arc<Queue<K, E>>)>>>;
 
 struct Pattern<K, E> {
     matches: Box<dyn Fn(&K) -> bool + Send + Sync>,
@@ -91,6 +92,12 @@ impl<K: Ord + Clone, E: Clone> Bus<K, E> {
     ///
     /// Never waits for a subscriber: the price is one push for each of the topic's followers.
     pub fn publish(&self, topic: K, event: E) {
+        self.publish_with(topic, event.clone(), event);
+    }
+
+    /// Tells everyone who follows the topic of a `change`, and makes `current` its current value: what is kept for those who
+    /// come later need not carry what they do not need.
+    pub fn publish_with(&self, topic: K, change: E, current: E) {
         let mut after = AfterUnlock::default();
         let mut state = self.shared.lock();
         let State { topics, patterns, .. } = &mut *state;
@@ -102,8 +109,9 @@ impl<K: Ord + Clone, E: Clone> Bus<K, E> {
             }
         }
         let known = topics.get_mut(&topic).expect("the topic was just made sure of");
-        known.tell(&topic, &event, &mut after);
-        after.replaced = known.current.replace(event);
+        known.tell(&topic, &change, &mut after);
+        after.replaced = known.current.replace(current);
+        after.told = Some(change);
     }
 
     /// Tells everyone who follows the topic its `last` event, and forgets it: later subscribers do not get
@@ -120,8 +128,8 @@ impl<K: Ord + Clone, E: Clone> Bus<K, E> {
         };
         known.tell(topic, &last, &mut after);
         after.replaced = known.current.take();
-        known.followers.retain(|(id, _)| !patterns.contains_key(id));
-        if known.followers.is_empty() {
+        known.keep(|id| !patterns.contains_key(&id));
+        if known.followers.is_none() {
             topics.remove(topic);
         }
         true
@@ -130,6 +138,14 @@ impl<K: Ord + Clone, E: Clone> Bus<K, E> {
     /// The topic's current value.
     pub fn current(&self, topic: &K) -> Option<E> {
         self.shared.lock().topics.get(topic).and_then(|known| known.current.clone())
+    }
+
+    /// What `take` makes of the topics that have a value, in their order. It is called under the bus's lock, and must not use
+    /// the bus.
+    pub fn collect<T, C: FromIterator<T>>(&self, take: impl FnMut((&K, &E)) -> Option<T>) -> C {
+        let state = self.shared.lock();
+        let valued = state.topics.iter().filter_map(|(topic, known)| Some((topic, known.current.as_ref()?)));
+        valued.filter_map(take).collect()
     }
 
     /// Follows one topic (give it) or many (give [`Topics`]), with room for [`DEFAULT_LIMIT`] changes.
@@ -175,34 +191,49 @@ impl<K: Ord + Clone, E: Clone> Default for Bus<K, E> {
 
 impl<K, E> Default for Topic<K, E> {
     fn default() -> Self {
-        Self { current: None, followers: Vec::new() }
+        Self { current: None, followers: None }
     }
 }
 
 impl<K, E> Topic<K, E> {
+    fn followers(&self) -> &[(u64, Arc<Queue<K, E>>)] {
+        self.followers.as_deref().map_or(&[], Vec::as_slice)
+    }
+
     fn place(&self, id: u64) -> Result<usize, usize> {
-        self.followers.binary_search_by_key(&id, |(id, _)| *id)
+        self.followers().binary_search_by_key(&id, |(id, _)| *id)
     }
 
     fn add(&mut self, id: u64, queue: &Arc<Queue<K, E>>) {
         if let Err(place) = self.place(id) {
-            if self.followers.len() < 4 {
-                self.followers.reserve_exact(1);
+            let followers = self.followers.get_or_insert_default();
+            if followers.len() < 4 {
+                followers.reserve_exact(1);
             }
-            self.followers.insert(place, (id, Arc::clone(queue)));
+            followers.insert(place, (id, Arc::clone(queue)));
+        }
+    }
+
+    /// Follows on only who is meant.
+    fn keep(&mut self, stays: impl Fn(u64) -> bool) {
+        if let Some(followers) = &mut self.followers {
+            followers.retain(|(id, _)| stays(*id));
+            if followers.is_empty() {
+                self.followers = None;
+            }
         }
     }
 
     fn remove(&mut self, id: u64) {
-        if let Ok(place) = self.place(id) {
-            self.followers.remove(place);
+        if self.place(id).is_ok() {
+            self.keep(|other| other != id);
         }
     }
 }
 
 impl<K: Clone, E: Clone> Topic<K, E> {
     fn tell(&self, topic: &K, event: &E, after: &mut AfterUnlock<K, E>) {
-        for (_, queue) in &self.followers {
+        for (_, queue) in self.followers() {
             let change = || Delivery::Change { topic: topic.clone(), event: event.clone() };
             let Pushed { waker, fallen } = queue.push(change);
             after.wakers.extend(waker);
@@ -226,7 +257,7 @@ impl<K: Ord + Clone, E: Clone> Shared<K, E> {
                 for topic in topics {
                     if let Some(known) = state.topics.get_mut(topic) {
                         known.remove(id);
-                        if known.followers.is_empty() && known.current.is_none() {
+                        if known.followers.is_none() && known.current.is_none() {
                             state.topics.remove(topic);
                         }
                     }
@@ -278,7 +309,7 @@ impl<K: Ord + Clone, E: Clone> Drop for Shared<K, E> {
         let state = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
         let mut named: BTreeMap<u64, (Vec<K>, &Queue<K, E>)> = BTreeMap::new();
         for (topic, known) in &state.topics {
-            for (id, queue) in known.followers.iter().filter(|(id, _)| !state.patterns.contains_key(id)) {
+            for (id, queue) in known.followers().iter().filter(|(id, _)| !state.patterns.contains_key(id)) {
                 named.entry(*id).or_insert_with(|| (Vec::new(), queue)).0.push(topic.clone());
             }
         }
@@ -299,11 +330,12 @@ struct AfterUnlock<K, E> {
     wakers: Vec<Waker>,
     fallen: Vec<Delivery<K, E>>,
     replaced: Option<E>,
+    told: Option<E>,
 }
 
 impl<K, E> Default for AfterUnlock<K, E> {
     fn default() -> Self {
-        Self { wakers: Vec::new(), fallen: Vec::new(), replaced: None }
+        Self { wakers: Vec::new(), fallen: Vec::new(), replaced: None, told: None }
     }
 }
 

@@ -450,3 +450,24 @@ fn a_retired_topic_leaves_no_memory_behind_while_a_pattern_is_followed() {
     drain(&mut all);
     assert_eq!(Arc::strong_count(&topic), 1, "ours alone");
 }
+
+#[test]
+fn what_is_kept_may_be_less_than_what_is_told() {
+    let bus = Bus::new();
+    let mut early = bus.subscribe("g");
+    bus.publish_with("g", 10, 1);
+    assert_eq!(drain(&mut early), [Change { topic: "g", event: 10 }]);
+    assert_eq!(drain(&mut bus.subscribe("g")), [Current { topic: "g", event: 1 }]);
+    assert_eq!(bus.current(&"g"), Some(1));
+}
+
+#[test]
+fn current_values_are_collected_in_the_order_of_topics() {
+    let bus = Bus::new();
+    let _without_value = bus.subscribe("d");
+    for (topic, event) in [("c", 3), ("a", 1), ("b", 2)] {
+        bus.publish(topic, event);
+    }
+    let odd: Vec<_> = bus.collect(|(topic, event)| (event % 2 == 1).then_some((*topic, *event)));
+    assert_eq!(odd, [("a", 1), ("c", 3)]);
+}

@@ -23,6 +23,7 @@ use crate::{
     plant::Plant,
     quorum::Deaths,
     state::{Change, State},
+    view::ClusterDelta,
 };
 
 /// How many committed commands are kept for those who are behind, and how many bytes of them: what they get is one message.
@@ -30,11 +31,12 @@ use crate::{
 const RECENT_COMMANDS: usize = 4096;
 const RECENT_BYTES: usize = 2 << 20;
 
-/// A committed entry and what it changed.
+/// A committed entry, its index, and the change of the cluster view that it made.
 #[derive(Clone, Debug, PartialEq, Hash)]
 pub(crate) struct Logged {
     pub(crate) entry: Arc<Entry>,
-    pub(crate) change: Arc<Change>,
+    pub(crate) index: LogIndex,
+    pub(crate) cluster: Option<Box<ClusterDelta>>,
 }
 
 /// Authority that this member granted.
@@ -177,13 +179,15 @@ impl Acceptor {
     }
 
     /// Applies the next entry, known to be committed.
-    pub(crate) fn commit(&mut self, ctx: &mut Ctx, entry: Arc<Entry>) -> Arc<Change> {
-        let change = Arc::new(self.state.apply(&entry));
+    pub(crate) fn commit(&mut self, ctx: &mut Ctx, entry: Arc<Entry>) -> Change {
+        let change = self.state.apply(&entry);
         self.accepted = None;
         ctx.set_aside(self.state.lineage, self.promised, self.state.last_view);
         self.recent_commands += entry.commands.len() + 1;
         self.recent_bytes += entry.weight();
-        self.recent.push_back(Logged { entry, change: change.clone() });
+        // Not the views of groups: they would be kept long after newer ones.
+        let cluster = change.cluster.clone().map(Box::new);
+        self.recent.push_back(Logged { entry, index: change.index, cluster });
         while (self.recent_commands > RECENT_COMMANDS || self.recent_bytes > RECENT_BYTES)
             && self.recent.len() > 1
         {

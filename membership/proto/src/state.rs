@@ -294,7 +294,9 @@ impl State {
                             view.members.reserve_exact(1);
                         }
                         view.members.push(member);
-                        self.groups_of.entry(node).or_default().insert(group.clone());
+                        // The name that is kept already, and not another copy of it that came with this wish.
+                        let name = view.group.clone();
+                        self.groups_of.entry(node).or_default().insert(name);
                     }
                     Some(at) if self.groups[group].view.members[at].endpoint != *endpoint => {
                         self.edit(group, touched).members[at].endpoint.clone_from(endpoint);
@@ -308,8 +310,10 @@ impl State {
                     self.group(group).and_then(|v| v.members.iter().find(|m| m.node == node)).cloned();
                 if let Some(member) = member {
                     self.leave(node, group, touched);
-                    self.edit(group, touched).members.push(member);
-                    self.groups_of.entry(node).or_default().insert(group.clone());
+                    let view = self.edit(group, touched);
+                    view.members.push(member);
+                    let name = view.group.clone();
+                    self.groups_of.entry(node).or_default().insert(name);
                 }
             }
         }

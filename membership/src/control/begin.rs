@@ -24,7 +24,7 @@ use crate::{
     death::{Door, Neighbours},
     disk::DataDir,
     error::StartError,
-    event::{NodeBus, What},
+    event::{NodeBus, Speaker, What},
     handshake::{Hello, Versions},
     node::{Command, Shared, lock},
     panic::Guarded,
@@ -173,6 +173,8 @@ impl Driver {
         if let Some(floor) = floor {
             machine = machine.with_floor(floor);
         }
+        let speaker = Speaker { name: Arc::clone(&shared.name), node: config.me.id };
+        let speaker = Arc::new(speaker);
         let mut driver = Self {
             shared,
             bus,
@@ -195,7 +197,7 @@ impl Driver {
             lease_until: Instant::ZERO,
             suspended: false,
             revoked: false,
-            names: BTreeMap::new(),
+            speaker,
             view: None,
             blocked: None,
             groups: BTreeMap::new(),
@@ -223,7 +225,7 @@ impl Driver {
     pub(super) fn begun(&mut self) {
         self.counts.incarnations.inc();
         let id = self.config.me.id;
-        self.names = BTreeMap::from([(id, Arc::clone(&self.shared.name))]);
+        self.set_names(BTreeMap::from([(id, Arc::clone(&self.shared.name))]));
         if let Some(tracer) = &self.tracer {
             tracer.begin(id);
             tracer.record(TraceEvent::Cfg(Cfg {

@@ -1,6 +1,10 @@
 //! The node's groups: what applications want of them, what is known of them, and how the node leads them.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use membership_proto::{GroupView, GroupWish, Input, Kind, Part, SharedView, WhyNot};
 use membership_sync::LeaderCell;
@@ -11,31 +15,27 @@ use super::Driver;
 use crate::{
     channel::Mailbox,
     clock,
-    event::{Event, Lead, Member, Said, Topic, View, What},
-    node::lock,
-    replica::Standing,
-    status::GroupStatus,
+    event::{Ended, Event, Lead, Said, Speaker, Standing, State, Topic, What},
+    replica,
 };
 
-/// One group at this node.
-#[derive(Default)]
+/// One group at this node. There may be very many: what few of them need is apart.
 pub(super) struct Slot {
     wanted: Option<Wanted>,
-    /// Handles of observers.
-    observers: BTreeSet<u64>,
-    view: Option<Arc<View>>,
-    /// The event that told of it.
-    view_event: Option<Arc<Event>>,
-    /// Is the node a member, by that view?
-    member: bool,
-    acting: Option<Acting>,
-    last_end: Option<Arc<Event>>,
-    /// How the group's state stands that is kept on disk, and the event that told of it.
-    state: Option<Box<(Standing, Arc<Event>)>>,
-    /// Told when the node is no member any more.
-    left: Vec<oneshot::Sender<()>>,
+    /// How the node stands in it: what is kept on the bus, once it is told.
+    said: Arc<Said>,
+    few: Option<Box<Few>>,
     /// The bulk thread knows of the group.
     bulk: bool,
+}
+
+/// What only few groups have, or only for a while.
+#[derive(Default)]
+struct Few {
+    /// Handles of observers.
+    observers: BTreeSet<u64>,
+    /// Told when the node is no member any more.
+    left: Vec<oneshot::Sender<()>>,
     /// When the death of the leader before us was proved, until we lead.
     since_death: Option<Instant>,
     /// Told when a view comes that is newer than this one.
@@ -47,11 +47,53 @@ struct Wanted {
     endpoint: Option<Box<str>>,
     handle: u64,
     /// Others waited for this member, and it stepped out: when it comes back, and how long it was away.
-    away: Option<(Instant, Duration)>,
+    away: Option<Box<(Instant, Duration)>>,
     mailbox: Option<Arc<Mailbox>>,
     leaving: Leaving,
     /// Stepping down waits for the first view.
     steps_down: bool,
+}
+
+impl Slot {
+    fn new(speaker: &Arc<Speaker>) -> Self {
+        let state = State::Group(Standing::new(Arc::clone(speaker)));
+        Self { wanted: None, said: Arc::new(Said { event: None, state }), few: None, bulk: false }
+    }
+
+    fn standing(&self) -> &Standing {
+        self.said.standing().expect("a slot is about a group")
+    }
+
+    /// To be changed; and told after that.
+    fn standing_mut(&mut self) -> &mut Standing {
+        match &mut Arc::make_mut(&mut self.said).state {
+            State::Group(standing) => standing,
+            State::Node(_) => unreachable!("a slot is about a group"),
+        }
+    }
+
+    fn is_member(&self) -> bool {
+        self.standing().member
+    }
+
+    fn is_observed(&self) -> bool {
+        self.few.as_ref().is_some_and(|few| !few.observers.is_empty())
+    }
+
+    fn few(&mut self) -> &mut Few {
+        self.few.get_or_insert_default()
+    }
+
+    /// Nothing is kept for what is over.
+    fn tidy(&mut self) {
+        let unused = |few: &mut Box<Few>| {
+            few.observers.is_empty()
+                && few.left.is_empty()
+                && few.since_death.is_none()
+                && few.stepped_down.is_empty()
+        };
+        self.few.take_if(unused);
+    }
 }
 
 impl Wanted {
@@ -69,13 +111,6 @@ enum Leaving {
     Asked,
     /// Others wait for this member: it comes back.
     SteppedOut,
-}
-
-/// The machine says that the node leads.
-struct Acting {
-    lead: Lead,
-    /// The event that told of it; `None` while the lease has lapsed before the machine noticed.
-    told: Option<Arc<Event>>,
 }
 
 /// How long who stepped out stays away, at first and at most.
@@ -97,7 +132,7 @@ impl Driver {
             mailbox.iter().for_each(|mailbox| mailbox.end());
             return;
         }
-        let slot = self.groups.entry(group.clone()).or_default();
+        let slot = Self::slot(&mut self.groups, &self.speaker, &group);
         let goes_on = slot.wanted.as_ref().is_some_and(|w| matches!(w.leaving, Leaving::No | Leaving::Once));
         let again = slot.wanted.as_ref().filter(|_| goes_on).is_some_and(|w| w.endpoint == endpoint);
         let is_new = mailbox.is_some();
@@ -120,7 +155,9 @@ impl Driver {
         });
         let kind = wanted.kind();
         // Whoever waits for the end of the membership that this one replaces waits no longer.
-        slot.left.clear();
+        if let Some(few) = &mut slot.few {
+            few.left.clear();
+        }
         if !again {
             self.inputs.push_back(Input::Wish(GroupWish::Join { group, endpoint, kind }));
         }
@@ -128,9 +165,12 @@ impl Driver {
 
     pub(super) fn leave(&mut self, group: GroupName, done: Option<oneshot::Sender<()>>) {
         let Some(slot) = self.groups.get_mut(&group) else { return };
+        let is_member = slot.is_member();
         let Some(wanted) = &mut slot.wanted else { return };
-        slot.left.extend(done);
-        match (wanted.leaving, slot.member) {
+        if let Some(done) = done {
+            slot.few.get_or_insert_default().left.push(done);
+        }
+        match (wanted.leaving, is_member) {
             (Leaving::Asked, _) => {}
             // It has said so already.
             (Leaving::SteppedOut, true) => wanted.leaving = Leaving::Asked,
@@ -148,9 +188,11 @@ impl Driver {
 
     pub(super) fn step_down(&mut self, group: GroupName, done: oneshot::Sender<()>) {
         let Some(slot) = self.groups.get_mut(&group) else { return };
+        let is_member = slot.is_member();
+        let seen = slot.standing().view.as_ref().filter(|_| is_member).map(|view| view.id);
         let Some(wanted) = &mut slot.wanted else { return };
-        slot.stepped_down.push((slot.view.as_ref().filter(|_| slot.member).map(|v| v.id), done));
-        if slot.member {
+        slot.few.get_or_insert_default().stepped_down.push((seen, done));
+        if is_member {
             self.inputs.push_back(Input::Wish(GroupWish::StepDown { group }));
         } else {
             wanted.steps_down = true;
@@ -158,9 +200,9 @@ impl Driver {
     }
 
     pub(super) fn observe(&mut self, group: GroupName, handle: u64) {
-        let slot = self.groups.entry(group.clone()).or_default();
-        let first = slot.observers.is_empty();
-        slot.observers.insert(handle);
+        let slot = Self::slot(&mut self.groups, &self.speaker, &group);
+        let first = !slot.is_observed();
+        slot.few().observers.insert(handle);
         if first {
             self.inputs.push_back(Input::Observe { group, begin: true });
         }
@@ -168,9 +210,12 @@ impl Driver {
 
     pub(super) fn handle_dropped(&mut self, group: GroupName, handle: u64) {
         let Some(slot) = self.groups.get_mut(&group) else { return };
-        if slot.observers.remove(&handle) && slot.observers.is_empty() {
+        if slot.few.as_mut().is_some_and(|few| few.observers.remove(&handle)) {
+            if slot.is_observed() {
+                return;
+            }
             self.inputs.push_back(Input::Observe { group: group.clone(), begin: false });
-            if !slot.member && slot.wanted.is_none() {
+            if !slot.is_member() && slot.wanted.is_none() {
                 // Nobody wants to hear of it any more; who still holds a stream is told that this is the end.
                 let event = self.event(Some(group.clone()), What::Out { left: true });
                 self.tell_group(&group, Arc::new(event));
@@ -182,18 +227,19 @@ impl Driver {
 
     /// Others of the group wait for this member: it leaves, and comes back after a while that doubles each time.
     pub(super) fn step_out(&mut self, group: &GroupName) {
-        let Some(wanted) = self.groups.get_mut(group).filter(|s| s.member).and_then(|s| s.wanted.as_mut())
+        let Some(wanted) =
+            self.groups.get_mut(group).filter(|s| s.is_member()).and_then(|s| s.wanted.as_mut())
         else {
             return;
         };
         if wanted.leaving != Leaving::No {
             return;
         }
-        let recent = wanted.away.filter(|(at, _)| clock::now() - *at < FORGIVEN);
-        let away = recent.map_or(AWAY.0, |(_, before)| (2 * before).clamp(AWAY.0, AWAY.1));
+        let recent = wanted.away.as_deref().filter(|(at, _)| clock::now() - *at < FORGIVEN);
+        let away = recent.map_or(AWAY.0, |(_, before)| (*before * 2).clamp(AWAY.0, AWAY.1));
         tracing::warn!(%group, ?away, "others wait for this member: it leaves the group for a while");
         wanted.leaving = Leaving::SteppedOut;
-        wanted.away = Some((clock::now().after(away), away));
+        wanted.away = Some(Box::new((clock::now().after(away), away)));
         self.away.insert(group.clone());
         self.inputs.push_back(Input::Wish(GroupWish::Leave { group: group.clone() }));
     }
@@ -219,7 +265,7 @@ impl Driver {
         for (group, slot) in &mut self.groups {
             let Some(wanted) = slot.wanted.as_mut() else { continue };
             if wanted.leaving == Leaving::SteppedOut && wanted.away.is_none() {
-                wanted.away = Some((clock::now(), Duration::ZERO));
+                wanted.away = Some(Box::new((clock::now(), Duration::ZERO)));
                 self.away.insert(group.clone());
             }
         }
@@ -228,7 +274,8 @@ impl Driver {
 
     /// The application stands still: out of the group until it lives.
     fn step_out_late(&mut self, group: &GroupName) {
-        let Some(wanted) = self.groups.get_mut(group).filter(|s| s.member).and_then(|s| s.wanted.as_mut())
+        let Some(wanted) =
+            self.groups.get_mut(group).filter(|s| s.is_member()).and_then(|s| s.wanted.as_mut())
         else {
             return;
         };
@@ -245,7 +292,7 @@ impl Driver {
         }
         let away = |slot: &Slot| {
             let wanted = slot.wanted.as_ref().filter(|w| w.leaving == Leaving::SteppedOut)?;
-            (!slot.member).then_some(wanted.away?.0)
+            (!slot.is_member()).then_some(wanted.away.as_ref()?.0)
         };
         self.away.iter().filter_map(|group| away(self.groups.get(group)?)).min()
     }
@@ -259,11 +306,12 @@ impl Driver {
                 self.away.remove(&group);
                 continue;
             };
+            let is_member = slot.is_member();
             let Some(wanted) = slot.wanted.as_mut().filter(|w| w.leaving == Leaving::SteppedOut) else {
                 self.away.remove(&group);
                 continue;
             };
-            if slot.member || wanted.away.is_none_or(|(at, _)| at > now) {
+            if is_member || wanted.away.as_ref().is_none_or(|away| away.0 > now) {
                 continue;
             }
             wanted.leaving = Leaving::No;
@@ -287,7 +335,7 @@ impl Driver {
                 let (group, endpoint, kind) = (group.clone(), wanted.endpoint.clone(), wanted.kind());
                 self.inputs.push_back(Input::Wish(GroupWish::Join { group, endpoint, kind }));
             }
-            if !slot.observers.is_empty() {
+            if slot.is_observed() {
                 self.inputs.push_back(Input::Observe { group: group.clone(), begin: true });
             }
         }
@@ -301,19 +349,22 @@ impl Driver {
         self.counts.group_views.inc();
         self.count_changes(view);
         let (group, me, kind) = (view.group.clone(), self.config.me.id, view.kind);
-        let view = Arc::new(self.named(view));
-        let rank = view.rank_of(me);
-        let slot = self.groups.entry(group.clone()).or_default();
-        let was_member = slot.member;
-        slot.member = rank.is_some();
-        slot.view = Some(Arc::clone(&view));
-        for (seen, done) in std::mem::take(&mut slot.stepped_down) {
-            // Told to step down before the first view: that one comes first.
-            if slot.member && seen.is_none_or(|seen| view.id <= seen) {
-                slot.stepped_down.push((seen.or(Some(view.id)), done));
-            } else {
-                let _gone = done.send(());
+        let told = Arc::new(self.shared.names.view(view));
+        let leader = told.leader().map(|l| &*l.name);
+        let rank = told.rank_of(me);
+        tracing::debug!(%group, view = %view.id, members = view.members.len(), rank = rank.map(|r| r.get()), leader, "group view");
+        let slot = Self::slot(&mut self.groups, &self.speaker, &group);
+        let was_member = slot.is_member();
+        if let Some(few) = &mut slot.few {
+            for (seen, done) in std::mem::take(&mut few.stepped_down) {
+                // Told to step down before the first view: that one comes first.
+                if rank.is_some() && seen.is_none_or(|seen| view.id <= seen) {
+                    few.stepped_down.push((seen.or(Some(view.id)), done));
+                } else {
+                    let _gone = done.send(());
+                }
             }
+            slot.tidy();
         }
         if let Some(wanted) = slot.wanted.as_mut().filter(|_| rank.is_some()) {
             if std::mem::take(&mut wanted.steps_down) {
@@ -324,17 +375,17 @@ impl Driver {
                 self.inputs.push_back(Input::Wish(GroupWish::Leave { group: group.clone() }));
             }
         }
-        let leader = view.leader().map(|l| &*l.name);
-        tracing::debug!(%group, view = %view.id, members = view.members.len(), rank = rank.map(|r| r.get()), leader, "group view");
-        let event = Arc::new(self.event(Some(group.clone()), What::View(Arc::clone(&view))));
-        let slot = self.groups.get_mut(&group).expect("just made");
-        slot.view_event = Some(Arc::clone(&event));
         let listens = slot.wanted.as_ref().is_some_and(|w| w.mailbox.is_some());
         if part == Part::Member && (kind == Kind::Multicast || listens) {
             slot.bulk = true;
-            self.bulk.view(Arc::clone(&view), kind);
+            self.bulk.view(Arc::clone(&told), kind);
         }
-        self.tell_group(&group, event);
+        let event = self.speaker.event(clock::now_ns(), Some(group.clone()), What::View(told));
+        let speaker = Arc::clone(&self.speaker);
+        let standing = slot.standing_mut();
+        (standing.view, standing.view_at) = (Some(SharedView::clone(view)), event.at_ns);
+        (standing.member, standing.speaker) = (rank.is_some(), speaker);
+        self.tell_group(&group, Arc::new(event));
         if self.late {
             self.step_out_late(&group);
         }
@@ -348,18 +399,23 @@ impl Driver {
     fn count_changes(&mut self, view: &GroupView) {
         let me = self.config.me.id;
         let Some(slot) = self.groups.get_mut(&view.group) else { return };
-        let Some(before) = slot.view.clone().filter(|before| before.id == view.prev) else { return };
+        let Some(before) = slot.standing().view.clone().filter(|before| before.id == view.prev) else {
+            return;
+        };
         let had = |node: NodeId| before.members.iter().any(|m| m.node == node);
         let joined = view.members.iter().filter(|m| !had(m.node)).count();
         let left = before.members.iter().filter(|m| !view.contains(m.node)).count();
-        let first = before.leader().map(|l| l.node);
+        let first = before.leader();
         let stepped_down = first.filter(|first| view.leader() != Some(*first) && view.contains(*first));
         let counted = [("join", joined), ("leave", left), ("step_down", stepped_down.iter().count())];
         for (cause, times) in counted.into_iter().filter(|(_, times)| *times > 0) {
             self.counts.group_changes.get_or_create(&[("cause", cause)]).inc_by(times as u64);
         }
         let succeeds = view.leader() == Some(me) && first != Some(me);
-        slot.since_death = first.filter(|_| succeeds).and_then(|first| self.deaths.at(first));
+        let since_death = first.filter(|_| succeeds).and_then(|first| self.deaths.at(first));
+        if since_death.is_some() || slot.few.is_some() {
+            slot.few().since_death = since_death;
+        }
     }
 
     /// A view of the group without this node is known.
@@ -376,19 +432,20 @@ impl Driver {
         if slot.bulk {
             self.bulk.out(group.clone(), left);
         }
-        if slot.observers.is_empty() {
-            slot.view = None;
-            slot.view_event = None;
+        if !slot.is_observed() {
+            slot.standing_mut().view = None;
         }
         let waiting = if left {
             slot.wanted = None;
-            slot.state = None;
-            std::mem::take(&mut slot.left)
+            if let Some(more) = &mut slot.standing_mut().more {
+                more.kept = None;
+            }
+            slot.few.as_mut().map(|few| std::mem::take(&mut few.left))
         } else {
-            Vec::new()
+            None
         };
         self.tell_group(group, event);
-        for done in waiting {
+        for done in waiting.into_iter().flatten() {
             let _gone = done.send(());
         }
     }
@@ -398,14 +455,11 @@ impl Driver {
         let groups: Vec<GroupName> = self.groups.keys().cloned().collect();
         for group in groups {
             let Some(slot) = self.groups.get_mut(&group) else { continue };
-            for (_, done) in std::mem::take(&mut slot.stepped_down) {
+            for (_, done) in slot.few.iter_mut().flat_map(|few| std::mem::take(&mut few.stepped_down)) {
                 let _gone = done.send(());
             }
-            slot.member = false;
-            let Some(wanted) = &slot.wanted else {
-                self.show_group(&group);
-                continue;
-            };
+            slot.standing_mut().member = false;
+            let Some(wanted) = &slot.wanted else { continue };
             let left = matches!(wanted.leaving, Leaving::Once | Leaving::Asked)
                 || self.stopping.is_some()
                 || self.over.is_some();
@@ -413,29 +467,13 @@ impl Driver {
         }
     }
 
-    fn named(&self, view: &GroupView) -> View {
-        let member = |member: &membership_proto::Member| Member {
-            node: member.node,
-            name: self.names.get(&member.node).cloned().unwrap_or_else(|| member.node.to_string().into()),
-            endpoint: member.endpoint.as_deref().map(Arc::from),
-        };
-        View {
-            group: view.group.clone(),
-            lineage: view.lineage,
-            id: view.id,
-            prev: view.prev,
-            token: view.token,
-            members: view.members.iter().map(member).collect(),
-        }
-    }
-
     // ---- leading ----------------------------------------------------------------------------------------------------
 
     pub(super) fn begin_leading(&mut self, group: GroupName, token: Token, lineage: Lineage) {
         self.notice_lapse();
-        let cell = Arc::new(LeaderCell::new(self.lease.clone()));
-        let slot = self.groups.entry(group.clone()).or_default();
-        slot.acting = Some(Acting { lead: Lead { cell, token, lineage }, told: None });
+        let cell = LeaderCell::new(self.lease.clone());
+        let standing = Self::slot(&mut self.groups, &self.speaker, &group).standing_mut();
+        (standing.lead, standing.lead_at) = (Some(Lead::new(cell, token, lineage)), 0);
         self.tell_leading(&group);
     }
 
@@ -444,7 +482,7 @@ impl Driver {
         if !std::mem::take(&mut self.suspended) {
             return;
         }
-        let untold = |slot: &Slot| slot.acting.as_ref().is_some_and(|a| a.told.is_none());
+        let untold = |slot: &Slot| slot.standing().lead.is_some() && slot.standing().lead_at == 0;
         let ready: Vec<GroupName> =
             self.groups.iter().filter(|(_, slot)| untold(slot)).map(|(group, _)| group.clone()).collect();
         for group in ready {
@@ -453,27 +491,26 @@ impl Driver {
     }
 
     fn tell_leading(&mut self, group: &GroupName) {
-        let Some(acting) = self.groups.get(group).and_then(|s| s.acting.as_ref()) else { return };
-        let lead = acting.lead.clone();
+        let Some(slot) = self.groups.get_mut(group) else { return };
+        let Some(lead) = slot.standing().lead.clone() else { return };
+        let reign = lead.reign();
         // The clock is read for the event before anybody can act.
-        let event =
-            self.event(Some(group.clone()), What::Leading { token: lead.token, lineage: lead.lineage });
-        let event = Arc::new(event);
+        let what = What::Leading { token: reign.token, lineage: reign.lineage };
+        let event = Arc::new(self.speaker.event(clock::now_ns(), Some(group.clone()), what));
         if event.at_ns >= self.lease_until.as_nanos() || self.revoked || self.late {
             self.suspended = true;
             return;
         }
-        lead.cell.lead(lead.token.get());
+        reign.cell.lead(reign.token.get());
         self.leads = true;
-        if let Some(acting) = self.groups.get_mut(group).and_then(|s| s.acting.as_mut()) {
-            acting.told = Some(Arc::clone(&event));
-        }
+        slot.standing_mut().lead_at = event.at_ns;
         self.counts.reigns.inc();
-        if let Some(since) = self.groups.get_mut(group).and_then(|slot| slot.since_death.take()) {
+        if let Some(since) = slot.few.as_mut().and_then(|few| few.since_death.take()) {
+            slot.tidy();
             self.counts.takeover.observe(clock::now() - since);
         }
         self.counts.leading.inc();
-        tracing::info!(%group, token = %lead.token, "leading");
+        tracing::info!(%group, token = %reign.token, "leading");
         self.tell_group(group, event);
     }
 
@@ -481,19 +518,24 @@ impl Driver {
     pub(super) fn end_leading(&mut self, group: &GroupName, token: Token, why: WhyNot, until: Instant) {
         self.notice_lapse();
         let Some(slot) = self.groups.get_mut(group) else { return };
-        let Some(acting) = slot.acting.take_if(|a| a.lead.token == token) else { return };
+        if slot.standing().lead.as_ref().is_none_or(|lead| lead.reign().token != token) {
+            return;
+        }
+        let standing = slot.standing_mut();
+        let Some(lead) = standing.lead.take() else { return };
         // The cell may have been cleared, and the clock read, already: for the trace.
-        acting.lead.cell.stop();
+        lead.reign().cell.stop();
+        let was_told = std::mem::take(&mut standing.lead_at) > 0;
         let until = if why == WhyNot::Lease { until } else { self.lease_until.min(clock::now()) };
-        if acting.told.is_some() {
-            self.tell_end(group, &acting.lead, why, until);
+        if was_told {
+            self.tell_end(group, &lead, why, until);
         }
     }
 
     /// Clears the cell of a group, and gives the end of all that was possible under it.
     pub(super) fn stop_acting(&mut self, group: &GroupName) -> Instant {
-        if let Some(acting) = self.groups.get(group).and_then(|slot| slot.acting.as_ref()) {
-            acting.lead.cell.stop();
+        if let Some(lead) = self.groups.get(group).and_then(|slot| slot.standing().lead.as_ref()) {
+            lead.reign().cell.stop();
         }
         self.lease_until.min(clock::now())
     }
@@ -508,14 +550,14 @@ impl Driver {
             .groups
             .iter_mut()
             .filter_map(|(group, slot)| {
-                let acting = slot.acting.as_mut()?;
-                acting.told.take()?;
-                Some((group.clone(), acting.lead.clone()))
+                let lead = slot.standing().told_lead()?.clone();
+                slot.standing_mut().lead_at = 0;
+                Some((group.clone(), lead))
             })
             .collect();
         self.suspended |= !told.is_empty();
         for (_, lead) in &told {
-            lead.cell.stop();
+            lead.reign().cell.stop();
         }
         for (group, lead) in told {
             self.tell_end(&group, &lead, why, until);
@@ -524,70 +566,53 @@ impl Driver {
 
     fn tell_end(&mut self, group: &GroupName, lead: &Lead, why: WhyNot, until: Instant) {
         self.counts.leading.dec();
-        tracing::info!(%group, token = %lead.token, why = why.as_str(), "not leading");
-        let (token, lineage, until_ns) = (lead.token, lead.lineage, until.as_nanos());
-        let event =
-            Arc::new(self.event(Some(group.clone()), What::NotLeading { token, lineage, why, until_ns }));
+        let (token, lineage, until_ns) = (lead.reign().token, lead.reign().lineage, until.as_nanos());
+        tracing::info!(%group, %token, why = why.as_str(), "not leading");
+        let event = self.event(Some(group.clone()), What::NotLeading { token, lineage, why, until_ns });
         if let Some(slot) = self.groups.get_mut(group) {
-            slot.last_end = Some(Arc::clone(&event));
+            let (at_ns, speaker) = (event.at_ns, Arc::clone(&self.speaker));
+            let ended = Ended { token, lineage, why, until_ns, at_ns, speaker };
+            slot.standing_mut().more.get_or_insert_default().last_end = Some(ended);
         }
-        self.tell_group(group, event);
+        self.tell_group(group, Arc::new(event));
     }
 
     /// How the group's state stands, that is kept on disk.
-    pub(super) fn tell_state(&mut self, group: &GroupName, standing: Standing) {
+    pub(super) fn tell_state(&mut self, group: &GroupName, standing: replica::Standing) {
         let event = Arc::new(self.event(Some(group.clone()), What::State { standing: standing.clone() }));
         let Some(slot) = self.groups.get_mut(group).filter(|slot| slot.wanted.is_some()) else { return };
-        slot.state = Some(Box::new((standing, Arc::clone(&event))));
+        slot.standing_mut().more.get_or_insert_default().kept = Some((standing, Arc::clone(&event)));
         self.tell_group(group, event);
     }
 
     /// The groups in which the node is.
     pub(super) fn memberships(&self) -> Arc<[GroupName]> {
-        self.groups.iter().filter(|(_, slot)| slot.member).map(|(name, _)| name.clone()).collect()
+        self.groups.iter().filter(|(_, slot)| slot.is_member()).map(|(name, _)| name.clone()).collect()
     }
 
     // ---- telling ----------------------------------------------------------------------------------------------------
 
+    /// The slot of a group, which begins with this if there is none.
+    fn slot<'a>(
+        groups: &'a mut BTreeMap<GroupName, Box<Slot>>,
+        speaker: &Arc<Speaker>,
+        group: &GroupName,
+    ) -> &'a mut Slot {
+        groups.entry(group.clone()).or_insert_with(|| Box::new(Slot::new(speaker)))
+    }
+
     /// Tells something about a group, with the group's state after it. A group that nobody wants is forgotten with that.
     fn tell_group(&mut self, group: &GroupName, event: Arc<Event>) {
         let Some(slot) = self.groups.get(group) else { return };
-        let acting = slot.acting.as_ref().filter(|a| a.told.is_some());
-        let kept = slot.state.as_deref().map(|(_, event)| event);
-        let told = acting.and_then(|a| a.told.as_ref());
-        let state = slot.view_event.iter().chain(kept).chain(told).cloned().collect();
-        let lead = acting.map(|a| a.lead.clone());
-        let said = Arc::new(Said { event, state, lead, last_end: slot.last_end.clone() });
-        let used = slot.wanted.is_some() || slot.member || !slot.observers.is_empty();
-        if !used {
-            self.groups.remove(group);
-        }
-        // Before it is told, so that who hears of it finds it there.
-        self.show_group(group);
+        let kept = Arc::clone(&slot.said);
+        let said = Arc::new(Said { event: Some(event), state: kept.state.clone() });
+        let used = slot.wanted.is_some() || slot.is_member() || slot.is_observed();
         let topic = Topic::Group(group.clone());
         if used {
-            self.bus.publish(topic, said);
+            self.bus.publish_with(topic, said, kept);
         } else {
+            self.groups.remove(group);
             self.bus.retire(&topic, said);
-        }
-    }
-
-    /// Puts how the node stands in a group where handles find it.
-    fn show_group(&self, group: &GroupName) {
-        let mut shown = lock(&self.shared.groups);
-        let Some(slot) = self.groups.get(group) else {
-            shown.remove(group);
-            return;
-        };
-        let status = GroupStatus {
-            view: slot.view.clone(),
-            member: slot.member,
-            leading: slot.acting.as_ref().filter(|a| a.told.is_some()).map(|a| a.lead.token),
-            state: slot.state.as_deref().map(|(standing, _)| standing.clone()),
-        };
-        match shown.get_mut(group) {
-            Some(known) => *known = status,
-            None => drop(shown.insert(group.clone(), status)),
         }
     }
 }

@@ -1,7 +1,12 @@
 //! Numbers and names that have a meaning: each is a type of its own, so that none can stand for another.
 
-use alloc::{string::String, sync::Arc};
-use core::{fmt, str::FromStr};
+use alloc::{boxed::Box, string::String, sync::Arc};
+use core::{
+    cmp::Ordering,
+    fmt,
+    hash::{Hash, Hasher},
+    str::FromStr,
+};
 
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
@@ -308,9 +313,39 @@ impl fmt::Debug for Lineage {
 
 /// The name of a group: 1 to 128 characters out of `A-Z a-z 0-9 . _ : / -`.
 ///
-/// Cheap to clone: it is in every view, event and map.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct GroupName(Arc<str>);
+/// Cheap to clone, and one word large: it is in every view, event and map.
+#[derive(Clone, PartialEq, Eq)]
+pub struct GroupName(Arc<Text>);
+
+/// A sized type, unlike `str`, so that one word leads to it.
+#[derive(PartialEq, Eq)]
+enum Text {
+    Short { len: u8, bytes: [u8; SHORT] },
+    Long(Box<str>),
+}
+
+/// What fits beside a length in three words.
+const SHORT: usize = 22;
+
+impl Text {
+    fn new(text: &str) -> Self {
+        let mut bytes = [0; SHORT];
+        match (bytes.get_mut(..text.len()), u8::try_from(text.len())) {
+            (Some(room), Ok(len)) => {
+                room.copy_from_slice(text.as_bytes());
+                Self::Short { len, bytes }
+            }
+            _ => Self::Long(text.into()),
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Short { len, bytes } => &bytes[..usize::from(*len)],
+            Self::Long(text) => text.as_bytes(),
+        }
+    }
+}
 
 /// The name is empty, too long, or has a character that group names may not have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -328,16 +363,33 @@ impl GroupName {
     pub fn new(name: &str) -> Result<Self, InvalidGroupName> {
         let fits = (1..=Self::MAX_LEN).contains(&name.len());
         let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._:/-".contains(&b);
-        if fits && name.bytes().all(allowed) { Ok(Self(name.into())) } else { Err(InvalidGroupName) }
-    }
-
-    pub(crate) fn shared(&self) -> Arc<str> {
-        Arc::clone(&self.0)
+        let checked = fits && name.bytes().all(allowed);
+        if checked { Ok(Self(Arc::new(Text::new(name)))) } else { Err(InvalidGroupName) }
     }
 
     /// The name as text.
     pub fn as_str(&self) -> &str {
-        &self.0
+        core::str::from_utf8(self.0.bytes()).expect("it was made of text")
+    }
+}
+
+/// As text is ordered.
+impl Ord for GroupName {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.bytes().cmp(other.0.bytes())
+    }
+}
+
+impl PartialOrd for GroupName {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// As text is hashed: digests of entries depend on it.
+impl Hash for GroupName {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_str().hash(state);
     }
 }
 
@@ -350,7 +402,7 @@ impl TryFrom<String> for GroupName {
 
 impl Serialize for GroupName {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.0)
+        serializer.serialize_str(self.as_str())
     }
 }
 
@@ -379,20 +431,20 @@ impl FromStr for GroupName {
 
 impl fmt::Display for GroupName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        fmt::Display::fmt(self.as_str(), f)
     }
 }
 
 impl fmt::Debug for GroupName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        fmt::Debug::fmt(self.as_str(), f)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::string::ToString;
+    use alloc::{string::ToString, vec::Vec};
 
     #[test]
     fn a_node_id_survives_its_text() {
@@ -442,5 +494,18 @@ mod tests {
             assert!(GroupName::new(bad).is_err(), "{bad:?}");
         }
         assert!(serde_json::from_str::<GroupName>("\"a b\"").is_err());
+    }
+
+    #[test]
+    fn group_names_of_all_lengths_are_the_text_that_they_were_made_of() {
+        let text = "a:b/".repeat(32);
+        let names: Vec<GroupName> = (1..=128).map(|n| text[..n].parse().expect("a name")).collect();
+        for (n, name) in names.iter().enumerate() {
+            assert_eq!(name.as_str(), &text[..=n]);
+            assert_eq!(name.to_string(), text[..=n]);
+            assert_eq!(Ok(name), GroupName::new(name.as_str()).as_ref());
+        }
+        assert!(names.is_sorted(), "as their texts are");
+        assert_eq!(size_of::<GroupName>(), size_of::<usize>());
     }
 }

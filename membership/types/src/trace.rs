@@ -138,7 +138,7 @@ impl Default for Group {
 
 impl From<&GroupName> for Group {
     fn from(name: &GroupName) -> Self {
-        Self::Name(name.shared())
+        Self::Name(name.as_str().into())
     }
 }
 

@@ -1,6 +1,6 @@
 //! The groups of a node: what it knows of them, which of them it acts for, and its application's wishes about them.
 
-use alloc::vec::Vec;
+use alloc::{boxed::Box, vec::Vec};
 
 use membership_types::{
     Ballot, GroupName, NodeId, Token, ViewId,
@@ -21,14 +21,14 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Hash)]
 pub(super) struct Known {
     pub(super) view: SharedView,
-    /// The ballot under which we first heard of this view.
-    ballot: Ballot,
-    /// The token under which we act, if we do.
-    acting: Option<Token>,
-    /// The last token under which we acted.
-    acted_before: Option<Token>,
+    /// The ballot under which we first heard of this view, while no lease from it has come.
+    unleased: Option<Box<Ballot>>,
+    /// The last token under which we acted; one of no view if we never did.
+    acted: Token,
     /// The last view that is installed, where members multicast.
     installed: ViewId,
+    /// We act under the view's token.
+    acting: bool,
 }
 
 impl Member {
@@ -37,7 +37,13 @@ impl Member {
         let me = ctx.me();
         // Who keeps the log has it already: once is enough.
         let kept = self.acceptor.as_ref().and_then(|acceptor| acceptor.state.group(&view.group));
-        let view = kept.filter(|kept| **kept == view).cloned().unwrap_or(view);
+        let mut view = kept.filter(|kept| **kept == view).cloned().unwrap_or(view);
+        if let (Some((name, _)), Some(view)) =
+            (self.groups.get_key_value(&view.group), alloc::sync::Arc::get_mut(&mut view))
+        {
+            // Nor is its name kept twice, where it has just been read.
+            view.group = name.clone();
+        }
         let known = self.groups.get(&view.group);
         let was_member = known.is_some_and(|k| k.view.contains(me));
         let stale = known.is_some_and(|k| view.id != ViewId::NONE && k.view.id >= view.id);
@@ -45,10 +51,11 @@ impl Member {
         if stale || known.is_none() && !view.contains(me) && !observed {
             return;
         }
-        let acted_before = known.and_then(|k| k.acted_before);
+        let acted = known.map_or(Token::new(ViewId::NONE), |k| k.acted);
         let installed = known.map_or(ViewId::NONE, |k| k.installed);
-        let goes_on = known.and_then(|k| k.acting).filter(|t| view.leader() == Some(me) && view.token == *t);
-        if goes_on.is_none() {
+        let goes_on =
+            known.is_some_and(|k| k.acting && view.leader() == Some(me) && view.token == k.view.token);
+        if !goes_on {
             self.stop_leading(ctx, &view.group, WhyNot::View);
         }
         ctx.highest = ctx.highest.max(view.id);
@@ -63,14 +70,17 @@ impl Member {
             self.groups.remove(&view.group);
             self.to_lead.remove(&view.group);
         } else {
-            if view.leader() == Some(me) && goes_on.is_none() {
+            if view.leader() == Some(me) && !goes_on {
                 self.to_lead.insert(view.group.clone());
             } else {
                 self.to_lead.remove(&view.group);
             }
+            // What our leases have come to, they do not fall behind again.
+            let leased = self.lease.ballot.is_some_and(|leased| leased >= ballot);
+            let unleased = (!leased).then(|| Box::new(ballot));
             self.groups.insert(
                 view.group.clone(),
-                Known { view: view.clone(), ballot, acting: goes_on, acted_before, installed },
+                Known { view: view.clone(), unleased, acted, installed, acting: goes_on },
             );
         }
         ctx.push(Output::View(view, part));
@@ -138,26 +148,26 @@ impl Member {
             && (known.view.kind == Kind::Plain
                 || known.installed >= known.view.token.view()
                 || ctx.planted(Plant::LeadUninstalled))
-            && self.lease.ballot.is_some_and(|b| b >= known.ballot)
+            && self.lease.ballot.is_some_and(|b| known.unleased.as_ref().is_none_or(|of| b >= **of))
             && !self.office.as_ref().is_some_and(Office::is_dissolving)
             && (!ctx.wishes.giving_up(&known.view.group) || ctx.planted(Plant::StepDownLate))
     }
 
     /// Begins to act for every group for which that is allowed now.
     pub(super) fn start_leading(&mut self, ctx: &mut Ctx) {
-        let may = |group: &&GroupName| {
-            self.groups.get(*group).is_some_and(|k| k.acting.is_none() && self.may_lead(ctx, k))
-        };
+        let may =
+            |group: &&GroupName| self.groups.get(*group).is_some_and(|k| !k.acting && self.may_lead(ctx, k));
         let ready: Vec<GroupName> = self.to_lead.iter().filter(may).cloned().collect();
         for group in ready {
             self.to_lead.remove(&group);
             let Some(known) = self.groups.get_mut(&group) else { continue };
             let token = known.view.token;
-            known.acting = Some(token);
-            if known.acted_before == Some(token) {
+            known.acting = true;
+            known.unleased = None;
+            if known.acted == token {
                 ctx.mark("a leader goes on under its token after a lease gap");
             }
-            known.acted_before = Some(token);
+            known.acted = token;
             let lineage = self.lineage;
             let begun = |p| {
                 let (g, lin, tok) = (Group::from(&group), Some(lin(lineage)), token.into());
@@ -171,8 +181,11 @@ impl Member {
     /// Stops acting for a group at once.
     fn stop_leading(&mut self, ctx: &mut Ctx, group: &GroupName, why: WhyNot) {
         let Some(known) = self.groups.get_mut(group) else { return };
-        let Some(token) = known.acting.take() else { return };
-        self.to_lead.insert(group.clone());
+        if !core::mem::take(&mut known.acting) {
+            return;
+        }
+        let token = known.view.token;
+        self.to_lead.insert(known.view.group.clone());
         let until = self.lease.until.min(ctx.now);
         let lineage = self.lineage;
         ctx.trace(|p| Event::LeadEnd {
@@ -188,7 +201,7 @@ impl Member {
 
     pub(crate) fn stop_leading_all(&mut self, ctx: &mut Ctx, why: WhyNot) {
         let acting: Vec<GroupName> =
-            self.groups.iter().filter(|(_, k)| k.acting.is_some()).map(|(name, _)| name.clone()).collect();
+            self.groups.iter().filter(|(_, k)| k.acting).map(|(name, _)| name.clone()).collect();
         for group in acting {
             self.stop_leading(ctx, &group, why);
         }

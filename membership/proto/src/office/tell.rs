@@ -20,7 +20,7 @@ use crate::{
     msg::{ClusterMsg, Full, Hello, Update},
     plant::Plant,
     state::Change,
-    view::{GroupView, SharedView, Why},
+    view::{ClusterDelta, GroupView, SharedView, Why},
 };
 
 /// The most bytes of group views in one message.
@@ -225,8 +225,8 @@ impl Office {
         let Some(logged) = logged else { return update }; // Too long ago, or nothing seen at all.
         let (mut deltas, mut core) = (Vec::new(), None);
         for entry in logged {
-            deltas.extend(entry.change.cluster.iter().map(|d| (entry.change.index, d.clone())));
-            core = entry.change.core.clone().or(core);
+            deltas.extend(entry.cluster.iter().map(|d| (entry.index, ClusterDelta::clone(d))));
+            core = entry.entry.core.clone().or(core);
         }
         Update { prev: seen, full: None, deltas, core, ..update }
     }
