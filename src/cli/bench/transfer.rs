@@ -112,7 +112,8 @@ impl Transfer {
     }
 
     async fn once(&self, floor_ms: f64, dir: &Path) -> Result<Measured, Failure> {
-        let (said, mut heard) = mpsc::channel(4096);
+        let (said, heard) = mpsc::channel(4096);
+        let mut heard = Heard { said: heard, kept: Vec::new() };
         let start = |who: usize, holds: usize| {
             let mut args = vec![
                 "bench".to_owned(),
@@ -128,10 +129,10 @@ impl Transfer {
         let mut procs = Vec::new();
         for who in 0..2 {
             procs.push(start(who, self.size.0)?);
-            until(&mut heard, who, "ready").await?;
+            heard.until(who, "ready").await?;
         }
         procs.push(start(2, 0)?);
-        let received = until(&mut heard, 2, "received").await?;
+        let received = heard.until(2, "received").await?;
         if received["bytes"].as_u64() != Some(self.size.0 as u64) {
             return Err(Failure::new(exit::FAILED, format!("not the whole state was received: {received}")));
         }
@@ -140,8 +141,8 @@ impl Transfer {
         }
         let mut longest_ms = 0.0_f64;
         for who in 0..2 {
-            longest_ms = longest_ms
-                .max(until(&mut heard, who, "waited").await?["longest_ms"].as_f64().unwrap_or(f64::NAN));
+            longest_ms =
+                longest_ms.max(heard.until(who, "waited").await?["longest_ms"].as_f64().unwrap_or(f64::NAN));
         }
         procs[2].signal(Signal::TERM);
         for proc in &mut procs {
@@ -153,18 +154,24 @@ impl Transfer {
     }
 }
 
-async fn until(
-    heard: &mut mpsc::Receiver<Said>,
-    who: usize,
-    what: &str,
-) -> Result<serde_json::Value, Failure> {
-    let deadline = Instant::now() + PATIENCE;
-    let slow = || Failure::new(exit::FAILED, format!("member {who} is not {what} after {PATIENCE:?}"));
-    // What others say meanwhile is asked for later, or never.
-    loop {
-        let said = timeout_at(deadline, heard.recv()).await.map_err(|_| slow())?.ok_or_else(slow)?;
-        if said.who == who && said.event["event"] == what {
-            return Ok(said.event);
+/// What members say.
+struct Heard {
+    said: mpsc::Receiver<Said>,
+    /// What nobody has asked for yet.
+    kept: Vec<Said>,
+}
+
+impl Heard {
+    async fn until(&mut self, who: usize, what: &str) -> Result<serde_json::Value, Failure> {
+        let deadline = Instant::now() + PATIENCE;
+        let slow = || Failure::new(exit::FAILED, format!("member {who} is not {what} after {PATIENCE:?}"));
+        let fits = |said: &Said| said.who == who && said.event["event"] == what;
+        loop {
+            if let Some(at) = self.kept.iter().position(fits) {
+                return Ok(self.kept.swap_remove(at).event);
+            }
+            let said = timeout_at(deadline, self.said.recv()).await.map_err(|_| slow())?.ok_or_else(slow)?;
+            self.kept.push(said);
         }
     }
 }
