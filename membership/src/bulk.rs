@@ -586,7 +586,7 @@ impl Hub {
                 Output::StateRequest { to, id } => {
                     self.counts.asked.inc();
                     if let Some(mailbox) = room.mailbox.clone() {
-                        room.delivered.push(Delivered::StateRequest(StateRequest { to, id, mailbox }));
+                        room.delivered.push(Delivered::StateRequest(StateRequest::new(to, id, mailbox)));
                     }
                 }
                 Output::StateReceived(pieces) => {

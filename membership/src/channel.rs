@@ -90,24 +90,33 @@ impl Fence {
     }
 }
 
-/// A member needs the group's state. Dropped without [`finish`](StateRequest::finish), it is asked elsewhere after a while.
+/// A member needs the group's state. While a clone of this lives the member is told that its state is being made, and waits for
+/// a minute before it asks elsewhere, or here again, for the same. Dropped without [`finish`](StateRequest::finish), it
+/// asks sooner, and for a later state.
+#[derive(Clone, Debug)]
+pub struct StateRequest(Arc<Asked>);
+
 #[derive(Debug)]
-pub struct StateRequest {
-    pub(crate) to: NodeId,
-    pub(crate) id: u64,
-    pub(crate) mailbox: Arc<Mailbox>,
+struct Asked {
+    to: NodeId,
+    id: u64,
+    mailbox: Arc<Mailbox>,
 }
 
-impl Clone for StateRequest {
-    fn clone(&self) -> Self {
-        Self { to: self.to, id: self.id, mailbox: Arc::clone(&self.mailbox) }
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.mailbox.give_up(self.to, self.id);
     }
 }
 
 impl StateRequest {
+    pub(crate) fn new(to: NodeId, id: u64, mailbox: Arc<Mailbox>) -> Self {
+        Self(Arc::new(Asked { to, id, mailbox }))
+    }
+
     /// Who needs it.
     pub fn from(&self) -> NodeId {
-        self.to
+        self.0.to
     }
 
     /// Gives a piece of the state; waits while much of it is under way.
@@ -118,7 +127,7 @@ impl StateRequest {
     /// # Errors
     /// [`SendError::NotMember`]. That the asker is gone is no error: there is just nobody any more who takes it.
     pub async fn send(&self, piece: impl Into<Bytes>) -> Result<(), SendError> {
-        self.mailbox.give(self.to, self.id, piece.into(), false).await
+        self.0.mailbox.give(self.0.to, self.0.id, piece.into(), false).await
     }
 
     /// As [`send`](StateRequest::send), for the last piece.
@@ -126,7 +135,7 @@ impl StateRequest {
     /// # Errors
     /// [`SendError::NotMember`].
     pub async fn finish(self, piece: impl Into<Bytes>) -> Result<(), SendError> {
-        self.mailbox.give(self.to, self.id, piece.into(), true).await
+        self.0.mailbox.give(self.0.to, self.0.id, piece.into(), true).await
     }
 }
 
@@ -174,6 +183,8 @@ struct Outgoing {
     bytes: usize,
     /// Pieces of state for others.
     states: VecDeque<(NodeId, u64, Bytes, bool)>,
+    /// Requests for it that are dealt with, to the end or not. Bounded by those that were told.
+    given_up: Vec<(NodeId, u64)>,
     /// Who waits until everything was delivered that may be known elsewhere, and whether also for the day when that can be
     /// known.
     fences: Vec<(oneshot::Sender<bool>, bool)>,
@@ -258,6 +269,18 @@ impl Mailbox {
         }
         self.call();
         Ok(())
+    }
+
+    /// Nothing more is given of a state.
+    fn give_up(self: &Arc<Self>, to: NodeId, id: u64) {
+        {
+            let mut outgoing = lock(&self.outgoing);
+            if outgoing.refused.is_some() {
+                return;
+            }
+            outgoing.given_up.push((to, id));
+        }
+        self.call();
     }
 
     /// Gives a piece of state.
@@ -378,6 +401,13 @@ impl Mailbox {
         if unsent_to(*to) > WAITING as u64 { None } else { outgoing.states.pop_front() }
     }
 
+    /// Takes the requests for state for which nothing more is given.
+    pub(crate) fn take_given_up(&self) -> Vec<(NodeId, u64)> {
+        let mut outgoing = lock(&self.outgoing);
+        // The last piece may still wait.
+        if outgoing.states.is_empty() { std::mem::take(&mut outgoing.given_up) } else { Vec::new() }
+    }
+
     /// Takes who asks for a fence (and waits until there can be one), and whether the application's state is to be the
     /// group's.
     pub(crate) fn take_wishes(&self) -> (Vec<(Fence, bool)>, bool) {
@@ -439,6 +469,7 @@ impl Mailbox {
             }
             if why.is_some() {
                 outgoing.states.clear();
+                outgoing.given_up.clear();
                 outgoing.queue.clear();
                 outgoing.bytes = 0;
             }

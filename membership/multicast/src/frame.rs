@@ -205,6 +205,16 @@ pub enum Transfer {
         /// The view.
         view: ViewId,
     },
+    /// The request has come, and the application is at work on it: nothing to be sent is there yet.
+    Making {
+        /// Which request.
+        id: u64,
+    },
+    /// What I am told waits for the state, which is on its way; nothing more fits. To those who wait for me.
+    Waiting {
+        /// In this view.
+        view: ViewId,
+    },
 }
 
 /// What members of a group say to each other.
@@ -252,6 +262,10 @@ const REFUSE: u8 = 10;
 const HAVE: u8 = 11;
 const LOST: u8 = 12;
 const PLEDGE: u8 = 13;
+/// From here on what who does not know it does without.
+const MAKING: u8 = OPTIONAL;
+const WAITING: u8 = OPTIONAL + 1;
+const NEWER: u8 = OPTIONAL + 2;
 const LAST: u8 = 0b100;
 const CLASS: u8 = 0b011;
 
@@ -268,7 +282,8 @@ impl Frame {
                 Transfer::Label { view, .. }
                 | Transfer::Have { view }
                 | Transfer::Lost { view }
-                | Transfer::Pledge { view },
+                | Transfer::Pledge { view }
+                | Transfer::Waiting { view },
             ) => *view,
             Self::Transfer(Transfer::Ask { base, .. }) => *base,
             Self::Transfer(_) => ViewId::NONE,
@@ -423,7 +438,9 @@ impl Frame {
             HAVE => Self::Transfer(Transfer::Have { view: view_of(&mut bytes)? }),
             LOST => Self::Transfer(Transfer::Lost { view: view_of(&mut bytes)? }),
             PLEDGE => Self::Transfer(Transfer::Pledge { view: view_of(&mut bytes)? }),
-            OPTIONAL.. => return Err(FrameError::Unknown),
+            MAKING => Self::Transfer(Transfer::Making { id: u64_of(&mut bytes)? }),
+            WAITING => Self::Transfer(Transfer::Waiting { view: view_of(&mut bytes)? }),
+            NEWER.. => return Err(FrameError::Unknown),
             _ => return Err(FrameError::Value),
         };
         if bytes.has_remaining() { Err(FrameError::Long) } else { Ok(frame) }
@@ -462,6 +479,11 @@ fn encode_transfer(transfer: &Transfer, out: &mut Vec<u8>) {
         Transfer::Have { view } => put_view(out, HAVE, *view),
         Transfer::Lost { view } => put_view(out, LOST, *view),
         Transfer::Pledge { view } => put_view(out, PLEDGE, *view),
+        Transfer::Making { id } => {
+            out.put_u8(MAKING);
+            out.put_u64_le(*id);
+        }
+        Transfer::Waiting { view } => put_view(out, WAITING, *view),
     }
 }
 
@@ -576,6 +598,8 @@ mod tests {
             Frame::Transfer(Transfer::Have { view }),
             Frame::Transfer(Transfer::Lost { view }),
             Frame::Transfer(Transfer::Pledge { view }),
+            Frame::Transfer(Transfer::Making { id: 1 }),
+            Frame::Transfer(Transfer::Waiting { view }),
         ]
     }
 

@@ -39,6 +39,9 @@ pub struct Config {
     pub ack_after: Duration,
     /// Who makes others wait for longer than this is reported as [`Output::Behind`].
     pub behind_after: Duration,
+    /// A giver of state of which nothing comes but that it is at work is waited for so long, and twice as long each time; and so
+    /// long others wait for who has no room for more before its state comes.
+    pub patience: Duration,
     /// Emit records for the trace.
     pub trace: bool,
 }
@@ -53,6 +56,7 @@ impl Config {
             fragment: 64 << 10,
             ack_after: Duration::from_millis(20),
             behind_after: Duration::from_secs(5),
+            patience: Duration::from_secs(60),
             trace: false,
         }
     }
@@ -111,6 +115,13 @@ pub enum Input {
         /// Nothing follows.
         last: bool,
     },
+    /// The application gives nothing (more) of a state that a member asked for: [`Output::StateRequest`] names it.
+    NoState {
+        /// Who asked.
+        to: NodeId,
+        /// Which of its requests.
+        id: u64,
+    },
     /// After [`Output::StateLost`], at the leader: what its application holds is the group's state from now on.
     Keep,
 }
@@ -150,7 +161,8 @@ pub enum Output {
     },
     /// The application has all that belongs to this view: a leader may act in it.
     Ready(ViewId),
-    /// A member needs the state as of now, after all that was delivered before this. It is given by [`Input::State`].
+    /// A member needs the state as of now, after all that was delivered before this. It is given by [`Input::State`], or
+    /// [`Input::NoState`] says that it is not: until then the member is told that it is being made.
     StateRequest {
         /// Who asks.
         to: NodeId,
@@ -212,8 +224,19 @@ pub(crate) struct Installed {
     pub(crate) trans: Vec<NodeId>,
     /// How many messages each member had sent before, for the trace.
     pub(crate) sent: Vec<u64>,
-    /// Since when each member makes us wait, and what it held of ours then.
-    lagging: Vec<Option<(Instant, u64)>>,
+    /// Whom we wait for, of all members.
+    lagging: Vec<Option<Lag>>,
+}
+
+/// A member makes us wait.
+#[derive(Clone, Copy, Hash)]
+struct Lag {
+    /// Since when.
+    begun: Instant,
+    /// When it last took something, or said why not.
+    at: Instant,
+    /// What it held of ours then.
+    held: u64,
 }
 
 impl Installed {
@@ -418,8 +441,7 @@ impl Multicast {
 
     /// Does the application take nothing, or wait for a state with too much behind it?
     fn is_throttled(&self) -> bool {
-        let pending = self.keeper.as_ref().map_or(0, Keeper::pending_bytes);
-        self.throttled || pending > 4 * self.config.window
+        self.throttled || self.has_too_much_pending()
     }
 
     fn give_places(&mut self) {
@@ -611,13 +633,13 @@ impl Multicast {
                 let lags = full && rank != me && held < own;
                 match lagging {
                     _ if !lags => *lagging = None,
-                    Some((at, before)) if *before == held => {
-                        if now >= at.after(after) {
-                            *at = now;
+                    Some(lag) if lag.held == held => {
+                        if now >= lag.at.after(after) {
+                            lag.at = now;
                             behind.push(current.view.members[rank]);
                         }
                     }
-                    _ => *lagging = Some((now, held)),
+                    _ => *lagging = Some(Lag { begun: now, at: now, held }),
                 }
             }
         }
@@ -627,13 +649,26 @@ impl Multicast {
         }
     }
 
+    /// A member takes nothing because its state is on its way: that is waited for, for a while.
+    pub(crate) fn on_waiting(&mut self, from: NodeId, view: ViewId) {
+        let (now, patience) = (self.now, self.config.patience);
+        let Some(current) = self.current.as_mut().filter(|c| c.view.id == view) else { return };
+        let Some(rank) = current.view.rank(from) else { return };
+        if let Some(Some(lag)) = current.lagging.get_mut(rank)
+            && now < lag.begun.after(patience)
+        {
+            lag.at = now;
+            self.mark("a member is waited for because its state is on its way");
+        }
+    }
+
     fn watch_at(&self) -> Option<Instant> {
         let after = self.config.behind_after;
         if let Some(flush) = &self.flush {
             return Some(flush.since.after(after));
         }
         let current = self.current.as_ref().filter(|c| c.store.unstable() > 0)?;
-        let since = current.lagging.iter().flatten().map(|(at, _)| *at).min();
+        let since = current.lagging.iter().flatten().map(|lag| lag.at).min();
         Some(since.unwrap_or(self.now).after(after))
     }
 }
@@ -682,6 +717,7 @@ impl Machine for Multicast {
                 }
             }
             Input::State { to, id, bytes, last } => self.on_state(to, id, bytes, last),
+            Input::NoState { to, id } => self.on_no_state(to, id),
             Input::Keep => self.keep(),
             Input::Throttle(on) => {
                 self.throttled = on;
@@ -702,6 +738,7 @@ impl Machine for Multicast {
         }
         self.watch_the_slow();
         self.watch_the_giver();
+        self.say_what_is_waited_for();
     }
 
     fn poll_output(&mut self) -> Option<Output> {
@@ -709,9 +746,7 @@ impl Machine for Multicast {
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        let giver = self.keeper.as_ref().and_then(Keeper::waits_since);
-        let giver = giver.map(|since| since.after(self.config.behind_after));
-        [self.ack_at, self.watch_at(), giver].into_iter().flatten().min()
+        [self.ack_at, self.watch_at(), self.state_at()].into_iter().flatten().min()
     }
 }
 

@@ -8,7 +8,9 @@
 //! Who lacks asks a whole member, one that does not lead where there is one. That one asks its application, in the order
 //! of what it is told, and so knows after which messages the state is: so many of each sender in this view. That is the
 //! *label*; who gets the state leaves out what it reflects, and is told the rest. Since views are virtually synchronous
-//! the label means the same to both. A giver that is gone is replaced by another one, with a later label.
+//! the label means the same to both. A giver that is gone is replaced by another one, with a later label. One whose
+//! application takes long says again and again that it is at work: so who asked knows a state that is being made from a request
+//! that was lost, and the state is made once.
 
 use alloc::{
     boxed::Box,
@@ -16,12 +18,14 @@ use alloc::{
     vec::Vec,
 };
 
+use core::time::Duration;
+
 use bytes::Bytes;
 use membership_types::{Instant, NodeId, ViewId};
 
 use crate::{
     frame::{Frame, Standing, Transfer},
-    machine::{Message, Multicast, Output, View},
+    machine::{Config, Message, Multicast, Output, View},
     plant::Plant,
 };
 
@@ -29,6 +33,12 @@ use crate::{
 const UNDER_WAY: u64 = 64;
 /// After so many chunks the receiver says what has come.
 const SAID_AFTER: u64 = 16;
+/// What is said again and again is said so often before somebody gives up.
+const SAID_TIMES: u32 = 4;
+/// So many windows of messages wait for a state before senders do.
+const PENDING: u64 = 16;
+/// Patience is doubled so often at most.
+const DOUBLED: u32 = 10;
 
 /// A member's part in the transfer of state.
 #[derive(Clone, Debug, PartialEq, Hash)]
@@ -48,6 +58,10 @@ pub(crate) struct Keeper {
     label: Option<(ViewId, Vec<u64>)>,
     asking: Option<Asking>,
     attempts: u64,
+    /// So many givers in a row were at work for too long.
+    slow: u32,
+    /// When we said that we have no room.
+    waiting_said: Option<Instant>,
     /// We lead, want to go on without the state, and wait for these to say that they have not got it either.
     keeping: Option<BTreeSet<NodeId>>,
     /// The leader of a view that we have not installed yet asks for that.
@@ -72,14 +86,19 @@ struct Asking {
     label: Option<(ViewId, Vec<u64>)>,
     chunks: Vec<Bytes>,
     complete: bool,
-    /// Since when nothing has come.
+    /// Since when nothing has come, not even that the giver is at work.
     since: Instant,
+    /// Since when nothing of the state has come.
+    begun: Instant,
 }
 
 /// A state that we send.
 #[derive(Clone, Debug, PartialEq, Hash)]
 struct Giving {
+    /// The receiver's latest request.
     id: u64,
+    /// The one that the application answers: the receiver may have lost patience, and come back.
+    request: u64,
     view: ViewId,
     taken: Box<[u64]>,
     /// What the receiver has not confirmed, and the number of the first of them.
@@ -89,6 +108,15 @@ struct Giving {
     sent: u64,
     /// The application has given everything.
     ended: bool,
+    /// When something was last said to the receiver.
+    said: Instant,
+}
+
+impl Giving {
+    /// Is it the application's turn?
+    fn is_being_made(&self) -> bool {
+        !self.ended && self.sent + 1 - self.first >= self.chunks.len() as u64
+    }
 }
 
 impl Keeper {
@@ -104,6 +132,8 @@ impl Keeper {
             label: None,
             asking: None,
             attempts: 0,
+            slow: 0,
+            waiting_said: None,
             keeping: None,
             early_lost: None,
             asked: BTreeMap::new(),
@@ -132,13 +162,17 @@ impl Keeper {
         of_view.is_some_and(|(_, taken)| taken.get(rank).is_some_and(|taken| count <= *taken))
     }
 
-    pub(crate) fn pending_bytes(&self) -> u64 {
-        self.pending_bytes
+    /// Can a state of this view be taken, now or once it is installed?
+    fn can_take(&self, view: ViewId, current: ViewId) -> bool {
+        let of_view = |p: &Pending| matches!(p, Pending::Install { view: v, .. } if v.id == view);
+        view > current || self.pending.iter().any(of_view)
     }
 
-    /// Since when we wait for a state of which nothing comes.
-    pub(crate) fn waits_since(&self) -> Option<Instant> {
-        self.asking.as_ref().filter(|a| !a.complete).map(|a| a.since)
+    /// Until when the giver may say nothing, and until when it may say that it is at work and give nothing.
+    fn gives_up(&self, config: &Config) -> Option<(Instant, Instant)> {
+        let asking = self.asking.as_ref().filter(|a| !a.complete)?;
+        let patience = config.patience * (1 << self.slow.min(DOUBLED));
+        Some((asking.since.after(config.behind_after), asking.begun.after(patience)))
     }
 }
 
@@ -232,17 +266,15 @@ impl Multicast {
         let Some(keeper) = &mut self.keeper else { return };
         if let Some(asking) = &keeper.asking {
             let is_there = keeper.holders.contains(&asking.giver);
-            let comes = asking.label.as_ref().is_none_or(|(view, _)| {
-                *view > current
-                    || keeper
-                        .pending
-                        .iter()
-                        .any(|p| matches!(p, Pending::Install { view: v, .. } if v.id == *view))
-            });
+            let fits = asking.label.as_ref().is_none_or(|(view, _)| keeper.can_take(*view, current));
             // What has come whole is good, whatever became of its giver.
-            if comes && (is_there || asking.complete) {
+            if fits && (is_there || asking.complete) {
                 self.take_state();
                 return;
+            }
+            if !fits {
+                // Nor would be what is being made for us there.
+                keeper.base = current;
             }
             self.mark("another member is asked for the state");
         }
@@ -269,8 +301,8 @@ impl Multicast {
         let giver = choice[((rank + keeper.attempts) % choice.len() as u64) as usize];
         let id = keeper.attempts;
         let base = keeper.base;
-        keeper.asking =
-            Some(Asking { giver, id, label: None, chunks: Vec::new(), complete: false, since: now });
+        let (label, chunks, complete) = (None, Vec::new(), false);
+        keeper.asking = Some(Asking { giver, id, label, chunks, complete, since: now, begun: now });
         self.push(Output::Send(giver, Frame::Transfer(Transfer::Ask { id, base, from: 1 })));
     }
 
@@ -342,7 +374,9 @@ impl Multicast {
         let Some(keeper) = &mut self.keeper else { return };
         keeper.whole = true;
         keeper.asking = None;
+        keeper.slow = 0;
         keeper.pending_bytes = 0;
+        keeper.waiting_said = None;
         keeper.holders.push(self.config.me);
         let mut pending = core::mem::take(&mut keeper.pending);
         if let Some(Asking { label: Some((label, taken)), chunks, .. }) = state {
@@ -381,6 +415,7 @@ impl Multicast {
     }
 
     fn on_ask(&mut self, member: NodeId, id: u64, base: ViewId, from: u64) {
+        let now = self.now;
         let forgets = self.planted(Plant::ForgetOwnLabel);
         let Some(keeper) = &mut self.keeper else { return };
         if let Some(giving) = keeper.giving.get_mut(&member).filter(|g| g.id == id)
@@ -388,9 +423,14 @@ impl Multicast {
         {
             // Its connection broke.
             giving.sent = from - 1;
-            let (view, taken) = (giving.view, giving.taken.to_vec());
-            self.push(Output::Send(member, Frame::Transfer(Transfer::Label { id, view, taken })));
-            return self.give(member);
+            return self.give_from_the_label(member);
+        }
+        // What is being made for an earlier request is as good.
+        let fits = |g: &&mut Giving| g.view >= base && g.first == 1 && from == 1;
+        if let Some(giving) = keeper.giving.get_mut(&member).filter(fits) {
+            (giving.id, giving.sent) = (id, 0);
+            self.mark("a state that is being made answers a later request");
+            return self.give_from_the_label(member);
         }
         let is_behind = self.current.as_ref().is_none_or(|c| c.view.id < base);
         if is_behind {
@@ -410,23 +450,44 @@ impl Multicast {
         }
         let giving = Giving {
             id,
+            request: id,
             view,
-            taken: taken.clone().into(),
+            taken: taken.into(),
             chunks: VecDeque::new(),
             first: 1,
             sent: 0,
             ended: false,
+            said: now,
         };
         keeper.giving.insert(member, giving);
-        self.push(Output::Send(member, Frame::Transfer(Transfer::Label { id, view, taken })));
+        self.give_from_the_label(member);
         self.push(Output::StateRequest { to: member, id });
+    }
+
+    fn give_from_the_label(&mut self, member: NodeId) {
+        let now = self.now;
+        let Some(giving) = self.keeper.as_mut().and_then(|k| k.giving.get_mut(&member)) else { return };
+        giving.said = now;
+        let (id, view, taken) = (giving.id, giving.view, giving.taken.to_vec());
+        self.push(Output::Send(member, Frame::Transfer(Transfer::Label { id, view, taken })));
+        self.give(member);
+    }
+
+    /// The application does not give a state that was asked for: so nobody is told any more that it is being made.
+    pub(crate) fn on_no_state(&mut self, member: NodeId, id: u64) {
+        let Some(keeper) = &mut self.keeper else { return };
+        if keeper.giving.get(&member).is_some_and(|g| g.request == id && !g.ended) {
+            keeper.giving.remove(&member);
+        }
     }
 
     /// The application gives more of a state that was asked for.
     pub(crate) fn on_state(&mut self, member: NodeId, id: u64, mut bytes: Bytes, last: bool) {
         let most = self.config.fragment;
         let Some(keeper) = &mut self.keeper else { return };
-        let Some(giving) = keeper.giving.get_mut(&member).filter(|g| g.id == id && !g.ended) else { return };
+        let Some(giving) = keeper.giving.get_mut(&member).filter(|g| g.request == id && !g.ended) else {
+            return;
+        };
         while !bytes.is_empty() {
             giving.chunks.push_back(bytes.split_to(bytes.len().min(most)));
         }
@@ -440,6 +501,7 @@ impl Multicast {
 
     /// Sends chunks, while there is room under way.
     fn give(&mut self, member: NodeId) {
+        let now = self.now;
         loop {
             let Some(giving) = self.keeper.as_mut().and_then(|k| k.giving.get_mut(&member)) else { return };
             let index = giving.sent + 1 - giving.first;
@@ -448,6 +510,7 @@ impl Multicast {
             }
             let Some(payload) = giving.chunks.get(index as usize).cloned() else { return };
             giving.sent += 1;
+            giving.said = now;
             let last = giving.ended && index as usize + 1 == giving.chunks.len();
             let chunk = Transfer::Chunk { id: giving.id, number: giving.sent, last, payload };
             self.push(Output::Send(member, Frame::Transfer(chunk)));
@@ -473,6 +536,7 @@ impl Multicast {
                 if let Some(asking) = ours.filter(|a| a.id == id) {
                     asking.label = Some((view, taken));
                     asking.since = now;
+                    self.go_on_asking();
                 }
             }
             Transfer::Chunk { id, number, last, payload } => {
@@ -481,7 +545,7 @@ impl Multicast {
                     return;
                 }
                 asking.chunks.push(payload);
-                asking.since = now;
+                (asking.since, asking.begun) = (now, now);
                 asking.complete = last;
                 if last || number.is_multiple_of(SAID_AFTER) {
                     self.push(Output::Send(from, Frame::Transfer(Transfer::Got { id, number })));
@@ -518,7 +582,15 @@ impl Multicast {
                     self.go_on_without();
                 }
             }
+            Transfer::Making { id } => {
+                if let Some(asking) = ours.filter(|a| a.id == id) {
+                    asking.since = now;
+                }
+            }
+            Transfer::Waiting { view } => self.on_waiting(from, view),
             Transfer::Have { view } => {
+                // It needs nothing from us any more.
+                keeper.giving.remove(&from);
                 let current = self.current.as_ref().map(|c| c.view.id);
                 if current == Some(view) {
                     if !keeper.holders.contains(&from) {
@@ -558,12 +630,64 @@ impl Multicast {
 
     /// Nothing has come for too long: somebody else is asked.
     pub(crate) fn watch_the_giver(&mut self) {
-        let after = self.config.behind_after;
-        let late =
-            self.keeper.as_ref().and_then(Keeper::waits_since).is_some_and(|s| self.now >= s.after(after));
-        if late {
+        let now = self.now;
+        let Some(keeper) = &mut self.keeper else { return };
+        let Some((silent, at_work)) = keeper.gives_up(&self.config) else { return };
+        if now >= at_work {
+            keeper.slow += 1;
+            self.mark("a giver of state is at work for too long");
+            self.ask();
+        } else if now >= silent {
             self.mark("a giver of state is too slow");
             self.ask();
         }
+    }
+
+    /// Do too many messages wait for a state?
+    pub(crate) fn has_too_much_pending(&self) -> bool {
+        self.keeper.as_ref().is_some_and(|k| k.pending_bytes > PENDING * self.config.window)
+    }
+
+    fn again_after(&self) -> Duration {
+        self.config.behind_after / SAID_TIMES
+    }
+
+    /// Those who wait are told why: who asked for a state that is being made, and all when there is no room for messages before
+    /// a state has come.
+    pub(crate) fn say_what_is_waited_for(&mut self) {
+        let (now, again, is_full) = (self.now, self.again_after(), self.has_too_much_pending());
+        let Some(keeper) = &mut self.keeper else { return };
+        let mut made = Vec::new();
+        for (member, giving) in keeper.giving.iter_mut().filter(|(_, g)| g.is_being_made()) {
+            if now >= giving.said.after(again) {
+                giving.said = now;
+                made.push((*member, giving.id));
+            }
+        }
+        let is_due = keeper.waiting_said.is_none_or(|at| now >= at.after(again));
+        let waits = is_full && keeper.asking.is_some() && is_due;
+        if waits {
+            keeper.waiting_said = Some(now);
+        }
+        for (member, id) in made {
+            self.mark("a giver says that the state is being made");
+            self.push(Output::Send(member, Frame::Transfer(Transfer::Making { id })));
+        }
+        if waits && let Some(current) = &self.current {
+            let (view, all) = (current.view.id, current.view.members.clone());
+            self.push(Output::SendAll(all, Frame::Transfer(Transfer::Waiting { view })));
+        }
+    }
+
+    /// When something is due that has to do with the state.
+    pub(crate) fn state_at(&self) -> Option<Instant> {
+        let keeper = self.keeper.as_ref()?;
+        let again = self.again_after();
+        let (silent, at_work) = keeper.gives_up(&self.config).unzip();
+        let making = keeper.giving.values().filter(|g| g.is_being_made());
+        let making = making.map(|giving| giving.said.after(again)).min();
+        let is_full = self.has_too_much_pending() && keeper.asking.is_some();
+        let waiting = is_full.then(|| keeper.waiting_said.map_or(self.now, |at| at.after(again)));
+        [silent, at_work, making, waiting].into_iter().flatten().min()
     }
 }

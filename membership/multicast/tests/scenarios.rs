@@ -42,6 +42,8 @@ struct Room {
     held_up: Vec<(u32, u32)>,
     /// Whom the application was asked to give the state to.
     requests: Vec<(u32, NodeId, u64)>,
+    /// Who says of whom that it stays behind.
+    behind: Vec<(u32, u32)>,
     /// The last view in which each may act.
     ready: BTreeMap<u32, u64>,
     now: Instant,
@@ -63,6 +65,7 @@ impl Room {
             links: BTreeMap::new(),
             held_up: Vec::new(),
             requests: Vec::new(),
+            behind: Vec::new(),
             ready: BTreeMap::new(),
             now: Instant::from_nanos(1),
             #[cfg(feature = "plant")]
@@ -82,6 +85,9 @@ impl Room {
     fn add(&mut self, n: u32, state: bool) {
         let mut config = Config::new(id(n), GroupName::new("g").unwrap());
         config.fragment = 4;
+        if state {
+            config.window = 1 << 10;
+        }
         let mut member = Multicast::new(config, self.now, 0);
         #[cfg(feature = "plant")]
         member.plant(self.plant);
@@ -97,6 +103,13 @@ impl Room {
             self.feed(n, Input::State { to, id, bytes: Bytes::from_static(state.as_bytes()), last: true });
         }
         self.run();
+    }
+
+    /// It gives none.
+    fn give_nothing(&mut self) {
+        for (n, to, id) in std::mem::take(&mut self.requests) {
+            self.feed(n, Input::NoState { to, id });
+        }
     }
 
     fn feed(&mut self, n: u32, input: Input) {
@@ -127,11 +140,8 @@ impl Room {
                 Output::Ready(view) => {
                     self.ready.insert(n, view.get());
                 }
-                Output::Block(_)
-                | Output::Behind(_)
-                | Output::Given(_)
-                | Output::Trace(_)
-                | Output::Mark(_) => {}
+                Output::Behind(node) => self.behind.push((n, node.node())),
+                Output::Block(_) | Output::Given(_) | Output::Trace(_) | Output::Mark(_) => {}
             }
         }
     }
@@ -186,6 +196,23 @@ impl Room {
         self.members.get_mut(&n).unwrap().handle_timeout(self.now);
         self.feed(n, Input::Drained);
         self.run();
+    }
+
+    /// Time passes at all of them, a second at a time.
+    fn wait_all(&mut self, seconds: u32) {
+        for _ in 0..seconds {
+            self.now = self.now.after(Duration::from_secs(1));
+            let now = self.now;
+            let all: Vec<u32> = self.members.keys().copied().collect();
+            for n in all {
+                let member = self.members.get_mut(&n).unwrap();
+                if member.poll_timeout().is_some_and(|at| at <= now) {
+                    member.handle_timeout(now);
+                }
+                self.feed(n, Input::Drained);
+            }
+            self.run();
+        }
     }
 
     fn seen(&self, n: u32) -> &[Seen] {
@@ -408,6 +435,134 @@ fn a_joiner_gets_the_state_and_is_told_what_follows_it_and_nothing_twice() {
     assert_eq!(room.ready.get(&3), Some(&12));
 }
 
+/// Members up to the last of these have a state, and that one comes.
+fn with_a_joiner(members: &[u32]) -> Room {
+    let (joiner, before) = members.split_last().unwrap();
+    let mut room = Room::with(before, true);
+    room.add(*joiner, true);
+    for n in members {
+        room.feed(*n, Input::View(view(11, members)));
+    }
+    room.run();
+    assert_eq!(room.requests.len(), 1);
+    room
+}
+
+#[test]
+fn a_state_that_takes_long_is_made_once_and_the_joiner_hears_that_it_is_being_made() {
+    for members in [&[1, 2][..], &[1, 2, 3], &[1, 2, 3, 4]] {
+        let joiner = *members.last().unwrap();
+        let mut room = with_a_joiner(members);
+        room.say(1, Class::Ordered, "after");
+        room.wait_all(55);
+        assert_eq!(room.requests.len(), 1, "of {members:?}");
+        room.give("at last");
+        let seen = room.seen(joiner);
+        assert_eq!(seen, [Seen::State("at last".into()), Seen::View(11, vec![]), told("after")]);
+        assert_eq!(room.behind, []);
+    }
+}
+
+#[test]
+fn a_request_that_was_lost_is_soon_asked_again_although_others_take_long() {
+    let mut room = Room::with(&[1, 2, 3], true);
+    room.add(4, true);
+    for (from, to) in [(4, 2), (4, 3)] {
+        room.hold_up(from, to);
+    }
+    for n in 1..=4 {
+        room.feed(n, Input::View(view(11, &[1, 2, 3, 4])));
+    }
+    room.run();
+    for (_, frames) in room.links.iter_mut().filter(|((from, _), _)| *from == 4) {
+        frames.retain(|frame| !matches!(frame, Frame::Transfer(_)));
+    }
+    room.let_go();
+    assert_eq!(room.requests, [], "lost");
+    room.wait_all(6);
+    assert_eq!(room.requests.len(), 1);
+    room.wait_all(50);
+    assert_eq!(room.requests.len(), 1, "the second is being made");
+}
+
+#[test]
+fn when_the_giver_dies_while_it_makes_the_state_another_one_is_asked_at_once() {
+    let mut room = with_a_joiner(&[1, 2, 3]);
+    room.wait_all(20);
+    let (giver, ..) = room.requests.remove(0);
+    room.kill(giver);
+    assert_eq!(giver, 2);
+    for n in [1, 3] {
+        room.feed(n, Input::View(view(12, &[1, 3])));
+    }
+    room.run();
+    assert_eq!(room.requests.iter().map(|(n, ..)| *n).collect::<Vec<_>>(), [1]);
+    room.give("of one");
+    assert_eq!(room.seen(3)[0], Seen::State("of one".into()));
+    // It says nothing any more: its connection broke, or it hangs.
+    let mut room = with_a_joiner(&[1, 2, 3, 4]);
+    let (giver, ..) = room.requests.remove(0);
+    room.hold_up(giver, 4);
+    room.wait_all(6);
+    assert_eq!(room.requests.len(), 1);
+    assert_ne!(room.requests[0].0, giver);
+}
+
+#[test]
+fn an_application_that_hangs_is_waited_for_longer_each_time_and_asked_once() {
+    let mut room = with_a_joiner(&[1, 2, 3, 4]);
+    let first = room.requests[0].0;
+    room.wait_all(61);
+    assert_eq!(room.requests.len(), 2, "another one");
+    room.wait_all(100);
+    assert_eq!(room.requests.len(), 2);
+    room.wait_all(25);
+    assert_eq!(room.requests.len(), 2, "the first one is asked again, and is still at work on the same");
+    // And now it is done.
+    room.requests.retain(|(n, ..)| *n == first);
+    room.give("late");
+    assert_eq!(room.seen(4)[0], Seen::State("late".into()));
+    let other = room.members.iter().find(|(n, _)| ![first, 1, 4].contains(*n)).unwrap();
+    assert_eq!(other.1.unsent_to(id(4)), 0);
+}
+
+#[test]
+fn an_application_that_gives_nothing_is_asked_again_soon() {
+    let mut room = with_a_joiner(&[1, 2]);
+    room.wait_all(30);
+    room.give_nothing();
+    room.wait_all(7);
+    assert_eq!(room.requests.len(), 1, "for a later state");
+    room.give("later");
+    assert_eq!(room.seen(2)[0], Seen::State("later".into()));
+}
+
+#[test]
+fn who_has_no_room_before_its_state_comes_is_waited_for_and_not_for_ever() {
+    let fill = |room: &mut Room| {
+        for _ in 0..80 {
+            room.feed(1, Input::Multicast(Class::Fifo, Bytes::from(vec![b'x'; 400])));
+            room.feed(1, Input::Drained);
+            room.run();
+        }
+        assert!(!room.members[&1].has_room(), "somebody does not take it");
+    };
+    let mut room = with_a_joiner(&[1, 2]);
+    for member in room.members.values_mut() {
+        member.handle_timeout(room.now);
+    }
+    fill(&mut room);
+    room.wait_all(50);
+    assert_eq!(room.behind, []);
+    assert_eq!(room.requests.len(), 1);
+    room.give("before all that");
+    assert!(room.members[&1].has_room());
+    let mut room = with_a_joiner(&[1, 2]);
+    fill(&mut room);
+    room.wait_all(80);
+    assert!(room.behind.contains(&(1, 2)), "{:?}", room.behind);
+}
+
 #[test]
 fn when_the_last_who_has_the_state_is_gone_the_rest_say_so_and_the_leader_may_go_on() {
     let mut room = Room::with(&[1], true);
@@ -465,7 +620,7 @@ fn give_a_state_on(mut room: Room) {
     }
     room.run();
     // Nobody answers the first questions. Meanwhile the leader says something that does not reach those who asked.
-    room.requests.clear();
+    room.give_nothing();
     room.hold_up(1, 2);
     room.hold_up(1, 4);
     room.say(1, Class::Fifo, "reflected");
@@ -479,7 +634,7 @@ fn give_a_state_on(mut room: Room) {
         if room.requests.iter().any(|(n, ..)| *n == 2) {
             break;
         }
-        room.requests.clear();
+        room.give_nothing();
     }
     assert_eq!(room.requests.iter().map(|(n, to, _)| (*n, *to)).collect::<Vec<_>>(), [(2, id(4))]);
     room.give("with it");

@@ -461,7 +461,7 @@ mod tests {
         let mut outbox = Outbox::default();
         post(&mut outbox, &data(b"known"));
         let all =
-            [unit(200, b"a unit"), unit(FRAME, &[OPTIONAL, 1, 2]), written(&mut outbox).to_vec()].concat();
+            [unit(200, b"a unit"), unit(FRAME, &[u8::MAX, 1, 2]), written(&mut outbox).to_vec()].concat();
         let mut buffer = BytesMut::from(&all[..]);
         for _ in 0..2 {
             assert!(matches!(next_unit(&mut buffer), Ok(Some(Unit::Unknown))));

@@ -58,6 +58,9 @@ impl Room {
         if gave {
             mailbox.has_room();
         }
+        for (to, id) in mailbox.take_given_up() {
+            self.machine.handle(now, Input::NoState { to, id });
+        }
         let (fences, keep) = mailbox.take_wishes();
         if keep {
             self.machine.handle(now, Input::Keep);

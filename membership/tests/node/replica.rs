@@ -1,5 +1,7 @@
 //! Members that keep a common state.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use membership::{
     Delivered, Membership, Node, NodeId, NotMember, ProposeError, Replica, ReplicaBuilder, ReplicatedState,
@@ -51,6 +53,72 @@ async fn lines(replica: &Replica<Log>) -> Vec<String> {
 
 async fn leads(membership: &Membership) {
     within("it leads", membership.until_leader()).await.expect("a member");
+}
+
+/// A state of which a copy takes longer than a joiner waits for who says nothing.
+struct Slow(Log);
+
+impl ReplicatedState for Slow {
+    type Answer = usize;
+
+    fn apply(&mut self, from: NodeId, command: &[u8]) -> usize {
+        self.0.apply(from, command)
+    }
+
+    fn snapshot(&self) -> Bytes {
+        std::thread::sleep(Duration::from_secs(12));
+        self.0.snapshot()
+    }
+
+    fn restore(&mut self, snapshot: &[Bytes]) -> Result<(), String> {
+        self.0.restore(snapshot)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_of_which_a_copy_takes_long_is_copied_once_and_arrives() {
+    let place = Place::new();
+    let (first, second) = (place.node("n0").await, place.node("n1").await);
+    let one = Replica::join(&first, "log", None, Slow(Log::default())).await.expect("runs");
+    leads(one.membership()).await;
+    assert_eq!(one.propose("before").await, Ok(1));
+    let two = Replica::join(&second, "log", None, Slow(Log::default())).await.expect("runs");
+    within("it has the state", two.until_caught_up()).await.expect("a member");
+    assert_eq!(two.read(|slow| slow.0.lines.clone()), ["before"]);
+    assert_eq!(metric(&first, "phalanx_states_asked"), 1, "one copy for all that it was asked");
+    place.judge([first, second]).await;
+}
+
+#[tokio::test]
+async fn a_request_for_state_that_is_dropped_is_asked_again() {
+    let place = Place::new();
+    let (first, second) = (place.node("n0").await, place.node("n1").await);
+    let (one, mut told) = first.join_with_state("g", None).await.expect("runs");
+    leads(&one).await;
+    let (two, mut takes) = second.join_with_state("g", None).await.expect("runs");
+    let mut asked = 0;
+    let giving = async {
+        loop {
+            if let Some(Delivered::StateRequest(request)) = told.next().await {
+                asked += 1;
+                if asked == 2 {
+                    request.send("in two ").await.expect("a member");
+                    return request.finish("pieces").await.expect("a member");
+                }
+            }
+        }
+    };
+    within("it is asked twice", giving).await;
+    let received = async {
+        loop {
+            if let Some(Delivered::StateReceived(pieces)) = takes.next().await {
+                return pieces.concat();
+            }
+        }
+    };
+    assert_eq!(within("the state", received).await, b"in two pieces");
+    drop((one, two));
+    place.judge([first, second]).await;
 }
 
 #[tokio::test]

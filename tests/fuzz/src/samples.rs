@@ -210,6 +210,8 @@ fn frames() -> Vec<Frame> {
         Transfer::Have { view },
         Transfer::Lost { view },
         Transfer::Pledge { view },
+        Transfer::Making { id: 1 },
+        Transfer::Waiting { view },
     ];
     let runs = vec![Run { rank: 1, count: 2 }, Run { rank: 0, count: 1 }];
     let (held, standing) = (vec![1, 2], Standing::Whole);

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Rare things that a large enough set of runs must have seen, or it proves little.
-pub const MARKERS: [&str; 101] = [
+pub const MARKERS: [&str; 106] = [
     "a candidate dies",
     "a candidate gives way to a higher ballot",
     "a candidate learns committed entries from a promise",
@@ -61,7 +61,12 @@ pub const MARKERS: [&str; 101] = [
     "a state reflects messages that come after it",
     "a state comes during a flush",
     "a giver of state is too slow",
+    "a giver of state is at work for too long",
+    "a giver says that the state is being made",
+    "a state that is being made answers a later request",
+    "a member is waited for because its state is on its way",
     "an application does not give its state",
+    "an application takes long to make its state",
     "a suspicion is withdrawn",
     "a takeover before the predecessor's leases lapsed",
     "a view changes during a flush",

@@ -89,6 +89,7 @@ impl World {
         config.fragment = 300;
         config.trace = true;
         config.behind_after = 10 * self.params.lease;
+        config.patience = 2 * config.behind_after;
         let state = self.params.stateful[group].then(State::default);
         let mut machine = Multicast::new(config, process.clock.local(self.now), 0);
         if state.is_some() {
@@ -289,18 +290,28 @@ impl World {
         self.record(Source::Process(id.into()), event);
     }
 
-    /// The application gives its state: as of now, although that takes a while, and sometimes never ends.
+    /// The application gives its state: as of now, although that takes a while, sometimes a long one, and sometimes comes to
+    /// nothing.
     fn give_state(&mut self, p: usize, group: usize, to: NodeId, id: u64) {
         let Some(state) = self.state_of(p, group) else { return };
         let mut bytes = state.to_bytes();
         if !self.calm && self.rng.chance(50) {
-            return self.mark("an application does not give its state");
+            self.mark("an application does not give its state");
+            self.processes[p].next.push_back(Incoming::Room(group, Input::NoState { to, id }));
+            return;
         }
         let length = if self.rng.chance(300) { self.rng.below(40_000) } else { 0 };
         bytes.resize(16 + length as usize, 7);
         let bytes = Bytes::from(bytes);
         let cut = self.rng.below(bytes.len() as u64 + 1) as usize;
         let mut at = self.now;
+        if !self.calm && self.rng.chance(100) {
+            // Longer than a joiner waits for who says nothing, and sometimes than for who is at work; in calm it comes at last.
+            self.mark("an application takes long to make its state");
+            at += self.rng.between(5, 60) * self.params.lease.as_nanos() as u64;
+            let input = Input::State { to, id, bytes: bytes.clone(), last: true };
+            self.in_the_making.push((p, Incoming::Room(group, input)));
+        }
         for (part, last) in [(bytes.slice(..cut), false), (bytes.slice(cut..), true)] {
             at += if self.rng.chance(500) { 0 } else { self.rng.below(50_000_000) };
             let input = Input::State { to, id, bytes: part, last };

@@ -140,6 +140,8 @@ pub(crate) struct World {
     pub(crate) witness: Witness,
     /// The connections between processes over which they multicast.
     pub(crate) wires: Wires,
+    /// States that take long to make.
+    pub(crate) in_the_making: Vec<(usize, Incoming)>,
     last_killed_leader: Option<u64>,
     /// How many events there were in the present window of time.
     window: (u64, u64),
@@ -205,6 +207,7 @@ impl World {
             disks_hang_until: 0,
             witness: Witness { keeper: Keeper::new(Epoch::new(1)), gone_until: 0, cut: BTreeMap::new() },
             wires: Wires::default(),
+            in_the_making: Vec::new(),
             last_killed_leader: None,
             window: (0, 0),
             livelock: None,

@@ -36,6 +36,9 @@ impl World {
         for p in 0..self.processes.len() {
             self.resume(p);
         }
+        for (p, input) in std::mem::take(&mut self.in_the_making) {
+            self.push(self.now + 1_000_000, Action::Deliver { p, input });
+        }
         for machine in 0..self.params.nodes {
             let victims = victim.is_some_and(|v| self.processes[v].machine == machine);
             if !victims || self.params.ending != Ending::OneDown {
