@@ -1,7 +1,8 @@
 //! Connections: who is reached over which one, and what happens to those that do not belong.
 //!
 //! Everything here lives on the control thread. Sending never waits: each connection has a bounded queue which loses its
-//! oldest frames, because the protocol says everything again that must arrive. Receiving waits for the machine.
+//! oldest frames, because the protocol says everything again that must arrive. Receiving waits for the machine. Large frames
+//! go in pieces, and others go first: a heartbeat does not wait until a state of many MiB has gone through a slow link.
 
 use std::{
     cell::{Cell, RefCell},
@@ -34,7 +35,7 @@ use crate::{
     secret::Wallet,
     session::{Corrupt, Scratch, Session},
     trace::Tracer,
-    wire::{self, Frame, FrameRef, Frames, Garbage, MAX_FRAME, MAX_STATE},
+    wire::{self, Frame, FrameRef, Frames, Garbage, MAX_FRAME, MAX_STATE, PIECE},
 };
 
 /// Connections that have not introduced themselves yet. One more displaces the oldest of them.
@@ -44,6 +45,10 @@ const LINKS_PER_NODE: usize = 4;
 /// Frames and bytes that wait for a connection.
 pub(crate) const WAITING_FRAMES: usize = 4096;
 const WAITING_BYTES: usize = MAX_STATE + 2 * MAX_FRAME;
+/// So many bytes at most wait in the kernel before it takes more: whatever is there goes before the next heartbeat.
+const UNSENT: u32 = 64 * 1024;
+/// A frame of more bytes than this is decoded by another thread.
+const DECODED_ELSEWHERE: usize = 1024 * 1024;
 /// Frames that wait for a connection that is being made.
 const WAITING_FOR_DIAL: usize = 64;
 /// How many bytes go out in one write.
@@ -113,6 +118,9 @@ struct Link {
     me: NodeId,
     queue: RefCell<VecDeque<Bytes>>,
     bytes: Cell<usize>,
+    /// What goes in pieces, and whether some of the first one has gone. Always empty where the peer takes none.
+    large: RefCell<VecDeque<Bytes>>,
+    begun: Cell<bool>,
     /// Something waits, or the connection is to be closed.
     wake: Notify,
     closing: Cell<bool>,
@@ -139,6 +147,12 @@ enum DialState {
 impl Link {
     /// Queues a frame; the oldest ones go where there is no room. Gives how many.
     fn post(&self, frame: Bytes) -> u64 {
+        self.used.set(clock::now_ns());
+        self.wake.notify_one();
+        let common = Versions::OURS.common(self.peer.speaks).unwrap_or(0);
+        if frame.len() > PIECE && Versions::takes_pieces(common) {
+            return self.post_large(frame.slice(wire::LENGTH..));
+        }
         let mut queue = self.queue.borrow_mut();
         let mut lost = 0;
         self.bytes.set(self.bytes.get() + frame.len());
@@ -148,9 +162,37 @@ impl Link {
             self.bytes.set(self.bytes.get() - oldest.len());
             lost += 1;
         }
-        self.used.set(clock::now_ns());
-        self.wake.notify_one();
         lost
+    }
+
+    /// Queues what goes in pieces. What has begun goes on; of the others the oldest go where there is no room.
+    fn post_large(&self, frame: Bytes) -> u64 {
+        let mut large = self.large.borrow_mut();
+        large.push_back(frame);
+        let mut lost = 0;
+        while large.len() > 1 && large.iter().map(Bytes::len).sum::<usize>() > WAITING_BYTES {
+            large.remove(usize::from(self.begun.get()));
+            lost += 1;
+        }
+        lost
+    }
+
+    /// Adds the next piece of what is large.
+    fn add_piece(&self, batch: &mut BytesMut) {
+        let mut large = self.large.borrow_mut();
+        let Some(first) = large.front_mut() else { return };
+        let (head, piece) = wire::next_piece(first);
+        batch.extend_from_slice(&head);
+        batch.extend_from_slice(&piece);
+        let ends = first.is_empty();
+        self.begun.set(!ends);
+        if ends {
+            large.pop_front();
+        }
+    }
+
+    fn waiting(&self) -> usize {
+        self.queue.borrow().len() + self.large.borrow().len()
     }
 
     /// What is to be written next; `None` once the connection is to be closed and nothing waits.
@@ -165,6 +207,7 @@ impl Link {
                 self.bytes.set(self.bytes.get() - frame.len());
                 batch.extend_from_slice(&frame);
             }
+            self.add_piece(&mut batch);
             if !batch.is_empty() {
                 return Some(batch);
             }
@@ -285,7 +328,7 @@ impl Transport {
     /// How many frames wait for the connection for which most wait.
     pub(crate) fn longest_queue(&self) -> usize {
         let links = self.0.links.borrow();
-        links.values().flatten().map(|link| link.queue.borrow().len()).max().unwrap_or(0)
+        links.values().flatten().map(|link| link.waiting()).max().unwrap_or(0)
     }
 
     /// Tells the control loop of a death.
@@ -550,6 +593,8 @@ impl Net {
             me: me.node,
             queue: RefCell::default(),
             bytes: Cell::new(0),
+            large: RefCell::default(),
+            begun: Cell::new(false),
             wake: Notify::new(),
             closing: Cell::new(false),
             used: Cell::new(clock::now_ns()),
@@ -583,7 +628,7 @@ impl Net {
                 session.borrow_mut().open(clock::now(), &mut came, frames.buffer(), &self.counts)?;
                 while let Some(payload) = frames.next()? {
                     link.used.set(clock::now_ns());
-                    let Some(frame) = wire::decode_known::<Frame>(&payload)? else {
+                    let Some(frame) = decode(payload).await? else {
                         self.counts.unknown.inc();
                         self.complain("unknown", addr.ip(), || {
                             tracing::info!(peer = %link.peer.node, name = link.peer.name, "a newer build says what this one skips");
@@ -641,7 +686,8 @@ impl Net {
             outcome = writing => outcome.map_err(Broken::Io),
         };
         link.closing.set(true);
-        self.counts.dropped.inc_by(link.queue.take().len() as u64);
+        self.counts.dropped.inc_by(link.waiting() as u64);
+        drop((link.queue.take(), link.large.take()));
         self.forget(&link);
         if let Err(broken) = outcome {
             let (peer, name) = (link.peer.node, &link.peer.name);
@@ -716,6 +762,15 @@ impl Net {
     }
 }
 
+/// What is large takes a while to decode: this thread has more to do.
+async fn decode(payload: Bytes) -> Result<Option<Frame>, Garbage> {
+    if payload.len() <= DECODED_ELSEWHERE {
+        return wire::decode_known(&payload);
+    }
+    let decoded = tokio::task::spawn_blocking(move || wire::decode_known(&payload)).await;
+    decoded.unwrap_or_else(|error| Err(Garbage::Undecodable(error.to_string())))
+}
+
 /// The largest frame that goes over a connection, either way.
 fn largest(link: &Link) -> usize {
     Versions::largest(Versions::OURS.common(link.peer.speaks).unwrap_or(0))
@@ -732,6 +787,7 @@ pub(crate) fn prepare(stream: &TcpStream, patience: Duration) -> io::Result<()> 
     let socket = SockRef::from(stream);
     let alive = TcpKeepalive::new().with_time(Duration::from_secs(15)).with_interval(Duration::from_secs(5));
     socket.set_tcp_keepalive(&alive)?;
+    socket.set_tcp_notsent_lowat(UNSENT)?;
     socket.set_tcp_user_timeout(Some(patience.max(Duration::from_secs(2)) * 4))
 }
 
@@ -753,6 +809,62 @@ mod tests {
 
     use super::*;
     use crate::secret::{Credentials, Source};
+
+    /// A peer that takes 1 MiB a second, through a small window.
+    #[tokio::test]
+    async fn what_is_small_does_not_wait_until_what_is_large_has_gone_through_a_slow_link() {
+        let body = async {
+            let socket =
+                socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+            socket.set_recv_buffer_size(64 << 10).expect("smaller");
+            socket.set_nonblocking(true).expect("set");
+            let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+            socket.bind(&addr.into()).expect("a free port");
+            socket.listen(1).expect("listens");
+            let listener = TcpListener::from_std(socket.into()).expect("nonblocking");
+            let addr = listener.local_addr().expect("bound");
+            let (arrived, _queue) = mpsc::channel(1);
+            let wallet = Wallet::open(Source::None).expect("nothing to be read");
+            let (lease, counts) = (Duration::from_secs(5), Counts::default());
+            let transport =
+                Transport::new(hello(2), wallet, lease, arrived, None, Bulk::default(), counts.clone());
+            let (large, small) = (Msg::Refused("x".repeat(24 << 20)), Msg::Refused("small".into()));
+            transport.send(Dest::Addr(addr), &large);
+            let mut stream = listener.accept().await.expect("connected").0;
+            let mut seen = Seen::default();
+            let mut note = |first: &[u8]| seen.note(first);
+            let mut met =
+                handshake::respond(&mut stream, &hello(3), &Credentials::None, &mut note).await.expect("met");
+            let mut frames = Frames::new(MAX_STATE);
+            frames.buffer().extend_from_slice(&met.rest.split());
+            let (mut said, mut heard, mut taken) = (Vec::new(), Vec::new(), 0);
+            let came = 'came: loop {
+                if taken >= (said.len() + 1) << 20 {
+                    said.push(taken);
+                    transport.send(Dest::Addr(addr), &small);
+                }
+                let pause = if taken < 6 << 20 { Duration::from_millis(30) } else { Duration::ZERO };
+                tokio::time::sleep(pause).await;
+                frames.buffer().reserve(64 << 10);
+                taken += stream.read_buf(frames.buffer()).await.expect("it is read");
+                while let Some(payload) = frames.next().expect("no garbage") {
+                    match wire::decode::<Frame>(&payload).expect("a frame") {
+                        Frame::Msg(msg) if msg == small => heard.push(taken),
+                        Frame::Msg(msg) if msg == large => break 'came taken,
+                        other => panic!("{other:?}"),
+                    }
+                }
+            };
+            assert!(
+                came > 24 << 20 && said.len() > 20 && heard.len() + 2 > said.len(),
+                "{came}: {said:?} {heard:?}"
+            );
+            let late = said.iter().zip(&heard).map(|(said, heard)| heard - said).max();
+            assert!(late < Some(1 << 20), "{late:?} bytes went before it, of {heard:?}");
+            assert_eq!(counts.dropped.get(), 0);
+        };
+        timeout(Duration::from_secs(60), LocalSet::new().run_until(body)).await.expect("in time");
+    }
 
     #[tokio::test]
     async fn connections_for_bulk_that_find_no_place_are_no_strangers_that_were_displaced() {

@@ -1,4 +1,7 @@
 //! Frames on a connection: a length of four bytes, most significant first, then one value in MessagePack.
+//!
+//! A large frame may come in pieces, each with a length of its own, and whole frames between them. The two highest bits of a length
+//! say so. So what is small and urgent does not wait for what is large.
 
 use std::io;
 
@@ -20,6 +23,11 @@ pub(crate) const MAX_GREETING: usize = 4 * 1024;
 const DEPTH: usize = 64;
 /// Bytes of the length.
 pub(crate) const LENGTH: usize = 4;
+/// Frames larger than this are cut into pieces of this size, for who takes them.
+pub(crate) const PIECE: usize = 32 * 1024;
+/// In a length: a piece of a frame follows, and it is the last one.
+const PART: u32 = 1 << 31;
+const LAST: u32 = 1 << 30;
 
 /// What travels on a connection after the introduction.
 #[derive(Debug, Deserialize)]
@@ -98,16 +106,26 @@ pub(crate) fn decode_known<T: DeserializeOwned>(payload: &[u8]) -> Result<Option
     }
 }
 
-/// Cuts a stream of bytes into frames. It holds one frame at most, besides one read.
+/// Takes the next piece from a frame that is encoded, with what goes before it.
+pub(crate) fn next_piece(rest: &mut Bytes) -> ([u8; LENGTH], Bytes) {
+    let piece = rest.split_to(rest.len().min(PIECE));
+    let last = if rest.is_empty() { LAST } else { 0 };
+    let length = u32::try_from(piece.len()).expect("a piece is small");
+    ((length | PART | last).to_be_bytes(), piece)
+}
+
+/// Cuts a stream of bytes into frames. It holds one frame at most, besides one that comes in pieces and one read.
 #[derive(Debug)]
 pub(crate) struct Frames {
     buffer: BytesMut,
+    /// What has come of a frame in pieces.
+    large: BytesMut,
     max: usize,
 }
 
 impl Frames {
     pub(crate) fn new(max: usize) -> Self {
-        Self { buffer: BytesMut::new(), max }
+        Self { buffer: BytesMut::new(), large: BytesMut::new(), max }
     }
 
     /// Where bytes are added that came in.
@@ -117,16 +135,29 @@ impl Frames {
 
     /// The payload of the next frame, once all of it is here.
     pub(crate) fn next(&mut self) -> Result<Option<Bytes>, Garbage> {
-        let Some(head) = self.buffer.first_chunk::<LENGTH>() else { return Ok(None) };
-        let size = usize::try_from(u32::from_be_bytes(*head)).unwrap_or(usize::MAX);
-        if size > self.max {
-            return Err(Garbage::TooLarge { size, max: self.max });
+        loop {
+            let Some(head) = self.buffer.first_chunk::<LENGTH>() else { return Ok(None) };
+            let head = u32::from_be_bytes(*head);
+            let (part, last) = (head & PART != 0, head & LAST != 0);
+            let flags = if part { PART | LAST } else { 0 };
+            let size = usize::try_from(head & !flags).unwrap_or(usize::MAX);
+            let whole = if part { size.saturating_add(self.large.len()) } else { size };
+            if whole > self.max {
+                return Err(Garbage::TooLarge { size: whole, max: self.max });
+            }
+            if self.buffer.len() < LENGTH + size {
+                return Ok(None);
+            }
+            self.buffer.advance(LENGTH);
+            let payload = self.buffer.split_to(size);
+            if !part {
+                return Ok(Some(payload.freeze()));
+            }
+            self.large.extend_from_slice(&payload);
+            if last {
+                return Ok(Some(std::mem::take(&mut self.large).freeze()));
+            }
         }
-        if self.buffer.len() < LENGTH + size {
-            return Ok(None);
-        }
-        self.buffer.advance(LENGTH);
-        Ok(Some(self.buffer.split_to(size).freeze()))
     }
 }
 
@@ -139,7 +170,7 @@ mod tests {
     }
 
     fn frames(bytes: &[u8]) -> Frames {
-        Frames { buffer: bytes.into(), max: 100 }
+        Frames { buffer: bytes.into(), large: BytesMut::new(), max: 100 }
     }
 
     #[test]
@@ -161,6 +192,45 @@ mod tests {
                 "{cut}"
             );
         }
+    }
+
+    #[test]
+    fn a_frame_in_pieces_comes_out_whole_and_others_before_it() {
+        let words = "x".repeat(3 * PIECE);
+        let large = encode(&FrameRef::Msg(&Msg::Refused(words.clone())), MAX_FRAME).expect("fits");
+        let small = encode(&FrameRef::Shown([7; 16]), MAX_FRAME).expect("small");
+        let (mut all, mut rest) = (Vec::new(), large.slice(LENGTH..));
+        while !rest.is_empty() {
+            let (head, piece) = next_piece(&mut rest);
+            all.extend_from_slice(&head);
+            all.extend_from_slice(&piece);
+            all.extend_from_slice(&small);
+        }
+        for cut in (0..all.len()).step_by(101) {
+            let mut frames = Frames::new(MAX_FRAME);
+            let mut got = Vec::new();
+            for part in [&all[..cut], &all[cut..]] {
+                frames.buffer().extend_from_slice(part);
+                while let Some(payload) = frames.next().expect("no garbage") {
+                    got.push(decode::<Frame>(&payload).expect("decodes"));
+                }
+            }
+            let [Frame::Shown(_), Frame::Shown(_), Frame::Shown(_), Frame::Msg(msg), Frame::Shown(_)] =
+                &got[..]
+            else {
+                panic!("{} frames", got.len())
+            };
+            assert!(*msg == Msg::Refused(words.clone()), "{cut}");
+        }
+        let mut frames = Frames::new(2 * PIECE);
+        frames.buffer().extend_from_slice(&all);
+        let refused = loop {
+            match frames.next() {
+                Ok(Some(_)) => {}
+                other => break other,
+            }
+        };
+        assert!(matches!(refused, Err(Garbage::TooLarge { .. })), "all pieces together count");
     }
 
     #[test]

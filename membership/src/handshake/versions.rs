@@ -11,6 +11,7 @@ use crate::wire::{MAX_FRAME, MAX_STATE};
 /// 2. Whatever is not understood ends the connection.
 /// 3. Messages of unknown kinds are skipped and counted.
 /// 4. Frames may be as large as a large cluster's state.
+/// 5. They may come in pieces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Versions {
     pub(crate) min: u8,
@@ -18,11 +19,16 @@ pub(crate) struct Versions {
 }
 
 impl Versions {
-    pub(crate) const OURS: Self = Self { min: 2, max: 4 };
+    pub(crate) const OURS: Self = Self { min: 2, max: 5 };
 
     /// The largest frame that a node with this version takes.
     pub(crate) fn largest(common: u8) -> usize {
         if common >= 4 { MAX_STATE } else { MAX_FRAME }
+    }
+
+    /// Does such a node take frames in pieces?
+    pub(crate) fn takes_pieces(common: u8) -> bool {
+        common >= 5
     }
 
     /// Of builds that do not say it.
