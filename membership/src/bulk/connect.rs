@@ -4,6 +4,7 @@ use std::{io, net::SocketAddr, rc::Rc, time::Duration};
 
 use bytes::BytesMut;
 use membership_types::NodeId;
+use socket2::SockRef;
 use tokio::{
     net::TcpStream,
     sync::Notify,
@@ -20,6 +21,8 @@ use crate::{
 
 /// How much is read from a connection before others, and the answers, get their turn.
 const READ: usize = 256 << 10;
+/// So many bytes at most wait in the kernel before it takes more: what is more urgent waits behind them.
+const UNSENT: u32 = 256 << 10;
 /// Pauses between attempts to connect double from the first to the second.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 
@@ -73,6 +76,9 @@ pub(super) async fn dial(hub: Shared, peer: NodeId, addr: SocketAddr) {
 pub(super) fn link(hub: &Shared, stream: TcpStream, met: Met) {
     let Met { hello, session, rest } = met;
     let peer = hello.node;
+    if let Err(error) = SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT) {
+        tracing::debug!(%peer, %error, "the kernel queues what it likes");
+    }
     let stream = Rc::new(stream);
     let mut this = hub.borrow_mut();
     let link = this.links.insert(peer, Rc::clone(&stream), session);

@@ -3,7 +3,8 @@
 //! The node with the smaller id makes it. Units on it: a length of four bytes, a kind, the number by which the sender knows
 //! the group, then what the kind says. Numbers are least significant byte first. A number is declared, with the group's name
 //! and lineage, before it is used. Payloads are not copied but into the buffer of a connection, and large ones not even there,
-//! unless they are sealed. What waits is sealed when it can be written, many units to a record.
+//! unless they are sealed. What waits is sealed when it can be written, many units to a record. Parts of a state go when nothing
+//! else waits: they may be many, and views close and messages are acknowledged meanwhile.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -12,7 +13,7 @@ use std::{
 };
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use membership_multicast::{Frame, FrameError, OPTIONAL};
+use membership_multicast::{Frame, FrameError, OPTIONAL, Transfer};
 use membership_types::{GroupName, Lineage, NodeId};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::{net::TcpStream, sync::Notify};
@@ -103,6 +104,8 @@ struct Outbox {
     pieces: VecDeque<Bytes>,
     tail: BytesMut,
     bytes: usize,
+    /// Units that go when nothing else waits: what comes before the payload, and the payload.
+    later: VecDeque<(Bytes, Bytes)>,
     /// Records that the connection did not take whole.
     sealed: BytesMut,
 }
@@ -123,6 +126,32 @@ impl Outbox {
         self.bytes += LENGTH + size;
     }
 
+    /// As [`post`](Outbox::post), for what others may overtake.
+    fn post_later(&mut self, kind: u8, number: u32, head: &[u8], payload: &Bytes) {
+        let size = HEAD + head.len() + payload.len();
+        let mut before = BytesMut::with_capacity(LENGTH + HEAD + head.len());
+        before.put_u32_le(u32::try_from(size).expect("units are far smaller"));
+        before.put_u8(kind);
+        before.put_u32_le(number);
+        before.put_slice(head);
+        self.later.push_back((before.freeze(), payload.clone()));
+        self.bytes += LENGTH + size;
+    }
+
+    /// What is to be written next stands in `pieces`. False if that is nothing.
+    fn gather(&mut self) -> bool {
+        if !self.tail.is_empty() {
+            self.pieces.push_back(self.tail.split().freeze());
+        }
+        let mut bytes = 0;
+        while self.pieces.len() < PIECES && bytes < BATCH && (bytes > 0 || self.pieces.is_empty()) {
+            let Some((before, payload)) = self.later.pop_front() else { break };
+            bytes += before.len() + payload.len();
+            self.pieces.extend([before, payload].into_iter().filter(|piece| !piece.is_empty()));
+        }
+        !self.pieces.is_empty()
+    }
+
     /// Writes what the connection takes. True if nothing waits any more.
     fn write(
         &mut self,
@@ -130,10 +159,18 @@ impl Outbox {
         session: &mut Session,
         scratch: &mut Scratch,
     ) -> io::Result<bool> {
-        if !self.tail.is_empty() {
-            self.pieces.push_back(self.tail.split().freeze());
+        loop {
+            if !self.gather() && self.sealed.is_empty() {
+                return Ok(true);
+            }
+            let written = match session.is_open() {
+                true => self.write_open(stream)?,
+                false => self.write_sealed(stream, session, scratch)?,
+            };
+            if !written {
+                return Ok(false);
+            }
         }
-        if session.is_open() { self.write_open(stream) } else { self.write_sealed(stream, session, scratch) }
     }
 
     fn write_sealed(
@@ -330,7 +367,11 @@ impl Links {
                 declaration.put_slice(group.as_str().as_bytes());
                 link.outbox.post(DECLARE, number, &declaration, &Bytes::new());
             }
-            link.outbox.post(FRAME, number, &self.head, payload);
+            if matches!(frame, Frame::Transfer(Transfer::Chunk { .. })) {
+                link.outbox.post_later(FRAME, number, &self.head, payload);
+            } else {
+                link.outbox.post(FRAME, number, &self.head, payload);
+            }
             if !std::mem::replace(&mut link.dirty, true) {
                 self.dirty.push(peer);
             }
@@ -341,7 +382,8 @@ impl Links {
     pub(crate) fn retire(&mut self, number: u32) {
         for (peer, link) in &mut self.links {
             if link.declared.remove(&number).is_some() {
-                link.outbox.post(RETIRE, number, &[], &Bytes::new());
+                // Not before what was said under this number.
+                link.outbox.post_later(RETIRE, number, &[], &Bytes::new());
                 if !std::mem::replace(&mut link.dirty, true) {
                     self.dirty.push(*peer);
                 }
@@ -417,8 +459,11 @@ mod tests {
     }
 
     fn written(outbox: &mut Outbox) -> BytesMut {
-        outbox.pieces.push_back(outbox.tail.split().freeze());
-        outbox.pieces.drain(..).flatten().collect()
+        let mut written = BytesMut::new();
+        while outbox.gather() {
+            written.extend(outbox.pieces.drain(..).flatten());
+        }
+        written
     }
 
     fn post(outbox: &mut Outbox, frame: &Frame) {
@@ -450,6 +495,38 @@ mod tests {
             }
             assert_eq!(got, frames, "{cut}");
         }
+    }
+
+    #[test]
+    fn parts_of_a_state_wait_for_all_else_and_come_in_order() {
+        let ack = || Frame::Ack(Ack { view: ViewId::new(9), held: vec![1, 2], seq: 3, again: false });
+        let chunk = |number| {
+            let payload = Bytes::from(vec![number as u8; 60_000]);
+            Frame::Transfer(Transfer::Chunk { id: 1, number, last: number == 20, payload })
+        };
+        let mut outbox = Outbox::default();
+        for number in 1..=20 {
+            let (mut head, chunk) = (Vec::new(), chunk(number));
+            chunk.encode_head(&mut head);
+            outbox.post_later(FRAME, 7, &head, chunk.payload().expect("it has one"));
+        }
+        outbox.post_later(RETIRE, 7, &[], &Bytes::new());
+        assert!(outbox.gather());
+        // Some are on their way, and now there is something else.
+        let mut all: BytesMut = outbox.pieces.drain(..).flatten().collect();
+        post(&mut outbox, &ack());
+        all.extend(written(&mut outbox));
+        assert_eq!(all.len(), outbox.bytes);
+        let (mut next, mut at) = (1, 0);
+        while let Some(unit) = next_unit(&mut all).expect("makes sense") {
+            match unit {
+                Unit::Frame(7, frame) if frame == chunk(next) => next += 1,
+                Unit::Frame(7, frame) if frame == ack() => at = next,
+                Unit::Retire(7) => assert_eq!(next, 21, "after all"),
+                _ => panic!("another unit"),
+            }
+        }
+        assert!((2..8).contains(&at) && next == 21, "an acknowledgement before part {at} of {next}");
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! next one.
 
 use bytes::Bytes;
-use membership_multicast::{Class, Config, Frame, Input, Multicast, Output, View};
+use membership_multicast::{Class, Config, Frame, Input, Multicast, Output, Transfer, View};
 use membership_proto::{GroupView, GroupWish, Input as ClusterInput, Kind, Part};
 use membership_types::{
     GroupName, Machine, NodeId, ViewId,
@@ -31,6 +31,13 @@ pub(crate) struct Wires {
     wires: Map<(usize, usize), Wire>,
     /// When the last frame of a direction arrives.
     last: Map<(usize, usize), u64>,
+    /// The same for what others overtake.
+    last_later: Map<(usize, usize), u64>,
+}
+
+/// Is it a part of a state?
+fn is_part(incoming: &Incoming) -> bool {
+    matches!(incoming, Incoming::Frame { frame: Frame::Transfer(Transfer::Chunk { .. }), .. })
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -59,6 +66,17 @@ impl Wires {
     fn in_order(&mut self, from: usize, to: usize, at: u64) -> u64 {
         let last = self.last.entry((from, to)).or_insert(0);
         *last = at.max(*last + 1);
+        *last
+    }
+
+    /// The same for parts of a state, which what is sent later may overtake.
+    fn in_its_order(&mut self, from: usize, to: usize, at: u64, incoming: &Incoming) -> u64 {
+        if !is_part(incoming) {
+            return self.in_order(from, to, at);
+        }
+        let before = self.last.get(&(from, to)).copied().unwrap_or(0);
+        let last = self.last_later.entry((from, to)).or_insert(0);
+        *last = at.max(before + 1).max(*last + 1);
         *last
     }
 }
@@ -335,7 +353,9 @@ impl World {
             Fate::Lost => self.break_wire(p, to),
             Fate::Held => self.hold(here, there, action(incoming)),
             Fate::Arrives(at, _) => {
-                let at = self.wires.in_order(p, to, at);
+                let late = is_part(&incoming) && self.rng.chance(200);
+                let at = if late { at + self.rng.below(20_000_000) } else { at };
+                let at = self.wires.in_its_order(p, to, at, &incoming);
                 self.push(at, action(incoming));
             }
         }
@@ -355,7 +375,7 @@ impl World {
     /// A frame that a cut link held arrives.
     pub(crate) fn release_frame(&mut self, at: u64, action: Action) {
         let at = match &action {
-            Action::Frame { from, to, .. } => self.wires.in_order(*from, *to, at),
+            Action::Frame { from, to, incoming, .. } => self.wires.in_its_order(*from, *to, at, incoming),
             _ => at,
         };
         self.push(at, action);
