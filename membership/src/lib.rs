@@ -98,7 +98,7 @@ pub use membership_types::{GroupName, InvalidGroupName, Lineage, NodeId, Rank, T
 pub use node::{Node, NodeBuilder};
 pub use prometheus_client::registry::Registry;
 pub use rendezvous::{DnsName, HttpRegistry, LocalNetwork, ParseRendezvousError, Rendezvous};
-pub use replica::{ProposeError, Replica, ReplicaBuilder, ReplicaError, ReplicatedState, Standing};
+pub use replica::{Copied, ProposeError, Replica, ReplicaBuilder, ReplicaError, ReplicatedState, Standing};
 pub use secret::{Secret, SecretError};
 pub use status::{GroupStatus, Status};
 pub use watchdog::Watchdog;

@@ -19,11 +19,11 @@ use std::{
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use membership_multicast::Class;
 use membership_types::NodeId;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 use self::keeper::{Keeper, Progress};
 use crate::{
-    channel::{Delivered, Deliveries, SendError},
+    channel::{Delivered, Deliveries, SendError, StateRequest},
     error::{GroupError, NotMember},
     event::View,
     group::Membership,
@@ -39,8 +39,18 @@ pub trait ReplicatedState: Send + 'static {
     /// Applies a command of some member.
     fn apply(&mut self, from: NodeId, command: &[u8]) -> Self::Answer;
 
-    /// The whole state, for a member that is new.
+    /// The whole state, for a member that is new, and for the disk.
     fn snapshot(&self) -> Bytes;
+
+    /// A copy of the state as it is now, of which another thread makes the [snapshot](Self::snapshot) while commands go on to be
+    /// applied to this one. Nothing is applied here while the copy is made, and the group waits when that takes long: where
+    /// a snapshot takes more than a moment, give something that is copied faster (a clone, or what shares its parts with
+    /// the state). What is not overridden makes the snapshot at once. At most four such copies are there at a time for members that
+    /// are new, and one for the disk.
+    fn copy(&self) -> Copied {
+        let snapshot = self.snapshot();
+        Box::new(move || snapshot)
+    }
 
     /// Takes over a snapshot, in pieces as they came.
     ///
@@ -60,6 +70,9 @@ pub trait ReplicatedState: Send + 'static {
         let _ = view;
     }
 }
+
+/// What makes a snapshot of a state that was [copied](ReplicatedState::copy).
+pub type Copied = Box<dyn FnOnce() -> Bytes + Send>;
 
 /// The command has no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -158,6 +171,8 @@ struct Shared<S: ReplicatedState> {
     mark: u64,
     next: AtomicU64,
     waiting: Mutex<HashMap<u64, Waiting<S>>>,
+    /// Copies of the state for members that are new.
+    copies: Arc<Semaphore>,
     /// What is on disk, if anything is to be.
     progress: watch::Sender<Progress>,
 }
@@ -173,6 +188,8 @@ impl<S: ReplicatedState> Clone for Replica<S> {
 
 /// Bytes before each command: who proposed it, and its number there.
 const HEAD: usize = 16;
+/// So many copies of a state are there for members that are new: who asks while there are so many asks again, or elsewhere.
+const COPIES: usize = 4;
 /// Before what members that keep the state on disk say to each other: nobody proposes under this.
 const NOBODY: u64 = 0;
 
@@ -256,6 +273,7 @@ impl ReplicaBuilder {
             mark,
             next: AtomicU64::new(1),
             waiting: Mutex::default(),
+            copies: Arc::new(Semaphore::new(COPIES)),
             progress: watch::Sender::new(progress),
         });
         tokio::spawn(follow(Arc::downgrade(&shared), deliveries, keeper));
@@ -423,6 +441,34 @@ async fn follow<S: ReplicatedState>(
     }
 }
 
+/// Gives a member that is new a copy of the state, which is made here and now, and what goes before it.
+fn give(
+    copies: &Arc<Semaphore>,
+    request: StateRequest,
+    before: Option<Bytes>,
+    copied: impl FnOnce() -> Copied,
+) {
+    let Ok(permit) = Arc::clone(copies).try_acquire_owned() else {
+        return tracing::debug!(to = %request.from(), "too many states are given at a time: it asks again");
+    };
+    let copied = copied();
+    // Whether it arrives is up to the other one.
+    tokio::spawn(async move {
+        let _one_of_few = permit;
+        // Why it panicked is in the log.
+        let Ok(snapshot) = tokio::task::spawn_blocking(copied).await else { return };
+        let given = async {
+            if let Some(before) = before {
+                request.send(before).await?;
+            }
+            request.finish(snapshot).await
+        };
+        if let Err(error) = given.await {
+            tracing::debug!(%error, "a state is not given to its end");
+        }
+    });
+}
+
 impl<S: ReplicatedState> Shared<S> {
     /// Without a data directory. Gives where the state is, if that changes. The error says why this member cannot go on.
     fn on_delivered(&self, delivered: Delivered) -> Result<Option<Standing>, String> {
@@ -442,13 +488,7 @@ impl<S: ReplicatedState> Shared<S> {
             }
             Delivered::View { view, .. } => lock(&self.state).installed(&view),
             Delivered::StateRequest(request) => {
-                let snapshot = lock(&self.state).snapshot();
-                // Whether it arrives is up to the other one.
-                tokio::spawn(async move {
-                    if let Err(error) = request.finish(snapshot).await {
-                        tracing::debug!(%error, "a state is not given to its end");
-                    }
-                });
+                give(&self.copies, request, None, || lock(&self.state).copy());
             }
             Delivered::StateReceived(pieces) => {
                 let restored = lock(&self.state).restore(&pieces);

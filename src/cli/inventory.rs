@@ -20,7 +20,8 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use membership::{
-    Leadership, NodeId, ProposeError, Replica, ReplicaBuilder, ReplicaError, ReplicatedState, Standing,
+    Copied, Leadership, NodeId, ProposeError, Replica, ReplicaBuilder, ReplicaError, ReplicatedState,
+    Standing,
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -98,6 +99,11 @@ impl ReplicatedState for Items {
 
     fn snapshot(&self) -> Bytes {
         self.bytes().into()
+    }
+
+    fn copy(&self) -> Copied {
+        let copy = self.clone();
+        Box::new(move || copy.snapshot())
     }
 
     fn restore(&mut self, snapshot: &[Bytes]) -> Result<(), String> {

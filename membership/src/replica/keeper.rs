@@ -16,9 +16,9 @@ use membership_types::{GroupName, Lineage, NodeId, Rng, Token, ViewId};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::{
-    HEAD, NOBODY, Next, ProposeError, ReplicatedState, Shared, Standing, Waiting,
+    Copied, HEAD, NOBODY, Next, ProposeError, ReplicatedState, Shared, Standing, Waiting, give,
     ledger::{Entry, Held, Ledger, Mark, Meta, Output, Say, Verdict},
-    store::{Dir, STATE, Store, TOGETHER, put_entry, replayed},
+    store::{Dir, Head, STATE, Snapshot, Store, TOGETHER, put_entry, replayed},
 };
 use crate::{
     channel::{Delivered, SendError, StateRequest},
@@ -29,7 +29,9 @@ use crate::{
 /// What could not be said is tried again after this time at the latest.
 pub(super) const AGAIN: Duration = Duration::from_millis(20);
 /// So many bytes wait for the disk before nothing more is taken from the group, whose other members then wait, too.
-const BEHIND: usize = 16 << 20;
+const BEHIND: usize = 64 << 20;
+/// How often is looked whether a snapshot is written.
+const LOOK: Duration = Duration::from_millis(20);
 /// Too many files are open: after this time some may not be any more.
 const FULL: Duration = Duration::from_millis(200);
 /// What an entry costs besides its bytes.
@@ -116,7 +118,10 @@ impl<S: ReplicatedState> Shared<S> {
 /// What the disk's thread is told.
 pub(super) enum Order {
     Append(Entry, Mark, usize),
-    Save(Held, Mark, Vec<Bytes>),
+    /// A snapshot in the place of all that there is.
+    Save(Held, Mark, Copied),
+    /// One of what was appended until now, while more is.
+    GoOn(Held, Mark, Copied),
 }
 
 /// What it says.
@@ -124,6 +129,8 @@ pub(super) enum Said {
     /// Everything up to here is on disk; so many bytes less wait.
     Synced(Mark, usize),
     Saved(Mark),
+    /// The snapshot that was made meanwhile is on disk, or was not needed.
+    WentOn,
     /// The log is long enough for a snapshot.
     Long,
     Failed(String),
@@ -161,7 +168,7 @@ impl<S: ReplicatedState> Keeper<S> {
     ) -> Result<Self, String> {
         let random = || crate::start::random().map_err(|e| format!("no random numbers: {e}"));
         let files = Dir::open(path, &format!("node {node}, group {group}"))?;
-        let (store, found) = Store::open(Box::new(files), (&cluster, &group), random()? | 1 << 63)?;
+        let (mut store, found) = Store::open(Box::new(files), (&cluster, &group), random()? | 1 << 63)?;
         let at = path.join(STATE);
         let refused = |why: String| {
             let at = at.display();
@@ -183,6 +190,12 @@ impl<S: ReplicatedState> Keeper<S> {
             }
         }
         let (held, mark) = replayed(&found.head, &found.entries);
+        if let Some(held) = held.as_ref().filter(|_| store.is_between()) {
+            // The process ended while a snapshot was made.
+            store
+                .save(held.clone(), mark.promised, &[state.snapshot()])
+                .map_err(|e| format!("{} cannot be written: {e}", at.display()))?;
+        }
         let mut rng = Rng::seeded(random()?);
         let ledger = Ledger::new(found.head.dir, held, mark.promised, wishes, move || rng.next_u64());
         let (orders, ordered) = mpsc::channel();
@@ -309,14 +322,14 @@ impl<S: ReplicatedState> Keeper<S> {
                 self.waiting -= bytes;
                 self.ledger.on_disk(mark);
             }
-            Said::Saved(mark) => {
-                self.saving = false;
-                self.ledger.on_disk(mark);
-            }
+            Said::Saved(mark) => self.ledger.on_disk(mark),
+            Said::WentOn => self.saving = false,
             Said::Long => {
                 let held = self.ledger.held().filter(|_| self.ledger.is_whole() && !self.saving).cloned();
                 if let Some(held) = held {
-                    self.save(shared, held, self.ledger.mark());
+                    self.saving = true;
+                    let copied = lock(&shared.state).copy();
+                    self.order(Order::GoOn(held, self.ledger.mark(), copied));
                 }
             }
             Said::Failed(why) => return Err(why),
@@ -325,9 +338,8 @@ impl<S: ReplicatedState> Keeper<S> {
     }
 
     fn save(&mut self, shared: &Shared<S>, held: Held, mark: Mark) {
-        self.saving = true;
-        let state = lock(&shared.state).snapshot();
-        self.order(Order::Save(held, mark, vec![state]));
+        let copied = lock(&shared.state).copy();
+        self.order(Order::Save(held, mark, copied));
     }
 
     fn order(&mut self, order: Order) {
@@ -422,17 +434,8 @@ impl<S: ReplicatedState> Keeper<S> {
     fn give(&mut self, shared: &Shared<S>, request: StateRequest) {
         let meta = meta_bytes(&self.ledger.meta());
         let whole = self.ledger.is_whole();
-        let snapshot = if whole { lock(&shared.state).snapshot() } else { Bytes::new() };
-        // Whether it arrives is up to the other one.
-        tokio::spawn(async move {
-            let given = async {
-                request.send(meta).await?;
-                request.finish(snapshot).await
-            };
-            if let Err(error) = given.await {
-                tracing::debug!(%error, "a state is not given to its end");
-            }
-        });
+        let copied = || if whole { lock(&shared.state).copy() } else { Box::new(Bytes::new) };
+        give(&shared.copies, request, Some(meta), copied);
     }
 
     /// Tells those who wait how far this member is.
@@ -468,11 +471,47 @@ impl<S: ReplicatedState> Keeper<S> {
 /// Writes what is ordered; what has come meanwhile goes to the disk together.
 pub(super) fn write(mut store: Store, orders: &mpsc::Receiver<Order>, says: &UnboundedSender<Said>) {
     let mut held_back = None;
-    while let Some(order) = held_back.take().or_else(|| orders.recv().ok()) {
+    let mut making: Option<Making> = None;
+    loop {
+        if let Some(made) = making.as_ref().and_then(|made| made.try_recv().ok()) {
+            making = None;
+            let finished = made.and_then(|head| with_patience(|| store.finish(&head)));
+            let said = finished.map_or_else(failed, |()| Said::WentOn);
+            let over = matches!(said, Said::Failed(_));
+            // Who is gone has left the group.
+            let _gone = says.send(said);
+            if over {
+                return;
+            }
+        }
+        let order = match held_back.take() {
+            Some(order) => order,
+            None if making.is_some() => match orders.recv_timeout(LOOK) {
+                Ok(order) => order,
+                Err(mpsc::RecvTimeoutError::Timeout) => continue,
+                Err(mpsc::RecvTimeoutError::Disconnected) => return,
+            },
+            None => match orders.recv() {
+                Ok(order) => order,
+                Err(mpsc::RecvError) => return,
+            },
+        };
         let outcome = match order {
-            Order::Save(held, mark, state) => {
+            Order::Save(held, mark, copied) => {
+                let state = [copied()];
                 let save = || store.save(held.clone(), mark.promised, &state);
                 with_patience(save).map(|()| Said::Saved(mark))
+            }
+            Order::GoOn(..) if making.is_some() || store.is_between() => Ok(Said::WentOn),
+            Order::GoOn(held, mark, copied) => {
+                let gone_on = with_patience(|| store.go_on(held.clone(), mark.promised));
+                match gone_on.and_then(|snapshot| make(snapshot, copied)) {
+                    Ok(made) => {
+                        making = Some(made);
+                        continue;
+                    }
+                    Err(error) => Err(error),
+                }
             }
             Order::Append(entry, mut mark, mut cost) => {
                 let mut body = BytesMut::new();
@@ -493,26 +532,46 @@ pub(super) fn write(mut store: Store, orders: &mpsc::Receiver<Order>, says: &Unb
                 with_patience(|| store.append(&body)).map(|()| Said::Synced(mark, cost))
             }
         };
-        let said = outcome.unwrap_or_else(|error| {
-            Said::Failed(format!(
-                "the data directory cannot be written to: {error}; see that there is room, and start this member again"
-            ))
-        });
-        let failed = matches!(said, Said::Failed(_));
-        // Who is gone has left the group.
+        let said = outcome.unwrap_or_else(failed);
+        let over = matches!(said, Said::Failed(_));
         let _gone = says.send(said);
-        if failed {
+        if over {
             return;
         }
-        if store.is_long() {
+        if store.is_long() && making.is_none() {
             let _gone = says.send(Said::Long);
         }
     }
 }
 
+/// What becomes of a snapshot that another thread makes.
+type Making = mpsc::Receiver<io::Result<Head>>;
+
+/// Makes a snapshot, and writes it, while the log goes on.
+fn make(mut snapshot: Snapshot, copied: Copied) -> io::Result<Making> {
+    let (tells, made) = mpsc::sync_channel(1);
+    thread::Builder::new().name("phalanx-copy".into()).spawn(move || {
+        let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(copied));
+        let made = made.map_err(|_| io::Error::other("the state cannot be copied: that panicked"));
+        let written = made.and_then(|state| {
+            let state = [state];
+            with_patience(|| snapshot.write(&state))
+        });
+        // Who is gone has left the group.
+        let _gone = tells.send(written);
+    })?;
+    Ok(made)
+}
+
+fn failed(error: io::Error) -> Said {
+    Said::Failed(format!(
+        "the data directory cannot be written to: {error}; see that there is room, and start this member again"
+    ))
+}
+
 /// That too many files are open passes: it is no reason to leave the group. (Where a file cannot be opened nothing was written to
 /// it, so it may be tried again.)
-fn with_patience(mut attempt: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+fn with_patience<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let is_full = |error: &io::Error| matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE));
     let mut told = false;
     loop {

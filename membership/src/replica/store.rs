@@ -5,7 +5,9 @@
 //! | `lock` | locked by the one process that uses the directory; says which, for people |
 //! | `state` | the last snapshot: a head that says of what, and the application's bytes |
 //! | `log` | what was delivered after it, in frames; each is on disk before the next one is begun |
-//! | `state.new`, `log.new` | on their way; they mean nothing after a crash |
+//! | `log.next` | while a snapshot is being made: what was delivered after it; `log` says at its end that it goes on there |
+//! | `state.next` | that snapshot, until it takes the place of `state`, and then `log.next` that of `log` |
+//! | `state.new`, `log.new`, `….next.new` | on their way; they mean nothing after a crash |
 //!
 //! A snapshot has a number, and so does the log that follows it: of a crash between the two renames an older log is left, which
 //! the snapshot reflects or which it has replaced. Since at most one frame is not on disk when power fails, whatever is
@@ -16,6 +18,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, ErrorKind, Read as _, Write as _},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -28,6 +31,10 @@ use crate::disk;
 
 pub(crate) const STATE: &str = "state";
 pub(crate) const LOG: &str = "log";
+const NEXT_STATE: &str = "state.next";
+const NEXT_LOG: &str = "log.next";
+const ALL: [&str; 9] =
+    ["lock", STATE, LOG, NEXT_STATE, NEXT_LOG, "state.new", "log.new", "state.next.new", "log.next.new"];
 const STATE_MAGIC: &[u8; 16] = b"phalanx state 1\n";
 /// Logs of version 1 had no seed. No release wrote them; they are refused.
 const LOG_MAGIC: &[u8; 16] = b"phalanx log 2\n\0\n";
@@ -55,6 +62,12 @@ pub(crate) trait Files: Send {
     fn sync(&mut self, name: &str) -> io::Result<()>;
     /// All after this length is gone, on disk.
     fn cut(&mut self, name: &str, length: u64) -> io::Result<()>;
+    /// A file takes the place of another one, on disk.
+    fn rename(&mut self, name: &str, to: &str) -> io::Result<()>;
+    /// There is no such file, or none any more.
+    fn remove(&mut self, name: &str) -> io::Result<()>;
+    /// The same directory, for another thread.
+    fn another(&self) -> Box<dyn Files>;
     /// Where it is, for people.
     fn path(&self, name: &str) -> PathBuf;
 }
@@ -62,22 +75,23 @@ pub(crate) trait Files: Send {
 /// Those of a directory.
 pub(crate) struct Dir {
     path: PathBuf,
-    log: Option<File>,
-    _lock: File,
+    log: Option<(String, File)>,
+    lock: Arc<File>,
 }
 
 impl Dir {
     /// Takes the directory for this process.
     pub(crate) fn open(path: &Path, who: &str) -> Result<Self, String> {
-        let lock = disk::take_over(path, &["lock", STATE, LOG, "state.new", "log.new"], &[STATE], who)?;
-        Ok(Self { path: path.to_owned(), log: None, _lock: lock })
+        let lock = disk::take_over(path, &ALL, &[STATE], who)?;
+        Ok(Self { path: path.to_owned(), log: None, lock: Arc::new(lock) })
     }
 
     fn log(&mut self, name: &str) -> io::Result<&mut File> {
-        if self.log.is_none() {
-            self.log = Some(disk::open(OpenOptions::new().append(true), &self.path.join(name))?);
+        if self.log.as_ref().is_none_or(|(of, _)| of != name) {
+            let file = disk::open(OpenOptions::new().append(true), &self.path.join(name))?;
+            self.log = Some((name.to_owned(), file));
         }
-        self.log.as_mut().ok_or_else(|| ErrorKind::NotFound.into())
+        self.log.as_mut().map(|(_, file)| file).ok_or_else(|| ErrorKind::NotFound.into())
     }
 }
 
@@ -116,6 +130,24 @@ impl Files for Dir {
         let log = self.log(name)?;
         log.set_len(length)?;
         log.sync_all()
+    }
+
+    fn rename(&mut self, name: &str, to: &str) -> io::Result<()> {
+        let dir = File::open(&self.path)?;
+        fs::rename(self.path.join(name), self.path.join(to))?;
+        self.log = None;
+        dir.sync_all()
+    }
+
+    fn remove(&mut self, name: &str) -> io::Result<()> {
+        match fs::remove_file(self.path.join(name)) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn another(&self) -> Box<dyn Files> {
+        Box::new(Self { path: self.path.clone(), log: None, lock: Arc::clone(&self.lock) })
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -219,6 +251,8 @@ pub(crate) struct Log {
     pub(crate) seed: u64,
     pub(crate) entries: Vec<Entry>,
     pub(crate) frames: u64,
+    /// It goes on in another file.
+    pub(crate) continued: bool,
     /// So many of its bytes count: what comes after them was being written when the power failed.
     pub(crate) end: usize,
 }
@@ -236,12 +270,19 @@ pub(crate) fn read_log(bytes: &Bytes) -> Result<Log, String> {
     if bytes[..LOG_HEAD] != log_head(number, seed) {
         return Err("the checksum of its head is wrong".into());
     }
-    let mut log = Log { number, seed, entries: Vec::new(), frames: 0, end: LOG_HEAD };
+    let mut log = Log { number, seed, entries: Vec::new(), frames: 0, continued: false, end: LOG_HEAD };
     while let Some((index, body)) = frame(&bytes[log.end..], seed, log.frames)
         && index == log.frames
     {
-        read_entries(bytes.slice_ref(body), &mut log.entries)
-            .map_err(|why| format!("what it says at byte {} is not understood: {why}", log.end))?;
+        let wrong = |why: &str| format!("what it says at byte {} is not understood: {why}", log.end);
+        if log.continued {
+            return Err(wrong("it goes on elsewhere"));
+        }
+        if body == [CONTINUED] {
+            log.continued = true;
+        } else {
+            read_entries(bytes.slice_ref(body), &mut log.entries).map_err(wrong)?;
+        }
         log.end += FRAME_HEAD + body.len();
         log.frames += 1;
     }
@@ -261,6 +302,8 @@ const TERM: u8 = 3;
 const HOLDERS: u8 = 4;
 const SETTLED: u8 = 5;
 const PROMISE: u8 = 6;
+/// The only thing in the last frame of a log that goes on in `log.next`. (Builds that do not know it refuse such a log.)
+const CONTINUED: u8 = 7;
 
 /// Writes an entry to the body of a frame.
 pub(crate) fn put_entry(entry: &Entry, out: &mut BytesMut) {
@@ -355,6 +398,35 @@ pub(crate) struct Store {
     log: u64,
     seed: u64,
     frames: u64,
+    /// Where the log goes on.
+    file: &'static str,
+}
+
+/// A snapshot that is made while the log goes on.
+pub(crate) struct Snapshot {
+    files: Box<dyn Files>,
+    head: Head,
+}
+
+impl Snapshot {
+    /// Writes it. It counts once it is [finished](Store::finish).
+    pub(crate) fn write(&mut self, state: &[Bytes]) -> io::Result<Head> {
+        self.head.measure(state);
+        let head = state_head(&self.head);
+        let mut parts = vec![&head[..]];
+        parts.extend(state.iter().map(|piece| &piece[..]));
+        self.files.replace(NEXT_STATE, &parts)?;
+        Ok(self.head.clone())
+    }
+}
+
+impl Head {
+    fn measure(&mut self, state: &[Bytes]) {
+        let mut hash = xxhash_rust::xxh3::Xxh3::with_seed(self.number);
+        state.iter().for_each(|piece| hash.update(piece));
+        self.length = state.iter().map(|piece| piece.len() as u64).sum();
+        self.sum = hash.digest();
+    }
 }
 
 impl Store {
@@ -376,6 +448,8 @@ impl Store {
         let (at, log_at) = (path(&*files, STATE), path(&*files, LOG));
         let state = files.read(STATE).map_err(|e| unreadable(&at, e))?;
         let log = files.read(LOG).map_err(|e| unreadable(&log_at, e))?;
+        let next_at = path(&*files, NEXT_LOG);
+        let next = files.read(NEXT_LOG).map_err(|e| unreadable(&next_at, e))?;
         let Some(state) = state else {
             if log.is_some_and(|log| !log.is_empty()) {
                 return Err(damaged(&at, "it is missing, and there is a log".into()));
@@ -383,7 +457,7 @@ impl Store {
             let (cluster, group) = (cluster.to_owned(), group.to_owned());
             let (length, sum) = (0, xxh3_64_with_seed(b"", 1));
             let head = Head { number: 1, cluster, group, dir: fresh, promised: 0, held: None, length, sum };
-            let mut store = Self { files, head: head.clone(), log: 0, seed: 0, frames: 0 };
+            let mut store = Self { files, head: head.clone(), log: 0, seed: 0, frames: 0, file: LOG };
             store.begin(&[]).map_err(|e| format!("{at} cannot be written: {e}"))?;
             return Ok((store, Found { head, state: Bytes::new(), entries: Vec::new() }));
         };
@@ -397,16 +471,47 @@ impl Store {
         }
         // Where it never was, the power failed before it was.
         let log = log.or_else(|| (head.number == 1).then(|| log_head(0, 0).to_vec()));
-        let bytes = Bytes::from(log.ok_or_else(|| damaged(&log_at, "it is missing".into()))?);
-        let log = read_log(&bytes).map_err(|why| damaged(&log_at, why))?;
-        let mut store = Self { files, head, log: log.end as u64, seed: log.seed, frames: log.frames };
+        let mut bytes = Bytes::from(log.ok_or_else(|| damaged(&log_at, "it is missing".into()))?);
+        let mut log = read_log(&bytes).map_err(|why| damaged(&log_at, why))?;
+        let next = next.map(Bytes::from).map(|bytes| (read_log(&bytes), bytes));
+        let mut store =
+            Self { files, head, log: log.end as u64, seed: log.seed, frames: log.frames, file: LOG };
         let head = store.head.clone();
+        let written =
+            |done: io::Result<()>, at: &str| done.map_err(|e| format!("{at} cannot be written: {e}"));
+        let mut before = Vec::new();
         if log.number < head.number {
-            // The power failed between the two renames.
-            let written = store.begin_log();
-            written.map_err(|e| format!("{log_at} cannot be written: {e}"))?;
-            return Ok((store, Found { head, state, entries: Vec::new() }));
+            // The power failed between two renames.
+            match next {
+                Some((Ok(next), next_bytes)) if log.continued && next.number == head.number => {
+                    written(store.files.rename(NEXT_LOG, LOG), &log_at)?;
+                    (log, bytes) = (next, next_bytes);
+                }
+                _ => {
+                    written(store.begin_log(), &log_at)?;
+                    written(store.files.remove(NEXT_LOG), &next_at)?;
+                    return Ok((store, Found { head, state, entries: Vec::new() }));
+                }
+            }
+        } else if log.continued {
+            // The power failed before the snapshot was there.
+            let (next, next_bytes) = next.ok_or_else(|| damaged(&next_at, "it is missing".into()))?;
+            let next = next.map_err(|why| damaged(&next_at, why))?;
+            if next.number != head.number + 1 {
+                return Err(damaged(&next_at, "it does not follow the log".into()));
+            }
+            store.file = NEXT_LOG;
+            let first = std::mem::replace(&mut log, next);
+            (log.number, before) = (first.number, first.entries);
+            bytes = next_bytes;
+        } else {
+            // It was made, and nothing was written to it.
+            written(store.files.remove(NEXT_LOG), &next_at)?;
         }
+        written(store.files.remove(NEXT_STATE), &next_at)?;
+        (store.log, store.seed, store.frames) = (log.end as u64, log.seed, log.frames);
+        let log_at = path(&*store.files, store.file);
+        log.entries.splice(0..0, before);
         if log.number > head.number {
             return Err(damaged(&at, "it is older than the log".into()));
         }
@@ -428,7 +533,7 @@ impl Store {
                 cut,
                 "the end of the log was being written when this process ended: it is cut off"
             );
-            let done = store.files.cut(LOG, log.end as u64);
+            let done = store.files.cut(store.file, log.end as u64);
             done.map_err(|e| format!("{log_at} cannot be written: {e}"))?;
         }
         Ok((store, Found { head, state, entries: log.entries }))
@@ -437,9 +542,9 @@ impl Store {
     /// Puts these entries on disk, together.
     pub(crate) fn append(&mut self, body: &[u8]) -> io::Result<()> {
         let head = frame_head(body, self.seed, self.frames);
-        self.files.append(LOG, &head)?;
-        self.files.append(LOG, body)?;
-        self.files.sync(LOG)?;
+        self.files.append(self.file, &head)?;
+        self.files.append(self.file, body)?;
+        self.files.sync(self.file)?;
         self.log += (FRAME_HEAD + body.len()) as u64;
         self.frames += 1;
         Ok(())
@@ -447,16 +552,46 @@ impl Store {
 
     /// Is the log so long that a snapshot should take its place?
     pub(crate) fn is_long(&self) -> bool {
-        self.log > LONG.max(2 * self.head.length)
+        !self.is_between() && self.log > LONG.max(2 * self.head.length)
+    }
+
+    /// Does the log go on in another file, until a snapshot is there?
+    pub(crate) fn is_between(&self) -> bool {
+        self.file == NEXT_LOG
+    }
+
+    /// From here on the log goes on in another file: so a snapshot can be made of what was there until now.
+    pub(crate) fn go_on(&mut self, held: Held, promised: u64) -> io::Result<Snapshot> {
+        let number = self.head.number + 1;
+        let seed = crate::start::random()?;
+        self.files.replace(NEXT_LOG, &[&log_head(number, seed)])?;
+        self.append(&[CONTINUED])?;
+        (self.file, self.log, self.seed, self.frames) = (NEXT_LOG, LOG_HEAD as u64, seed, 0);
+        let head = Head { number, promised, held: Some(held), ..self.head.clone() };
+        Ok(Snapshot { files: self.files.another(), head })
+    }
+
+    /// That snapshot is written: it takes the place of the one before, unless another one has. May be called again if it fails.
+    pub(crate) fn finish(&mut self, head: &Head) -> io::Result<()> {
+        let before = self.head.number;
+        if !self.is_between() || !(before..=before + 1).contains(&head.number) {
+            return self.files.remove(NEXT_STATE);
+        }
+        if head.number > before {
+            self.files.rename(NEXT_STATE, STATE)?;
+            self.head = head.clone();
+        }
+        self.files.rename(NEXT_LOG, LOG)?;
+        self.file = LOG;
+        Ok(())
     }
 
     /// Puts a snapshot in the place of what there is.
     pub(crate) fn save(&mut self, held: Held, promised: u64, state: &[Bytes]) -> io::Result<()> {
-        let number = self.head.number + 1;
-        let mut hash = xxhash_rust::xxh3::Xxh3::with_seed(number);
-        state.iter().for_each(|piece| hash.update(piece));
-        let (length, sum) = (state.iter().map(|piece| piece.len() as u64).sum(), hash.digest());
-        self.head = Head { number, promised, held: Some(held), length, sum, ..self.head.clone() };
+        // A log that goes on elsewhere has the next number already.
+        let number = self.head.number + 2;
+        self.head = Head { number, promised, held: Some(held), ..self.head.clone() };
+        self.head.measure(state);
         let pieces: Vec<&[u8]> = state.iter().map(|piece| &piece[..]).collect();
         self.begin(&pieces)
     }
@@ -473,6 +608,9 @@ impl Store {
         self.seed = crate::start::random()?;
         self.files.replace(LOG, &[&log_head(self.head.number, self.seed)])?;
         (self.log, self.frames) = (LOG_HEAD as u64, 0);
+        if std::mem::replace(&mut self.file, LOG) == NEXT_LOG {
+            self.files.remove(NEXT_LOG)?;
+        }
         Ok(())
     }
 }

@@ -1,11 +1,14 @@
 //! Members that keep a common state.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use membership::{
-    Delivered, Membership, Node, NodeId, NotMember, ProposeError, Replica, ReplicaBuilder, ReplicatedState,
-    SendError, Standing, What,
+    Copied, Delivered, Membership, Node, NodeId, NotMember, ProposeError, Replica, ReplicaBuilder,
+    ReplicatedState, SendError, Standing, What,
 };
 
 use crate::harness::{Place, metric, within};
@@ -87,6 +90,93 @@ async fn a_state_of_which_a_copy_takes_long_is_copied_once_and_arrives() {
     assert_eq!(two.read(|slow| slow.0.lines.clone()), ["before"]);
     assert_eq!(metric(&first, "phalanx_states_asked"), 1, "one copy for all that it was asked");
     place.judge([first, second]).await;
+}
+
+/// Of this one a copy is made at once, and a snapshot of that takes long.
+#[derive(Default)]
+struct Copies(Log);
+
+/// How many snapshots of copies are made now.
+static AT_WORK: AtomicUsize = AtomicUsize::new(0);
+
+impl ReplicatedState for Copies {
+    type Answer = usize;
+
+    fn apply(&mut self, from: NodeId, command: &[u8]) -> usize {
+        self.0.ballast += command.len();
+        self.0.apply(from, &command[..8])
+    }
+
+    fn snapshot(&self) -> Bytes {
+        self.0.snapshot()
+    }
+
+    fn copy(&self) -> Copied {
+        let copy = Log { lines: self.0.lines.clone(), ballast: self.0.ballast };
+        Box::new(move || {
+            AT_WORK.fetch_add(1, Ordering::SeqCst);
+            std::thread::sleep(Duration::from_secs(4));
+            AT_WORK.fetch_sub(1, Ordering::SeqCst);
+            copy.snapshot()
+        })
+    }
+
+    fn restore(&mut self, snapshot: &[Bytes]) -> Result<(), String> {
+        self.0.restore(snapshot)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_on_disk_goes_on_while_a_snapshot_is_made() {
+    let place = Place::new();
+    let data = place.dir().join("data-n0");
+    let first = place.node("n0").await;
+    let join = async |node: &Node| {
+        ReplicaBuilder::new(node, "log").data_dir(&data).join(Copies::default()).await.expect("runs")
+    };
+    let one = join(&first).await;
+    leads(one.membership()).await;
+    let command = |n: usize| [format!("{n:8}").into_bytes(), vec![b'x'; 1 << 20]].concat();
+    let (mut count, mut longest, mut meanwhile) = (0, Duration::ZERO, 0);
+    let began = Instant::now();
+    // One snapshot, for which so much was written, is made; and nothing waits for it.
+    while count < 18 || AT_WORK.load(Ordering::SeqCst) == 0 || meanwhile < 20 {
+        assert!(began.elapsed() < Duration::from_secs(60), "{meanwhile} commands while a snapshot was made");
+        let at = Instant::now();
+        count += 1;
+        // The first one waits until the directory holds a state at all.
+        let busy = count > 1 && AT_WORK.load(Ordering::SeqCst) > 0;
+        let size = if count < 20 { 1 << 20 } else { 100 };
+        assert_eq!(within("an answer", one.propose(&command(count)[..size])).await, Ok(count));
+        if busy {
+            meanwhile += 1;
+            longest = longest.max(at.elapsed());
+        }
+    }
+    assert!(longest < Duration::from_secs(2), "{longest:?}");
+    // And when it is there all is there, before and after it.
+    while AT_WORK.load(Ordering::SeqCst) > 0 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    for _ in 0..3 {
+        count += 1;
+        assert_eq!(within("an answer", one.propose(&command(count)[..100])).await, Ok(count));
+    }
+    within("leaving", one.membership().leave()).await;
+    drop(one);
+    let again = loop {
+        let builder = ReplicaBuilder::new(&first, "log").data_dir(&data);
+        match builder.join(Copies::default()).await {
+            Ok(replica) => break replica,
+            Err(error) => assert!(began.elapsed() < Duration::from_secs(90), "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    within("it has the state", again.until_caught_up()).await.expect("a member");
+    let lines: Vec<String> = (1..=count).map(|n| format!("{n:8}")).collect();
+    assert_eq!(again.read(|copies| copies.0.lines.clone()), lines);
+    drop(again);
+    place.judge([first]).await;
 }
 
 #[tokio::test]

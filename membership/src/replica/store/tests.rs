@@ -98,6 +98,22 @@ impl Files for Memory {
         Ok(())
     }
 
+    fn rename(&mut self, name: &str, to: &str) -> io::Result<()> {
+        let mut disk = self.call()?;
+        let file = disk.files.remove(name).ok_or(ErrorKind::NotFound)?;
+        disk.files.insert(to.into(), file);
+        Ok(())
+    }
+
+    fn remove(&mut self, name: &str) -> io::Result<()> {
+        self.call()?.files.remove(name);
+        Ok(())
+    }
+
+    fn another(&self) -> Box<dyn Files> {
+        Box::new(self.clone())
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         PathBuf::from("/data").join(name)
     }
@@ -270,6 +286,85 @@ fn what_is_on_disk_stays_there_whenever_the_power_fails() {
     }
 }
 
+/// The same while snapshots are made and the log goes on; some are overtaken by one that replaces all.
+#[test]
+fn what_is_on_disk_while_a_snapshot_is_made_stays_there_whenever_the_power_fails() {
+    for calls in 0.. {
+        let memory = Memory::default();
+        lock(&memory.0).calls = Some(calls);
+        let mut synced = 0;
+        let mut run = || -> Result<(), ()> {
+            let (mut store, _) = open(&memory).map_err(drop)?;
+            store.save(held(0), 1, &[]).map_err(drop)?;
+            let mut next = |store: &mut Store, n: u8| {
+                store.append(&body(&[command(n), command(n)])).map_err(drop)?;
+                synced += 2;
+                Ok::<u64, ()>(synced)
+            };
+            next(&mut store, 1)?;
+            for n in 2..6 {
+                let at = next(&mut store, n)?;
+                assert!(!store.is_between());
+                let mut snapshot = store.go_on(held(at), 1).map_err(drop)?;
+                next(&mut store, n)?;
+                let written = snapshot.write(&[Bytes::from(vec![n; 3])]).map_err(drop)?;
+                let at = next(&mut store, n)?;
+                if n == 3 {
+                    store.save(held(at), 1, &[]).map_err(drop)?;
+                    next(&mut store, n)?;
+                }
+                if n != 5 {
+                    store.finish(&written).map_err(drop)?;
+                    next(&mut store, n)?;
+                }
+            }
+            Ok(())
+        };
+        let ended = run();
+        for keeps in 0..=memory.unsynced() {
+            for garbage in [None, Some(0), Some(0xff)] {
+                let again = memory.restart(keeps, garbage);
+                let (mut store, found) = open(&again).expect("a crash is no damage");
+                let (held, mark) = replayed(&found.head, &found.entries);
+                let place = mark.place.pos;
+                assert!(place == synced || place == synced + 2, "{place} after {synced}, call {calls}");
+                // And it goes on.
+                if let Some(held) = held.filter(|_| store.is_between()) {
+                    store.save(held, 1, &[]).expect("written");
+                }
+                if found.head.held.is_some() {
+                    store.append(&body(&[command(9)])).expect("written");
+                    let (_, found) = open(&again).expect("whole");
+                    assert_eq!(replayed(&found.head, &found.entries).1.place.pos, place + 1);
+                }
+            }
+        }
+        if ended.is_ok() {
+            assert!(calls > 60, "all of it was tried");
+            break;
+        }
+    }
+}
+
+#[test]
+fn a_log_that_goes_on_elsewhere_needs_what_is_there() {
+    let memory = written();
+    let (mut store, _) = open(&memory).expect("whole");
+    drop(store.go_on(held(8), 1).expect("written"));
+    store.append(&body(&[command(6)])).expect("written");
+    assert_eq!(open(&memory).expect("whole").1.entries.len(), 6);
+    let without = memory.set("other", b"");
+    lock(&without.0).files.remove(NEXT_LOG);
+    let why = open(&without).err().expect("refused");
+    assert!(why.contains("/data/log.next is damaged"), "{why}");
+    let next = lock(&memory.0).files[NEXT_LOG].0.clone();
+    for at in 0..LOG_HEAD {
+        let mut other = next.clone();
+        other[at] ^= 1;
+        assert!(open(&memory.set(NEXT_LOG, &other)).is_err(), "a flipped bit at {at}");
+    }
+}
+
 /// Who has no file left for a while stays in its group, and what it was told to write is written.
 #[test]
 fn too_many_open_files_are_waited_out() {
@@ -279,7 +374,9 @@ fn too_many_open_files_are_waited_out() {
     lock(&memory.0).full = 3;
     let (orders, ordered) = std::sync::mpsc::channel();
     let (says, mut said) = tokio::sync::mpsc::unbounded_channel();
-    orders.send(Order::Save(held(3), Mark::default(), vec![Bytes::from_static(b"state")])).expect("room");
+    orders
+        .send(Order::Save(held(3), Mark::default(), Box::new(|| Bytes::from_static(b"state"))))
+        .expect("room");
     orders.send(Order::Append(command(1), Mark::default(), 9)).expect("room");
     drop(orders);
     write(store, &ordered, &says);
@@ -316,11 +413,11 @@ fn no_file_of_a_directory_is_opened_through_a_link() {
     let (data, other) = (path.join("data"), path.join("other"));
     fs::create_dir_all(&data).expect("a directory");
     fs::write(&other, b"other").expect("writable");
-    for name in ["state", "log", "state.new", "log.new"] {
+    for name in ALL.into_iter().filter(|name| *name != "lock") {
         std::os::unix::fs::symlink(&other, data.join(name)).expect("a link");
     }
     let mut dir = Dir::open(&data, "n").expect("nobody else's");
-    for name in [STATE, LOG] {
+    for name in [STATE, LOG, NEXT_STATE, NEXT_LOG] {
         assert!(dir.read(name).is_err(), "{name}");
         assert!(dir.replace(name, &[b"new"]).is_err(), "{name}");
     }
