@@ -335,8 +335,9 @@ impl Hub {
             room.throttled = false;
             self.feed(key, Input::Throttle(false));
         }
-        for (view, kind) in news.views {
-            self.on_view(key, view, kind);
+        let count = news.views.len();
+        for (at, (view, kind)) in news.views.into_iter().enumerate() {
+            self.on_view(key, view, kind, at + 1 < count);
         }
         if self.rooms.get(&key).is_some_and(Room::is_idle) {
             self.remove_room(key);
@@ -345,7 +346,8 @@ impl Hub {
         }
     }
 
-    fn on_view(&mut self, key: u32, view: Arc<View>, kind: Kind) {
+    /// A view that was overtaken while this thread was busy is not closed: each would cost all members a round.
+    fn on_view(&mut self, key: u32, view: Arc<View>, kind: Kind, overtaken: bool) {
         let Some(room) = self.rooms.get_mut(&key) else { return };
         if kind == Kind::Plain {
             // Views and leaders only: nothing is to be closed before one is installed.
@@ -368,7 +370,9 @@ impl Hub {
             room.views.pop_front();
         }
         room.views.push_back(view);
-        self.feed(key, Input::View(told));
+        if !overtaken || begins {
+            self.feed(key, Input::View(told));
+        }
     }
 
     fn on_ready(&mut self, mailbox: &Arc<Mailbox>) {

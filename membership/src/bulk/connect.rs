@@ -279,7 +279,7 @@ mod tests {
             members: vec![member(NodeId::new(2, 1)), member(peer)],
         };
         let key = hub.room(&group);
-        hub.on_view(key, Arc::new(view), Kind::Multicast);
+        hub.on_view(key, Arc::new(view), Kind::Multicast, false);
         assert_eq!(hub.missing(), [], "nobody knows its address");
         let found = [(peer, Hello::sample(3).addr)];
         hub.set_addresses(found.into());
