@@ -826,15 +826,23 @@ mod tests {
             let (arrived, _queue) = mpsc::channel(1);
             let wallet = Wallet::open(Source::None).expect("nothing to be read");
             let (lease, counts) = (Duration::from_secs(5), Counts::default());
-            let transport =
-                Transport::new(hello(2), wallet, lease, arrived, None, Bulk::default(), counts.clone());
+            let transport = Transport::new(
+                Hello::sample(2),
+                wallet,
+                lease,
+                arrived,
+                None,
+                Bulk::default(),
+                counts.clone(),
+            );
             let (large, small) = (Msg::Refused("x".repeat(24 << 20)), Msg::Refused("small".into()));
             transport.send(Dest::Addr(addr), &large);
             let mut stream = listener.accept().await.expect("connected").0;
             let mut seen = Seen::default();
             let mut note = |first: &[u8]| seen.note(first);
-            let mut met =
-                handshake::respond(&mut stream, &hello(3), &Credentials::None, &mut note).await.expect("met");
+            let mut met = handshake::respond(&mut stream, &Hello::sample(3), &Credentials::None, &mut note)
+                .await
+                .expect("met");
             let mut frames = Frames::new(MAX_STATE);
             frames.buffer().extend_from_slice(&met.rest.split());
             let (mut said, mut heard, mut taken) = (Vec::new(), Vec::new(), 0);
