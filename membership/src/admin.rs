@@ -1,5 +1,9 @@
 //! The admin API: HTTP for operators, probes and dashboards, on a thread of its own.
 
+mod groups;
+mod page;
+mod stream;
+
 use std::{
     collections::BTreeMap,
     convert::Infallible,
@@ -11,7 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Either, Full, Limited};
 use hyper::{
     HeaderMap, Method, Request, Response,
     body::Incoming,
@@ -28,9 +32,12 @@ use tokio::{
     time::timeout,
 };
 
+pub(crate) use stream::STREAMS;
+use stream::{Life, Stream};
+
 use crate::{
     clock::now,
-    event::View,
+    event::standing_json,
     handshake::Versions,
     metrics::Metrics,
     node::{Command, Shared, lock},
@@ -38,14 +45,19 @@ use crate::{
         MAX_BODY, Question, REGISTRY_PATH,
         proof::{self, Proved, Told},
     },
-    replica::Standing,
     secret::Credentials,
-    status::{GroupStatus, Status},
+    status::Status,
     witness,
 };
 
 /// How many connections are served at once; the next ones wait in the listen queue.
 const CONNECTIONS: usize = 64;
+/// How long what the last events say may take to be sent when the node stops.
+const FAREWELL: Duration = Duration::from_millis(300);
+/// What happens to the node, as it happens.
+const EVENTS_PATH: &str = "/v1/events";
+/// The groups that the node knows.
+const GROUPS_PATH: &str = "/v1/groups";
 /// Where an operator gives up a lineage.
 const FORCE_PATH: &str = "/v1/force-new";
 /// A header that no page of another site may set without asking first.
@@ -56,7 +68,7 @@ const HEAD: usize = 16 * 1024;
 const BODY: usize = 64 * 1024;
 /// How long a client may take for its head, and then for its body.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long a connection may live: whoever wants more connects again.
+/// How long a connection may live, and how long that of a client who follows the events may be full: whoever wants more connects again.
 const LIFE: Duration = Duration::from_secs(300);
 
 /// A request to a route that a caller added.
@@ -133,10 +145,8 @@ impl Extensions {
 
     fn handler(&self, path: &str) -> Option<Handler> {
         let routes = lock(&self.routes);
-        let below = |prefix: &str| {
-            path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        };
-        routes.iter().rev().find(|(prefix, _)| below(prefix)).map(|(_, handler)| Arc::clone(handler))
+        let found = routes.iter().rev().find(|(prefix, _)| below(path, prefix).is_some());
+        found.map(|(_, handler)| Arc::clone(handler))
     }
 }
 
@@ -151,6 +161,8 @@ pub(crate) fn serve(listener: TcpListener, shared: Arc<Shared>) -> io::Result<()
                 () = accept(listener, &shared) => {}
                 _stopped = finished.wait_for(|finished| *finished) => {}
             }
+            // Who follows the events hears how it ended.
+            let _in_time = timeout(FAREWELL, shared.streams.acquire_many(STREAMS as u32)).await;
         });
     })?;
     Ok(())
@@ -185,49 +197,76 @@ async fn accept(listener: TcpListener, shared: &Arc<Shared>) {
 }
 
 /// Answers what comes on one connection, from this address.
-pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(stream: S, shared: &Shared, from: IpAddr) {
-    let service = service_fn(|request| answer(request, shared, from));
+pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    shared: &Arc<Shared>,
+    from: IpAddr,
+) {
+    let life = Life::begin();
+    let service = service_fn(|request| answer(request, shared, from, &life));
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(PATIENCE).max_buf_size(HEAD);
     let connection = http.serve_connection(TokioIo::new(stream), service);
-    // What goes wrong on a connection is the client's affair.
-    let _outcome = timeout(LIFE, connection).await;
+    tokio::select! {
+        // What goes wrong on a connection is the client's affair.
+        _outcome = connection => {}
+        () = life.over() => {}
+    }
 }
+
+/// All that is known at once, or what happens from now on.
+type Answer = Either<Full<Bytes>, Stream>;
 
 async fn answer(
     request: Request<Incoming>,
-    shared: &Shared,
+    shared: &Arc<Shared>,
     from: IpAddr,
-) -> Result<Response<Full<Bytes>>, Infallible> {
+    life: &Life,
+) -> Result<Response<Answer>, Infallible> {
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    if reads && request.uri().path() == EVENTS_PATH {
+        return Ok(match stream::follow(shared, life) {
+            Ok(events) => events.map(Either::Right),
+            Err(refusal) => respond(refusal).map(Either::Left),
+        });
+    }
+    Ok(whole(request, shared, from).await.map(Either::Left))
+}
+
+async fn whole(request: Request<Incoming>, shared: &Shared, from: IpAddr) -> Response<Full<Bytes>> {
     let path = request.uri().path().to_owned();
     if path == FORCE_PATH {
-        return Ok(respond(force_new(request, shared, from).await));
+        return respond(force_new(request, shared, from).await);
     }
-    let below = path.strip_prefix(REGISTRY_PATH).filter(|rest| rest.is_empty() || rest.starts_with('/'));
-    if let Some(below) = below {
+    if let Some(below) = below(&path, REGISTRY_PATH) {
         if let Some((cluster, below)) = below.trim_matches('/').split_once("/witness/") {
-            return Ok(as_witness(request, cluster, below, shared, from).await);
+            return as_witness(request, cluster, below, shared, from).await;
         }
-        return Ok(registry(request, below, shared, from).await);
+        return registry(request, below, shared, from).await;
     }
-    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
-    let own = own_answer(&path, shared);
-    let answer = match own {
-        Some(_) if !reads => {
+    if is_own(&path) {
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let mut response = respond(AdminResponse::error(405, "only GET and HEAD are allowed here"));
             response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-            return Ok(response);
+            return response;
         }
-        Some(answer) => answer,
-        None => match shared.extensions.handler(&path) {
-            None => AdminResponse::error(404, format!("there is no {path} here; see /v1/status")),
-            Some(handler) => match read(request).await {
-                Ok(request) => handler(&request),
-                Err(refusal) => refusal,
-            },
+        if path == "/" {
+            return page::page();
+        }
+        return respond(own_answer(&path, request.uri().query(), shared).await);
+    }
+    respond(match shared.extensions.handler(&path) {
+        None => AdminResponse::error(404, format!("there is no {path} here; see /v1/status")),
+        Some(handler) => match read(request).await {
+            Ok(request) => handler(&request),
+            Err(refusal) => refusal,
         },
-    };
-    Ok(respond(answer))
+    })
+}
+
+/// What follows a prefix that ends there, or at a slash.
+fn below<'a>(path: &'a str, prefix: &str) -> Option<&'a str> {
+    path.strip_prefix(prefix).filter(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// An operator gives up the lineage. Nothing authenticates who asks, so it must be somebody on this host, and no page in
@@ -437,12 +476,17 @@ fn respond(answer: AdminResponse) -> Response<Full<Bytes>> {
     response
 }
 
-/// The node's own paths.
-fn own_answer(path: &str, shared: &Shared) -> Option<AdminResponse> {
-    let status = shared.full_status();
-    Some(match path {
+/// The node's own paths, besides those that others may change.
+fn is_own(path: &str) -> bool {
+    matches!(path, "/" | "/healthz" | "/readyz" | "/metrics" | "/v1/status" | "/v1/view" | EVENTS_PATH)
+        || below(path, GROUPS_PATH).is_some()
+}
+
+async fn own_answer(path: &str, query: Option<&str>, shared: &Shared) -> AdminResponse {
+    match path {
         "/healthz" => AdminResponse::json(200, &json!({ "ok": true })),
         "/readyz" => {
+            let status = shared.status();
             let ready = status.is_ready();
             let why = match (ready, &status.blocked, &status.view) {
                 (true, ..) => None,
@@ -457,23 +501,13 @@ fn own_answer(path: &str, shared: &Shared) -> Option<AdminResponse> {
             content_type: "application/openmetrics-text; version=1.0.0; charset=utf-8",
             body: shared.metrics.text().into_bytes(),
         },
-        "/v1/status" => AdminResponse::json(200, &status_json(shared, &status)),
-        "/v1/view" => AdminResponse::json(200, &view_json(&status)),
-        "/v1/groups" => {
-            let groups: Vec<Value> =
-                status.groups.iter().map(|(name, g)| group_json(name.as_str(), g, &status)).collect();
-            AdminResponse::json(200, &json!({ "groups": groups }))
-        }
-        _ => {
-            let name = percent_decoded(path.strip_prefix("/v1/groups/")?);
-            match status.groups.iter().find(|(group, _)| group.as_str() == name) {
-                Some((name, group)) => AdminResponse::json(200, &group_json(name.as_str(), group, &status)),
-                None => {
-                    AdminResponse::error(404, format!("this node is not in {name:?} and does not observe it"))
-                }
-            }
-        }
-    })
+        "/v1/view" => AdminResponse::json(200, &view_json(&shared.status())),
+        _ => match below(path, GROUPS_PATH).map(|below| below.strip_prefix('/').unwrap_or_default()) {
+            Some("") => groups::list(shared, query).await,
+            Some(name) => groups::one(shared, name).await,
+            None => AdminResponse::json(200, &status_json(shared, &shared.full_status())),
+        },
+    }
 }
 
 fn status_json(shared: &Shared, status: &Status) -> Value {
@@ -506,7 +540,7 @@ fn status_json(shared: &Shared, status: &Status) -> Value {
         "lease_until_ns": status.lease_until_ns,
         "now_ns": crate::clock::now_ns(),
         "groups": status.groups.keys().map(|g| g.as_str()).collect::<Vec<_>>(),
-        "states": status.groups.iter().filter_map(|(name, g)| Some((name.to_string(), state_json(g.state.as_ref()?)))).collect::<serde_json::Map<_, _>>(),
+        "states": status.groups.iter().filter_map(|(name, g)| Some((name.to_string(), standing_json(g.state.as_ref()?)))).collect::<serde_json::Map<_, _>>(),
         "leading": status.groups.iter().filter(|(_, g)| g.leading.is_some()).map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
     })
 }
@@ -553,37 +587,6 @@ fn view_json(status: &Status) -> Value {
         "lineage": status.lineage.map(|l| l.to_string()),
         "members": members,
     })
-}
-
-fn group_json(name: &str, group: &GroupStatus, status: &Status) -> Value {
-    let view: Option<&View> = group.view.as_deref();
-    let members: Vec<Value> = view.map(|v| &v.members[..]).unwrap_or_default().iter().enumerate().map(|(rank, member)| {
-        json!({ "rank": rank, "node": &*member.name, "id": member.node.to_string(), "endpoint": member.endpoint.as_deref() })
-    }).collect();
-    json!({
-        "group": name,
-        "view": view.map(|v| v.id.get()),
-        "prev": view.map(|v| v.prev.get()),
-        "token": view.map(|v| v.token.get()),
-        "lineage": view.map(|v| v.lineage.to_string()),
-        "leader": view.and_then(View::leader).map(|l| &*l.name),
-        "rank": view.and_then(|v| v.rank_of(status.id)).map(|r| r.get()),
-        "leading": group.leading.is_some(),
-        "state": group.state.as_ref().map(state_json),
-        "members": members,
-    })
-}
-
-fn state_json(standing: &Standing) -> Value {
-    match standing {
-        Standing::Memory => json!({ "standing": "memory" }),
-        Standing::Lost => json!({ "standing": "lost" }),
-        Standing::Waiting { why } => json!({ "standing": "waiting", "why": why }),
-        Standing::Kept { here, of, enough } => {
-            json!({ "standing": "kept", "here": here, "of": of, "enough": enough })
-        }
-        Standing::Refused { why } => json!({ "standing": "refused", "why": why }),
-    }
 }
 
 /// Group names may have slashes and colons, which some clients write as %2F and %3A.

@@ -284,6 +284,10 @@ impl Driver {
             Command::Observe { group, handle } => self.observe(group, handle),
             Command::State { group, standing } => self.tell_state(&group, standing),
             Command::ForceNew { lineage, from, done } => self.force_new(&lineage, from, done),
+            Command::Groups { wanted, done } => {
+                // Whoever asked may be gone.
+                let _gone = done.send(self.kept_groups(wanted));
+            }
         }
         self.pump();
     }

@@ -1,5 +1,7 @@
 //! What a node tells those who embed it: one stream of events, the current state first, then every change.
 
+mod json;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     net::SocketAddr,
@@ -11,6 +13,8 @@ use membership_proto::{ClusterView, GroupView, SharedView, WhyNot};
 use membership_sync::LeaderCell;
 use membership_types::{GroupName, Lineage, NodeId, Rank, Token, ViewId};
 use pubsub::{Bus, Delivery, Subscription, TryNextError};
+
+pub(crate) use json::standing_json;
 
 use crate::{clock, node::lock, replica};
 

@@ -467,6 +467,8 @@ pub fn admin(data: &[u8]) -> Vec<u8> {
         static NODE: Node = {
             let node = within_io(Node::builder().name("n").admin(([127, 0, 0, 1], 0).into()).start()).expect("it starts");
             node.extensions().route("/x", |asked| AdminResponse::json(200, &serde_json::json!({ "path": asked.path })));
+            // A stream of events would go on for as long as the node does.
+            node.inner.shared.streams.close();
             node
         };
     }

@@ -187,6 +187,9 @@ counts! {
     witness_answers: Counter = "phalanx_witness_answers", "Answers of the witness";
     witness_failures: Counter = "phalanx_witness_failures", "Times that the witness did not answer";
     witness_reached: Gauge = "phalanx_witness_reached", "1 if the witness answered when it was last asked";
+    streams: Gauge = "phalanx_event_streams", "Clients of the admin API that follow the events";
+    streams_refused: Counter = "phalanx_event_streams_refused", "Clients that were not let follow the events, because so many did already";
+    events_missed: Counter = "phalanx_events_missed", "Events that clients of the admin API missed, because they were too slow";
     trace_lost: Counter = "phalanx_trace_records_lost", "Trace records lost because the file was too slow";
 }
 

@@ -11,11 +11,11 @@ use std::{
     time::Duration,
 };
 
-use membership_proto::Bootstrap;
+use membership_proto::{Bootstrap, SharedView};
 use membership_sync::Reader;
-use membership_types::{GroupName, Lineage, NodeId};
+use membership_types::{GroupName, Lineage, LogIndex, NodeId};
 use pubsub::Topics;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 
 use crate::{
     admin::Extensions,
@@ -375,6 +375,8 @@ pub(crate) struct Shared {
     /// What proves that this node belongs to the cluster.
     pub(crate) wallet: Wallet,
     pub(crate) extensions: Extensions,
+    /// One for each client of the admin API that may follow the events.
+    pub(crate) streams: Arc<Semaphore>,
     /// If the application is watched.
     pub(crate) pats: Option<Pats>,
     /// What this node keeps for others that look for their cluster, if it has an admin API.
@@ -415,11 +417,29 @@ pub(crate) enum Command {
         from: IpAddr,
         done: oneshot::Sender<Result<Lineage, String>>,
     },
+    /// Which groups the log has, where this node keeps it.
+    Groups {
+        wanted: Wanting,
+        done: oneshot::Sender<Option<Kept>>,
+    },
     Observe {
         group: GroupName,
         handle: u64,
     },
     Stop,
+}
+
+/// Of which groups somebody wants to know.
+pub(crate) enum Wanting {
+    One(GroupName),
+    /// Those after this one by name, at most so many.
+    After(Option<GroupName>, usize),
+}
+
+/// Groups as of an index of the log.
+pub(crate) struct Kept {
+    pub(crate) index: LogIndex,
+    pub(crate) views: Vec<SharedView>,
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -13,11 +13,11 @@ use membership_sync::Snapshot;
 use membership_types::NodeId;
 use tokio::{
     net::lookup_host,
-    sync::{Notify, mpsc, watch},
+    sync::{Notify, Semaphore, mpsc, watch},
 };
 
 use crate::{
-    admin::{self, Extensions},
+    admin::{self, Extensions, STREAMS},
     bulk::Bulk,
     clock,
     control::{self, Setup},
@@ -193,6 +193,7 @@ fn share(
         pats: builder.watchdog.map(Pats::new),
         extensions: Extensions::new(Arc::clone(&metrics)),
         registrar: Arc::new(Mutex::new(registrar)),
+        streams: Arc::new(Semaphore::new(STREAMS)),
         metrics,
         bulk: Bulk::default(),
         wallet,

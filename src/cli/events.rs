@@ -13,64 +13,8 @@ use super::output;
 
 /// The event as the JSON object that the documentation describes; `None` for what commands do not print.
 pub(crate) fn to_json(event: &Event) -> Option<Value> {
-    let group = event.group.as_ref().map(ToString::to_string);
-    let mut object = match &event.what {
-        What::Started { listen, admin } => {
-            json!({"event": "started", "id": event.node.to_string(), "listen": listen, "admin": admin})
-        }
-        What::Refused { why } => json!({"event": "refused", "why": why}),
-        What::Blocked { why } => json!({"event": "blocked", "why": why}),
-        What::Unblocked => json!({"event": "unblocked"}),
-        What::Removed { view, why } => json!({"event": "removed", "view": view.get(), "why": why}),
-        What::Dissolved { into, lost } => {
-            let lost: Vec<&str> = lost.iter().map(GroupName::as_str).collect();
-            json!({"event": "dissolved", "into": format!("lineage {into}"), "lost": lost})
-        }
-        What::StartOver { why } => json!({"event": "start_over", "why": why}),
-        What::Ended { why } => json!({"event": "ended", "why": why}),
-        What::View(view) => {
-            let members: Vec<&str> = view.members.iter().map(|m| &*m.name).collect();
-            json!({
-                "event": "view",
-                "view": view.id.get(),
-                "rank": view.rank_of(event.node).map(membership::Rank::get),
-                "leader": members.first(),
-                "members": members,
-                "prev": view.prev.get(),
-            })
-        }
-        What::Leading { token, lineage } => {
-            json!({"event": "leading", "token": token.get(), "lineage": lineage.to_string()})
-        }
-        What::NotLeading { token, why, until_ns, .. } => json!({
-            "event": "not_leading",
-            "token": token.get(),
-            "why": why.as_str(),
-            "until_ns": until_ns,
-        }),
-        What::State { standing } => match standing {
-            Standing::Memory => json!({"event": "state", "standing": "memory"}),
-            Standing::Lost => {
-                json!({"event": "state", "standing": "lost", "why": "those who had it are gone"})
-            }
-            Standing::Waiting { why } => json!({"event": "state", "standing": "waiting", "why": why}),
-            Standing::Kept { here, of, enough } => {
-                json!({"event": "state", "standing": "kept", "here": here, "of": of, "enough": enough})
-            }
-            Standing::Refused { why } => json!({"event": "state", "standing": "refused", "why": why}),
-            _ => return None,
-        },
-        What::Stuck { why } => json!({"event": "stuck", "why": why}),
-        What::Unstuck => json!({"event": "unstuck"}),
-        What::Missed { count } => json!({"event": "missed", "count": count}),
-        _ => return None,
-    };
-    object["node"] = json!(&*event.name);
-    object["at_ns"] = json!(event.at_ns);
-    if let Some(group) = group {
-        object["group"] = json!(group);
-    }
-    Some(object)
+    // Of the cluster's views, operators ask the admin API.
+    if matches!(event.what, What::ClusterView(_)) { None } else { event.to_json() }
 }
 
 /// The event as a line for people.

@@ -16,6 +16,7 @@ use crate::{
     channel::Mailbox,
     clock,
     event::{Ended, Event, Lead, Said, Speaker, Standing, State, Topic, What},
+    node::{Kept, Wanting},
     replica,
 };
 
@@ -465,6 +466,23 @@ impl Driver {
                 || self.over.is_some();
             self.tell_out(&group, left);
         }
+    }
+
+    /// What the log says of groups, if this node is of the core and so keeps it.
+    pub(super) fn kept_groups(&self, wanted: Wanting) -> Option<Kept> {
+        // Who was in the core once still has a log, which ends then.
+        if !self.machine.core().contains(&self.config.me.id) {
+            return None;
+        }
+        let state = self.machine.committed()?;
+        let views = match wanted {
+            Wanting::One(group) => state.group(&group).cloned().into_iter().collect(),
+            Wanting::After(after, limit) => {
+                let after = |view: &&SharedView| after.as_ref().is_none_or(|after| view.group > *after);
+                state.groups().filter(after).take(limit).cloned().collect()
+            }
+        };
+        Some(Kept { index: state.index, views })
     }
 
     // ---- leading ----------------------------------------------------------------------------------------------------

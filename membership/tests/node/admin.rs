@@ -5,11 +5,11 @@ use std::{net::SocketAddr, time::Duration};
 use membership::{AdminResponse, Bootstrap, Node};
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines},
     net::TcpStream,
 };
 
-use crate::harness::{Place, leave, loopback, one_view, quiet, view, within};
+use crate::harness::{Place, leave, loopback, metric, one_view, quiet, view, within};
 
 /// One request on a connection of its own. Gives the status, the head and the body.
 async fn request(addr: SocketAddr, head: &str) -> (u16, String, String) {
@@ -198,4 +198,179 @@ async fn callers_add_routes_and_metrics() {
     let member = other.join("g", None).await.expect("runs");
     within("joined", view(&mut member.views(), |v| v.members.len() == 1)).await;
     place.judge([node, other]).await;
+}
+
+/// Lines that come for as long as the node goes on.
+async fn follow(addr: SocketAddr) -> Lines<BufReader<TcpStream>> {
+    let mut stream = TcpStream::connect(addr).await.expect("listens");
+    stream.write_all(b"GET /v1/events HTTP/1.0\r\nhost: x\r\n\r\n").await.expect("it reads");
+    BufReader::new(stream).lines()
+}
+
+/// The next event; `None` at the end.
+async fn next_event(lines: &mut Lines<BufReader<TcpStream>>) -> Option<Value> {
+    loop {
+        let line = within("an event", lines.next_line()).await.expect("text")?;
+        if let Some(data) = line.strip_prefix("data: ") {
+            return Some(serde_json::from_str(data).expect("JSON"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn events_come_as_they_happen_after_the_current_state_until_the_node_has_stopped() {
+    let place = Place::new();
+    let (node, addr) = admin_of(&place).await;
+    let group = node.join("g", None).await.expect("runs");
+    within("it leads", group.until_leader()).await.expect("a member");
+    let mut same = node.all_events();
+    let mut lines = follow(addr).await;
+    let head = within("a head", lines.next_line()).await.expect("text").expect("a head");
+    assert!(head.contains("200"), "{head}");
+    let mut kinds = Vec::new();
+    let mut other = None;
+    loop {
+        let Some(event) = next_event(&mut lines).await else { break };
+        let told = loop {
+            let told = within("the same event", same.next()).await.expect("the node runs");
+            // Some are for applications only.
+            if let Some(told) = told.to_json() {
+                break told;
+            }
+        };
+        assert_eq!(event, told);
+        let kind = event["event"].as_str().expect("a kind").to_owned();
+        if kind == "leading" && other.is_none() {
+            assert_eq!((&event["group"], &event["node"]), (&json!("g"), &json!("a")));
+            other = Some(place.node("b").await);
+        }
+        if event["members"] == json!(["a", "b"]) {
+            assert_eq!((&*kind, &event["rank"]), ("cluster_view", &json!(0)));
+            let leaver = node.clone();
+            tokio::spawn(async move { leaver.leave().await });
+        }
+        kinds.push(kind);
+    }
+    let begin = ["started", "cluster_view", "view", "leading"];
+    assert_eq!(kinds.iter().filter(|kind| **kind != "blocked").take(4).collect::<Vec<_>>(), begin);
+    assert!(kinds.iter().any(|kind| kind == "not_leading"), "{kinds:?}");
+    drop(group);
+    place.judge([node, other.expect("it began")]).await;
+}
+
+#[tokio::test]
+async fn so_many_clients_follow_the_events_and_others_still_get_answers() {
+    const MOST: usize = 32;
+    let place = Place::new();
+    let (node, addr) = admin_of(&place).await;
+    let mut clients = Vec::new();
+    for _ in 0..MOST {
+        let mut lines = follow(addr).await;
+        next_event(&mut lines).await.expect("the node runs");
+        clients.push(lines);
+    }
+    let (code, why) = get(addr, "/v1/events").await;
+    assert_eq!(code, 503);
+    assert!(why["error"].as_str().expect("a reason").contains("32 clients"), "{why}");
+    assert_eq!(get(addr, "/v1/status").await.0, 200);
+    assert_eq!(metric(&node, "phalanx_event_streams"), MOST as u64);
+    assert_eq!(metric(&node, "phalanx_event_streams_refused"), 1);
+    clients.pop();
+    within("its end is noticed", async {
+        while metric(&node, "phalanx_event_streams") == MOST as u64 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    let mut lines = follow(addr).await;
+    assert_eq!(next_event(&mut lines).await.expect("the node runs")["event"], "started");
+    drop((clients, lines));
+    place.judge([node]).await;
+}
+
+#[tokio::test]
+async fn who_keeps_the_log_knows_all_groups_and_others_say_which_they_know() {
+    let place = Place::new();
+    let (a, core) = admin_of(&place).await;
+    within("it joins", a.joined()).await.expect("joins");
+    let b = place.builder("b").core(false).admin(loopback()).start().await.expect("starts");
+    let plain = b.admin_addr().expect("asked for");
+    one_view(&[a.clone(), b.clone()]).await;
+    let (one, two) = (a.join("a/own", None).await, b.join("b/own", Some("10.0.0.1:1".into())).await);
+    let (one, two) = (one.expect("runs"), two.expect("runs"));
+    within("a leads", one.until_leader()).await.expect("a member");
+    within("b leads", two.until_leader()).await.expect("a member");
+
+    let (_, all) = get(core, "/v1/groups").await;
+    assert_eq!((&all["known"], &all["next"], &all["why"]), (&json!("all"), &Value::Null, &Value::Null));
+    assert!(all["index"].as_u64() > Some(0), "{all}");
+    let names = |groups: &Value| -> Vec<String> {
+        let groups = groups["groups"].as_array().expect("a list").iter();
+        groups.map(|group| group["group"].as_str().expect("a name").to_owned()).collect()
+    };
+    assert_eq!(names(&all), ["a/own", "b/own"]);
+    let of_b = &all["groups"][1];
+    assert_eq!(
+        (&of_b["leader"], &of_b["rank"], &of_b["leading"]),
+        (&json!("b"), &Value::Null, &json!(false))
+    );
+    assert_eq!(of_b["token"], two.view().expect("a member").token.get());
+    assert_eq!(of_b["members"][0]["endpoint"], "10.0.0.1:1");
+    assert_eq!(get(core, "/v1/groups/b/own").await.1["known"], "all");
+    let (code, none) = get(core, "/v1/groups/none").await;
+    assert!(code == 404 && none["error"].as_str().expect("a reason").contains("no group none"), "{none}");
+
+    let (_, own) = get(plain, "/v1/groups").await;
+    assert_eq!((&own["known"], names(&own)), (&json!("own"), vec!["b/own".to_owned()]));
+    assert!(own["why"].as_str().expect("a reason").ends_with("all are known at a"), "{own}");
+    assert_eq!(get(plain, "/v1/groups/b/own").await.1["known"], "own");
+    let (code, unknown) = get(plain, "/v1/groups/a/own").await;
+    assert!(code == 404 && unknown["error"].as_str().expect("a reason").contains("known at a"), "{unknown}");
+
+    let (_, first) = get(core, "/v1/groups?limit=1").await;
+    assert_eq!((&first["next"], names(&first)), (&json!("a/own"), vec!["a/own".to_owned()]));
+    let (_, second) = get(core, "/v1/groups?limit=1&after=a%2Fown").await;
+    assert_eq!((&second["next"], names(&second)), (&Value::Null, vec!["b/own".to_owned()]));
+    assert_eq!(get(core, "/v1/groups?limit=0").await.0, 400);
+    drop((one, two));
+    place.judge([a, b]).await;
+}
+
+#[tokio::test]
+async fn the_page_is_whole_and_its_browser_may_run_nothing_else_and_ask_nobody_else() {
+    let place = Place::new();
+    let (node, addr) = admin_of(&place).await;
+    let (status, head, page) = request(addr, "GET / HTTP/1.1").await;
+    assert!(status == 200 && head.contains("content-type: text/html; charset=utf-8"), "{head}");
+    let policy = head.lines().find_map(|line| line.strip_prefix("content-security-policy: ")).expect("one");
+    let mut rules: Vec<&str> = policy.split("; ").collect();
+    let hashes: Vec<&str> = rules.iter().copied().filter(|rule| rule.contains("sha256-")).collect();
+    assert_eq!(hashes.len(), 2, "{policy}");
+    for element in ["script", "style"] {
+        assert_eq!(page.matches(&format!("<{element}")).count(), 1, "one, and without attributes");
+        let (_, rest) = page.split_once(&format!("<{element}>")).expect("it is there");
+        let (content, _) = rest.split_once(&format!("</{element}>")).expect("it ends");
+        let hash = ring::digest::digest(&ring::digest::SHA256, content.as_bytes());
+        let hash = data_encoding::BASE64.encode(hash.as_ref()).to_ascii_lowercase();
+        assert!(hashes.contains(&&*format!("{element}-src 'sha256-{hash}'")), "{element}: {policy}");
+    }
+    rules.retain(|rule| !rule.contains("sha256-"));
+    let expected = [
+        "default-src 'none'",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
+    ];
+    assert_eq!(rules, expected);
+    for foreign in ["http:", "https:", "//", " src=", " href=", " style=", " onload=", "innerHTML", "eval("] {
+        let allowed = if foreign == "//" { page.matches("\n// ").count() } else { 0 };
+        assert_eq!(page.matches(foreign).count(), allowed, "{foreign}");
+    }
+    for path in ["/v1/status", "/v1/view", "/v1/groups", "/v1/events"] {
+        assert!(page.contains(path), "{path}");
+    }
+    assert_eq!(request(addr, "POST / HTTP/1.1\r\ncontent-length: 0").await.0, 405);
+    place.judge([node]).await;
 }
