@@ -35,6 +35,7 @@ mod scratch;
 mod secret;
 mod server;
 mod sim;
+mod top;
 
 /// Exit codes, as the README lists them.
 pub(crate) mod exit {
@@ -121,6 +122,7 @@ enum Command {
     Status(operate::Status),
     /// The cluster's view, or a group's, asked at a node's admin API.
     View(operate::View),
+    Top(top::Top),
     #[command(name = "force-new")]
     ForceNew(operate::ForceNew),
     Secret(secret::Secret),
@@ -222,6 +224,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Router(router) => block_on(router.run(json)),
         Command::Status(status) => status.run(json),
         Command::View(view) => view.run(json),
+        Command::Top(top) => block_on(top.run(json)),
         Command::ForceNew(force) => force.run(json),
         Command::Secret(secret) => secret.run(json),
         Command::Sim(sim) => sim.run(json),

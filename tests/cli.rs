@@ -162,12 +162,17 @@ fn a_cluster_that_cannot_be_joined_in_time_is_exit_code_3() {
     let config = dir.write("router.toml", &format!("{service}{map}"));
     for command in [
         &["join", "g", "--no-stdin"][..],
+        &["watch", "g"],
         &["agent"],
         &["inventory", "--serve", "127.0.0.1:0"],
         &["router", "--config", &config],
+        &["lock", "g", "--", "true"],
+        &["run", "--group", "g", "--", "sleep", "60"],
     ] {
         let args = ["--bootstrap", "join", "--join-timeout", "300ms", "--rendezvous", &dir.rendezvous()];
-        let output = run(&[command, &args].concat());
+        // Flags come before what is run.
+        let (name, rest) = command.split_first().expect("a command");
+        let output = run(&[&[*name], &args[..], rest].concat());
         assert_eq!(output.status.code(), Some(3), "{command:?}: {}", stderr(&output));
     }
 }
@@ -223,12 +228,13 @@ fn output_that_cannot_be_written_is_a_failure() {
     let mut agent =
         Proc::start(&["agent", "--admin", "127.0.0.1:0", "--rendezvous", &format!("{rendezvous}-2")]);
     let admin = agent.until_event("started")["admin"].as_str().expect("an address").to_owned();
-    let commands: [&[&str]; 9] = [
+    let commands: [&[&str]; 10] = [
         &["router", "--check", "--config", &config],
         &["sim", "--seed", "1"],
         &["check", &trace],
         &["status", "--admin", &admin],
         &["view", "--admin", &admin],
+        &["top", "--once", "--admin", &admin],
         &["join", "g", "--no-stdin", "--rendezvous", &rendezvous],
         &["watch", "g", "--rendezvous", &rendezvous],
         &["agent", "--rendezvous", &rendezvous],
@@ -289,8 +295,16 @@ fn durations_have_ranges() {
     refused(&["demo", "--for", "1s", "--kill-every", ENDLESS], 2, &["--kill-every", "8760h"]);
     refused(&["demo", "--for", "1s", "--kill-every", "99ms"], 2, &["--kill-every", "100ms to 8760h"]);
     refused(&["bench", "takeover", "--lease", "61s"], 2, &["--lease", "20ms to 60s"]);
-    let commands: [&[&str]; 7] =
-        [&["demo"], &["agent"], &["join"], &["watch"], &["run"], &["router"], &["bench", "takeover"]];
+    let commands: [&[&str]; 8] = [
+        &["demo"],
+        &["agent"],
+        &["join"],
+        &["watch"],
+        &["run"],
+        &["router"],
+        &["top"],
+        &["bench", "takeover"],
+    ];
     for command in commands {
         let help = stdout(&run(&[command, &["-h"]].concat()));
         let durations: Vec<&str> = help.lines().filter(|line| line.contains("DUR")).collect();
@@ -478,4 +492,86 @@ fn an_admin_api_that_answers_without_end_is_not_listened_to_for_ever() {
     let output = run(&["view", "--admin", &addr]);
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("longer than 16 MiB"), "{}", stderr(&output));
+}
+
+/// Follows a node with these arguments until it has said so many lines that hold this.
+fn tops(args: &[&str], lines: usize, with: &str) -> Vec<String> {
+    let mut top = phalanx().arg("top").args(args).stdout(Stdio::piped()).spawn().expect("it can be started");
+    let out = BufReader::new(top.stdout.take().expect("it is piped"));
+    let found: Vec<String> =
+        out.lines().map_while(Result::ok).filter(|line| line.contains(with)).take(lines).collect();
+    let told = Command::new("kill").args(["-TERM", &top.id().to_string()]).status().expect("kill can be run");
+    assert!(told.success());
+    assert_eq!(top.wait().expect("it is ours").code(), Some(0));
+    found
+}
+
+#[test]
+fn top_shows_members_groups_and_rates_once_or_again_and_again() {
+    let dir = Dir::new();
+    let rendezvous = dir.rendezvous();
+    let agent = ["agent", "--name", "a", "--admin", "127.0.0.1:0", "--rendezvous", &rendezvous];
+    let mut agent = Proc::start(&agent);
+    let admin = agent.until_event("started")["admin"].as_str().expect("an address").to_owned();
+    let mut member = Proc::join("kv", "b", &rendezvous, &[]);
+    member.until_event("leading");
+
+    let once = run(&["top", "--once", "--admin", &admin]);
+    assert_eq!(once.status.code(), Some(0), "{}", stderr(&once));
+    let text = stdout(&once);
+    assert!(text.starts_with("a of cluster default: ") && !text.contains('\x1b'), "{text}");
+    for part in ["rank 0 of 2", "coordinator a", " ms left", "all groups", "each second: sent - "] {
+        assert!(text.contains(part), "{part} is missing in {text}");
+    }
+    let row = text.lines().find(|line| line.starts_with("kv ")).expect("the group");
+    assert_eq!(row.split_whitespace().skip(3).collect::<Vec<_>>(), ["b", "-", "b"], "{text}");
+
+    let seen = tops(&["--admin", &admin, "--interval", "100ms", "--json"], 3, "\"rates\"");
+    let seen: Vec<serde_json::Value> =
+        seen.iter().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!((&seen[0]["event"], &seen[0]["rates"]), (&"top".into(), &serde_json::Value::Null));
+    assert!(seen[2]["lease_margin_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{}", seen[2]);
+    assert!(seen.iter().any(|top| top["rates"]["received"].as_f64() > Some(0.0)), "{seen:?}");
+    assert_eq!((&seen[2]["groups"]["known"], &seen[2]["members"][1]["node"]), (&"all".into(), &"b".into()));
+    // Tables follow each other where there is no terminal.
+    assert_eq!(tops(&["--admin", &admin, "--interval", "100ms"], 3, "a of cluster").len(), 3);
+
+    // A node that goes away is asked again; one that never answered is an error.
+    let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port");
+    refused(&["top", "--admin", &port.to_string()], 1, &[&port.to_string()]);
+    refused(&["top", "--admin", &admin, "--interval", "99ms"], 2, &["--interval", "100ms to 1h"]);
+    let mut top = Proc::start(&["top", "--admin", &admin, "--interval", "100ms"]);
+    top.until_event("top");
+    agent.signal("TERM");
+    assert_eq!(agent.end(), Some(0));
+    let error = top.until("an error", |e| e["error"].is_string());
+    assert!(error["error"].as_str().is_some_and(|e| e.contains(&admin)), "{error}");
+    top.signal("INT");
+    assert_eq!(top.end(), Some(0));
+}
+
+#[test]
+fn top_draws_over_what_it_drew_on_a_terminal() {
+    if !common::has("script") {
+        return;
+    }
+    let dir = Dir::new();
+    let rendezvous = dir.rendezvous();
+    let agent = ["agent", "--name", "a", "--admin", "127.0.0.1:0", "--rendezvous", &rendezvous];
+    let mut agent = Proc::start(&agent);
+    let admin = agent.until_event("started")["admin"].as_str().expect("an address").to_owned();
+    let top = format!(
+        "stty rows 9 cols 30; timeout -s INT 3 {} top --admin {admin} --interval 200ms",
+        env!("CARGO_BIN_EXE_phalanx")
+    );
+    let output = Command::new("script").args(["-qec", &top, "/dev/null"]).stdin(Stdio::null()).output();
+    let text = stdout(&output.expect("it can be started"));
+    let drawn: Vec<&str> = text.split("\x1b[H").skip(1).collect();
+    assert!(drawn.len() >= 3, "{text}");
+    for screen in drawn {
+        assert!(screen.lines().count() <= 9 && screen.contains("\x1b[J"), "{screen}");
+        let plain = screen.replace("\x1b[K", "").replace("\x1b[J", "").replace('\r', "");
+        assert!(plain.lines().all(|line| line.chars().count() <= 30), "{plain}");
+        assert!(plain.starts_with("a of cluster default: "), "{plain}");
+    }
 }

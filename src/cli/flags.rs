@@ -209,7 +209,8 @@ pub(crate) struct NodeFlags {
     #[arg(long, env = "PHALANX_INSECURE", value_name = "YES|NO", value_parser = BoolishValueParser::new())]
     #[arg(hide_possible_values = true, num_args = 0..=1, require_equals = true, default_missing_value = "yes")]
     insecure: Option<bool>,
-    /// Where to serve the admin API (HTTP), and the registry for others' --rendezvous http:.
+    /// Where to serve the admin API (HTTP: status, groups, events, metrics, and a page for browsers), and the registry for others'
+    /// --rendezvous http:.
     #[arg(long, env = "PHALANX_ADMIN", value_name = "ADDR")]
     admin: Option<SocketAddr>,
     /// A directory of this node's own, in which it remembers which tokens may have been given: after the whole cluster
@@ -222,12 +223,13 @@ pub(crate) struct NodeFlags {
     #[arg(long, env = "PHALANX_WITNESS", value_name = "URL")]
     #[serde(deserialize_with = "from_text")]
     witness: Option<Witness>,
-    /// May this node sit in the core that decides? yes or no [default: no for watch and router, else yes].
+    /// May this node sit in the core that decides? yes or no; a cluster without any such node alive decides nothing [default: no for
+    /// watch and router, else yes].
     #[arg(long, env = "PHALANX_CORE", value_name = "YES|NO")]
     #[serde(deserialize_with = "from_text")]
     core: Option<YesNo>,
-    /// How long a node of a blocked cluster waits before it goes over to another one; up to 8760h
-    /// [default: 10 leases].
+    /// How long a node of a blocked cluster waits before it goes over to an active one that it hears; up to 8760h. Where it hears
+    /// none it stays (under alone-after=DUR it begins anew after DUR) [default: 10 leases].
     #[arg(long, env = "PHALANX_GIVE_UP", value_name = "DUR")]
     #[serde(deserialize_with = "from_text")]
     give_up: Option<Time>,

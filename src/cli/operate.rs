@@ -23,7 +23,7 @@ pub(crate) struct Status {
 /// The members in rank order, of the cluster or of a group.
 #[derive(Args)]
 pub(crate) struct View {
-    /// The group; the cluster if not given.
+    /// The group; the cluster if not given. A node of the core knows all groups, others those that they are in or observe.
     group: Option<String>,
     /// The node's admin API.
     #[arg(long, env = "PHALANX_ADMIN", value_name = "ADDR")]
@@ -147,17 +147,37 @@ fn read(stream: &mut TcpStream, until: Instant) -> io::Result<Vec<u8>> {
     }
 }
 
-fn get(admin: SocketAddr, path: &str) -> anyhow::Result<Value> {
+pub(crate) fn get(admin: SocketAddr, path: &str) -> anyhow::Result<Value> {
     ask(admin, "GET", path, "")
 }
 
+/// What is no JSON.
+pub(crate) fn text(admin: SocketAddr, path: &str) -> anyhow::Result<String> {
+    let (code, text) = exchange(admin, "GET", path, "")?;
+    if code != "200" {
+        bail!("asking http://{admin}{path}: {code}");
+    }
+    Ok(text)
+}
+
 fn ask(admin: SocketAddr, method: &str, path: &str, body: &str) -> anyhow::Result<Value> {
-    let asked = || format!("asking http://{admin}{path}");
+    let (code, text) = exchange(admin, method, path, body)?;
+    let asked = format!("asking http://{admin}{path}");
+    let value: Value =
+        serde_json::from_str(&text).with_context(|| format!("{asked}: the answer is no JSON"))?;
+    if code != "200" {
+        bail!("{asked}: {code}: {}", value["error"].as_str().unwrap_or("no reason given"));
+    }
+    Ok(value)
+}
+
+/// The status and the body of an answer.
+fn exchange(admin: SocketAddr, method: &str, path: &str, body: &str) -> anyhow::Result<(String, String)> {
     let failed = |error: io::Error| match error.kind() {
         ErrorKind::WouldBlock | ErrorKind::TimedOut => {
             anyhow!("no answer from http://{admin}{path} within {} s", LIMIT.as_secs())
         }
-        _ => Error::new(error).context(asked()),
+        _ => Error::new(error).context(format!("asking http://{admin}{path}")),
     };
     let until = Instant::now() + LIMIT;
     let mut stream = TcpStream::connect_timeout(&admin, LIMIT).map_err(failed)?;
@@ -174,10 +194,5 @@ fn ask(admin: SocketAddr, method: &str, path: &str, body: &str) -> anyhow::Resul
     let (head, body) =
         answer.split_once("\r\n\r\n").context("the answer is no HTTP: is this an admin API?")?;
     let code = head.split_whitespace().nth(1).unwrap_or_default();
-    let value: Value =
-        serde_json::from_str(body).with_context(|| format!("{}: the answer is no JSON", asked()))?;
-    if code != "200" {
-        bail!("{}: {code}: {}", asked(), value["error"].as_str().unwrap_or("no reason given"));
-    }
-    Ok(value)
+    Ok((code.to_owned(), body.to_owned()))
 }
