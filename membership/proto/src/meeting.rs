@@ -235,6 +235,11 @@ impl Member {
         if !self.is_installed() || self.leaving || self.parting.is_some() {
             return Err("this node is about to leave its lineage, or has not come to it yet".into());
         }
+        if !ctx.config.me.eligible {
+            let why = "this node may not be of the core, so a lineage with it alone could decide nothing: force from one that may, \
+                       or start one that may (`--core yes`), which this one then goes over to";
+            return Err(why.into());
+        }
         let blocked = ctx.now - self.blocked_since;
         let bound = self.acceptor.as_ref().map_or(Instant::ZERO, |acceptor| acceptor.given.until);
         if self.holds_lease(ctx.now) {

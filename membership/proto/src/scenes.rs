@@ -305,6 +305,9 @@ fn nobody_forces_a_lineage_while_others_have_leases_from_its_own_office() {
     assert!(refused.contains("leases from it"), "{refused}");
     scene.wait(LEASE * 2);
     assert!(scene.member.force_new(&mut scene.ctx).is_ok(), "when nobody has answered for two leases");
+    scene.ctx.config.me.eligible = false;
+    let refused = scene.member.force_new(&mut scene.ctx).expect_err("its core would have no member");
+    assert!(refused.contains("--core yes"), "{refused}");
 }
 
 #[test]
