@@ -15,7 +15,7 @@ use membership::{
 };
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep_until, timeout, timeout_at},
 };
 
 use super::{
@@ -286,6 +286,10 @@ struct Follower {
     deliveries: Option<Deliveries>,
     /// Gone once the node leaves.
     speaker: Option<Speaker>,
+    /// The incarnation of which was told last.
+    id: NodeId,
+    /// It was told of a view of the group, and not yet that it is out.
+    inside: bool,
     /// The token under which the node was said to lead.
     led: Option<Token>,
     /// How members were shown last.
@@ -298,12 +302,14 @@ struct Follower {
 impl Follower {
     fn new(node: Node, once: bool, json: bool, stops: Stops) -> Self {
         Self {
+            id: node.id(),
             node,
             json,
             once,
             multicast: false,
             deliveries: None,
             speaker: None,
+            inside: false,
             led: None,
             names: BTreeMap::new(),
             stops,
@@ -452,6 +458,8 @@ impl Follower {
                 self.led = Some(*token);
             }
             What::NotLeading { .. } => self.led = None,
+            What::Started { .. } => self.id = event.node,
+            _ if was_removed(event) => self.say_rest().await,
             _ => {}
         }
         match events::line_of(event, self.json) {
@@ -460,22 +468,41 @@ impl Follower {
         }
     }
 
+    /// What was delivered to an incarnation is told before its end is.
+    async fn say_rest(&mut self) {
+        let until = Instant::now() + REST_LIMIT;
+        loop {
+            let Some(deliveries) = &mut self.deliveries else { return };
+            let next = if self.inside {
+                timeout_at(until, deliveries.next()).await.ok().flatten()
+            } else {
+                deliveries.try_next()
+            };
+            let Some(delivered) = next else { return };
+            self.on_delivered(&delivered).await;
+        }
+    }
+
     /// Prints what the group delivers. False once nobody reads.
     async fn on_delivered(&mut self, delivered: &Delivered) -> bool {
+        if let Delivered::Out { .. } = delivered {
+            self.inside = false;
+        }
         if let Delivered::View { view, .. } = delivered {
+            self.inside = true;
             self.names = view.members.iter().map(|m| (m.node, Arc::clone(&m.name))).collect();
             if let Some(speaker) = &mut self.speaker {
                 speaker.early = false;
             }
         }
-        let me = self.names.get(&self.node.id()).cloned().unwrap_or_else(|| self.node.name().into());
+        let me = self.names.get(&self.id).cloned().unwrap_or_else(|| self.node.name().into());
         let group = self.speaker.as_ref().map(|s| s.membership.group().clone());
         let what = match delivered {
             Delivered::View { view, .. } => What::View(Arc::clone(view)),
             Delivered::Message(message) => {
                 let from =
                     self.names.get(&message.from).cloned().unwrap_or_else(|| message.from.to_string().into());
-                let own = message.from == self.node.id();
+                let own = message.from == self.id;
                 let text = events::line_of_message(&me, group.as_ref(), &from, message, self.json);
                 let said = self.say(text).await;
                 if let Some(speaker) = self.speaker.as_ref().filter(|_| own) {
@@ -489,7 +516,7 @@ impl Follower {
             What::View(view) => Some(view.group.clone()),
             _ => group,
         };
-        let event = Event { name: me, node: self.node.id(), at_ns: now_ns(), group, what };
+        let event = Event { name: me, node: self.id, at_ns: now_ns(), group, what };
         match events::line_of(&event, self.json) {
             Some(text) => self.say(text).await,
             None => true,
@@ -500,6 +527,9 @@ impl Follower {
 fn was_removed(event: &Event) -> bool {
     matches!(event.what, What::Removed { .. } | What::Dissolved { .. } | What::StartOver { .. })
 }
+
+/// How long what was delivered last may take to be told before the end of an incarnation is.
+const REST_LIMIT: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
