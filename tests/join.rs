@@ -289,3 +289,46 @@ fn all_that_are_told_to_end_at_once_leave_in_order_and_at_once() {
         assert!(begun.elapsed() < std::time::Duration::from_secs(2), "{more:?}: {:?}", begun.elapsed());
     }
 }
+
+#[test]
+fn a_hundred_processes_that_start_at_once_are_one_group_and_the_next_rank_follows_its_leader() {
+    const ALL: usize = 100;
+    let dir = Dir::new();
+    // They share a few processors with whatever else runs here: nobody is to be removed for want of one.
+    let more = [
+        "--plain",
+        "--lease",
+        "10s",
+        "--bootstrap",
+        "alone-after=3s",
+        "--admin",
+        "127.0.0.1:0",
+        "--log",
+        "error",
+    ];
+    let mut procs = group_of(ALL, &dir, &more);
+    let last = |proc: &Proc| proc.seen.iter().rfind(|e| e["event"] == "view").expect("a view").clone();
+    let view = last(&procs[0]);
+    // Until the core has filled, all depends on who founded the cluster.
+    let admin = procs[0].seen.iter().find_map(|e| e["admin"].as_str()).expect("an address").to_owned();
+    let in_core = || {
+        let view = common::stdout(&common::run(&["view", "--json", "--admin", &admin]));
+        view.matches("\"core\":true").count()
+    };
+    let deadline = std::time::Instant::now() + common::PATIENCE;
+    while in_core() < 5 {
+        assert!(std::time::Instant::now() < deadline, "the core has {} members", in_core());
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    let at = now_ns();
+    let first = procs.iter().position(|proc| last(proc)["rank"] == 0).expect("somebody has the first rank");
+    let mut killed = procs.remove(first);
+    killed.signal("KILL");
+    killed.end();
+    for proc in &mut procs {
+        assert_eq!(names(&proc.until_members(ALL - 1)), names(&view)[1..]);
+    }
+    let next = leader_after(&mut procs, at);
+    assert_eq!(last(&procs[next])["rank"], 0);
+    assert_eq!(last(&procs[next])["leader"], names(&view)[1]);
+}

@@ -584,7 +584,7 @@ impl Driver {
 }
 
 /// The names of a view's nodes; where several have the same one, with the id.
-fn shown_names(view: &ClusterView) -> BTreeMap<NodeId, Arc<str>> {
+pub(crate) fn shown_names(view: &ClusterView) -> BTreeMap<NodeId, Arc<str>> {
     let mut seen = BTreeSet::new();
     let twice: BTreeSet<&str> =
         view.members.iter().map(|n| &*n.name).filter(|name| !seen.insert(*name)).collect();

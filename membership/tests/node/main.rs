@@ -7,6 +7,7 @@ mod admin;
 mod authority;
 mod certificates;
 mod dns;
+mod giver;
 mod groups;
 mod harness;
 mod http;

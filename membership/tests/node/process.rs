@@ -90,12 +90,12 @@ async fn member() {
 }
 
 /// A child that is a member.
-struct Process {
+pub struct Process {
     name: String,
     child: Child,
     lines: Receiver<Value>,
     /// All that was read so far.
-    seen: Vec<Value>,
+    pub seen: Vec<Value>,
     trace: PathBuf,
 }
 
@@ -106,9 +106,21 @@ impl Process {
 
     /// The same with something more in its environment.
     fn start_with(dir: &Path, name: &str, expect: u16, rejoin: bool, more: Option<(&str, &str)>) -> Self {
+        Self::start_as("process::member", dir, name, expect, rejoin, more)
+    }
+
+    /// The same, of a child that runs this test.
+    pub fn start_as(
+        test: &str,
+        dir: &Path,
+        name: &str,
+        expect: u16,
+        rejoin: bool,
+        more: Option<(&str, &str)>,
+    ) -> Self {
         let trace = dir.join(format!("{name}.jsonl"));
         let mut child = Command::new(std::env::current_exe().expect("this program"))
-            .args(["--exact", "process::member", "--nocapture", "--test-threads", "1"])
+            .args(["--exact", test, "--nocapture", "--test-threads", "1"])
             .env("MEMBER_NAME", name)
             .env("MEMBER_DIR", dir.join("meet"))
             .env("MEMBER_EXPECT", expect.to_string())
@@ -133,7 +145,7 @@ impl Process {
     }
 
     /// Reads on until an event fits.
-    fn wait(&mut self, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
+    pub fn wait(&mut self, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
         let end = Instant::now() + PATIENCE;
         loop {
             match self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
@@ -153,7 +165,7 @@ impl Process {
         }
     }
 
-    fn wait_for(&mut self, event: &str) -> Value {
+    pub fn wait_for(&mut self, event: &str) -> Value {
         self.wait(event, |line| line["event"] == event)
     }
 
@@ -183,13 +195,13 @@ impl Process {
         started.map(|line| line["id"].as_str().and_then(|id| id.parse().ok()).expect("an id")).collect()
     }
 
-    fn kill(&mut self) {
+    pub fn kill(&mut self) {
         self.child.kill().expect("our own child");
         self.child.wait().expect("our own child");
     }
 
     /// Ends its input: it leaves.
-    fn leave(&mut self) {
+    pub fn leave(&mut self) {
         drop(self.child.stdin.take());
         self.child.wait().expect("our own child");
     }
@@ -246,13 +258,13 @@ fn by_rank(mut processes: Vec<Process>) -> Vec<Process> {
 }
 
 /// What the harness adds to the traces: who was killed.
-fn crash(seq: u64, process: &Process) -> Record {
+pub fn crash(seq: u64, process: &Process) -> Record {
     let id = *process.ids().last().expect("it started");
     let event = Event::Crash { p: id.into(), how: "killed".into() };
     Record { v: VERSION, src: Source::Harness, seq, t: membership::clock::now_ns(), event }
 }
 
-fn traces(processes: &[Process]) -> Vec<PathBuf> {
+pub fn traces(processes: &[Process]) -> Vec<PathBuf> {
     processes.iter().map(|p| p.trace.clone()).collect()
 }
 
