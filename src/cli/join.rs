@@ -6,6 +6,7 @@ use std::{
     path::PathBuf,
     pin::pin,
     sync::Arc,
+    time::Duration,
 };
 
 use clap::Args;

@@ -16,14 +16,15 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use super::{Outcome, events, flags::Time, join::Stops, operate};
+use super::{Outcome, events, flags::Time, node::Stops, operate};
 
-/// A live overview, asked at a node's admin API: members and their ranks, the coordinator, what is left of the node's lease, groups
-/// and their leaders, and how much happens in a second.
+/// A live overview, asked at a node's admin API.
 ///
-/// On a terminal it is drawn anew each time, as much of it as there is room for; else each table follows the one before. A node
-/// of the core shows all groups, others those that they are in or observe. A node that does not answer is asked again, but the first
-/// time. It ends on INT or TERM. With --json each line is one object, with the members and groups as /v1/view and /v1/groups give them.
+/// It shows members and their ranks, the coordinator, what is left of the node's lease, groups and their leaders, and how much
+/// happens in a second. On a terminal it is drawn anew each time, as much of it as there is room for; else each table follows the
+/// one before. A node of the core shows all groups, others those that they are in or observe. A node that does not answer any
+/// more is asked again. It ends on INT or TERM. With --json each line is one object, with the members and groups as /v1/view and
+/// /v1/groups give them.
 ///
 /// Example: phalanx top --admin 127.0.0.1:7070
 #[derive(Args)]
