@@ -388,7 +388,7 @@ impl Multicast {
 
     /// Sends what waits, while there is room.
     pub(crate) fn send_waiting(&mut self) {
-        if self.flush.is_some() && !self.planted(Plant::SendWhileClosing) {
+        if self.waiting.is_empty() || self.flush.is_some() && !self.planted(Plant::SendWhileClosing) {
             return;
         }
         let Some(mut current) = self.current.take() else { return };
@@ -474,12 +474,18 @@ impl Multicast {
         if self.flush.is_some() {
             return;
         }
-        let Some(mut current) = self.current.take() else { return };
+        let Some(current) = &mut self.current else { return };
         #[cfg(feature = "plant")]
         {
             current.store.plant(self.plant);
         }
-        while let Some(ready) = current.store.deliverable(self.held) {
+        // Mostly there is nothing: then all stays where it is.
+        let mut first = current.store.deliverable(self.held);
+        if first.is_none() {
+            return current.store.settle();
+        }
+        let Some(mut current) = self.current.take() else { return };
+        while let Some(ready) = first.take().or_else(|| current.store.deliverable(self.held)) {
             let was_safe = ready.class == Class::Safe;
             let mid = self.hand_over(&current, ready);
             if was_safe {

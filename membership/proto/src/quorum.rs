@@ -92,6 +92,11 @@ impl Deaths {
         !known || seen.len() > before
     }
 
+    /// Is nobody proved dead?
+    pub fn is_empty(&self) -> bool {
+        self.dead.is_empty()
+    }
+
     /// Is the node proved dead?
     pub fn contains(&self, node: NodeId) -> bool {
         self.dead.contains_key(&node)

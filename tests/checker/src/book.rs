@@ -22,7 +22,7 @@ pub(crate) struct At {
 }
 
 /// A lineage, by order of appearance.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Lin(u32);
 
 impl Lin {
@@ -30,12 +30,15 @@ impl Lin {
 }
 
 /// A group, by order of appearance; the cluster is the first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Grp(u32);
 
 impl Grp {
     pub(crate) const CLUSTER: Self = Self(0);
 }
+
+/// So many groups are looked through one by one.
+const FEW: usize = 4;
 
 /// Lineages and groups as small numbers, and back.
 #[derive(Debug)]
@@ -44,16 +47,23 @@ pub(crate) struct Names {
     groups: Map<Group, Grp>,
     group_names: Vec<Group>,
     lin_names: Vec<trace::Lin>,
+    /// The latest lineage that was asked for: mostly there is one.
+    latest: Lin,
 }
 
 impl Names {
     fn new() -> Self {
         let groups = Map::from_iter([(Group::CLUSTER, Grp::CLUSTER)]);
-        Self { lins: Map::default(), groups, group_names: vec![Group::CLUSTER], lin_names: Vec::new() }
+        let (lins, group_names, lin_names) = (Map::default(), vec![Group::CLUSTER], Vec::new());
+        Self { lins, groups, group_names, lin_names, latest: Lin::FIRST }
     }
 
     pub(crate) fn lin(&mut self, name: &trace::Lin) -> Lin {
+        if self.lin_names.get(self.latest.0 as usize) == Some(name) {
+            return self.latest;
+        }
         if let Some(lin) = self.lins.get(name) {
+            self.latest = *lin;
             return *lin;
         }
         let lin = Lin(u32::try_from(self.lin_names.len()).expect("fewer than 2^32 lineages"));
@@ -63,6 +73,11 @@ impl Names {
     }
 
     pub(crate) fn group(&mut self, group: &Group) -> Grp {
+        // Asked with most records: where there are few, that is faster than any table.
+        let few = self.group_names.iter().take(FEW);
+        if let Some(at) = few.zip(0..).find(|(name, _)| *name == group).map(|(_, at)| at) {
+            return Grp(at);
+        }
         if let Some(grp) = self.groups.get(group) {
             return *grp;
         }

@@ -15,6 +15,8 @@ struct Intro {
     id: SourceId,
     last: u64,
     ended: bool,
+    /// The latest two instants at which it wrote records.
+    heard: [u64; 2],
 }
 
 /// Admits records one by one, and remembers what every source owes.
@@ -64,6 +66,9 @@ impl Intake {
                     return Err(Invalid::Hole { src: src.clone(), after: intro.last, found: seq });
                 }
                 intro.last = seq;
+                if intro.heard[1] < t {
+                    intro.heard = [intro.heard[1], t];
+                }
                 intro.id
             }
             None => {
@@ -72,7 +77,7 @@ impl Intake {
                 }
                 let id = SourceId(u32::try_from(self.names.len()).expect("fewer than 2^32 sources"));
                 self.names.push(src.clone());
-                self.sources.insert(src.clone(), Intro { id, last: seq, ended: false });
+                self.sources.insert(src.clone(), Intro { id, last: seq, ended: false, heard: [0, t] });
                 id
             }
         };
@@ -159,6 +164,11 @@ impl Intake {
     /// Does the trace of this process break off? Then nobody knows what became of it.
     pub(crate) fn breaks_off(&self, p: Process) -> bool {
         self.opened.get(&file_of(&Source::Process(p))).is_some_and(|closed| !closed)
+    }
+
+    /// The latest two instants at which a process wrote records, if there are any.
+    pub(crate) fn heard(&self, p: Process) -> Option<[u64; 2]> {
+        self.sources.get(&Source::Process(p)).map(|intro| intro.heard)
     }
 
     /// The time of the latest record.

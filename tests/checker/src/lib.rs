@@ -52,7 +52,7 @@ mod title;
 mod views;
 mod zombie;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use membership_types::trace::{self, Event, Group, LinkState, Process, Record, Source, Tok};
 
@@ -79,6 +79,7 @@ use zombie::Zombies;
 
 /// For what is looked up with every record, and never gone through: an order would cost more than it is worth.
 type Map<K, V> = HashMap<K, V, foldhash::fast::FixedState>;
+type Set<T> = HashSet<T, foldhash::fast::FixedState>;
 
 /// Judges one trace, record by record.
 ///
@@ -105,8 +106,6 @@ pub struct Checker {
     orders: Orders,
     names: Names,
     last: Option<At>,
-    /// The latest two instants at which each process wrote records.
-    heard: Map<Process, [u64; 2]>,
 }
 
 impl Checker {
@@ -127,13 +126,6 @@ impl Checker {
             self.time(at.t);
         }
         self.last = Some(at);
-        if let Source::Process(p) = src {
-            self.names.hear(*p);
-            let heard = self.heard.entry(*p).or_default();
-            if heard[1] < at.t {
-                *heard = [heard[1], at.t];
-            }
-        }
         match event {
             Event::Cfg(cfg) => {
                 self.intake.open(src);
@@ -192,7 +184,7 @@ impl Checker {
                 self.reasons.crash(*p, by_itself, at);
                 // Nobody can tell when it would have noticed that its lease was over, had it run until then; and the
                 // records of its last instant may be incomplete.
-                let [before, last] = self.heard.get(p).copied().unwrap_or_default();
+                let [before, last] = self.intake.heard(*p).unwrap_or_default();
                 let close = Close::Unknown(if last < at.t { last } else { before });
                 for title in self.reigns.open_of(*p) {
                     self.reigns.close(&mut self.book, title, close, at);
@@ -292,7 +284,8 @@ impl Checker {
                 }
                 self.floors.installed(&mut self.book, &told);
                 if group == Grp::CLUSTER {
-                    self.names.installed(&mut self.book, p, members, at);
+                    let heard = |q: Process| self.intake.heard(q).is_some();
+                    self.names.installed(&mut self.book, p, members, heard, at);
                     self.reasons.view(&mut self.book, self.terms.as_ref(), lin, vid, at);
                     if let Some(idx) = idx {
                         self.quorum.installed(&mut self.book, lin, idx, vid, p, at);
@@ -459,7 +452,7 @@ impl Checker {
             // Who was stopped and never continued may have lost its lease long ago; whose trace breaks off may be dead.
             let open: Vec<Title> = self.reigns.open().collect();
             for title in open {
-                let heard = self.heard.get(&title.p).map_or(0, |heard| heard[1]);
+                let heard = self.intake.heard(title.p).map_or(0, |heard| heard[1]);
                 let lost = Some(heard).filter(|_| self.intake.breaks_off(title.p));
                 let until = lost.or_else(|| self.zombies.asleep_since(title.p, now)).unwrap_or(now);
                 self.reigns.close(&mut self.book, title, Close::Unknown(until), last);

@@ -8,6 +8,7 @@ use std::{
 use membership_types::trace::{Digest, Mid, Process};
 
 use crate::{
+    Map, Set,
     book::{At, Book, Evidence, Grp, Lin, list},
     report::Predicate,
     terms::Terms,
@@ -39,7 +40,7 @@ enum Class {
 struct Stay {
     vid: u64,
     at: Option<At>,
-    set: BTreeSet<Mid>,
+    set: Set<Mid>,
     /// The sequenced ones, in order.
     sequence: Vec<Mid>,
     /// The last place.
@@ -72,25 +73,31 @@ impl Stay {
 }
 
 /// The sequence of one view: by place, and by message with who said so.
-type Places = (BTreeMap<u64, Mid>, BTreeMap<Mid, (u64, Process, At)>);
+type Places = (Map<u64, Mid>, Map<Mid, (u64, Process, At)>);
 
 /// Who installed a view, from which one, and with whom.
 type Came = (Process, u64, Vec<Process>, At);
 
+/// What is known of one view.
+#[derive(Debug, Default)]
+struct Known {
+    /// Who left it for its successor, and for which, with what it had delivered.
+    closed: Vec<(Process, u64, Arc<Stay>)>,
+    must: Map<Mid, Must>,
+    /// Which message has which place, and who said so.
+    places: Places,
+    /// Who installed it: from which one, with whom.
+    installs: Vec<Came>,
+    /// What applications held when it began, as the first one said.
+    state: Option<(Process, Box<str>, At)>,
+}
+
 /// One group of one lineage.
 #[derive(Debug, Default)]
 struct Room {
-    sent: BTreeMap<Mid, Sent>,
+    sent: Map<Mid, Sent>,
     stays: BTreeMap<Process, Stay>,
-    /// Who left a view for its successor, with what it had delivered.
-    closed: BTreeMap<u64, Vec<(Process, u64, Arc<Stay>)>>,
-    must: BTreeMap<u64, BTreeMap<Mid, Must>>,
-    /// Which message has which place, and who said so.
-    places: BTreeMap<u64, Places>,
-    /// Who installed a view: from which one, with whom.
-    installs: BTreeMap<u64, Vec<Came>>,
-    /// What applications held when a view began, as the first one said.
-    states: BTreeMap<u64, (Process, Box<str>, At)>,
+    known: BTreeMap<u64, Known>,
     /// There is multicast in this group.
     active: bool,
 }
@@ -241,7 +248,7 @@ impl Multicasts {
                 stay.set.insert(mid);
                 if let Some(place) = place {
                     stay.step(book, told, place);
-                    room.place(book, told, place);
+                    room.known.entry(vid).or_default().place(book, told, place);
                 }
             }
             self.unsent.push((mid, format!("{p} delivers {mid}, which nobody sent"), delivers()));
@@ -292,10 +299,10 @@ impl Multicasts {
                 );
                 book.violated(Predicate::VS9, what, vec![sends(), delivers()]);
             }
-            room.place(book, told, place);
+            room.known.entry(vid).or_default().place(book, told, place);
         } else if class == Class::Safe
-            && let Some((other, q, then)) = room.places.get(&vid).and_then(|(_, of)| of.get(&mid)).copied()
-            && room.must.get(&vid).is_some_and(|m| m.contains_key(&mid))
+            && let Some(known) = room.known.get(&vid).filter(|known| known.must.contains_key(&mid))
+            && let Some((other, q, then)) = known.places.1.get(&mid).copied()
         {
             let what =
                 format!("{q} delivered the safe {mid} at place {other} of view {vid}, {p} without a place");
@@ -303,21 +310,21 @@ impl Multicasts {
             book.violated(Predicate::VS11, what, evidence);
         }
         if class == Class::Safe {
-            room.must(book, told, Predicate::VS12, "delivers");
+            room.known.entry(vid).or_default().must(book, told, Predicate::VS12);
         }
     }
 
     /// `Stable`.
     pub(crate) fn stable(&mut self, book: &mut Book, key: (Lin, Grp), told: Told<'_>) {
-        self.room(key).must(book, told, Predicate::VS13, "finds stable");
+        self.room(key).known.entry(told.vid).or_default().must(book, told, Predicate::VS13);
     }
 
     /// `AppState`.
     pub(crate) fn app_state(&mut self, book: &mut Book, key: (Lin, Grp), told: State<'_>) {
         let State { p, vid, digest, at } = told;
-        let room = self.room(key);
-        let Some((q, first, then)) = room.states.get(&vid) else {
-            room.states.insert(vid, (p, digest.into(), at));
+        let known = self.room(key).known.entry(vid).or_default();
+        let Some((q, first, then)) = &known.state else {
+            known.state = Some((p, digest.into(), at));
             return;
         };
         book.judged(Predicate::VS14);
@@ -414,21 +421,22 @@ impl Room {
             book.judged(Predicate::LV4);
             let _ = since;
         }
-        for (mid, must) in self.must.get(&stay.vid).into_iter().flatten() {
-            book.judged(must.predicate);
-            if !stay.set.contains(mid) {
-                self.lacks(book, must, *mid, stay.vid, p, at);
-                break;
-            }
+        let known = self.known.entry(stay.vid).or_default();
+        known.must.values().for_each(|must| book.judged(must.predicate));
+        let lacks = known.must.iter().filter(|(mid, _)| !stay.set.contains(mid));
+        if let Some((mid, must)) = lacks.min_by_key(|(mid, _)| **mid) {
+            lacking(book, must, *mid, stay.vid, p, at);
         }
-        let closed = self.closed.entry(stay.vid).or_default();
-        if let Some((q, _, theirs)) = closed.iter().find(|(_, into, _)| *into == vid) {
+        if let Some((q, _, theirs)) = known.closed.iter().find(|(_, into, _)| *into == vid) {
             book.judged(Predicate::VS5);
             book.judged(Predicate::VS10);
             let evidence = |text: String| {
                 vec![(theirs.at.unwrap_or(at), format!("{q} has view {}", stay.vid)), (at, text)]
             };
-            if let Some(odd) = theirs.set.symmetric_difference(&stay.set).next() {
+            let odd = || theirs.set.symmetric_difference(&stay.set).min();
+            if theirs.set != stay.set
+                && let Some(odd) = odd()
+            {
                 let (has, lacks) = if stay.set.contains(odd) { (p, *q) } else { (*q, p) };
                 let what = format!(
                     "{p} and {q} go from view {} to {vid}; {has} delivered {odd}, {lacks} did not",
@@ -448,49 +456,13 @@ impl Room {
                 book.violated(Predicate::VS10, what, evidence(installs.1.clone()));
             }
         }
-        closed.push((p, vid, Arc::new(stay)));
-    }
-
-    fn lacks(&self, book: &mut Book, must: &Must, mid: Mid, vid: u64, p: Process, at: At) {
-        let Must { predicate, by, at: then } = must;
-        let what = format!(
-            "{p} goes on from view {vid} without {mid}, which {by} delivered as safe or found stable"
-        );
-        let evidence = vec![(*then, format!("{by} relies on {mid}")), (at, format!("{p} lacks it"))];
-        book.violated(*predicate, what, evidence);
-    }
-
-    /// Everybody who leaves the view for a successor must have this message.
-    fn must(&mut self, book: &mut Book, told: Told<'_>, predicate: Predicate, _verb: &str) {
-        let Told { p, vid, mid, at, .. } = told;
-        book.judged(predicate);
-        let must = Must { predicate, by: p, at };
-        let lacking =
-            self.closed.get(&vid).into_iter().flatten().find(|(_, _, stay)| !stay.set.contains(&mid));
-        if let Some((q, ..)) = lacking {
-            self.lacks(book, &must, mid, vid, *q, at);
-        }
-        self.must.entry(vid).or_default().entry(mid).or_insert(must);
-    }
-
-    /// One place, one message.
-    fn place(&mut self, book: &mut Book, told: Told<'_>, place: u64) {
-        let Told { p, vid, mid, at, .. } = told;
-        let (at_place, of) = self.places.entry(vid).or_default();
-        let there = *at_place.entry(place).or_insert(mid);
-        let (its, q, then) = *of.entry(mid).or_insert((place, p, at));
-        if there != mid || its != place {
-            let what =
-                format!("place {place} of view {vid} is {there}'s and {mid}'s, or {mid} has place {its} too");
-            let evidence = vec![(then, says(q, "delivers", mid, vid)), (at, says(p, "delivers", mid, vid))];
-            book.violated(Predicate::VS11, what, evidence);
-        }
+        known.closed.push((p, vid, Arc::new(stay)));
     }
 
     /// VS6.
     fn came_along(&mut self, book: &mut Book, entry: Entry<'_>) {
         let Entry { p, vid, prev, members, trans, at } = entry;
-        let installs = self.installs.entry(vid).or_default();
+        let installs = &mut self.known.entry(vid).or_default().installs;
         let with = !trans.is_empty() || installs.iter().any(|(_, _, t, _)| !t.is_empty());
         if with && self.active {
             book.judged(Predicate::VS6);
@@ -524,15 +496,49 @@ impl Room {
 
     /// Old views are not judged any more.
     fn forget(&mut self) {
-        if self.installs.len() <= KEPT {
+        let mut installed = self.known.iter().rev().filter(|(_, known)| !known.installs.is_empty());
+        let Some((oldest, _)) = installed.nth(KEPT - 1) else { return };
+        let oldest = *oldest;
+        if self.known.keys().next() == Some(&oldest) {
             return;
         }
-        let oldest = *self.installs.keys().nth(self.installs.len() - KEPT).expect("so many are there");
-        self.installs = self.installs.split_off(&oldest);
-        self.closed = self.closed.split_off(&oldest);
-        self.must = self.must.split_off(&oldest);
-        self.places = self.places.split_off(&oldest);
-        self.states = self.states.split_off(&oldest);
+        self.known = self.known.split_off(&oldest);
         self.sent.retain(|_, sent| sent.vid >= oldest);
+    }
+}
+
+/// One who goes on must have a message, and does not.
+fn lacking(book: &mut Book, must: &Must, mid: Mid, vid: u64, p: Process, at: At) {
+    let Must { predicate, by, at: then } = must;
+    let what =
+        format!("{p} goes on from view {vid} without {mid}, which {by} delivered as safe or found stable");
+    let evidence = vec![(*then, format!("{by} relies on {mid}")), (at, format!("{p} lacks it"))];
+    book.violated(*predicate, what, evidence);
+}
+
+impl Known {
+    /// Everybody who leaves the view for a successor must have this message.
+    fn must(&mut self, book: &mut Book, told: Told<'_>, predicate: Predicate) {
+        let Told { p, vid, mid, at, .. } = told;
+        book.judged(predicate);
+        let must = Must { predicate, by: p, at };
+        if let Some((q, ..)) = self.closed.iter().find(|(_, _, stay)| !stay.set.contains(&mid)) {
+            lacking(book, &must, mid, vid, *q, at);
+        }
+        self.must.entry(mid).or_insert(must);
+    }
+
+    /// One place, one message.
+    fn place(&mut self, book: &mut Book, told: Told<'_>, place: u64) {
+        let Told { p, vid, mid, at, .. } = told;
+        let (at_place, of) = &mut self.places;
+        let there = *at_place.entry(place).or_insert(mid);
+        let (its, q, then) = *of.entry(mid).or_insert((place, p, at));
+        if there != mid || its != place {
+            let what =
+                format!("place {place} of view {vid} is {there}'s and {mid}'s, or {mid} has place {its} too");
+            let evidence = vec![(then, says(q, "delivers", mid, vid)), (at, says(p, "delivers", mid, vid))];
+            book.violated(Predicate::VS11, what, evidence);
+        }
     }
 }

@@ -12,8 +12,6 @@ use crate::{
 /// Who proved what.
 #[derive(Debug, Default)]
 pub(crate) struct Names {
-    /// Everybody of whom there are records: what others are met by is not known.
-    heard: BTreeSet<Process>,
     /// Everybody whom somebody met.
     met: BTreeSet<Process>,
     by_number: BTreeMap<u64, (String, At)>,
@@ -21,11 +19,6 @@ pub(crate) struct Names {
 }
 
 impl Names {
-    /// A process says something.
-    pub(crate) fn hear(&mut self, p: Process) {
-        self.heard.insert(p);
-    }
-
     /// One process met another, which proved its name.
     pub(crate) fn met(&mut self, book: &mut Book, p: Process, q: Process, name: &str, at: At) {
         book.judged(Predicate::SE5);
@@ -42,9 +35,16 @@ impl Names {
         }
     }
 
-    /// A process installs a view of the cluster.
-    pub(crate) fn installed(&mut self, book: &mut Book, p: Process, members: &[Process], at: At) {
-        if self.met.is_empty() || !members.iter().all(|q| self.heard.contains(q)) {
+    /// A process installs a view of the cluster. `heard`: are there records of a process? What others are met by is not known.
+    pub(crate) fn installed(
+        &mut self,
+        book: &mut Book,
+        p: Process,
+        members: &[Process],
+        heard: impl Fn(Process) -> bool,
+        at: At,
+    ) {
+        if self.met.is_empty() || !members.iter().all(|q| heard(*q)) {
             return;
         }
         book.judged(Predicate::SE5);

@@ -90,14 +90,17 @@ fn not_going_on(book: &mut Book, reigns: &Reigns, title: Title, at: At, verb: &s
 /// The token is not newer than the member's view, and the member is first in every view that it installed since.
 fn check_rank(book: &mut Book, views: &Views, title: Title, seat: Seat, at: At, verb: &str) {
     let Title { group, lin, tok, p } = title;
-    let (of, vid) = (book.names.group_name(group), tok.vid());
+    let vid = tok.vid();
+    // Asked each time that somebody acts: text is made only where something is wrong.
+    if vid <= seat.vid && vid > seat.not_first {
+        return;
+    }
+    let of = book.names.group_name(group);
     let (wrong, view) = if vid > seat.vid {
         (format!("{p} has view {} of {of} and {verb} under the newer {}", seat.vid, token(tok)), seat.vid)
-    } else if vid <= seat.not_first {
+    } else {
         let (not_first, under) = (seat.not_first, token(tok));
         (format!("{p} is not the first in view {not_first} of {of} and {verb} under {under}"), not_first)
-    } else {
-        return;
     };
     let mut evidence = vec![(at, title.tell(book, verb))];
     if view == seat.vid {

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use membership_types::trace::Process;
 
 use crate::{
+    Map,
     book::{At, Book, Grp, Lin, list},
     chain::{Chain, Wills},
     report::Predicate,
@@ -69,9 +70,11 @@ pub(crate) struct History {
 #[derive(Debug, Default)]
 pub(crate) struct Views {
     histories: BTreeMap<(Lin, Grp), History>,
-    seats: BTreeMap<(Process, Lin, Grp), Seat>,
-    watched: BTreeMap<(Process, Lin, Grp), (u64, At)>,
-    homes: BTreeMap<Process, Lin>,
+    seats: Map<(Process, Lin, Grp), Seat>,
+    /// All groups that somebody is in, the cluster left out.
+    groups: BTreeSet<Grp>,
+    watched: Map<(Process, Lin, Grp), (u64, At)>,
+    homes: Map<Process, Lin>,
     /// Nodes that were first in the first cluster view of a lineage.
     founders: BTreeSet<u64>,
     pub(crate) wills: Wills,
@@ -97,7 +100,9 @@ impl Views {
         let first = members.first() == Some(&p);
         let not_first = if first { before.map_or(0, |seat| seat.not_first) } else { vid };
         self.seats.insert((p, lin, group), Seat { vid, at, not_first });
-        if group == Grp::CLUSTER {
+        if group != Grp::CLUSTER {
+            self.groups.insert(group);
+        } else {
             self.homes.insert(p, lin);
             if told.prev == 0 {
                 self.founders.extend(members.first().map(|founder| founder.0));
@@ -210,8 +215,6 @@ impl Views {
 
     /// The groups that the process has had a view of in a lineage, the cluster left out.
     pub(crate) fn groups_of(&self, p: Process, lin: Lin) -> impl Iterator<Item = (Grp, &Seat)> {
-        let all = self.seats.range((p, lin, Grp::CLUSTER)..);
-        let own = all.take_while(move |((q, l, _), _)| (*q, *l) == (p, lin));
-        own.map(|((_, _, group), seat)| (*group, seat)).filter(|(group, _)| *group != Grp::CLUSTER)
+        self.groups.iter().filter_map(move |group| Some((*group, self.seats.get(&(p, lin, *group))?)))
     }
 }

@@ -5,7 +5,8 @@ use std::{cmp::Reverse, collections::BinaryHeap};
 /// What is planned. Items stay where they are put; only their places are sorted.
 #[derive(Debug)]
 pub(crate) struct Queue<T> {
-    heap: BinaryHeap<Reverse<(u64, u64, usize)>>,
+    /// The time and the number of each, as one number, and where it is.
+    heap: BinaryHeap<Reverse<(u128, usize)>>,
     items: Vec<Option<T>>,
     free: Vec<usize>,
     planned: u64,
@@ -28,22 +29,23 @@ impl<T> Queue<T> {
             self.items.len() - 1
         });
         self.items[place] = Some(item);
-        self.heap.push(Reverse((at, self.planned, place)));
+        self.heap.push(Reverse((u128::from(at) << 64 | u128::from(self.planned), place)));
     }
 
     /// The next one that is due by `end`, and when it is.
     pub(crate) fn pop_until(&mut self, end: u64) -> Option<(u64, T)> {
-        let Reverse((at, _, place)) = *self.heap.peek().filter(|Reverse((at, ..))| *at <= end)?;
+        let time = |key: u128| (key >> 64) as u64;
+        let Reverse((key, place)) = *self.heap.peek().filter(|Reverse((key, _))| time(*key) <= end)?;
         self.heap.pop();
         self.free.push(place);
-        Some((at, self.items[place].take()?))
+        Some((time(key), self.items[place].take()?))
     }
 
     /// Forgets all but these. How many it forgot.
     pub(crate) fn retain(&mut self, keep: impl Fn(&T) -> bool) -> usize {
         let Self { heap, items, free, .. } = self;
         let before = heap.len();
-        heap.retain(|Reverse((_, _, place))| {
+        heap.retain(|Reverse((_, place))| {
             let keeps = items[*place].as_ref().is_some_and(&keep);
             if !keeps {
                 items[*place] = None;

@@ -5,7 +5,7 @@
 //! lease from us, which ends no later than our authority, has not been removed. A new core comes into force only once
 //! its own binding covers every lease given before.
 
-use alloc::{collections::BTreeMap, vec::Vec};
+use alloc::vec::Vec;
 use core::time::Duration;
 
 use membership_types::{Instant, LogIndex, NodeId};
@@ -97,7 +97,22 @@ impl Office {
             let rooted = self.peers.get(&id).and_then(|p| p.rooted);
             rooted.map_or(Instant::ZERO, |sent| sent.after(ctx.holder_lease()))
         };
-        // Asked at every step of a coordinator: cores of the usual size cost no allocation.
+        // Asked at every step of a coordinator. Mostly nobody is dead and nobody is being removed: then nothing is known against any
+        // half, and who supports us for how long does not matter.
+        let nothing_known = deaths.is_empty() && self.removing.is_empty();
+        if core.members.len() <= FEW && (nothing_known || core.members.len() % 2 == 1) {
+            let mut ends = [Instant::ZERO; FEW];
+            for (count, id) in core.members.iter().enumerate() {
+                let (end, mut at) = (bound(*id), count);
+                while at > 0 && ends[at - 1] < end {
+                    ends[at] = ends[at - 1];
+                    at -= 1;
+                }
+                ends[at] = end;
+            }
+            return if core.members.is_empty() { Instant::ZERO } else { ends[core.members.len() / 2] };
+        }
+        // Cores of the usual size cost no allocation.
         let mut few = [(Instant::ZERO, NodeId::new(0, 0)); FEW];
         let mut many = Vec::new();
         let ends = match few.get_mut(..core.members.len()) {
@@ -209,14 +224,12 @@ impl Office {
         let confirmed = |id: NodeId| {
             if id == ctx.me() { ctx.confirmed } else { self.peers.get(&id).is_some_and(|p| p.confirmed) }
         };
-        let half = self.slots_until(ctx, acceptor, confirmed).get(slots / 2 - 1).copied();
-        majority.max(half.unwrap_or(Instant::ZERO))
+        majority.max(self.slots_until(ctx, acceptor, slots / 2 - 1, confirmed))
     }
 
     /// Until when a majority of the founder slots has answered.
     fn majority_of_slots(&self, ctx: &Ctx, acceptor: &Acceptor) -> Instant {
-        let ends = self.slots_until(ctx, acceptor, |_| true);
-        ends.get(usize::from(acceptor.state.terms.slots) / 2).copied().unwrap_or(Instant::ZERO)
+        self.slots_until(ctx, acceptor, usize::from(acceptor.state.terms.slots) / 2, |_| true)
     }
 
     /// Is our own answer for our slot one of those of a majority?
@@ -225,23 +238,39 @@ impl Office {
         holds && self.majority_of_slots(ctx, acceptor) > ctx.now
     }
 
-    /// Until when each founder slot answers, as far as its holder is one of these; the longest first.
-    fn slots_until(&self, ctx: &Ctx, acceptor: &Acceptor, of: impl Fn(NodeId) -> bool) -> Vec<Instant> {
-        let mut ends: BTreeMap<u16, Instant> = BTreeMap::new();
+    /// Until when founder slots answer, as far as their holders are some of these: that of the slot before which so many others
+    /// answer for longer.
+    fn slots_until(
+        &self,
+        ctx: &Ctx,
+        acceptor: &Acceptor,
+        before: usize,
+        of: impl Fn(NodeId) -> bool,
+    ) -> Instant {
+        let slots = usize::from(acceptor.state.terms.slots);
+        // Asked as often as authority is.
+        let mut few = [Instant::ZERO; FEW];
+        let mut many = Vec::new();
+        let ends = match few.get_mut(..slots) {
+            Some(few) => few,
+            None => {
+                many.resize(slots, Instant::ZERO);
+                &mut many[..]
+            }
+        };
         for node in &acceptor.state.view.members {
             let Some(slot) = node.slot.filter(|_| of(node.id)) else { continue };
-            let end = if node.id != ctx.me() {
-                self.peers.get(&node.id).and_then(|p| p.slot_answered).map(|at| at.after(ctx.holder_lease()))
+            let answered = if node.id == ctx.me() {
+                ctx.is_ripe().then_some(ctx.now)
             } else {
-                ctx.is_ripe().then(|| ctx.now.after(ctx.holder_lease()))
+                self.peers.get(&node.id).and_then(|p| p.slot_answered)
             };
-            let end = end.unwrap_or(Instant::ZERO);
-            let best = ends.entry(slot).or_insert(end);
-            *best = end.max(*best);
+            if let (Some(end), Some(at)) = (ends.get_mut(usize::from(slot)), answered) {
+                *end = at.after(ctx.holder_lease()).max(*end);
+            }
         }
-        let mut ends: Vec<Instant> = ends.into_values().collect();
         ends.sort_unstable_by(|a, b| b.cmp(a));
-        ends
+        ends.get(before).copied().unwrap_or(Instant::ZERO)
     }
 
     /// Answers a node's latest heartbeat with what is left of our authority.
