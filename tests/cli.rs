@@ -213,6 +213,23 @@ fn seeds_amount_to_the_same_however_many_run_at_a_time() {
 }
 
 #[test]
+fn scenarios_are_listed_and_run_by_their_names() {
+    let list = stdout(&run(&["sim", "--scenario", "list"]));
+    assert!(list.lines().count() >= 9 && list.contains("rack-lost  "), "{list}");
+    let output = run(&["sim", "--scenario", "rack-lost", "--seed", "1", "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let lines: Vec<serde_json::Value> =
+        stdout(&output).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let (summary, told) = lines.split_last().expect("a summary");
+    assert_eq!((&summary["scenario"], &summary["violations"]), (&"rack-lost".into(), &0.into()));
+    assert!(told.len() >= 3 && told.iter().all(|line| line["event"] == "told"), "{told:?}");
+    refused(&["sim", "--scenario", "earthquake"], 2, &["--scenario earthquake", "--scenario list"]);
+    refused(&["sim", "--scenario", "even-split", "--nodes", "5"], 2, &["--nodes 5", "even-split"]);
+    refused(&["sim", "--nodes", "2001"], 2, &["--nodes 2001", "2000"]);
+    refused(&["sim", "--scenario", "rack-lost", "--faults", "crash"], 2, &["--faults"]);
+}
+
+#[test]
 fn output_that_cannot_be_written_is_a_failure() {
     let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").expect("Linux has it");
     let dir = Dir::new();

@@ -2,10 +2,10 @@
 
 use std::{
     collections::BTreeSet,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
 };
 
-use sim::{Kind, Options};
+use sim::{Kind, Options, Scenario};
 
 #[test]
 fn seeds_are_clean() {
@@ -81,4 +81,42 @@ fn calm_can_begin_earlier_and_what_does_not_fail_is_not_shrunk() {
     let early = Options { calm_ns: Some(5_000_000_000), ..Options::default() };
     assert_eq!(sim::run(3, &early, None).calm_ns, 5_000_000_000);
     assert!(sim::shrink(3, &Options::default(), &mut |_| true).is_none());
+}
+
+#[test]
+fn every_scenario_ends_as_it_should() {
+    // One of many machines costs as much as many of few.
+    let runs: Vec<(Scenario, u64)> = Scenario::all()
+        .flat_map(|scenario| {
+            (0..if scenario.name() == "all-at-once" { 2 } else { 20 }).map(move |s| (scenario, s))
+        })
+        .collect();
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                while let Some((scenario, seed)) = runs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let options = Options { scenario: Some(*scenario), ..Options::default() };
+                    let run = sim::run(*seed, &options, None);
+                    let name = scenario.name();
+                    assert!(
+                        !run.failed(),
+                        "{name}, seed {seed}: {:?}\n{}\n{:?}",
+                        run.unmet,
+                        run.report,
+                        run.story
+                    );
+                    assert!(!run.story.is_empty(), "{name} tells nothing");
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_run_without_faults_has_none() {
+    let options = Options { kinds: Vec::new(), nodes: Some(60), ..Options::default() };
+    let run = sim::run(5, &options, None);
+    assert!(!run.failed(), "{}", run.report);
+    assert!(run.faults.is_empty() && run.views >= 60);
 }

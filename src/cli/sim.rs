@@ -16,17 +16,19 @@ use std::{
 use clap::Args;
 
 use serde_json::json;
-use sim::{Fault, Kind, Options, Plant, Run, Shrunk, Totals};
+use sim::{Fault, Kind, MOST_NODES, Options, Plant, Run, Scenario, Shrunk, Totals, UnknownKind};
 
 use super::{Failure, Outcome, complain, events, exit, flags::Time};
 
 /// Runs the membership protocol under a hostile network, stops and crashes, from seeds. One seed replays one run byte for
 /// byte. Exit code 1 on a violation, or if a rare path was never taken in 100 seeds or more.
 ///
-/// Example: phalanx sim --seeds 2000; phalanx sim --seed 17 --trace run.jsonl; phalanx sim --seed 17 --shrink
+/// Example: phalanx sim --seeds 2000; phalanx sim --seed 17 --trace run.jsonl; phalanx sim --seed 17 --shrink;
+/// phalanx sim --scenario rack-lost --seeds 20; phalanx sim --scenario all-at-once --nodes 2000
 #[derive(Args)]
 pub(crate) struct Sim {
-    /// Machines per run [default: random, 3 to 7].
+    /// Machines per run, up to 2000 [default: random, 3 to 7; those of the scenario]. Where there are more than 50, only seven
+    /// are in groups.
     #[arg(long, value_name = "N")]
     nodes: Option<usize>,
     /// The first seed [default: random, and printed].
@@ -42,9 +44,13 @@ pub(crate) struct Sim {
     /// Simulated hours of faults per seed, 0 to 1000 [default: a minute].
     #[arg(long, value_name = "H")]
     hours: Option<f64>,
-    /// The kinds of fault to draw from, separated by commas [default: all].
+    /// The kinds of fault to draw from, separated by commas, or `none` [default: all].
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
-    faults: Vec<Kind>,
+    faults: Vec<Drawn>,
+    /// Not what is drawn, but the scenario of this name, in which more is asked for than the predicates; `list` tells them. Delays,
+    /// clocks and instants come from the seed.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["hours", "faults", "shrink", "skip_faults", "calm_at"])]
+    scenario: Option<String>,
     /// Write the trace here; with one seed.
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
@@ -64,6 +70,17 @@ pub(crate) struct Sim {
     /// Calm begins after so much simulated time at the latest.
     #[arg(long, value_name = "DUR", value_parser = nanoseconds)]
     calm_at: Option<u64>,
+}
+
+/// A kind of fault to draw from, or `none`.
+#[derive(Clone, Copy)]
+struct Drawn(Option<Kind>);
+
+impl FromStr for Drawn {
+    type Err = UnknownKind;
+    fn from_str(name: &str) -> Result<Self, UnknownKind> {
+        if name == "none" { Ok(Self(None)) } else { name.parse().map(|kind| Self(Some(kind))) }
+    }
 }
 
 /// At most this many numbers: no run has more faults.
@@ -117,8 +134,16 @@ fn nanoseconds(text: &str) -> Result<u64, String> {
 
 impl Sim {
     pub(crate) fn run(self, json: bool) -> Outcome {
-        if let Some(nodes) = self.nodes.filter(|n| !(1..=50).contains(n)) {
-            return Err(Failure::usage(format!("--nodes {nodes}: give 1 to 50")));
+        if self.scenario.as_deref() == Some("list") {
+            list_scenarios(json);
+            return Ok(0);
+        }
+        let scenario = self.scenario.as_deref().map(find_scenario).transpose()?;
+        let (least, most) = scenario.map_or((1, MOST_NODES), Scenario::nodes);
+        if let Some(nodes) = self.nodes.filter(|n| !(least..=most).contains(n)) {
+            let with =
+                scenario.map_or(String::new(), |scenario| format!(" with --scenario {}", scenario.name()));
+            return Err(Failure::usage(format!("--nodes {nodes}: give {least} to {most}{with}")));
         }
         if let Some(hours) = self.hours.filter(|h| !(0.0..=1000.0).contains(h)) {
             return Err(Failure::usage(format!("--hours {hours}: give up to 1000")));
@@ -133,7 +158,11 @@ impl Sim {
             return Ok(0);
         }
         let plant = self.plant.as_deref().map(find_plant).transpose()?;
-        let kinds = if self.faults.is_empty() { Kind::ALL.to_vec() } else { self.faults.clone() };
+        let kinds = if self.faults.is_empty() {
+            Kind::ALL.to_vec()
+        } else {
+            self.faults.iter().filter_map(|drawn| drawn.0).collect()
+        };
         if self.seeds != 1 && (self.shrink || !self.skip_faults.0.is_empty()) {
             return Err(Failure::usage("--shrink and --skip-faults go with one seed"));
         }
@@ -145,6 +174,7 @@ impl Sim {
             hash: self.seeds == 1,
             skip: self.skip_faults.0.clone(),
             calm_ns: self.calm_at,
+            scenario,
         };
         let first = match self.seed {
             Some(seed) => seed,
@@ -171,15 +201,18 @@ impl Sim {
             None if self.seeds == 1 => one(first, &options, None, json)?,
             None => many(first, self.seeds, self.jobs(), &options, json),
         };
-        let unhit = if self.seeds >= 100 { totals.unhit() } else { Vec::new() };
+        let unhit = if self.seeds >= 100 && scenario.is_none() { totals.unhit() } else { Vec::new() };
         let simulated_s = totals.simulated_ns as f64 / 1e9;
         let per_minute = simulated_s / 3600.0 / (started.elapsed().as_secs_f64() / 60.0);
         complain(format_args!("{per_minute:.1} simulated hours per minute"));
-        let summary = json!({
+        let mut summary = json!({
             "event": "summary", "seed": first, "seeds": totals.seeds, "events": totals.events, "faults": totals.faults,
             "views": totals.views, "simulated_s": simulated_s, "markers_unhit": unhit, "violations": totals.violations,
             "failed_seeds": totals.failed,
         });
+        if let Some(scenario) = scenario {
+            summary["scenario"] = scenario.name().into();
+        }
         let text = format!(
             "{} seeds, {simulated_s:.0} s simulated, {} faults, {} views: {} violations{}",
             totals.seeds,
@@ -231,7 +264,8 @@ impl Sim {
             flag("hours", hours.to_string());
         }
         if !self.faults.is_empty() {
-            flag("faults", self.faults.iter().map(|kind| kind.name()).collect::<Vec<_>>().join(","));
+            let name = |drawn: &Drawn| drawn.0.map_or("none", Kind::name);
+            flag("faults", self.faults.iter().map(name).collect::<Vec<_>>().join(","));
         }
         if let Some(plant) = options.plant {
             flag("plant", plant.name().into());
@@ -290,6 +324,19 @@ fn as_text(found: &Shrunk, replay: &str) -> String {
     text
 }
 
+fn find_scenario(name: &str) -> Result<Scenario, Failure> {
+    let wrong = || Failure::usage(format!("--scenario {name}: no such scenario; --scenario list tells them"));
+    Scenario::named(name).ok_or_else(wrong)
+}
+
+fn list_scenarios(json: bool) {
+    for scenario in Scenario::all() {
+        let (name, about, (least, most)) = (scenario.name(), scenario.about(), scenario.nodes());
+        let line = json!({ "event": "scenario", "name": name, "about": about, "nodes": [least, most] });
+        events::line(&if json { line.to_string() } else { format!("{name:<26} {about}") });
+    }
+}
+
 fn find_plant(name: &str) -> Result<Plant, Failure> {
     if !cfg!(feature = "plant") {
         return Err(Failure::usage("--plant: build with --features plant"));
@@ -306,6 +353,9 @@ fn complaint(run: &Run) -> Option<String> {
     let mut text = format!("seed {}", run.seed);
     if let Some(at) = run.livelock {
         text.push_str(&format!("\nnodes kept each other busy without end at {at} ns"));
+    }
+    for wrong in &run.unmet {
+        text.push_str(&format!("\nnot as the scenario has it: {wrong}"));
     }
     text.push_str(&format!("\n{}", run.report));
     Some(text)
@@ -326,6 +376,11 @@ fn one(
     json: bool,
 ) -> Result<Totals, Failure> {
     let run = sim::run(seed, options, file);
+    for (at_ns, text) in &run.story {
+        let line = json!({ "event": "told", "at_ns": at_ns, "text": text });
+        let seconds = *at_ns as f64 / 1e9;
+        events::line(&if json { line.to_string() } else { format!("{seconds:>10.3} s  {text}") });
+    }
     if let Some(complaint) = complaint(&run) {
         tell(&complaint, json);
     }

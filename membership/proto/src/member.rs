@@ -14,7 +14,7 @@ use alloc::{
 
 use membership_types::{
     Ballot, GroupName, Instant, Lineage, LogIndex, NodeId, ViewId,
-    trace::{Event, Group, lin},
+    trace::{Event, Group, Process, lin},
 };
 
 use self::groups::Known;
@@ -495,6 +495,12 @@ impl Member {
         }
         let view = &self.view;
         let lineage = self.lineage;
+        let stays = || {
+            let mut before: Vec<NodeId> = old.members.iter().map(|n| n.id).collect();
+            before.sort_unstable();
+            let stays = |id: &NodeId| before.binary_search(id).is_ok();
+            view.members.iter().map(|n| n.id).filter(stays).map(Process::from).collect()
+        };
         ctx.trace(|p| Event::Install {
             p,
             g: Group::CLUSTER,
@@ -502,7 +508,7 @@ impl Member {
             vid: view.id.get(),
             members: view.members.iter().map(|n| n.id.into()).collect(),
             prev: view.prev.get(),
-            trans: view.members.iter().filter(|n| old.contains(n.id)).map(|n| n.id.into()).collect(),
+            trans: stays(),
             idx: Some(at.get()),
             snap,
         });

@@ -189,6 +189,8 @@ pub(crate) struct Office {
     stall_end: Option<Instant>,
     /// Since when a silent node could be removed, while others that are overdue are waited for.
     cut_since: Option<Instant>,
+    /// The predecessor, where it fell silent, until it is known who fell with it.
+    fallen: Option<NodeId>,
     dissolving: Option<Dissolving>,
     /// Observed groups of nodes that are not admitted yet.
     joining: BTreeMap<NodeId, Vec<GroupName>>,
@@ -201,6 +203,8 @@ pub(crate) struct Office {
     /// The core that we are about to propose. Leases end no later than its support from now on, so that its support
     /// comes to cover all that were given.
     wanted: Option<Vec<NodeId>>,
+    /// Before that it is not asked whether the core can be spread better, where there are many members.
+    next_spread: Instant,
     complaints: behind::Complaints,
     /// Who held each founder slot last, and up to where its data directory has set view ids aside, in the view or not.
     slot_floors: BTreeMap<u16, (NodeId, ViewId)>,
@@ -239,12 +243,14 @@ impl Office {
             learners: BTreeSet::new(),
             stall_end: None,
             cut_since: None,
+            fallen: None,
             dissolving: None,
             joining: BTreeMap::new(),
             understood_since: None,
             authority_seen: Instant::ZERO,
             given_until: Instant::ZERO,
             wanted: None,
+            next_spread: Instant::ZERO,
             complaints: behind::Complaints::default(),
             slot_floors: BTreeMap::new(),
             lacks_ids: None,
@@ -279,6 +285,7 @@ impl Office {
         {
             // It was silent before we came: one interval to answer us is all that it gets.
             peer.since = heard;
+            office.fallen = Some(node);
         }
         for node in won.without {
             office.remove(ctx, deaths, node, Why::Silent);

@@ -173,7 +173,8 @@ impl Seeking {
         let own = ctx.config.me.addr;
         let addresses: Vec<SocketAddr> = ctx.rendezvous.iter().copied().filter(|a| *a != own).collect();
         let mut targets: Vec<(SocketAddr, Dest)> = addresses.iter().map(|a| (*a, Dest::Addr(*a))).collect();
-        let others = self.recent(ctx).filter(|h| !addresses.contains(&h.info.addr));
+        let given: BTreeSet<SocketAddr> = addresses.iter().copied().collect();
+        let others = self.recent(ctx).filter(|h| !given.contains(&h.info.addr));
         targets.extend(others.map(|h| (h.info.addr, Dest::Node(h.info.id, Some(h.info.addr)))));
         if targets.len() > PROBES_A_ROUND {
             self.take_turns(ctx, &mut targets);
@@ -213,7 +214,8 @@ impl Seeking {
         let is_guide = |addr: &SocketAddr| guides.iter().any(|(_, guide)| guide == addr);
         let count = if guides.is_empty() { PROBES_A_ROUND } else { PROBES_WHEN_GUIDED };
         self.asked_all = targets.iter().all(|(addr, _)| self.asked.contains(addr));
-        self.asked.retain(|addr| targets.iter().any(|(target, _)| target == addr));
+        let all: BTreeSet<SocketAddr> = targets.iter().map(|(addr, _)| *addr).collect();
+        self.asked.retain(|addr| all.contains(addr));
         let (mut now, others): (Vec<_>, Vec<_>) = targets.drain(..).partition(|(addr, _)| is_guide(addr));
         let (known, fresh): (Vec<_>, Vec<_>) =
             others.into_iter().partition(|(addr, _)| self.asked.contains(addr));

@@ -18,14 +18,23 @@ pub struct Domains {
 }
 
 impl Domains {
+    /// Are both in one rack?
+    pub(crate) fn shares_rack(&self, other: &Self) -> bool {
+        self.zone == other.zone && self.rack.is_some() && self.rack == other.rack
+    }
+
+    /// Does one power unit feed both?
+    pub(crate) fn shares_power(&self, other: &Self) -> bool {
+        self.zone == other.zone && self.power.is_some() && self.power == other.power
+    }
+
     /// How many kinds of domain two nodes share.
     fn shared(&self, other: &Self) -> u32 {
         let same = |a: &Option<Box<str>>, b: &Option<Box<str>>| a.is_some() && a == b;
         // Racks and power units are named inside a zone.
-        let inside = |same: bool| u32::from(same && self.zone == other.zone);
         u32::from(same(&self.zone, &other.zone))
-            + inside(same(&self.rack, &other.rack))
-            + inside(same(&self.power, &other.power))
+            + u32::from(self.shares_rack(other))
+            + u32::from(self.shares_power(other))
     }
 }
 
@@ -33,6 +42,12 @@ impl Domains {
 fn crowding(nodes: &[&NodeInfo]) -> u32 {
     let pairs = nodes.iter().enumerate().flat_map(|(at, a)| nodes[at + 1..].iter().map(move |b| (a, b)));
     pairs.map(|(a, b)| a.domains.shared(&b.domains)).sum()
+}
+
+/// Do no two of these share anything? Then no others are spread better.
+pub(crate) fn is_even<'a>(nodes: impl Iterator<Item = &'a NodeInfo>) -> bool {
+    let says = |node: &&NodeInfo| node.domains != Domains::default();
+    crowding(&nodes.filter(says).collect::<Vec<_>>()) == 0
 }
 
 /// The candidate (given by rank) that shares least with the chosen; of equals the most senior.
@@ -67,6 +82,14 @@ pub(crate) fn swap<'a>(
     if now == 0 {
         return None;
     }
+    // Of those who are in the same domains only the most senior one would be taken, and there may be thousands.
+    let mut kinds: Vec<&'a NodeInfo> = Vec::new();
+    for candidate in candidates {
+        if !kinds.iter().any(|kind| kind.domains == candidate.domains) {
+            kinds.push(candidate);
+        }
+    }
+    let candidates = &kinds;
     let pairs = core
         .iter()
         .rev()

@@ -91,14 +91,14 @@ impl Takeover {
         ask.into_iter().chain(self.at).min().unwrap_or(Instant::MAX)
     }
 
-    /// Another ballot is on its way: let it try before we do.
-    fn give_way(&mut self, ctx: &mut Ctx, round: u64, position: u32) {
+    /// Another ballot is on its way: let it try before we do, for `least` and a little more.
+    fn give_way(&mut self, ctx: &mut Ctx, round: u64, position: u32, least: Duration) {
         self.round = self.round.max(round);
         self.candidate = None;
         let steps = (2 << self.attempts.min(3)).min(LONGEST_PAUSE);
         let pause = ctx.config.step * (steps + position);
         let jitter = ctx.rng.below(pause.as_nanos() as u64 / 2 + 1);
-        self.at = Some(ctx.now.after(pause / 2 + Duration::from_nanos(jitter)));
+        self.at = Some(ctx.now.after(least + pause / 2 + Duration::from_nanos(jitter)));
         self.by_rank = false;
     }
 }
@@ -155,6 +155,13 @@ impl Member {
         let others = core.iter().enumerate();
         let others = others.filter(|(_, id)| **id != self.following.node && !self.deaths.contains(**id));
         others.filter(|(at, id)| before_us(*at, id)).count() as u32
+    }
+
+    /// How long another candidate may need, whatever a round of questions takes. Half of a core waits before it asks the witness;
+    /// if both of two asked in turn, each would begin anew before the other one had come so far, without end.
+    fn patience(&self, ctx: &Ctx) -> Duration {
+        let halves = self.acceptor.as_ref().is_some_and(|a| a.state.core.len().is_multiple_of(2));
+        if ctx.config.terms.witness && halves { ctx.config.heartbeat * 4 } else { Duration::ZERO }
     }
 
     /// Who asks first, now that the coordinator's end is proved; nobody if its silence is all that there is.
@@ -282,6 +289,7 @@ impl Member {
             self.on_death(ctx, node, "attested by a candidate", Some(witnesses));
         }
         let (position, lineage, heir) = (self.position(ctx), self.lineage, self.heir() == Some(from));
+        let patience = self.patience(ctx);
         let (seen, hello) = (self.seen(), self.short_hello(ctx));
         let Some(acceptor) = &mut self.acceptor else {
             if self.core.contains(&ctx.me()) {
@@ -348,7 +356,7 @@ impl Member {
         self.office = None;
         if news {
             // Once per ballot: one that asks for ever may be deaf.
-            self.takeover.give_way(ctx, ask.ballot.round, position);
+            self.takeover.give_way(ctx, ask.ballot.round, position, patience);
         }
     }
 
@@ -412,7 +420,7 @@ impl Member {
         promised: Ballot,
         wait: Duration,
     ) {
-        let position = self.position(ctx);
+        let (position, patience) = (self.position(ctx), self.patience(ctx));
         self.takeover.round = self.takeover.round.max(promised.round);
         if let Some(candidate) = &mut self.takeover.candidate
             && candidate.ballot == ballot
@@ -420,7 +428,7 @@ impl Member {
             if promised > ballot {
                 ctx.mark("a candidate gives way to a higher ballot");
                 self.takeover.attempts = self.takeover.attempts.saturating_add(1);
-                self.takeover.give_way(ctx, promised.round, position);
+                self.takeover.give_way(ctx, promised.round, position, patience);
             } else if !wait.is_zero() {
                 candidate.next_ask = ctx.now.after(wait.max(ctx.config.step).min(ctx.lease()));
             }

@@ -736,7 +736,7 @@ impl World {
         self.split_by(places, side, length, how);
     }
 
-    fn split_by(&mut self, places: &[usize], side: &[bool], length: u64, how: Cut) {
+    pub(crate) fn split_by(&mut self, places: &[usize], side: &[bool], length: u64, how: Cut) {
         self.note(|| {
             let of = |wanted: bool| {
                 let side = places.iter().zip(side).filter(|(_, side)| **side == wanted);
@@ -763,7 +763,7 @@ impl World {
         if self.rng.chance(600) { Cut::Lose } else { Cut::Hold }
     }
 
-    fn cut_both(&mut self, a: usize, b: usize, how: Cut, length: u64) {
+    pub(crate) fn cut_both(&mut self, a: usize, b: usize, how: Cut, length: u64) {
         self.cut(a, b, how, length);
         self.cut(b, a, how, length);
     }

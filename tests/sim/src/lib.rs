@@ -5,7 +5,7 @@
 //!
 //! # Map
 //!
-//! `params.rs` draws what a run looks like; `world.rs` is the event loop (`world/ambush.rs`: faults that
+//! `params.rs` draws what a run looks like, `scenario.rs` has those that are told and not drawn; `world.rs` is the event loop (`world/ambush.rs`: faults that
 //! wait for the worst moment, `world/ending.rs`: how a run ends), `queue.rs` what it does next; `network.rs` and `faults.rs` are what goes
 //! wrong; `script.rs` leaves some of that out, and `shrink.rs` as much as it can; `process.rs` and `clock.rs` are what runs;
 //! `rooms.rs` is multicast; `recorder.rs` feeds the checker; `report.rs` sums runs up; `plant.rs` names the deliberate bugs.
@@ -24,6 +24,7 @@ mod queue;
 mod recorder;
 mod report;
 mod rooms;
+mod scenario;
 mod script;
 mod shrink;
 mod world;
@@ -39,6 +40,7 @@ use membership_types::Rng;
 pub use faults::{Kind, UnknownKind};
 pub use plant::Plant;
 pub use report::{MARKERS, Run, Totals};
+pub use scenario::{MOST_NODES, Scenario};
 pub use script::Fault;
 pub use shrink::{Shrunk, Step, shrink};
 
@@ -53,11 +55,11 @@ type Map<K, V> = HashMap<K, V, foldhash::fast::FixedState>;
 /// What to run.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Machines from the start; random within 3 to 7 if not given.
+    /// Machines from the start, [`MOST_NODES`] at most; random within 3 to 7 if not given.
     pub nodes: Option<usize>,
     /// Simulated hours of faults; a minute if not given.
     pub hours: Option<f64>,
-    /// The kinds of fault to draw from.
+    /// The kinds of fault to draw from; there may be none.
     pub kinds: Vec<Kind>,
     /// A deliberate bug in every node; only where built with the feature `plant`.
     pub plant: Option<Plant>,
@@ -67,12 +69,15 @@ pub struct Options {
     pub skip: BTreeSet<usize>,
     /// Calm begins at this simulated nanosecond, if it does not begin earlier.
     pub calm_ns: Option<u64>,
+    /// What happens is not drawn: it is this story.
+    pub scenario: Option<Scenario>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        let (skip, calm_ns) = (BTreeSet::new(), None);
-        Self { nodes: None, hours: None, kinds: Kind::ALL.to_vec(), plant: None, hash: false, skip, calm_ns }
+        let (skip, calm_ns, scenario) = (BTreeSet::new(), None, None);
+        let kinds = Kind::ALL.to_vec();
+        Self { nodes: None, hours: None, kinds, plant: None, hash: false, skip, calm_ns, scenario }
     }
 }
 
@@ -100,13 +105,34 @@ fn play(
     script: Script,
 ) -> (Run, Recording) {
     let mut rng = Rng::seeded(seed);
-    let mut params = Params::draw(&mut rng, options.nodes, options.hours, &options.kinds);
+    let mut params = match options.scenario {
+        Some(scenario) => scenario.params(&mut rng, options.nodes),
+        None => Params::draw(&mut rng, options.nodes, options.hours, &options.kinds),
+    };
     if options.skip.contains(&0) {
         params.ending = Ending::AllWell;
     }
     let recorder = Recorder::new(file, options.hash);
     let mut world = World::new(rng, params, recorder, options.plant);
     world.script = script;
+    match options.scenario {
+        Some(scenario) => scenario.play(&mut world),
+        None => with_faults(&mut world, options),
+    }
+    world.calm_down();
+    let lease = world.params.lease.as_nanos() as u64;
+    // A story ends well, if it does.
+    let settled = world.now + if options.scenario.is_some() { 4 } else { 26 } * lease;
+    world.run_until(settled);
+    world.declare_stable();
+    let end = world.now + 20 * lease;
+    world.run_until(end);
+    world.finish();
+    Run::of(seed, world)
+}
+
+/// Starts all machines, and injects faults for as long as the run has them.
+fn with_faults(world: &mut World, options: &Options) {
     let lease = world.params.lease.as_nanos() as u64;
     // Half of the runs start everybody at the same instant.
     let together = world.rng.chance(500);
@@ -123,6 +149,7 @@ fn play(
     // Rare draws leave a run with too little to say; it goes on until it has enough.
     let mut patience = 100;
     while patience > 0
+        && !options.kinds.is_empty()
         && world.now < calm
         && (world.drawn.values().sum::<u64>() < 5 || world.drawn.len() < 2 || world.views < 3)
     {
@@ -134,12 +161,4 @@ fn play(
         world.run_until(until);
         patience -= 1;
     }
-    world.calm_down();
-    let settled = world.now + 26 * lease;
-    world.run_until(settled);
-    world.declare_stable();
-    let end = world.now + 20 * lease;
-    world.run_until(end);
-    world.finish();
-    Run::of(seed, world)
 }

@@ -63,6 +63,10 @@ pub(crate) struct Params {
     pub(crate) groups: usize,
     /// How many zones the machines are in, if they say so.
     pub(crate) zones: Option<usize>,
+    /// How many racks.
+    pub(crate) racks: Option<usize>,
+    /// How many power units feed them.
+    pub(crate) powers: Option<usize>,
     /// Members of these groups multicast.
     pub(crate) multicast: Vec<bool>,
     /// Members of these groups keep a common state, where they multicast.
@@ -164,6 +168,8 @@ impl Params {
             ineligible,
             groups: rng.between(1, 3) as usize,
             zones: rng.chance(350).then(|| rng.between(2, 4) as usize),
+            racks: None,
+            powers: None,
             multicast: (0..3).map(|_| rng.chance(600)).collect(),
             stateful: (0..3).map(|_| rng.chance(700)).collect(),
             burst: *rng.pick(&[2, 6, 30]).expect("not empty"),

@@ -120,6 +120,8 @@ pub(crate) struct Process {
     pub(crate) rooms: ByGroup<Room>,
     /// The earliest wake-up that is scheduled.
     pub(crate) wake_at: Option<u64>,
+    /// For what it is scheduled, on the process's clock.
+    pub(crate) wake_due: Instant,
     /// It was killed in the middle of its outputs: this many more come out.
     pub(crate) fuse: Option<u64>,
 }

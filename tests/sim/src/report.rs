@@ -9,6 +9,7 @@ use checker::Report;
 
 use crate::{
     faults::Kind,
+    scenario::Story,
     script::{Fault, Recording},
     world::World,
 };
@@ -156,12 +157,29 @@ pub struct Run {
     pub make_up: String,
     /// What stayed broken after that, for people.
     pub ending: &'static str,
+    /// What happened in a scenario, and when, in simulated nanoseconds.
+    pub story: Vec<(u64, String)>,
+    /// What should have come of it, and did not.
+    pub unmet: Vec<String>,
 }
 
 impl Run {
     pub(crate) fn of(seed: u64, world: World) -> (Self, Recording) {
-        let World { recorder, events, faults, views, now, marks, livelock, script, params, calm_ns, .. } =
-            world;
+        let World {
+            recorder,
+            events,
+            faults,
+            views,
+            now,
+            marks,
+            livelock,
+            script,
+            params,
+            calm_ns,
+            story,
+            ..
+        } = world;
+        let Story { lines, unmet, .. } = story.unwrap_or_default();
         let records = recorder.records;
         let (report, hash, written) = recorder.finish();
         let (recording, schedule) = script.finish();
@@ -181,20 +199,27 @@ impl Run {
             calm_ns,
             make_up: params.summary(),
             ending: params.ending.name(),
+            story: lines,
+            unmet,
         };
         (run, recording)
     }
 
-    /// The names of what failed: predicates, `livelock`, or `trace` where that is unusable.
+    /// The names of what failed: predicates, `livelock`, `scenario`, or `trace` where that is unusable.
     pub fn failures(&self) -> Vec<&'static str> {
         let predicates = self.report.failures().map(|verdict| verdict.predicate.name());
         let livelock = self.livelock.map(|_| "livelock");
-        predicates.chain(livelock).chain(self.report.invalid.as_ref().map(|_| "trace")).collect()
+        let scenario = self.unmet.first().map(|_| "scenario");
+        predicates
+            .chain(livelock)
+            .chain(scenario)
+            .chain(self.report.invalid.as_ref().map(|_| "trace"))
+            .collect()
     }
 
-    /// Did any predicate fail, or is the trace itself unusable?
+    /// Did any predicate fail, did a scenario end otherwise than it should, or is the trace itself unusable?
     pub fn failed(&self) -> bool {
-        self.livelock.is_some() || self.report.failed()
+        self.livelock.is_some() || !self.unmet.is_empty() || self.report.failed()
     }
 }
 
@@ -229,7 +254,7 @@ impl Totals {
         self.simulated_ns += run.simulated_ns;
         self.marks.extend(&run.marks);
         if run.failed() {
-            self.violations += (run.report.violations() as u64).max(1);
+            self.violations += ((run.report.violations() + run.unmet.len()) as u64).max(1);
             self.failed.push(run.seed);
         }
     }

@@ -234,10 +234,12 @@ impl World {
         match output {
             Output::Send(to, frame) => self.send_frame(p, to, group, frame),
             Output::SendAll(all, frame) => {
-                for to in all {
-                    if to != id {
-                        self.send_frame(p, to, group, frame.clone());
-                    }
+                let mut frame = Some(frame);
+                let mut others = all.into_iter().filter(|to| *to != id).peekable();
+                while let Some(to) = others.next() {
+                    let last = others.peek().is_none();
+                    let frame = if last { frame.take() } else { frame.clone() };
+                    frame.into_iter().for_each(|frame| self.send_frame(p, to, group, frame));
                 }
             }
             Output::Deliver(message) => {
@@ -313,7 +315,7 @@ impl World {
     fn give_state(&mut self, p: usize, group: usize, to: NodeId, id: u64) {
         let Some(state) = self.state_of(p, group) else { return };
         let mut bytes = state.to_bytes();
-        if !self.calm && self.rng.chance(50) {
+        if self.is_wild() && self.rng.chance(50) {
             self.mark("an application does not give its state");
             self.processes[p].next.push_back(Incoming::Room(group, Input::NoState { to, id }));
             return;
@@ -438,7 +440,7 @@ impl World {
             let Some(room) = self.processes[p].rooms.get(group) else { continue };
             let throttle = match room.throttled {
                 true if self.calm || self.rng.chance(300) => Some(false),
-                false if !self.calm && self.rng.chance(20) => Some(true),
+                false if self.is_wild() && self.rng.chance(20) => Some(true),
                 _ => None,
             };
             if let Some(on) = throttle {

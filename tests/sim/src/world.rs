@@ -31,6 +31,7 @@ use crate::{
     queue::Queue,
     recorder::Recorder,
     rooms::{Wires, index_of},
+    scenario::Story,
     script::Script,
 };
 
@@ -147,12 +148,15 @@ pub(crate) struct World {
     window: (u64, u64),
     /// When machines kept each other busy without end; the run stops there.
     pub(crate) livelock: Option<u64>,
+    /// What the run tells, if it is a story.
+    pub(crate) story: Option<Story>,
 }
 
 /// 100 ms.
 const LIVELOCK_WINDOW: u64 = 100_000_000;
-/// More events than this in one window are no use to anybody.
+/// More events than this in one window are no use to anybody: in all, or for each machine where there are many.
 const LIVELOCK_EVENTS: u64 = 200_000;
+const LIVELOCK_EVENTS_EACH: u64 = 2_000;
 
 /// The start of simulated wall-clock time, in seconds since 2020.
 const EPOCH_S: u64 = 200_000_000;
@@ -164,6 +168,10 @@ const DISK_NS: u64 = 20_000_000;
 pub(crate) fn address(machine: usize) -> SocketAddr {
     SocketAddr::from(([10, 0, (machine >> 8) as u8, machine as u8], 7000))
 }
+
+/// Where there are more machines than this, only the first few are in groups.
+const MANY: usize = 50;
+const FEW: usize = 7;
 
 fn group(index: usize) -> GroupName {
     GroupName::new(&format!("g{index}")).expect("a valid name")
@@ -211,6 +219,7 @@ impl World {
             last_killed_leader: None,
             window: (0, 0),
             livelock: None,
+            story: None,
         };
         #[cfg(feature = "plant")]
         world.plant_in_witness();
@@ -237,6 +246,11 @@ impl World {
 
     pub(crate) fn record(&mut self, src: Source, event: Event) {
         self.recorder.record(self.now, src, event);
+    }
+
+    /// May things go wrong, and applications change their minds? Not in a story: there everything is told.
+    pub(crate) fn is_wild(&self) -> bool {
+        !self.calm && self.story.is_none()
     }
 
     pub(crate) fn mark(&mut self, what: &'static str) {
@@ -267,7 +281,8 @@ impl World {
             self.window = (window, 0);
         }
         self.window.1 += 1;
-        if self.window.1 > LIVELOCK_EVENTS {
+        let each = LIVELOCK_EVENTS_EACH * self.params.nodes as u64;
+        if self.window.1 > LIVELOCK_EVENTS.max(each) {
             self.livelock = Some(self.now);
         }
         self.livelock.is_some()
@@ -377,6 +392,9 @@ impl World {
     /// The groups that processes of this machine want: always the same ones.
     fn wanted(&self, machine: usize) -> App {
         let mut app = App::default();
+        if self.params.nodes > MANY && machine >= FEW {
+            return app;
+        }
         for g in 0..self.params.groups {
             if machine.is_multiple_of(g + 1) || machine < 2 {
                 app.wants.insert(group(g));
@@ -396,8 +414,9 @@ impl World {
         let slot = (machine < usize::from(params.slots)).then_some(machine as u16);
         let eligible = !params.ineligible.contains(&machine) && (founder || (machine * 7 + 3) % 10 < 7);
         let zone = self.params.zones.filter(|_| founder || machine.is_multiple_of(2));
-        let zone = zone.map(|zones| format!("z{}", machine % zones).into());
-        let domains = Domains { zone, ..Domains::default() };
+        let named = |kind: &str, count: Option<usize>| Some(format!("{kind}{}", machine % count?).into());
+        let (rack, power) = (named("r", params.racks), named("p", params.powers));
+        let domains = Domains { zone: named("z", zone), rack, power };
         let info = NodeInfo {
             id,
             name: format!("n{machine}").into(),
@@ -466,6 +485,7 @@ impl World {
             next: VecDeque::new(),
             rooms: ByGroup::default(),
             wake_at: None,
+            wake_due: Instant::ZERO,
             fuse: None,
         });
         self.by_id.insert(id, p);
@@ -501,11 +521,11 @@ impl World {
             let epoch = answer.epoch.to_string();
             self.record(Source::Harness, Event::Witness { lin, core, epoch, half });
         }
-        if claims && self.rng.chance(150) && !self.calm {
+        if claims && self.rng.chance(150) && self.is_wild() {
             self.mark("the witness records a half, and its answer is lost");
             return;
         }
-        let late = !self.calm && self.rng.chance(100);
+        let late = self.is_wild() && self.rng.chance(100);
         let longest = if late { 3 * self.params.lease.as_nanos() as u64 } else { 20_000_000 };
         let delay = self.rng.between(100_000, longest);
         let input = Incoming::Cluster(Input::Witness(answer));
@@ -581,7 +601,7 @@ impl World {
 
     /// Proof of a death reaches a process on the same host: mostly at once, sometimes late.
     fn prove(&mut self, to: usize, dead: NodeId) {
-        let delay = if self.rng.chance(930) {
+        let delay = if self.rng.chance(930) || self.story.is_some() {
             self.rng.between(50_000, 2_000_000)
         } else {
             self.rng.below(2 * self.params.lease.as_nanos() as u64)
@@ -682,8 +702,13 @@ impl World {
 
     /// Hands something to a process, and whatever follows from it inside.
     pub(crate) fn step(&mut self, p: usize, input: Incoming) {
-        self.processes[p].next.push_back(input);
-        while let Some(input) = self.processes[p].next.pop_front() {
+        // Mostly nothing waits.
+        let next = &mut self.processes[p].next;
+        let mut first = Some(input);
+        if !next.is_empty() {
+            next.extend(first.take());
+        }
+        while let Some(input) = first.take().or_else(|| self.processes[p].next.pop_front()) {
             let now = self.processes[p].clock.local(self.now);
             let alive = match input {
                 Incoming::Cluster(input) => {
@@ -750,9 +775,13 @@ impl World {
         let process = &mut self.processes[p];
         let rooms = process.rooms.values().filter_map(|room| room.machine.poll_timeout());
         let Some(due) = rooms.chain(process.cluster.poll_timeout()).min() else { return };
+        // Mostly: what is due later on its clock is not due earlier.
+        if process.wake_at.is_some() && due >= process.wake_due {
+            return;
+        }
         let at = process.clock.global(due).max(self.now + 1);
         if process.wake_at.is_none_or(|w| at < w) {
-            process.wake_at = Some(at);
+            (process.wake_at, process.wake_due) = (Some(at), due);
             self.push(at, Action::Wake { p });
         }
     }
@@ -801,6 +830,10 @@ impl World {
                 self.processes[p].app.leads.remove(index_of(&group));
             }
             Output::ClusterView(view) => {
+                let lineage = self.processes[p].cluster.lineage();
+                if let Some(story) = &mut self.story {
+                    story.installed(lineage, view.id);
+                }
                 let host = self.processes[p].host;
                 for node in view.members {
                     let dead = self.by_id.get(&node.id).map(|q| &self.processes[*q]);
@@ -815,7 +848,7 @@ impl World {
             Output::SetAside(floor) => {
                 // Mostly a few milliseconds; now and then what all disks hang on is out of order for a while.
                 let lease = self.params.lease.as_nanos() as u64;
-                if !self.calm && self.rng.chance(150) {
+                if self.is_wild() && self.rng.chance(150) {
                     self.disks_hang_until = self.now + self.rng.between(lease, 20 * lease);
                 }
                 let delay = self.rng.between(100_000, DISK_NS);
@@ -970,7 +1003,7 @@ impl World {
         }
         self.act(p);
         self.talk(p);
-        if !self.calm && self.rng.chance(25) {
+        if self.is_wild() && self.rng.chance(25) {
             self.change_mind(p);
         }
         let lease = self.params.lease.as_nanos() as u64;

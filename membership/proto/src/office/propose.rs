@@ -26,6 +26,10 @@ use crate::{
 /// the next heartbeat.
 const IN_A_ROW: usize = 64;
 
+/// Where there are more members than this it is asked now and then, and not with every message, whether the core can be spread
+/// better; where more are admitted at once, those who come next wait for longer.
+const MANY: usize = 50;
+
 /// How many commands of those that wait go into one entry.
 const MOST_COMMANDS: usize = 4096;
 
@@ -249,7 +253,9 @@ impl Office {
             return (ctx.now >= dissolving.ready_at)
                 .then(|| Entry { commands: commands.into(), ..Entry::default() });
         }
+        let early = self.awaits_the_fallen(ctx, acceptor, deaths);
         let mut removals = self.ready_removals(ctx, deaths);
+        removals.retain(|(id, _)| !early || self.fallen != Some(*id));
         // Who hears no quorum may be deaf itself: then the silence of others proves nothing, and a core of its choice
         // would lock everybody else out.
         let heard = self.authority_of(ctx, deaths, Core::in_force(state)) > ctx.now;
@@ -263,8 +269,11 @@ impl Office {
         if !commands.is_empty() || core.is_some() || !self.gathers(ctx, acceptor) {
             self.take_from_queue(&mut commands);
         }
-        if commands.iter().any(|command| matches!(command, Command::Admit(_))) {
-            self.admit_at = Some(ctx.now.after(ctx.config.heartbeat * 2));
+        let admits = commands.iter().filter(|command| matches!(command, Command::Admit(_))).count();
+        if admits > 0 {
+            // Of very many that start at once the rest is still about to come.
+            let beats = if admits > MANY { 5 } else { 2 };
+            self.admit_at = Some(ctx.now.after(ctx.config.heartbeat * beats));
         }
         if commands.is_empty() && core.is_none() {
             return None;
@@ -306,10 +315,23 @@ impl Office {
     ) -> Option<Vec<NodeId>> {
         let state = &acceptor.state;
         let goes = |id: &NodeId, removals: &[(NodeId, Why)]| removals.iter().any(|(r, _)| r == id);
-        let mut others = self.candidates_for_core(ctx, acceptor, deaths);
-        // Mostly nobody comes or goes.
+        // Mostly nobody comes or goes; this is asked with every message, and there may be thousands of others.
         let anew = self.wants_fresh_warrant(ctx, state);
-        if removals.is_empty() && others.is_empty() && is_by_rank(state) && !anew {
+        let stays = removals.is_empty() && !anew && is_by_rank(state);
+        if stays && is_full(state) {
+            if spread::is_even(state.core.iter().filter_map(|id| state.view.node(*id))) {
+                self.wanted = None;
+                return None;
+            }
+            if state.view.members.len() > MANY && self.wanted.is_none() {
+                if ctx.now < self.next_spread {
+                    return None;
+                }
+                self.next_spread = ctx.now.after(ctx.config.heartbeat / 2);
+            }
+        }
+        let mut others = self.candidates_for_core(ctx, acceptor, deaths);
+        if stays && others.is_empty() {
             self.wanted = None;
             return None;
         }
@@ -516,6 +538,11 @@ impl Office {
             stuck_at_half || self.peers.get(&id).is_none_or(|p| p.accepted.0 < index)
         });
     }
+}
+
+/// Has the core as many members as it should have?
+fn is_full(state: &State) -> bool {
+    state.core.len() >= usize::from(state.terms.core_size)
 }
 
 /// Are all of the core in the view, and in its order?

@@ -14,7 +14,8 @@ use membership_types::{
 
 use super::Office;
 use crate::{
-    acceptor::Acceptor, ctx::Ctx, entry::Command, msg::ClusterMsg, plant::Plant, quorum::Deaths, view::Why,
+    acceptor::Acceptor, ctx::Ctx, entry::Command, msg::ClusterMsg, plant::Plant, quorum::Deaths,
+    spread::Domains, view::Why,
 };
 
 /// A node that gets no lease any more and will be removed.
@@ -138,6 +139,39 @@ impl Office {
             ctx.mark("a coordinator doubts that most others are gone");
         }
         ctx.now < since.after(ctx.lease())
+    }
+
+    /// The predecessor fell silent, and perhaps a whole rack or power unit with it: then it goes with them, in one view. So it does if
+    /// it shares that with two others or more, and none of those has spoken since we came, who were told of us at once. Is it too
+    /// early to tell? (No lease of theirs is left: those that the predecessor gave have lapsed, and we gave them none.)
+    pub(super) fn awaits_the_fallen(&mut self, ctx: &mut Ctx, acceptor: &Acceptor, deaths: &Deaths) -> bool {
+        let Some(fallen) = self.fallen.filter(|id| self.removing.contains_key(id)) else { return false };
+        let view = &acceptor.state.view;
+        let Some(first) = view.node(fallen) else { return false };
+        let speaks = |id: &NodeId| {
+            *id == ctx.me() || self.peers.get(id).is_none_or(|p| p.heard.is_some() || p.answered.is_some())
+        };
+        let mut mates: Vec<NodeId> = Vec::new();
+        for shares in [Domains::shares_rack, Domains::shares_power] {
+            let same = view.members.iter().filter(|n| n.id != fallen && shares(&n.domains, &first.domains));
+            let same: Vec<NodeId> = same.map(|node| node.id).collect();
+            if same.len() >= 2 && !same.iter().any(speaks) {
+                mates.extend(same);
+            }
+        }
+        if mates.is_empty() {
+            self.fallen = None;
+            return false;
+        }
+        if ctx.now < self.since.after(self.cut_window(ctx)) {
+            return true;
+        }
+        self.fallen = None;
+        ctx.mark("those who fell with a coordinator go with it");
+        for node in mates {
+            self.remove(ctx, deaths, node, Why::Silent);
+        }
+        false
     }
 
     /// Those whose removal may be proposed now. Silence is held for one cut, so that several nodes that fell silent
