@@ -117,6 +117,6 @@ fn every_scenario_ends_as_it_should() {
 fn a_run_without_faults_has_none() {
     let options = Options { kinds: Vec::new(), nodes: Some(60), ..Options::default() };
     let run = sim::run(5, &options, None);
-    assert!(!run.failed(), "{}", run.report);
+    assert!(!run.failed(), "{:?} {}, {}\n{}", run.failures(), run.ending, run.make_up, run.report);
     assert!(run.faults.is_empty() && run.views >= 60);
 }

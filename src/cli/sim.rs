@@ -27,7 +27,7 @@ use super::{Failure, Outcome, complain, events, exit, flags::Time};
 /// phalanx sim --scenario rack-lost --seeds 20; phalanx sim --scenario all-at-once --nodes 2000
 #[derive(Args)]
 pub(crate) struct Sim {
-    /// Machines per run, up to 2000 [default: random, 3 to 7; those of the scenario]. Where there are more than 50, only seven
+    /// Machines per run, up to 2000 [default: random, 3 to 7; those of the scenario]. Where there are more than 12, only seven
     /// are in groups.
     #[arg(long, value_name = "N")]
     nodes: Option<usize>,

@@ -169,8 +169,8 @@ pub(crate) fn address(machine: usize) -> SocketAddr {
     SocketAddr::from(([10, 0, (machine >> 8) as u8, machine as u8], 7000))
 }
 
-/// Where there are more machines than this, only the first few are in groups.
-const MANY: usize = 50;
+/// Where there are more machines than this, only the first few are in groups: of more who answer each other there would be no end.
+const MANY: usize = 12;
 const FEW: usize = 7;
 
 fn group(index: usize) -> GroupName {
@@ -389,10 +389,14 @@ impl World {
         }
     }
 
+    fn may_be_in_groups(&self, machine: usize) -> bool {
+        self.params.nodes <= MANY || machine < FEW
+    }
+
     /// The groups that processes of this machine want: always the same ones.
     fn wanted(&self, machine: usize) -> App {
         let mut app = App::default();
-        if self.params.nodes > MANY && machine >= FEW {
+        if !self.may_be_in_groups(machine) {
             return app;
         }
         for g in 0..self.params.groups {
@@ -1047,6 +1051,9 @@ impl World {
 
     /// The application steps down, leaves a group, or joins it again.
     fn change_mind(&mut self, p: usize) {
+        if !self.may_be_in_groups(self.processes[p].machine) {
+            return;
+        }
         let groups: Vec<GroupName> = (0..self.params.groups).map(group).collect();
         let Some(group) = self.rng.pick(&groups).cloned() else { return };
         let leads = self.processes[p].app.leads.get(index_of(&group)).is_some();
