@@ -582,9 +582,10 @@ impl Net {
     }
 
     fn register(&self, me: &Hello, peer: Hello, session: &Session) -> Rc<Link> {
-        if let (Some(tracer), Session::Certified(_)) = (&*self.tracer.borrow(), session) {
+        if let (Some(tracer), false) = (&*self.tracer.borrow(), session.is_open()) {
             // Before anything that it says is acted on.
-            let met = Event::Auth { p: me.node.into(), q: peer.node.into(), name: peer.name.clone() };
+            let name = matches!(session, Session::Certified(_)).then(|| peer.name.clone());
+            let met = Event::Auth { p: me.node.into(), q: peer.node.into(), name };
             tracer.pen().record_as(me.node, met);
         }
         let version = me.speaks.common(peer.speaks);

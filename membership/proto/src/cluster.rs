@@ -589,6 +589,10 @@ impl Member {
                 }
             }
             _ => {
+                if ctx.planted(Plant::RelayJoins) && join.info.id == from && self.following.node != ctx.me() {
+                    let to = Dest::Node(self.following.node, None);
+                    ctx.push(Output::Send(to, Msg::Join(Box::new(join.clone()))));
+                }
                 let info = ctx.config.me.clone();
                 let probe = Probe { info, standing: self.standing(ctx), answer: false };
                 ctx.probe(Dest::Node(from, Some(join.info.addr)), probe);

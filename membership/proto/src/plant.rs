@@ -75,11 +75,13 @@ pub enum Plant {
     ChainBroken,
     /// A node that is blocked for long gives up its lineage without an operator.
     ForceByItself,
+    /// A member passes the wish to be admitted on to its coordinator, which takes its word for who that is.
+    RelayJoins,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 35] = [
         Self::PromiseEarly,
         Self::CountOldAcks,
         Self::WinInOldCore,
@@ -114,6 +116,7 @@ impl Plant {
         Self::UnripeSlots,
         Self::ChainBroken,
         Self::ForceByItself,
+        Self::RelayJoins,
     ];
 
     /// The name on the command line.
@@ -153,6 +156,7 @@ impl Plant {
             Self::UnripeSlots => "unripe-slots",
             Self::ChainBroken => "chain-broken",
             Self::ForceByItself => "force-by-itself",
+            Self::RelayJoins => "relay-joins",
         }
     }
 }

@@ -264,7 +264,8 @@ impl Seeking {
             if let Standing::Member { coordinator, active, .. } = &heard.standing
                 && (*active || !some_active)
             {
-                let info = coordinator.as_ref().unwrap_or(&heard.info);
+                let relayed = ctx.planted(Plant::RelayJoins);
+                let info = coordinator.as_ref().filter(|_| !relayed).unwrap_or(&heard.info);
                 to.insert(info.id, info.clone());
             }
         }

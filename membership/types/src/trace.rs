@@ -247,6 +247,8 @@ pub enum Event {
     Resume { p: Process },
     /// A process gets this part of a processor, until it is told otherwise or for a while.
     Starve { p: Process, quota: f64 },
+    /// A process lacks something for a while: memory, or room for open files.
+    Lack { p: Process, what: Cow<'static, str> },
     /// The directed link from node `a` to node `b` changes.
     Link {
         a: u64,
@@ -323,8 +325,14 @@ pub enum Event {
     Evicted { p: Process, vid: u64 },
     /// P takes the order `op` of somebody at the IP address `who`.
     Admin { p: Process, op: String, who: String },
-    /// P met Q, which proved by its certificate to be the node of this name.
-    Auth { p: Process, q: Process, name: String },
+    /// P met Q on a connection, and Q showed the cluster's key: by a certificate that says that it is the node of this name, or
+    /// by the secret.
+    Auth {
+        p: Process,
+        q: Process,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
+    },
     /// An operator gives up the lineage `from` of P for the new one `lin`.
     Force { p: Process, from: Lin, lin: Lin },
     /// P suspects Q.

@@ -40,6 +40,8 @@ pub(crate) struct Wills {
     pub(crate) exclusion: Option<Exclusion>,
     /// Everybody whom steps between cluster views excluded, and who has not been looked at yet.
     pub(crate) excluded: Vec<Exclusion>,
+    /// The same for everybody who came in.
+    pub(crate) arrived: Vec<Arrival>,
 }
 
 #[derive(Debug, Default)]
@@ -92,9 +94,32 @@ impl Wills {
 #[derive(Clone, Debug)]
 pub(crate) struct Exclusion {
     pub(crate) who: Process,
-    /// How many others the view before had.
-    pub(crate) others: u64,
+    /// Who else was in the view before.
+    pub(crate) others: Vec<Process>,
     pub(crate) evidence: Vec<Evidence>,
+}
+
+/// Somebody is in a cluster view who was not in the one before.
+#[derive(Clone, Debug)]
+pub(crate) struct Arrival {
+    pub(crate) who: Process,
+    pub(crate) lin: Lin,
+    pub(crate) vid: u64,
+    /// The entry that made the view.
+    pub(crate) idx: Option<u64>,
+    pub(crate) evidence: Vec<Evidence>,
+}
+
+impl Arrival {
+    /// When the view was first heard of.
+    pub(crate) fn at(&self) -> At {
+        self.evidence[0].0
+    }
+
+    fn of(book: &Book, who: Process, lin: Lin, vid: u64, view: &View) -> Self {
+        let evidence = vec![(view.at, view.tell(book, vid, Grp::CLUSTER))];
+        Self { who, lin, vid, idx: view.idx, evidence }
+    }
 }
 
 impl Chain {
@@ -120,6 +145,10 @@ impl Chain {
         self.check_link(book, views, told.group, told.vid, view);
         if told.group == Grp::CLUSTER {
             self.check_no_return(book, told, view);
+            if view.prev == 0 {
+                let founders = view.members.iter();
+                wills.arrived.extend(founders.map(|who| Arrival::of(book, *who, told.lin, told.vid, view)));
+            }
         }
         let step = |chain: &mut Self, book: &mut Book, wills: &mut Wills, from: u64, to: u64| {
             if let (Some(old), Some(new)) = (views.get(&from), views.get(&to)) {
@@ -230,6 +259,11 @@ impl Chain {
         (to, new): (u64, &View),
     ) {
         self.check_ranks(book, wills, (lin, group), (from, old), (to, new));
+        if group == Grp::CLUSTER {
+            let were: BTreeSet<&Process> = old.members.iter().collect();
+            let fresh = new.members.iter().filter(|p| !were.contains(p));
+            wills.arrived.extend(fresh.map(|who| Arrival::of(book, *who, lin, to, new)));
+        }
         let remain: BTreeSet<&Process> = new.members.iter().collect();
         for who in old.members.iter().filter(|p| !remain.contains(p)) {
             let asked = wills.spend(*who, (lin, group), (from, to), false);
@@ -238,7 +272,8 @@ impl Chain {
             }
             self.gone.entry(*who).or_insert((to, new.at));
             let evidence = vec![(old.at, old.tell(book, from, group)), (new.at, new.tell(book, to, group))];
-            let exclusion = Exclusion { who: *who, others: old.members.len() as u64 - 1, evidence };
+            let others = old.members.iter().copied().filter(|other| other != who).collect();
+            let exclusion = Exclusion { who: *who, others, evidence };
             if !asked && wills.exclusion.is_none() {
                 wills.exclusion = Some(exclusion.clone());
             }

@@ -103,6 +103,7 @@ impl Intake {
             Event::Pause { .. } => ("Pause", *src == Source::Harness),
             Event::Resume { .. } => ("Resume", *src == Source::Harness),
             Event::Starve { .. } => ("Starve", *src == Source::Harness),
+            Event::Lack { .. } => ("Lack", *src == Source::Harness),
             Event::Link { .. } => ("Link", *src == Source::Harness),
             Event::Clock { .. } => ("Clock", *src == Source::Harness),
             Event::Gst { .. } => ("GST", *src == Source::Harness),

@@ -25,7 +25,7 @@
 //!
 //! `intake.rs` decides whether a trace is evidence; `book.rs` gathers what was judged and found; `report.rs` is what
 //! comes out; `read.rs` reads files. Views: `views.rs` (GM1, GM2, GM4), `chain.rs` (GM5, GM7, GM8), `quorum.rs` (GM6, GM6a),
-//! `floors.rs` (GM2n), `reasons.rs` (GM9, LV7). Messages: `multicast.rs` (VS1 to VS14, LV2, LV4). Leaders: `title.rs` (GM3, LD1),
+//! `floors.rs` (GM2n), `reasons.rs` (GM9, LV7), `sponsors.rs` (GM10). Messages: `multicast.rs` (VS1 to VS14, LV2, LV4). Leaders: `title.rs` (GM3, LD1),
 //! `reigns.rs` (LD2, GM11), `fences.rs` (LD3, LD5), `zombie.rs` (LD4), `silence.rs` (GM12). After faults: `calm.rs` (LV1, LV3, LV5,
 //! LV9), `accuracy.rs` (LV6), `apart.rs` (LV8). Who may do what: `orders.rs` (SE3), `names.rs` (SE5). `terms.rs` is what the run promises.
 #![forbid(unsafe_code)]
@@ -47,6 +47,7 @@ mod reasons;
 mod reigns;
 mod report;
 mod silence;
+mod sponsors;
 mod terms;
 mod title;
 mod views;
@@ -72,6 +73,7 @@ use quorum::{Core, Quorum};
 use reasons::Reasons;
 use reigns::{Close, Reigns, Title};
 use silence::Silence;
+use sponsors::Sponsors;
 use terms::Terms;
 use title::Titles;
 use views::{Told, Views};
@@ -105,6 +107,7 @@ pub struct Checker {
     multicasts: Multicasts,
     orders: Orders,
     names: Names,
+    sponsors: Sponsors,
     last: Option<At>,
 }
 
@@ -143,6 +146,7 @@ impl Checker {
             | Event::Pause { .. }
             | Event::Resume { .. }
             | Event::Starve { .. }
+            | Event::Lack { .. }
             | Event::Link { .. }
             | Event::Clock { .. }
             | Event::Gst { .. } => self.harness(event, at),
@@ -158,6 +162,7 @@ impl Checker {
     /// Time has come to `t`.
     fn time(&mut self, t: u64) {
         self.quorum.time(&mut self.book, t);
+        self.sponsors.time(&mut self.book, &self.quorum, t);
         self.answers.time(&mut self.book, t);
         if let Some(terms) = &self.terms {
             let (views, quorum, reigns) = (&self.views, &self.quorum, &self.reigns);
@@ -177,6 +182,8 @@ impl Checker {
                 self.intake.excuse(*p);
                 if how == "SIGKILL" {
                     self.multicasts.cut_short(*p);
+                    self.sponsors.cut_short(*p, at);
+                    self.reasons.cut_short(*p, at);
                 }
                 // Who ends its incarnation itself has not been hit by anything.
                 let by_itself = how.starts_with("ended");
@@ -207,8 +214,15 @@ impl Checker {
             Event::Starve { quota, .. } => {
                 if *quota < 0.2 {
                     self.accuracy.fault("a process was starved");
+                    self.reasons.fault(self.terms.as_ref(), at);
                 }
                 self.liveness.disturb(at.t, "a process was starved");
+                self.multicasts.disturb();
+            }
+            Event::Lack { .. } => {
+                self.accuracy.fault("a process lacked memory or files");
+                self.reasons.fault(self.terms.as_ref(), at);
+                self.liveness.disturb(at.t, "a process lacked memory or files");
                 self.multicasts.disturb();
             }
             Event::Link { a, b, state, .. } if *state != LinkState::Ok => {
@@ -282,6 +296,9 @@ impl Checker {
                 for out in std::mem::take(&mut self.views.wills.excluded) {
                     self.reasons.excluded(&mut self.book, self.terms.as_ref(), &out);
                 }
+                for new in std::mem::take(&mut self.views.wills.arrived) {
+                    self.sponsors.arrived(new);
+                }
                 self.floors.installed(&mut self.book, &told);
                 if group == Grp::CLUSTER {
                     let heard = |q: Process| self.intake.heard(q).is_some();
@@ -339,7 +356,12 @@ impl Checker {
             }
             Event::Unsuspect { p, q } => self.reasons.unsuspect(*p, *q),
             Event::Admin { p, op, who } => self.orders.taken(&mut self.book, *p, op, who, at),
-            Event::Auth { p, q, name } => self.names.met(&mut self.book, *p, *q, name, at),
+            Event::Auth { p, q, name } => {
+                self.sponsors.met(*p, *q, at);
+                if let Some(name) = name {
+                    self.names.met(&mut self.book, *p, *q, name, at);
+                }
+            }
             Event::Force { p, lin, .. } => {
                 self.orders.forced(&mut self.book, *p, at);
                 let new = self.book.names.lin(lin);
@@ -458,6 +480,9 @@ impl Checker {
                 self.reigns.close(&mut self.book, title, Close::Unknown(until), last);
             }
             self.multicasts.finish(&mut self.book);
+            let lease = self.terms.as_ref().map_or(0, Terms::lease);
+            self.sponsors.finish(&mut self.book, &self.quorum, lease);
+            self.reasons.finish(&mut self.book, lease);
             if !self.intake.has_harness() {
                 self.accuracy.fault("no harness tells of them");
             }

@@ -348,6 +348,16 @@ impl Quorum {
         book.violated(Predicate::GM6, what, evidence);
     }
 
+    /// Who first proposed the entry that was decided at this position, and when it was first accepted. Who adopts an entry
+    /// proposes it under a ballot of its own, which is higher.
+    pub(crate) fn sponsor(&self, lin: Lin, idx: u64) -> Option<(Process, At)> {
+        let position = self.logs.get(&lin)?.positions.get(&idx)?;
+        let digest = &position.votes.get(position.decided?)?.digest;
+        let votes = || position.votes.iter().filter(|vote| vote.digest == *digest);
+        let first = votes().flat_map(|vote| vote.by.values()).min()?;
+        Some((votes().map(|vote| vote.ballot).min()?.1, *first))
+    }
+
     /// The core in force after everything that the trace tells of a lineage.
     pub(crate) fn last_core(&self, lin: Lin) -> Option<&(Core, At)> {
         self.logs.get(&lin)?.core_at(u64::MAX)

@@ -22,6 +22,10 @@ pub(crate) struct Reasons {
     gone: BTreeSet<Process>,
     /// Who suspects whom, as far as that was not withdrawn.
     suspects: BTreeMap<Process, BTreeSet<Process>>,
+    /// Real processes that were killed, and when: their last records may not have reached their traces.
+    killed: Vec<(Process, u64)>,
+    /// Exclusions without a reason: they count unless somebody who may have had one was killed just then.
+    unexplained: Vec<(Exclusion, String)>,
     /// Incarnations that ended by themselves, by node: their successors come of no will but the service's own.
     ended: BTreeSet<u64>,
     nodes: BTreeSet<u64>,
@@ -52,6 +56,10 @@ impl Reasons {
         if let Some(by) = self.suspects.get_mut(&q) {
             by.remove(&p);
         }
+    }
+
+    pub(crate) fn cut_short(&mut self, p: Process, at: At) {
+        self.killed.push((p, at.t));
     }
 
     pub(crate) fn leave(&mut self, p: Process, at: At) {
@@ -132,13 +140,13 @@ impl Reasons {
     }
 
     /// GM9, where a step between two views shows that somebody is out.
-    pub(crate) fn excluded(&self, book: &mut Book, terms: Option<&Terms>, out: &Exclusion) {
+    pub(crate) fn excluded(&mut self, book: &mut Book, terms: Option<&Terms>, out: &Exclusion) {
         let Some(k) = terms.and_then(Terms::suspects) else {
             return book.idle(Predicate::GM9, "Cfg does not say how many must suspect (k)");
         };
         book.judged(Predicate::GM9);
         let by = self.suspects.get(&out.who).map_or(0, BTreeSet::len) as u64;
-        let needed = k.min(out.others);
+        let needed = k.min(out.others.len() as u64);
         if by >= needed || self.gone.contains(&out.who) {
             return;
         }
@@ -146,7 +154,18 @@ impl Reasons {
             "{} is excluded, and neither left nor crashed; {by} of at least {needed} suspect it",
             out.who
         );
-        book.violated(Predicate::GM9, what, out.evidence.clone());
+        self.unexplained.push((out.clone(), what));
+    }
+
+    /// The trace ends.
+    pub(crate) fn finish(&mut self, book: &mut Book, lease: u64) {
+        for (out, what) in std::mem::take(&mut self.unexplained) {
+            let at = out.evidence.iter().map(|(at, _)| at.t).max().unwrap_or_default();
+            let lost = |(p, t): &(Process, u64)| out.others.contains(p) && t.abs_diff(at) <= lease;
+            if !self.killed.iter().any(lost) {
+                book.violated(Predicate::GM9, what, out.evidence);
+            }
+        }
     }
 
     /// LV7, when a cluster view is installed.

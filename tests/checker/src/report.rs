@@ -51,6 +51,7 @@ predicates! {
     GM7: "no cluster view is skipped, and the excluded do not come back",
     GM8: "rank is order of joining",
     GM9: "nobody is excluded without a reason",
+    GM10: "whoever comes in has shown its sponsor the cluster's key",
     GM11: "two lineages do not lead at once",
     GM12: "who has lost the primary component is silent",
     VS1: "only what was sent is delivered, unchanged",

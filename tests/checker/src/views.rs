@@ -21,7 +21,7 @@ const KEPT: usize = 4096;
 pub(crate) struct View {
     pub(crate) members: Vec<Process>,
     pub(crate) prev: u64,
-    idx: Option<u64>,
+    pub(crate) idx: Option<u64>,
     pub(crate) at: At,
     pub(crate) by: Process,
     /// Somebody installed it; else it is known from observers only.

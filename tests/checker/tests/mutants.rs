@@ -152,14 +152,15 @@ fn relabelled(record: &Record, before: &[Record], after: &[Record]) -> Vec<(&'st
             fewer.pop();
             mutants.push(("GM6: another core", Event::Core { lin, idx, members: fewer, warrant }));
         }
-        Event::Auth { p, q, name } => {
-            let met = |q, name: &str| Event::Auth { p, q, name: name.into() };
+        Event::Auth { p, q, name: Some(name) } => {
+            let met = |q, name: &str| Event::Auth { p, q, name: Some(name.into()) };
             // The first one is met twice.
             if q.0 == A.0 {
                 mutants.push(("SE5: another name", met(q, "x")));
             }
             if q != A {
                 mutants.push(("SE5: another one", met(Process(q.0, 77), &name)));
+                mutants.push(("GM10: another one", met(Process(q.0, 77), &name)));
             }
         }
         Event::Leave { g, .. } => mutants.push(("GM8: another one leaves", Event::Leave { p: C, g })),
@@ -229,6 +230,8 @@ fn needed(record: &Record, before: &[Record], after: &[Record]) -> Option<&'stat
             Some("GM12: acts in silence")
         }
         Event::Leave { .. } => Some("GM8: moved without asking"),
+        Event::Auth { p, q, .. } if *p == A && *q != A => Some("GM10: a founder was never met"),
+        Event::Auth { q: Process(1, 99), .. } => Some("GM10: who comes again was never met"),
         _ => None,
     }
 }
@@ -283,6 +286,9 @@ fn ordered(first: &Event, second: &Event) -> Option<&'static str> {
         }
         (Event::Accept { idx: idx @ (1 | 3), .. }, Event::Install { idx: Some(of), .. }) if of == idx => {
             Some("GM6: accepted after the install")
+        }
+        (Event::Auth { q: Process(1, 99), .. }, Event::Accept { idx: 4, .. }) => {
+            Some("GM10: met after it was admitted")
         }
         (Event::LeadStart { p, tok, .. }, Event::WhoLeads { p: q, tok: of, .. }) if (p, tok) == (q, of) => {
             Some("LD5: answered before the start")

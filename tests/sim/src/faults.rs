@@ -69,14 +69,25 @@ pub enum Kind {
     WitnessGone,
     /// The witness loses its memory, perhaps while the network is split.
     WitnessForgets,
+    /// A host is suspended: its interval clock goes on, and its timers only once it is awake again.
+    Suspend,
+    /// A host's wall clock is set ahead or back by an hour, perhaps several times.
+    WallClock,
+    /// Some of what goes over a process's links is changed on the way: whoever gets that closes the connection.
+    Corrupt,
+    /// A machine's disk is full for a while: nothing can be written to its data directory.
+    DiskFull,
 }
 
 impl Kind {
     /// What happens to the witness, where there is one.
     pub(crate) const OF_WITNESS: [Self; 2] = [Self::WitnessGone, Self::WitnessForgets];
 
+    /// What runs have since then; drawn apart, so that the others are what they were.
+    pub(crate) const LATER: [Self; 4] = [Self::Suspend, Self::WallClock, Self::Corrupt, Self::DiskFull];
+
     /// All of them.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 32] = [
         Self::Crash,
         Self::KillInPhase,
         Self::RestartAll,
@@ -105,6 +116,10 @@ impl Kind {
         Self::ForceNew,
         Self::WitnessGone,
         Self::WitnessForgets,
+        Self::Suspend,
+        Self::WallClock,
+        Self::Corrupt,
+        Self::DiskFull,
     ];
 
     /// The name on the command line.
@@ -138,6 +153,10 @@ impl Kind {
             Self::ForceNew => "force-new",
             Self::WitnessGone => "witness-gone",
             Self::WitnessForgets => "witness-forgets",
+            Self::Suspend => "suspend",
+            Self::WallClock => "wall-clock",
+            Self::Corrupt => "corrupt",
+            Self::DiskFull => "disk-full",
         }
     }
 }
@@ -441,6 +460,55 @@ impl World {
                 let after = back - self.now;
                 self.note(|| format!("and comes back after {}", seconds(after)));
                 self.push(back, Action::Start { machine });
+            }
+            Kind::Suspend => {
+                let Some(p) = self.target() else { return false };
+                let (length, _) = *self.rng.pick(&pauses(lease)).expect("not empty");
+                let host = self.processes[p].host;
+                self.note_process(p, || format!("and all on its host suspended for {}", seconds(length)));
+                self.mark("a host is suspended, and its timers are late");
+                for q in self.up().into_iter().filter(|q| self.processes[*q].host == host).collect::<Vec<_>>()
+                {
+                    self.processes[q].suspended_at = Some(self.now);
+                    self.pause(q, length);
+                }
+            }
+            Kind::WallClock => {
+                let Some(p) = self.target() else { return false };
+                let host = self.processes[p].host;
+                for _ in 0..self.rng.between(1, 5) {
+                    let by = if self.rng.chance(500) { 3600 } else { -3600 };
+                    *self.walls.entry(host).or_default() += by;
+                    for q in
+                        self.up().into_iter().filter(|q| self.processes[*q].host == host).collect::<Vec<_>>()
+                    {
+                        let (p, kind, par) = (self.processes[q].id.into(), "rt_jump".into(), Some(by as f64));
+                        self.record(Source::Harness, Event::Clock { p, kind, par });
+                    }
+                }
+                self.note_process(p, || "on a host whose wall clock jumps".into());
+                self.mark("a wall clock jumps");
+            }
+            Kind::Corrupt => {
+                let Some(p) = self.target() else { return false };
+                let (length, place) = (self.some_length(lease), self.processes[p].place);
+                self.note_process(p, || {
+                    format!("has links that change what is said, for {}", seconds(length))
+                });
+                for other in self.places() {
+                    if other != place {
+                        self.garble(other, place, length);
+                        self.garble(place, other, length);
+                    }
+                }
+            }
+            Kind::DiskFull => {
+                let Some(p) = self.target().filter(|p| self.processes[*p].info.keeps_floor) else {
+                    return false;
+                };
+                let length = self.some_length(lease);
+                self.note_process(p, || format!("has a full disk for {}", seconds(length)));
+                self.disks_full.insert(self.processes[p].machine, self.now + length);
             }
             Kind::FlipFlop => return self.flip_flop(lease),
             Kind::Lossy => {
@@ -784,6 +852,16 @@ impl World {
         }
         self.network.lose_most(from, to);
         self.note_link(from, to, LinkState::Loss);
+        self.push(self.now + length, Action::Heal { from, to });
+    }
+
+    /// The link changes some of what is said.
+    fn garble(&mut self, from: usize, to: usize, length: u64) {
+        if self.network.is_faulty(from, to) {
+            return;
+        }
+        self.network.garble(from, to);
+        self.note_link(from, to, LinkState::Corrupt);
         self.push(self.now + length, Action::Heal { from, to });
     }
 

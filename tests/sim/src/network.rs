@@ -36,6 +36,8 @@ pub(crate) enum Fate {
     Held,
     /// It is lost.
     Lost,
+    /// It is changed on the way: whoever gets it closes the connection.
+    Changed,
 }
 
 /// How unruly a run's network is; drawn once per seed.
@@ -71,6 +73,9 @@ impl Manners {
 /// How much a lossy link loses.
 const LOSSY_PER_MILLE: u64 = 800;
 
+/// How much a link changes that does so.
+const CHANGED_PER_MILLE: u64 = 50;
+
 /// After what time a stream sends again what was lost, the first time.
 const RETRY_AFTER: u64 = 20_000_000;
 
@@ -89,6 +94,8 @@ struct Link {
     slow: Option<u64>,
     /// It loses four messages of five.
     lossy: bool,
+    /// It changes some.
+    garbles: bool,
     /// When the last message arrives.
     last: u64,
 }
@@ -117,6 +124,11 @@ impl Network {
         self.link(from, to).lossy = true;
     }
 
+    /// The directed link changes some of what is said.
+    pub(crate) fn garble(&mut self, from: usize, to: usize) {
+        self.link(from, to).garbles = true;
+    }
+
     /// The directed link is as it should be.
     pub(crate) fn heal(&mut self, from: usize, to: usize) {
         if let Some(link) = self.links.get_mut(&(from, to)) {
@@ -129,7 +141,7 @@ impl Network {
     }
 
     pub(crate) fn is_faulty(&self, from: usize, to: usize) -> bool {
-        let faulty = |link: &Link| link.cut.is_some() || link.slow.is_some() || link.lossy;
+        let faulty = |link: &Link| link.cut.is_some() || link.slow.is_some() || link.lossy || link.garbles;
         self.links.get(&(from, to)).is_some_and(faulty)
     }
 
@@ -148,6 +160,9 @@ impl Network {
         if link.lossy && rng.chance(LOSSY_PER_MILLE) {
             return Fate::Lost;
         }
+        if link.garbles && rng.chance(CHANGED_PER_MILLE) {
+            return Fate::Changed;
+        }
         let first = link.arrival(manners, rng, now);
         let doubled = from != to && rng.chance(manners.double_per_mille);
         Fate::Arrives(first, doubled.then(|| link.arrival(manners, rng, now)))
@@ -160,6 +175,7 @@ impl Network {
         match link.cut {
             Some(Cut::Lose) => Fate::Lost,
             Some(Cut::Hold) => Fate::Held,
+            None if link.garbles && rng.chance(CHANGED_PER_MILLE) => Fate::Changed,
             None => {
                 // What a stream loses is sent again, later and later.
                 let mut late = 0;

@@ -201,6 +201,9 @@ impl Params {
             params.old.clear();
             params.core_size = *later.pick(&[2, 2, 4, 4, params.core_size]).expect("not empty");
         }
+        let more =
+            Kind::LATER.into_iter().filter(|kind| kinds.contains(kind) && (asked_for || later.chance(150)));
+        params.kinds.extend(more);
         params
     }
 }
@@ -208,7 +211,9 @@ impl Params {
 /// Some kinds are off in every run, so that the others are not drowned; two are on at least.
 fn choose_kinds(rng: &mut Rng, allowed: &[Kind]) -> Vec<Kind> {
     // An operator's force and what happens to a witness are drawn apart.
-    let apart = |kind: &Kind| *kind == Kind::ForceNew || Kind::OF_WITNESS.contains(kind);
+    let apart = |kind: &Kind| {
+        *kind == Kind::ForceNew || Kind::OF_WITNESS.contains(kind) || Kind::LATER.contains(kind)
+    };
     let allowed: Vec<Kind> = allowed.iter().copied().filter(|kind| !apart(kind)).collect();
     let mut chosen: Vec<Kind> = allowed.iter().copied().filter(|_| rng.chance(450)).collect();
     while chosen.len() < 2.min(allowed.len()) {

@@ -110,6 +110,10 @@ pub(crate) struct Process {
     pub(crate) life: Life,
     /// It crashed, so that its host's other processes have proof.
     pub(crate) crashed: bool,
+    /// Its host went to sleep at this instant, with its timers.
+    pub(crate) suspended_at: Option<u64>,
+    /// Who has spoken to it on a connection, by their numbers: a shell asks everybody for the key first, and notes that it did.
+    pub(crate) met: BTreeSet<usize>,
     /// The last death that it heard of was one on another host.
     pub(crate) attested: bool,
     /// What arrived while it was paused.

@@ -15,7 +15,11 @@ use crate::{
 };
 
 /// Rare things that a large enough set of runs must have seen, or it proves little.
-pub const MARKERS: [&str; 106] = [
+pub const MARKERS: [&str; 110] = [
+    "a full disk takes nothing",
+    "a host is suspended, and its timers are late",
+    "a wall clock jumps",
+    "what was changed on the way closes its connection",
     "a candidate dies",
     "a candidate gives way to a higher ballot",
     "a candidate learns committed entries from a promise",

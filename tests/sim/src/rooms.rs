@@ -352,7 +352,7 @@ impl World {
         let incoming = Incoming::Frame { from, group, lineage, frame };
         let action = |incoming| Action::Frame { from: p, to, epoch, incoming };
         match self.network.send_in_order(self.now, here, there) {
-            Fate::Lost => self.break_wire(p, to),
+            Fate::Lost | Fate::Changed => self.break_wire(p, to),
             Fate::Held => self.hold(here, there, action(incoming)),
             Fate::Arrives(at, _) => {
                 let late = is_part(&incoming) && self.rng.chance(200);

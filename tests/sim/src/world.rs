@@ -138,6 +138,10 @@ pub(crate) struct World {
     /// What the data directory of each machine remembers.
     disks: BTreeMap<usize, Floor>,
     disks_hang_until: u64,
+    /// Until when the disk of a machine is full.
+    pub(crate) disks_full: BTreeMap<usize, u64>,
+    /// By how many seconds the wall clock of a host is wrong.
+    pub(crate) walls: BTreeMap<usize, i64>,
     pub(crate) witness: Witness,
     /// The connections between processes over which they multicast.
     pub(crate) wires: Wires,
@@ -213,6 +217,8 @@ impl World {
             next_place,
             disks: BTreeMap::new(),
             disks_hang_until: 0,
+            disks_full: BTreeMap::new(),
+            walls: BTreeMap::new(),
             witness: Witness { keeper: Keeper::new(Epoch::new(1)), gone_until: 0, cut: BTreeMap::new() },
             wires: Wires::default(),
             in_the_making: Vec::new(),
@@ -447,6 +453,8 @@ impl World {
             config.id_block = ID_BLOCK;
             config.id_bits = 2;
         }
+        let host = self.params.hosts.get(machine).copied().unwrap_or(1000 + machine);
+        config.epoch_s = config.epoch_s.saturating_add_signed(self.walls.get(&host).copied().unwrap_or(0));
         config.trace = true;
         config.raise_after = Some(params.raise_after);
         if old {
@@ -468,7 +476,6 @@ impl World {
         if let Some(forced) = forced {
             cluster = cluster.with_forced(forced);
         }
-        let host = self.params.hosts.get(machine).copied().unwrap_or(1000 + machine);
         let p = self.processes.len();
         let wants = app.wants.clone();
         let observes = app.observes.clone();
@@ -484,6 +491,8 @@ impl World {
             app,
             life: Life::Up,
             crashed: false,
+            suspended_at: None,
+            met: BTreeSet::new(),
             attested: false,
             inbox: VecDeque::new(),
             next: VecDeque::new(),
@@ -657,16 +666,20 @@ impl World {
         let id = self.processes[p].id;
         self.record(Source::Harness, Event::Resume { p: id.into() });
         let inbox = std::mem::take(&mut self.processes[p].inbox);
-        let timer_first = self.rng.chance(500);
+        let suspended_at = self.processes[p].suspended_at.take();
+        let timer_first = self.rng.chance(500) && suspended_at.is_none();
         if timer_first {
             self.step(p, Incoming::Timers);
+        }
+        if let Some(asleep_since) = suspended_at {
+            self.wake_late(p, asleep_since);
         }
         for input in inbox {
             if self.processes[p].is_up() {
                 self.step(p, input);
             }
         }
-        if !timer_first && self.processes[p].is_up() {
+        if !timer_first && suspended_at.is_none() && self.processes[p].is_up() {
             self.step(p, Incoming::Timers);
         }
         if self.processes[p].is_up() {
@@ -674,15 +687,31 @@ impl World {
         }
     }
 
+    /// The clock by which timers run stood still while the host slept: they have still to wait for what was left then, unless
+    /// something else makes the process look at the time.
+    fn wake_late(&mut self, p: usize, asleep_since: u64) {
+        let process = &mut self.processes[p];
+        let rooms = process.rooms.values().filter_map(|room| room.machine.poll_timeout());
+        let Some(due) = rooms.chain(process.cluster.poll_timeout()).min() else { return };
+        let left = process.clock.global(due).saturating_sub(asleep_since);
+        let at = self.now + left.max(1);
+        process.wake_at = Some(at);
+        self.push(at, Action::Wake { p });
+    }
+
     /// A write comes to its end, unless the process died first.
     fn synced(&mut self, p: usize, floor: Floor) {
-        if self.now < self.disks_hang_until && !self.processes[p].is_gone() {
+        let full = self.disks_full.get(&self.processes[p].machine).is_some_and(|until| self.now < *until);
+        if full {
+            self.mark("a full disk takes nothing");
+        }
+        if (full || self.now < self.disks_hang_until) && !self.processes[p].is_gone() {
             return self.push(self.now + DISK_NS, Action::Synced { p, floor });
         }
         let process = &self.processes[p];
         let disk = self.disks.get(&process.machine).map_or(ViewId::NONE, |disk| disk.view);
         // The last write of a process that is dead may have come through, or not; one from before another cannot.
-        let hangs = self.now < self.disks_hang_until;
+        let hangs = full || self.now < self.disks_hang_until;
         if process.is_gone()
             && (hangs || self.queue.planned().is_multiple_of(2) || self.process_on(process.machine).is_some())
         {
@@ -716,6 +745,9 @@ impl World {
             let now = self.processes[p].clock.local(self.now);
             let alive = match input {
                 Incoming::Cluster(input) => {
+                    if let Input::Message { from, .. } = &input {
+                        self.meet(p, *from);
+                    }
                     self.processes[p].cluster.handle(now, input);
                     self.drain_cluster(p)
                 }
@@ -735,6 +767,16 @@ impl World {
             return;
         }
         self.schedule(p);
+    }
+
+    /// A process hears another one for the first time: that has shown its key.
+    fn meet(&mut self, p: usize, from: NodeId) {
+        if let Some(q) = self.by_id.get(&from).copied()
+            && self.processes[p].met.insert(q)
+        {
+            let p = P::from(self.processes[p].id);
+            self.record(Source::Process(p), Event::Auth { p, q: from.into(), name: None });
+        }
     }
 
     /// Carries out what the membership machine wants. False if the process is gone.
@@ -928,6 +970,10 @@ impl World {
         };
         match fate {
             Fate::Lost => {}
+            Fate::Changed => {
+                self.mark("what was changed on the way closes its connection");
+                self.lose_in_flight(place, to_place);
+            }
             Fate::Held => {
                 let action = action(msg);
                 self.held.push_back(Held { from: place, to: to_place, action });

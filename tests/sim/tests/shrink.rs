@@ -1,6 +1,6 @@
 //! Schedules of planted bugs become small, and what is left still shows the bug.
 
-use sim::{Options, Plant, Shrunk};
+use sim::{Kind, Options, Plant, Shrunk};
 
 fn planted(name: &str) -> Options {
     let plant = Plant::all().find(|plant| plant.name() == name).expect("such a bug");
@@ -59,4 +59,13 @@ fn when_time_runs_out_the_best_until_then_is_told() {
     let (seed, shrunk) = shrunk("promise-early", 3).next().expect("the bug is found");
     assert!(!shrunk.minimal && shrunk.runs == 3);
     assert!(sim::run(seed, &shrunk.options, None).failures().contains(&shrunk.failure));
+}
+
+#[test]
+fn who_is_admitted_by_hearsay_is_found() {
+    // Somebody must start who is not heard by the coordinator, and is by another one.
+    let kinds = vec![Kind::Partial, Kind::Crash];
+    let options = Options { hash: false, kinds, ..planted("relay-joins") };
+    let found = (0..1000).find(|seed| sim::run(*seed, &options, None).failed()).expect("it is found");
+    assert!(sim::run(found, &options, None).failures().contains(&"GM10"), "seed {found}");
 }

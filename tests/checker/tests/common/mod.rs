@@ -82,7 +82,7 @@ impl Story {
 
     /// P meets Q, which proves to be the node of this name.
     pub fn meets(self, p: Process, q: Process, name: &str) -> Self {
-        self.process(p, Event::Auth { p, q, name: name.into() })
+        self.process(p, Event::Auth { p, q, name: Some(name.into()) })
     }
 
     /// The two accept an entry under the ballot of the first of them.
