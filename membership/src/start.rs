@@ -21,7 +21,7 @@ use crate::{
     bulk::Bulk,
     clock,
     control::{self, Setup},
-    death::Door,
+    death::{Acts, Door},
     disk::{self, DataDir},
     error::StartError,
     event::{Names, NodeBus},
@@ -385,6 +385,7 @@ fn configuration(builder: &NodeBuilder, me: NodeInfo) -> Result<Config, StartErr
     config.trace = builder.trace.is_some();
     config.terms.witness = builder.witness.is_some();
     config.raise_after = Some(RAISE_AFTER);
+    config.acts_elsewhere = !matches!(builder.acts, Acts::Itself);
     Ok(config.checked()?)
 }
 

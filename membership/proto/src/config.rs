@@ -42,6 +42,8 @@ pub struct Config {
     pub id_bits: u32,
     /// How many view ids a data directory sets aside at once; a restart of the whole cluster skips about as many.
     pub id_block: u64,
+    /// Do other processes act for this node? They end when its leases do, and not at the moment in which it is told to stop.
+    pub acts_elsewhere: bool,
     /// Emit trace events?
     pub trace: bool,
     /// The feature level that this build understands; less only to try how builds of several levels get on.
@@ -117,6 +119,7 @@ impl Config {
             epoch_s: 0,
             id_bits: 22,
             id_block: 1 << 20,
+            acts_elsewhere: false,
             trace: false,
             level: LEVEL,
             raise_after: None,

@@ -522,8 +522,12 @@ impl Member {
     pub(crate) fn on_stop(&mut self, ctx: &mut Ctx, from: NodeId) {
         ctx.mark("a node is told to stop");
         self.stop_leading_all(ctx, WhyNot::Removed);
-        self.leaving = true;
         self.replaced = true;
+        if ctx.config.acts_elsewhere {
+            // They end a moment after they are told, and we cannot say when. There will be no more leases: the last is waited out.
+            return;
+        }
+        self.leaving = true;
         ctx.reply(from, self.lineage, ClusterMsg::Stopped);
     }
 
@@ -577,7 +581,11 @@ impl Member {
         self.replaced = true;
         if let Some(office) = &mut self.office {
             office.remove(ctx, &self.deaths, ctx.me(), Why::Replaced);
-            office.on_stopped(ctx.me());
+            if ctx.config.acts_elsewhere {
+                office.not_removed_before(ctx.me(), self.lease.until);
+            } else {
+                office.on_stopped(ctx.me());
+            }
         }
     }
 

@@ -74,6 +74,13 @@ impl Office {
         }
     }
 
+    /// A node that is to be removed acts until then at most.
+    pub(crate) fn not_removed_before(&mut self, node: NodeId, at: Instant) {
+        if let Some(removal) = self.removing.get_mut(&node) {
+            removal.ready_at = removal.ready_at.max(at);
+        }
+    }
+
     /// A node said that it stopped acting for every group.
     pub(crate) fn on_stopped(&mut self, from: NodeId) {
         if let Some(removal) = self.removing.get_mut(&from) {

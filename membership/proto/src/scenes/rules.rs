@@ -433,6 +433,38 @@ fn who_is_told_to_stop_leads_under_no_later_view_or_lease() {
     assert!(!scene.begins_to_lead(), "the next coordinator knows nothing of it");
 }
 
+/// What acts for it ends with its lease, and somewhat after it was told to: who leads next must not begin before that.
+#[test]
+fn a_node_for_which_others_act_does_not_say_that_they_have_stopped() {
+    for elsewhere in [false, true] {
+        let mut scene = Scene::new(3);
+        scene.ctx.config.acts_elsewhere = elsewhere;
+        scene.renew(ballot(1, 1));
+        assert!(scene.joins(3, ballot(1, 1)));
+        scene.said();
+        scene.member.on_stop(&mut scene.ctx, id(1));
+        for _ in 0..10 {
+            scene.wait(LEASE / 20);
+            scene.settles();
+        }
+        let lets_go =
+            scene.said().into_iter().any(|(_, msg)| matches!(msg, ClusterMsg::Stopped | ClusterMsg::Leave));
+        assert_eq!(lets_go, !elsewhere);
+    }
+    for elsewhere in [false, true] {
+        let mut scene = Scene::in_office();
+        scene.ctx.config.acts_elsewhere = elsewhere;
+        scene.decide_all();
+        scene.beat(3, 0);
+        scene.beat(4, 0);
+        scene.settles();
+        assert!(scene.member.lease_deadline().is_some_and(|until| until > scene.ctx.now));
+        scene.member.make_room(&mut scene.ctx);
+        let goes = !scene.entries().is_empty();
+        assert_eq!(goes, !elsewhere, "it goes before its lease ends, if nobody acts under that");
+    }
+}
+
 #[test]
 fn a_leader_acts_once_the_coordinator_that_made_its_view_has_given_a_lease() {
     let mut scene = Scene::new(3);
