@@ -11,7 +11,10 @@ use std::{
 use bytes::Bytes;
 use membership_multicast::Class;
 use membership_proto::WhyNot;
-use membership_types::{GroupName, Lineage, Token};
+use membership_types::{
+    GroupName, Lineage, Token,
+    trace::{self, Event as TraceEvent, Group},
+};
 use pubsub::{Delivery, Topics, TryNextError};
 use tokio::sync::oneshot;
 
@@ -274,6 +277,20 @@ impl Leadership {
     #[inline]
     pub fn token(&self) -> Option<Token> {
         self.is_current().then_some(self.lead.reign().token)
+    }
+
+    /// As [`token`](Leadership::token), for an effect that is carried out now: where the node writes a trace it says that the
+    /// application acts, so that `phalanx check` can tell whether anybody else did at that time.
+    pub fn act(&self, what: &'static str) -> Option<Token> {
+        let Some(tracer) = self.membership.inner.node.inner.shared.tracer.get() else { return self.token() };
+        // Nobody else records anything meanwhile, so what began before this is recorded before it, and what ends this after it.
+        let mut pen = tracer.pen();
+        let token = self.token()?;
+        pen.record_own(|me| {
+            let (g, lin) = (Group::from(self.group()), Some(trace::lin(self.lineage())));
+            Some(TraceEvent::LeadAct { p: me.into(), g, lin, tok: token.into(), op: what.into() })
+        });
+        Some(token)
     }
 
     /// The lineage, which goes with every token: resources refuse an equal token of another lineage.

@@ -32,6 +32,7 @@ use crate::{
     start,
     status::{GroupStatus, Status},
     tls::TlsFiles,
+    trace::Tracer,
     watchdog::{Pats, Watchdog},
     witness::{Reached, Stores, Witness},
 };
@@ -366,6 +367,8 @@ pub(crate) struct Shared {
     pub(crate) bootstrap: String,
     /// For whom the guarantees hold: the cluster, or each lineage alone.
     pub(crate) guarantees: &'static str,
+    /// If the node writes a trace; for what applications do.
+    pub(crate) tracer: OnceLock<Tracer>,
     /// Gone once the node has stopped.
     pub(crate) bus: Mutex<Option<NodeBus>>,
     pub(crate) status: Reader<Status>,

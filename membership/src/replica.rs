@@ -12,13 +12,16 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use membership_multicast::Class;
-use membership_types::NodeId;
+use membership_types::{
+    NodeId,
+    trace::{self, Event as TraceEvent, Group},
+};
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use self::keeper::{Keeper, Progress};
@@ -62,6 +65,12 @@ pub trait ReplicatedState: Send + 'static {
     /// what this member holds is to be the state from now on; it counts at the group's first member only.
     fn lost(&mut self) -> bool {
         false
+    }
+
+    /// A fingerprint of the state, for nodes that write a trace: all members that begin a view must have the same, and
+    /// `phalanx check` looks whether they do. It must follow from the state alone. Default none: nothing is recorded.
+    fn fingerprint(&self) -> Option<u64> {
+        None
     }
 
     /// A view was installed: for states that depend on who is there. All members apply it at the same place among the
@@ -173,6 +182,8 @@ struct Shared<S: ReplicatedState> {
     waiting: Mutex<HashMap<u64, Waiting<S>>>,
     /// Copies of the state for members that are new.
     copies: Arc<Semaphore>,
+    /// The state was just received: it may be that of the middle of a view.
+    fresh: AtomicBool,
     /// What is on disk, if anything is to be.
     progress: watch::Sender<Progress>,
 }
@@ -274,6 +285,7 @@ impl ReplicaBuilder {
             next: AtomicU64::new(1),
             waiting: Mutex::default(),
             copies: Arc::new(Semaphore::new(COPIES)),
+            fresh: AtomicBool::new(false),
             progress: watch::Sender::new(progress),
         });
         tokio::spawn(follow(Arc::downgrade(&shared), deliveries, keeper));
@@ -486,13 +498,17 @@ impl<S: ReplicatedState> Shared<S> {
                     self.answer(mark, number, answer);
                 }
             }
-            Delivered::View { view, .. } => lock(&self.state).installed(&view),
+            Delivered::View { view, .. } => {
+                lock(&self.state).installed(&view);
+                self.show(&view);
+            }
             Delivered::StateRequest(request) => {
                 give(&self.copies, request, None, || lock(&self.state).copy());
             }
             Delivered::StateReceived(pieces) => {
                 let restored = lock(&self.state).restore(&pieces);
                 restored.map_err(|why| format!("a snapshot cannot be restored: {why}"))?;
+                self.fresh.store(true, Ordering::Relaxed);
                 return Ok((!self.is_whole()).then_some(Standing::Memory));
             }
             Delivered::StateLost { .. } => {
@@ -509,6 +525,24 @@ impl<S: ReplicatedState> Shared<S> {
             _ => {}
         }
         Ok(None)
+    }
+
+    /// Says in the trace, if the node writes one, with what state this member begins a view, if it has the group's.
+    fn show(&self, view: &View) {
+        let fresh = self.fresh.swap(false, Ordering::Relaxed);
+        let Some(tracer) = self.membership.node().inner.shared.tracer.get() else { return };
+        let digest = if fresh || !self.is_whole() { None } else { lock(&self.state).fingerprint() };
+        let Some(digest) = digest else { return };
+        tracer.pen().record_own(|me| {
+            // Later incarnations have no part in it.
+            view.rank_of(me).map(|_| TraceEvent::AppState {
+                p: me.into(),
+                g: Group::from(&view.group),
+                lin: trace::lin(view.lineage),
+                vid: view.id.get(),
+                digest: format!("{digest:016x}").into(),
+            })
+        });
     }
 
     /// Who proposed a command, its number there, and the command.

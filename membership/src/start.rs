@@ -187,6 +187,7 @@ fn share(
             Bootstrap::AloneAfter(_) => "per lineage: any node may found a cluster (alone-after)",
             Bootstrap::Expect(_) | Bootstrap::Join => "per cluster",
         },
+        tracer: OnceLock::new(),
         bus: Mutex::new(Some(bus.clone())),
         status: status.reader(),
         names: Names::default(),
@@ -217,7 +218,8 @@ fn run(
         None => None,
         Some(path) => {
             let created = Tracer::create(path, shared.metrics.count.trace_lost.clone());
-            Some(created.map_err(|source| StartError::Trace { path: path.clone(), source })?)
+            let tracer = created.map_err(|source| StartError::Trace { path: path.clone(), source })?;
+            Some(shared.tracer.get_or_init(|| tracer).clone())
         }
     };
     let door = match Door::open(builder.acts.clone()) {
@@ -383,9 +385,9 @@ fn configuration(builder: &NodeBuilder, me: NodeInfo) -> Result<Config, StartErr
     }
     config.epoch_s = clock::booted_s();
     config.trace = builder.trace.is_some();
+    config.acts_elsewhere = !matches!(builder.acts, Acts::Itself);
     config.terms.witness = builder.witness.is_some();
     config.raise_after = Some(RAISE_AFTER);
-    config.acts_elsewhere = !matches!(builder.acts, Acts::Itself);
     Ok(config.checked()?)
 }
 

@@ -176,6 +176,13 @@ impl Pen {
             self.record(event);
         }
     }
+
+    /// Records what an application did in this incarnation's name, if it is still that which `event` is about.
+    pub(crate) fn record_own(&mut self, event: impl FnOnce(NodeId) -> Option<Event>) {
+        if let Some(event) = self.writer.filter(|_| !self.over).and_then(event) {
+            self.record(event);
+        }
+    }
 }
 
 fn write(file: File, book: &Book) -> io::Result<()> {

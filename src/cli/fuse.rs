@@ -130,6 +130,9 @@ impl Wrapper {
     }
 }
 
+/// A trace says that a command runs in every so manieth turn, a few times a lease.
+const SAYS_EVERY: u64 = 5;
+
 /// Moves the fuse's deadline on for as long as a leadership lasts; the one that was set last stays when this is dropped.
 pub(crate) struct Keeper(JoinHandle<()>);
 
@@ -139,16 +142,22 @@ impl Keeper {
         let margin =
             (lease / 8).clamp(Duration::from_millis(2), Duration::from_millis(250)).as_nanos() as u64;
         let every = (lease / 20).clamp(Duration::from_millis(1), Duration::from_millis(100));
-        let keep = move || match leadership.until_ns() {
-            Some(until) => deadline.set(until.saturating_sub(margin)),
+        let keep = move |says: bool| match leadership.until_ns() {
+            Some(until) => {
+                deadline.set(until.saturating_sub(margin));
+                if says {
+                    // For the trace: what runs under the fuse acts all the time.
+                    leadership.act("run");
+                }
+            }
             None => deadline.set(0),
         };
         // Before the first command asks.
-        keep();
+        keep(true);
         Self(tokio::spawn(async move {
-            loop {
+            for turn in 1u64.. {
                 tokio::time::sleep(every).await;
-                keep();
+                keep(turn.is_multiple_of(SAYS_EVERY));
             }
         }))
     }

@@ -9,7 +9,15 @@
 
 mod items;
 
-use std::{convert::Infallible, net::SocketAddr, path::PathBuf, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    hash::{DefaultHasher, Hasher},
+    net::SocketAddr,
+    path::PathBuf,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use clap::Args;
 use http_body_util::{BodyExt, Full, Limited};
@@ -104,6 +112,12 @@ impl ReplicatedState for Items {
     fn copy(&self) -> Copied {
         let copy = self.clone();
         Box::new(move || copy.snapshot())
+    }
+
+    fn fingerprint(&self) -> Option<u64> {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(&self.bytes());
+        Some(hasher.finish())
     }
 
     fn restore(&mut self, snapshot: &[Bytes]) -> Result<(), String> {
@@ -283,7 +297,7 @@ impl Clone {
             let why = format!("a key and an x-request-id have {LONGEST_NAME} bytes at most");
             return (StatusCode::BAD_REQUEST, json!({"error": why}));
         }
-        let leads = self.leadership.borrow().as_ref().is_some_and(Leadership::is_current);
+        let leads = self.leadership.borrow().as_ref().is_some_and(|leads| leads.act("put").is_some());
         if !leads {
             let why = "this clone does not lead: nothing was done";
             return (StatusCode::SERVICE_UNAVAILABLE, json!({"error": why}));

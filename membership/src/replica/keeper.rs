@@ -5,7 +5,7 @@ use std::{
     collections::VecDeque,
     io,
     path::Path,
-    sync::{Arc, mpsc},
+    sync::{Arc, atomic::Ordering, mpsc},
     thread,
     time::Duration,
 };
@@ -261,6 +261,7 @@ impl<S: ReplicatedState> Keeper<S> {
                 let members = view.members.iter().map(|member| member.node).collect();
                 if self.ledger.on_view(view.id.get(), members, || view_bytes(&view)) {
                     lock(&shared.state).installed(&view);
+                    shared.show(&view);
                 }
                 self.view = Some(view);
             }
@@ -274,6 +275,7 @@ impl<S: ReplicatedState> Keeper<S> {
                     Verdict::Take => {
                         let restored = lock(&shared.state).restore(&state);
                         restored.map_err(|why| format!("a snapshot cannot be restored: {why}"))?;
+                        shared.fresh.store(true, Ordering::Relaxed);
                         self.era += 1;
                         self.committed = 0;
                     }
