@@ -6,13 +6,15 @@
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
+    fs::File,
     io::{Read, Write},
     net::Ipv4Addr,
-    os::unix::process::CommandExt,
+    os::{fd::AsFd, unix::process::CommandExt},
     process::{Child, Command, Stdio},
 };
 
 use anyhow::{Context, bail, ensure};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// Holds one namespace.
 struct Space {
@@ -80,6 +82,17 @@ fn finish(child: Child) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The way into a namespace, for threads.
+pub struct Door(File);
+
+impl Door {
+    /// From now on this thread is on that host.
+    pub fn enter(&self) -> anyhow::Result<()> {
+        move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Network))
+            .context("going into a network namespace")
+    }
+}
+
 /// What becomes of packets from one host to another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Harm {
@@ -113,12 +126,13 @@ const RULES: &str = "table inet storm {
 ";
 
 impl Hosts {
+    /// So many, and one more for clients.
     pub fn new(count: usize) -> anyhow::Result<Self> {
         let hub = Space::new()?;
         hub.ip("link add name hub type bridge").context("making a bridge")?;
         hub.ip("link set hub up")?;
         let mut hosts = Vec::new();
-        for n in 0..count {
+        for n in 0..=count {
             let host = Space::new()?;
             let pid = host.child.id();
             hub.ip(&format!("link add v{n} type veth peer name eth0 netns {pid}"))?;
@@ -135,6 +149,12 @@ impl Hosts {
     /// A command that runs on a host.
     pub fn command(&self, host: usize, program: &str) -> Command {
         self.hosts[host].command(program)
+    }
+
+    /// The way to the host for clients, which nothing harms.
+    pub fn outside(&self) -> anyhow::Result<Door> {
+        let space = self.hosts.last().context("there is one more than asked for")?;
+        Ok(Door(File::open(format!("/proc/{}/ns/net", space.child.id()))?))
     }
 
     /// Harms links. What several faults harm is whole again after the last of them.

@@ -21,7 +21,10 @@ use clap::Parser;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::signal::unix::{SignalKind, signal};
 
+mod act;
+mod client;
 mod hosts;
+mod keys;
 mod plan;
 mod proc;
 mod quota;
@@ -79,11 +82,16 @@ struct Args {
     /// Print the summary as JSON.
     #[arg(long)]
     json: bool,
+    /// Be a command under a wrapper: write into this file, for ever.
+    #[arg(long, hide = true, value_name = "FILE")]
+    act: Option<PathBuf>,
 }
 
 /// What all rounds share.
 pub struct Shared {
     phalanx: String,
+    /// This program, which is also the command of wrappers.
+    storm: String,
     level: String,
     quotas: Option<Quotas>,
     verbose: bool,
@@ -130,6 +138,11 @@ fn time(text: &str) -> Result<Duration, String> {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if let Some(file) = &args.act {
+        let Err(error) = act::run(file) else { return ExitCode::SUCCESS };
+        eprintln!("storm --act: {error:#}");
+        return ExitCode::from(1);
+    }
     if !rustix::process::geteuid().is_root() {
         let required = ["CI", "PHALANX_REQUIRE_SERVERS"].iter().any(|name| std::env::var_os(name).is_some());
         println!("SKIPPED: network namespaces need root");
@@ -164,11 +177,20 @@ fn play(args: &Args) -> anyhow::Result<usize> {
         burn: args.burn as usize,
     };
     let quotas = Quotas::new()?;
-    if quotas.is_none() {
+    let mut can = Vec::new();
+    if quotas.is_some() {
+        can.push(Kind::Starve);
+    } else {
         println!("no control groups here with a cpu controller: nobody is starved");
+    }
+    if quotas.as_ref().is_some_and(Quotas::has_memory) {
+        can.push(Kind::Squeeze);
+    } else {
+        println!("no control groups here with a memory controller: nobody lacks memory");
     }
     let shared = Shared {
         phalanx: phalanx.display().to_string(),
+        storm: std::env::current_exe()?.display().to_string(),
         level: args.log.clone(),
         quotas,
         verbose: args.verbose,
@@ -189,7 +211,7 @@ fn play(args: &Args) -> anyhow::Result<usize> {
         if over || shared.stopping() {
             break;
         }
-        let (plan, rng) = Plan::draw(seed, &fixed, shared.quotas.is_some());
+        let (plan, rng) = Plan::draw(seed, &fixed, &can);
         eprintln!("seed {seed}: {plan}");
         let place = dir.join(seed.to_string());
         let round = Round::new(plan, rng, &shared, &mut hosts, &place, &mut tally)?;

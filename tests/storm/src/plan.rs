@@ -38,6 +38,10 @@ pub enum Kind {
     Loss,
     /// Somebody gets 5 to 20 % of a processor.
     Starve,
+    /// Somebody gets hardly any more memory; the kernel may kill it for that.
+    Squeeze,
+    /// Somebody can open no more files, connections among them.
+    Files,
     /// All that may still be started start at once, and leave after a while.
     JoinStorm,
     /// Somebody leaves, and comes back.
@@ -46,8 +50,38 @@ pub enum Kind {
     StepDown,
 }
 
+/// What a place runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// A member of a group that says things to it.
+    Member,
+    /// A clone of an inventory, which keeps its items on disk.
+    Clone,
+    /// A command that runs while its node leads a group.
+    Exclusive,
+}
+
+impl Role {
+    /// The group of those who have it.
+    pub fn group(self) -> &'static str {
+        match self {
+            Self::Member => "g",
+            Self::Clone => "items",
+            Self::Exclusive => "alone",
+        }
+    }
+}
+
+/// How nodes show that they belong to the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keys {
+    None,
+    Secret,
+    Certificates,
+}
+
 /// By how often the studies of real failures name them.
-const WEIGHTS: [(Kind, u64); 18] = [
+const WEIGHTS: [(Kind, u64); 20] = [
     (Kind::Kill, 100),
     (Kind::KillLeader, 130),
     (Kind::KillRow, 50),
@@ -63,6 +97,8 @@ const WEIGHTS: [(Kind, u64); 18] = [
     (Kind::IsolateLeader, 70),
     (Kind::Loss, 30),
     (Kind::Starve, 30),
+    (Kind::Squeeze, 30),
+    (Kind::Files, 30),
     (Kind::JoinStorm, 30),
     (Kind::Leave, 50),
     (Kind::StepDown, 30),
@@ -85,9 +121,11 @@ pub enum Ending {
     OneMute,
     MinorityCutOff,
     MostDown,
+    /// Two hosts never reach each other; all others reach both.
+    TwoApart,
 }
 
-const ENDINGS: [(Ending, u64); 8] = [
+const ENDINGS: [(Ending, u64); 9] = [
     (Ending::AllWell, 400),
     (Ending::OneDown, 100),
     (Ending::OneStopped, 80),
@@ -96,6 +134,7 @@ const ENDINGS: [(Ending, u64); 8] = [
     (Ending::OneMute, 60),
     (Ending::MinorityCutOff, 100),
     (Ending::MostDown, 80),
+    (Ending::TwoApart, 100),
 ];
 
 pub struct Plan {
@@ -109,7 +148,11 @@ pub struct Plan {
     pub expect: bool,
     /// The members do not multicast.
     pub plain: bool,
-    pub sealed: bool,
+    /// What each place runs.
+    pub roles: Vec<Role>,
+    pub keys: Keys,
+    /// All founders have data directories.
+    pub durable: bool,
     pub kinds: Vec<Kind>,
     pub fault_every: Duration,
     pub storm: Duration,
@@ -133,7 +176,7 @@ pub struct Fixed {
 pub const EXTRA: usize = 3;
 
 impl Plan {
-    pub fn draw(seed: u64, fixed: &Fixed, can_starve: bool) -> (Self, Rng) {
+    pub fn draw(seed: u64, fixed: &Fixed, can: &[Kind]) -> (Self, Rng) {
         let mut rng = Rng::seeded(seed);
         let sizes: Vec<usize> =
             [3, 3, 3, 4, 5, 5, 5, 6, 7, 9].into_iter().filter(|n| *n <= fixed.most).collect();
@@ -152,7 +195,9 @@ impl Plan {
             lease,
             expect: rng.chance(600),
             plain: rng.chance(200),
-            sealed: rng.chance(400),
+            roles: vec![Role::Member; places],
+            keys: weighted(&mut rng, &[(Keys::None, 200), (Keys::Secret, 500), (Keys::Certificates, 300)]),
+            durable: rng.chance(400),
             kinds: Vec::new(),
             fault_every: lease.mul_f64(rng.between(5, 80) as f64 / 10.0).max(Duration::from_millis(200)),
             storm: fixed.storm.unwrap_or(storm),
@@ -164,20 +209,49 @@ impl Plan {
             plan.nodes = fixed.nodes.unwrap_or(5);
             plan.hosts = (0..plan.nodes + EXTRA).collect();
             plan.lease = fixed.lease.unwrap_or(Duration::from_secs(1));
-            (plan.expect, plan.plain) = (true, false);
+            (plan.expect, plan.plain, plan.durable) = (true, false, false);
+            plan.roles = vec![Role::Member; plan.nodes + EXTRA];
             plan.storm = fixed.storm.unwrap_or(Duration::from_secs(60));
             return (plan, rng);
         }
+        plan.cast(&mut rng);
         // Some kinds are off in every round, so that the others are not drowned.
         let given = !fixed.kinds.is_empty();
         let all: Vec<Kind> = WEIGHTS.iter().map(|(kind, _)| *kind).collect();
         let from = if given { &fixed.kinds } else { &all };
-        let may = |kind: &Kind| can_starve || *kind != Kind::Starve;
+        let may = |kind: &Kind| can.contains(kind) || ![Kind::Starve, Kind::Squeeze].contains(kind);
         plan.kinds = from.iter().copied().filter(|kind| may(kind) && (rng.chance(600) || given)).collect();
         if plan.kinds.is_empty() {
             plan.kinds.push(Kind::KillLeader);
         }
         (plan, rng)
+    }
+
+    /// Gives most clusters clones and commands beside their members, on any places.
+    fn cast(&mut self, rng: &mut Rng) {
+        let (clones, commands) = match self.nodes {
+            0..=2 => (0, 0),
+            3 => *rng.pick(&[(0, 0), (0, 2), (3, 0)]).unwrap_or(&(0, 0)),
+            4 => *rng.pick(&[(0, 2), (3, 0)]).unwrap_or(&(0, 0)),
+            5 => *rng.pick(&[(0, 0), (3, 0), (3, 2), (0, 2)]).unwrap_or(&(0, 0)),
+            _ => *rng.pick(&[(3, 2), (3, 2), (0, 0)]).unwrap_or(&(0, 0)),
+        };
+        let mut places: Vec<usize> = (0..self.nodes).collect();
+        for at in (1..places.len()).rev() {
+            places.swap(at, rng.below(at as u64 + 1) as usize);
+        }
+        let roles = [(Role::Clone, clones), (Role::Exclusive, commands)];
+        let roles = roles.into_iter().flat_map(|(role, count)| std::iter::repeat_n(role, count));
+        for (place, role) in places.into_iter().zip(roles) {
+            self.roles[place] = role;
+        }
+        // Founders have directories all or none.
+        self.durable |= clones > 0;
+    }
+
+    /// How many of the places that are there from the start have this role.
+    pub fn count(&self, role: Role) -> usize {
+        self.roles[..self.nodes].iter().filter(|other| **other == role).count()
     }
 
     pub fn some_kind(&self, rng: &mut Rng) -> Kind {
@@ -199,10 +273,21 @@ impl std::fmt::Display for Plan {
             );
         }
         let plain = if self.plain { ", plain members" } else { "" };
-        let sealed = if self.sealed { ", sealed links" } else { "" };
+        let keys = match self.keys {
+            Keys::None => "",
+            Keys::Secret => ", a secret",
+            Keys::Certificates => ", certificates",
+        };
+        let durable = if self.durable { ", data directories" } else { "" };
+        let (clones, commands) = (self.count(Role::Clone), self.count(Role::Exclusive));
+        let roles = if clones + commands > 0 {
+            format!(", {clones} of them clones and {commands} with a command")
+        } else {
+            String::new()
+        };
         write!(
             f,
-            "{} nodes and {EXTRA} more on hosts {hosts}, lease {:?}, {founding}{plain}{sealed}, a fault each {:?} or so for {:?}, then {:?}",
+            "{} nodes and {EXTRA} more on hosts {hosts}, lease {:?}, {founding}{plain}{keys}{durable}{roles}, a fault each {:?} or so for {:?}, then {:?}",
             self.nodes, self.lease, self.fault_every, self.storm, self.ending
         )
     }
@@ -230,10 +315,11 @@ mod tests {
         }
         let fixed = Fixed { nodes: None, most: 7, lease: None, kinds: Vec::new(), storm: None, burn: 0 };
         for seed in 0..200 {
-            let ((a, mut x), (b, mut y)) = (Plan::draw(seed, &fixed, true), Plan::draw(seed, &fixed, true));
+            let ((a, mut x), (b, mut y)) = (Plan::draw(seed, &fixed, &[]), Plan::draw(seed, &fixed, &[]));
             assert_eq!(a.to_string(), b.to_string());
             assert!((3..=7).contains(&a.nodes) && a.hosts.len() == a.nodes + EXTRA);
             assert_eq!(a.some_kind(&mut x), b.some_kind(&mut y));
+            assert!(a.count(Role::Clone) == 0 || a.count(Role::Clone) == 3 && a.durable);
         }
     }
 }

@@ -19,12 +19,20 @@ use anyhow::Context;
 use membership_types::{NodeId, trace::Process};
 use rustix::{
     io::Errno,
-    process::{Pid, Signal, kill_process},
+    process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit},
 };
 use serde_json::Value;
 
+use crate::plan::Role;
+
 /// What a process says, by its number; `None` once it says nothing any more.
 pub type Said = (usize, Option<Value>);
+
+/// How many files a process may open at most, from its /proc/…/limits; `None` where there is no limit.
+fn hard_limit(limits: &str) -> Option<u64> {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
 
 /// What all processes were counted to say.
 #[derive(Default)]
@@ -38,6 +46,7 @@ pub struct Proc {
     stdin: Option<ChildStdin>,
     pub name: String,
     pub place: usize,
+    pub role: Role,
     pub trace: PathBuf,
     pub log: PathBuf,
     /// Its incarnation, once it has told.
@@ -45,6 +54,12 @@ pub struct Proc {
     pub stopped_at: Option<u64>,
     /// It was told to leave, or told us that it ends.
     pub leaving: bool,
+    /// It has, or had, hardly any memory.
+    pub squeezed: bool,
+    /// What it may open, if that is less than it was given.
+    pub files: Option<Rlimit>,
+    /// It was told to.
+    pub leaving_by_us: bool,
     /// It has said that it has no majority, and not that it has one again.
     pub blocked: bool,
     /// Since when it leads.
@@ -60,21 +75,14 @@ impl Proc {
     pub fn start(
         mut command: Command,
         who: usize,
-        place: usize,
+        (place, role): (usize, Role),
+        name: String,
         dir: &Path,
         said: &Sender<Said>,
         counts: &Arc<Counts>,
     ) -> anyhow::Result<Self> {
-        let name = format!("n{place}-{who}");
         let (trace, log) = (dir.join(format!("{name}.jsonl")), dir.join(format!("{name}.log")));
-        command
-            // One name for each place: the checker knows a node, and its founder slot, by the number that follows from it.
-            .args(["--name", &format!("n{place}"), "--trace"])
-            .arg(&trace)
-            .process_group(0)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(File::create(&log)?);
+        command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(File::create(&log)?);
         let mut child = command.spawn().with_context(|| format!("starting {command:?}"))?;
         let stdin = child.stdin.take();
         let stdout = child.stdout.take();
@@ -83,11 +91,15 @@ impl Proc {
             stdin,
             name,
             place,
+            role,
             trace,
             log,
             id: None,
             stopped_at: None,
             leaving: false,
+            leaving_by_us: false,
+            squeezed: false,
+            files: None,
             blocked: false,
             leads: None,
             sees: 0,
@@ -125,8 +137,27 @@ impl Proc {
             .with_context(|| format!("signalling {}", self.name))
     }
 
-    /// A line for it to read, which is dropped where it reads too slowly. False if it does not read any more.
+    /// From now on it can open nothing more than it has, or else again what it could.
+    pub fn set_files(&mut self, none: bool) -> anyhow::Result<()> {
+        let pid = Some(Pid::from_child(&self.child));
+        let limit = |new| prlimit(pid, Resource::Nofile, new).context("prlimit");
+        if none {
+            let has = std::fs::read_dir(format!("/proc/{}/fd", self.pid()))?.count() as u64;
+            // Not everybody may raise again what it lowers: the hard limit stays.
+            let maximum = hard_limit(&std::fs::read_to_string(format!("/proc/{}/limits", self.pid()))?);
+            let before = limit(Rlimit { current: Some(has), maximum })?;
+            self.files.get_or_insert(before);
+        } else if let Some(before) = self.files.take() {
+            limit(before)?;
+        }
+        Ok(())
+    }
+
+    /// A line for it to read, which is dropped where it reads too slowly. False if it does not read, or not any more.
     pub fn say(&mut self, line: &str) -> bool {
+        if self.role != Role::Member {
+            return false;
+        }
         let Some(stdin) = &mut self.stdin else { return false };
         // Less than a pipe takes at once, so it takes all or nothing.
         match stdin.write_all(format!("{line}\n").as_bytes()) {

@@ -1,4 +1,4 @@
-//! How much of the processor a process gets: a control group for each, of version 1 or 2, whichever this machine has.
+//! How much of the processor and of memory a process gets: a control group for each, of version 1 or 2, whichever this machine has.
 
 use std::{
     fs, io,
@@ -10,6 +10,8 @@ use anyhow::Context;
 /// The directory in which all groups of this program are.
 pub struct Quotas {
     dir: PathBuf,
+    /// The same for memory, where there is a controller for it.
+    memory: Option<PathBuf>,
     v2: bool,
 }
 
@@ -38,15 +40,51 @@ impl Quotas {
         sweep(&root);
         let dir = root.join(format!("{PREFIX}{}", std::process::id()));
         fs::create_dir(&dir).with_context(|| format!("creating {}", dir.display()))?;
-        let quotas = Self { dir, v2 };
+        let mut quotas = Self { dir, memory: None, v2 };
         if v2 {
             fs::write(quotas.dir.join("cgroup.subtree_control"), "+cpu")?;
+            // Whoever may have the one may have the other, where the machine has it.
+            let both = [root.join("cgroup.subtree_control"), quotas.dir.join("cgroup.subtree_control")];
+            if both.iter().all(|file| fs::write(file, "+memory").is_ok()) {
+                quotas.memory = Some(quotas.dir.clone());
+            }
+        } else {
+            let root = Path::new("/sys/fs/cgroup/memory");
+            if root.join("memory.limit_in_bytes").is_file() {
+                sweep(root);
+                let dir = root.join(format!("{PREFIX}{}", std::process::id()));
+                fs::create_dir(&dir).with_context(|| format!("creating {}", dir.display()))?;
+                quotas.memory = Some(dir);
+            }
         }
         Ok(Some(quotas))
     }
 
     fn group(&self, name: &str) -> PathBuf {
         self.dir.join(name)
+    }
+
+    pub fn has_memory(&self) -> bool {
+        self.memory.is_some()
+    }
+
+    /// Lets a process have so many bytes more than it has.
+    pub fn squeeze(&self, name: &str, pid: u32, more: u64) -> anyhow::Result<()> {
+        let group = self.memory.as_ref().context("nobody asks where there is no controller")?.join(name);
+        if !group.is_dir() {
+            fs::create_dir(&group).with_context(|| format!("creating {}", group.display()))?;
+        }
+        fs::write(group.join("cgroup.procs"), pid.to_string()).context("moving a process")?;
+        // What it had before it came counts elsewhere.
+        let file = if self.v2 { "memory.max" } else { "memory.limit_in_bytes" };
+        fs::write(group.join(file), more.to_string()).context(file)
+    }
+
+    /// Lets it have all that there is.
+    pub fn loosen(&self, name: &str) -> anyhow::Result<()> {
+        let group = self.memory.as_ref().context("nobody asks where there is no controller")?.join(name);
+        let (file, all) = if self.v2 { ("memory.max", "max") } else { ("memory.limit_in_bytes", "-1") };
+        fs::write(group.join(file), all).context(file)
     }
 
     /// Lets a process have `percent` of one processor.
@@ -79,8 +117,11 @@ impl Quotas {
 
 impl Drop for Quotas {
     fn drop(&mut self) {
-        if let Err(error) = remove(&self.dir) {
-            eprintln!("storm: {} stays behind: {error}", self.dir.display());
+        let own = self.memory.iter().filter(|dir| **dir != self.dir).chain([&self.dir]);
+        for dir in own {
+            if let Err(error) = remove(dir) {
+                eprintln!("storm: {} stays behind: {error}", dir.display());
+            }
         }
     }
 }

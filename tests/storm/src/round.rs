@@ -8,6 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, BinaryHeap},
     fs,
     io::{BufRead, BufReader},
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -28,15 +29,20 @@ use rustix::process::Signal;
 use self::faults::{Action, Awaited, Due};
 use crate::{
     Shared,
+    client::Client,
     hosts::{Hosts, address},
-    now_ns,
-    plan::Plan,
+    keys, now_ns,
+    plan::{Plan, Role},
     proc::{Counts, Proc, Said},
     tally::{Reign, Tally},
 };
 
 /// How long a process may take to say that it has started, or to leave.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// What a wrapper ends with that has lost the lead, and one whose command ended by TERM.
+const LOST: i32 = 5;
+const TERMINATED: i32 = 143;
+const KILLED: i32 = 137;
 
 pub struct Round<'a> {
     plan: Plan,
@@ -59,8 +65,13 @@ pub struct Round<'a> {
     views: BTreeSet<u64>,
     sent: u64,
     next_send: u64,
+    /// Who began to lead under which token, by lineage.
+    titles: BTreeMap<(String, u64), Process>,
+    client: Option<Client>,
     /// The node numbers of the founder slots, which belong to their addresses.
     slots: BTreeSet<u64>,
+    /// Two hosts that never reach each other again.
+    apart: Option<(usize, usize)>,
     /// The ending parts them into halves.
     undecided: bool,
     /// What went wrong that no trace tells.
@@ -100,7 +111,10 @@ impl<'a> Round<'a> {
             views: BTreeSet::new(),
             sent: 0,
             next_send: 0,
+            titles: BTreeMap::new(),
+            client: None,
             slots: BTreeSet::new(),
+            apart: None,
             undecided: false,
             wrong: Vec::new(),
             tally,
@@ -110,21 +124,15 @@ impl<'a> Round<'a> {
     /// Plays the round. What went wrong, as text; nothing if all is well or it was told to stop.
     pub fn play(mut self) -> anyhow::Result<Vec<String>> {
         let began = now_ns();
-        if self.plan.sealed {
-            let mut keys = Rng::seeded(self.plan.seed ^ 0x5ea1);
-            let key: String = (0..4).map(|_| format!("{:016x}", keys.next_u64())).collect();
-            let file = self.dir.join("secret");
-            fs::write(&file, key)?;
-            fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
-        }
+        keys::make(&self.plan, &self.dir)?;
         for place in 0..self.plan.nodes {
             self.start(place)?;
         }
         // Most rounds begin with a whole group, the others while it is being founded.
         let whole = self.rng.chance(800);
         if whole {
-            let nodes = self.plan.nodes;
-            let all = |r: &Self| r.procs.values().filter(|p| p.sees == nodes).count() == nodes;
+            let sees_all = |p: &Proc, r: &Self| p.sees == r.plan.count(p.role);
+            let all = |r: &Self| r.procs.values().filter(|p| sees_all(p, r)).count() == r.plan.nodes;
             if !self.run_until(self.after(self.b1() + self.b9()), all)? && !self.shared.stopping() {
                 self.wrong.push("the first view of all did not come in time".into());
             }
@@ -133,6 +141,9 @@ impl<'a> Round<'a> {
             self.burn()?;
             self.end()?;
             return if self.shared.stopping() { Ok(Vec::new()) } else { self.judge(began) };
+        }
+        if self.plan.count(Role::Clone) > 0 {
+            self.client = Some(Client::start(self.hosts.outside()?, self.clones())?);
         }
         let end = self.after(self.plan.storm);
         let every = self.plan.fault_every;
@@ -211,17 +222,33 @@ impl<'a> Round<'a> {
         self.next += 1;
         let host = self.plan.hosts[place];
         let at = |place: usize| format!("{}:{}", address(self.plan.hosts[place]), 7000 + place);
+        let role = self.plan.roles[place];
         let mut command = self.hosts.command(host, &self.shared.phalanx);
         let lease = format!("{}ms", self.plan.lease.as_millis());
-        command.args(["--json", "--die-with-parent", "--log", &self.shared.level, "join", "g"]);
-        command.args(["--listen", &at(place), "--lease", &lease, "--join-timeout", "8760h"]);
-        if self.plan.plain {
-            command.arg("--plain");
+        command.args(["--json", "--die-with-parent", "--log", &self.shared.level]);
+        match role {
+            Role::Member => {
+                command.args(["join", role.group()]);
+                if self.plan.plain {
+                    command.arg("--plain");
+                }
+            }
+            Role::Clone => {
+                let directories = self.plan.count(role).to_string();
+                command.args(["inventory", "--group", role.group(), "--directories", &directories]);
+                command.args(["--serve", &self.serves(place).to_string()]);
+            }
+            Role::Exclusive => {
+                command.args(["run", "--exclusive", "--group", role.group()]);
+            }
         }
-        if self.plan.sealed {
-            command.arg("--secret-file").arg(self.dir.join("secret"));
-        } else {
-            command.arg("--insecure");
+        // One name for each place: the checker knows a node, and its founder slot, by the number that follows from it.
+        command.args(["--name", &keys::name(place), "--listen", &at(place)]);
+        command.args(["--lease", &lease, "--join-timeout", "8760h"]);
+        command.args(["--label", &format!("zone=z{}", host % 3), "--label", &format!("rack=r{host}")]);
+        keys::give(&self.plan, &self.dir, place, &mut command);
+        if self.plan.durable && place < self.plan.nodes {
+            command.arg("--data-dir").arg(self.dir.join(format!("data-{place}")));
         }
         if self.plan.expect {
             let list: Vec<String> = (0..self.plan.nodes).map(at).collect();
@@ -237,11 +264,31 @@ impl<'a> Round<'a> {
                 "alone-after=1s",
             ]);
         }
-        let proc = Proc::start(command, who, place, &self.dir, &self.said, &self.counts)?;
+        let name = format!("n{place}-{who}");
+        command.arg("--trace").arg(self.dir.join(format!("{name}.jsonl")));
+        if role == Role::Exclusive {
+            command.args(["--", &self.shared.storm, "--act"]).arg(self.acts());
+        }
+        let proc = Proc::start(command, who, (place, role), name, &self.dir, &self.said, &self.counts)?;
         self.traces.push(proc.trace.clone());
         self.procs.insert(who, proc);
         self.tally.processes += 1;
         Ok(())
+    }
+
+    /// Where a clone serves.
+    fn serves(&self, place: usize) -> SocketAddr {
+        (address(self.plan.hosts[place]), 8000 + place as u16).into()
+    }
+
+    fn clones(&self) -> Vec<SocketAddr> {
+        let places = (0..self.plan.nodes).filter(|place| self.plan.roles[*place] == Role::Clone);
+        places.map(|place| self.serves(place)).collect()
+    }
+
+    /// Where commands act.
+    fn acts(&self) -> PathBuf {
+        self.dir.join("acts")
     }
 
     /// Does what is due and listens, until then or until `done`. True if it is done.
@@ -276,7 +323,7 @@ impl<'a> Round<'a> {
     /// Somebody says something to the group.
     fn send(&mut self) {
         self.next_send = self.after(self.plan.send_every);
-        let mut procs: Vec<&mut Proc> = self.procs.values_mut().collect();
+        let mut procs: Vec<&mut Proc> = self.procs.values_mut().filter(|p| p.role == Role::Member).collect();
         if procs.is_empty() || self.plan.plain {
             return;
         }
@@ -291,7 +338,7 @@ impl<'a> Round<'a> {
     fn hear(&mut self, (who, event): Said) -> anyhow::Result<()> {
         let Some(event) = event else { return self.silent(who) };
         let Some(proc) = self.procs.get_mut(&who) else { return Ok(()) };
-        let was = proc.id;
+        let (was, role) = (proc.id, proc.role);
         proc.hear(&event);
         let at = event["at_ns"].as_u64().unwrap_or_default();
         match event["event"].as_str().unwrap_or_default() {
@@ -308,8 +355,11 @@ impl<'a> Round<'a> {
             }
             "leading" => {
                 let lineage = event["lineage"].as_str().unwrap_or_default().to_owned();
-                self.reigns.push(Reign { who, lineage, from: at, until: None });
-                if let Some(awaited) = self.awaited.take_if(|a| a.who != who && a.at < at) {
+                if let (Some(token), Some(p)) = (event["token"].as_u64(), self.procs[&who].id) {
+                    self.titles.insert((lineage.clone(), token), p);
+                }
+                self.reigns.push(Reign { who, role, lineage, from: at, until: None });
+                if let Some(awaited) = self.awaited.take_if(|a| a.role == role && a.who != who && a.at < at) {
                     self.tally.took(&awaited.cause, (at - awaited.at) as f64 / 1e6);
                 }
                 self.awaited.take_if(|a| a.who == who);
@@ -330,7 +380,25 @@ impl<'a> Round<'a> {
     fn silent(&mut self, who: usize) -> anyhow::Result<()> {
         let Some(mut proc) = self.procs.remove(&who) else { return Ok(()) };
         let code = proc.ended(PATIENCE)?;
-        if code != Some(0) || !proc.leaving {
+        if proc.squeezed && code == Some(KILLED) {
+            // The kernel did it, for want of memory.
+            self.gone(&proc, "SIGKILL");
+            self.close(who, proc.heard);
+            self.tally.out_of_memory += 1;
+            if proc.place < self.plan.nodes {
+                self.later(Duration::from_millis(50), Action::Start(proc.place));
+            }
+            return Ok(());
+        }
+        // A command that has lost its lead ends with its wrapper; one that is told to end does so by that signal.
+        let lost = proc.role == Role::Exclusive && code == Some(LOST);
+        let told = proc.role == Role::Exclusive && proc.leaving && matches!(code, Some(1 | TERMINATED));
+        // Nothing can be started without a descriptor.
+        let lost = lost || proc.role == Role::Exclusive && proc.files.is_some() && code == Some(1);
+        if lost && proc.place < self.plan.nodes && !proc.leaving_by_us {
+            self.later(Duration::from_millis(50), Action::Start(proc.place));
+        }
+        if !lost && !told && (code != Some(0) || !proc.leaving) {
             self.wrong.push(format!(
                 "{} ended by itself with {code:?}: see {}",
                 proc.name,

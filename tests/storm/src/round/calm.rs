@@ -15,8 +15,10 @@ use membership_types::trace::{Cfg, Event, LinkState, Process, Record, Source};
 
 use super::{PATIENCE, Round, faults::Action};
 use crate::{
+    act, client,
+    hosts::Harm,
     now_ns,
-    plan::Ending,
+    plan::{Ending, Role},
     proc::Proc,
     tally::{failovers, overlaps},
 };
@@ -26,7 +28,7 @@ impl Round<'_> {
     pub(super) fn calm(&mut self) -> anyhow::Result<()> {
         for Reverse(due) in std::mem::take(&mut self.queue).into_vec() {
             match due.action {
-                Action::Feed(_) | Action::Retire(_) => self.act(due)?,
+                Action::Feed(_) | Action::Loosen(_) | Action::Open(_) | Action::Retire(_) => self.act(due)?,
                 _ => {}
             }
         }
@@ -51,7 +53,9 @@ impl Round<'_> {
         }
         // The faults at the end fall on a cluster that is whole, or nearly.
         self.run_until(self.after(self.leases(5.0)), |_| false)?;
+        self.read_back()?;
         let outcast = self.break_for_good()?;
+        self.end_clones_in_vain(&outcast)?;
         let lasts = self.b9() + self.leases(4.0) + Duration::from_secs(1);
         for attempt in 1..=3 {
             // Whoever has just rejoined has told of it by then.
@@ -60,7 +64,8 @@ impl Round<'_> {
             let living = self.procs.iter().filter(|(who, _)| !outcast.contains(who));
             let core: Vec<Process> = living.filter_map(|(_, p)| p.id).collect();
             let at = self.records.len();
-            self.record(Event::Gst { core, apart: Vec::new(), witness: None });
+            let apart = self.apart_pairs(&core);
+            self.record(Event::Gst { core, apart, witness: None });
             self.run_until(self.after(lasts), |_| false)?;
             let stall = Duration::from_nanos(self.shared.stall.load(Relaxed));
             if self.shared.stopping() || stall < self.plan.lease / 3 {
@@ -77,6 +82,31 @@ impl Round<'_> {
                     self.wrong.push(format!("{} is cut off from most, and leads", proc.name));
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Who of these never reach each other.
+    fn apart_pairs(&self, core: &[Process]) -> Vec<(Process, Process)> {
+        let Some((a, b)) = self.apart else { return Vec::new() };
+        let on = |host: usize| {
+            let there = self.procs.values().filter(move |p| self.plan.hosts[p.place] == host);
+            there.filter_map(|p| p.id).filter(|p| core.contains(p))
+        };
+        on(a).flat_map(|p| on(b).map(move |q| (p, q))).collect()
+    }
+
+    /// Clones that cannot lead, because most of their directories are not among the living, go before the calm: a group that
+    /// waits for its state has no leader.
+    fn end_clones_in_vain(&mut self, outcast: &BTreeSet<usize>) -> anyhow::Result<()> {
+        let clones: Vec<usize> =
+            self.procs.iter().filter(|(_, p)| p.role == Role::Clone).map(|(who, _)| *who).collect();
+        let living = clones.iter().filter(|who| !outcast.contains(who)).count();
+        if 2 * living > self.plan.count(Role::Clone) && self.apart.is_none() {
+            return Ok(());
+        }
+        for who in clones {
+            self.kill(who)?;
         }
         Ok(())
     }
@@ -127,6 +157,16 @@ impl Round<'_> {
                     }
                 }
             }
+            Ending::TwoApart => {
+                let others: Vec<usize> =
+                    self.used_hosts().into_iter().filter(|other| *other != host).collect();
+                let Some(other) = rng.pick(&others).copied() else { return Ok(BTreeSet::new()) };
+                let links = vec![(Harm::Cut, host, other), (Harm::Cut, other, host)];
+                self.apart = Some((host, other));
+                self.tell(&links, None);
+                self.hosts.harm(&links)?;
+                return Ok(BTreeSet::new());
+            }
             Ending::OneIsolated | Ending::OneDeaf | Ending::OneMute => {}
         }
         let mut links = self.between(&side);
@@ -150,8 +190,24 @@ impl Round<'_> {
         Ok(outcast)
     }
 
+    /// Is everything there that was acknowledged?
+    fn read_back(&mut self) -> anyhow::Result<()> {
+        let Some(client) = self.client.take() else { return Ok(()) };
+        let written = client.stop()?;
+        self.tally.updates += written.count;
+        if self.shared.stopping() {
+            return Ok(());
+        }
+        match client::check(self.hosts.outside()?, self.clones(), written, self.b1())? {
+            Some(wrong) => self.wrong.extend(wrong),
+            None => self.tally.not_read += 1,
+        }
+        Ok(())
+    }
+
     /// All leave.
     pub(super) fn end(&mut self) -> anyhow::Result<()> {
+        self.read_back()?;
         let stalled = Duration::from_nanos(self.shared.worst.load(Relaxed));
         self.tally.longest_stall_ms = self.tally.longest_stall_ms.max(stalled.as_secs_f64() * 1e3);
         self.awaited = None;
@@ -184,6 +240,14 @@ impl Round<'_> {
         out.flush()?;
         drop(out);
         self.traces.insert(0, self.dir.join("harness.jsonl"));
+        let acts = act::records(&self.acts(), &self.titles)?;
+        if !acts.is_empty() {
+            self.tally.acts += acts.len() as u64;
+            let file = self.dir.join("acts.jsonl");
+            let lines: Result<Vec<String>, _> = acts.iter().map(serde_json::to_string).collect();
+            fs::write(&file, lines?.join("\n") + "\n")?;
+            self.traces.push(file);
+        }
         let mut wrong = std::mem::take(&mut self.wrong);
         match checker::check_files(&self.traces) {
             Ok(report) => {
@@ -223,12 +287,17 @@ impl Round<'_> {
         let mut cfg = self.traces.iter().find_map(first).context("no trace begins with its terms")?;
         if self.plan.expect {
             cfg.slots = self.slots.iter().copied().collect();
+            cfg.durable = self.plan.durable;
         }
         let bounds = [("B1", self.b1()), ("B6", self.b6()), ("B9", self.b9())];
         cfg.bounds = bounds.map(|(name, time)| (name.to_owned(), time.as_nanos() as u64)).into();
         for (name, leases) in [("B2", 4.0), ("B4", 8.0), ("delta", 1.0)] {
             let time = self.leases(leases).max(Duration::from_secs(2));
             cfg.bounds.insert(name.to_owned(), time.as_nanos() as u64);
+        }
+        // One reason is enough to be removed, and each thing that happens is worth two views; as in the simulator.
+        for (name, count) in [("k", 1), ("c", 2), ("m", 4)] {
+            cfg.bounds.insert(name.to_owned(), count);
         }
         Ok(cfg)
     }

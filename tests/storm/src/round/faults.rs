@@ -12,7 +12,7 @@ use super::Round;
 use crate::{
     hosts::{Harm, Link},
     now_ns,
-    plan::{EXTRA, Kind},
+    plan::{EXTRA, Kind, Role},
 };
 
 /// What is to be done at its time.
@@ -26,6 +26,8 @@ pub(super) enum Action {
         times: u64,
     },
     Feed(usize),
+    Loosen(usize),
+    Open(usize),
     Retire(usize),
     /// A leader is killed, and so many of its successors.
     KillOn {
@@ -62,6 +64,8 @@ impl Ord for Due {
 pub(super) struct Awaited {
     pub(super) cause: String,
     pub(super) who: usize,
+    /// Whose group it led.
+    pub(super) role: Role,
     pub(super) at: u64,
 }
 
@@ -87,7 +91,7 @@ impl Round<'_> {
         self.plan.hosts[rng.below(self.plan.nodes as u64) as usize]
     }
 
-    fn used_hosts(&self) -> Vec<usize> {
+    pub(super) fn used_hosts(&self) -> Vec<usize> {
         let hosts: BTreeSet<usize> = self.plan.hosts[..self.plan.nodes].iter().copied().collect();
         hosts.into_iter().collect()
     }
@@ -99,7 +103,8 @@ impl Round<'_> {
 
     fn await_next(&mut self, who: usize, cause: &str) {
         if self.leader() == Some(who) {
-            self.awaited = Some(Awaited { cause: cause.into(), who, at: now_ns() });
+            let role = self.procs[&who].role;
+            self.awaited = Some(Awaited { cause: cause.into(), who, role, at: now_ns() });
         }
     }
 
@@ -223,6 +228,27 @@ impl Round<'_> {
                 Some(who) => {
                     let percent = *rng.pick(&[5, 10, 20]).unwrap_or(&20);
                     self.starve(who, percent, self.leases(10.0))?
+                }
+                None => false,
+            },
+            Kind::Squeeze => match self.some_running(rng) {
+                Some(who) => {
+                    let more = *rng.pick(&[256, 1024, 4096]).unwrap_or(&1024) << 10;
+                    self.squeeze(who, more, self.leases(10.0))?
+                }
+                None => false,
+            },
+            Kind::Files => match self.some_running(rng) {
+                Some(who) => {
+                    let length = self.some_length(rng);
+                    if let Some(proc) = self.procs.get_mut(&who) {
+                        proc.set_files(true)?;
+                        if let Some(p) = proc.id {
+                            self.record(Event::Lack { p, what: "files".into() });
+                        }
+                    }
+                    self.later(length, Action::Open(who));
+                    true
                 }
                 None => false,
             },
@@ -365,9 +391,22 @@ impl Round<'_> {
         Ok(true)
     }
 
+    fn squeeze(&mut self, who: usize, more: u64, length: Duration) -> anyhow::Result<bool> {
+        let Some(quotas) = &self.shared.quotas else { return Ok(false) };
+        let Some(proc) = self.procs.get_mut(&who) else { return Ok(false) };
+        quotas.squeeze(&format!("w{who}"), proc.pid(), more)?;
+        proc.squeezed = true;
+        if let Some(p) = proc.id {
+            self.record(Event::Lack { p, what: "memory".into() });
+        }
+        self.later(length, Action::Loosen(who));
+        Ok(true)
+    }
+
     pub(super) fn retire(&mut self, who: usize) -> anyhow::Result<()> {
         let by_signal = self.order.is_multiple_of(2);
         let Some(proc) = self.procs.get_mut(&who) else { return Ok(()) };
+        proc.leaving_by_us = true;
         if !std::mem::replace(&mut proc.leaving, true) && (by_signal || !proc.say("leave")) {
             proc.signal(Signal::TERM)?;
         }
@@ -404,6 +443,16 @@ impl Round<'_> {
             Action::Feed(who) => {
                 if let Some(quotas) = &self.shared.quotas {
                     quotas.feed(&format!("w{who}"))?;
+                }
+            }
+            Action::Loosen(who) => {
+                if let Some(quotas) = &self.shared.quotas {
+                    quotas.loosen(&format!("w{who}"))?;
+                }
+            }
+            Action::Open(who) => {
+                if let Some(proc) = self.procs.get_mut(&who) {
+                    proc.set_files(false)?;
                 }
             }
             Action::Retire(who) => self.retire(who)?,
