@@ -629,10 +629,17 @@ async fn receive_card(stream: &UnixStream) -> io::Result<Card> {
             Ok(message.bytes)
         })
         .await?;
+    read_card(&card[..received], fds)
+}
+
+/// What came as a card, and the descriptors that came with it.
+fn read_card(card: &[u8], fds: Vec<OwnedFd>) -> io::Result<Card> {
+    let card: &[u8; CARD] =
+        card.try_into().map_err(|_| refused("it does not introduce itself as nodes do"))?;
     let number = |at: usize| u32::from_le_bytes(card[at..at + 4].try_into().expect("four bytes"));
     let inc = u64::from_le_bytes(card[4..12].try_into().expect("eight bytes"));
     let mut fds = fds.into_iter();
-    let whole = received == CARD && inc < NodeId::INC_BOUND;
+    let whole = inc < NodeId::INC_BOUND;
     let (Some(memory), Some(pidfd), true) = (fds.next(), fds.next(), whole) else {
         return Err(refused("it does not introduce itself as nodes do"));
     };
@@ -664,6 +671,55 @@ fn random() -> io::Result<[u8; 16]> {
 
 fn refused(why: &'static str) -> io::Error {
     io::Error::other(why)
+}
+
+/// For fuzzing: a byte that says how many descriptors come, and whether they are handles of a process, and then the card. Who is
+/// trusted is never more than what was said.
+#[cfg(feature = "fuzz")]
+pub(crate) fn meddle_with_card(data: &[u8]) {
+    let Some((first, card)) = data.split_first() else { return };
+    let (count, processes) = (usize::from(first % 8), first & 8 != 0);
+    let own = if processes { pidfd_open(getpid(), PidfdFlags::empty()).ok() } else { None };
+    let own = own.map_or_else(|| std::fs::File::open("/dev/null").map(OwnedFd::from), Ok);
+    let descriptors = || -> io::Result<Vec<OwnedFd>> {
+        let own = own?;
+        (0..count).map(|_| own.try_clone()).collect()
+    };
+    let Ok(descriptors) = descriptors() else { return };
+    let Ok(read) = read_card(card, descriptors) else { return };
+    assert!(card.len() == CARD && count >= 2 && read.node.inc() < NodeId::INC_BOUND);
+    let what = u32::from_le_bytes(card[16..].try_into().expect("four bytes"));
+    assert_eq!(read.line.is_some(), what & LINE != 0);
+    let known = what & !(LINE | TREE | LAST_WORD | HOLD) == 0;
+    match read.acts {
+        TheirActs::Unknown => assert!(!known),
+        TheirActs::Itself => assert!(known && what & TREE == 0),
+        TheirActs::Through { last_word, hold, .. } => {
+            assert!(known && processes && what & TREE != 0, "a handle of a process");
+            assert_eq!((last_word.is_some(), hold.is_some()), (what & LAST_WORD != 0, what & HOLD != 0));
+        }
+    }
+}
+
+/// Well-made cards, each after what comes with it.
+#[cfg(feature = "fuzz")]
+pub(crate) fn cards() -> Vec<Vec<u8>> {
+    let card = |first: u8, what: u32| {
+        let mut bytes = vec![first];
+        bytes.extend(7u32.to_le_bytes());
+        bytes.extend(5u64.to_le_bytes());
+        bytes.extend(3u32.to_le_bytes());
+        bytes.extend(what.to_le_bytes());
+        bytes
+    };
+    vec![
+        card(2, 0),
+        card(3, LINE),
+        card(8 + 4, LINE | TREE),
+        card(8 + 6, LINE | TREE | LAST_WORD | HOLD),
+        card(3, LINE | UNKNOWN),
+        card(3, TREE),
+    ]
 }
 
 #[cfg(test)]

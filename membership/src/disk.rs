@@ -302,7 +302,7 @@ fn read_floor(path: &Path, cluster: &str) -> Result<Option<Floor>, String> {
     Ok(Some(floor))
 }
 
-fn to_text(cluster: &str, floor: Floor) -> String {
+pub(crate) fn to_text(cluster: &str, floor: Floor) -> String {
     let Floor { view, lineage, ballot } = floor;
     let (seconds, random): (u64, u64) = lineage.into();
     let (round, node, inc) = (ballot.round, ballot.node.node(), ballot.node.inc());
@@ -314,7 +314,7 @@ fn to_text(cluster: &str, floor: Floor) -> String {
     text
 }
 
-fn from_text(bytes: &[u8]) -> Result<(String, Floor), &'static str> {
+pub(crate) fn from_text(bytes: &[u8]) -> Result<(String, Floor), &'static str> {
     let text = std::str::from_utf8(bytes).map_err(|_| "it is no text")?;
     if text.is_empty() {
         return Err("it is empty");
@@ -341,7 +341,9 @@ fn from_text(bytes: &[u8]) -> Result<(String, Floor), &'static str> {
     if view >= ViewId::BOUND {
         return Err("its view id is too high");
     }
-    Ok((cluster, Floor { view: ViewId::new(view), lineage, ballot }))
+    let floor = Floor { view: ViewId::new(view), lineage, ballot };
+    // What reads the same and is written in another way was not written here.
+    if to_text(&cluster, floor) != text { Err("it is not as it was written") } else { Ok((cluster, floor)) }
 }
 
 fn number<T: FromStr>(text: &str) -> Result<T, &'static str> {

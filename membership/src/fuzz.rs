@@ -9,8 +9,8 @@ use std::{cell::RefCell, collections::BTreeMap, net::SocketAddr, time::Duration}
 use bytes::BytesMut;
 use data_encoding::HEXLOWER;
 use membership_multicast::Frame as GroupFrame;
-use membership_proto::Msg;
-use membership_types::{GroupName, Instant, Lineage, NodeId, Rng};
+use membership_proto::{Floor, Msg};
+use membership_types::{Ballot, GroupName, Instant, Lineage, NodeId, Rng, ViewId};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     runtime::{Builder, Runtime},
@@ -19,6 +19,7 @@ use tokio::{
 use crate::{
     admin::{self, AdminResponse},
     bulk::links::{Unit, next_unit},
+    death, disk,
     handshake::{self, Hello, Met, Refusal, Versions, said},
     metrics::Counts,
     node::Node,
@@ -44,6 +45,39 @@ pub fn wire_frame(data: &[u8]) {
         let again: Frame = wire::decode(&again[4..]).expect("our own frame");
         assert!(matches!(again, Frame::Msg(again) if again == msg), "{msg:?} changes on the wire");
     }
+}
+
+/// What a node says of itself on the local socket, with the descriptors that come along.
+pub fn card(data: &[u8]) {
+    death::meddle_with_card(data);
+}
+
+/// Well-made ones.
+pub fn cards() -> Vec<Vec<u8>> {
+    death::cards()
+}
+
+/// The floor of a data directory; and the same with a checksum to it that fits. What is understood is written the same way.
+pub fn floor_file(data: &[u8]) {
+    let Ok(body) = std::str::from_utf8(data) else { return assert!(disk::from_text(data).is_err()) };
+    let body = body.rsplit_once("sum ").map_or(body, |(body, _)| body);
+    let fits = format!("{body}sum {}\n", disk::checksum(body.as_bytes()));
+    for text in [data, fits.as_bytes()] {
+        if let Ok((cluster, floor)) = disk::from_text(text) {
+            assert_eq!(disk::to_text(&cluster, floor).as_bytes(), text);
+        }
+    }
+}
+
+/// Well-made ones.
+pub fn floor_files() -> Vec<Vec<u8>> {
+    let floor = |n: u64| Floor {
+        view: ViewId::new(n << 22),
+        lineage: Lineage::new(n, u64::MAX - n),
+        ballot: Ballot { round: n, node: NodeId::new(7, n) },
+    };
+    let files = [("phalanx", 0), ("a-b_c.d", 1), ("phalanx", 200_000_000)];
+    files.into_iter().map(|(cluster, n)| disk::to_text(cluster, floor(n)).into_bytes()).collect()
 }
 
 /// A stream of frames, in pieces: the same frames come out however it is cut.

@@ -43,7 +43,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 25] = [
+pub const TARGETS: [Target; 27] = [
     Target { name: "multicast_frame", run: multicast_frame, tries: 50_000 },
     Target { name: "bulk_units", run: membership::fuzz::bulk_units, tries: 20_000 },
     Target { name: "wire_frame", run: membership::fuzz::wire_frame, tries: 50_000 },
@@ -66,6 +66,8 @@ pub const TARGETS: [Target; 25] = [
     Target { name: "http_responses", run: traffic::responses, tries: 20_000 },
     Target { name: "resp_commands", run: traffic::commands, tries: 20_000 },
     Target { name: "resp_replies", run: traffic::replies, tries: 20_000 },
+    Target { name: "card", run: membership::fuzz::card, tries: 10_000 },
+    Target { name: "floor_file", run: membership::fuzz::floor_file, tries: 20_000 },
     Target { name: "kept_state", run: membership::fuzz::kept_state, tries: 20_000 },
     Target { name: "inventory", run: inventory, tries: 20_000 },
     Target { name: "inventory_command", run: inventory_command, tries: 20_000 },

@@ -43,6 +43,8 @@ pub fn samples(target: &str) -> Vec<Vec<u8>> {
         "http_responses" => cut(&RESPONSES, &[0, 6, 64]),
         "resp_commands" => cut(&COMMANDS, &[0, 6]),
         "resp_replies" => cut(&REPLIES, &[0, 6]),
+        "card" => membership::fuzz::cards(),
+        "floor_file" => membership::fuzz::floor_files(),
         "kept_state" => membership::fuzz::kept_states(),
         "inventory" => text(&SNAPSHOTS),
         "inventory_command" => text(&WRITES),
