@@ -8,6 +8,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::TcpStream,
+    os::unix::fs::MetadataExt,
     path::Path,
     process::Command,
     sync::{
@@ -18,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Dir, PATIENCE, Proc, free_port, has, run, stderr};
+use common::{Dir, PATIENCE, Proc, free_port, has, needs, run, stderr};
 use serde_json::Value;
 
 struct Cluster {
@@ -29,12 +30,15 @@ struct Cluster {
     kept: bool,
     /// So many files may each have open, at first and at most.
     files: Option<(u32, u32)>,
+    /// Whose disk is small.
+    small: Option<usize>,
 }
 
 impl Cluster {
     fn new(size: usize, kept: bool) -> Self {
         let ports = || (0..size).map(|_| free_port()).collect();
-        Self { dir: Dir::new(), ports: ports(), admins: ports(), clones: BTreeMap::new(), kept, files: None }
+        let (dir, clones) = (Dir::new(), BTreeMap::new());
+        Self { dir, ports: ports(), admins: ports(), clones, kept, files: None, small: None }
     }
 
     fn data(&self, n: usize) -> String {
@@ -59,6 +63,14 @@ impl Cluster {
         }
         args.extend(more);
         let clone = match self.files {
+            _ if self.small == Some(n) => {
+                fs::create_dir_all(&data).expect("a directory");
+                let mut command = Command::new("unshare");
+                let script = "mount -t tmpfs -o size=512k none \"$1\" && shift && exec \"$@\"";
+                command.args(["--mount", "sh", "-c", script, "sh", &data, env!("CARGO_BIN_EXE_phalanx")]);
+                command.arg("--json").args(&args);
+                Proc::of(command)
+            }
             Some(files) => Proc::start_with_files(files, &args),
             None => Proc::start(&args),
         };
@@ -339,4 +351,51 @@ fn a_clone_that_cannot_accept_connections_for_a_while_serves_on() {
     allow(1024);
     drop(waiting);
     assert_eq!(cluster.get(0, "k"), 0);
+}
+
+/// A file system of its own, which takes half a MiB. Only root may make one.
+fn start_on_small_disk(cluster: &mut Cluster, n: usize) -> bool {
+    let root = fs::metadata("/proc/self").expect("there is a /proc").uid() == 0;
+    if !needs(root, "a small file system needs root") {
+        return false;
+    }
+    cluster.small = Some(n);
+    cluster.start(n, &[]);
+    true
+}
+
+#[test]
+fn a_clone_whose_disk_is_full_leaves_and_nothing_acknowledged_is_lost() {
+    let mut cluster = Cluster::new(3, true);
+    cluster.start(0, &[]);
+    cluster.start(1, &[]);
+    if !start_on_small_disk(&mut cluster, 2) {
+        return;
+    }
+    for n in 0..3 {
+        cluster.until_kept(n, 3);
+    }
+    let value = |n: u64| format!("{n:0>40000}");
+    let mut told = BTreeMap::new();
+    let deadline = Instant::now() + PATIENCE;
+    for n in 0..40 {
+        let key = format!("k{}", n % 4);
+        let put = |port: &u16| matches!(ask(*port, "PUT", &key, &value(n)), Some((200, _)));
+        while !cluster.ports.iter().any(put) {
+            assert!(Instant::now() < deadline, "two of three disks have room, and {key} is not taken");
+        }
+        told.insert(key, n);
+    }
+    let full = cluster.clones.get_mut(&2).expect("it runs");
+    let said = full.until("the end", |e| e["event"] == "state" && e["standing"] == "refused");
+    assert!(said["why"].as_str().is_some_and(|why| why.contains("No space left")), "{said}");
+    cluster.clones.get_mut(&0).expect("it runs").until("a view", |e| {
+        e["event"] == "view"
+            && e["members"].as_array().is_some_and(|m| m.len() == 2 && !m.contains(&"n2".into()))
+    });
+    for (key, n) in told {
+        for clone in [0, 1] {
+            assert_eq!(cluster.get(clone, &key), n);
+        }
+    }
 }

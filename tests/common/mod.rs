@@ -219,6 +219,16 @@ pub fn assert_no_overlap(all: &mut [&mut Proc], killed: &[(usize, u64)]) {
     }
 }
 
+/// Is what a test needs there? If not, says why the test is skipped, or fails where everything must be there.
+pub fn needs(is_there: bool, why: &str) -> bool {
+    let required = ["CI", "PHALANX_REQUIRE_SERVERS"].iter().any(|name| std::env::var_os(name).is_some());
+    assert!(is_there || !required, "{why}, and CI or PHALANX_REQUIRE_SERVERS is set");
+    if !is_there {
+        println!("SKIPPED: {why}");
+    }
+    is_there
+}
+
 /// Is this program installed? If not, says so, or fails where servers are required.
 pub fn has(program: &str) -> bool {
     let found = std::env::var_os("PATH")
