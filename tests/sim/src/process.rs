@@ -7,7 +7,7 @@ use std::{
 
 use membership_multicast::{Class, Frame, Input as RoomInput, Message, Multicast};
 use membership_proto::{Cluster, Input, NodeInfo};
-use membership_types::{GroupName, Instant, Lineage, NodeId, Token};
+use membership_types::{GroupName, Instant, Lineage, Machine, NodeId, Token};
 
 use crate::clock::Clock;
 
@@ -47,10 +47,6 @@ impl<T> ByGroup<T> {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.0.iter().all(Option::is_none)
-    }
-
-    pub(crate) fn values(&self) -> impl Iterator<Item = &T> {
-        self.0.iter().flatten()
     }
 }
 
@@ -122,6 +118,10 @@ pub(crate) struct Process {
     pub(crate) next: VecDeque<Incoming>,
     /// Its part in groups with multicast.
     pub(crate) rooms: ByGroup<Room>,
+    /// When its machines want to be woken: membership, then its part in each group.
+    pub(crate) dues: [Option<Instant>; 1 + GROUPS],
+    /// Which of them had something to do since that was asked, one bit each.
+    pub(crate) moved: u8,
     /// The earliest wake-up that is scheduled.
     pub(crate) wake_at: Option<u64>,
     /// For what it is scheduled, on the process's clock.
@@ -133,6 +133,20 @@ pub(crate) struct Process {
 impl Process {
     pub(crate) fn addr(&self) -> SocketAddr {
         self.info.addr
+    }
+
+    /// The earliest instant at which one of its machines wants to be woken. Only those are asked that had something to do.
+    pub(crate) fn due(&mut self) -> Option<Instant> {
+        let moved = std::mem::take(&mut self.moved);
+        if moved & 1 != 0 {
+            self.dues[0] = self.cluster.poll_timeout();
+        }
+        for group in 0..GROUPS {
+            if moved & (2 << group) != 0 {
+                self.dues[1 + group] = self.rooms.get(group).and_then(|room| room.machine.poll_timeout());
+            }
+        }
+        self.dues.iter().flatten().min().copied()
     }
 
     pub(crate) fn is_up(&self) -> bool {
@@ -168,12 +182,13 @@ pub(crate) struct State {
 
 impl State {
     pub(crate) fn apply(&mut self, message: &Message) {
-        let sender =
-            [u64::from(message.from.node()).to_le_bytes(), message.from.inc().to_le_bytes()].concat();
-        let bytes = sender.iter().chain(message.payload.iter());
-        let hash = bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-            (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
+        let fold = |hash: u64, bytes: &[u8]| {
+            bytes
+                .iter()
+                .fold(hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
+        };
+        let node = fold(0xcbf2_9ce4_8422_2325, &u64::from(message.from.node()).to_le_bytes());
+        let hash = fold(fold(node, &message.from.inc().to_le_bytes()), &message.payload);
         if message.class == Class::Fifo {
             self.sum = self.sum.wrapping_add(hash);
         } else {

@@ -117,6 +117,7 @@ impl World {
         machine.plant(self.plant.and_then(crate::Plant::of_multicast));
         let room = Room { machine, draining: false, throttled: false, held: false, state };
         process.rooms.insert(group, room);
+        process.moved |= 2 << group;
     }
 
     /// Others wait for a process: it leaves the group, and comes back after a while.
@@ -189,6 +190,7 @@ impl World {
     fn feed_room(&mut self, p: usize, group: usize, input: Input) -> bool {
         let process = &mut self.processes[p];
         let now = process.clock.local(self.now);
+        process.moved |= 2 << group;
         let Some(room) = process.rooms.get_mut(group) else { return true };
         let held = now >= process.app.lease;
         if std::mem::replace(&mut room.held, held) != held {

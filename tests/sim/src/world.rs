@@ -497,6 +497,8 @@ impl World {
             inbox: VecDeque::new(),
             next: VecDeque::new(),
             rooms: ByGroup::default(),
+            dues: [None; 1 + GROUPS],
+            moved: u8::MAX,
             wake_at: None,
             wake_due: Instant::ZERO,
             fuse: None,
@@ -748,11 +750,15 @@ impl World {
                     if let Input::Message { from, .. } = &input {
                         self.meet(p, *from);
                     }
-                    self.processes[p].cluster.handle(now, input);
+                    let process = &mut self.processes[p];
+                    process.moved |= 1;
+                    process.cluster.handle(now, input);
                     self.drain_cluster(p)
                 }
                 Incoming::Timers => {
-                    self.processes[p].cluster.handle_timeout(now);
+                    let process = &mut self.processes[p];
+                    process.moved = u8::MAX;
+                    process.cluster.handle_timeout(now);
                     self.drain_cluster(p) && self.room_timers(p)
                 }
                 other => self.step_room(p, other),
@@ -819,8 +825,7 @@ impl World {
 
     fn schedule(&mut self, p: usize) {
         let process = &mut self.processes[p];
-        let rooms = process.rooms.values().filter_map(|room| room.machine.poll_timeout());
-        let Some(due) = rooms.chain(process.cluster.poll_timeout()).min() else { return };
+        let Some(due) = process.due() else { return };
         // Mostly: what is due later on its clock is not due earlier.
         if process.wake_at.is_some() && due >= process.wake_due {
             return;
