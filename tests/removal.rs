@@ -40,12 +40,12 @@ fn who_was_removed_while_it_stood_still_ends_with_4_if_it_was_to_stay_once() {
     let mut stays = Proc::join("g", "stays", &rendezvous, &[LEASE, &["--admin", "127.0.0.1:0"]].concat());
     let admin = admin_of(&mut stays);
     stays.until_event("leading");
-    // Those who stand still are not needed for decisions.
-    let no_core = &["--core", "no"][..];
+    // Those who stand still are not needed for decisions, and begin anew only once they heard that they were removed.
+    let no_core = &["--core", "no", "--bootstrap", "join"][..];
     let mut member = Proc::join("g", "member", &rendezvous, &[LEASE, no_core, &["--once"]].concat());
     stays.until_members(2);
     let watch = ["watch", "g", "--name", "watch", "--once", "--rendezvous", &rendezvous];
-    let mut watch = Proc::start(&[&watch[..], LEASE].concat());
+    let mut watch = Proc::start(&[&watch[..], LEASE, no_core].concat());
     watch.until_members(2);
     // It waits for a lead that it does not get.
     let lock = ["lock", "g", "--name", "lock", "--rendezvous", &rendezvous];
@@ -81,7 +81,8 @@ fn who_was_removed_while_it_stood_still_comes_back_otherwise() {
     let dir = Dir::new();
     let mut stays = Proc::join("g", "stays", &dir.rendezvous(), LEASE);
     stays.until_event("leading");
-    let mut back = Proc::join("g", "back", &dir.rendezvous(), LEASE);
+    let more = ["--core", "no", "--bootstrap", "join"];
+    let mut back = Proc::join("g", "back", &dir.rendezvous(), &[LEASE, &more].concat());
     let first = back.until_event("started")["id"].clone();
     stays.until_members(2);
     back.signal("STOP");
