@@ -6,6 +6,7 @@
 //! | file | idea |
 //! | --- | --- |
 //! | `takeover.rs` | membership: takeovers, leases, leaders |
+//! | `room.rs` | the same with a group that multicasts: takeover, lease and flush together |
 //! | `flush.rs` | multicast: from one view to the next |
 //! | `mark.rs` | fingerprints in which times count as distances from now |
 //! | `search.rs` | runs a search and says how far it came |
@@ -15,6 +16,7 @@
 
 pub mod flush;
 pub mod mark;
+mod room;
 pub mod search;
 pub mod suite;
 pub mod takeover;

@@ -108,6 +108,9 @@ struct TakeoverArgs {
     /// How often it loses its memory.
     #[arg(long, default_value_t = 0)]
     forgets: u8,
+    /// How many messages members of a group multicast; without any it does not.
+    #[arg(long, default_value_t = 0)]
+    words: u8,
     /// Plant a bug (built with `--features plant`).
     #[arg(long)]
     plant: Option<String>,
@@ -148,7 +151,18 @@ impl TakeoverArgs {
         }
         let plants = membership_proto::Plant::ALL.map(|p| (p.name(), p));
         let Self {
-            cuts, holds, crashes, proofs, restarts, stalls, step_downs, leaves, mutes, forgets, ..
+            cuts,
+            holds,
+            crashes,
+            proofs,
+            restarts,
+            stalls,
+            step_downs,
+            leaves,
+            mutes,
+            forgets,
+            words,
+            ..
         } = *self;
         Ok(Takeover {
             nodes: self.nodes,
@@ -164,6 +178,7 @@ impl TakeoverArgs {
                 leaves,
                 mutes,
                 forgets,
+                words,
             },
             witness: self.witness,
             horizon: self.horizon,

@@ -54,6 +54,7 @@ const NONE: Budget = Budget {
     leaves: 0,
     mutes: 0,
     forgets: 0,
+    words: 0,
 };
 
 /// Those that are run before every change, each to its end.
@@ -111,6 +112,15 @@ pub fn long() -> Vec<(&'static str, Case)> {
         ("3 nodes: a cut, a death, a late message", Case::Takeover(takeover(3, Budget { holds: 1, ..both }))),
         ("3 nodes: a cut, a death, a new start", Case::Takeover(takeover(3, Budget { restarts: 1, ..both }))),
         ("4 nodes: a cut, a death", Case::Takeover(takeover(4, both))),
+        ("2 nodes that multicast: a cut, a message", {
+            Case::Takeover(takeover(2, Budget { words: 1, cuts: 1, ..NONE }))
+        }),
+        ("3 nodes that multicast: a death, a message", {
+            Case::Takeover(takeover(3, Budget { words: 1, crashes: 1, proofs: 1, ..NONE }))
+        }),
+        ("3 nodes that multicast: a cut, a death, two messages", {
+            Case::Takeover(takeover(3, Budget { words: 2, ..both }))
+        }),
         ("3 nodes: messages whenever they like", Case::Takeover(free)),
         ("2 nodes and a witness: a cut, a late message, a lost memory, one does not reach it", {
             Case::Takeover(witnessed(2, Budget { cuts: 1, holds: 1, forgets: 1, mutes: 1, ..NONE }))

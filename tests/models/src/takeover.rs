@@ -20,16 +20,18 @@ use std::{
     time::Duration,
 };
 
+use membership_multicast::{Frame, Input as RoomInput};
 use membership_proto::{
     Bootstrap, Cluster, Config, Dest, Domains, GroupWish, Input, Kind, Msg, NodeInfo, Output, Plant,
     state::State,
     witness::{Answer, Epoch, Keeper, Question},
 };
-use membership_types::{Drift, GroupName, Instant, Machine, NodeId, Rng, Token, ViewId};
+use membership_types::{Drift, GroupName, Instant, Lineage, Machine, NodeId, Rng, Token, ViewId};
 use stateright::{Model, Property};
 
 use crate::{
     mark::{CLOCK_BITS, Marker, NOON},
+    room::{Room, Words},
     search::Story,
 };
 
@@ -70,6 +72,8 @@ pub struct Budget {
     pub leaves: u8,
     pub mutes: u8,
     pub forgets: u8,
+    /// Messages that members of the first group multicast; without any they do not.
+    pub words: u8,
 }
 
 /// The bounds of a model.
@@ -130,6 +134,8 @@ pub enum Action {
     Mute(usize),
     /// The witness loses its memory.
     Forget,
+    /// A member multicasts a message.
+    Say(usize),
 }
 
 /// What the witness says to a node that claimed a core.
@@ -143,12 +149,14 @@ struct Reply {
 
 /// A node and what its application may do.
 #[derive(Clone)]
-struct Node {
+pub(crate) struct Node {
     cluster: Cluster,
     /// The tokens under which it may act, by group.
     leads: BTreeMap<GroupName, Token>,
     /// Until when.
-    lease: Instant,
+    pub(crate) lease: Instant,
+    /// Its part in the first group, if that multicasts.
+    pub(crate) room: Option<Room>,
 }
 
 #[derive(Clone)]
@@ -160,6 +168,15 @@ struct Place {
     /// Whose deaths it was told of.
     told: u16,
     restarts: u64,
+    /// How many messages its nodes have multicast.
+    said: u8,
+}
+
+/// What one node says to another.
+#[derive(Clone, Debug, Hash)]
+pub(crate) enum Said {
+    Msg(Msg),
+    Frame(Lineage, Frame),
 }
 
 /// Messages that were sent together.
@@ -169,7 +186,7 @@ struct Packet {
     /// Where it was sent from, and to.
     link: (usize, usize),
     to: NodeId,
-    msgs: Arc<Vec<Msg>>,
+    msgs: Arc<Vec<Said>>,
     mark: u64,
     held: bool,
 }
@@ -185,6 +202,7 @@ struct Seen {
     log: BTreeMap<u64, u64>,
     /// The highest token that anybody acted under, and who.
     tokens: BTreeMap<GroupName, (Token, NodeId)>,
+    words: Words,
 }
 
 /// A state of the model.
@@ -201,6 +219,8 @@ pub struct World {
     budget: Budget,
     keeper: Keeper,
     replies: Vec<Reply>,
+    /// Links on which frames were lost: there is a new connection once they carry again.
+    torn: u64,
     /// Nodes that do not reach the witness: bit `node`.
     mute: u64,
     seen: Arc<Seen>,
@@ -227,6 +247,7 @@ impl Hash for World {
             budget,
             keeper,
             replies,
+            torn,
             mute,
             seen: _,
             seen_mark,
@@ -234,9 +255,9 @@ impl Hash for World {
         } = self;
         let left = (*end < u64::MAX).then(|| end - step);
         (left, cut, budget, seen_mark, broken).hash(state);
-        (keeper, replies, mute).hash(state);
+        (keeper, replies, mute, torn).hash(state);
         for place in places {
-            (place.mark, place.up, place.stalled, place.told).hash(state);
+            (place.mark, place.up, place.stalled, place.told, place.said).hash(state);
         }
         // What is under way in order stays in order; what is late has none.
         for packet in flight.iter().filter(|p| !p.held) {
@@ -265,11 +286,24 @@ pub const RANKS: &str = "one list of members per group view";
 /// Two nodes committed different entries at one index.
 pub const LOG: &str = "a committed entry stays";
 
-fn group(n: usize) -> GroupName {
+/// A leader acts for a group that multicasts before its view is installed behind it.
+pub const UNCLOSED: &str = "who leads has closed all views before";
+/// Two members that go from one view to the same next one delivered different messages in it.
+pub const SAME_SET: &str = "the same messages between two views";
+/// They delivered ordered ones in different orders.
+pub const SAME_ORDER: &str = "one order";
+/// A safe message was delivered that some member who goes on never delivers.
+pub const SAFE: &str = "what is safe to one is safe to all";
+/// A message was delivered in a view other than the one in which it was sent, or twice.
+pub const FOREIGN: &str = "only messages of the view, once";
+/// A member goes on without having delivered its own message.
+pub const OWN: &str = "a sender delivers its own";
+
+pub(crate) fn group(n: usize) -> GroupName {
     GroupName::new(GROUPS[n]).expect("a good name")
 }
 
-fn clock(place: usize, step: u64) -> Instant {
+pub(crate) fn clock(place: usize, step: u64) -> Instant {
     Instant::from_nanos(((place as u64 + 1) << CLOCK_BITS) + NOON + step * UNIT)
 }
 
@@ -303,7 +337,7 @@ impl Takeover {
         let mut cluster = Cluster::new(config, now, Rng::frozen(), ViewId::NONE);
         #[cfg(feature = "plant")]
         cluster.plant(self.plant);
-        Node { cluster, leads: BTreeMap::new(), lease: Instant::ZERO }
+        Node { cluster, leads: BTreeMap::new(), lease: Instant::ZERO, room: None }
     }
 
     /// A founded cluster, all nodes in it, in the core, and in both groups; nothing is under way.
@@ -318,6 +352,7 @@ impl Takeover {
             budget: Budget::default(),
             keeper: Keeper::new(Epoch::new(1)),
             replies: Vec::new(),
+            torn: 0,
             mute: 0,
             seen: Arc::default(),
             seen_mark: 0,
@@ -331,14 +366,15 @@ impl Takeover {
                 _ => (Bootstrap::Join, clock(place, world.step)),
             };
             let node = Arc::new(self.node(place, 1, bootstrap, started));
-            world.places.push(Place { node, mark: 0, up: true, stalled: false, told: 0, restarts: 0 });
+            let place_of = Place { node, mark: 0, up: true, stalled: false, told: 0, restarts: 0, said: 0 };
+            world.places.push(place_of);
             self.look_for_others(&mut world, place);
             self.drive(&mut world, |w| w.places.iter().all(|p| p.sees(place + 1)));
-            self.feed(&mut world, place, Input::Wish(join(0)));
+            self.feed(&mut world, place, Input::Wish(self.join(0)));
             self.drive(&mut world, |w| w.has_group(0, place + 1));
         }
         for place in (0..self.nodes).rev() {
-            self.feed(&mut world, place, Input::Wish(join(1)));
+            self.feed(&mut world, place, Input::Wish(self.join(1)));
             self.drive(&mut world, |w| w.has_group(1, self.nodes - place));
         }
         let all = self.nodes;
@@ -402,21 +438,27 @@ impl Takeover {
     fn deliver(&self, world: &mut World, n: usize) {
         let packet = world.flight.remove(n);
         let place = packet.link.1;
-        for msg in packet.msgs.iter() {
+        for said in packet.msgs.iter() {
             if world.places[place].up && world.places[place].node.cluster.id() == packet.to {
-                self.feed(world, place, Input::Message { from: packet.from, msg: msg.clone() });
+                match said.clone() {
+                    Said::Msg(msg) => self.feed(world, place, Input::Message { from: packet.from, msg }),
+                    Said::Frame(lineage, frame) => {
+                        self.feed_room(world, place, RoomInput::Frame(packet.from, lineage, frame));
+                    }
+                }
             }
         }
     }
 
-    fn feed(&self, world: &mut World, place: usize, input: Input) {
+    pub(crate) fn feed(&self, world: &mut World, place: usize, input: Input) {
         self.run(world, place, |cluster, now| cluster.handle(now, input));
     }
 
     /// Time goes on to the end of the step in which something is due.
     fn advance(&self, world: &mut World) {
         let due = |(place, p): (usize, &Place)| {
-            let at = p.node.cluster.poll_timeout()?;
+            let room = p.node.room.as_ref().and_then(Room::poll_timeout);
+            let at = p.node.cluster.poll_timeout().into_iter().chain(room).min()?;
             (p.up && !p.stalled).then(|| (at - clock(place, 0)).as_nanos() as u64)
         };
         let Some(at) = world.places.iter().enumerate().filter_map(due).min() else { return };
@@ -426,6 +468,10 @@ impl Takeover {
             let p = &world.places[place];
             if p.up && !p.stalled && p.node.cluster.poll_timeout().is_some_and(|at| at <= now) {
                 self.run(world, place, |cluster, now| cluster.handle_timeout(now));
+            }
+            let p = &world.places[place];
+            if p.up && !p.stalled {
+                self.look_at_room(world, place);
             }
         }
         let step = world.step;
@@ -445,7 +491,8 @@ impl Takeover {
         let last_view = node.cluster.view().map(|v| v.id);
         let committed = node.cluster.committed().map(|s| s.index);
         step(&mut node.cluster, now);
-        let mut sent: Vec<(usize, NodeId, Vec<Msg>)> = Vec::new();
+        let mut sent: Vec<(usize, NodeId, Vec<Said>)> = Vec::new();
+        let mut views = Vec::new();
         let mut found = false;
         let mut asked = Vec::new();
         while let Some(output) = Arc::make_mut(&mut world.places[place].node).cluster.poll_output() {
@@ -458,8 +505,8 @@ impl Takeover {
                     let Some(to) = to.filter(|to| *to < world.places.len()) else { continue };
                     let id = world.places[to].node.cluster.id();
                     match sent.iter_mut().find(|(t, _, _)| *t == to) {
-                        Some((_, _, msgs)) => msgs.push(msg),
-                        None => sent.push((to, id, vec![msg])),
+                        Some((_, _, msgs)) => msgs.push(Said::Msg(msg)),
+                        None => sent.push((to, id, vec![Said::Msg(msg)])),
                     }
                 }
                 Output::ClusterView(view) => {
@@ -469,9 +516,12 @@ impl Takeover {
                     }
                     world.see_view(view.id, view.prev, members(&view));
                 }
-                Output::View(view, _) if view.id != ViewId::NONE => {
+                Output::View(view, part) if view.id != ViewId::NONE => {
                     let list = view.members.iter().map(|m| m.node).collect();
                     world.see_group(view.group.clone(), view.id, (view.token, list));
+                    if view.kind == Kind::Multicast {
+                        views.push((view, part));
+                    }
                 }
                 Output::Lease(until) => Arc::make_mut(&mut world.places[place].node).lease = until,
                 Output::Leading { group, token, .. } => {
@@ -512,6 +562,12 @@ impl Takeover {
         for question in asked {
             self.ask_witness(world, place, question);
         }
+        for (view, part) in views {
+            self.room_view(world, place, &view, part);
+        }
+        if world.places[place].up {
+            self.look_at_room(world, place);
+        }
         let p = &mut world.places[place];
         p.mark = mark_of(&p.node, world.step);
         world.judge();
@@ -547,7 +603,10 @@ impl Takeover {
                     }
                 }
             }
-            Action::Heal => (world.cut, world.mute) = (0, 0),
+            Action::Heal => {
+                (world.cut, world.mute) = (0, 0);
+                self.connect(world);
+            }
             Action::Crash(place) => {
                 world.budget.crashes -= 1;
                 let p = &mut world.places[place];
@@ -567,13 +626,15 @@ impl Takeover {
                 let restarts = world.places[place].restarts + 1;
                 let node =
                     Arc::new(self.node(place, 1 + restarts, Bootstrap::Join, clock(place, world.step)));
-                world.places[place] = Place { node, mark: 0, up: true, stalled: false, told: 0, restarts };
+                let said = world.places[place].said;
+                world.places[place] =
+                    Place { node, mark: 0, up: true, stalled: false, told: 0, restarts, said };
                 world.flight.retain(|packet| packet.link.1 != place);
                 for other in &mut world.places {
                     other.told &= !(1 << place);
                 }
                 for n in 0..GROUPS.len() {
-                    self.feed(world, place, Input::Wish(join(n)));
+                    self.feed(world, place, Input::Wish(self.join(n)));
                 }
                 self.look_for_others(world, place);
             }
@@ -584,6 +645,7 @@ impl Takeover {
             Action::Resume(place) => {
                 world.places[place].stalled = false;
                 self.run(world, place, |cluster, now| cluster.handle_timeout(now));
+                self.connect(world);
             }
             Action::StepDown(place, n) => {
                 world.budget.step_downs -= 1;
@@ -608,7 +670,39 @@ impl Takeover {
                 #[cfg(feature = "plant")]
                 self.plant_in(&mut world.keeper);
             }
+            Action::Say(place) => {
+                world.budget.words -= 1;
+                self.say(world, place);
+            }
         }
+    }
+
+    /// Links that lost frames and carry again have new connections.
+    fn connect(&self, world: &mut World) {
+        for (a, b) in (0..self.nodes).flat_map(|a| (a + 1..self.nodes).map(move |b| (a, b))) {
+            let both = self.link(a, b) | self.link(b, a);
+            let stalled = world.places[a].stalled || world.places[b].stalled;
+            if world.torn & both == 0 || world.cut & both != 0 || stalled {
+                continue;
+            }
+            world.torn &= !both;
+            // What is under way on the old connection is lost with it.
+            for packet in world.flight.iter_mut().filter(|p| [(a, b), (b, a)].contains(&p.link)) {
+                let of_cluster = |said: &&Said| matches!(said, Said::Msg(_));
+                packet.msgs = Arc::new(packet.msgs.iter().filter(of_cluster).cloned().collect());
+                packet.mark = packet.mark_at(world.step);
+            }
+            world.flight.retain(|packet| !packet.msgs.is_empty());
+            for (to, from) in [(a, b), (b, a)] {
+                let id = world.id(from);
+                self.feed_room(world, to, RoomInput::Linked(id));
+            }
+        }
+    }
+
+    fn join(&self, n: usize) -> GroupWish {
+        let kind = if n == 0 && self.budget.words > 0 { Kind::Multicast } else { Kind::Plain };
+        GroupWish::Join { group: group(n), endpoint: None, kind }
     }
 
     fn link(&self, from: usize, to: usize) -> u64 {
@@ -616,15 +710,15 @@ impl Takeover {
     }
 }
 
-fn join(n: usize) -> GroupWish {
-    GroupWish::Join { group: group(n), endpoint: None, kind: Kind::Plain }
-}
-
 fn mark_of(node: &Node, step: u64) -> u64 {
-    Marker::at(step * UNIT, FAR * UNIT).of(&(&node.cluster, &node.leads, node.lease))
+    Marker::at(step * UNIT, FAR * UNIT).of(&(&node.cluster, &node.leads, node.lease, &node.room))
 }
 
 impl Packet {
+    fn has_frames(&self) -> bool {
+        self.msgs.iter().any(|said| matches!(said, Said::Frame(..)))
+    }
+
     fn mark_at(&self, step: u64) -> u64 {
         Marker::at(step * UNIT, FAR * UNIT).of(&(self.from, self.link, self.to, &self.msgs))
     }
@@ -643,11 +737,62 @@ impl Place {
 }
 
 impl World {
+    pub(crate) fn id(&self, place: usize) -> NodeId {
+        self.places[place].node.cluster.id()
+    }
+
+    pub(crate) fn step(&self) -> u64 {
+        self.step
+    }
+
+    pub(crate) fn is_up(&self, place: usize) -> bool {
+        self.places[place].up
+    }
+
+    pub(crate) fn place_of(&self, id: NodeId) -> Option<usize> {
+        self.places.iter().position(|p| p.node.cluster.id() == id)
+    }
+
+    pub(crate) fn node_mut(&mut self, place: usize) -> &mut Node {
+        Arc::make_mut(&mut self.places[place].node)
+    }
+
+    pub(crate) fn remark(&mut self, place: usize) {
+        let p = &mut self.places[place];
+        p.mark = mark_of(&p.node, self.step);
+    }
+
+    pub(crate) fn next_word(&mut self, place: usize) -> u8 {
+        self.places[place].said += 1;
+        self.places[place].said
+    }
+
+    pub(crate) fn words<T>(&mut self, change: impl FnOnce(&mut Words) -> T) -> T {
+        let result = change(&mut Arc::make_mut(&mut self.seen).words);
+        self.seen_mark = Marker::timeless().of(&*self.seen);
+        result
+    }
+
+    /// Frames go from one place to a node at another.
+    pub(crate) fn post(
+        &mut self,
+        model: &Takeover,
+        from: usize,
+        (to, id): (usize, NodeId),
+        msgs: Arc<Vec<Said>>,
+    ) {
+        let packet = Packet { from: self.id(from), link: (from, to), to: id, msgs, mark: 0, held: false };
+        self.send(model, packet);
+    }
+
     fn send(&mut self, model: &Takeover, mut packet: Packet) {
         let (from, to) = packet.link;
         let waiting = || self.flight.iter().filter(|p| p.link == packet.link).count();
         let full = self.places[to].stalled && waiting() >= STALLED_TAKES;
         if self.cut & model.link(from, to) != 0 || !self.places[to].up || full {
+            if packet.has_frames() {
+                self.torn |= model.link(from, to);
+            }
             return;
         }
         if let Delivery::Free { capacity } = model.delivery
@@ -664,7 +809,7 @@ impl World {
         self.flight.push(packet);
     }
 
-    fn breaks(&mut self, property: &'static str) {
+    pub(crate) fn breaks(&mut self, property: &'static str) {
         self.broken.get_or_insert(property);
     }
 
@@ -732,6 +877,10 @@ impl World {
                 if leader != Some((Some(id), token)) && broken.is_none() {
                     broken = Some(OVERRULED);
                 }
+                let room = place.node.room.as_ref().filter(|_| *group == self::group(0));
+                if room.is_some_and(|room| room.installed().is_none_or(|view| view < token.view())) {
+                    broken = broken.or(Some(UNCLOSED));
+                }
                 match self.seen.tokens.get(group) {
                     Some(known) if *known == (token, id) => {}
                     Some((highest, _)) if *highest >= token => broken = broken.or(Some(TOKENS)),
@@ -778,6 +927,7 @@ impl Model for Takeover {
         if let Some(next) = next
             && budget.holds > 0
             && !self.is_free()
+            && !world.flight[next].has_frames()
         {
             actions.push(Action::Hold(next));
         }
@@ -841,6 +991,9 @@ impl Model for Takeover {
             if budget.leaves > 0 && !places[n].stalled {
                 actions.push(Action::Leave(n));
             }
+            if budget.words > 0 && !places[n].stalled && places[n].node.room.is_some() {
+                actions.push(Action::Say(n));
+            }
         }
     }
 
@@ -865,6 +1018,12 @@ impl Model for Takeover {
             Property::always(IDS, |_, w: &World| w.broken != Some(IDS)),
             Property::always(RANKS, |_, w: &World| w.broken != Some(RANKS)),
             Property::always(LOG, |_, w: &World| w.broken != Some(LOG)),
+            Property::always(UNCLOSED, |_, w: &World| w.broken != Some(UNCLOSED)),
+            Property::always(SAME_SET, |_, w: &World| w.broken != Some(SAME_SET)),
+            Property::always(SAME_ORDER, |_, w: &World| w.broken != Some(SAME_ORDER)),
+            Property::always(SAFE, |_, w: &World| w.broken != Some(SAFE)),
+            Property::always(FOREIGN, |_, w: &World| w.broken != Some(FOREIGN)),
+            Property::always(OWN, |_, w: &World| w.broken != Some(OWN)),
             Property::sometimes("another node takes over", |_, w: &World| {
                 w.places.iter().enumerate().any(|(n, p)| {
                     n > 0 && p.up && p.node.cluster.authority().is_some_and(|until| until > clock(n, w.step))
@@ -938,15 +1097,17 @@ impl Story for Takeover {
             Action::HoldAnswer(n) => format!("is late what the witness says to {}", world.replies[*n].to),
             Action::Mute(place) => format!("{} does not reach the witness any more", id(*place)),
             Action::Forget => "the witness loses its memory".into(),
+            Action::Say(place) => format!("{} multicasts something", id(*place)),
         }
     }
 }
 
 /// The name of a message's variant.
-fn name_of(msg: &Msg) -> String {
-    let text = match msg {
-        Msg::In(_, msg) => format!("{msg:?}"),
-        msg => format!("{msg:?}"),
+fn name_of(said: &Said) -> String {
+    let text = match said {
+        Said::Msg(Msg::In(_, msg)) => format!("{msg:?}"),
+        Said::Msg(msg) => format!("{msg:?}"),
+        Said::Frame(_, frame) => format!("{frame:?}"),
     };
     text.chars().take_while(char::is_ascii_alphanumeric).collect()
 }

@@ -37,6 +37,13 @@ fn a_cut_or_a_death_never_makes_two_leaders() {
 }
 
 #[test]
+fn views_are_closed_before_anybody_leads_and_leases_end_what_is_safe() {
+    // As above, of two nodes the senior goes on.
+    let found = search(suite::takeover(2, Budget { cuts: 1, words: 1, ..Budget::default() }), LIMITS);
+    assert!(found.broken.is_empty() && found.exhausted, "{found:#?}");
+}
+
+#[test]
 fn states_that_differ_by_the_time_of_day_alone_are_one() {
     // With nothing to go wrong a cluster comes round to where it was.
     let found = search(suite::takeover(3, Budget::default()), LIMITS);

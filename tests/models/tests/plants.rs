@@ -81,6 +81,12 @@ fn bugs_in_leases_and_leadership_are_found() {
 }
 
 #[test]
+fn a_leader_that_does_not_wait_for_the_closing_of_views_is_found() {
+    let death = Budget { crashes: 1, proofs: 1, words: 1, ..Budget::default() };
+    assert_eq!(takeover(3, death, Plant::LeadUninstalled), Some(takeover::UNCLOSED));
+}
+
+#[test]
 fn bugs_in_the_closing_of_views_are_found() {
     let dies = || suite::flush(&[&[0, 1, 2], &[0, 1]], &[(0, Ordered), (1, Safe), (2, Ordered)], Some(2), 0);
     let orphaned = || suite::flush(&[&[0, 1, 2], &[1, 2]], &[(0, Safe), (1, Ordered)], Some(0), 1);
