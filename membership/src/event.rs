@@ -212,7 +212,7 @@ pub(crate) struct More {
     /// The node's last reign, once it is over.
     pub(crate) last_end: Option<Ended>,
     /// How the group's state stands that is kept on disk, and the event that told of it.
-    pub(crate) kept: Option<(replica::Standing, Arc<Event>)>,
+    pub(crate) kept: Option<Box<(replica::Standing, Arc<Event>)>>,
 }
 
 /// A node as events name it.
@@ -263,7 +263,7 @@ impl Standing {
     }
 
     pub(crate) fn kept(&self) -> Option<&(replica::Standing, Arc<Event>)> {
-        self.more.as_ref()?.kept.as_ref()
+        self.more.as_ref()?.kept.as_deref()
     }
 
     /// The events that make it up, in order.

@@ -599,7 +599,8 @@ impl Driver {
     pub(super) fn tell_state(&mut self, group: &GroupName, standing: replica::Standing) {
         let event = Arc::new(self.event(Some(group.clone()), What::State { standing: standing.clone() }));
         let Some(slot) = self.groups.get_mut(group).filter(|slot| slot.wanted.is_some()) else { return };
-        slot.standing_mut().more.get_or_insert_default().kept = Some((standing, Arc::clone(&event)));
+        slot.standing_mut().more.get_or_insert_default().kept =
+            Some(Box::new((standing, Arc::clone(&event))));
         self.tell_group(group, event);
     }
 
