@@ -394,6 +394,13 @@ impl Member {
             // What this coordinator has committed includes the entry that it proposed to us.
             acceptor.commit_accepted(ctx, update.ballot);
         }
+        let from = update.ballot.node;
+        let knows = |a: &Acceptor| a.state.index >= update.index && !a.state.view.contains(from);
+        if from != ctx.me() && self.acceptor.as_ref().is_some_and(knows) {
+            // The coordinator is out, and waits to hear that we know. We may be gone ourselves before it says so again.
+            let beat = Box::new(self.heartbeat(ctx));
+            ctx.reply(from, self.lineage, ClusterMsg::Heartbeat(beat));
+        }
         let first = !self.is_installed();
         if update.index < self.seen {
             return None; // Overtaken by a later one.

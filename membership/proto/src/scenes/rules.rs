@@ -622,6 +622,33 @@ fn who_takes_over_lets_those_go_who_said_before_that_they_leave() {
     assert_eq!((&entry.commands, &entry.core), (&gone, &Some([2, 3, 4].map(id).into())));
 }
 
+/// It may be the last itself, and gone with what it is told next.
+#[test]
+fn who_is_told_that_its_coordinator_is_out_answers_at_once() {
+    let mut scene = Scene::new(2);
+    let commands = vec![Command::Remove(id(1), Why::Left)];
+    let entry = Entry { commands, core: Some([2, 3, 4, 5].map(id).into()), epoch: None };
+    let acceptor = scene.member.acceptor.as_mut().expect("it keeps the log");
+    acceptor.commit(&mut scene.ctx, Arc::new(entry));
+    let index = scene.commit();
+    let update = Update {
+        ballot: ballot(1, 1),
+        prev: LogIndex::ZERO,
+        index,
+        full: None,
+        deltas: Vec::new(),
+        core: None,
+        groups: Vec::new(),
+        wishes_done: 0,
+        dissolved: None,
+    };
+    assert_eq!(scene.member.on_update(&mut scene.ctx, update), None);
+    let answered = scene.said().into_iter().any(|(to, msg)| {
+        matches!((to, msg), (Dest::Node(to, _), ClusterMsg::Heartbeat(beat)) if to == id(1) && beat.commit == Some(index))
+    });
+    assert!(answered);
+}
+
 /// With others it might be let go; a coordinator that waits for some is not the last.
 #[test]
 fn who_leaves_is_the_last_once_nobody_is_left_who_could_sit_in_the_core() {
