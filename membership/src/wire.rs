@@ -21,6 +21,8 @@ pub(crate) const MAX_STATE: usize = 64 * 1024 * 1024;
 pub(crate) const MAX_GREETING: usize = 4 * 1024;
 /// How deep values of a message are nested, at most.
 const DEPTH: usize = 64;
+/// Room that a larger frame took is given back after it.
+const KEPT: usize = 64 * 1024;
 /// Bytes of the length.
 pub(crate) const LENGTH: usize = 4;
 /// Frames larger than this are cut into pieces of this size, for who takes them.
@@ -121,15 +123,20 @@ pub(crate) struct Frames {
     /// What has come of a frame in pieces.
     large: BytesMut,
     max: usize,
+    /// A large frame was in the buffer.
+    grown: bool,
 }
 
 impl Frames {
     pub(crate) fn new(max: usize) -> Self {
-        Self { buffer: BytesMut::new(), large: BytesMut::new(), max }
+        Self { buffer: BytesMut::new(), large: BytesMut::new(), max, grown: false }
     }
 
     /// Where bytes are added that came in.
     pub(crate) fn buffer(&mut self) -> &mut BytesMut {
+        if self.grown && self.buffer.is_empty() {
+            (self.buffer, self.grown) = (BytesMut::new(), false);
+        }
         &mut self.buffer
     }
 
@@ -148,6 +155,7 @@ impl Frames {
             if self.buffer.len() < LENGTH + size {
                 return Ok(None);
             }
+            self.grown |= size > KEPT;
             self.buffer.advance(LENGTH);
             let payload = self.buffer.split_to(size);
             if !part {
@@ -170,7 +178,20 @@ mod tests {
     }
 
     fn frames(bytes: &[u8]) -> Frames {
-        Frames { buffer: bytes.into(), large: BytesMut::new(), max: 100 }
+        Frames { buffer: bytes.into(), large: BytesMut::new(), max: 100, grown: false }
+    }
+
+    #[test]
+    fn room_for_a_large_frame_is_given_back_once_nothing_is_in_it() {
+        let large = encode(&FrameRef::Msg(&Msg::Refused("x".repeat(1 << 20))), MAX_FRAME).expect("it fits");
+        let mut frames = Frames::new(MAX_FRAME);
+        frames.buffer().extend_from_slice(&large);
+        frames.buffer().extend_from_slice(&[0, 0]);
+        drop(frames.next().expect("no garbage").expect("a frame"));
+        assert_eq!(&frames.buffer()[..], [0, 0], "the next one has begun");
+        frames.buffer().extend_from_slice(&[0, 0]);
+        drop(frames.next().expect("no garbage").expect("an empty frame"));
+        assert_eq!(frames.buffer().capacity(), 0);
     }
 
     #[test]

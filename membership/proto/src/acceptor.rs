@@ -28,7 +28,7 @@ use crate::{
 
 /// How many committed commands are kept for those who are behind, and how many bytes of them: what they get is one message.
 /// Beyond that they get the whole state.
-const RECENT_COMMANDS: usize = 4096;
+const RECENT_COMMANDS: usize = 2048;
 const RECENT_BYTES: usize = 2 << 20;
 
 /// A committed entry, its index, and the change of the cluster view that it made.

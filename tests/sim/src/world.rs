@@ -693,11 +693,10 @@ impl World {
     /// something else makes the process look at the time.
     fn wake_late(&mut self, p: usize, asleep_since: u64) {
         let process = &mut self.processes[p];
-        let rooms = process.rooms.values().filter_map(|room| room.machine.poll_timeout());
-        let Some(due) = rooms.chain(process.cluster.poll_timeout()).min() else { return };
+        let Some(due) = process.due() else { return };
         let left = process.clock.global(due).saturating_sub(asleep_since);
         let at = self.now + left.max(1);
-        process.wake_at = Some(at);
+        (process.wake_at, process.wake_due) = (Some(at), due);
         self.push(at, Action::Wake { p });
     }
 

@@ -280,6 +280,8 @@ impl Office {
         }
         self.cut_since = None;
         let epoch = core.as_ref().and_then(|_| self.epoch_for_core(ctx, state));
+        // It is kept for a while, and mostly short.
+        commands.shrink_to_fit();
         let entry = Entry { commands, core, epoch };
         if !state.has_ids_for(&entry) {
             self.stuck = Some("view ids are used up: this lineage can make no further view".into());
