@@ -24,10 +24,10 @@ pub struct Floor {
 }
 
 impl Floor {
-    /// What it is worth to a coordinator of this lineage. What was set aside for a younger one keeps nobody from giving ids that
-    /// are in use there.
+    /// What it is worth to a coordinator of this lineage. What was set aside for another one keeps nobody from giving ids that are in
+    /// use there. (Which of two that were founded at once is the older one, nobody knows: clocks differ.)
     pub(crate) fn counts_in(&self, lineage: Lineage) -> ViewId {
-        if self.lineage <= lineage { self.view } else { ViewId::NONE }
+        if self.lineage == lineage { self.view } else { ViewId::NONE }
     }
 }
 
@@ -120,11 +120,11 @@ mod tests {
     }
 
     #[test]
-    fn what_was_set_aside_for_a_younger_lineage_counts_for_nothing() {
+    fn what_was_set_aside_for_another_lineage_counts_for_nothing() {
         let ballot = Ballot { round: 1, node: membership_types::NodeId::new(1, 1) };
         let floor = Floor { view: ViewId::new(500), lineage: Lineage::new(2, 2), ballot };
         let counts =
             [Lineage::new(3, 1), floor.lineage, Lineage::new(1, 9)].map(|l| floor.counts_in(l).get());
-        assert_eq!(counts, [500, 500, 0]);
+        assert_eq!(counts, [0, 500, 0]);
     }
 }
