@@ -792,6 +792,7 @@ impl Member {
         if !self.follow(ctx, ballot) {
             return;
         }
+        let all = matches!(tail, Tail::State(_));
         match (&mut self.acceptor, tail) {
             (Some(acceptor), tail) => {
                 if !acceptor.catch_up(ctx, tail) {
@@ -803,6 +804,9 @@ impl Member {
                 self.acceptor = Some(Acceptor::new(ctx, ballot, *state));
             }
             (None, _) => {}
+        }
+        if all {
+            self.share_views();
         }
         self.send_heartbeat(ctx);
     }

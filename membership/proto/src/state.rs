@@ -239,6 +239,13 @@ impl State {
         self.groups.get(name).map(|g| &g.view)
     }
 
+    /// A view that is kept elsewhere too takes the place of one that is equal.
+    pub(crate) fn share(&mut self, view: &SharedView) {
+        if let Some(group) = self.groups.get_mut(&view.group).filter(|group| group.view == *view) {
+            group.view = view.clone();
+        }
+    }
+
     /// All groups, by name.
     pub fn groups(&self) -> impl Iterator<Item = &SharedView> {
         self.groups.values().map(|g| &g.view)

@@ -86,6 +86,14 @@ impl Member {
         ctx.push(Output::View(view, part));
     }
 
+    /// The log has come as a whole: views that the node has been told already are not kept twice.
+    pub(crate) fn share_views(&mut self) {
+        let Some(acceptor) = &mut self.acceptor else { return };
+        for known in self.groups.values() {
+            acceptor.state.share(&known.view);
+        }
+    }
+
     fn trace_group_view(&self, ctx: &mut Ctx, view: &SharedView, part: Part) {
         let (g, lineage) = (|| Group::from(&view.group), lin(self.lineage));
         let members = || -> Vec<Process> { view.members.iter().map(|m| m.node.into()).collect() };
