@@ -73,7 +73,7 @@ impl Fleet {
         let own = records.into_iter().find(|record| record["p"].is_array()).expect("it says who it is");
         let at = membership::clock::now_ns();
         let record = serde_json::json!({
-            "v": own["v"], "src": "h", "seq": 1, "t": at, "ev": "Crash", "p": own["p"], "how": "killed",
+            "v": own["v"], "src": "h", "seq": 1, "t": at, "ev": "Crash", "p": own["p"], "how": "SIGKILL",
         });
         let file = self.dir.write("harness.jsonl", &format!("{record}\n"));
         self.traces.push(file);
