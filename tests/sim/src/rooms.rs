@@ -327,7 +327,7 @@ impl World {
         let bytes = Bytes::from(bytes);
         let cut = self.rng.below(bytes.len() as u64 + 1) as usize;
         let mut at = self.now;
-        if !self.calm && self.rng.chance(100) {
+        if self.is_wild() && self.rng.chance(100) {
             // Longer than a joiner waits for who says nothing, and sometimes than for who is at work; in calm it comes at last.
             self.mark("an application takes long to make its state");
             at += self.rng.between(5, 60) * self.params.lease.as_nanos() as u64;
