@@ -267,9 +267,10 @@ impl Office {
         let maybe_decided = won.undecided.is_some() && state.core.len().is_multiple_of(2);
         for node in &state.view.members {
             if node.id != ctx.me() {
-                let must_store = match maybe_decided && state.core.contains(&node.id) {
-                    true => state.index.next(),
-                    false => state.maybe_unknown_to(node.id),
+                let must_store = if maybe_decided && state.core.contains(&node.id) {
+                    state.index.next()
+                } else {
+                    state.maybe_unknown_to(node.id)
                 };
                 office.peers.insert(node.id, Peer { addr: Some(node.addr), must_store, ..Peer::new(now) });
                 office.note_slot_floor(acceptor, node.id, ViewId::NONE);

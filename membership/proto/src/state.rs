@@ -227,10 +227,10 @@ impl State {
 
     /// How many bytes it may take in a message, at most.
     pub fn weight(&self) -> usize {
-        // A group's name is there twice, and once for each of its members; nodes have counts of wishes.
+        // A group's name is there twice, and once for each of its members; nodes have counts of wishes, and were in even cores.
         let of =
             |view: &SharedView| view.weight() + 32 + (2 + view.members.len()) * view.group.as_str().len();
-        let nodes = self.view.members.iter().map(|node| node.weight() + 64);
+        let nodes = self.view.members.iter().map(|node| node.weight() + 96);
         4096 + self.core.len() * 32 + nodes.sum::<usize>() + self.groups().map(of).sum::<usize>()
     }
 
