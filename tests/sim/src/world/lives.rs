@@ -12,6 +12,8 @@ use membership_types::{
 };
 
 use super::{Action, DISK_NS, EPOCH_S, FEW, ID_BLOCK, MANY, World, address, group};
+#[cfg(feature = "plant")]
+use crate::plant::Plant;
 use crate::{
     clock::Clock,
     process::{App, ByGroup, GROUPS, Incoming, Life, Process},
