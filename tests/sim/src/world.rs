@@ -54,8 +54,10 @@ pub(crate) enum Action {
     Wake { p: usize },
     /// What a process had written is on its disk.
     Synced { p: usize, floor: Floor },
-    /// An application looks around and acts.
+    /// An application looks around, as it does now and then.
     App { p: usize },
+    /// It acts once more: at the last moment of a lease, or when its process goes on.
+    Act { p: usize },
     /// A link is mended.
     Heal { from: usize, to: usize },
     /// A link is cut for a while.
@@ -320,6 +322,7 @@ impl World {
             }
             Action::Synced { p, floor } => self.synced(p, floor),
             Action::App { p } => self.run_app(p),
+            Action::Act { p } => self.act(p),
             Action::Heal { from, to } => {
                 let apart = self.apart.is_some_and(|pair| pair == (from, to) || pair == (to, from));
                 if !apart && !self.outcast.contains(&from) && !self.outcast.contains(&to) {
@@ -505,7 +508,7 @@ impl World {
                 // Now and then the application acts at the last possible moment.
                 if !self.processes[p].app.leads.is_empty() && self.rng.chance(60) {
                     let at = self.processes[p].clock.global(until);
-                    self.push(at.saturating_sub(1), Action::App { p });
+                    self.push(at.saturating_sub(1), Action::Act { p });
                 }
             }
             Output::Leading { group, token, .. } => {

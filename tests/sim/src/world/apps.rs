@@ -16,13 +16,15 @@ use crate::{
 
 impl World {
     pub(super) fn run_app(&mut self, p: usize) {
-        if !self.processes[p].is_up() {
+        if self.processes[p].is_gone() {
             return;
         }
         self.act(p);
-        self.talk(p);
-        if self.is_wild() && self.rng.chance(25) {
-            self.change_mind(p);
+        if self.processes[p].is_up() {
+            self.talk(p);
+            if self.is_wild() && self.rng.chance(25) {
+                self.change_mind(p);
+            }
         }
         let lease = self.params.lease.as_nanos() as u64;
         let next = self.rng.between(lease / 6, lease / 2);
@@ -33,7 +35,7 @@ impl World {
     pub(super) fn act(&mut self, p: usize) {
         let process = &self.processes[p];
         let (id, lineage) = (process.id, process.cluster.lineage());
-        if process.clock.local(self.now) >= process.app.lease {
+        if !process.is_up() || process.clock.local(self.now) >= process.app.lease {
             return;
         }
         let Some(lineage) = lineage else { return };

@@ -340,7 +340,7 @@ impl World {
             self.step(p, Incoming::Timers);
         }
         if self.processes[p].is_up() {
-            self.push(self.now, Action::App { p });
+            self.push(self.now, Action::Act { p });
         }
     }
 
