@@ -173,5 +173,6 @@ fn a_web_page_cannot_force_anything() {
     assert_eq!(ask("POST", &addr, &format!("{ours}origin: http://evil.example\r\n")), "403");
     assert_eq!(ask("POST", &addr, &format!("{ours}sec-fetch-site: cross-site\r\n")), "403");
     assert_eq!(ask("POST", "evil.example", ours), "403");
+    assert_eq!(ask("POST", "127.0.0.1.evil.example", ours), "403");
     assert_eq!(ask("POST", &addr, ours), "409", "it is not blocked, but was asked");
 }

@@ -133,7 +133,7 @@ impl Pair {
 fn status(p: &Proc) -> Option<Value> {
     let started = p.seen.iter().find(|e| e["event"] == "started")?;
     let mut stream = TcpStream::connect(started["admin"].as_str()?).ok()?;
-    write!(stream, "GET /v1/status HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").ok()?;
+    write!(stream, "GET /v1/status HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;
     serde_json::from_str(answer.split_once("\r\n\r\n")?.1).ok()
@@ -290,7 +290,7 @@ fn a_web_page_makes_no_memory() {
     let ask = |header: &str| {
         let mut stream = TcpStream::connect(admin).expect("it listens");
         let path = "/v1/rendezvous/mine/witness/5-0000000000000def/1";
-        let head = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{header}\r\n");
+        let head = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{header}\r\n");
         stream.write_all(head.as_bytes()).expect("it reads");
         let mut answer = String::new();
         stream.read_to_string(&mut answer).expect("it answers");

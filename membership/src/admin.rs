@@ -1,5 +1,6 @@
 //! The admin API: HTTP for operators, probes and dashboards, on a thread of its own.
 
+mod browsers;
 mod groups;
 mod page;
 mod stream;
@@ -8,7 +9,7 @@ use std::{
     collections::BTreeMap,
     convert::Infallible,
     io,
-    net::{IpAddr, SocketAddr, TcpListener},
+    net::{IpAddr, TcpListener},
     sync::{Arc, Mutex},
     thread,
     time::Duration,
@@ -17,9 +18,9 @@ use std::{
 use bytes::Bytes;
 use http_body_util::{BodyExt, Either, Full, Limited};
 use hyper::{
-    HeaderMap, Method, Request, Response,
+    Method, Request, Response,
     body::Incoming,
-    header::{ALLOW, CONTENT_TYPE, ETAG, HeaderName, HeaderValue, IF_MATCH, IF_NONE_MATCH, ORIGIN},
+    header::{ALLOW, CONTENT_TYPE, ETAG, HeaderName, HeaderValue, IF_MATCH, IF_NONE_MATCH},
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -32,6 +33,7 @@ use tokio::{
     time::timeout,
 };
 
+use browsers::is_of_a_page;
 pub(crate) use stream::STREAMS;
 use stream::{Life, Stream};
 
@@ -180,7 +182,8 @@ async fn accept(listener: TcpListener, shared: &Arc<Shared>) {
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let (stream, from) = match listener.accept().await {
-            Ok((stream, from)) => (stream, from.ip()),
+            // Of a socket for both families IPv4 looks like IPv6.
+            Ok((stream, from)) => (stream, from.ip().to_canonical()),
             Err(error) => {
                 // Most often too many open files: waiting is all that helps.
                 tracing::warn!(%error, "the admin API cannot accept a connection");
@@ -223,6 +226,9 @@ async fn answer(
     from: IpAddr,
     life: &Life,
 ) -> Result<Response<Answer>, Infallible> {
+    if let Some(refusal) = browsers::refusal(request.headers(), from) {
+        return Ok(respond(refusal).map(Either::Left));
+    }
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     if reads && request.uri().path() == EVENTS_PATH {
         return Ok(match stream::follow(shared, life) {
@@ -270,15 +276,9 @@ fn below<'a>(path: &'a str, prefix: &str) -> Option<&'a str> {
 }
 
 /// An operator gives up the lineage. Nothing authenticates who asks, so it must be somebody on this host, and no page in
-/// somebody's browser: such a request names its origin or where it was made, cannot have this header without being allowed
-/// to first, and, where a name was made to point here, has that name in `host`.
+/// somebody's browser, which cannot send our header without being allowed to first (and see `browsers.rs`).
 async fn force_new(request: Request<Incoming>, shared: &Shared, from: IpAddr) -> AdminResponse {
     let headers = request.headers();
-    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    let by_address = header("host").is_some_and(|host| {
-        let name = host.parse::<SocketAddr>().map(|addr| addr.ip()).or_else(|_| host.parse::<IpAddr>());
-        name.is_ok_and(|ip| ip.is_loopback()) || host.split(':').next() == Some("localhost")
-    });
     if request.method() != Method::POST {
         return AdminResponse::error(405, "only POST is allowed here: use `phalanx force-new --from ADDR`");
     }
@@ -288,7 +288,7 @@ async fn force_new(request: Request<Incoming>, shared: &Shared, from: IpAddr) ->
             "only a process on the node's own host may force: run `phalanx force-new` there",
         );
     }
-    if is_of_a_page(headers) || !by_address || header(OPERATOR).is_none() {
+    if is_of_a_page(headers) || !headers.contains_key(OPERATOR) {
         return AdminResponse::error(403, "not from a web page: use `phalanx force-new --from ADDR`");
     }
     let body = match read(request).await {
@@ -317,11 +317,6 @@ async fn force_new(request: Request<Incoming>, shared: &Shared, from: IpAddr) ->
         Ok(Ok(Err(why))) => AdminResponse::error(409, why),
         _ => AdminResponse::error(504, "the node did not say what came of it: see /v1/status"),
     }
-}
-
-/// Did a page in somebody's browser make it? Such a request names its origin or where it was made.
-fn is_of_a_page(headers: &HeaderMap) -> bool {
-    headers.keys().any(|name| *name == ORIGIN || name.as_str().starts_with("sec-fetch-"))
 }
 
 /// What the header of a request proves, if anything; or why it is refused.

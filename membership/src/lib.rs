@@ -46,7 +46,7 @@
 //! | `rendezvous/ask.rs`, `proof.rs` | how one is asked over HTTP; how its answers are proved |
 //! | `witness.rs` | who says which half of a core may go on: what it is asked in words |
 //! | `witness/memory.rs`, `asker.rs` | its records, on shared storage or kept by a node for others; the thread that asks |
-//! | `admin.rs`, `metrics.rs`, `trace.rs` | what operators and checkers read; groups, events and a page in `admin/` |
+//! | `admin.rs`, `metrics.rs`, `trace.rs` | what operators and checkers read; groups, events and a page in `admin/`, and what pages of others must not do |
 //! | `panic.rs`, `watchdog.rs` | a panic ends the lease first; an application that stands still |
 //! | `fuzz.rs` | the parsers, for those who throw nonsense at them (feature `fuzz`) |
 //! | `clock.rs`, `error.rs` | the one clock; what can go wrong |

@@ -13,10 +13,15 @@ use crate::harness::{Place, leave, loopback, metric, one_view, quiet, view, with
 
 /// One request on a connection of its own. Gives the status, the head and the body.
 async fn request(addr: SocketAddr, head: &str) -> (u16, String, String) {
+    request_of(addr, head, &addr.to_string()).await
+}
+
+/// The same, of what has this name.
+async fn request_of(addr: SocketAddr, head: &str, host: &str) -> (u16, String, String) {
     let mut stream = TcpStream::connect(addr).await.expect("listens");
     // A server that refuses may close before all is written.
     let _cut_short =
-        stream.write_all(format!("{head}\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes()).await;
+        stream.write_all(format!("{head}\r\nhost: {host}\r\nconnection: close\r\n\r\n").as_bytes()).await;
     let mut answer = Vec::new();
     within("an answer", stream.read_to_end(&mut answer)).await.expect("an answer");
     let answer = String::from_utf8(answer).expect("text");
@@ -142,6 +147,39 @@ async fn what_is_not_there_and_what_is_not_allowed_is_answered_in_json() {
 }
 
 #[tokio::test]
+async fn a_page_whose_name_was_made_to_point_here_reads_nothing() {
+    let place = Place::new();
+    let (node, addr) = admin_of(&place).await;
+    node.extensions().route("/v1/services", |_| AdminResponse::json(200, &json!({ "secret": 1 })));
+    let paths = [
+        "/",
+        "/healthz",
+        "/metrics",
+        "/v1/status",
+        "/v1/view",
+        "/v1/groups",
+        "/v1/groups/g",
+        "/v1/events",
+        "/v1/rendezvous/default",
+        "/v1/rendezvous/default/witness/5-0000000000000def/1",
+        "/v1/services",
+    ];
+    for path in paths {
+        let (status, _, body) =
+            request_of(addr, &format!("GET {path} HTTP/1.1"), &format!("evil.example:{}", addr.port())).await;
+        assert_eq!(status, 403, "{path}: {body}");
+        let why = serde_json::from_str::<Value>(&body).expect("JSON");
+        assert_eq!(why.as_object().map(serde_json::Map::len), Some(1), "{body}");
+        assert!(why["error"].as_str().is_some_and(|why| why.contains("http://127.0.0.1")), "{body}");
+    }
+    for host in ["localhost", "LOCALHOST:1", "[::1]:7070", "10.0.0.1"] {
+        assert_eq!(request_of(addr, "GET /v1/status HTTP/1.1", host).await.0, 200, "{host}");
+    }
+    assert_eq!(request(addr, "GET /v1/services HTTP/1.1").await.0, 200);
+    place.judge([node]).await;
+}
+
+#[tokio::test]
 async fn a_node_in_no_view_is_alive_but_not_ready() {
     let node = quiet("a").bootstrap(Bootstrap::Join).admin(loopback());
     let node = node.start().await.expect("starts");
@@ -164,7 +202,8 @@ async fn a_node_in_no_view_is_alive_but_not_ready() {
 async fn answers_for(addr: SocketAddr, node: &Node) -> bool {
     let Ok(mut stream) = TcpStream::connect(addr).await else { return false };
     let mut answer = Vec::new();
-    let _refused = stream.write_all(b"GET /v1/status HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+    let _refused =
+        stream.write_all(b"GET /v1/status HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await;
     let _refused = stream.read_to_end(&mut answer).await;
     String::from_utf8_lossy(&answer).contains(&node.id().to_string())
 }
@@ -189,7 +228,7 @@ async fn callers_add_routes_and_metrics() {
     assert!(request(addr, "GET /metrics HTTP/1.1").await.2.contains("router_requests_total 7"));
     let huge = format!("POST /v1/services HTTP/1.1\r\ncontent-length: {}", 1 << 20);
     let mut stream = TcpStream::connect(addr).await.expect("listens");
-    stream.write_all(format!("{huge}\r\nhost: x\r\n\r\n").as_bytes()).await.expect("written");
+    stream.write_all(format!("{huge}\r\nhost: localhost\r\n\r\n").as_bytes()).await.expect("written");
     let _cut_short = stream.write_all(&vec![0; 1 << 18]).await;
     let mut answer = vec![0; 64];
     let count = within("an answer", stream.read(&mut answer)).await.expect("an answer");
@@ -203,7 +242,7 @@ async fn callers_add_routes_and_metrics() {
 /// Lines that come for as long as the node goes on.
 async fn follow(addr: SocketAddr) -> Lines<BufReader<TcpStream>> {
     let mut stream = TcpStream::connect(addr).await.expect("listens");
-    stream.write_all(b"GET /v1/events HTTP/1.0\r\nhost: x\r\n\r\n").await.expect("it reads");
+    stream.write_all(b"GET /v1/events HTTP/1.0\r\nhost: localhost\r\n\r\n").await.expect("it reads");
     BufReader::new(stream).lines()
 }
 

@@ -41,8 +41,10 @@ fn slots(node: &Node) -> Vec<Option<u16>> {
 /// One request as any client may make it. Gives status, ETag and body.
 async fn request(registry: SocketAddr, what: &str, headers: &str, body: &Value) -> (u16, String, Value) {
     let body = if body.is_null() { String::new() } else { body.to_string() };
-    let head =
-        format!("{what} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
+    let head = format!(
+        "{what} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {}\r\n",
+        body.len()
+    );
     let mut stream = TcpStream::connect(registry).await.expect("listens");
     stream.write_all(format!("{head}{headers}\r\n{body}").as_bytes()).await.expect("written");
     let mut answer = String::new();

@@ -100,16 +100,17 @@ const WITNESS: [&str; 4] = [
     "phalanx witness 1\nhalf 1.7 b.7\nsum 00000000000000000000000000000000\n",
 ];
 
-const ADMIN: [&str; 8] = [
-    "GET /v1/status HTTP/1.1\r\nHost: h\r\n\r\nGET /v1/groups/a%2Fb HTTP/1.1\r\nHost: h\r\n\r\n",
+const ADMIN: [&str; 9] = [
+    "GET /v1/status HTTP/1.1\r\nHost: localhost\r\n\r\nGET /v1/groups/a%2Fb HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "GET /metrics HTTP/1.0\r\n\r\n",
-    "HEAD /readyz HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n",
-    "POST /x/%y?q=1 HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
-    "PUT /v1/rendezvous/c/nodes/a HTTP/1.1\r\nHost: h\r\nIf-None-Match: *\r\nContent-Length: 56\r\n\r\n\
-     {\"key\":\"a\",\"id\":\"1.1\",\"name\":\"a\",\"addr\":\"10.0.0.1:7000\"}GET /v1/rendezvous/c HTTP/1.1\r\nHost: h\r\n\r\n",
-    "DELETE /v1/rendezvous/c/slots/0 HTTP/1.1\r\nHost: h\r\nIf-Match: \"1-1\"\r\n\r\n",
-    "GET /v1/events HTTP/1.1\r\nHost: h\r\n\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n",
-    "GET /v1/groups?limit=7&after=a%2Fb HTTP/1.1\r\nHost: h\r\n\r\n",
+    "HEAD /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+    "POST /x/%y?q=1 HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+    "PUT /v1/rendezvous/c/nodes/a HTTP/1.1\r\nHost: localhost\r\nIf-None-Match: *\r\nContent-Length: 56\r\n\r\n\
+     {\"key\":\"a\",\"id\":\"1.1\",\"name\":\"a\",\"addr\":\"10.0.0.1:7000\"}GET /v1/rendezvous/c HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "DELETE /v1/rendezvous/c/slots/0 HTTP/1.1\r\nHost: localhost\r\nIf-Match: \"1-1\"\r\n\r\n",
+    "GET /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\nGET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "GET /v1/groups?limit=7&after=a%2Fb HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "GET /v1/status HTTP/1.1\r\nHost: evil.example\r\n\r\nGET / HTTP/1.1\r\nHost: [::1]:70\r\n\r\n",
 ];
 
 const REQUESTS: [&str; 4] = [
