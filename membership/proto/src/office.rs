@@ -499,11 +499,13 @@ impl Office {
                 return;
             }
             // Its directory may be another one than the slot had before.
-            let floor = join.floor.map_or(ViewId::NONE, |floor| floor.counts_in(acceptor.state.lineage));
+            let lineage = acceptor.state.lineage;
+            let floor = join.floor.map_or(ViewId::NONE, |floor| floor.counts_in(lineage));
             self.slot_floors.extend(join.info.slot.map(|slot| (slot, (id, floor))));
-            if let Some(view) = self.lacks_ids.filter(|view| floor < *view) {
-                let msg = ClusterMsg::SetAside { ballot: self.ballot, view };
-                ctx.send(&join.info, acceptor.state.lineage, msg);
+            // What it has set aside for another lineage stays so until it is admitted: more of that would count for nothing, too.
+            let would_count = join.floor.is_none_or(|floor| floor.lineage == lineage);
+            if let Some(view) = self.lacks_ids.filter(|view| would_count && floor < *view) {
+                ctx.send(&join.info, lineage, ClusterMsg::SetAside { ballot: self.ballot, view });
             }
         }
         if self.flaps.must_wait(ctx, join.info.addr) {

@@ -12,7 +12,7 @@ use crate::{
     config::{Bootstrap, Config},
     ctx::{Ctx, Dest, End, Output},
     entry::{Command, Entry, GroupWish},
-    floor::Durable,
+    floor::{Durable, Floor},
     member::Member,
     msg::{Ask, ClusterMsg, Heartbeat, Hello, Join, Msg, Probe, Promise, Standing},
     quorum::Deaths,
@@ -137,6 +137,24 @@ impl Scene {
         let (lineage, core) = (self.member.lineage, LogIndex::new(7));
         self.ctx.on_witness(Answer { lineage, core, epoch: Epoch::new(epoch), record });
         self.member.check_candidacy(&mut self.ctx);
+    }
+
+    /// A node whose data directory has this floor asks the coordinator to be admitted.
+    fn asks_in(&mut self, info: NodeInfo, floor: Option<Floor>) {
+        let id = info.id;
+        let join = Join {
+            info,
+            lease: LEASE,
+            highest: ViewId::NONE,
+            floor,
+            wishes: Vec::new(),
+            observes: Vec::new(),
+            level: 0,
+            witness: false,
+        };
+        let Self { ctx, member } = self;
+        let (office, acceptor) = (member.office.as_mut().expect("in office"), member.acceptor.as_ref());
+        office.on_join(ctx, acceptor.expect("it keeps the log"), &member.deaths, id, join);
     }
 
     /// Node 2 takes over, with promises of 3 and 4. Which of the two should answer its first grant at once?
@@ -362,24 +380,35 @@ fn what_a_replaced_holder_says_late_counts_for_its_slot_no_more() {
     scene.beat(3, 500);
     assert_eq!(floor(&scene), Some(500));
     let newer = NodeInfo { id: NodeId::new(3, 99), ..with_slot(3) };
-    let join = Join {
-        info: newer.clone(),
-        lease: LEASE,
-        highest: ViewId::NONE,
-        floor: None,
-        wishes: Vec::new(),
-        observes: Vec::new(),
-        level: 0,
-        witness: false,
-    };
-    {
-        let Scene { ctx, member } = &mut scene;
-        let (office, acceptor) = (member.office.as_mut().expect("in office"), member.acceptor.as_ref());
-        office.on_join(ctx, acceptor.expect("it keeps the log"), &member.deaths, newer.id, join);
-    }
+    scene.asks_in(newer, None);
     assert_eq!(floor(&scene), Some(0), "of the new directory nothing is known");
     scene.beat(3, 500);
     assert_eq!(floor(&scene), Some(0), "and the old one is not the slot's any more");
+}
+
+/// An entry waits for view ids to be set aside, and who asks to be admitted could do that, too.
+#[test]
+fn a_guest_is_asked_to_set_ids_aside_where_that_counts() {
+    let (ours, other) = (Lineage::new(1, 1), Lineage::new(2, 2));
+    for (floor, counts) in [
+        (None, true),
+        (Some((ours, 7)), true),
+        (Some((ours, 1 << 50)), false), // It has.
+        (Some((other, 7)), false),
+        (Some((other, 1 << 50)), false),
+    ] {
+        let mut scene = Scene::new(2);
+        let state = &mut scene.member.acceptor.as_mut().expect("it keeps the log").state;
+        (state.terms.slots, state.terms.durable) = (5, true);
+        scene.member.on_death(&mut scene.ctx, id(1), "seen", None);
+        scene.take_over(true);
+        assert_eq!(scene.decide_all(), [0; 0], "no directory has set anything aside");
+        let floor =
+            floor.map(|(lineage, view)| Floor { view: ViewId::new(view), lineage, ballot: ballot(1, 1) });
+        scene.asks_in(NodeInfo { slot: Some(4), keeps_floor: true, ..info(9) }, floor);
+        let asked = |(to, msg): &(Dest, ClusterMsg)| matches!((to, msg), (Dest::Node(to, _), ClusterMsg::SetAside { .. }) if *to == id(9));
+        assert_eq!(scene.said().iter().any(asked), counts, "{floor:?}");
+    }
 }
 
 /// A write may still be on its way when an incarnation ends: the next one asks for no lower floor, which would take its place.

@@ -522,21 +522,7 @@ fn who_comes_and_goes_too_often_is_kept_waiting() {
     let comes = |scene: &mut Scene, inc| {
         let info = NodeInfo { id: NodeId::new(9, inc), ..info(9) };
         let id = info.id;
-        let join = Join {
-            info,
-            lease: LEASE,
-            highest: ViewId::NONE,
-            floor: None,
-            wishes: Vec::new(),
-            observes: Vec::new(),
-            level: 0,
-            witness: false,
-        };
-        {
-            let Scene { ctx, member } = &mut *scene;
-            let (office, acceptor) = (member.office.as_mut().expect("in office"), member.acceptor.as_ref());
-            office.on_join(ctx, acceptor.expect("it keeps the log"), &member.deaths, id, join);
-        }
+        scene.asks_in(info, None);
         scene.decide_all();
         scene.state().view.contains(id)
     };
