@@ -588,8 +588,7 @@ impl Office {
     /// This lineage is the younger of two: it ends, and its nodes go over.
     pub(crate) fn dissolve(&mut self, ctx: &mut Ctx, into: membership_types::Lineage) {
         if self.dissolving.is_none() {
-            let granted = self.peers.values().map(|p| p.granted_until).max();
-            let ready_at = granted.unwrap_or(Instant::ZERO).max(self.horizon).max(ctx.now);
+            let ready_at = self.given_to(|_| true).max(self.horizon).max(ctx.now);
             ctx.mark("the younger of two lineages dissolves");
             self.dissolving = Some(Dissolving { into, ready_at });
             self.queue.clear();
@@ -640,8 +639,13 @@ impl Office {
 
     /// Until when anybody may hold a lease that rests on this office.
     pub(crate) fn granted_until(&self, ctx: &Ctx, acceptor: &Acceptor, deaths: &Deaths) -> Instant {
-        let granted = self.peers.values().map(|p| p.granted_until).max().unwrap_or(Instant::ZERO);
-        granted.max(self.horizon).max(self.binds_until(ctx, acceptor, deaths))
+        self.given_to(|_| true).max(self.horizon).max(self.binds_until(ctx, acceptor, deaths))
+    }
+
+    /// The end of the last lease that this office gave to others, as far as they are some of these.
+    pub(crate) fn given_to(&self, to: impl Fn(NodeId) -> bool) -> Instant {
+        let given = self.peers.iter().filter(|(id, _)| to(**id)).map(|(_, peer)| peer.granted_until);
+        given.max().unwrap_or(Instant::ZERO)
     }
 
     /// The regular round: silence, repetitions.

@@ -253,6 +253,12 @@ impl Member {
         given.max(authority)
     }
 
+    /// The end of the last lease that we gave some of these from an office: who is in one goes on giving leases while it asks for
+    /// a higher ballot, and they may last longer than what it knew of when it began to ask.
+    fn given_to(&self, to: impl Fn(NodeId) -> bool) -> Instant {
+        self.office.as_ref().map_or(Instant::ZERO, |office| office.given_to(to))
+    }
+
     fn ask(&mut self, ctx: &mut Ctx) {
         let Some(acceptor) = &self.acceptor else { return };
         let Some(candidate) = &mut self.takeover.candidate else { return };
@@ -538,6 +544,7 @@ impl Member {
                         ctx.mark("half of a core wins by a proof of death");
                         continue;
                     }
+                    let horizon = horizon.max(self.given_to(|id| others.contains(&id)));
                     if !self.may_go_on_alone(ctx, core, &with, horizon) {
                         return None;
                     }
@@ -552,7 +559,7 @@ impl Member {
             .then_some((predecessor, self.heard_at));
         Some(Won {
             ballot: candidate.ballot,
-            horizon,
+            horizon: horizon.max(self.given_to(|_| true)),
             undecided,
             without,
             lapsed,

@@ -538,6 +538,39 @@ fn who_comes_and_goes_too_often_is_kept_waiting() {
     assert!(comes(&mut scene, 6), "not for ever");
 }
 
+/// It gives leases while it asks for a higher ballot: those of its first office end later than what it knew of when it asked.
+#[test]
+fn who_wins_anew_waits_for_the_leases_that_it_gave_while_it_asked() {
+    let mut scene = Scene::in_office();
+    scene.decide_all();
+    let before = scene.member.office.as_ref().expect("in office").ballot;
+    scene.member.on_refuse(&mut scene.ctx, id(5), before, ballot(9, 5), Duration::ZERO);
+    let asked = scene.said().into_iter().find_map(|(_, msg)| match msg {
+        ClusterMsg::Ask(ask) => Some(ask.ballot),
+        _ => None,
+    });
+    let asked = asked.expect("5 follows no lower ballot any more");
+    scene.wait(LEASE / 5);
+    scene.beat(4, 0);
+    scene.beat(3, 0);
+    let lease = scene.lease_of(3).expect("the question has not come there");
+    let acts_until = scene.ctx.now.after(lease);
+    [4, 5].iter().for_each(|n| scene.promise(asked, *n, false, None));
+    assert!(scene.member.office.as_ref().is_some_and(|office| office.ballot == asked), "with three of four");
+    // A newer process has the address of 3, which is told to stop and does not hear it.
+    scene.asks_in(NodeInfo { id: NodeId::new(3, 99), ..info(3) }, None);
+    let removes = |command: &Command| matches!(command, Command::Remove(node, _) if *node == id(3));
+    for _ in 0..60 {
+        [4, 5].iter().for_each(|n| scene.beat(*n, 0));
+        if scene.entries().iter().any(|entry| entry.commands.iter().any(removes)) {
+            assert!(scene.ctx.now >= acts_until, "{:?} too early", acts_until - scene.ctx.now);
+            return;
+        }
+        scene.wait(LEASE / 40);
+    }
+    panic!("it is removed in the end");
+}
+
 // ---- all leave at once ------------------------------------------------------------------------------------------------
 
 /// No core can do without the last of its members, so it lets the others go, and is then let go by nobody.
