@@ -632,10 +632,12 @@ impl Hub {
         let tracer = self.tracer.clone();
         let mut pen = tracer.as_ref().map(Tracer::pen);
         let now = pen.as_ref().map_or_else(clock::now, |pen| pen.now());
-        let held = now.as_nanos() >= self.lease.until();
-        if held {
-            self.bulk.0.held.store(true, Ordering::Release);
-        }
+        let lapsed = || now.as_nanos() >= self.lease.until();
+        // The second time: an extension since the first look has either seen that somebody waits, or is seen now.
+        let held = lapsed() && {
+            self.bulk.0.held.swap(true, Ordering::AcqRel);
+            lapsed()
+        };
         if std::mem::replace(&mut room.held, held) != held {
             room.machine.handle(now, Input::Hold(held));
         }
