@@ -138,7 +138,8 @@ impl Membership {
     /// Gives up the first rank: the node stops leading at once, goes to the last rank, and goes on as a member. Returns
     /// when a view says so, or when the node has stopped.
     ///
-    /// Cancel-safe: a dropped future steps down all the same.
+    /// Cancel-safe: once it is asked for, which is at once unless hundreds of commands wait, a dropped future steps down all the
+    /// same.
     pub async fn step_down(&self) {
         let (done, told) = oneshot::channel();
         let group = self.inner.group.clone();
@@ -223,9 +224,11 @@ impl Membership {
     /// node has stopped.
     ///
     /// A node that is not in the group's view yet is admitted first: bound the wait where that may never happen.
-    /// Cancel-safe: a dropped future leaves all the same. To be a member again, [`Node::join`].
+    /// Cancel-safe: a dropped future leaves all the same, and waits no longer for what was multicast. To be a member again,
+    /// [`Node::join`].
     pub async fn leave(&self) {
         self.inner.left.store(true, Ordering::Release);
+        let unasked = Unasked(&self.inner);
         self.inner.drained(tokio::time::Instant::now() + DRAIN).await;
         if let Some(mailbox) = &self.inner.mailbox {
             mailbox.refuse(Some(SendError::NotMember));
@@ -234,7 +237,17 @@ impl Membership {
         let group = self.inner.group.clone();
         // Where the node has stopped, the command comes back: dropped here, so that nobody waits for it.
         drop(self.inner.node.inner.commands.send(Command::Leave { group, done }).await);
+        std::mem::forget(unasked);
         let _told = told.await;
+    }
+}
+
+/// Leaving that was given up before it was asked for: it is asked for as if the last handle were gone.
+struct Unasked<'a>(&'a MembershipInner);
+
+impl Drop for Unasked<'_> {
+    fn drop(&mut self) {
+        self.0.node.inner.handle_dropped(&self.0.group, self.0.handle);
     }
 }
 

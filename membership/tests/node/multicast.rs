@@ -316,3 +316,31 @@ async fn leaving_waits_for_all_groups_at_once() {
     }
     within("a node leaves", node.leave()).await;
 }
+
+#[tokio::test]
+async fn leaving_that_is_given_up_while_it_waits_for_others_leaves_all_the_same() {
+    let place = Place::new();
+    let node = place.node("n0").await;
+    let mut members = Vec::new();
+    for number in 0..20 {
+        let (member, mut deliveries) = node.join_multicast(&format!("g{number}"), None).await.expect("runs");
+        installs(&mut deliveries, 1).await;
+        members.push((member, deliveries));
+    }
+    let mut all = Vec::new();
+    for (member, deliveries) in members {
+        let mut events = member.events();
+        while events.try_next().is_some() {}
+        member.multicast(Class::Ordered, "on its way").await.expect("room");
+        // Asked once, a moment after something was sent, and not again.
+        let mut leaving = Box::pin(member.leave());
+        assert!(leaving.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        drop(leaving);
+        all.push((member, deliveries, events));
+    }
+    for (member, _deliveries, mut events) in all {
+        within("out", event(&mut events, |what| matches!(what, What::Out { left: true }))).await;
+        assert_eq!(member.until_leader().await.err(), Some(NotMember::Left), "though it is held");
+    }
+    place.judge([node]).await;
+}
