@@ -27,7 +27,7 @@
 //!
 //! | file | idea |
 //! | --- | --- |
-//! | `node.rs`, `group.rs` | the handles that applications use |
+//! | `node.rs`, `group.rs` | the handles that applications use; `node/builder.rs`: how a node is configured |
 //! | `event.rs`, `status.rs` | what a node tells: streams of events, and how things stand |
 //! | `start.rs` | from a configuration to running threads |
 //! | `control.rs` | the control thread: inputs to the machine, outputs of it; in `control/` how it begins and ends, and groups |
@@ -36,7 +36,7 @@
 //! | `replica/ledger.rs`, `store.rs`, `keeper.rs` | its state on disk: who holds what, and may go on; the files; both at work |
 //! | `replica/ledger/held.rs`, `choose.rs` | what is held, and said about it; what is gone on from after everybody was down |
 //! | `bulk.rs` | the bulk thread: what members of groups say to each other; its door, groups and connections in `bulk/` |
-//! | `wire.rs`, `handshake.rs`, `transport.rs` | frames, introductions (and why two part: `handshake/`), connections |
+//! | `wire.rs`, `handshake.rs`, `transport.rs` | frames, introductions (and why two part: `handshake/`), connections (one of them, and what waits for it: `transport/link.rs`) |
 //! | `secret.rs`, `session.rs` | keys that nodes have in common; what is sealed under them |
 //! | `tls.rs` | certificates instead: one for each node |
 //! | `disk.rs` | the data directory: which view ids were set aside |
@@ -51,8 +51,9 @@
 //! | `fuzz.rs` | the parsers, for those who throw nonsense at them (feature `fuzz`) |
 //! | `clock.rs`, `error.rs` | the one clock; what can go wrong |
 //!
-//! Each node has one control thread and one bulk thread (and one for its admin API and one for its trace, if it has them),
-//! each process one that holds and watches life lines. All queues are bounded; the protocol sends again what was lost.
+//! Each node has one control thread and one bulk thread, and one for each of what it has of these: admin API, trace, data
+//! directory, witness, states on disk. Each process has one that holds and watches life lines. All queues are bounded; the protocol
+//! sends again what was lost.
 
 mod admin;
 mod bulk;

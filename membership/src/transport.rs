@@ -4,6 +4,8 @@
 //! oldest frames, because the protocol says everything again that must arrive. Receiving waits for the machine. Large frames
 //! go in pieces, and others go first: a heartbeat does not wait until a state of many MiB has gone through a slow link.
 
+mod link;
+
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, HashMap, VecDeque},
@@ -26,33 +28,30 @@ use tokio::{
     time::timeout,
 };
 
+use self::link::Link;
+pub(crate) use self::link::WAITING_FRAMES;
 use crate::{
     bulk::Bulk,
     clock,
     death::Neighbours,
-    handshake::{self, Hello, Met, Refusal, Seen, Versions},
+    handshake::{self, Hello, Met, Refusal, Seen},
     metrics::Counts,
     secret::Wallet,
     session::{Corrupt, Scratch, Session},
     trace::Tracer,
-    wire::{self, Frame, FrameRef, Frames, Garbage, MAX_FRAME, MAX_STATE, PIECE},
+    wire::{self, Frame, FrameRef, Frames, Garbage, MAX_FRAME, MAX_STATE},
 };
 
 /// Connections that have not introduced themselves yet. One more displaces the oldest of them.
 const STRANGERS: usize = 256;
 /// Connections with one incarnation: each side may have made one, and another while the first was breaking.
 const LINKS_PER_NODE: usize = 4;
-/// Frames and bytes that wait for a connection.
-pub(crate) const WAITING_FRAMES: usize = 4096;
-const WAITING_BYTES: usize = MAX_STATE + 2 * MAX_FRAME;
 /// So many bytes at most wait in the kernel before it takes more: whatever is there goes before the next heartbeat.
 const UNSENT: u32 = 64 * 1024;
 /// A frame of more bytes than this is decoded by another thread.
 const DECODED_ELSEWHERE: usize = 1024 * 1024;
 /// Frames that wait for a connection that is being made.
 const WAITING_FOR_DIAL: usize = 64;
-/// How many bytes go out in one write.
-const BATCH: usize = 256 * 1024;
 /// How long a stranger may take to introduce itself.
 const INTRODUCTION: Duration = Duration::from_secs(3);
 /// An unused connection is closed after this.
@@ -111,22 +110,6 @@ struct Net {
     closed: Notify,
 }
 
-/// A connection with a node that has introduced itself.
-struct Link {
-    peer: Hello,
-    /// The incarnation of ours that it was made with.
-    me: NodeId,
-    queue: RefCell<VecDeque<Bytes>>,
-    bytes: Cell<usize>,
-    /// What goes in pieces, and whether some of the first one has gone. Always empty where the peer takes none.
-    large: RefCell<VecDeque<Bytes>>,
-    begun: Cell<bool>,
-    /// Something waits, or the connection is to be closed.
-    wake: Notify,
-    closing: Cell<bool>,
-    used: Cell<u64>,
-}
-
 /// An address that we wanted to reach.
 #[derive(Default)]
 struct Dial {
@@ -142,87 +125,6 @@ enum DialState {
     /// Frames wait, each for whom it is meant if not for whoever answers.
     Busy(VecDeque<(Option<NodeId>, Bytes)>),
     Up(Rc<Link>),
-}
-
-impl Link {
-    /// Queues a frame; the oldest ones go where there is no room. Gives how many.
-    fn post(&self, frame: Bytes) -> u64 {
-        self.used.set(clock::now_ns());
-        self.wake.notify_one();
-        let common = Versions::OURS.common(self.peer.speaks).unwrap_or(0);
-        if frame.len() > PIECE && Versions::takes_pieces(common) {
-            return self.post_large(frame.slice(wire::LENGTH..));
-        }
-        let mut queue = self.queue.borrow_mut();
-        let mut lost = 0;
-        self.bytes.set(self.bytes.get() + frame.len());
-        queue.push_back(frame);
-        while queue.len() > WAITING_FRAMES || self.bytes.get() > WAITING_BYTES && queue.len() > 1 {
-            let Some(oldest) = queue.pop_front() else { break };
-            self.bytes.set(self.bytes.get() - oldest.len());
-            lost += 1;
-        }
-        lost
-    }
-
-    /// Queues what goes in pieces. What has begun goes on; of the others the oldest go where there is no room.
-    fn post_large(&self, frame: Bytes) -> u64 {
-        let mut large = self.large.borrow_mut();
-        large.push_back(frame);
-        let mut lost = 0;
-        while large.len() > 1 && large.iter().map(Bytes::len).sum::<usize>() > WAITING_BYTES {
-            large.remove(usize::from(self.begun.get()));
-            lost += 1;
-        }
-        lost
-    }
-
-    /// Adds the next piece of what is large.
-    fn add_piece(&self, batch: &mut BytesMut) {
-        let mut large = self.large.borrow_mut();
-        let Some(first) = large.front_mut() else { return };
-        let (head, piece) = wire::next_piece(first);
-        batch.extend_from_slice(&head);
-        batch.extend_from_slice(&piece);
-        let ends = first.is_empty();
-        self.begun.set(!ends);
-        if ends {
-            large.pop_front();
-        }
-    }
-
-    fn waiting(&self) -> usize {
-        self.queue.borrow().len() + self.large.borrow().len()
-    }
-
-    /// What is to be written next; `None` once the connection is to be closed and nothing waits.
-    async fn batch(&self) -> Option<BytesMut> {
-        loop {
-            let mut batch = BytesMut::new();
-            while let Some(frame) = {
-                let mut queue = self.queue.borrow_mut();
-                let fits = queue.front().is_some_and(|f| batch.is_empty() || batch.len() + f.len() <= BATCH);
-                if fits { queue.pop_front() } else { None }
-            } {
-                self.bytes.set(self.bytes.get() - frame.len());
-                batch.extend_from_slice(&frame);
-            }
-            self.add_piece(&mut batch);
-            if !batch.is_empty() {
-                return Some(batch);
-            }
-            if self.closing.get() {
-                return None;
-            }
-            self.wake.notified().await;
-        }
-    }
-
-    /// No more frames; what waits is still written.
-    fn close(&self) {
-        self.closing.set(true);
-        self.wake.notify_one();
-    }
 }
 
 impl Transport {
@@ -404,7 +306,7 @@ impl Net {
     }
 
     fn post(&self, link: &Link, frame: Bytes) {
-        let largest = largest(link);
+        let largest = link.largest();
         if frame.len() > wire::LENGTH + largest {
             return self.too_large(frame.len() - wire::LENGTH, largest);
         }
@@ -588,19 +490,9 @@ impl Net {
             let met = Event::Auth { p: me.node.into(), q: peer.node.into(), name };
             tracer.pen().record_as(me.node, met);
         }
-        let version = me.speaks.common(peer.speaks);
+        let link = Rc::new(Link::new(peer, me.node));
+        let (peer, version) = (&link.peer, link.version());
         tracing::debug!(peer = %peer.node, name = peer.name, addr = %peer.addr, version, "connected");
-        let link = Rc::new(Link {
-            me: me.node,
-            queue: RefCell::default(),
-            bytes: Cell::new(0),
-            large: RefCell::default(),
-            begun: Cell::new(false),
-            wake: Notify::new(),
-            closing: Cell::new(false),
-            used: Cell::new(clock::now_ns()),
-            peer,
-        });
         let mut links = self.links.borrow_mut();
         let known = links.entry(link.peer.node).or_default();
         if known.len() == LINKS_PER_NODE {
@@ -624,7 +516,7 @@ impl Net {
         let (mut read, mut write) = stream.split();
         let session = RefCell::new(session);
         let reading = async {
-            let mut frames = Frames::new(largest(&link));
+            let mut frames = Frames::new(link.largest());
             loop {
                 session.borrow_mut().open(clock::now(), &mut came, frames.buffer(), &self.counts)?;
                 while let Some(payload) = frames.next()? {
@@ -686,9 +578,7 @@ impl Net {
             outcome = reading => outcome,
             outcome = writing => outcome.map_err(Broken::Io),
         };
-        link.closing.set(true);
-        self.counts.dropped.inc_by(link.waiting() as u64);
-        drop((link.queue.take(), link.large.take()));
+        self.counts.dropped.inc_by(link.cut() as u64);
         self.forget(&link);
         if let Err(broken) = outcome {
             let (peer, name) = (link.peer.node, &link.peer.name);
@@ -722,8 +612,7 @@ impl Net {
     }
 
     fn by_version(&self, link: &Link) -> Gauge {
-        let version = Versions::OURS.common(link.peer.speaks).unwrap_or(0);
-        self.counts.by_version.get_or_create_owned(&[("version", version.into())])
+        self.counts.by_version.get_or_create_owned(&[("version", link.version().into())])
     }
 
     /// Now and then: closes what is not used, forgets what is not wanted.
@@ -772,11 +661,6 @@ async fn decode(payload: Bytes) -> Result<Option<Frame>, Garbage> {
     decoded.unwrap_or_else(|error| Err(Garbage::Undecodable(error.to_string())))
 }
 
-/// The largest frame that goes over a connection, either way.
-fn largest(link: &Link) -> usize {
-    Versions::largest(Versions::OURS.common(link.peer.speaks).unwrap_or(0))
-}
-
 /// How long to try to connect, and (times four) how long bytes may stay unconfirmed.
 pub(crate) fn patience(lease: Duration) -> Duration {
     lease.clamp(Duration::from_millis(500), Duration::from_secs(5))
@@ -803,105 +687,4 @@ enum Broken {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::Ipv4Addr;
-
-    use tokio::task::LocalSet;
-
-    use super::*;
-    use crate::secret::{Credentials, Source};
-
-    /// A peer that takes 1 MiB a second, through a small window.
-    #[tokio::test]
-    async fn what_is_small_does_not_wait_until_what_is_large_has_gone_through_a_slow_link() {
-        let body = async {
-            let socket =
-                socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
-            socket.set_recv_buffer_size(64 << 10).expect("smaller");
-            socket.set_nonblocking(true).expect("set");
-            let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-            socket.bind(&addr.into()).expect("a free port");
-            socket.listen(1).expect("listens");
-            let listener = TcpListener::from_std(socket.into()).expect("nonblocking");
-            let addr = listener.local_addr().expect("bound");
-            let (arrived, _queue) = mpsc::channel(1);
-            let wallet = Wallet::open(Source::None).expect("nothing to be read");
-            let (lease, counts) = (Duration::from_secs(5), Counts::default());
-            let transport = Transport::new(
-                Hello::sample(2),
-                wallet,
-                lease,
-                arrived,
-                None,
-                Bulk::default(),
-                counts.clone(),
-            );
-            let (large, small) = (Msg::Refused("x".repeat(24 << 20)), Msg::Refused("small".into()));
-            transport.send(Dest::Addr(addr), &large);
-            let mut stream = listener.accept().await.expect("connected").0;
-            let mut seen = Seen::default();
-            let mut note = |first: &[u8]| seen.note(first);
-            let mut met = handshake::respond(&mut stream, &Hello::sample(3), &Credentials::None, &mut note)
-                .await
-                .expect("met");
-            let mut frames = Frames::new(MAX_STATE);
-            frames.buffer().extend_from_slice(&met.rest.split());
-            let (mut said, mut heard, mut taken) = (Vec::new(), Vec::new(), 0);
-            let came = 'came: loop {
-                if taken >= (said.len() + 1) << 20 {
-                    said.push(taken);
-                    transport.send(Dest::Addr(addr), &small);
-                }
-                let pause = if taken < 6 << 20 { Duration::from_millis(30) } else { Duration::ZERO };
-                tokio::time::sleep(pause).await;
-                frames.buffer().reserve(64 << 10);
-                taken += stream.read_buf(frames.buffer()).await.expect("it is read");
-                while let Some(payload) = frames.next().expect("no garbage") {
-                    match wire::decode::<Frame>(&payload).expect("a frame") {
-                        Frame::Msg(msg) if msg == small => heard.push(taken),
-                        Frame::Msg(msg) if msg == large => break 'came taken,
-                        other => panic!("{other:?}"),
-                    }
-                }
-            };
-            assert!(
-                came > 24 << 20 && said.len() > 20 && heard.len() + 2 > said.len(),
-                "{came}: {said:?} {heard:?}"
-            );
-            let late = said.iter().zip(&heard).map(|(said, heard)| heard - said).max();
-            assert!(late < Some(1 << 20), "{late:?} bytes went before it, of {heard:?}");
-            assert_eq!(counts.dropped.get(), 0);
-        };
-        timeout(Duration::from_secs(60), LocalSet::new().run_until(body)).await.expect("in time");
-    }
-
-    #[tokio::test]
-    async fn connections_for_bulk_that_find_no_place_are_no_strangers_that_were_displaced() {
-        let body = async {
-            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
-            let addr = listener.local_addr().expect("bound");
-            // Nobody takes what waits here.
-            let bulk = Bulk::default();
-            while {
-                let stream = std::net::TcpStream::connect(addr).expect("it listens");
-                let met = Met { hello: Hello::sample(1), session: Session::Open, rest: BytesMut::new() };
-                drop(listener.accept().await.expect("connected"));
-                bulk.accept(stream, met)
-            } {}
-            let (arrived, _queue) = mpsc::channel(1);
-            let wallet = Wallet::open(Source::None).expect("nothing to be read");
-            let (lease, counts) = (Duration::from_secs(5), Counts::default());
-            let transport =
-                Transport::new(Hello::sample(2), wallet, lease, arrived, None, bulk, counts.clone());
-            transport.accept(listener);
-            let mut stream = TcpStream::connect(addr).await.expect("it listens");
-            let asks = Hello { bulk: true, ..Hello::sample(3) };
-            handshake::initiate(&mut stream, &asks, &Credentials::None).await.expect("met");
-            let closed = timeout(Duration::from_secs(10), stream.read(&mut [0])).await.expect("it is closed");
-            assert!(matches!(closed, Ok(0) | Err(_)), "{closed:?}");
-            let refused = counts.refused.get_or_create(&[("reason", "bulk_full")]).get();
-            assert_eq!((refused, counts.overrun.get()), (1, 0));
-        };
-        LocalSet::new().run_until(body).await;
-    }
-}
+mod tests;
