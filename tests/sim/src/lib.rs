@@ -7,8 +7,8 @@
 //!
 //! `params.rs` draws what a run looks like, `scenario.rs` has those that are told and not drawn; `world.rs` is the event loop
 //! (`world/lives.rs`: how processes begin and end, `world/apps.rs`: what applications do, `world/ambush.rs`: faults that wait for the
-//! worst moment, `world/ending.rs`: how a run ends), `queue.rs` what it does next; `network.rs` and `faults.rs` are what goes
-//! wrong; `script.rs` leaves some of that out, and `shrink.rs` as much as it can; `process.rs` and `clock.rs` are what runs;
+//! worst moment, `world/ending.rs`: how a run ends), `queue.rs` what it does next; `network.rs` and `faults.rs` (its kinds,
+//! and faults of links, in `faults/`) are what goes wrong; `script.rs` leaves some of that out, and `shrink.rs` as much as it can; `process.rs` and `clock.rs` are what runs;
 //! `rooms.rs` is multicast; `recorder.rs` feeds the checker; `report.rs` sums runs up; `plant.rs` names the deliberate bugs.
 //!
 //! Source of the method: FoundationDB's simulation (Zhou et al., SIGMOD 2021, section 4) and swarm testing (Groce et
