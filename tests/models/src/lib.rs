@@ -6,6 +6,7 @@
 //! | file | idea |
 //! | --- | --- |
 //! | `takeover.rs` | membership: takeovers, leases, leaders |
+//! | `takeover/world.rs`, `story.rs` | a state of it, and what must hold there; a run in words |
 //! | `room.rs` | the same with a group that multicasts: takeover, lease and flush together |
 //! | `flush.rs` | multicast: from one view to the next |
 //! | `mark.rs` | fingerprints in which times count as distances from now |

@@ -75,42 +75,11 @@ struct TakeoverArgs {
     /// How many rounds of ballots may be used up.
     #[arg(long, default_value_t = 4)]
     rounds: u64,
-    /// How often links break: one direction, or all of a node.
-    #[arg(long, default_value_t = 0)]
-    cuts: u8,
-    /// How many messages come late or never.
-    #[arg(long, default_value_t = 0)]
-    holds: u8,
-    /// How many nodes die.
-    #[arg(long, default_value_t = 0)]
-    crashes: u8,
-    /// How often a node gets proof of a death.
-    #[arg(long, default_value_t = 0)]
-    proofs: u8,
-    /// How many nodes start again.
-    #[arg(long, default_value_t = 0)]
-    restarts: u8,
-    /// How often a node stands still for a while.
-    #[arg(long, default_value_t = 0)]
-    stalls: u8,
-    /// How often a leader steps down.
-    #[arg(long, default_value_t = 0)]
-    step_downs: u8,
-    /// How many nodes leave.
-    #[arg(long, default_value_t = 0)]
-    leaves: u8,
+    #[command(flatten)]
+    budget: Budget,
     /// There is a witness.
     #[arg(long)]
     witness: bool,
-    /// How often a node ceases to reach it.
-    #[arg(long, default_value_t = 0)]
-    mutes: u8,
-    /// How often it loses its memory.
-    #[arg(long, default_value_t = 0)]
-    forgets: u8,
-    /// How many messages members of a group multicast; without any it does not.
-    #[arg(long, default_value_t = 0)]
-    words: u8,
     /// Plant a bug (built with `--features plant`).
     #[arg(long)]
     plant: Option<String>,
@@ -150,36 +119,10 @@ impl TakeoverArgs {
             bail!("--free 0 lets no message through: give 1 or more");
         }
         let plants = membership_proto::Plant::ALL.map(|p| (p.name(), p));
-        let Self {
-            cuts,
-            holds,
-            crashes,
-            proofs,
-            restarts,
-            stalls,
-            step_downs,
-            leaves,
-            mutes,
-            forgets,
-            words,
-            ..
-        } = *self;
         Ok(Takeover {
             nodes: self.nodes,
             delivery: self.free.map_or(Delivery::Prompt, |capacity| Delivery::Free { capacity }),
-            budget: Budget {
-                cuts,
-                holds,
-                crashes,
-                proofs,
-                restarts,
-                stalls,
-                step_downs,
-                leaves,
-                mutes,
-                forgets,
-                words,
-            },
+            budget: self.budget,
             witness: self.witness,
             horizon: self.horizon,
             rounds: self.rounds,

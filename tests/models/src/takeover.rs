@@ -13,26 +13,26 @@
 //!   that the space is finite: delay-bounded scheduling (Emmi, Qadeer and Rakamarić, POPL 2011).
 //! * [`Delivery::Free`]: each arrives at any later time, in any order, or never; a link holds a few, the oldest are lost.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    hash::{Hash, Hasher},
-    sync::Arc,
-    time::Duration,
-};
+mod story;
+mod world;
 
-use membership_multicast::{Frame, Input as RoomInput};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use clap::Args;
+use membership_multicast::Input as RoomInput;
 use membership_proto::{
-    Bootstrap, Cluster, Config, Dest, Domains, GroupWish, Input, Kind, Msg, NodeInfo, Output, Plant,
-    state::State,
-    witness::{Answer, Epoch, Keeper, Question},
+    Bootstrap, Cluster, Config, Dest, Domains, GroupWish, Input, Kind, NodeInfo, Output, Plant,
+    witness::{Epoch, Keeper, Question},
 };
-use membership_types::{Drift, GroupName, Instant, Lineage, Machine, NodeId, Rng, Token, ViewId};
+use membership_types::{Drift, GroupName, Instant, Machine, NodeId, Rng, ViewId};
 use stateright::{Model, Property};
 
+pub use self::world::World;
+pub(crate) use self::world::{Node, Said};
+use self::world::{Packet, Place, Reply, mark_of};
 use crate::{
     mark::{CLOCK_BITS, Marker, NOON},
-    room::{Room, Words},
-    search::Story,
+    room::Room,
 };
 
 /// One step of time, in nanoseconds.
@@ -41,8 +41,6 @@ pub const UNIT: u64 = 100_000_000;
 const LEASE: u64 = 3;
 /// What is longer ago than this many steps makes no difference any more.
 const FAR: u64 = 5 * LEASE;
-/// So many messages wait for a node that stands still, from each other one; more are lost.
-const STALLED_TAKES: usize = 4;
 /// The groups that all nodes are in; the first is led by the first node, the other one by the last.
 const GROUPS: [&str; 2] = ["a", "b"];
 
@@ -59,20 +57,40 @@ pub enum Delivery {
 }
 
 /// How often each kind of fault may strike in one run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[allow(missing_docs, reason = "the names say it; Action tells the details")]
+#[derive(Args, Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Budget {
+    /// How often links break: one direction, or all of a node.
+    #[arg(long, default_value_t = 0)]
     pub cuts: u8,
+    /// How many messages come late or never.
+    #[arg(long, default_value_t = 0)]
     pub holds: u8,
+    /// How many nodes die.
+    #[arg(long, default_value_t = 0)]
     pub crashes: u8,
+    /// How often a node gets proof of a death.
+    #[arg(long, default_value_t = 0)]
     pub proofs: u8,
+    /// How many nodes start again.
+    #[arg(long, default_value_t = 0)]
     pub restarts: u8,
+    /// How often a node stands still for a while.
+    #[arg(long, default_value_t = 0)]
     pub stalls: u8,
+    /// How often a leader steps down.
+    #[arg(long, default_value_t = 0)]
     pub step_downs: u8,
+    /// How many nodes leave.
+    #[arg(long, default_value_t = 0)]
     pub leaves: u8,
+    /// How often a node ceases to reach the witness.
+    #[arg(long, default_value_t = 0)]
     pub mutes: u8,
+    /// How often the witness loses its memory.
+    #[arg(long, default_value_t = 0)]
     pub forgets: u8,
-    /// Messages that members of the first group multicast; without any they do not.
+    /// How many messages members of the first group multicast; without any it does not.
+    #[arg(long, default_value_t = 0)]
     pub words: u8,
 }
 
@@ -136,137 +154,6 @@ pub enum Action {
     Forget,
     /// A member multicasts a message.
     Say(usize),
-}
-
-/// What the witness says to a node that claimed a core.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Reply {
-    place: usize,
-    to: NodeId,
-    answer: Answer,
-    held: bool,
-}
-
-/// A node and what its application may do.
-#[derive(Clone)]
-pub(crate) struct Node {
-    cluster: Cluster,
-    /// The tokens under which it may act, by group.
-    leads: BTreeMap<GroupName, Token>,
-    /// Until when.
-    pub(crate) lease: Instant,
-    /// Its part in the first group, if that multicasts.
-    pub(crate) room: Option<Room>,
-}
-
-#[derive(Clone)]
-struct Place {
-    node: Arc<Node>,
-    mark: u64,
-    up: bool,
-    stalled: bool,
-    /// Whose deaths it was told of.
-    told: u16,
-    restarts: u64,
-    /// How many messages its nodes have multicast.
-    said: u8,
-}
-
-/// What one node says to another.
-#[derive(Clone, Debug, Hash)]
-pub(crate) enum Said {
-    Msg(Msg),
-    Frame(Lineage, Frame),
-}
-
-/// Messages that were sent together.
-#[derive(Clone)]
-struct Packet {
-    from: NodeId,
-    /// Where it was sent from, and to.
-    link: (usize, usize),
-    to: NodeId,
-    msgs: Arc<Vec<Said>>,
-    mark: u64,
-    held: bool,
-}
-
-/// What has been seen in the run so far.
-#[derive(Clone, Default, Hash)]
-struct Seen {
-    /// Cluster views: what came before each, and who is in it.
-    views: BTreeMap<ViewId, (ViewId, Vec<NodeId>)>,
-    /// Group views: token and members.
-    groups: BTreeMap<(GroupName, ViewId), (Token, Vec<NodeId>)>,
-    /// What was committed, by index.
-    log: BTreeMap<u64, u64>,
-    /// The highest token that anybody acted under, and who.
-    tokens: BTreeMap<GroupName, (Token, NodeId)>,
-    words: Words,
-}
-
-/// A state of the model.
-#[derive(Clone)]
-pub struct World {
-    /// How many steps of time are over.
-    step: u64,
-    /// After how many the run ends; 0 while the cluster is founded.
-    end: u64,
-    places: Vec<Place>,
-    flight: Vec<Packet>,
-    /// Links that carry nothing: bit `from * nodes + to`.
-    cut: u64,
-    budget: Budget,
-    keeper: Keeper,
-    replies: Vec<Reply>,
-    /// Links on which frames were lost: there is a new connection once they carry again.
-    torn: u64,
-    /// Nodes that do not reach the witness: bit `node`.
-    mute: u64,
-    seen: Arc<Seen>,
-    seen_mark: u64,
-    /// The first property that does not hold.
-    broken: Option<&'static str>,
-}
-
-impl PartialEq for World {
-    fn eq(&self, other: &Self) -> bool {
-        let mark = |w: &Self| Marker::timeless().of(w);
-        mark(self) == mark(other)
-    }
-}
-
-impl Hash for World {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        let Self {
-            step,
-            end,
-            places,
-            flight,
-            cut,
-            budget,
-            keeper,
-            replies,
-            torn,
-            mute,
-            seen: _,
-            seen_mark,
-            broken,
-        } = self;
-        let left = (*end < u64::MAX).then(|| end - step);
-        (left, cut, budget, seen_mark, broken).hash(state);
-        (keeper, replies, mute, torn).hash(state);
-        for place in places {
-            (place.mark, place.up, place.stalled, place.told, place.said).hash(state);
-        }
-        // What is under way in order stays in order; what is late has none.
-        for packet in flight.iter().filter(|p| !p.held) {
-            packet.mark.hash(state);
-        }
-        let mut late: Vec<u64> = flight.iter().filter(|p| p.held).map(|p| p.mark).collect();
-        late.sort_unstable();
-        late.hash(state);
-    }
 }
 
 /// Two nodes acted for one group at the same instant.
@@ -710,199 +597,6 @@ impl Takeover {
     }
 }
 
-fn mark_of(node: &Node, step: u64) -> u64 {
-    Marker::at(step * UNIT, FAR * UNIT).of(&(&node.cluster, &node.leads, node.lease, &node.room))
-}
-
-impl Packet {
-    fn has_frames(&self) -> bool {
-        self.msgs.iter().any(|said| matches!(said, Said::Frame(..)))
-    }
-
-    fn mark_at(&self, step: u64) -> u64 {
-        Marker::at(step * UNIT, FAR * UNIT).of(&(self.from, self.link, self.to, &self.msgs))
-    }
-}
-
-impl Place {
-    fn sees(&self, nodes: usize) -> bool {
-        self.node.cluster.view().is_some_and(|v| v.members.len() == nodes)
-    }
-
-    /// The groups for which it acts at this instant.
-    fn acts(&self, now: Instant) -> impl Iterator<Item = (&GroupName, Token)> {
-        let acts = self.up && now < self.node.lease;
-        self.node.leads.iter().filter(move |_| acts).map(|(name, token)| (name, *token))
-    }
-}
-
-impl World {
-    pub(crate) fn id(&self, place: usize) -> NodeId {
-        self.places[place].node.cluster.id()
-    }
-
-    pub(crate) fn step(&self) -> u64 {
-        self.step
-    }
-
-    pub(crate) fn is_up(&self, place: usize) -> bool {
-        self.places[place].up
-    }
-
-    pub(crate) fn place_of(&self, id: NodeId) -> Option<usize> {
-        self.places.iter().position(|p| p.node.cluster.id() == id)
-    }
-
-    pub(crate) fn node_mut(&mut self, place: usize) -> &mut Node {
-        Arc::make_mut(&mut self.places[place].node)
-    }
-
-    pub(crate) fn remark(&mut self, place: usize) {
-        let p = &mut self.places[place];
-        p.mark = mark_of(&p.node, self.step);
-    }
-
-    pub(crate) fn next_word(&mut self, place: usize) -> u8 {
-        self.places[place].said += 1;
-        self.places[place].said
-    }
-
-    pub(crate) fn words<T>(&mut self, change: impl FnOnce(&mut Words) -> T) -> T {
-        let result = change(&mut Arc::make_mut(&mut self.seen).words);
-        self.seen_mark = Marker::timeless().of(&*self.seen);
-        result
-    }
-
-    /// Frames go from one place to a node at another.
-    pub(crate) fn post(
-        &mut self,
-        model: &Takeover,
-        from: usize,
-        (to, id): (usize, NodeId),
-        msgs: Arc<Vec<Said>>,
-    ) {
-        let packet = Packet { from: self.id(from), link: (from, to), to: id, msgs, mark: 0, held: false };
-        self.send(model, packet);
-    }
-
-    fn send(&mut self, model: &Takeover, mut packet: Packet) {
-        let (from, to) = packet.link;
-        let waiting = || self.flight.iter().filter(|p| p.link == packet.link).count();
-        let full = self.places[to].stalled && waiting() >= STALLED_TAKES;
-        if self.cut & model.link(from, to) != 0 || !self.places[to].up || full {
-            if packet.has_frames() {
-                self.torn |= model.link(from, to);
-            }
-            return;
-        }
-        if let Delivery::Free { capacity } = model.delivery
-            && self.end > 0
-        {
-            let on_link = |p: &Packet| p.link == packet.link;
-            if self.flight.iter().filter(|p| on_link(p)).count() >= capacity
-                && let Some(oldest) = self.flight.iter().position(on_link)
-            {
-                self.flight.remove(oldest);
-            }
-        }
-        packet.mark = packet.mark_at(self.step);
-        self.flight.push(packet);
-    }
-
-    pub(crate) fn breaks(&mut self, property: &'static str) {
-        self.broken.get_or_insert(property);
-    }
-
-    fn has_group(&self, n: usize, members: usize) -> bool {
-        let states = self.places.iter().filter_map(|p| p.node.cluster.committed());
-        let newest = states.max_by_key(|s| s.index);
-        newest.and_then(|s| s.group(&group(n))).is_some_and(|v| v.members.len() == members)
-    }
-
-    fn change(&mut self, change: impl FnOnce(&mut Seen) -> bool) -> bool {
-        let holds = change(Arc::make_mut(&mut self.seen));
-        self.seen_mark = Marker::timeless().of(&*self.seen);
-        holds
-    }
-
-    fn see_view(&mut self, id: ViewId, prev: ViewId, members: Vec<NodeId>) {
-        let fits = self.change(|seen| {
-            if let Some(known) = seen.views.get(&id) {
-                return *known == (prev, members);
-            }
-            let skips = seen.views.range(..id).next_back().is_some_and(|(before, _)| *before > prev);
-            let skipped = seen.views.range(id..).next().is_some_and(|(_, (p, _))| *p < id);
-            seen.views.insert(id, (prev, members));
-            !skips && !skipped
-        });
-        if !fits {
-            self.breaks(HISTORY);
-        }
-    }
-
-    fn see_group(&mut self, group: GroupName, id: ViewId, view: (Token, Vec<NodeId>)) {
-        let same =
-            self.change(|seen| *seen.groups.entry((group, id)).or_insert_with(|| view.clone()) == view);
-        if !same {
-            self.breaks(RANKS);
-        }
-    }
-
-    fn see_log(&mut self, index: u64, mark: u64) {
-        let same = self.change(|seen| *seen.log.entry(index).or_insert(mark) == mark);
-        if !same {
-            self.breaks(LOG);
-        }
-    }
-
-    /// What must hold at every instant.
-    fn judge(&mut self) {
-        let mut leaders: BTreeSet<GroupName> = BTreeSet::new();
-        let mut broken = None;
-        let mut news: Vec<(GroupName, Token, NodeId)> = Vec::new();
-        let newest: Option<&State> =
-            self.places.iter().filter_map(|p| p.node.cluster.committed()).max_by_key(|s| s.index);
-        let mut authorities = 0;
-        for (n, place) in self.places.iter().enumerate() {
-            let now = clock(n, self.step);
-            let id = place.node.cluster.id();
-            if place.up && place.node.cluster.authority().is_some_and(|until| until > now) {
-                authorities += 1;
-            }
-            for (group, token) in place.acts(now) {
-                if !leaders.insert(group.clone()) {
-                    broken = Some(LEADERS);
-                }
-                let leader = newest.and_then(|s| s.group(group)).map(|v| (v.leader(), v.token));
-                if leader != Some((Some(id), token)) && broken.is_none() {
-                    broken = Some(OVERRULED);
-                }
-                let room = place.node.room.as_ref().filter(|_| *group == self::group(0));
-                if room.is_some_and(|room| room.installed().is_none_or(|view| view < token.view())) {
-                    broken = broken.or(Some(UNCLOSED));
-                }
-                match self.seen.tokens.get(group) {
-                    Some(known) if *known == (token, id) => {}
-                    Some((highest, _)) if *highest >= token => broken = broken.or(Some(TOKENS)),
-                    _ => news.push((group.clone(), token, id)),
-                }
-            }
-        }
-        if authorities > 1 {
-            broken = broken.or(Some(AUTHORITY));
-        }
-        if !news.is_empty() {
-            self.change(|seen| {
-                seen.tokens.extend(news.into_iter().map(|(group, token, id)| (group, (token, id))));
-                true
-            });
-        }
-        if let Some(broken) = broken {
-            self.breaks(broken);
-        }
-    }
-}
-
 impl Model for Takeover {
     type State = World;
     type Action = Action;
@@ -1037,77 +731,4 @@ impl Model for Takeover {
             }),
         ]
     }
-}
-
-impl Story for Takeover {
-    /// What each node may do, and for how many steps.
-    fn show(&self, world: &World) -> Option<String> {
-        let show = |(n, place): (usize, &Place)| {
-            let now = clock(n, world.step);
-            let left = |until: Instant| (until - now).as_nanos() as f64 / UNIT as f64;
-            let cluster = &place.node.cluster;
-            let mut text = format!("{}", cluster.id());
-            if !place.up {
-                return text + " is down";
-            }
-            if let Some(state) = cluster.committed() {
-                text += &format!(" at {} core {:?}", state.index, state.core);
-            }
-            if let Some(until) = cluster.authority() {
-                text += &format!(" has authority for {}", left(until));
-            }
-            text += &format!(" a lease for {}", left(place.node.lease));
-            for (group, token) in place.acts(now) {
-                text += &format!(" leads {group} under {token}");
-            }
-            text
-        };
-        let nodes: Vec<String> = world.places.iter().enumerate().map(show).collect();
-        Some(nodes.join("; "))
-    }
-
-    fn tell(&self, world: &World, action: &Action) -> String {
-        let id = |place: usize| world.places[place].node.cluster.id();
-        let packet = |n: usize| {
-            let Packet { from, to, msgs, .. } = &world.flight[n];
-            let words: Vec<String> = msgs.iter().map(name_of).collect();
-            format!("from {from} to {to}: {}", words.join(", "))
-        };
-        match action {
-            Action::Deliver(n) if world.flight[*n].held => format!("arrives late {}", packet(*n)),
-            Action::Deliver(n) => format!("arrives {}", packet(*n)),
-            Action::Hold(n) => format!("is late {}", packet(*n)),
-            Action::Advance => "time goes on".into(),
-            Action::Cut(from, to) => format!("{} is not heard by {} any more", id(*from), id(*to)),
-            Action::Isolate(place) => format!("{} is cut off", id(*place)),
-            Action::Split(with) => format!("{} and {} part from the others", id(0), id(*with)),
-            Action::Heal => "all links carry again".into(),
-            Action::Crash(place) => format!("{} dies", id(*place)),
-            Action::Prove(place, dead) => format!("{} has proof that {} is dead", id(*place), id(*dead)),
-            Action::Restart(place) => format!("{} starts again", id(*place)),
-            Action::Stall(place) => format!("{} stands still", id(*place)),
-            Action::Resume(place) => format!("{} goes on", id(*place)),
-            Action::StepDown(place, n) => format!("{} steps down in {}", id(*place), GROUPS[*n]),
-            Action::Leave(place) => format!("{} leaves", id(*place)),
-            Action::Answer(n) => {
-                let Reply { to, answer, .. } = &world.replies[*n];
-                let Answer { core, epoch, record, .. } = answer;
-                format!("the witness says to {to}, in epoch {epoch}, of the core of {core:?}: {record:?}")
-            }
-            Action::HoldAnswer(n) => format!("is late what the witness says to {}", world.replies[*n].to),
-            Action::Mute(place) => format!("{} does not reach the witness any more", id(*place)),
-            Action::Forget => "the witness loses its memory".into(),
-            Action::Say(place) => format!("{} multicasts something", id(*place)),
-        }
-    }
-}
-
-/// The name of a message's variant.
-fn name_of(said: &Said) -> String {
-    let text = match said {
-        Said::Msg(Msg::In(_, msg)) => format!("{msg:?}"),
-        Said::Msg(msg) => format!("{msg:?}"),
-        Said::Frame(_, frame) => format!("{frame:?}"),
-    };
-    text.chars().take_while(char::is_ascii_alphanumeric).collect()
 }
