@@ -229,16 +229,11 @@ pub fn needs(is_there: bool, why: &str) -> bool {
     is_there
 }
 
-/// Is this program installed? If not, says so, or fails where servers are required.
+/// Is this program installed? If not, as above.
 pub fn has(program: &str) -> bool {
     let found = std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()));
-    if !found {
-        let required = std::env::var_os("PHALANX_REQUIRE_SERVERS").is_some();
-        assert!(!required, "{program} is not installed, and PHALANX_REQUIRE_SERVERS is set");
-        println!("SKIPPED: {program} is not installed");
-    }
-    found
+    needs(found, &format!("{program} is not installed"))
 }
 
 /// A port that nobody listened on a moment ago, from below those that the system gives to outgoing connections.

@@ -417,9 +417,8 @@ impl Room {
             let sends = self.sent.get(own).map(|s| (s.at, says(p, "sends", *own, stay.vid)));
             book.violated(Predicate::VS7, what, sends.into_iter().chain([installs.clone()]).collect());
         }
-        if let Some(since) = stay.blocked.take() {
+        if stay.blocked.take().is_some() {
             book.judged(Predicate::LV4);
-            let _ = since;
         }
         let known = self.known.entry(stay.vid).or_default();
         known.must.values().for_each(|must| book.judged(must.predicate));
