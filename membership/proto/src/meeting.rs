@@ -8,7 +8,7 @@
 //! An operator may give up a blocked lineage for a new one, founded from one node's state. The old one then ends wherever it
 //! meets the new one, although it is the elder; see [`outlives`].
 
-use alloc::{collections::BTreeMap, format, string::String, vec::Vec};
+use alloc::{boxed::Box, collections::BTreeMap, format, string::String, vec::Vec};
 
 use membership_types::{
     Instant, Lineage, ViewId,
@@ -135,6 +135,10 @@ impl Member {
             }
         } else if !probe.answer {
             if active {
+                if self.office.is_none() {
+                    let (contact, supersedes) = (Box::new(probe.info.clone()), supersedes.clone());
+                    self.to_coordinator(ctx, ClusterMsg::Met { lineage, contact, last_view, supersedes });
+                }
                 self.met(ctx, lineage, probe.info, last_view, supersedes);
             } else {
                 let supersedes_ours = supersedes.contains(&self.lineage);
@@ -150,7 +154,9 @@ impl Member {
         }
     }
 
-    /// An active cluster of our name is of another lineage.
+    /// An active cluster of our name is of another lineage: it was heard here, or by a member that takes us for the coordinator. If
+    /// that is wrong it goes no further: two that take each other for the coordinator would pass it on for ever, and probing, which
+    /// never ends, says it again.
     pub(crate) fn met(
         &mut self,
         ctx: &mut Ctx,
@@ -179,11 +185,7 @@ impl Member {
                 let probe = Probe { info: ctx.config.me.clone(), standing, answer: true };
                 ctx.probe(Dest::Node(contact.id, Some(contact.addr)), probe);
             }
-            Some(_) => {}
-            None => {
-                let contact = contact.into();
-                self.to_coordinator(ctx, ClusterMsg::Met { lineage, contact, last_view, supersedes });
-            }
+            _ => {}
         }
     }
 

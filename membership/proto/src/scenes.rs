@@ -300,6 +300,23 @@ fn who_is_without_a_lease_goes_to_an_active_lineage_however_often_views_come() {
     assert!(scene.ctx.now - begun >= scene.ctx.config.give_up, "and not too early");
 }
 
+/// Two members that took each other for the coordinator told each other of a third lineage for ever, as fast as the network was.
+#[test]
+fn what_a_member_is_told_of_another_lineage_it_passes_on_to_nobody() {
+    let mut scene = Scene::new(3);
+    let told = |scene: &mut Scene| -> Vec<Dest> {
+        let said = scene.said().into_iter();
+        said.filter(|(_, msg)| matches!(msg, ClusterMsg::Met { .. })).map(|(to, _)| to).collect()
+    };
+    let (lineage, last_view) = (Lineage::new(2, 2), ViewId::new(500));
+    let standing =
+        Standing::Member { lineage, active: true, coordinator: None, last_view, supersedes: Vec::new() };
+    scene.member.on_probe(&mut scene.ctx, Probe { info: info(9), standing, answer: false });
+    assert_eq!(told(&mut scene), [Dest::Node(id(1), Some(info(1).addr))], "what it heard itself");
+    scene.member.met(&mut scene.ctx, lineage, info(9), last_view, Vec::new());
+    assert_eq!(told(&mut scene), []);
+}
+
 #[test]
 fn nobody_forces_a_lineage_while_others_have_leases_from_its_own_office() {
     let mut scene = Scene::new(2);
