@@ -41,6 +41,7 @@ fn wrong_flags_and_what_is_not_built_yet_exit_with_2() {
     refused(&["join", "g", "--listen", "0.0.0.0:0"], 2, &["--secret-file", "--insecure"]);
     refused(&["join", "g", "--secret-file", "absent"], 2, &["--secret-file absent", "No such file"]);
     refused(&["join", "a group"], 2, &["group"]);
+    refused(&["view", "a HTTP/1.1\r\nb: c", "--admin", "127.0.0.1:1"], 2, &["[GROUP]", "A-Z"]);
     let unspecified = ["run", "--group", "g", "--endpoint", "0.0.0.0:6401", "--", "true"];
     refused(&unspecified, 2, &["--endpoint 0.0.0.0:6401", "one of this machine"]);
     refused(&["inventory", "--serve", "0.0.0.0:0"], 2, &["--endpoint", "--serve 0.0.0.0:"]);
@@ -307,6 +308,9 @@ fn durations_have_ranges() {
     refused(&["join", "g", "--lease", "61s"], 2, &["20ms to 60s"]);
     for flag in ["--start-timeout", "--grace"] {
         refused(&["run", "--group", "g", flag, ENDLESS, "--", "true"], 2, &[flag, "8760h"]);
+    }
+    for flag in ["--health-every", "--health-timeout", "--hook-timeout", "--start-timeout"] {
+        refused(&["run", "--group", "g", flag, "0s", "--", "true"], 2, &[flag, "1ms to 8760h"]);
     }
     refused(&["demo", "--for", ENDLESS], 2, &["--for", "8760h"]);
     refused(&["demo", "--for", "1s", "--kill-every", ENDLESS], 2, &["--kill-every", "8760h"]);

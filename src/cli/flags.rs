@@ -1,7 +1,10 @@
 //! The flags of every command that starts a node, from the command line, the environment, and a TOML file, in this order.
 
 use std::{
-    fmt, fs, mem,
+    fmt,
+    fs::File,
+    io::Read,
+    mem,
     net::SocketAddr,
     path::{Path, PathBuf},
     str::FromStr,
@@ -246,9 +249,21 @@ pub(crate) struct NodeFlags {
     pub(crate) log: Option<tracing::Level>,
 }
 
-/// The text of a configuration file.
+/// No configuration file is longer, in bytes.
+const LONGEST: u64 = 16 << 20;
+
+/// The text of a configuration file, which may be a pipe.
 pub(crate) fn read(file: &Path) -> Result<String, Failure> {
-    fs::read_to_string(file).map_err(|e| Failure::usage(format!("--config {}: {e}", file.display())))
+    let wrong = |why: String| Failure::usage(format!("--config {}: {why}", file.display()));
+    let mut text = String::new();
+    let opened = File::open(file);
+    let size = opened.and_then(|file| file.take(LONGEST + 1).read_to_string(&mut text));
+    match size.map_err(|error| wrong(error.to_string()))? as u64 {
+        0..=LONGEST => Ok(text),
+        _ => {
+            Err(wrong(format!("that is no configuration: give a TOML file of at most {} MiB", LONGEST >> 20)))
+        }
+    }
 }
 
 impl NodeFlags {
@@ -432,6 +447,12 @@ mod tests {
         {
             assert!(read(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn what_never_ends_is_no_configuration() {
+        let error = read(Path::new("/dev/zero")).expect_err("no end").to_string();
+        assert!(error.contains("--config /dev/zero") && error.contains("at most 16 MiB"), "{error}");
     }
 
     #[test]

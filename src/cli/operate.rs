@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context, Error, anyhow, bail};
 use clap::Args;
+use membership::GroupName;
 use serde_json::Value;
 
 use super::{Failure, Outcome, complain, events, exit};
@@ -24,7 +25,7 @@ pub(crate) struct Status {
 #[derive(Args)]
 pub(crate) struct View {
     /// The group; the cluster if not given. A node of the core knows all groups, others those that they are in or observe.
-    group: Option<String>,
+    group: Option<GroupName>,
     /// The node's admin API.
     #[arg(long, env = "PHALANX_ADMIN", value_name = "ADDR")]
     admin: SocketAddr,

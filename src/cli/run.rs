@@ -53,11 +53,11 @@ pub(crate) struct Run {
     /// with 0). While it does not, this node is out of the group; then it comes back as the last.
     #[arg(long, value_name = "CHECK")]
     health: Option<Check>,
-    /// How often that is asked; up to 8760h.
-    #[arg(long, value_name = "DUR", default_value = "1s")]
+    /// How often that is asked; 1ms to 8760h.
+    #[arg(long, value_name = "DUR", default_value = "1s", value_parser = some_time)]
     health_every: Time,
-    /// How long an answer may take; up to 8760h.
-    #[arg(long, value_name = "DUR", default_value = "1s")]
+    /// How long an answer may take; 1ms to 8760h.
+    #[arg(long, value_name = "DUR", default_value = "1s", value_parser = some_time)]
     health_timeout: Time,
     /// After how many failures in a row it is unhealthy.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = at_least_one)]
@@ -72,14 +72,21 @@ pub(crate) struct Run {
     /// What to run when another node leads, with `sh -c`; also when that changes.
     #[arg(long, value_name = "COMMAND")]
     on_follow: Option<OsString>,
-    /// How long these two may take; up to 8760h. One runs at a time, and if the role changes meanwhile only the newest counts.
-    #[arg(long, value_name = "DUR", default_value = "30s")]
+    /// How long these two may take; 1ms to 8760h. One runs at a time, and if the role changes meanwhile only the newest counts.
+    #[arg(long, value_name = "DUR", default_value = "30s", value_parser = some_time)]
     hook_timeout: Time,
-    /// How long CMD may take until its port answers; up to 8760h.
-    #[arg(long, value_name = "DUR", default_value = "60s")]
+    /// How long CMD may take until its port answers; 1ms to 8760h.
+    #[arg(long, value_name = "DUR", default_value = "60s", value_parser = some_time)]
     start_timeout: Time,
     #[command(flatten)]
     wrapped: Wrapped,
+}
+
+/// A duration in which something can happen.
+fn some_time(text: &str) -> Result<Time, String> {
+    let time: Time = text.parse()?;
+    let fits = time.0 >= Duration::from_millis(1);
+    if fits { Ok(time) } else { Err(format!("`{text}` is too short: give 1ms to 8760h")) }
 }
 
 impl Run {
