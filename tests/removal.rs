@@ -94,6 +94,22 @@ fn who_was_removed_while_it_stood_still_comes_back_otherwise() {
 }
 
 #[test]
+fn of_two_that_advertise_one_address_the_elder_is_removed_and_told_what_to_do() {
+    let dir = Dir::new();
+    let mut stays = Proc::join("g", "stays", &dir.rendezvous(), LEASE);
+    stays.until_event("leading");
+    let once = [LEASE, &["--bootstrap", "join", "--once"]].concat();
+    let mut elder = Proc::join("g", "elder", &dir.rendezvous(), &once);
+    let address = elder.until_event("started")["listen"].as_str().expect("an address").to_owned();
+    stays.until_members(2);
+    let _younger =
+        Proc::join("g", "younger", &dir.rendezvous(), &[&once[..], &["--advertise", &address]].concat());
+    let removed = elder.until_event("removed");
+    assert!(removed["why"].as_str().is_some_and(|why| why.contains("--advertise")), "{removed}");
+    assert_eq!(elder.end(), Some(4));
+}
+
+#[test]
 fn a_blocked_node_goes_over_to_an_active_cluster_once_it_has_waited_and_not_before() {
     const GIVE_UP: Duration = Duration::from_secs(8);
     let (here, there) = (Dir::new(), Dir::new());

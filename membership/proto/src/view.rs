@@ -125,7 +125,9 @@ impl Why {
             Self::Left => "left",
             Self::Dead => "proved dead",
             Self::Silent => "silent for longer than the lease",
-            Self::Replaced => "replaced by a newer process at its address",
+            Self::Replaced => {
+                "replaced by a newer process at its address; if both are to live, give each its own --listen or --advertise"
+            }
         }
     }
 }
