@@ -3,6 +3,7 @@
 mod browsers;
 mod groups;
 mod page;
+mod places;
 mod stream;
 
 use std::{
@@ -29,11 +30,12 @@ use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::{Semaphore, oneshot},
+    sync::oneshot,
     time::timeout,
 };
 
 use browsers::is_of_a_page;
+use places::{Place, Places};
 pub(crate) use stream::STREAMS;
 use stream::{Life, Stream};
 
@@ -52,8 +54,6 @@ use crate::{
     witness,
 };
 
-/// How many connections are served at once; the next ones wait in the listen queue.
-const CONNECTIONS: usize = 64;
 /// How long what the last events say may take to be sent when the node stops.
 const FAREWELL: Duration = Duration::from_millis(300);
 /// What happens to the node, as it happens.
@@ -178,9 +178,8 @@ async fn accept(listener: TcpListener, shared: &Arc<Shared>) {
             return;
         }
     };
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let places = Places::new();
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let (stream, from) = match listener.accept().await {
             // Of a socket for both families IPv4 looks like IPv6.
             Ok((stream, from)) => (stream, from.ip().to_canonical()),
@@ -191,11 +190,8 @@ async fn accept(listener: TcpListener, shared: &Arc<Shared>) {
                 continue;
             }
         };
-        let shared = Arc::clone(shared);
-        tokio::spawn(async move {
-            converse(stream, &shared, from).await;
-            drop(place);
-        });
+        let (shared, place) = (Arc::clone(shared), places.take().await);
+        tokio::spawn(async move { converse_at(&place, stream, &shared, from).await });
     }
 }
 
@@ -205,8 +201,17 @@ pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
     shared: &Arc<Shared>,
     from: IpAddr,
 ) {
+    converse_at(&Place::alone(), stream, shared, from).await;
+}
+
+async fn converse_at<S: AsyncRead + AsyncWrite + Unpin>(
+    place: &Place,
+    stream: S,
+    shared: &Arc<Shared>,
+    from: IpAddr,
+) {
     let life = Life::begin();
-    let service = service_fn(|request| answer(request, shared, from, &life));
+    let service = service_fn(|request| answer(request, shared, from, &life, place));
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(PATIENCE).max_buf_size(HEAD);
     let connection = http.serve_connection(TokioIo::new(stream), service);
@@ -214,6 +219,7 @@ pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
         // What goes wrong on a connection is the client's affair.
         _outcome = connection => {}
         () = life.over() => {}
+        () = place.makes_room() => {}
     }
 }
 
@@ -225,7 +231,9 @@ async fn answer(
     shared: &Arc<Shared>,
     from: IpAddr,
     life: &Life,
+    place: &Place,
 ) -> Result<Response<Answer>, Infallible> {
+    place.serves();
     if let Some(refusal) = browsers::refusal(request.headers(), from) {
         return Ok(respond(refusal).map(Either::Left));
     }
@@ -236,7 +244,9 @@ async fn answer(
             Err(refusal) => respond(refusal).map(Either::Left),
         });
     }
-    Ok(whole(request, shared, from).await.map(Either::Left))
+    let whole = whole(request, shared, from).await;
+    place.waits();
+    Ok(whole.map(Either::Left))
 }
 
 async fn whole(request: Request<Incoming>, shared: &Shared, from: IpAddr) -> Response<Full<Bytes>> {

@@ -1,6 +1,9 @@
 //! The admin API, as curl sees it.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use membership::{AdminResponse, Bootstrap, Node};
 use serde_json::{Value, json};
@@ -324,6 +327,25 @@ async fn so_many_clients_follow_the_events_and_others_still_get_answers() {
     let mut lines = follow(addr).await;
     assert_eq!(next_event(&mut lines).await.expect("the node runs")["event"], "started");
     drop((clients, lines));
+    place.judge([node]).await;
+}
+
+#[tokio::test]
+async fn clients_that_say_nothing_make_room() {
+    let place = Place::new();
+    let (node, addr) = admin_of(&place).await;
+    let mut silent = Vec::new();
+    for n in 0..200 {
+        let mut stream = TcpStream::connect(addr).await.expect("listens");
+        if n % 2 == 0 {
+            stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("it is there");
+        }
+        silent.push(stream);
+    }
+    let asked = Instant::now();
+    assert_eq!(get(addr, "/healthz").await.0, 200);
+    assert!(asked.elapsed() < Duration::from_secs(9), "it waited until they were given up");
+    drop(silent);
     place.judge([node]).await;
 }
 
