@@ -228,7 +228,7 @@ fn strangers(path: &Path, ours: &[&str]) -> io::Result<Option<OsString>> {
 /// Locks the directory, and says in the lock file who we are.
 fn take(path: &Path, who: &str) -> Result<File, String> {
     let (at, file) = (path.display(), path.join(LOCK));
-    let failed = |e: io::Error| format!("{}: {e}", file.display());
+    let failed = |e: io::Error| format!("{}: {e}; give a directory that can be written to", file.display());
     let begun = Instant::now();
     let lock = loop {
         // Anew each time: whoever held it may be gone with its file.

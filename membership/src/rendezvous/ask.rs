@@ -130,14 +130,14 @@ impl Connection<'_> {
         }
         let request =
             request.body(Full::new(Bytes::copy_from_slice(asked.body))).map_err(io::Error::other)?;
-        self.sender.ready().await.map_err(io::Error::other)?;
-        let response = self.sender.send_request(request).await.map_err(io::Error::other)?;
+        self.sender.ready().await.map_err(strange)?;
+        let response = self.sender.send_request(request).await.map_err(strange)?;
         let status = response.status().as_u16();
         let header = |name: &HeaderName| {
             response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
         };
         let (etag, proof) = (header(&ETAG), header(&HeaderName::from_static(proof::HEADER)));
-        let body = Limited::new(response.into_body(), *largest).collect().await.map_err(io::Error::other)?;
+        let body = Limited::new(response.into_body(), *largest).collect().await.map_err(strange)?;
         let body = body.to_bytes();
         let told = Told { status, etag: etag.as_deref(), body: &body };
         trust.believe(proved.as_ref().map(|(proved, _)| proved), proof.as_deref(), told)?;
@@ -153,8 +153,7 @@ pub(crate) struct Answer {
 
 impl Answer {
     pub(crate) fn read<T: DeserializeOwned>(&self) -> io::Result<T> {
-        serde_json::from_slice(&self.body)
-            .map_err(|e| io::Error::other(format!("no answer of a registry: {e}")))
+        serde_json::from_slice(&self.body).map_err(strange)
     }
 
     pub(crate) fn etag(&self) -> io::Result<String> {
@@ -172,6 +171,12 @@ impl Answer {
         let hint = if self.status == 404 { "; nodes keep registries at /v1/rendezvous" } else { "" };
         io::Error::other(format!("the registry answered {}{why}{hint}", self.status))
     }
+}
+
+/// Whoever is there speaks no HTTP, or another one, or ends in the middle.
+fn strange(what: impl fmt::Display) -> io::Error {
+    let way_out = "is this the --admin address of an agent, with /v1/rendezvous after it?";
+    io::Error::other(format!("no answer of a registry ({}): {way_out}", shown(&what.to_string())))
 }
 
 /// Connects with the first of these addresses that answers.
@@ -197,9 +202,13 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use socket2::{Domain, SockAddr, Socket, Type};
-    use tokio::net::TcpListener;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
 
     use super::*;
+    use crate::secret::Source;
 
     const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -215,6 +224,32 @@ mod tests {
             assert!(crowd.len() < 16, "its queue does not fill");
         }
         (addr, socket, crowd)
+    }
+
+    #[tokio::test]
+    async fn of_who_is_no_registry_is_said_what_would_be_one() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+        let port = listener.local_addr().expect("bound").port();
+        let at = HttpRegistry { host: "127.0.0.1".into(), port, path: PATH.into(), proof: false };
+        let wallet = Wallet::open(Source::None).expect("nothing to be read");
+        let far = Far::new(&at, &wallet, "c", 64);
+        let long = format!("HTTP/1.1 200 OK\r\ncontent-length: 65\r\n\r\n{:65}", "");
+        for words in ["SSH-2.0-x\r\n\r\n", "HTTP/1.1 200 OK\r\ncontent-le", &long] {
+            let answers = async {
+                let (mut stream, _) = listener.accept().await.expect("a connection");
+                let mut asked = [0; 1024];
+                let _asked = stream.read(&mut asked).await.expect("a question");
+                stream.write_all(words.as_bytes()).await.expect("it reads");
+            };
+            let asks = async {
+                let stream = far.reach(&mut Lookup::default()).await.expect("it listens");
+                let mut connection = far.open(stream).await.expect("nothing is said yet");
+                connection.ask(Question { method: "GET", ..Question::default() }).await.err()
+            };
+            let (why, ()) = tokio::join!(asks, answers);
+            let why = why.expect("that is no answer").to_string();
+            assert!(why.contains("no answer of a registry") && why.contains("--admin"), "{why}");
+        }
     }
 
     #[tokio::test]
