@@ -66,7 +66,7 @@ pub(crate) async fn start(builder: NodeBuilder) -> Result<Node, StartError> {
         );
         return Err(StartError::setting("listen", problem));
     }
-    for warning in in_the_open(&builder) {
+    for warning in in_the_open(&builder).iter().map(String::as_str).chain(in_vain(&builder)) {
         tracing::warn!("{warning}");
     }
     let data_dir = data_dir(&builder).await?;
@@ -296,6 +296,15 @@ fn check_proofs(builder: &NodeBuilder) -> Result<(), StartError> {
     }
 }
 
+/// What was asked for, and does nothing with what else was asked for.
+fn in_vain(builder: &NodeBuilder) -> Option<&'static str> {
+    let alone = matches!(builder.bootstrap, Bootstrap::AloneAfter(_));
+    (alone && builder.witness.is_some()).then_some(
+        "the half of a core that the witness stops founds a cluster of its own under --bootstrap alone-after, and both \
+         have leaders: give --bootstrap expect=N",
+    )
+}
+
 /// What is believed although neither a secret nor certificates cover it: words of a registry on another host.
 fn in_the_open(builder: &NodeBuilder) -> Vec<String> {
     let mut warnings = Vec::new();
@@ -509,6 +518,16 @@ fn domains(labels: &BTreeMap<String, String>) -> Domains {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_witness_that_keeps_nothing_together_is_warned_of() {
+        let with = |how| {
+            in_vain(&Node::builder().bootstrap(how).witness("file:/mnt/shared".parse().expect("valid")))
+        };
+        assert!(with(Bootstrap::AloneAfter(LOOKUP)).is_some_and(|why| why.contains("expect=N")));
+        assert_eq!((with(Bootstrap::Expect(2)), with(Bootstrap::Join)), (None, None));
+        assert_eq!(in_vain(&Node::builder().bootstrap(Bootstrap::AloneAfter(LOOKUP))), None);
+    }
 
     #[test]
     fn what_is_believed_in_the_open_is_said_where_a_secret_may_make_one_think_otherwise() {
