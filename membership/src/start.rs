@@ -11,6 +11,7 @@ use std::{
 use membership_proto::{Bootstrap, Config, Domains, NodeInfo};
 use membership_sync::Snapshot;
 use membership_types::NodeId;
+use socket2::SockRef;
 use tokio::{
     net::lookup_host,
     sync::{Notify, Semaphore, mpsc, watch},
@@ -39,6 +40,9 @@ use crate::{
 const COMMANDS: usize = 256;
 /// How long all members must have run builds of a higher feature level before it is agreed on.
 const RAISE_AFTER: Duration = Duration::from_secs(600);
+/// How many connections wait in the kernel to be accepted, as far as that allows it. Where there is no room for one more, whoever
+/// made it tries again after a second: a stranger in a hurry must not do that to a node that starts.
+const BACKLOG: i32 = 4096;
 /// How long host names of founder slots are looked up.
 const LOOKUP: Duration = Duration::from_secs(5);
 
@@ -363,7 +367,8 @@ fn check_names(builder: &NodeBuilder) -> Result<(), StartError> {
 
 fn listen(flag: &'static str, addr: SocketAddr) -> Result<TcpListener, StartError> {
     let listener = TcpListener::bind(addr).map_err(|source| StartError::Listen { flag, addr, source })?;
-    listener.set_nonblocking(true).map_err(StartError::System)?;
+    let set = listener.set_nonblocking(true).and_then(|()| SockRef::from(&listener).listen(BACKLOG));
+    set.map_err(StartError::System)?;
     Ok(listener)
 }
 
@@ -518,6 +523,17 @@ fn domains(labels: &BTreeMap<String, String>) -> Domains {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn many_may_connect_before_the_first_is_accepted() {
+        let listener = listen("listen", ([127, 0, 0, 1], 0).into()).expect("a free port");
+        let addr = listener.local_addr().expect("bound");
+        let connect = |n| {
+            let stream = std::net::TcpStream::connect_timeout(&addr, Duration::from_millis(900));
+            stream.unwrap_or_else(|error| panic!("the {n}th: {error}"))
+        };
+        let _all: Vec<_> = (0..200).map(connect).collect();
+    }
 
     #[test]
     fn a_witness_that_keeps_nothing_together_is_warned_of() {
