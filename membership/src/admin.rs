@@ -34,9 +34,10 @@ use tokio::{
     time::timeout,
 };
 
-use browsers::is_of_a_page;
-use places::{Place, Places};
+pub(crate) use places::{Place, Places};
 pub(crate) use stream::STREAMS;
+
+use browsers::is_of_a_page;
 use stream::{Life, Stream};
 
 use crate::{
@@ -191,7 +192,7 @@ async fn accept(listener: TcpListener, shared: &Arc<Shared>) {
             }
         };
         let (shared, place) = (Arc::clone(shared), places.take().await);
-        tokio::spawn(async move { converse_at(&place, stream, &shared, from).await });
+        tokio::spawn(async move { converse(stream, &shared, from, &place).await });
     }
 }
 
@@ -200,15 +201,7 @@ pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     shared: &Arc<Shared>,
     from: IpAddr,
-) {
-    converse_at(&Place::alone(), stream, shared, from).await;
-}
-
-async fn converse_at<S: AsyncRead + AsyncWrite + Unpin>(
     place: &Place,
-    stream: S,
-    shared: &Arc<Shared>,
-    from: IpAddr,
 ) {
     let life = Life::begin();
     let service = service_fn(|request| answer(request, shared, from, &life, place));

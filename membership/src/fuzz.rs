@@ -508,11 +508,10 @@ pub fn admin(data: &[u8]) -> Vec<u8> {
     }
     NODE.with(|node| {
         let mut answers = Vec::new();
-        within_io(admin::converse(
-            tokio::io::join(data, &mut answers),
-            &node.inner.shared,
-            [127, 0, 0, 1].into(),
-        ));
+        within_io(async {
+            let (place, stream) = (admin::Places::new().take().await, tokio::io::join(data, &mut answers));
+            admin::converse(stream, &node.inner.shared, [127, 0, 0, 1].into(), &place).await;
+        });
         answers
     })
 }

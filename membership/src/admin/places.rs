@@ -17,7 +17,7 @@ use crate::node::lock;
 const CONNECTIONS: usize = 64;
 
 /// All of them.
-pub(super) struct Places {
+pub(crate) struct Places {
     free: Arc<Semaphore>,
     idle: Arc<Mutex<Idle>>,
 }
@@ -30,7 +30,7 @@ struct Idle {
 }
 
 /// That of one connection, until this is dropped.
-pub(super) struct Place {
+pub(crate) struct Place {
     idle: Arc<Mutex<Idle>>,
     /// Under which it is among the idle ones, if it is.
     turn: AtomicU64,
@@ -39,12 +39,12 @@ pub(super) struct Place {
 }
 
 impl Places {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { free: Arc::new(Semaphore::new(CONNECTIONS)), idle: Arc::default() }
     }
 
     /// One for a connection that was made. It is waited for only while requests are answered on all others.
-    pub(super) async fn take(&self) -> Place {
+    pub(crate) async fn take(&self) -> Place {
         let free = Arc::clone(&self.free);
         let taken = match Arc::clone(&free).try_acquire_owned() {
             Ok(taken) => Some(taken),
@@ -56,23 +56,14 @@ impl Places {
                 free.acquire_owned().await.ok()
             }
         };
-        Place::new(Arc::clone(&self.idle), taken)
+        let (idle, makes_room) = (Arc::clone(&self.idle), Arc::new(Notify::new()));
+        let place = Place { idle, turn: AtomicU64::new(0), makes_room, _taken: taken };
+        place.waits();
+        place
     }
 }
 
 impl Place {
-    fn new(idle: Arc<Mutex<Idle>>, taken: Option<OwnedSemaphorePermit>) -> Self {
-        let place =
-            Self { idle, turn: AtomicU64::new(0), makes_room: Arc::new(Notify::new()), _taken: taken };
-        place.waits();
-        place
-    }
-
-    /// Of a connection that nobody else has to make room for.
-    pub(super) fn alone() -> Self {
-        Self::new(Arc::default(), None)
-    }
-
     /// No request is being answered.
     pub(super) fn waits(&self) {
         let mut idle = lock(&self.idle);

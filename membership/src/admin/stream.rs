@@ -170,13 +170,17 @@ mod tests {
     };
 
     use super::*;
-    use crate::{Node, admin::converse};
+    use crate::{
+        Node,
+        admin::{Places, converse},
+    };
 
     /// A client that follows the events of a node, with so much room for what it does not take.
     async fn client(node: &Node, room: usize) -> BufReader<DuplexStream> {
         let (mut client, server) = tokio::io::duplex(room);
         let shared = Arc::clone(&node.inner.shared);
-        tokio::spawn(async move { converse(server, &shared, [127, 0, 0, 1].into()).await });
+        let place = Places::new().take().await;
+        tokio::spawn(async move { converse(server, &shared, [127, 0, 0, 1].into(), &place).await });
         client.write_all(b"GET /v1/events HTTP/1.0\r\n\r\n").await.expect("it reads");
         BufReader::new(client)
     }
