@@ -560,11 +560,20 @@ fn who_wins_anew_waits_for_the_leases_that_it_gave_while_it_asked() {
     // A newer process has the address of 3, which is told to stop and does not hear it.
     scene.asks_in(NodeInfo { id: NodeId::new(3, 99), ..info(3) }, None);
     let removes = |command: &Command| matches!(command, Command::Remove(node, _) if *node == id(3));
-    for _ in 0..60 {
+    for _ in 0..80 {
         [4, 5].iter().for_each(|n| scene.beat(*n, 0));
-        if scene.entries().iter().any(|entry| entry.commands.iter().any(removes)) {
-            assert!(scene.ctx.now >= acts_until, "{:?} too early", acts_until - scene.ctx.now);
-            return;
+        scene.settles();
+        for (to, msg) in scene.said() {
+            if let (Dest::Node(to, _), ClusterMsg::Append { ballot, index, entry, sent }) = (to, msg) {
+                if entry.commands.iter().any(removes) {
+                    assert!(scene.ctx.now >= acts_until, "{:?} too early", acts_until - scene.ctx.now);
+                    return;
+                }
+                if to != id(3) {
+                    let office = scene.member.office.as_mut().expect("in office");
+                    office.on_accepted(&scene.ctx, to, ballot, index, sent);
+                }
+            }
         }
         scene.wait(LEASE / 40);
     }
