@@ -24,6 +24,7 @@ const COST: usize = 64;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
 
 static OUT: OnceLock<Output> = OnceLock::new();
+/// Begins with the first thing that is said: most processes never do, and one thread less has to end when they are killed.
 static ERR: OnceLock<Output> = OnceLock::new();
 
 /// Lines that wait for their writer.
@@ -103,13 +104,8 @@ impl Output {
 /// From now on what is printed goes through queues.
 pub(crate) fn begin() -> io::Result<()> {
     let out = Output::start("phalanx-out", events::write)?;
-    let err = Output::start("phalanx-err", |bytes| {
-        // A disk may have room again.
-        let _lost = io::stderr().write_all(bytes);
-        true
-    })?;
     // Nobody begins twice.
-    let _first = (OUT.set(out), ERR.set(err));
+    let _first = OUT.set(out);
     Ok(())
 }
 
@@ -118,12 +114,27 @@ pub(crate) fn out() -> Option<&'static Output> {
     OUT.get()
 }
 
+/// Standard error, once there are queues; none where its thread cannot be had.
+fn err() -> Option<&'static Output> {
+    OUT.get()?;
+    if ERR.get().is_none() {
+        let write = |bytes: &[u8]| {
+            // A disk may have room again.
+            let _lost = io::stderr().write_all(bytes);
+            true
+        };
+        // If somebody else was faster, this one ends at once.
+        let _first = ERR.set(Output::start("phalanx-err", write).ok()?);
+    }
+    ERR.get()
+}
+
 /// Standard error: through the queue where there is one, else directly.
 pub(crate) struct Stderr;
 
 impl Write for Stderr {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match ERR.get() {
+        match err() {
             Some(err) => err.offer(bytes),
             None => io::stderr().write_all(bytes)?,
         }
