@@ -4,18 +4,23 @@
 //! process whose threads all show it is as good as gone. Threads come and go while they are read, so it takes two passes:
 //! in each, every thread shows the flag, and the second lists none that the first did not. A thread that vanishes meanwhile
 //! voids the pass. A process that is not there at all proves nothing.
+//!
+//! What the first pass opened the second one reads again: that is quicker, and a file of `/proc` stays that of the very thread for
+//! which it was opened, whoever gets its number.
 
-use std::{io, mem::MaybeUninit, os::fd::OwnedFd};
+use std::{collections::HashMap, io, mem::MaybeUninit, os::fd::OwnedFd};
 
 use rustix::{
     fs::{CWD, Mode, OFlags, RawDir, SeekFrom, fstatfs, openat, seek},
-    io::{Errno, read},
+    io::{Errno, pread},
 };
 
 /// `PF_EXITING` of the kernel's `sched.h`, in field 9 of `stat`.
 const EXITING: u64 = 0x4;
 /// A process with more threads is left to its pidfd.
 const MOST: usize = 1024;
+/// Of so many threads the files are kept from the first pass to the second.
+const KEPT: usize = 64;
 /// So often threads may vanish during a pass before somebody else gets a turn.
 const ATTEMPTS: usize = 8;
 /// What the files of `/proc` are on.
@@ -25,13 +30,9 @@ const PROC_MAGIC: u64 = 0x9fa0;
 /// is found here any more.
 pub(super) struct Threads(OwnedFd);
 
-/// A thread, as one pass saw it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Thread {
-    id: u64,
-    /// When it started, so that a number is not taken for the thread that had it before.
-    started: u64,
-}
+/// The threads that a pass found, by number: when each started, so that a number is not taken for the thread that had it
+/// before, and what says how it stands, if that was kept.
+type Found = HashMap<u64, (u64, Option<OwnedFd>)>;
 
 /// What is read of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +63,7 @@ enum Pass {
     /// Threads vanished, or not all were listed.
     Void,
     /// These, all of them exiting.
-    Exiting(Vec<Thread>),
+    Exiting(Found),
 }
 
 impl Threads {
@@ -84,13 +85,13 @@ impl Threads {
 
     /// Looks at all threads.
     pub(super) fn look(&self) -> io::Result<Seen> {
-        let mut before: Option<Vec<Thread>> = None;
+        let mut before: Option<Found> = None;
         for _ in 0..ATTEMPTS {
-            before = match (self.pass()?, before) {
+            before = match (self.pass(before.as_ref())?, before) {
                 (Pass::Lives, _) => return Ok(Seen::Nothing),
                 (Pass::Gone, _) => return Ok(Seen::Gone),
                 (Pass::Void, _) => None,
-                (Pass::Exiting(now), Some(before)) if now.iter().all(|thread| before.contains(thread)) => {
+                (Pass::Exiting(now), Some(before)) if now.iter().all(|thread| is_of(&before, thread)) => {
                     return Ok(Seen::Exiting);
                 }
                 (Pass::Exiting(now), _) => Some(now),
@@ -99,16 +100,24 @@ impl Threads {
         Ok(Seen::Nothing)
     }
 
-    fn pass(&self) -> io::Result<Pass> {
+    fn pass(&self, before: Option<&Found>) -> io::Result<Pass> {
         let Some(ids) = self.list()? else { return Ok(Pass::Gone) };
-        let (mut threads, mut fewest) = (Vec::with_capacity(ids.len()), u64::MAX);
+        let (mut threads, mut fewest) = (Found::with_capacity(ids.len()), u64::MAX);
         for id in ids {
-            let Some(stat) = self.stat(id)? else { return Ok(Pass::Void) };
+            let read = match before.and_then(|before| before.get(&id)?.1.as_ref()) {
+                Some(kept) => stat(kept)?.map(|stat| (stat, None)),
+                None => match self.open(id)? {
+                    Some(file) => stat(&file)?.map(|stat| (stat, Some(file))),
+                    None => None,
+                },
+            };
+            let Some((stat, file)) = read else { return Ok(Pass::Void) };
             if !stat.exiting {
                 return Ok(Pass::Lives);
             }
             fewest = fewest.min(stat.threads);
-            threads.push(Thread { id, started: stat.started });
+            let kept = file.filter(|_| before.is_none() && threads.len() < KEPT);
+            threads.insert(id, (stat.started, kept));
         }
         // A list may end early where a thread vanishes under it. None at all proves nothing.
         let whole = !threads.is_empty() && fewest <= threads.len() as u64;
@@ -139,20 +148,34 @@ impl Threads {
         Ok(Some(ids))
     }
 
-    /// `None` if the thread is gone.
-    fn stat(&self, id: u64) -> io::Result<Option<Stat>> {
-        // Some 350 bytes; no field but the name has more than twenty digits.
-        let mut text = [0; 2048];
-        let opened = openat(&self.0, format!("{id}/stat"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-        let length = match opened.and_then(|file| read(file, &mut text)) {
-            Ok(length) => length,
-            Err(Errno::NOENT | Errno::SRCH) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        let wrong =
-            || io::Error::new(io::ErrorKind::InvalidData, "a thread's stat reads otherwise than expected");
-        parse(&text[..length]).map(Some).ok_or_else(wrong)
+    /// What says how a thread stands; `None` if it is gone.
+    fn open(&self, id: u64) -> io::Result<Option<OwnedFd>> {
+        there(openat(&self.0, format!("{id}/stat"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()))
     }
+}
+
+/// How a thread stands now; `None` if it is gone.
+fn stat(file: &OwnedFd) -> io::Result<Option<Stat>> {
+    // Some 350 bytes; no field but the name has more than twenty digits.
+    let mut text = [0; 2048];
+    let Some(length) = there(pread(file, &mut text, 0))? else { return Ok(None) };
+    let wrong =
+        || io::Error::new(io::ErrorKind::InvalidData, "a thread's stat reads otherwise than expected");
+    parse(&text[..length]).map(Some).ok_or_else(wrong)
+}
+
+/// What the kernel answers about a thread, unless that is gone.
+fn there<T>(answer: Result<T, Errno>) -> io::Result<Option<T>> {
+    match answer {
+        Ok(answer) => Ok(Some(answer)),
+        Err(Errno::NOENT | Errno::SRCH) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Was this thread found before?
+fn is_of(before: &Found, (id, (started, _)): (&u64, &(u64, Option<OwnedFd>))) -> bool {
+    before.get(id).is_some_and(|(before, _)| before == started)
 }
 
 /// The fields of `/proc/PID/task/TID/stat` that count.
