@@ -452,6 +452,9 @@ impl Driver {
         self.inputs.extend(late.map(|(node, how)| Input::ProvedDead { node, how }));
         if let Some(neighbours) = self.transport.neighbours() {
             neighbours.keep(&self.transport, |node| view.contains(node));
+            if self.view.is_none() {
+                neighbours.set_in_view(true, &self.transport);
+            }
         }
         self.transport.set_lineage(self.machine.lineage());
         self.steering.set_seeking(false);

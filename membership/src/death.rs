@@ -51,6 +51,7 @@ use rustix::{
         SendFlags, recvmsg, sendmsg,
     },
     process::{PidfdFlags, getpid, getuid, pidfd_open},
+    thread::gettid,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, Interest, unix::AsyncFd},
@@ -62,7 +63,7 @@ use tokio::{
 
 use self::{
     threads::{Threads, pid_of},
-    wake::{Waking, Woken},
+    wake::{Life, Waking, Woken},
 };
 use crate::{clock, metrics::Counts, transport::Transport};
 
@@ -71,6 +72,8 @@ const ATTEMPT: Duration = Duration::from_secs(2);
 /// Pauses before the attempts: the other side may not know of our connection yet.
 const PAUSES: [Duration; 4] =
     [Duration::ZERO, Duration::from_millis(50), Duration::from_millis(500), Duration::from_secs(2)];
+/// After this a node that came into a view meets those that it connected to before.
+const SETTLED: Duration = Duration::from_millis(50);
 /// How many strangers are met on the local socket at once.
 const MEETINGS: usize = 64;
 /// How many processes are watched.
@@ -100,6 +103,8 @@ pub(crate) struct Neighbours(Rc<Inner>);
 
 struct Inner {
     listener: RefCell<Option<unix::UnixListener>>,
+    /// Nodes that may be on this host, and are met once this node is in a view; none once it is.
+    later: RefCell<Option<Vec<(NodeId, String)>>>,
     /// Those that others may watch.
     lines: Option<&'static LifeLines>,
     acts: Acts,
@@ -229,6 +234,7 @@ impl Neighbours {
         let listener = RefCell::new(Some(listener));
         Self(Rc::new(Inner {
             listener,
+            later: RefCell::new(Some(Vec::new())),
             lines,
             acts,
             awaited: RefCell::default(),
@@ -276,14 +282,37 @@ impl Neighbours {
         });
     }
 
+    /// This node is in a view, or in none any more. Before it is, no proof of it is worth anything, and the exchange with
+    /// each neighbour would delay it.
+    pub(crate) fn set_in_view(&self, in_view: bool, transport: &Transport) {
+        let waiting = self.0.later.replace(if in_view { None } else { Some(Vec::new()) });
+        let neighbours = self.clone();
+        let transport = transport.clone();
+        if let Some(waiting) = waiting.filter(|waiting| in_view && !waiting.is_empty()) {
+            spawn_local(async move {
+                // What begins with the view goes first.
+                tokio::time::sleep(SETTLED).await;
+                for (node, name) in waiting {
+                    neighbours.meet(&transport, node, name);
+                }
+            });
+        }
+    }
+
     /// A node that we connected to says that its process can be met at `name`. If that is on another host, nothing is
     /// there.
-    pub(crate) fn meet(&self, transport: Transport, node: NodeId, name: String) {
+    pub(crate) fn meet(&self, transport: &Transport, node: NodeId, name: String) {
+        if let Some(later) = &mut *self.0.later.borrow_mut() {
+            if later.len() < WATCHED {
+                later.push((node, name));
+            }
+            return;
+        }
         let Ok(addr) = unix::SocketAddr::from_abstract_name(&name) else { return };
         if self.is_watched(node) {
             return;
         }
-        let neighbours = self.clone();
+        let (neighbours, transport) = (self.clone(), transport.clone());
         spawn_local(async move {
             for pause in PAUSES {
                 tokio::time::sleep(pause).await;
@@ -438,6 +467,11 @@ impl Neighbours {
     }
 }
 
+/// The calling thread runs at once when it is woken: for threads on which others wait, and whose work is short.
+pub(crate) fn run_promptly() {
+    turn::set_prompt(gettid(), true);
+}
+
 /// A number is not waited for any longer than the attempt that it belongs to.
 struct Awaiting<'a> {
     neighbours: &'a Neighbours,
@@ -479,9 +513,17 @@ async fn proof(
         // The pidfd remains.
         std::future::pending().await
     };
+    let gone = async {
+        dead(pidfd).await?;
+        if let Some(courtesy) = wake::life().and_then(Life::courtesy) {
+            // Who has to act knows by now, or soon: what we say of it would be in the way.
+            tokio::time::sleep(courtesy).await;
+        }
+        io::Result::Ok(())
+    };
     let how = tokio::select! {
         () = exiting => "exiting",
-        gone = dead(pidfd) => {
+        gone = gone => {
             gone?;
             "pidfd"
         }

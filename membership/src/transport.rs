@@ -388,7 +388,7 @@ impl Net {
                     }
                 }
                 if let (Some(neighbours), Some(near)) = (&self.neighbours, &link.peer.near) {
-                    neighbours.meet(Transport(Rc::clone(&self)), link.peer.node, near.clone());
+                    neighbours.meet(&Transport(Rc::clone(&self)), link.peer.node, near.clone());
                 }
                 self.serve(link, stream, (session, rest), addr).await;
                 if let Some(dial) = self.dials.borrow_mut().get_mut(&addr)

@@ -21,7 +21,7 @@ use crate::{
     bulk::{self, Bulk},
     clock,
     control::deaths::Deaths,
-    death::{Door, Neighbours},
+    death::{self, Door, Neighbours},
     disk::DataDir,
     error::StartError,
     event::{NodeBus, Speaker, What},
@@ -73,6 +73,8 @@ pub(crate) fn spawn(setup: Setup) -> Result<(), StartError> {
     let body = move || {
         // Declared first, dropped last: whatever happens, handles learn that the node has stopped.
         let _finished = finished;
+        // Heartbeats, and whoever takes over, wait for what is done here; that is short.
+        death::run_promptly();
         LocalSet::new().block_on(&runtime, async move {
             let (driver, arrivals, commands) = match Driver::new(setup, lease, Rng::seeded(seed)) {
                 Ok(parts) => parts,

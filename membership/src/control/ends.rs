@@ -16,6 +16,9 @@ impl Driver {
         self.lease_until = self.lease_until.min(clock::now());
         self.suspend_leading(WhyNot::Removed, self.lease_until);
         self.view = None;
+        if let Some(neighbours) = self.transport.neighbours() {
+            neighbours.set_in_view(false, &self.transport);
+        }
         self.blocked = None;
         self.own_state.retain(|e| matches!(e.what, What::Started { .. }));
         let leaves = self.stopping.is_some();

@@ -3,9 +3,10 @@
 //! The last thread of a dying process stays on its processor until the kernel has freed the memory of all of them: half a
 //! millisecond for a small process, 70 ms for each GiB. The scheduler wakes a thread where it ran before, or where its waker
 //! runs, and does not always see that this one is occupied and another one idle. So whoever watches a death keeps off the
-//! processors where that goes on; and whoever acts first when somebody dies asks for short slices, with which it runs before the
-//! dying go on (EEVDF: the less a thread asks for, the sooner its virtual deadline; Stoica and Abdel-Wahab 1995). It gets no more of
-//! the processors for it, and no privileges are needed. Where something here fails, the scheduler's choice stands.
+//! processors where that goes on. And whoever acts first when somebody dies asks for short slices, as the control thread of each
+//! node does, for which others wait: with these they run before the dying go on (EEVDF: the less a thread asks for, the sooner its
+//! virtual deadline; Stoica and Abdel-Wahab 1995). They get no more of the processors for it, and no privileges are needed. Where
+//! something here fails, the scheduler's choice stands.
 //!
 //! What a thread was allowed before it is allowed again. The kernel takes that for a wish from then on: processors that a cpuset
 //! gets only later are not used by these two threads.

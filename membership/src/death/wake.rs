@@ -147,6 +147,11 @@ impl Life {
         Waking(told)
     }
 
+    /// How long this process leaves the processors to others when somebody dies.
+    pub(super) fn courtesy(&self) -> Option<Duration> {
+        self.courteous.load(Ordering::Relaxed).then_some(COURTESY)
+    }
+
     /// Do others on this host have to act first when somebody dies? Then this process leaves them the processors.
     pub(super) fn set_courteous(&self, courteous: bool) {
         self.courteous.store(courteous, Ordering::Relaxed);
@@ -170,7 +175,7 @@ impl Life {
             let mut next = None;
             let mut at = 0;
             while let Some(watched) = all.get_mut(at) {
-                match watched.look(self.courteous.load(Ordering::Relaxed)) {
+                match watched.look(self.courtesy()) {
                     Ok(due) => {
                         next = [next, due].into_iter().flatten().min();
                         at += 1;
@@ -211,7 +216,7 @@ impl Life {
 
 impl Watched {
     /// Looks, if it is time. Gives when to look again, or what came of it.
-    fn look(&mut self, courteous: bool) -> Result<Option<Instant>, Woken> {
+    fn look(&mut self, courtesy: Option<Duration>) -> Result<Option<Instant>, Woken> {
         let looking = match self.looking {
             Some(looking) => looking,
             None => match self.line.is_cut() {
@@ -219,7 +224,7 @@ impl Watched {
                 Cut::TakenBack => return Err(Woken::Ended),
                 Cut::Cut => {
                     let now = Instant::now();
-                    let next = if courteous { now + COURTESY } else { now };
+                    let next = now + courtesy.unwrap_or_default();
                     let looking = Looking { next, pause: PAUSES.0, until: now + LONGEST, seen_alive: false };
                     self.looking = Some(looking);
                     looking
