@@ -39,7 +39,7 @@ pub struct Forced {
     pub highest: ViewId,
 }
 
-/// How many addresses a blocked node probes in one round.
+/// How many addresses a blocked node probes in one round; and one that has just come, so that others know it.
 const PROBES_WHEN_BLOCKED: usize = 8;
 
 /// Does lineage `a` go on where the two meet? With each come those that operators gave up for it.
@@ -70,13 +70,17 @@ struct Other {
 pub(crate) struct Meeting {
     others: BTreeMap<Lineage, Other>,
     next_probe: Instant,
+    /// We have probed before.
+    is_known: bool,
     /// When we last asked somebody of another lineage whether it hears us.
     asked_at: Instant,
 }
 
 impl Meeting {
     pub(crate) fn new(ctx: &Ctx) -> Self {
-        Self { others: BTreeMap::new(), next_probe: ctx.now, asked_at: Instant::ZERO }
+        // Whoever has just come has more to do at first.
+        let next_probe = ctx.now.after(ctx.config.heartbeat / 2);
+        Self { others: BTreeMap::new(), next_probe, is_known: false, asked_at: Instant::ZERO }
     }
 
     pub(crate) fn deadline(&self) -> Instant {
@@ -101,9 +105,10 @@ impl Member {
         if ctx.now < self.meeting.next_probe {
             return;
         }
-        let blocked = !self.holds_lease(ctx.now);
-        let (pause, count) =
-            if blocked { (ctx.config.heartbeat * 2, PROBES_WHEN_BLOCKED) } else { (ctx.lease(), 1) };
+        let often = !self.holds_lease(ctx.now);
+        let pause = if often { ctx.config.heartbeat * 2 } else { ctx.lease() };
+        let many = !core::mem::replace(&mut self.meeting.is_known, true) || often;
+        let count = if many { PROBES_WHEN_BLOCKED } else { 1 };
         let jitter = ctx.rng.below(pause.as_nanos() as u64 / 2 + 1);
         self.meeting.next_probe = ctx.now.after(pause + core::time::Duration::from_nanos(jitter));
         let standing = self.standing(ctx);

@@ -23,6 +23,7 @@ use crate::{
     witness::{Answer, Epoch, Question, Warrant},
 };
 
+mod arrival;
 mod rules;
 
 const LEASE: Duration = Duration::from_secs(1);

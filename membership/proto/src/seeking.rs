@@ -44,7 +44,8 @@ use crate::{
 /// would send n^2 probes in every round, and hear nothing for noise.
 const PROBES_A_ROUND: usize = 16;
 
-/// The same once it hears somebody whom it may leave the founding to, or a member.
+/// The same once it hears somebody whom it may leave the founding to, or a member; and in the first round of one that never
+/// founds: one answer is enough for it, and many keep it, and those who give them, from what it came for.
 const PROBES_WHEN_GUIDED: usize = 4;
 
 /// So many of those are probed in every round: the first of them may not hear us.
@@ -104,6 +105,8 @@ pub(crate) struct Seeking {
     turn: usize,
     /// All addresses were probed before this round.
     asked_all: bool,
+    /// Who was asked to admit us since this round began: each answer to a probe may name the same coordinator.
+    joining: BTreeSet<NodeId>,
 }
 
 /// What comes out of seeking.
@@ -127,6 +130,7 @@ impl Seeking {
             asked: BTreeSet::new(),
             turn: 0,
             asked_all: true,
+            joining: BTreeSet::new(),
         }
     }
 
@@ -169,15 +173,22 @@ impl Seeking {
         if ctx.now < self.next_probe {
             return None;
         }
-        self.next_probe = ctx.now.after(ctx.config.heartbeat);
         let own = ctx.config.me.addr;
         let addresses: Vec<SocketAddr> = ctx.rendezvous.iter().copied().filter(|a| *a != own).collect();
         let mut targets: Vec<(SocketAddr, Dest)> = addresses.iter().map(|a| (*a, Dest::Addr(*a))).collect();
         let given: BTreeSet<SocketAddr> = addresses.iter().copied().collect();
         let others = self.recent(ctx).filter(|h| !given.contains(&h.info.addr));
         targets.extend(others.map(|h| (h.info.addr, Dest::Node(h.info.id, Some(h.info.addr)))));
-        if targets.len() > PROBES_A_ROUND {
-            self.take_turns(ctx, &mut targets);
+        let begins = self.asked.is_empty() && self.heard.is_empty();
+        let few = ctx.config.bootstrap == Bootstrap::Join && begins && targets.len() > PROBES_WHEN_GUIDED;
+        self.next_probe = ctx.now.after(ctx.config.heartbeat / if few { 4 } else { 1 });
+        if few {
+            // Not the same ones for all who come.
+            let first = ctx.me().inc() % targets.len() as u64;
+            targets.rotate_left(first as usize);
+            self.take_turns(ctx, &mut targets, PROBES_WHEN_GUIDED);
+        } else if targets.len() > PROBES_A_ROUND {
+            self.take_turns(ctx, &mut targets, PROBES_A_ROUND);
         } else {
             self.asked_all = true;
         }
@@ -194,7 +205,7 @@ impl Seeking {
 
     /// Leaves those to be probed whose turn it is: who may found in our stead or has a cluster, then who was never asked,
     /// then the others one after the other.
-    fn take_turns(&mut self, ctx: &Ctx, targets: &mut Vec<(SocketAddr, Dest)>) {
+    fn take_turns(&mut self, ctx: &Ctx, targets: &mut Vec<(SocketAddr, Dest)>, most: usize) {
         let by_slot = matches!(ctx.config.bootstrap, Bootstrap::Expect(_));
         let rank = |info: &NodeInfo| (if by_slot { info.slot.unwrap_or(u16::MAX) } else { 0 }, info.id);
         let me = rank(&ctx.config.me);
@@ -212,7 +223,7 @@ impl Seeking {
         guides.sort_unstable();
         guides.truncate(GUIDES);
         let is_guide = |addr: &SocketAddr| guides.iter().any(|(_, guide)| guide == addr);
-        let count = if guides.is_empty() { PROBES_A_ROUND } else { PROBES_WHEN_GUIDED };
+        let count = if guides.is_empty() { most } else { PROBES_WHEN_GUIDED };
         self.asked_all = targets.iter().all(|(addr, _)| self.asked.contains(addr));
         let all: BTreeSet<SocketAddr> = targets.iter().map(|(addr, _)| *addr).collect();
         self.asked.retain(|addr| all.contains(addr));
@@ -246,7 +257,7 @@ impl Seeking {
         let first_answer = before.is_none() && answered_at.is_some();
         self.heard.insert(id, Heard { info: probe.info, at: ctx.now, answered_at, standing: probe.standing });
         if (first || first_answer) && member {
-            self.ask_to_join(ctx);
+            self.ask_others_to_join(ctx);
         }
         if first { self.try_to_found(ctx) } else { None }
     }
@@ -254,6 +265,12 @@ impl Seeking {
     /// Asks the coordinators that we heard of to admit us: those of active lineages that hear us, else all. (Who is blocked may
     /// need just this node, and those who are active may not admit it: they are preferred for a while only.)
     pub(crate) fn ask_to_join(&mut self, ctx: &mut Ctx) {
+        self.joining.clear();
+        self.ask_others_to_join(ctx);
+    }
+
+    /// The same, as far as they were not asked in this round.
+    fn ask_others_to_join(&mut self, ctx: &mut Ctx) {
         if self.pledged.is_some() {
             return;
         }
@@ -270,6 +287,9 @@ impl Seeking {
             }
         }
         for info in to.into_values() {
+            if !self.joining.insert(info.id) {
+                continue;
+            }
             let join = Join {
                 info: ctx.config.me.clone(),
                 lease: ctx.lease(),

@@ -52,18 +52,17 @@ impl Office {
                 ctx.reply(*node, acceptor.state.lineage, ClusterMsg::Removed { view, index, why: *why });
             }
         }
-        let newcomers: Vec<NodeId> = change
+        let newcomers: BTreeSet<NodeId> = change
             .cluster
             .iter()
             .flat_map(|d| &d.joined)
             .map(|n| n.id)
             .filter(|id| *id != ctx.me())
             .collect();
-        for node in self.concerned(acceptor, change) {
+        for node in self.concerned(acceptor, change, &newcomers) {
             if newcomers.contains(&node) {
-                continue;
-            }
-            if node == ctx.me() {
+                self.tell_all(ctx, acceptor, node);
+            } else if node == ctx.me() {
                 let founded = change.cluster.iter().flat_map(|d| &d.joined).any(|n| n.id == node);
                 let update = if founded {
                     self.full_update(acceptor, node, &ctx.observes)
@@ -76,28 +75,28 @@ impl Office {
                 self.send_update(ctx, acceptor, node, update);
             }
         }
-        for node in newcomers {
-            self.tell_all(ctx, acceptor, node);
-        }
     }
 
-    /// Whom the change concerns, the coordinator's own node included.
-    fn concerned(&self, acceptor: &Acceptor, change: &Change) -> Vec<NodeId> {
-        if change.cluster.is_some() || change.core.is_some() || acceptor.state.dissolved.is_some() {
-            return acceptor.state.view.members.iter().map(|n| n.id).collect();
-        }
-        let mut nodes: BTreeSet<NodeId> = change.wished.clone();
-        for (view, before) in &change.groups {
-            nodes.extend(before);
-            nodes.extend(view.members.iter().map(|m| m.node));
-            nodes.extend(self.observers.get(&view.group).into_iter().flatten());
-        }
-        // Our own node observes too, and hears of everything.
-        nodes.insert(self.ballot.node);
-        // Leaders first: they begin to act with this.
-        let leads = |id: &NodeId| change.groups.iter().any(|(v, _)| v.leader() == Some(*id));
-        let (leaders, others): (Vec<_>, Vec<_>) = nodes.into_iter().partition(leads);
-        leaders.into_iter().chain(others).collect()
+    /// Whom the change concerns, the coordinator's own node included. First those who begin to act with this: leaders, then
+    /// newcomers.
+    fn concerned(&self, acceptor: &Acceptor, change: &Change, newcomers: &BTreeSet<NodeId>) -> Vec<NodeId> {
+        let mut nodes: Vec<NodeId> =
+            if change.cluster.is_some() || change.core.is_some() || acceptor.state.dissolved.is_some() {
+                acceptor.state.view.members.iter().map(|n| n.id).collect()
+            } else {
+                let mut nodes: BTreeSet<NodeId> = change.wished.clone();
+                for (view, before) in &change.groups {
+                    nodes.extend(before);
+                    nodes.extend(view.members.iter().map(|m| m.node));
+                    nodes.extend(self.observers.get(&view.group).into_iter().flatten());
+                }
+                // Our own node observes too, and hears of everything.
+                nodes.insert(self.ballot.node);
+                nodes.into_iter().collect()
+            };
+        let leaders: BTreeSet<NodeId> = change.groups.iter().filter_map(|(view, _)| view.leader()).collect();
+        nodes.sort_by_key(|id| (!leaders.contains(id), !newcomers.contains(id)));
+        nodes
     }
 
     fn update(&self, acceptor: &Acceptor, node: NodeId, prev: LogIndex, change: &Change) -> Update {
