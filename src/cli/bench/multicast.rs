@@ -4,7 +4,11 @@ use std::{
     collections::VecDeque,
     io::{Read, Write},
     net::{TcpListener, TcpStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -24,6 +28,7 @@ use tokio::{
 use crate::cli::{
     Failure, Outcome, complain, events, exit,
     flags::Time,
+    node::Stops,
     proc::{Proc, Said},
     scratch::Scratch,
 };
@@ -56,7 +61,7 @@ pub(crate) struct Multicast {
     #[arg(long, env = "PHALANX_SECRET_FILE", value_name = "FILE")]
     secret_file: Option<PathBuf>,
     /// Meanwhile another process joins the group and goes again, over and over, by turns told to and killed: how long senders
-    /// are blocked by each change.
+    /// are blocked by each change, beside what two processes that do nothing else need to wake each other meanwhile.
     #[arg(long)]
     changes: bool,
 }
@@ -79,6 +84,9 @@ pub(crate) struct MulticastMember {
     class: Kind,
     #[arg(long)]
     duration: Time,
+    /// Takes what is delivered until it is told to end.
+    #[arg(long)]
+    guest: bool,
     #[arg(long, env = "PHALANX_SECRET_FILE")]
     secret_file: Option<PathBuf>,
 }
@@ -110,8 +118,10 @@ struct Measured {
     cpu_us: f64,
     p50_us: f64,
     p99_us: f64,
-    /// How long each member was blocked by each change, in milliseconds.
-    blocked_ms: Vec<f64>,
+    /// How long each member was blocked when somebody came, and when somebody went, in milliseconds.
+    blocked_ms: [Vec<f64>; 2],
+    /// How long two idle threads took to wake each other meanwhile, there and back, in milliseconds.
+    woken_ms: Vec<f64>,
 }
 
 /// How long members may take to find each other, and to end.
@@ -120,6 +130,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const WARM_UP: Duration = Duration::from_millis(500);
 /// How long whoever comes and goes stays.
 const STAY: Duration = Duration::from_millis(100);
+/// How often two idle threads wake each other.
+const IDLE: Duration = Duration::from_millis(5);
+/// What members report of how long they were blocked, and how that is called.
+const BLOCKED: [(&str, &str); 2] = [("came_ms", "comes"), ("went_ms", "goes")];
 
 impl Multicast {
     pub(crate) async fn run(self, json: bool) -> Outcome {
@@ -160,11 +174,34 @@ impl Multicast {
                     runs.len()
                 );
                 events::line(&if json { object.to_string() } else { text });
-                let blocked: Vec<f64> = runs.iter().flat_map(|run| run.blocked_ms.iter().copied()).collect();
-                super::print("senders blocked by a change of the view", blocked, json);
+                for (n, (_, change)) in BLOCKED.iter().enumerate() {
+                    let blocked = runs.iter().flat_map(|run| run.blocked_ms[n].iter().copied()).collect();
+                    super::print(&format!("senders blocked when a member {change}"), blocked, json);
+                }
+                let all = runs.iter().flat_map(|run| run.blocked_ms.iter().flatten().copied()).collect();
+                super::print("senders blocked by a change of the view", all, json);
+                let woken = runs.iter().flat_map(|run| run.woken_ms.iter().copied()).collect();
+                super::print("floor: two idle threads wake each other, there and back", woken, json);
             }
         }
         Ok(0)
+    }
+
+    /// What a member is started with.
+    fn member(&self, name: &str, size: usize, window: usize, dir: &Path) -> Vec<String> {
+        let mut args = vec![
+            "bench".to_owned(),
+            "multicast-member".to_owned(),
+            format!("--name={name}"),
+            format!("--rendezvous=file:{}", dir.display()),
+            format!("--members={}", self.members),
+            format!("--size={size}"),
+            format!("--window={window}"),
+            format!("--class={}", self.class.class().as_str()),
+            format!("--duration={}ms", self.duration.0.as_millis()),
+        ];
+        args.extend(self.secret_file.iter().map(|file| format!("--secret-file={}", file.display())));
+        args
     }
 
     async fn once(
@@ -172,25 +209,13 @@ impl Multicast {
         size: usize,
         senders: usize,
         window: usize,
-        dir: &std::path::Path,
+        dir: &Path,
     ) -> Result<Measured, Failure> {
         let (said, mut heard) = mpsc::channel(4096);
         let mut procs = Vec::new();
-        let class = self.class.class().as_str();
         for who in 0..self.members {
             let window = if who + senders >= self.members { window } else { 0 };
-            let mut args = vec![
-                "bench".to_owned(),
-                "multicast-member".to_owned(),
-                format!("--name=n{who}"),
-                format!("--rendezvous=file:{}", dir.display()),
-                format!("--members={}", self.members),
-                format!("--size={size}"),
-                format!("--window={window}"),
-                format!("--class={class}"),
-                format!("--duration={}ms", self.duration.0.as_millis()),
-            ];
-            args.extend(self.secret_file.iter().map(|file| format!("--secret-file={}", file.display())));
+            let args = self.member(&format!("n{who}"), size, window, dir);
             procs.push(Proc::start(&args, who, said.clone())?);
             // In this order they join: the last ones do not lead.
             let ready = async {
@@ -205,7 +230,8 @@ impl Multicast {
                 return Err(Failure::new(exit::FAILED, format!("member {who} did not join")));
             }
         }
-        let _changes = self.changes.then(|| Changes::begin(dir, self.secret_file.clone()));
+        let _changes = self.changes.then(|| Changes::begin(self.member("guest", size, 0, dir)));
+        let idle = self.changes.then(Idle::begin).transpose()?;
         let mut results: Vec<Value> = Vec::new();
         let deadline = Instant::now() + self.duration.0 + PATIENCE;
         while results.len() < self.members {
@@ -219,6 +245,12 @@ impl Multicast {
         for proc in &mut procs {
             proc.gone().await?;
         }
+        let woken_ms = match idle {
+            Some(idle) => {
+                tokio::task::spawn_blocking(|| idle.end()).await.context("measuring the floor")??
+            }
+            None => Vec::new(),
+        };
         let number = |key: &'static str| results.iter().filter_map(move |r| r[key].as_f64());
         let per_second: f64 = number("per_second").sum();
         let delivered = number("delivered").fold(0.0, f64::max).max(1.0);
@@ -228,12 +260,11 @@ impl Multicast {
             cpu_us: number("cpu_us").sum::<f64>() / delivered,
             p50_us: worst("p50_us"),
             p99_us: worst("p99_us"),
-            blocked_ms: results
-                .iter()
-                .filter_map(|r| r["blocked_ms"].as_array())
-                .flatten()
-                .filter_map(Value::as_f64)
-                .collect(),
+            blocked_ms: BLOCKED.map(|(key, _)| {
+                let blocked = results.iter().filter_map(|r| r[key].as_array());
+                blocked.flatten().filter_map(Value::as_f64).collect()
+            }),
+            woken_ms,
         })
     }
 }
@@ -248,12 +279,12 @@ impl Drop for Changes {
 }
 
 impl Changes {
-    fn begin(dir: &std::path::Path, secret: Option<PathBuf>) -> Self {
-        let rendezvous = format!("--rendezvous=file:{}", dir.display());
-        let secret = secret.map(|file| format!("--secret-file={}", file.display()));
+    /// `args`: what a member is started with.
+    fn begin(mut args: Vec<String>) -> Self {
+        args.push("--guest".to_owned());
         Self(tokio::spawn(async move {
             for n in 0.. {
-                if let Err(error) = come_and_go(n, &rendezvous, secret.as_deref()).await {
+                if let Err(error) = come_and_go(n, &args).await {
                     complain(format_args!("who comes and goes: {error}"));
                     sleep(STAY).await;
                 }
@@ -263,14 +294,12 @@ impl Changes {
 }
 
 /// Killed every other time.
-async fn come_and_go(n: usize, rendezvous: &str, secret: Option<&str>) -> Result<(), Failure> {
+async fn come_and_go(n: usize, args: &[String]) -> Result<(), Failure> {
     let (said, mut heard) = mpsc::channel(64);
-    let name = format!("--name=guest{n}");
-    let args = ["join", "bench", "--no-stdin", &name, rendezvous].into_iter().chain(secret).map(Into::into);
-    let mut guest = Proc::start(&args.collect::<Vec<String>>(), n, said)?;
+    let mut guest = Proc::start(args, n, said)?;
     let comes = async {
         while let Some(Said { event, .. }) = heard.recv().await {
-            if event["event"] == "view" {
+            if event["event"] == "joined" {
                 return;
             }
         }
@@ -281,6 +310,50 @@ async fn come_and_go(n: usize, rendezvous: &str, secret: Option<&str>) -> Result
     sleep(STAY).await;
     guest.signal(if n.is_multiple_of(2) { Signal::TERM } else { Signal::KILL });
     guest.gone().await
+}
+
+/// Two threads that do nothing but wake each other now and then: what the machine makes of that while others keep it busy.
+struct Idle {
+    over: Arc<AtomicBool>,
+    threads: [std::thread::JoinHandle<std::io::Result<Vec<f64>>>; 2],
+}
+
+impl Idle {
+    fn begin() -> Result<Self, Failure> {
+        let (mut near, mut far) = pair()?;
+        let over = Arc::new(AtomicBool::new(false));
+        let ends = Arc::clone(&over);
+        let echo = std::thread::spawn(move || {
+            let mut byte = [0];
+            while far.read_exact(&mut byte).is_ok() {
+                far.write_all(&byte)?;
+            }
+            Ok(Vec::new())
+        });
+        let asks = std::thread::spawn(move || {
+            let mut times = Vec::new();
+            while !ends.load(Ordering::Relaxed) {
+                std::thread::sleep(IDLE);
+                let begin = now_ns();
+                near.write_all(&[1])?;
+                near.read_exact(&mut [0])?;
+                times.push((now_ns() - begin) as f64 / 1e6);
+            }
+            Ok(times)
+        });
+        Ok(Self { over, threads: [asks, echo] })
+    }
+
+    /// Milliseconds from waking the other one to being woken by it.
+    fn end(self) -> Result<Vec<f64>, Failure> {
+        self.over.store(true, Ordering::Relaxed);
+        let mut times = Vec::new();
+        for thread in self.threads {
+            let ended = thread.join().map_err(|_| Failure::new(exit::FAILED, "a thread ended".to_owned()))?;
+            times.extend(ended?);
+        }
+        Ok(times)
+    }
 }
 
 fn cpu_us() -> f64 {
@@ -297,14 +370,19 @@ impl MulticastMember {
         let node = builder.start().await.map_err(crate::cli::flags::start_failure)?;
         let (group, mut deliveries) =
             node.join_multicast("bench", None).await.map_err(|e| Failure::usage(e.to_string()))?;
+        if self.guest {
+            return be_guest(&node, &mut deliveries).await;
+        }
         let mut told = false;
+        let mut members;
         loop {
             match deliveries.next().await {
                 Some(Delivered::View { view, .. }) => {
                     if !std::mem::replace(&mut told, true) {
                         events::line(&json!({"event": "joined"}).to_string());
                     }
-                    if view.members.len() >= self.members {
+                    members = view.members.len();
+                    if members >= self.members {
                         break;
                     }
                 }
@@ -313,7 +391,7 @@ impl MulticastMember {
             }
         }
         sleep(Duration::from_millis(500)).await;
-        let result = self.measure(&group, &mut deliveries).await?;
+        let result = self.measure(&group, &mut deliveries, members).await?;
         events::line(&result.to_string());
         // Others may still be measuring: whoever goes early would change their view.
         let rest = async { while deliveries.next().await.is_some() {} };
@@ -323,7 +401,12 @@ impl MulticastMember {
     }
 
     /// Sends with a window, and takes what is delivered.
-    async fn measure(&self, group: &Membership, deliveries: &mut Deliveries) -> Result<Value, Failure> {
+    async fn measure(
+        &self,
+        group: &Membership,
+        deliveries: &mut Deliveries,
+        mut members: usize,
+    ) -> Result<Value, Failure> {
         let me = group.node().id();
         let payload = bytes(self.size);
         let mut sent: VecDeque<u64> = VecDeque::new();
@@ -331,7 +414,7 @@ impl MulticastMember {
         let begin = Instant::now() + WARM_UP;
         let end = begin + self.duration.0;
         let (mut own, mut delivered) = (0_u64, 0_u64);
-        let (mut cpu, mut blocked, mut blocked_ms) = (None, None, Vec::new());
+        let (mut cpu, mut blocked, mut blocked_ms) = (None, None, [Vec::new(), Vec::new()]);
         loop {
             let now = Instant::now();
             if now >= end {
@@ -359,8 +442,10 @@ impl MulticastMember {
                         }
                     }
                     Delivered::Block => blocked = Some(now_ns()),
-                    Delivered::View { .. } => {
-                        blocked_ms.extend(blocked.take().map(|at| (now_ns() - at) as f64 / 1e6));
+                    Delivered::View { view, .. } => {
+                        let before = std::mem::replace(&mut members, view.members.len());
+                        let times = &mut blocked_ms[usize::from(members < before)];
+                        times.extend(blocked.take().map(|at| (now_ns() - at) as f64 / 1e6));
                     }
                     _ => {}
                 }
@@ -373,29 +458,55 @@ impl MulticastMember {
             let last = latencies.len().checked_sub(1)?;
             latencies.get((last as f64 * q).round() as usize).map(|ns| *ns as f64 / 1e3)
         };
-        Ok(json!({
+        let mut result = json!({
             "event": "measured",
             "per_second": own as f64 / self.duration.0.as_secs_f64(),
             "delivered": delivered,
             "cpu_us": used,
             "p50_us": at(0.5),
             "p99_us": at(0.99),
-            "blocked_ms": blocked_ms,
-        }))
+        });
+        for ((key, _), times) in BLOCKED.iter().zip(blocked_ms) {
+            result[*key] = times.into();
+        }
+        Ok(result)
     }
+}
+
+/// Takes what is delivered until it is told to end.
+async fn be_guest(node: &Node, deliveries: &mut Deliveries) -> Outcome {
+    let stops = Stops::new()?;
+    let taking = async {
+        let mut told = false;
+        while let Some(next) = deliveries.next().await {
+            if matches!(next, Delivered::View { .. }) && !std::mem::replace(&mut told, true) {
+                events::line(&json!({"event": "joined"}).to_string());
+            }
+        }
+        Ok(())
+    };
+    stops.unless(taking).await?;
+    node.leave().await;
+    Ok(0)
 }
 
 fn bytes(size: usize) -> Vec<u8> {
     vec![b'x'; size]
 }
 
-/// Microseconds from sending so many bytes to having them back, over a connection between two threads: median and p99.
-pub(super) fn floor(size: usize) -> Result<(f64, f64), Failure> {
+/// The two ends of a connection.
+fn pair() -> std::io::Result<(TcpStream, TcpStream)> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
-    let mut near = TcpStream::connect(listener.local_addr()?)?;
-    let (mut far, _) = listener.accept()?;
+    let near = TcpStream::connect(listener.local_addr()?)?;
+    let (far, _) = listener.accept()?;
     near.set_nodelay(true)?;
     far.set_nodelay(true)?;
+    Ok((near, far))
+}
+
+/// Microseconds from sending so many bytes to having them back, over a connection between two threads: median and p99.
+pub(super) fn floor(size: usize) -> Result<(f64, f64), Failure> {
+    let (mut near, mut far) = pair()?;
     let echo = std::thread::spawn(move || {
         let mut buffer = vec![0; size];
         while far.read_exact(&mut buffer).is_ok() && far.write_all(&buffer).is_ok() {}
