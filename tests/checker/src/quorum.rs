@@ -348,14 +348,15 @@ impl Quorum {
         book.violated(Predicate::GM6, what, evidence);
     }
 
-    /// Who first proposed the entry that was decided at this position, and when it was first accepted. Who adopts an entry
-    /// proposes it under a ballot of its own, which is higher.
+    /// Who first proposed the entry that was decided at this position, and when it was first accepted from there. Who adopts an
+    /// entry proposes it under a ballot of its own, which is higher. Two coordinators may also have thought of the same entry, each
+    /// by itself; what the one with the lower ballot proposed may be accepted later.
     pub(crate) fn sponsor(&self, lin: Lin, idx: u64) -> Option<(Process, At)> {
         let position = self.logs.get(&lin)?.positions.get(&idx)?;
         let digest = &position.votes.get(position.decided?)?.digest;
-        let votes = || position.votes.iter().filter(|vote| vote.digest == *digest);
-        let first = votes().flat_map(|vote| vote.by.values()).min()?;
-        Some((votes().map(|vote| vote.ballot).min()?.1, *first))
+        let proposed =
+            position.votes.iter().filter(|vote| vote.digest == *digest).min_by_key(|vote| vote.ballot)?;
+        Some((proposed.ballot.1, *proposed.by.values().min()?))
     }
 
     /// The core in force after everything that the trace tells of a lineage.

@@ -377,6 +377,10 @@ impl World {
 
     /// Hands something to a process, and whatever follows from it inside.
     pub(crate) fn step(&mut self, p: usize, input: Incoming) {
+        // What it was about to do when it was killed in the middle of a step it never does.
+        if self.processes[p].is_gone() {
+            return;
+        }
         // Mostly nothing waits.
         let next = &mut self.processes[p].next;
         let mut first = Some(input);
