@@ -117,10 +117,9 @@ impl Multicast {
         Some(format!("{lacking:?} have not said that they hold everything"))
     }
 
-    /// Membership says the next view.
+    /// The installed view, if there is one, closes for this one.
     pub(crate) fn on_view(&mut self, view: View) {
-        let newest = self.flush.as_ref().map(|f| f.view.id).max(self.current.as_ref().map(|c| c.view.id));
-        if newest >= Some(view.id) || !view.contains(self.config.me) {
+        if self.newest_view().is_some_and(|newest| newest.id >= view.id) || !view.contains(self.config.me) {
             return;
         }
         let mut waiting = Waiting::default();
@@ -187,7 +186,7 @@ impl Multicast {
             self.try_close();
         } else if self.current.as_ref().is_some_and(|c| c.view.id == sync.view) {
             self.help_to_install(from, &sync);
-        } else if self.newest().is_none_or(|newest| newest < sync.view)
+        } else if self.newest_view().is_none_or(|newest| newest.id < sync.view)
             && let Some(lineage) = self.lineage()
         {
             self.hear_early(from, lineage, sync);
@@ -200,10 +199,12 @@ impl Multicast {
         if known.0 != lineage || (known.1.view, known.1.last) < (sync.view, sync.last) {
             *known = (lineage, sync);
         }
+        self.meet();
     }
 
-    fn newest(&self) -> Option<ViewId> {
-        self.flush.as_ref().map(|f| f.view.id).or_else(|| self.current.as_ref().map(|c| c.view.id))
+    /// The view that we are about to install, or have.
+    pub(crate) fn newest_view(&self) -> Option<&View> {
+        self.flush.as_ref().map(|f| &f.view).or_else(|| self.current.as_ref().map(|c| &c.view))
     }
 
     /// A member still works on the view that we have installed: it may have lost what we said.

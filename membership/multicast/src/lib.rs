@@ -30,6 +30,7 @@
 //! | --- | --- |
 //! | `machine.rs` | inputs, outputs, sending and acknowledging inside a view |
 //! | `flush.rs` | from one view to the next |
+//! | `meet.rs` | members go on until who is new is there |
 //! | `state.rs` | who comes to a group with state gets it |
 //! | `store.rs` | the messages of one view: who holds what, what may be delivered |
 //! | `order.rs` | the sequence of a view's ordered messages |
@@ -45,6 +46,7 @@ extern crate std;
 mod flush;
 mod frame;
 mod machine;
+mod meet;
 mod order;
 pub mod plant;
 mod state;

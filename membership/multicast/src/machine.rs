@@ -19,6 +19,7 @@ use membership_types::{
 use crate::{
     flush::{Closed, Flush},
     frame::{Ack, Class, Frame, Order, Sync},
+    meet::Coming,
     plant::Plant,
     state::Keeper,
     store::{Ready, Store},
@@ -39,6 +40,8 @@ pub struct Config {
     pub ack_after: Duration,
     /// Who makes others wait for longer than this is reported as [`Output::Behind`].
     pub behind_after: Duration,
+    /// Members go on for so long in the view that they have, while who is new in the next one is not there yet.
+    pub meet_within: Duration,
     /// A giver of state of which nothing comes but that it is at work is waited for so long, and twice as long each time; and so
     /// long others wait for who has no room for more before its state comes.
     pub patience: Duration,
@@ -56,6 +59,7 @@ impl Config {
             fragment: 64 << 10,
             ack_after: Duration::from_millis(20),
             behind_after: Duration::from_secs(5),
+            meet_within: Duration::from_millis(500),
             patience: Duration::from_secs(60),
             trace: false,
         }
@@ -193,6 +197,8 @@ pub struct Multicast {
     pub(crate) current: Option<Installed>,
     /// The newest view, while it is not installed.
     pub(crate) flush: Option<Flush>,
+    /// A newer one, for which none is closed yet.
+    pub(crate) coming: Option<Coming>,
     /// The view before the installed one, while others may lack something of it.
     pub(crate) closed: Option<Closed>,
     /// What members said about views that we have not heard of yet, in their lineage.
@@ -254,8 +260,8 @@ impl Installed {
 /// All that the member may do later depends on: neither what never changes nor what it has put out.
 impl Hash for Multicast {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let Self { config, now, out: _, current, flush, closed, early, relinked, .. } = self;
-        (config.me, now, current, flush, closed, early, relinked).hash(state);
+        let Self { config, now, out: _, current, flush, coming, closed, early, relinked, .. } = self;
+        (config.me, now, current, flush, coming, closed, early, relinked).hash(state);
         let Self { waiting, waiting_bytes, sent, throttled, held, lineage, ack_at, .. } = self;
         (waiting, waiting_bytes, sent, throttled, held, lineage, ack_at).hash(state);
     }
@@ -272,6 +278,7 @@ impl Multicast {
             out: VecDeque::new(),
             current: None,
             flush: None,
+            coming: None,
             closed: None,
             early: BTreeMap::new(),
             relinked: BTreeSet::new(),
@@ -693,11 +700,12 @@ impl Machine for Multicast {
                 {
                     keeper.begin(&view, self.config.me);
                 }
-                self.on_view(view);
+                self.hear_of(view);
             }
             Input::Out => {
                 self.current = None;
                 self.flush = None;
+                self.coming = None;
                 self.closed = None;
                 self.ack_at = None;
                 if let Some(keeper) = &mut self.keeper {
@@ -742,6 +750,7 @@ impl Machine for Multicast {
                 self.acknowledge(false);
             }
         }
+        self.meet();
         self.watch_the_slow();
         self.watch_the_giver();
         self.say_what_is_waited_for();
@@ -752,7 +761,7 @@ impl Machine for Multicast {
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        [self.ack_at, self.watch_at(), self.state_at()].into_iter().flatten().min()
+        [self.ack_at, self.watch_at(), self.meet_at(), self.state_at()].into_iter().flatten().min()
     }
 }
 

@@ -41,6 +41,8 @@ pub struct Flush {
     pub pieces: bool,
     /// Members are told that all was handed in at any time, not after each frame.
     pub lazy: bool,
+    /// Members go on until who is new is there, for as long as that takes; else they close at once.
+    pub patient: bool,
     /// A deliberate bug in every member; only where built with the feature `plant`.
     pub plant: Option<Plant>,
 }
@@ -186,6 +188,7 @@ impl Flush {
             let mut config = Config::new(id(place), GroupName::new("g").expect("a good name"));
             config.ack_after = ACK_AFTER;
             config.behind_after = Duration::from_secs(3600);
+            config.meet_within = if self.patient { config.behind_after } else { Duration::ZERO };
             config.fragment = if self.pieces { 1 } else { 64 };
             #[allow(unused_mut, reason = "planting needs it")]
             let mut machine = Multicast::new(config, NOW, 0);

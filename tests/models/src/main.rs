@@ -105,6 +105,9 @@ struct FlushArgs {
     /// Members may get several frames before they answer.
     #[arg(long)]
     lazy: bool,
+    /// Members go on until who is new is there.
+    #[arg(long)]
+    patient: bool,
     /// Plant a bug (built with `--features plant`).
     #[arg(long)]
     plant: Option<String>,
@@ -163,7 +166,7 @@ impl FlushArgs {
         let plants = membership_multicast::Plant::ALL.map(|p| (p.name(), p));
         let plant = self.plant.as_deref().map(|name| plant(&plants, name)).transpose()?;
         let (mortal, breaks, pieces, lazy) = (self.mortal, self.breaks, self.pieces, self.lazy);
-        Ok(Flush { views, words, mortal, breaks, pieces, lazy, plant })
+        Ok(Flush { views, words, mortal, breaks, pieces, lazy, patient: self.patient, plant })
     }
 }
 

@@ -40,7 +40,8 @@ pub fn witnessed(nodes: usize, budget: Budget) -> Takeover {
 /// Members that go through these views and say these words.
 pub fn flush(views: &[&[usize]], words: &[(usize, Class)], mortal: Option<usize>, breaks: u8) -> Flush {
     let views = views.iter().map(|v| v.to_vec()).collect();
-    Flush { views, words: words.to_vec(), mortal, breaks, pieces: false, lazy: false, plant: None }
+    let words = words.to_vec();
+    Flush { views, words, mortal, breaks, pieces: false, lazy: false, patient: true, plant: None }
 }
 
 const NONE: Budget = Budget {
@@ -92,6 +93,10 @@ pub fn bounded() -> Vec<(&'static str, Case)> {
             "flush: a connection breaks",
             Case::Flush(flush(&[&[0, 1], &[1, 0]], &[(0, Safe), (1, Fifo)], None, 1)),
         ),
+        ("flush: one comes", Case::Flush(flush(&[&[0, 1], &[0, 1, 2]], &[(0, Safe), (1, Ordered)], None, 0))),
+        ("flush: one comes, and goes before it is there", {
+            Case::Flush(flush(&[&[0, 1], &[0, 1, 2], &[0, 1]], &[(1, Ordered)], Some(2), 0))
+        }),
     ]
 }
 
@@ -103,6 +108,7 @@ pub fn long() -> Vec<(&'static str, Case)> {
     let overtaken: &[&[usize]] = &[&[0, 1, 2], &[1, 2, 0], &[1, 2]];
     let joined: &[&[usize]] = &[&[0, 1, 2], &[0, 1, 2, 3], &[0, 1, 3]];
     let free = Takeover { delivery: Delivery::Free { capacity: 3 }, horizon: 6, ..takeover(3, NONE) };
+    let hasty = Flush { patient: false, ..flush(joined, &[(0, Ordered), (1, Safe)], Some(2), 0) };
     let lossy = Flush { lazy: true, ..flush(orphaned, &[(1, Safe)], Some(0), 1) };
     let pieces = Flush { pieces: true, ..flush(all, &[(0, Safe), (2, Ordered)], Some(2), 0) };
     vec![
@@ -134,6 +140,7 @@ pub fn long() -> Vec<(&'static str, Case)> {
         }),
         ("flush: a view is overtaken", Case::Flush(flush(overtaken, &[(0, Safe), (1, Ordered)], Some(0), 0))),
         ("flush: one joins", Case::Flush(flush(joined, &[(0, Ordered), (1, Safe)], Some(2), 0))),
+        ("flush: one joins, and all close at once", Case::Flush(hasty)),
         ("flush: several frames at once", Case::Flush(lossy)),
         ("flush: messages in pieces", Case::Flush(pieces)),
     ]
