@@ -29,7 +29,7 @@ async fn holder() {
     let node = node.start().await.expect("starts");
     let (_group, mut deliveries) = node.join_with_state("g", None).await.expect("runs");
     let (leaver, runtime) = (node.clone(), tokio::runtime::Handle::current());
-    std::thread::spawn(move || {
+    let leaving = std::thread::spawn(move || {
         let _until_its_end = std::io::stdin().lines().count();
         runtime.block_on(leaver.leave());
     });
@@ -66,6 +66,8 @@ async fn holder() {
         };
         println!("\n{line}");
     }
+    // Its last record is written once it has left.
+    tokio::task::spawn_blocking(|| leaving.join().expect("no panic")).await.expect("no panic");
 }
 
 #[test]
