@@ -19,10 +19,10 @@ fn wanted(plant: Plant) -> (u64, u64, Vec<Kind>) {
         (SEEDS, 0, names.iter().map(kind).collect())
     };
     match plant.name() {
-        // One of 1500 seeds.
-        "late-places" => (4 * SEEDS, 3 * SEEDS, Kind::ALL.to_vec()),
-        // One of 500.
-        "unripe-slots" => (2 * SEEDS, SEEDS / 2, Kind::ALL.to_vec()),
+        // One of some thousand seeds.
+        "late-places" => (12 * SEEDS, 10 * SEEDS, Kind::ALL.to_vec()),
+        // One of a thousand.
+        "unripe-slots" => (4 * SEEDS, 2 * SEEDS, Kind::ALL.to_vec()),
         "relay-joins" => under(&["partial", "crash"]),
         "win-in-old-core" => under(&["split-core", "crash"]),
         "force-the-same" | "force-by-itself" => under(&["force-new", "partition"]),
