@@ -25,7 +25,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
 
 static OUT: OnceLock<Output> = OnceLock::new();
 /// Begins with the first thing that is said: most processes never do, and one thread less has to end when they are killed.
-static ERR: OnceLock<Output> = OnceLock::new();
+/// None where its thread cannot be had.
+static ERR: OnceLock<Option<Output>> = OnceLock::new();
 
 /// Lines that wait for their writer.
 pub(crate) struct Output {
@@ -114,19 +115,15 @@ pub(crate) fn out() -> Option<&'static Output> {
     OUT.get()
 }
 
-/// Standard error, once there are queues; none where its thread cannot be had.
+/// Standard error, once there are queues.
 fn err() -> Option<&'static Output> {
     OUT.get()?;
-    if ERR.get().is_none() {
-        let write = |bytes: &[u8]| {
-            // A disk may have room again.
-            let _lost = io::stderr().write_all(bytes);
-            true
-        };
-        // If somebody else was faster, this one ends at once.
-        let _first = ERR.set(Output::start("phalanx-err", write).ok()?);
-    }
-    ERR.get()
+    let write = |bytes: &[u8]| {
+        // A disk may have room again.
+        let _lost = io::stderr().write_all(bytes);
+        true
+    };
+    ERR.get_or_init(|| Output::start("phalanx-err", write).ok()).as_ref()
 }
 
 /// Standard error: through the queue where there is one, else directly.
@@ -153,7 +150,7 @@ pub(crate) fn finish(patience: Duration) {
     {
         events::lose("nobody reads it: what was printed last is lost");
     }
-    if let Some(err) = ERR.get() {
+    if let Some(Some(err)) = ERR.get() {
         if err.missing.load(Ordering::Relaxed) > 0 {
             err.offer(b"");
         }

@@ -4,7 +4,7 @@ use membership_types::trace::{Event, LinkState, Source};
 
 use super::{list, seconds};
 use crate::{
-    network::Cut,
+    network::{Cut, Network},
     world::{Action, World},
 };
 
@@ -133,40 +133,37 @@ impl World {
     }
 
     pub(crate) fn cut(&mut self, from: usize, to: usize, how: Cut, length: u64) {
-        if self.network.is_faulty(from, to) {
-            return;
-        }
-        self.network.cut(from, to, how);
-        self.note_link(from, to, LinkState::Cut);
-        self.push(self.now + length, Action::Heal { from, to });
+        self.disturb(from, to, length, LinkState::Cut, |network| network.cut(from, to, how));
     }
 
     /// The link loses four messages of five.
     pub(super) fn lose_most(&mut self, from: usize, to: usize, length: u64) {
-        if self.network.is_faulty(from, to) {
-            return;
-        }
-        self.network.lose_most(from, to);
-        self.note_link(from, to, LinkState::Loss);
-        self.push(self.now + length, Action::Heal { from, to });
+        self.disturb(from, to, length, LinkState::Loss, |network| network.lose_most(from, to));
     }
 
     /// The link changes some of what is said.
     pub(super) fn garble(&mut self, from: usize, to: usize, length: u64) {
-        if self.network.is_faulty(from, to) {
-            return;
-        }
-        self.network.garble(from, to);
-        self.note_link(from, to, LinkState::Corrupt);
-        self.push(self.now + length, Action::Heal { from, to });
+        self.disturb(from, to, length, LinkState::Corrupt, |network| network.garble(from, to));
     }
 
     pub(super) fn slow(&mut self, from: usize, to: usize, by: u64, length: u64) {
+        self.disturb(from, to, length, LinkState::Delay, |network| network.slow_down(from, to, by));
+    }
+
+    /// One fault of a link at a time.
+    fn disturb(
+        &mut self,
+        from: usize,
+        to: usize,
+        length: u64,
+        state: LinkState,
+        how: impl FnOnce(&mut Network),
+    ) {
         if self.network.is_faulty(from, to) {
             return;
         }
-        self.network.slow_down(from, to, by);
-        self.note_link(from, to, LinkState::Delay);
+        how(&mut self.network);
+        self.note_link(from, to, state);
         self.push(self.now + length, Action::Heal { from, to });
     }
 
