@@ -618,8 +618,11 @@ impl Hub {
         for key in std::mem::take(&mut self.dirty) {
             let Some(mut room) = self.rooms.remove(&key) else { continue };
             room.dirty = false;
-            self.turn_of(&mut room);
+            let again = self.turn_of(&mut room);
             self.rooms.insert(key, room);
+            if again {
+                self.soil(key);
+            }
         }
         self.tally.tell(&self.counts);
         for (peer, error) in self.links.write_all() {
@@ -628,7 +631,8 @@ impl Hub {
         }
     }
 
-    fn turn_of(&mut self, room: &mut Room) {
+    /// True if it has more to do at once.
+    fn turn_of(&mut self, room: &mut Room) -> bool {
         let tracer = self.tracer.clone();
         let mut pen = tracer.as_ref().map(Tracer::pen);
         let now = pen.as_ref().map_or_else(clock::now, |pen| pen.now());
@@ -641,12 +645,12 @@ impl Hub {
         if std::mem::replace(&mut room.held, held) != held {
             room.machine.handle(now, Input::Hold(held));
         }
-        let mut took = false;
+        let (mut took, mut left) = (false, false);
         if let Some(mailbox) = room.mailbox.clone()
             && room.machine.installed().is_some()
             && !room.machine.is_blocked()
         {
-            took = room.take_from(&mailbox, now, &mut self.tally);
+            (took, left) = room.take_from(&mailbox, now, &mut self.tally);
         }
         if let Some(mailbox) = room.mailbox.clone() {
             room.take_wishes(&mailbox, now, held);
@@ -684,6 +688,8 @@ impl Hub {
             self.timers.extend(due.map(|at| (at, room.key)));
             room.due = due;
         }
+        // Who is alone has room again already: nobody else's word will come.
+        left && room.machine.has_room()
     }
 
     fn on_time(&mut self) {

@@ -33,6 +33,7 @@
 //! | `meet.rs` | members go on until who is new is there |
 //! | `state.rs` | who comes to a group with state gets it |
 //! | `store.rs` | the messages of one view: who holds what, what may be delivered |
+//! | `pace.rs` | how much a sender has under way |
 //! | `order.rs` | the sequence of a view's ordered messages |
 //! | `frame.rs` | frames and their encoding |
 //! | `plant.rs` | deliberate bugs for testing the tests |
@@ -48,6 +49,7 @@ mod frame;
 mod machine;
 mod meet;
 mod order;
+mod pace;
 pub mod plant;
 mod state;
 mod store;

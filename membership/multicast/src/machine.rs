@@ -20,10 +20,18 @@ use crate::{
     flush::{Closed, Flush},
     frame::{Ack, Class, Frame, Order, Sync},
     meet::Coming,
+    pace::Pace,
     plant::Plant,
     state::Keeper,
     store::{Ready, Store},
 };
+
+/// Such a part of a largest window is acknowledged as soon as all has been read that has come.
+const ACK_AT_ONCE: u64 = 8;
+/// And such a part soon: senders with small windows wait for that.
+const ACK_SOON: u64 = 32;
+/// That soon.
+const SOON: Duration = Duration::from_millis(1);
 
 /// What a member is told once.
 #[derive(Clone, Debug, Hash)]
@@ -32,7 +40,8 @@ pub struct Config {
     pub me: NodeId,
     /// The group.
     pub group: GroupName,
-    /// How many bytes of its own a member may have under way that not everybody holds. Beyond that it waits.
+    /// How many bytes of its own a member may have under way at most that not everybody holds. Beyond that it waits, and
+    /// earlier where that would take long.
     pub window: u64,
     /// The most bytes of one fragment.
     pub fragment: usize,
@@ -213,6 +222,7 @@ pub struct Multicast {
     throttled: bool,
     held: bool,
     lineage: Option<Lineage>,
+    pace: Pace,
     ack_at: Option<Instant>,
     pub(crate) keeper: Option<Keeper>,
     #[cfg(feature = "plant")]
@@ -262,8 +272,8 @@ impl Hash for Multicast {
     fn hash<H: Hasher>(&self, state: &mut H) {
         let Self { config, now, out: _, current, flush, coming, closed, early, relinked, .. } = self;
         (config.me, now, current, flush, coming, closed, early, relinked).hash(state);
-        let Self { waiting, waiting_bytes, sent, throttled, held, lineage, ack_at, .. } = self;
-        (waiting, waiting_bytes, sent, throttled, held, lineage, ack_at).hash(state);
+        let Self { waiting, waiting_bytes, sent, throttled, held, lineage, pace, ack_at, .. } = self;
+        (waiting, waiting_bytes, sent, throttled, held, lineage, pace, ack_at).hash(state);
     }
 }
 
@@ -273,6 +283,7 @@ impl Multicast {
     pub fn new(config: Config, now: Instant, sent: u64) -> Self {
         Self {
             keeper: None,
+            pace: Pace::new(config.window),
             config,
             now,
             out: VecDeque::new(),
@@ -365,7 +376,7 @@ impl Multicast {
 
     /// How many bytes may be sent before others have taken some.
     pub fn room(&self) -> u64 {
-        self.config.window.saturating_sub(self.backlog())
+        self.pace.window().saturating_sub(self.backlog())
     }
 
     /// How many messages were sent, in all views.
@@ -399,7 +410,7 @@ impl Multicast {
             return;
         }
         let Some(mut current) = self.current.take() else { return };
-        while current.store.unstable() < self.config.window
+        while current.store.unstable() < self.pace.window()
             && let Some((class, payload)) = self.waiting.pop_front()
         {
             self.waiting_bytes -= payload.len() as u64;
@@ -424,6 +435,7 @@ impl Multicast {
                     break;
                 }
             }
+            self.pace.sent(self.now, current.view.id, current.store.own(), current.store.unstable());
         }
         self.current = Some(current);
     }
@@ -439,10 +451,13 @@ impl Multicast {
             return;
         }
         let store = &mut current.store;
-        if store.has_safe() && store.has_places() || store.fresh() >= self.config.window / 8 {
+        let (fresh, window) = (store.fresh(), self.config.window);
+        if store.has_safe() && store.has_places() || fresh >= window / ACK_AT_ONCE {
             self.acknowledge(false);
-        } else if store.has_news() && self.ack_at.is_none() {
-            self.ack_at = Some(self.now.after(self.config.ack_after));
+        } else if store.has_news() {
+            let after = if fresh >= window / ACK_SOON { SOON } else { self.config.ack_after };
+            let at = self.now.after(after);
+            self.ack_at = Some(self.ack_at.map_or(at, |before| before.min(at)));
         }
     }
 
@@ -553,6 +568,7 @@ impl Multicast {
     fn on_current(&mut self, from: NodeId, frame: Frame) {
         let Some(current) = &mut self.current else { return };
         let Some(rank) = current.view.rank(from) else { return };
+        let view = current.view.id;
         if let Some(closed) = &mut self.closed {
             // It has installed the view.
             closed.waiting.remove(&from);
@@ -572,6 +588,7 @@ impl Multicast {
             }
             Frame::Ack(ack) => {
                 current.store.acknowledge(rank, &ack);
+                self.pace.held(self.now, view, current.store.stable());
                 if ack.again {
                     self.say_again(from, &ack);
                 }

@@ -161,6 +161,16 @@ impl Store {
         self.senders[rank].held()
     }
 
+    /// Our own last fragment.
+    pub(crate) fn own(&self) -> u64 {
+        self.held(self.me)
+    }
+
+    /// Everybody holds our own fragments up to this one.
+    pub(crate) fn stable(&self) -> u64 {
+        self.stable
+    }
+
     /// How many messages of each rank were delivered.
     pub(crate) fn taken(&self) -> Vec<u64> {
         self.senders.iter().map(|s| s.taken).collect()

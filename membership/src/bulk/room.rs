@@ -102,8 +102,8 @@ impl Room {
         }
     }
 
-    /// Hands what the application wants to send to the machine, as far as there is room. True if that was anything.
-    pub(super) fn take_from(&mut self, mailbox: &Mailbox, now: Instant, tally: &mut Tally) -> bool {
+    /// Hands what the application wants to send to the machine, as far as there is room. Was that anything, and may more wait?
+    pub(super) fn take_from(&mut self, mailbox: &Mailbox, now: Instant, tally: &mut Tally) -> (bool, bool) {
         let mut took = false;
         let room = self.machine.room();
         if room > 0 && mailbox.take_all(room, &mut self.batch) {
@@ -112,16 +112,15 @@ impl Room {
                 tally.sent(class, payload.len());
                 self.machine.handle(now, Input::Multicast(class, payload));
             }
-            return took;
+            return (took, false);
         }
-        while self.machine.has_room()
-            && let Some((class, payload)) = mailbox.take()
-        {
+        while self.machine.has_room() {
+            let Some((class, payload)) = mailbox.take() else { return (took, false) };
             took = true;
             tally.sent(class, payload.len());
             self.machine.handle(now, Input::Multicast(class, payload));
         }
-        took
+        (took, true)
     }
 
     /// The view as membership told of it. One that was left out, because it was overtaken, is made up from the others.
