@@ -22,9 +22,12 @@ impl Liveness {
             return book.idle(Predicate::LV8, "all of the living reach each other, or hardly any");
         }
         let homes: BTreeSet<Lin> = calm.living.iter().filter_map(|p| scene.views.home(*p)).collect();
+        // Where ids are set aside in directories those of a lineage wait for the slots that have done so for it, and so for
+        // those of them who were in it before.
+        let counts = |lin: Lin, p: Process| !scene.terms.durable() || calm.homes.get(&p) == Some(&lin);
         let can = |lin: Lin, who: &BTreeSet<Process>| {
             scene.quorum.can_decide(lin, who, None) == Some(Outlook::Can)
-                && calm.holds_slots(scene.terms, |p| who.contains(&p))
+                && calm.holds_slots(scene.terms, |p| who.contains(&p) && counts(lin, p))
         };
         let cliques = calm.cliques();
         // Only one that everybody may choose as the quorum is sure to come about.

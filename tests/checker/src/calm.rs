@@ -37,8 +37,8 @@ pub(crate) struct Calm {
     pub(crate) apart: BTreeSet<(u64, u64)>,
     /// The epoch of the witness, if all the living reach it.
     witness: Option<Box<str>>,
-    /// The lineages of the living when it began.
-    homes: BTreeSet<Lin>,
+    /// The lineage of each of the living when it began.
+    pub(crate) homes: BTreeMap<Process, Lin>,
     /// Living incarnations that ended by themselves and have no successor yet.
     vacant: BTreeSet<u64>,
     /// When it was over, and why.
@@ -114,7 +114,7 @@ impl Liveness {
         let alive = |p: &&Process| !self.crashed.contains_key(*p) && !self.leavers.contains(*p);
         let living: BTreeSet<Process> = core.iter().filter(alive).copied().collect();
         self.known.extend(&living);
-        let homes = living.iter().filter_map(|p| views.home(*p)).collect();
+        let homes = living.iter().filter_map(|p| Some((*p, views.home(*p)?))).collect();
         let after = |bound: u64| at.t.saturating_add(bound);
         let mut due = vec![
             (after(terms.b6()), Due::Exclusion),
@@ -319,7 +319,7 @@ impl Liveness {
     fn judge(&mut self, book: &mut Book, scene: Scene<'_>, since: u64, due: Due) {
         let Some(calm) = &mut self.calm else { return };
         // Lineages that meet only now may take longer than one that goes on.
-        let mut homes = calm.homes.clone();
+        let mut homes: BTreeSet<Lin> = calm.homes.values().copied().collect();
         homes.extend(calm.living.iter().filter_map(|p| scene.views.home(*p)));
         let merged = calm.gst.t.saturating_add(scene.terms.b9());
         let later = match due {
