@@ -422,6 +422,12 @@ impl Neighbours {
             return;
         }
         if watched.len() == WATCHED {
+            static SAID: Once = Once::new();
+            SAID.call_once(|| {
+                tracing::warn!(
+                    "more than {WATCHED} nodes on this host: the leases of the others are waited out"
+                )
+            });
             return;
         }
         tracing::debug!(%node, "shown to be on this host: its death will be proved");

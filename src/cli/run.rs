@@ -194,8 +194,11 @@ impl Run {
                     } else {
                         gate.close().await;
                         let membership = membership.clone();
-                        // The wish is what counts; nobody has to wait for the view.
-                        tokio::spawn(async move { membership.leave().await });
+                        let mut leaving = Box::pin(async move { membership.leave().await });
+                        // The wish is what counts, before that of a server that is healthy again; nobody has to wait for the view.
+                        if tokio::time::timeout(Duration::ZERO, &mut leaving).await.is_err() {
+                            tokio::spawn(leaving);
+                        }
                     }
                 }
             }

@@ -10,9 +10,10 @@
 //!
 //! | file | idea |
 //! | --- | --- |
-//! | `cluster.rs` | the machine: inputs, dispatch, what is due |
+//! | `cluster.rs` | the machine: inputs, dispatch |
 //! | `seeking.rs` | a node without a view: find a cluster, or found one |
-//! | `member.rs`, `member/groups.rs` | a node in a view: updates, lease; its groups, and which of them it acts for |
+//! | `member.rs`, `member/turn.rs` | a node in a view: updates, lease; what follows from a message or from time |
+//! | `member/groups.rs` | its groups, and which of them it acts for |
 //! | `takeover.rs` | how a core member becomes coordinator |
 //! | `acceptor.rs` | a core member's promises, accepted entry, grants |
 //! | `office.rs`, `office/` | the coordinator: authority, proposals, removals, telling |

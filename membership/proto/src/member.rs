@@ -4,6 +4,7 @@
 //! the coordinator itself: one path, whoever the node is.
 
 mod groups;
+mod turn;
 
 use alloc::{
     boxed::Box,
