@@ -124,10 +124,18 @@ impl Wrapper {
 
     /// Ends all that runs under the fuse, then leaves.
     pub(crate) async fn end(self) -> Result<(), Failure> {
-        self.fuse.end().await?;
+        self.fuse.end().await.unwrap_or_else(|error| end_without_leaving(&error));
         self.node.leave().await;
         Ok(())
     }
+}
+
+/// Something that acts for this node may still run. So it must not leave, or step down: the process ends, and others wait until its
+/// lease is over.
+pub(crate) fn end_without_leaving(error: &std::io::Error) -> ! {
+    complain(format_args!("{error}: this node ends without leaving, and the others wait for its lease"));
+    output::finish(Duration::from_millis(100));
+    std::process::exit(super::exit::FAILED.into())
 }
 
 /// A trace says that a command runs in every so manieth turn, a few times a lease.

@@ -14,7 +14,7 @@ use tokio::{
 
 use super::{
     complain,
-    fuse::Keeper,
+    fuse::{Keeper, end_without_leaving},
     run::{spawn, variables},
 };
 
@@ -61,6 +61,8 @@ impl Gate {
 
 /// How long is waited before a command that failed is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
+/// Who failed several times in a row leads for twice as long each time before it steps down; so often doubled at most.
+const LONGEST: u32 = 5;
 
 /// Runs the commands until the node has stopped.
 pub(crate) async fn follow(
@@ -73,23 +75,34 @@ pub(crate) async fn follow(
     let (tell, mut roles) = watch::channel(Role::None);
     let observer = observe(node.all_events(), membership.group().clone(), tell);
     let worker = async {
-        let mut done = Role::None;
+        let (mut done, mut failures) = (Role::None, 0_u32);
         loop {
             let role = roles.borrow_and_update().clone();
             let mut again = Duration::MAX;
             if role != done {
                 done = Role::None;
                 match run(&hooks, &role, &node, &membership, &fuse, lease).await {
-                    Ok(true) => done = role,
+                    Ok(true) => (done, failures) = (role, 0),
                     Ok(false) => {}
                     Err(why) => {
                         complain(why);
                         let others = membership.view().is_some_and(|view| view.members.len() > 1);
+                        again = AGAIN;
                         if matches!(role, Role::Lead(..)) && others && *roles.borrow() == role {
-                            // Somebody else may be able to.
+                            // Somebody else may be able to. But if nobody is, the lead does not go round and round.
+                            let pause = if failures == 0 {
+                                Duration::ZERO
+                            } else {
+                                AGAIN * (1 << failures.min(LONGEST))
+                            };
+                            failures += 1;
+                            match timeout(pause, roles.changed()).await {
+                                Ok(Ok(())) => continue,
+                                Ok(Err(_)) => return,
+                                Err(_) => {}
+                            }
                             membership.step_down().await;
                         }
-                        again = AGAIN;
                     }
                 }
             }
@@ -192,6 +205,10 @@ async fn run(
         }
     };
     let failed = |what: &str| format!("{name}: {what}");
+    let left = |error: std::io::Error| match role {
+        Role::Lead(..) => end_without_leaving(&error),
+        _ => failed(&error.to_string()),
+    };
     let end = tokio::select! {
         biased;
         end = timeout(hooks.limit, task.wait()) => Some(end),
@@ -202,15 +219,15 @@ async fn run(
         Some(Ok(Ok(end))) if end.late => Ok(false),
         Some(Ok(Ok(end))) if end.status.success() => Ok(true),
         Some(Ok(Ok(end))) => Err(failed(&end.status.to_string())),
-        Some(Ok(Err(error))) => Err(failed(&error.to_string())),
+        Some(Ok(Err(error))) => Err(left(error)),
         Some(Err(_)) => {
             task.kill();
-            task.wait().await.map_err(|error| failed(&error.to_string()))?;
+            task.wait().await.map_err(left)?;
             Err(failed(&format!("it took longer than --hook-timeout {:?} and was killed", hooks.limit)))
         }
         None => {
             task.kill();
-            task.wait().await.map_err(|error| failed(&error.to_string()))?;
+            task.wait().await.map_err(left)?;
             Ok(false)
         }
     }

@@ -69,7 +69,7 @@ pub(crate) struct Inventory {
     group: String,
     /// With --data-dir: with how many clones' directories the array is to begin. While those that are there are empty, none
     /// begins with nothing before more than half of so many are there [default: N of --bootstrap expect=N; needed without that].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     directories: Option<u64>,
     /// With --data-dir: go on with what this clone's directory has, although most of the directories that hold the items are
     /// missing. What only those have is given up, and they are refused when they come back.

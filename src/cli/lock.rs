@@ -8,8 +8,8 @@ use membership::{JoinError, Leadership, Membership, What};
 use tokio::time::{Instant, timeout};
 
 use super::{
-    Failure, Outcome, complain, events, exit,
-    fuse::{Keeper, Wrapped, Wrapper},
+    Failure, Outcome, events, exit,
+    fuse::{Keeper, Wrapped, Wrapper, end_without_leaving},
     node::Stops,
     output,
     run::{code_of, spawn, variables},
@@ -183,15 +183,13 @@ fn ended(end: std::io::Result<backplane::TaskEnd>) -> End {
     match end {
         Ok(end) if end.late => End::Lost,
         Ok(end) => End::Ended(code_of(end.status)),
-        Err(error) => End::Failed(error.into()),
+        Err(error) => end_without_leaving(&error),
     }
 }
 
 async fn killed(task: &mut Task) -> End {
     task.kill();
-    if let Err(error) = task.wait().await {
-        complain(error);
-    }
+    task.wait().await.unwrap_or_else(|error| end_without_leaving(&error));
     End::Lost
 }
 

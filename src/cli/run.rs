@@ -203,10 +203,11 @@ impl Run {
                 }
             }
         };
+        // No hook acts on while the next leader begins.
+        gate.close().await;
         let end = match ended {
             Some(end) => end,
             None => {
-                gate.close().await;
                 // Out of the routers' sight first, then down.
                 let _late = tokio::time::timeout(LEAVE_LIMIT, membership.leave()).await;
                 server.stop().await?
