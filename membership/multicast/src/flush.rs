@@ -419,6 +419,7 @@ impl Multicast {
                 }
                 self.hand_over(&closing, ready);
             }
+            self.tell_closed(prev, closing.store.taken());
             old = Some((prev, decision.clone()));
         }
         let rank = into.rank(me).expect("the view contains this member");

@@ -23,7 +23,7 @@ use crate::{
     pace::Pace,
     plant::Plant,
     state::Keeper,
-    store::{Ready, Store},
+    store::{Ready, Store, cost},
 };
 
 /// Such a part of a largest window is acknowledged as soon as all has been read that has come.
@@ -413,7 +413,7 @@ impl Multicast {
         while current.store.unstable() < self.pace.window()
             && let Some((class, payload)) = self.waiting.pop_front()
         {
-            self.waiting_bytes -= payload.len() as u64;
+            self.waiting_bytes -= cost(&payload);
             self.sent += 1;
             let (vid, n) = (current.view.id.get(), self.sent);
             let h = if self.config.trace { digest(&payload) } else { Digest::default() };
@@ -445,6 +445,10 @@ impl Multicast {
         self.send_waiting();
         self.give_places();
         self.deliver();
+        self.take_state();
+        if self.is_unwatched() {
+            self.watch_the_slow();
+        }
         let throttled = self.is_throttled();
         let Some(current) = &mut self.current else { return };
         if throttled || self.flush.is_some() || current.view.members.len() < 2 {
@@ -692,6 +696,12 @@ impl Multicast {
         }
     }
 
+    /// Is there something under way, and nobody timed for it yet?
+    fn is_unwatched(&self) -> bool {
+        let current = self.current.as_ref().filter(|_| self.flush.is_none());
+        current.is_some_and(|c| c.store.unstable() > 0 && c.lagging.iter().all(Option::is_none))
+    }
+
     fn watch_at(&self) -> Option<Instant> {
         let after = self.config.behind_after;
         if let Some(flush) = &self.flush {
@@ -730,7 +740,7 @@ impl Machine for Multicast {
                 }
             }
             Input::Multicast(class, payload) => {
-                self.waiting_bytes += payload.len() as u64;
+                self.waiting_bytes += cost(&payload);
                 self.waiting.push_back((class, payload));
             }
             Input::Frame(from, lineage, frame) => match frame {

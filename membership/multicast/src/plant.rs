@@ -28,8 +28,8 @@ pub enum Plant {
     ForgetUnstable,
     /// Who gets the state is told again what it reflects.
     ForgetLabel,
-    /// Who got a state and gives it on says only what has come to itself, and not what that state reflects.
-    ForgetOwnLabel,
+    /// Who gets the state takes it before all that it reflects has come.
+    TakeStateEarly,
     /// Places that come after a member told what it holds count, also those that nobody who comes along had told of.
     LatePlaces,
 }
@@ -48,12 +48,12 @@ impl Plant {
         Self::KeepStaleSync,
         Self::ForgetUnstable,
         Self::ForgetLabel,
-        Self::ForgetOwnLabel,
+        Self::TakeStateEarly,
         Self::LatePlaces,
     ];
 
     /// Too rare for the simulator: a scenario shows that it is found.
-    pub const RARE: [Self; 1] = [Self::ForgetOwnLabel];
+    pub const RARE: [Self; 1] = [Self::TakeStateEarly];
 
     /// The name on the command line.
     pub fn name(self) -> &'static str {
@@ -69,7 +69,7 @@ impl Plant {
             Self::KeepStaleSync => "keep-stale-sync",
             Self::ForgetUnstable => "forget-unstable",
             Self::ForgetLabel => "forget-label",
-            Self::ForgetOwnLabel => "forget-own-label",
+            Self::TakeStateEarly => "take-state-early",
             Self::LatePlaces => "late-places",
         }
     }

@@ -54,7 +54,7 @@ pub(crate) struct Keeper {
     base: ViewId,
     pending: VecDeque<Pending>,
     pending_bytes: u64,
-    /// The label of the state that we got: so many messages of that view it reflects, whether they have come here or not.
+    /// The label of the state that we got: so many messages of that view it reflects.
     label: Option<(ViewId, Vec<u64>)>,
     asking: Option<Asking>,
     attempts: u64,
@@ -74,8 +74,17 @@ pub(crate) struct Keeper {
 /// What a lacking member is to be told once it has the state.
 #[derive(Clone, Debug, PartialEq, Hash)]
 enum Pending {
-    Install { view: View, came_along: Vec<NodeId> },
-    Message { rank: usize, count: u64, message: Message },
+    /// A view; and of each member, once it is closed, how many messages were told in it.
+    Install {
+        view: View,
+        came_along: Vec<NodeId>,
+        told: Vec<u64>,
+    },
+    Message {
+        rank: usize,
+        count: u64,
+        message: Message,
+    },
 }
 
 /// A state that we wait for.
@@ -246,12 +255,24 @@ impl Multicast {
             keeper.pending_bytes = 0;
             keeper.asking = None;
         }
-        keeper.pending.push_back(Pending::Install { view, came_along: trans });
+        keeper.pending.push_back(Pending::Install { view, came_along: trans, told: Vec::new() });
         for (member, (id, ..)) in asked {
             self.push(Output::Send(member, Frame::Transfer(Transfer::Refuse { id })));
         }
         self.go_on_asking();
         self.answer_lost(lost);
+    }
+
+    /// A view is closed, and of each member so many messages were told in it.
+    pub(crate) fn tell_closed(&mut self, view: ViewId, counts: Vec<u64>) {
+        let pending = self.keeper.iter_mut().flat_map(|keeper| &mut keeper.pending);
+        for what in pending {
+            if let Pending::Install { view: of, told, .. } = what
+                && of.id == view
+            {
+                told.clone_from(&counts);
+            }
+        }
     }
 
     fn answer_lost(&mut self, lost: Option<(NodeId, ViewId)>) {
@@ -355,18 +376,32 @@ impl Multicast {
         }
     }
 
-    /// The state has come, whole, and is to be taken once its view is installed.
-    fn take_state(&mut self) {
+    /// The state has come, whole. It is taken once its view is installed, and all that it reflects has come to us: of somebody who is
+    /// gone it may reflect what nobody else was told, nor ever will be.
+    pub(crate) fn take_state(&mut self) {
+        let early = self.planted(Plant::TakeStateEarly);
         let Some(keeper) = &mut self.keeper else { return };
-        let Some(asking) = keeper.asking.take_if(|a| a.complete) else { return };
-        let Some((view, _)) = &asking.label else { return };
-        let of_label = |p: &Pending| matches!(p, Pending::Install { view: v, .. } if v.id == *view);
-        if !keeper.pending.iter().any(of_label) {
-            // Its view is not installed here yet.
-            keeper.asking = Some(asking);
-            return;
+        let Some(asking) = keeper.asking.as_ref().filter(|a| a.complete) else { return };
+        let Some((view, reflected)) = &asking.label else { return };
+        let told_in = |p: &Pending| match p {
+            Pending::Install { view: v, told, .. } if v.id == *view => Some(told.clone()),
+            _ => None,
+        };
+        // Else its view is not installed here yet.
+        let Some(closed) = keeper.pending.iter().find_map(told_in) else { return };
+        let current = self.current.as_ref();
+        let open = current.filter(|c| c.view.id == *view).map(|c| c.store.taken());
+        let is_open = open.is_some();
+        let has_come =
+            open.unwrap_or(closed).iter().zip(reflected).all(|(told, reflected)| told >= reflected);
+        if has_come || early {
+            let asking = keeper.asking.take();
+            self.become_whole(asking);
+        } else if !is_open {
+            keeper.base = current.map_or(keeper.base, |c| c.view.id);
+            self.mark("a state reflects what nobody was told who is left");
+            self.ask();
         }
-        self.become_whole(Some(asking));
     }
 
     fn become_whole(&mut self, state: Option<Asking>) {
@@ -389,7 +424,7 @@ impl Multicast {
         }
         for what in pending {
             match what {
-                Pending::Install { view, came_along } => self.push(Output::Install { view, came_along }),
+                Pending::Install { view, came_along, .. } => self.push(Output::Install { view, came_along }),
                 Pending::Message { rank, count, message } => self.tell_message(rank, count, message),
             }
         }
@@ -416,7 +451,6 @@ impl Multicast {
 
     fn on_ask(&mut self, member: NodeId, id: u64, base: ViewId, from: u64) {
         let now = self.now;
-        let forgets = self.planted(Plant::ForgetOwnLabel);
         let Some(keeper) = &mut self.keeper else { return };
         if let Some(giving) = keeper.giving.get_mut(&member).filter(|g| g.id == id)
             && from >= giving.first
@@ -441,13 +475,7 @@ impl Multicast {
         if !keeper.whole {
             return self.push(Output::Send(member, Frame::Transfer(Transfer::Refuse { id })));
         }
-        let (view, mut taken) = (current.view.id, current.store.taken());
-        // What we got ourselves may reflect messages that have not come here yet.
-        if let Some((_, reflected)) = keeper.label.as_ref().filter(|(of, _)| *of == view && !forgets) {
-            for (taken, reflected) in taken.iter_mut().zip(reflected) {
-                *taken = (*taken).max(*reflected);
-            }
-        }
+        let (view, taken) = (current.view.id, current.store.taken());
         let giving = Giving {
             id,
             request: id,

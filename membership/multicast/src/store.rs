@@ -510,6 +510,6 @@ fn held_by_others(acks: &[Holds], me: usize, rank: usize) -> u64 {
 }
 
 /// What a fragment costs of the window: the bytes and something for itself, so that empty ones are bounded too.
-fn cost(payload: &Bytes) -> u64 {
+pub(crate) fn cost(payload: &Bytes) -> u64 {
     payload.len() as u64 + 64
 }

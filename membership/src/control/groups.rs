@@ -319,9 +319,6 @@ impl Driver {
             self.away.remove(&group);
             let endpoint = wanted.endpoint.clone();
             let kind = wanted.kind();
-            if slot.bulk {
-                self.bulk.out(group.clone(), false);
-            }
             self.inputs.push_back(Input::Wish(GroupWish::Join { group, endpoint, kind }));
         }
     }
