@@ -1,9 +1,9 @@
 //! View ids set aside on disk, so that nobody who restarts gives one of them again.
 //!
 //! A node with a data directory keeps a *floor* there: a view id that no cluster founded from this directory begins at
-//! or below. The coordinator gives an id only once enough directories of the core (and, under `expect(n)`, of the founder
-//! slots) have a floor at or above it. Floors rise by whole blocks, and half a block ahead of need, so that no view change
-//! waits for a disk. Any founding majority of slots then has a directory among it whose floor is above all ids given.
+//! or below, and in which lineage it is in use. The coordinator gives an id only once enough directories of the core (under
+//! `expect(n)`, where all founders have one: of the founder slots) have set it aside for its lineage. Floors rise by whole
+//! blocks, and half a block ahead of need, so that no view change waits for a disk. A directory has each id for one lineage only.
 
 use alloc::vec::Vec;
 
@@ -45,17 +45,14 @@ impl Durable {
 }
 
 impl Ctx {
-    /// Ids up to `used` are in use in this lineage, or about to be: has more of them set aside where half a block is not
-    /// left. For who is a member there.
-    pub(crate) fn set_aside(&mut self, lineage: Lineage, ballot: Ballot, used: ViewId) {
+    /// Ids up to `used` are in use in this lineage, or about to be: has more of them set aside where half a block is not left. What
+    /// is set aside for another lineage, or soon will be, may be given there, so nothing is set aside here before all ids up
+    /// to that are `given`, or skipped.
+    pub(crate) fn set_aside(&mut self, lineage: Lineage, ballot: Ballot, used: ViewId, given: ViewId) {
+        if self.foreign_floor(lineage) > given {
+            return self.mark("what is set aside for another lineage is not set aside here");
+        }
         self.raise_floor(lineage, ballot, used);
-    }
-
-    /// The same for who is not admitted yet: what it brings from another lineage stays of that lineage until this one has
-    /// raised its ids above it.
-    pub(crate) fn set_aside_as_guest(&mut self, lineage: Lineage, ballot: Ballot, used: ViewId) {
-        let brought = self.durable.as_ref().and_then(|durable| durable.asked);
-        self.raise_floor(brought.map_or(lineage, |floor| floor.lineage), ballot, used);
     }
 
     fn raise_floor(&mut self, lineage: Lineage, ballot: Ballot, used: ViewId) {
@@ -84,15 +81,23 @@ impl Ctx {
         }
     }
 
-    /// Up to where our own directory has set ids aside.
-    pub(crate) fn floor(&self) -> ViewId {
+    /// Up to where our own directory has set ids aside for this lineage.
+    pub(crate) fn floor_in(&self, lineage: Lineage) -> ViewId {
         let synced = self.durable.as_ref().and_then(|durable| durable.synced);
-        synced.map_or(ViewId::NONE, |floor| floor.view)
+        synced.map_or(ViewId::NONE, |floor| floor.counts_in(lineage))
     }
 
-    /// Ids up to here may have been given, as far as we know: a lineage that we found begins above.
+    /// Up to where it has set ids aside for another lineage, or soon will have.
+    pub(crate) fn foreign_floor(&self, lineage: Lineage) -> ViewId {
+        let asked = self.durable.as_ref().and_then(|durable| durable.asked);
+        asked.filter(|floor| floor.lineage != lineage).map_or(ViewId::NONE, |floor| floor.view)
+    }
+
+    /// Ids up to here may have been given, or may yet be by way of what is on its way to the disk, as far as we know: a lineage
+    /// that we found begins above.
     pub(crate) fn highest_or_floor(&self) -> ViewId {
-        self.highest.max(self.floor())
+        let asked = self.durable.as_ref().and_then(|durable| durable.asked);
+        self.highest.max(asked.map_or(ViewId::NONE, |floor| floor.view))
     }
 }
 

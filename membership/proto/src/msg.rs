@@ -191,6 +191,10 @@ pub enum ClusterMsg {
         ballot: Ballot,
         /// The highest of them.
         view: ViewId,
+        /// Ids up to here are given, or never will be: what a directory has below is its own affair. Builds from before do not
+        /// tell it.
+        #[serde(default)]
+        given: ViewId,
     },
     /// Coordinator to node: what has been committed that concerns it.
     Update(Box<Update>),
@@ -264,9 +268,13 @@ pub struct Heartbeat {
     /// Does it answer for its founder slot? Only once its incarnation is older than any authority its
     /// predecessor in the slot may have supported.
     pub slot: bool,
-    /// Up to where its data directory has set view ids aside.
+    /// Up to where its data directory has set view ids aside for this lineage.
     #[serde(default)]
     pub floor: ViewId,
+    /// Up to where it has, or soon will have, for another one, if that is above the ids that it knows of here: it can set nothing
+    /// aside before they are raised.
+    #[serde(default)]
+    pub foreign: ViewId,
     /// All that a coordinator must know to begin (or begin again) to tell it things.
     pub hello: Option<Hello>,
     /// The feature level that it understands. Builds from before there were levels do not tell it.

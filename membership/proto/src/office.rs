@@ -424,6 +424,7 @@ impl Office {
         // A newcomer shows at once that it hears us, so that the core need not wait for it.
         let newcomer = peer.answered.is_none();
         self.note_slot_floor(acceptor, from, beat.floor);
+        self.raise_above(ctx, acceptor, beat.foreign);
         if let Some(hello) = beat.hello {
             self.on_hello(ctx, acceptor, from, beat.seen, hello);
         }
@@ -505,7 +506,11 @@ impl Office {
             // What it has set aside for another lineage stays so until it is admitted: more of that would count for nothing, too.
             let would_count = join.floor.is_none_or(|floor| floor.lineage == lineage);
             if let Some(view) = self.lacks_ids.filter(|view| would_count && floor < *view) {
-                ctx.send(&join.info, lineage, ClusterMsg::SetAside { ballot: self.ballot, view });
+                ctx.send(
+                    &join.info,
+                    lineage,
+                    ClusterMsg::SetAside { ballot: self.ballot, view, given: acceptor.state.last_view },
+                );
             }
         }
         if self.flaps.must_wait(ctx, join.info.addr) {
@@ -518,10 +523,7 @@ impl Office {
         // What was set aside for this very lineage is not used elsewhere.
         let foreign = join.floor.filter(|floor| floor.lineage != acceptor.state.lineage);
         let highest = join.highest.max(foreign.map_or(ViewId::NONE, |floor| floor.view));
-        if highest > acceptor.state.last_view {
-            ctx.mark("view ids are raised above those of another lineage");
-            self.enqueue(Command::Raise(highest));
-        }
+        self.raise_above(ctx, acceptor, highest);
         self.enqueue(Command::Admit(join.info));
         for (op, wish) in join.wishes {
             self.enqueue(Command::Group { node: id, op, wish });
@@ -588,7 +590,7 @@ impl Office {
     /// This lineage is the younger of two: it ends, and its nodes go over.
     pub(crate) fn dissolve(&mut self, ctx: &mut Ctx, into: membership_types::Lineage) {
         if self.dissolving.is_none() {
-            let ready_at = self.given_to(|_| true).max(self.horizon).max(ctx.now);
+            let ready_at = self.lapses_at().max(ctx.now);
             ctx.mark("the younger of two lineages dissolves");
             self.dissolving = Some(Dissolving { into, ready_at });
             self.queue.clear();
@@ -626,6 +628,8 @@ impl Office {
     /// Takes over what waits in an office that the same node held under a lower ballot.
     pub(crate) fn inherit(&mut self, before: Self) {
         self.flaps = before.flaps;
+        // Its own node may still act by a lease of that one, so nobody else can win before that is over.
+        self.given_until = self.given_until.max(before.given_until);
         // Joiners ask again, and are judged by what is agreed on now.
         self.queue = before.queue.into_iter().filter(|c| !matches!(c, Command::Admit(_))).collect();
         self.joining = before.joining;
@@ -639,7 +643,12 @@ impl Office {
 
     /// Until when anybody may hold a lease that rests on this office.
     pub(crate) fn granted_until(&self, ctx: &Ctx, acceptor: &Acceptor, deaths: &Deaths) -> Instant {
-        self.given_to(|_| true).max(self.horizon).max(self.binds_until(ctx, acceptor, deaths))
+        self.lapses_at().max(self.binds_until(ctx, acceptor, deaths))
+    }
+
+    /// The end of the last lease that others may hold, by this office or its predecessors.
+    pub(crate) fn lapses_at(&self) -> Instant {
+        self.given_to(|_| true).max(self.horizon)
     }
 
     /// The end of the last lease that this office gave to others, as far as they are some of these.
@@ -687,6 +696,16 @@ impl Office {
 
     fn cut_window(&self, ctx: &Ctx) -> Duration {
         ctx.config.heartbeat * 2
+    }
+
+    /// Ids up to this one are, or may be, of another lineage.
+    fn raise_above(&mut self, ctx: &mut Ctx, acceptor: &Acceptor, id: ViewId) {
+        let raises = |command: &Command| matches!(command, Command::Raise(above) if *above >= id);
+        let proposed = self.proposal.iter().flat_map(|p| &p.entry.commands);
+        if id > acceptor.state.last_view && !self.queue.iter().chain(proposed).any(raises) {
+            ctx.mark("view ids are raised above those of another lineage");
+            self.enqueue(Command::Raise(id));
+        }
     }
 
     /// What a member says of its data directory counts for its founder slot, unless the slot has a newer holder, in the view or

@@ -265,15 +265,47 @@ fn who_has_pledged_itself_sets_no_ids_aside_for_another_lineage() {
     let mut seeking = Seeking::new(&ctx);
     let (ours, other) = (Lineage::new(2, 2), Lineage::new(1, 1));
     let asked = |seeking: &mut Seeking, ctx: &mut Ctx, view| {
-        let msg = ClusterMsg::SetAside { ballot: ballot(1, 1), view: ViewId::new(view) };
+        let msg = ClusterMsg::SetAside { ballot: ballot(1, 1), view: ViewId::new(view), given: ViewId::NONE };
         assert!(seeking.on_cluster_msg(ctx, id(1), other, msg).is_none());
         ctx.out.drain(..).any(|output| matches!(output, Output::SetAside(_)))
     };
     assert!(asked(&mut seeking, &mut ctx, 100), "as long as nobody relies on what it said");
     let terms = ctx.config.terms.clone();
     seeking.on_ask_pledge(&mut ctx, id(2), ours, &terms);
-    assert!(ctx.out.drain(..).any(|output| matches!(output, Output::Send(_, Msg::Pledge { .. }))));
+    // What is on its way to the disk will be there: the other one may give all of that.
+    let above = |output: Output| match output {
+        Output::Send(_, Msg::Pledge { highest, .. }) => Some(highest),
+        _ => None,
+    };
+    assert!(ctx.out.drain(..).find_map(above).expect("it pledges itself") > ViewId::new(100));
     assert!(!asked(&mut seeking, &mut ctx, 1 << 40));
+    // The lineage that it is pledged to begins above that, and gets an answer.
+    let (highest, ballot) = (ctx.foreign_floor(ours), ballot(1, 2));
+    for given in [ViewId::new(highest.get() - 1), highest] {
+        let msg = ClusterMsg::SetAside { ballot, view: ViewId::new(highest.get() + 1), given };
+        assert!(seeking.on_cluster_msg(&mut ctx, id(2), ours, msg).is_none());
+        let (mut floors, mut beats) = (Vec::new(), Vec::new());
+        for output in ctx.out.drain(..) {
+            match output {
+                Output::SetAside(floor) => floors.push(floor),
+                Output::Send(_, Msg::In(_, ClusterMsg::Heartbeat(beat))) => {
+                    beats.push((beat.floor, beat.foreign))
+                }
+                _ => {}
+            }
+        }
+        let above = given == highest;
+        assert_eq!(
+            beats,
+            [(ViewId::NONE, if above { ViewId::NONE } else { highest })],
+            "nothing is on the disk yet"
+        );
+        assert_eq!(floors.len(), usize::from(above), "below, ids are the other lineage's");
+        for floor in floors {
+            ctx.is_set_aside(floor);
+            assert_eq!((ctx.floor_in(ours), ctx.floor_in(other)), (floor.view, ViewId::NONE));
+        }
+    }
 }
 
 #[test]
@@ -439,7 +471,7 @@ fn a_new_incarnation_knows_what_the_one_before_asked_its_disk_for() {
         Cluster::new(config, begun, Rng::seeded(1), ViewId::NONE)
     };
     let asked = |cluster: &mut Cluster, view| {
-        let msg = ClusterMsg::SetAside { ballot: ballot(1, 1), view: ViewId::new(view) };
+        let msg = ClusterMsg::SetAside { ballot: ballot(1, 1), view: ViewId::new(view), given: ViewId::NONE };
         let msg = Msg::In(Lineage::new(1, 1), msg);
         cluster.handle(begun, Input::Message { from: id(1), msg });
         core::iter::from_fn(|| cluster.poll_output()).find_map(|output| match output {

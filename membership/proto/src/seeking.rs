@@ -30,7 +30,7 @@ use crate::{
     entry::{Command, Entry},
     meeting::Forced,
     member::Member,
-    msg::{ClusterMsg, Join, Msg, Probe, Standing, Tail},
+    msg::{ClusterMsg, Heartbeat, Join, Msg, Probe, Standing, Tail},
     office::{Office, Won},
     plant::Plant,
     quorum::Deaths,
@@ -274,26 +274,26 @@ impl Seeking {
         if self.pledged.is_some() {
             return;
         }
-        let mut to: BTreeMap<NodeId, NodeInfo> = BTreeMap::new();
+        let mut to: BTreeMap<NodeId, (NodeInfo, Lineage)> = BTreeMap::new();
         let prefers = ctx.now - ctx.started < ctx.config.give_up;
         let some_active = prefers && self.recent(ctx).any(|heard| heard.is_active_and_hears_us(ctx));
         for heard in self.recent(ctx) {
-            if let Standing::Member { coordinator, active, .. } = &heard.standing
+            if let Standing::Member { lineage, coordinator, active, .. } = &heard.standing
                 && (*active || !some_active)
             {
                 let relayed = ctx.planted(Plant::RelayJoins);
                 let info = coordinator.as_ref().filter(|_| !relayed).unwrap_or(&heard.info);
-                to.insert(info.id, info.clone());
+                to.insert(info.id, (info.clone(), *lineage));
             }
         }
-        for info in to.into_values() {
+        for (info, lineage) in to.into_values() {
             if !self.joining.insert(info.id) {
                 continue;
             }
             let join = Join {
                 info: ctx.config.me.clone(),
                 lease: ctx.lease(),
-                highest: ctx.highest,
+                highest: ctx.highest.max(ctx.foreign_floor(lineage)),
                 floor: ctx.durable.as_ref().and_then(|durable| durable.synced),
                 wishes: ctx.wishes.first(),
                 observes: ctx.observes.iter().cloned().collect(),
@@ -488,10 +488,15 @@ impl Seeking {
                 member.acceptor = Some(Acceptor::new(ctx, ballot, *state));
                 Some(Found::Member(Box::new(member)))
             }
-            ClusterMsg::SetAside { ballot, view } => {
-                // A pledge has said up to where ids are in use: as long as somebody may found on it, that stays so.
-                if self.pledged.is_none() {
-                    ctx.set_aside_as_guest(lineage, ballot, view);
+            ClusterMsg::SetAside { ballot, view, given } if !elsewhere => {
+                ctx.set_aside(lineage, ballot, view, given);
+                // A founder that is not in the core is told nothing else before the lineage is founded.
+                if pledged_to == Some(lineage) {
+                    ctx.reply(
+                        from,
+                        lineage,
+                        ClusterMsg::Heartbeat(Box::new(beat_of_founder(ctx, lineage, ballot))),
+                    );
                 }
                 None
             }
@@ -525,6 +530,24 @@ impl Seeking {
             self.last_refusal = Some(why.clone());
             ctx.push(Output::Refused(why));
         }
+    }
+}
+
+/// What a founder that is not in the core says before the lineage is founded: up to where its directory has set ids aside.
+fn beat_of_founder(ctx: &Ctx, lineage: Lineage, ballot: Ballot) -> Heartbeat {
+    Heartbeat {
+        ballot,
+        sent: ctx.now,
+        echo: None,
+        rooted: false,
+        seen: LogIndex::ZERO,
+        commit: None,
+        slot: false,
+        floor: ctx.floor_in(lineage),
+        foreign: ctx.foreign_floor(lineage),
+        hello: None,
+        level: ctx.config.level,
+        confirmed: ctx.confirmed,
     }
 }
 

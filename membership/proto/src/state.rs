@@ -30,7 +30,7 @@ pub struct Terms {
     pub core_size: u16,
     /// How many founder slots there are (`expect(n)`); 0 where anybody may found.
     pub slots: u16,
-    /// Have all founder slots data directories? Then a majority of them sets every view id aside before it is given.
+    /// Have all founder slots data directories? Then at least half of them set every view id aside before it is given.
     #[serde(default)]
     pub durable: bool,
     /// Is there a witness, which says which of two halves of a core may go on? Else the one with the senior may.

@@ -355,7 +355,7 @@ impl Member {
             confirmed: ctx.confirmed,
             seen,
             hello,
-            floor: ctx.floor(),
+            floor: ctx.floor_in(lineage),
             deaths: self.deaths.clone(),
         };
         ctx.reply(from, lineage, ClusterMsg::Promise(Box::new(promise)));
@@ -559,7 +559,7 @@ impl Member {
             .then_some((predecessor, self.heard_at));
         Some(Won {
             ballot: candidate.ballot,
-            horizon: horizon.max(self.given_to(|_| true)),
+            horizon: self.office.as_ref().map_or(horizon, |office| horizon.max(office.lapses_at())),
             undecided,
             without,
             lapsed,

@@ -136,6 +136,7 @@ impl Checker {
                     let terms = Terms::new(cfg.clone());
                     self.reigns.one_lineage_at_a_time = !terms.alone();
                     self.floors.promised = terms.durable();
+                    self.floors.unique = !terms.slots().len().is_multiple_of(2);
                     self.quorum.witnessed = terms.witness();
                     self.terms = Some(terms);
                 }
@@ -411,6 +412,7 @@ impl Checker {
                 self.zombies.start(&mut self.book, &self.reigns, title, at);
                 self.reigns.start(&mut self.book, title, at);
                 self.answers.start(&mut self.book, title.group, title.lin, title.tok, title.p, at);
+                self.floors.leads(&mut self.book, title, at);
                 self.liveness.act(&mut self.book, title, at, "begins to lead");
             }
             Event::LeadAct { p, g, lin, tok, .. } => {

@@ -42,7 +42,7 @@ macro_rules! predicates {
 predicates! {
     GM1: "whoever installs a view is in it",
     GM2: "view ids grow at every process",
-    GM2n: "ids grow from one lineage to the next",
+    GM2n: "no id is given in two lineages, and tokens grow from one to another",
     GM3: "nobody leads a group before installing a view of it",
     GM4: "all who install a view see the same members in the same order",
     GM5: "views form one chain without a fork, and ids grow along it",

@@ -59,7 +59,7 @@ impl Member {
             self.stop_leading(ctx, &view.group, WhyNot::View);
         }
         ctx.highest = ctx.highest.max(view.id);
-        ctx.set_aside(self.lineage, ballot, view.id);
+        ctx.set_aside(self.lineage, ballot, view.id, view.id);
         let part = match (view.contains(me), observed, was_member) {
             (true, _, _) => Part::Member,
             (false, true, _) => Part::Observer,
@@ -151,6 +151,7 @@ impl Member {
     /// May this node act for the group now?
     fn may_lead(&self, ctx: &Ctx, known: &Known) -> bool {
         !self.leaving
+            && !self.replaced
             && self.holds_lease(ctx.now)
             && known.view.leader() == Some(ctx.me())
             && (known.view.kind == Kind::Plain

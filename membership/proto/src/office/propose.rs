@@ -111,22 +111,27 @@ impl Office {
             // Those who are gone, or about to go, are not waited for.
             let stays = |id: &NodeId| !deaths.contains(*id) && !self.removing.contains_key(id);
             let keepers = state.core.iter().filter(|id| stays(id)).filter_map(|id| state.view.node(*id));
-            let floor =
-                |id| if id == ctx.me() { Some(ctx.floor()) } else { Some(self.peers.get(&id)?.floor) };
+            let floor = |id| {
+                if id == ctx.me() {
+                    Some(ctx.floor_in(state.lineage))
+                } else {
+                    Some(self.peers.get(&id)?.floor)
+                }
+            };
             floor::bound(
                 keepers.filter(|n| n.keeps_floor).filter_map(|n| floor(n.id)).collect(),
                 state.core.len(),
             )
         } else if state.terms.durable {
             let slots = usize::from(state.terms.slots);
-            let own = ctx.config.me.slot.map(|slot| (slot, ctx.floor()));
+            let own = ctx.config.me.slot.map(|slot| (slot, ctx.floor_in(state.lineage)));
             let noted = self.slot_floors.iter().map(|(slot, (_, floor))| (*slot, *floor));
             let mut floors: BTreeMap<u16, ViewId> = noted.collect();
             floors.extend(own);
             // A slot of which nothing is known has set nothing aside.
             let mut floors: Vec<ViewId> = floors.into_values().collect();
             floors.resize(slots.max(floors.len()), ViewId::NONE);
-            // A lineage is founded by a majority of the slots, which has one with any half of them.
+            // Whoever acts in another lineage has a majority of the slots, which has one with any half of them.
             floor::bound(floors, slots.saturating_sub(1))
         } else {
             None
@@ -148,9 +153,13 @@ impl Office {
         let state = &acceptor.state;
         for node in &state.view.members {
             if node.id == ctx.me() {
-                ctx.set_aside(state.lineage, self.ballot, view);
+                ctx.set_aside(state.lineage, self.ballot, view, state.last_view);
             } else if node.keeps_floor && (node.slot.is_some() || state.core.contains(&node.id)) {
-                ctx.send(node, state.lineage, ClusterMsg::SetAside { ballot: self.ballot, view });
+                ctx.send(
+                    node,
+                    state.lineage,
+                    ClusterMsg::SetAside { ballot: self.ballot, view, given: state.last_view },
+                );
             }
         }
     }

@@ -49,6 +49,7 @@ impl Scene {
             commit: Some(commit),
             slot: false,
             floor: ViewId::NONE,
+            foreign: ViewId::NONE,
             hello: None,
             level: 0,
             confirmed: false,
@@ -578,6 +579,46 @@ fn who_wins_anew_waits_for_the_leases_that_it_gave_while_it_asked() {
         scene.wait(LEASE / 40);
     }
     panic!("it is removed in the end");
+}
+
+/// Found by the simulator (LD2): in its new office it was bound to nothing, promised a higher ballot at once, and acted on by the lease
+/// from its first office, while the winner knew nothing of that.
+#[test]
+fn who_wins_anew_promises_to_nobody_while_it_may_act_by_the_lease_of_its_first_office() {
+    let mut scene = Scene::in_office();
+    scene.decide_all();
+    [3, 4, 5].iter().for_each(|n| scene.beat(*n, 0));
+    scene.settles();
+    let before = scene.member.office.as_ref().expect("in office").ballot;
+    scene.member.on_refuse(&mut scene.ctx, id(5), before, ballot(9, 5), Duration::ZERO);
+    let asked = scene.said().into_iter().find_map(|(_, msg)| match msg {
+        ClusterMsg::Ask(ask) => Some(ask.ballot),
+        _ => None,
+    });
+    let asked = asked.expect("5 follows no lower ballot any more");
+    [4, 5].iter().for_each(|n| scene.promise(asked, *n, false, None));
+    let office = scene.member.office.as_ref().expect("in office");
+    assert_eq!(office.ballot, asked);
+    assert!(
+        scene.member.holds_lease(scene.ctx.now) && scene.authority() <= scene.ctx.now,
+        "nobody is bound to the new one yet"
+    );
+    let refused = |scene: &mut Scene| {
+        let ask = Ask {
+            ballot: ballot(20, 3),
+            commit: scene.commit(),
+            sent: scene.ctx.now,
+            deaths: Deaths::default(),
+        };
+        scene.member.on_ask(&mut scene.ctx, id(3), ask);
+        scene.said().iter().any(|(_, msg)| matches!(msg, ClusterMsg::Refuse { .. }))
+    };
+    while scene.member.holds_lease(scene.ctx.now) {
+        assert!(refused(&mut scene), "while it may act");
+        scene.wait(LEASE / 20);
+    }
+    scene.wait(LEASE / 20);
+    assert!(!refused(&mut scene));
 }
 
 // ---- all leave at once ------------------------------------------------------------------------------------------------
