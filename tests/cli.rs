@@ -48,6 +48,9 @@ fn wrong_flags_and_what_is_not_built_yet_exit_with_2() {
     refused(&["sim", "--faults", "earthquake"], 2, &["--faults", "crash"]);
     refused(&["sim", "--seeds", "2", "--trace", "x"], 2, &["--trace"]);
     refused(&["run", "--group", "g"], 2, &["CMD"]);
+    let told = ["sh", "-c", "echo the server runs >&2; sleep 9"];
+    refused(&[&["run", "--group", "a b", "--"], &told[..]].concat(), 2, &["--group", "a group name"]);
+    refused(&[&["lock", "a b", "--"], &told[..]].concat(), 2, &["a group name"]);
     let help = stdout(&run(&["--help"]));
     for absent in ["pub", "sub"] {
         assert!(
@@ -70,6 +73,7 @@ fn an_inventory_on_disk_is_told_with_how_many_directories_it_begins() {
     refused(&[&clone[..], &join].concat(), 2, &["--data-dir", "--directories N", "expect=N"]);
     assert!(!std::fs::exists(&data).expect("a directory"), "nothing was made");
     // And that a directory is new is said: it may be one that is not mounted.
+    refused(&[&clone[..], &join, &["--directories", "0"]].concat(), 2, &["--directories"]);
     let told = [&clone[..], &join, &["--directories", "3"]].concat();
     refused(&told, 3, &["the data directory was not there", &data]);
     let again = run(&told);

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use backplane::{ChildSpec, Task};
 use clap::Args;
-use membership::{JoinError, Leadership, Membership, What};
+use membership::{GroupName, JoinError, Leadership, Membership, What};
 use tokio::time::{Instant, timeout};
 
 use super::{
@@ -35,6 +35,7 @@ pub(crate) struct Lock {
 
 impl Lock {
     pub(crate) fn configure(&mut self) -> Result<Option<tracing::Level>, Failure> {
+        self.group.parse::<GroupName>().map_err(|error| Failure::usage(error.to_string()))?;
         self.wrapped.configure()
     }
 

@@ -11,7 +11,7 @@ use std::{
 
 use backplane::{ChildSpec, Fuse, Output, PortProbe, SpawnError, Task};
 use clap::Args;
-use membership::{JoinError, Leadership, Membership, Node};
+use membership::{GroupName, JoinError, Leadership, Membership, Node};
 use tokio::{sync::watch, time::Instant};
 
 use super::{
@@ -91,6 +91,8 @@ fn some_time(text: &str) -> Result<Time, String> {
 
 impl Run {
     pub(crate) fn configure(&mut self) -> Result<Option<tracing::Level>, Failure> {
+        // Before a server is started that could join nothing.
+        self.group.parse::<GroupName>().map_err(|error| Failure::usage(format!("--group: {error}")))?;
         self.wrapped.configure()
     }
 
