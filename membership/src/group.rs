@@ -152,7 +152,8 @@ impl Membership {
     /// go on from there together or to none of them. Waits while others have not taken what was sent before.
     ///
     /// Returns once the message is accepted, not when it is delivered: take it from the [`Deliveries`](crate::Deliveries) for
-    /// that. A message that was accepted is lost only with this incarnation of the node. Before the first view, and
+    /// that. A message that was accepted is lost only with this incarnation of the node, or where it has to leave the group for
+    /// a while (`Out` without `left`). Before the first view, and
     /// while a view closes, it waits for the next one. Cancel-safe: a dropped future has sent all or nothing.
     ///
     /// # Errors

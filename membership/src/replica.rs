@@ -90,7 +90,7 @@ pub enum ProposeError {
     /// It was not sent, and is not applied now or later.
     #[error("not proposed: {0}")]
     NotSent(#[from] SendError),
-    /// This incarnation of the node ended before the command came back: the others may have applied it, or may not.
+    /// This incarnation of the node ended, or it had to leave the group for a while, before the command came back: the others may have applied it, or may not.
     #[error("the command's fate is not known: this node was cut off meanwhile")]
     Unknown,
 }
