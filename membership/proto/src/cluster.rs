@@ -123,6 +123,12 @@ impl Cluster {
         self
     }
 
+    /// The incarnation before, in the same process, ended since its lineage was dissolved into another one ([`End::Dissolved`]). Nobody
+    /// there may be at an address that we know, so for three leases we wait to be found, and found nothing.
+    pub fn goes_over(&mut self) {
+        self.ctx.looks_until = self.ctx.now.after(self.ctx.lease() * 3);
+    }
+
     /// Founds the lineage for which an operator gave up the one before. To be called first, after
     /// [`with_floor`](Self::with_floor) or [`with_floor_of`](Self::with_floor_of) only.
     #[must_use]

@@ -236,6 +236,8 @@ pub(crate) struct Ctx {
     pub(crate) rendezvous: Vec<SocketAddr>,
     /// All providers of addresses have answered.
     pub(crate) asked_around: bool,
+    /// Our lineage was dissolved into another one: until then we only look for that.
+    pub(crate) looks_until: Instant,
     pub(crate) wishes: Wishes,
     pub(crate) observes: BTreeSet<GroupName>,
     pub(crate) highest: ViewId,
@@ -294,6 +296,7 @@ impl Ctx {
             out: VecDeque::new(),
             rendezvous: Vec::new(),
             asked_around: false,
+            looks_until: now,
             wishes: Wishes::default(),
             observes: BTreeSet::new(),
             highest,

@@ -305,6 +305,9 @@ impl Seeking {
     }
 
     fn try_to_found(&mut self, ctx: &mut Ctx) -> Option<Found> {
+        if ctx.now < ctx.looks_until {
+            return None;
+        }
         match ctx.config.bootstrap {
             Bootstrap::Join => None,
             Bootstrap::AloneAfter(after) => self.found_alone(ctx, after),

@@ -26,7 +26,19 @@ pub(crate) struct Places {
 #[derive(Default)]
 struct Idle {
     turns: u64,
+    /// Somebody waits for a place, and there was no idle one: the next one is it.
+    wanted: bool,
     waiting: BTreeMap<u64, Arc<Notify>>,
+}
+
+impl Idle {
+    /// The one that asked longest ago makes room, or the next one that is idle.
+    fn is_wanted(&mut self) {
+        match self.waiting.pop_first() {
+            Some((_, oldest)) => oldest.notify_one(),
+            None => self.wanted = true,
+        }
+    }
 }
 
 /// That of one connection, until this is dropped.
@@ -49,11 +61,11 @@ impl Places {
         let taken = match Arc::clone(&free).try_acquire_owned() {
             Ok(taken) => Some(taken),
             Err(_) => {
-                if let Some((_, oldest)) = lock(&self.idle).waiting.pop_first() {
-                    oldest.notify_one();
-                }
+                lock(&self.idle).is_wanted();
                 // An error would say that there are no places any more, but there are.
-                free.acquire_owned().await.ok()
+                let taken = free.acquire_owned().await.ok();
+                lock(&self.idle).wanted = false;
+                taken
             }
         };
         let (idle, makes_room) = (Arc::clone(&self.idle), Arc::new(Notify::new()));
@@ -67,6 +79,9 @@ impl Place {
     /// No request is being answered.
     pub(super) fn waits(&self) {
         let mut idle = lock(&self.idle);
+        if std::mem::take(&mut idle.wanted) {
+            self.makes_room.notify_one();
+        }
         idle.turns += 1;
         let turn = idle.turns;
         idle.waiting.insert(turn, Arc::clone(&self.makes_room));
@@ -125,5 +140,12 @@ mod tests {
         held.push(places.take().await);
         held.last().expect("it is there").serves();
         assert!(timeout(Duration::from_millis(1), places.take()).await.is_err(), "all are served");
+        let is_answered = async {
+            tokio::task::yield_now().await;
+            held[0].waits();
+            held[0].makes_room().await;
+            drop(held.swap_remove(0));
+        };
+        let _next = tokio::join!(places.take(), is_answered);
     }
 }

@@ -25,6 +25,7 @@ impl Driver {
         self.count_blocked();
         self.blocked_since = None;
         self.leased = None;
+        let goes_over = matches!(end, End::Dissolved { .. });
         let cause = match &end {
             End::Left => "leave",
             End::Removed { .. } => "removed",
@@ -74,14 +75,19 @@ impl Driver {
         }
         if leaves || !self.rejoin && by_force.is_none() {
             self.over = Some(why.to_owned());
-        } else if let Err(error) = self.begin_again(highest, by_force) {
+        } else if let Err(error) = self.begin_again(highest, by_force, goes_over) {
             tracing::error!(%error, "the node cannot begin anew");
             self.over = Some(format!("cannot begin anew: {error}"));
         }
     }
 
     /// A fresh incarnation, with the wishes of the last one.
-    fn begin_again(&mut self, highest: ViewId, forced: Option<Forced>) -> Result<(), StartError> {
+    fn begin_again(
+        &mut self,
+        highest: ViewId,
+        forced: Option<Forced>,
+        goes_over: bool,
+    ) -> Result<(), StartError> {
         let id = start::fresh_id(&self.config.me.name)?;
         self.lease = NodeLease::new()?;
         self._guarded = self.guard.then(|| Guarded::new(self.lease.clone()));
@@ -93,8 +99,11 @@ impl Driver {
         self.steering.set_seeking(true);
         self.inputs.clear();
         let rng = Rng::seeded(self.rng.next_u64());
-        let fresh =
+        let mut fresh =
             Cluster::new(self.config.clone(), clock::now(), rng, highest).with_floor_of(&self.machine);
+        if goes_over {
+            fresh.goes_over();
+        }
         let lineage = forced.as_ref().map(|forced| forced.lineage);
         self.machine = match forced {
             Some(forced) => fresh.with_forced(forced),

@@ -63,6 +63,22 @@ impl Liveness {
 }
 
 impl Calm {
+    /// Do all of the living reach each other, if by way of others?
+    pub(crate) fn is_connected(&self) -> bool {
+        if self.apart.is_empty() {
+            return true;
+        }
+        let mut left: BTreeSet<u64> = self.living.iter().map(|p| p.0).collect();
+        let mut reached: Vec<u64> = left.pop_first().into_iter().collect();
+        while let Some(from) = reached.pop() {
+            let is_apart = |to: u64| self.apart.iter().any(|pair| *pair == (from, to) || *pair == (to, from));
+            let next: Vec<u64> = left.iter().copied().filter(|to| !is_apart(*to)).collect();
+            next.iter().for_each(|to| _ = left.remove(to));
+            reached.extend(next);
+        }
+        left.is_empty()
+    }
+
     /// The largest sets of the living that all reach each other: of each pair that does not, one is left out.
     fn cliques(&self) -> Vec<BTreeSet<Process>> {
         let mut out: BTreeSet<BTreeSet<u64>> = BTreeSet::from([BTreeSet::new()]);

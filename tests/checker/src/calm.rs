@@ -341,7 +341,8 @@ impl Liveness {
             Due::Agreement => self.check_agreement(book, scene, since),
             Due::Apart => self.check_apart(book, scene, since),
             Due::Leaders => self.check_leaders(book, scene),
-            Due::OneLineage => calm.one_lineage = true,
+            // Who never hear of each other cannot agree on one.
+            Due::OneLineage => calm.one_lineage = calm.is_connected(),
         }
     }
 

@@ -584,6 +584,9 @@ impl World {
         if *end != End::Left && listens {
             let forced = if let End::Forced(forced) = end { Some(forced.clone()) } else { None };
             self.spawn(machine, place, app, highest, forced);
+            if let (End::Dissolved { .. }, Some(next)) = (end, self.processes.last_mut()) {
+                next.cluster.goes_over();
+            }
         }
     }
 
