@@ -71,6 +71,15 @@ impl Wrapped {
         self.node.complete(self.config.as_deref())
     }
 
+    /// Says so if what may run only once may run elsewhere at the same time.
+    pub(crate) fn warn_if_alone(&self) {
+        if self.node.rendezvous.is_empty() {
+            complain(
+                "no --rendezvous: no other node finds this one, so nobody else is kept from running this at the same time",
+            );
+        }
+    }
+
     /// Starts the node, and says what it is to run. Once.
     pub(crate) async fn start(&mut self) -> Result<(Wrapper, ChildSpec), Failure> {
         let wrapper = Wrapper::start(take(&mut self.node), self.fuse).await?;

@@ -11,7 +11,7 @@ use std::{
 
 use clap::Args;
 use membership::{
-    Class, Delivered, Deliveries, Event, Events, JoinError, Membership, Node, NodeId, Token, What,
+    Class, Delivered, Deliveries, Event, Events, JoinError, Membership, Node, NodeId, Token, ViewId, What,
     clock::now_ns,
 };
 use tokio::{
@@ -205,7 +205,13 @@ async fn all_heard(speaker: Option<&Speaker>) {
     let _over = fate.wait_for(|fate| fate.over >= speaker.said).await;
 }
 
-async fn next_delivered(deliveries: &mut Option<Deliveries>) -> Option<Delivered> {
+async fn next_delivered(
+    ahead: &mut Option<Delivered>,
+    deliveries: &mut Option<Deliveries>,
+) -> Option<Delivered> {
+    if ahead.is_some() {
+        return ahead.take();
+    }
     match deliveries {
         Some(deliveries) => deliveries.next().await,
         None => std::future::pending().await,
@@ -285,6 +291,10 @@ struct Follower {
     /// Views are printed when they are installed.
     multicast: bool,
     deliveries: Option<Deliveries>,
+    /// The first view of the next incarnation, of which was not told yet.
+    ahead: Option<Delivered>,
+    /// The last view that was printed.
+    shown: ViewId,
     /// Gone once the node leaves.
     speaker: Option<Speaker>,
     /// The incarnation of which was told last.
@@ -309,6 +319,8 @@ impl Follower {
             once,
             multicast: false,
             deliveries: None,
+            ahead: None,
+            shown: ViewId::NONE,
             speaker: None,
             inside: false,
             led: None,
@@ -343,7 +355,7 @@ impl Follower {
                         }
                     }
                 }
-                delivered = next_delivered(&mut self.deliveries) => match delivered {
+                delivered = next_delivered(&mut self.ahead, &mut self.deliveries) => match delivered {
                     None => self.deliveries = None,
                     Some(delivered) => {
                         // Whose lease has run out says so before anything else.
@@ -452,8 +464,10 @@ impl Follower {
             // A view is printed when it is installed: see `on_delivered`.
             What::View(_) if self.multicast => return true,
             What::Leading { token, .. } => {
-                // Its view, and what came before that.
-                while let Some(delivered) = self.deliveries.as_mut().and_then(Deliveries::try_next) {
+                // Its view, and what came before that; by now there may be a later view, before which it ceased to lead.
+                while self.shown < token.view()
+                    && let Some(delivered) = self.try_delivered()
+                {
                     self.on_delivered(&delivered).await;
                 }
                 self.led = Some(*token);
@@ -469,17 +483,23 @@ impl Follower {
         }
     }
 
-    /// What was delivered to an incarnation is told before its end is.
+    fn try_delivered(&mut self) -> Option<Delivered> {
+        self.ahead.take().or_else(|| self.deliveries.as_mut().and_then(Deliveries::try_next))
+    }
+
+    /// What was delivered to an incarnation is told before its end is. What was delivered to the next one already waits.
     async fn say_rest(&mut self) {
         let until = Instant::now() + REST_LIMIT;
         loop {
-            let Some(deliveries) = &mut self.deliveries else { return };
-            let next = if self.inside {
-                timeout_at(until, deliveries.next()).await.ok().flatten()
-            } else {
-                deliveries.try_next()
+            let next = match &mut self.deliveries {
+                Some(deliveries) if self.inside => timeout_at(until, deliveries.next()).await.ok().flatten(),
+                _ => self.try_delivered(),
             };
             let Some(delivered) = next else { return };
+            if matches!(&delivered, Delivered::View { view, .. } if view.rank_of(self.id).is_none()) {
+                self.ahead = Some(delivered);
+                return;
+            }
             self.on_delivered(&delivered).await;
         }
     }
@@ -491,6 +511,7 @@ impl Follower {
         }
         if let Delivered::View { view, .. } = delivered {
             self.inside = true;
+            self.shown = view.id;
             self.names = view.members.iter().map(|m| (m.node, Arc::clone(&m.name))).collect();
             if let Some(speaker) = &mut self.speaker {
                 speaker.early = false;

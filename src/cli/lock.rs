@@ -41,6 +41,7 @@ impl Lock {
 
     pub(crate) async fn run(mut self, json: bool) -> Outcome {
         let stops = Stops::new()?;
+        self.wrapped.warn_if_alone();
         let started = stops.unless(self.wrapped.start()).await?;
         let (wrapper, mut spec) = started.ok_or_else(told_early)?;
         // As if a shell had started it.

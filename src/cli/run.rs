@@ -99,6 +99,9 @@ impl Run {
     pub(crate) async fn run(mut self, json: bool) -> Outcome {
         let stops = Stops::new()?;
         let endpoint = self.endpoint.as_deref().map(|at| resolve(at, 0)).transpose()?;
+        if self.exclusive {
+            self.wrapped.warn_if_alone();
+        }
         let started = async {
             if let Some(at) = endpoint {
                 free(at).await?;

@@ -20,9 +20,9 @@ fn wanted(plant: Plant) -> (u64, u64, Vec<Kind>) {
     };
     match plant.name() {
         // One of some thousand seeds.
-        "late-places" => (12 * SEEDS, 10 * SEEDS, Kind::ALL.to_vec()),
-        // One of a thousand.
-        "unripe-slots" => (4 * SEEDS, 2 * SEEDS, Kind::ALL.to_vec()),
+        "late-places" => (16 * SEEDS, 14 * SEEDS, Kind::ALL.to_vec()),
+        // One of a thousand, of these.
+        "unripe-slots" => (4 * SEEDS, 0, under(&["replace", "split-core", "crash", "leave"]).2),
         "relay-joins" => under(&["partial", "crash"]),
         "win-in-old-core" => under(&["split-core", "crash"]),
         "force-the-same" | "force-by-itself" => under(&["force-new", "partition"]),
