@@ -228,6 +228,25 @@ fn hooks_run_when_the_role_changes() {
     until("the lead", || lines(&dir, "two") == ["follow one".to_owned(), format!("lead {token}")]);
 }
 
+/// Where no member can take the lead up, it does not go round as fast as the network is.
+#[test]
+fn a_lead_that_no_hook_can_take_up_stays_longer_and_longer_with_each() {
+    let dir = Dir::new();
+    let rendezvous = dir.rendezvous();
+    let start = |name: &str| {
+        let lead = format!("echo tried >> {}; false", dir.file("tries"));
+        let args = ["run", "--group", "g", "--name", name, "--rendezvous", &rendezvous, "--on-lead", &lead];
+        Proc::start(&[&args[..], &["--", "sleep", "1000"]].concat())
+    };
+    let (mut one, mut two) = (start("one"), start("two"));
+    one.until_members(2);
+    two.until_members(2);
+    let before = lines(&dir, "tries").len();
+    sleep(Duration::from_secs(5));
+    let tries = lines(&dir, "tries").len() - before;
+    assert!((1..20).contains(&tries), "{tries} times in five seconds");
+}
+
 /// Routers forward to addresses only.
 #[test]
 fn a_server_whose_place_is_given_by_name_is_told_by_address() {

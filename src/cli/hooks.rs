@@ -61,8 +61,8 @@ impl Gate {
 
 /// How long is waited before a command that failed is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
-/// Who failed several times in a row leads for twice as long each time before it steps down; so often doubled at most.
-const LONGEST: u32 = 5;
+/// Who failed before leads for that long before it steps down, and twice as long each time; so often doubled at most.
+const DOUBLED: u32 = 5;
 
 /// Runs the commands until the node has stopped.
 pub(crate) async fn follow(
@@ -82,7 +82,12 @@ pub(crate) async fn follow(
             if role != done {
                 done = Role::None;
                 match run(&hooks, &role, &node, &membership, &fuse, lease).await {
-                    Ok(true) => (done, failures) = (role, 0),
+                    Ok(true) => {
+                        if matches!(role, Role::Lead(..)) {
+                            failures = 0;
+                        }
+                        done = role;
+                    }
                     Ok(false) => {}
                     Err(why) => {
                         complain(why);
@@ -90,12 +95,11 @@ pub(crate) async fn follow(
                         again = AGAIN;
                         if matches!(role, Role::Lead(..)) && others && *roles.borrow() == role {
                             // Somebody else may be able to. But if nobody is, the lead does not go round and round.
-                            let pause = if failures == 0 {
-                                Duration::ZERO
-                            } else {
-                                AGAIN * (1 << failures.min(LONGEST))
-                            };
+                            let before = failures;
                             failures += 1;
+                            let pause = before
+                                .checked_sub(1)
+                                .map_or(Duration::ZERO, |n| AGAIN * (1 << n.min(DOUBLED)));
                             match timeout(pause, roles.changed()).await {
                                 Ok(Ok(())) => continue,
                                 Ok(Err(_)) => return,

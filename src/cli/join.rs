@@ -473,7 +473,8 @@ impl Follower {
                 self.led = Some(*token);
             }
             What::NotLeading { .. } => self.led = None,
-            What::Started { .. } => self.id = event.node,
+            // Ids of another lineage may be lower.
+            What::Started { .. } => (self.id, self.shown) = (event.node, ViewId::NONE),
             _ if was_removed(event) => self.say_rest().await,
             _ => {}
         }

@@ -383,21 +383,20 @@ impl Multicast {
         let Some(keeper) = &mut self.keeper else { return };
         let Some(asking) = keeper.asking.as_ref().filter(|a| a.complete) else { return };
         let Some((view, reflected)) = &asking.label else { return };
-        let told_in = |p: &Pending| match p {
-            Pending::Install { view: v, told, .. } if v.id == *view => Some(told.clone()),
+        let closed = keeper.pending.iter().find_map(|p| match p {
+            Pending::Install { view: v, told, .. } if v.id == *view => Some(told),
             _ => None,
-        };
+        });
         // Else its view is not installed here yet.
-        let Some(closed) = keeper.pending.iter().find_map(told_in) else { return };
+        let Some(closed) = closed else { return };
         let current = self.current.as_ref();
         let open = current.filter(|c| c.view.id == *view).map(|c| c.store.taken());
-        let is_open = open.is_some();
-        let has_come =
-            open.unwrap_or(closed).iter().zip(reflected).all(|(told, reflected)| told >= reflected);
+        let told = open.as_ref().unwrap_or(closed);
+        let has_come = told.iter().zip(reflected).all(|(told, reflected)| told >= reflected);
         if has_come || early {
             let asking = keeper.asking.take();
             self.become_whole(asking);
-        } else if !is_open {
+        } else if open.is_none() {
             keeper.base = current.map_or(keeper.base, |c| c.view.id);
             self.mark("a state reflects what nobody was told who is left");
             self.ask();

@@ -83,7 +83,7 @@ impl Acceptor {
             recent_bytes: 0,
         };
         this.trace_core(ctx);
-        ctx.set_aside(this.state.lineage, promised, this.state.last_view, this.state.last_view);
+        ctx.set_aside(this.state.lineage, promised, this.state.last_view);
         this
     }
 
@@ -182,7 +182,7 @@ impl Acceptor {
     pub(crate) fn commit(&mut self, ctx: &mut Ctx, entry: Arc<Entry>) -> Change {
         let change = self.state.apply(&entry);
         self.accepted = None;
-        ctx.set_aside(self.state.lineage, self.promised, self.state.last_view, self.state.last_view);
+        ctx.set_aside(self.state.lineage, self.promised, self.state.last_view);
         self.recent_commands += entry.commands.len() + 1;
         self.recent_bytes += entry.weight();
         // Not the views of groups: they would be kept long after newer ones.
@@ -247,12 +247,7 @@ impl Acceptor {
                     self.recent.clear();
                     self.recent_commands = 0;
                     self.recent_bytes = 0;
-                    ctx.set_aside(
-                        self.state.lineage,
-                        self.promised,
-                        self.state.last_view,
-                        self.state.last_view,
-                    );
+                    ctx.set_aside(self.state.lineage, self.promised, self.state.last_view);
                     self.trace_core(ctx);
                 }
                 true

@@ -45,17 +45,17 @@ impl Durable {
 }
 
 impl Ctx {
-    /// Ids up to `used` are in use in this lineage, or about to be: has more of them set aside where half a block is not left. What
-    /// is set aside for another lineage, or soon will be, may be given there, so nothing is set aside here before all ids up
-    /// to that are `given`, or skipped.
-    pub(crate) fn set_aside(&mut self, lineage: Lineage, ballot: Ballot, used: ViewId, given: ViewId) {
+    /// Ids up to this one are in use in this lineage: has more of them set aside where half a block is not left.
+    pub(crate) fn set_aside(&mut self, lineage: Lineage, ballot: Ballot, used: ViewId) {
+        self.set_aside_above(lineage, ballot, used, used);
+    }
+
+    /// The same where ids up to `used` are about to be in use, and those up to `given` are, or never will be. What is set aside for
+    /// another lineage, or soon will be, may be given there: so nothing above `given` may be.
+    pub(crate) fn set_aside_above(&mut self, lineage: Lineage, ballot: Ballot, used: ViewId, given: ViewId) {
         if self.foreign_floor(lineage) > given {
             return self.mark("what is set aside for another lineage is not set aside here");
         }
-        self.raise_floor(lineage, ballot, used);
-    }
-
-    fn raise_floor(&mut self, lineage: Lineage, ballot: Ballot, used: ViewId) {
         let block = self.config.id_block;
         let Some(durable) = &mut self.durable else { return };
         let asked = durable.asked.map_or(0, |floor| floor.view.get());

@@ -360,17 +360,11 @@ impl Member {
             commit: self.acceptor.as_ref().map(|a| a.state.index),
             slot: ctx.config.me.slot.is_some() && ctx.is_ripe(),
             floor: ctx.floor_in(self.lineage),
-            foreign: self.foreign_floor(ctx),
+            foreign: ctx.foreign_floor(self.lineage),
             hello: self.hello_due.then(|| self.hello(ctx)),
             level: ctx.config.level,
             confirmed: ctx.confirmed,
         }
-    }
-
-    /// Up to where our directory has ids of another lineage, if those are above the ones that we know of here.
-    fn foreign_floor(&self, ctx: &Ctx) -> ViewId {
-        let foreign = ctx.foreign_floor(self.lineage);
-        if foreign > self.view.id { foreign } else { ViewId::NONE }
     }
 
     pub(crate) fn hello(&self, ctx: &Ctx) -> Hello {
@@ -502,7 +496,7 @@ impl Member {
 
     fn installed(&mut self, ctx: &mut Ctx, old: &ClusterView, at: LogIndex, snap: bool) {
         ctx.highest = ctx.highest.max(self.view.id);
-        ctx.set_aside(self.lineage, self.following, self.view.id, self.view.id);
+        ctx.set_aside(self.lineage, self.following, self.view.id);
         if !self.lease.held {
             // A view is news: if no lease follows it, that is said (again).
             self.said_blocked = false;

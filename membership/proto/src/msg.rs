@@ -271,8 +271,7 @@ pub struct Heartbeat {
     /// Up to where its data directory has set view ids aside for this lineage.
     #[serde(default)]
     pub floor: ViewId,
-    /// Up to where it has, or soon will have, for another one, if that is above the ids that it knows of here: it can set nothing
-    /// aside before they are raised.
+    /// Up to where it has, or soon will have, for another one: it can set nothing aside here before ids are above that.
     #[serde(default)]
     pub foreign: ViewId,
     /// All that a coordinator must know to begin (or begin again) to tell it things.

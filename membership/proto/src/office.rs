@@ -667,6 +667,7 @@ impl Office {
         self.watch_level(ctx, acceptor);
         self.repeat_stops(ctx, acceptor);
         self.repeat_proposal(ctx, acceptor, deaths);
+        self.raise_above(ctx, acceptor, ctx.foreign_floor(acceptor.state.lineage));
         self.ask_to_set_aside(ctx, acceptor);
         self.feed_learners(ctx, acceptor);
     }
@@ -701,8 +702,7 @@ impl Office {
     /// Ids up to this one are, or may be, of another lineage.
     fn raise_above(&mut self, ctx: &mut Ctx, acceptor: &Acceptor, id: ViewId) {
         let raises = |command: &Command| matches!(command, Command::Raise(above) if *above >= id);
-        let proposed = self.proposal.iter().flat_map(|p| &p.entry.commands);
-        if id > acceptor.state.last_view && !self.queue.iter().chain(proposed).any(raises) {
+        if id > acceptor.state.last_view && !self.commands().any(raises) {
             ctx.mark("view ids are raised above those of another lineage");
             self.enqueue(Command::Raise(id));
         }
@@ -726,6 +726,11 @@ impl Office {
         self.slot_floors.insert(slot, (node, floor));
     }
 
+    /// What waits to be decided, in an entry or for one.
+    pub(crate) fn commands(&self) -> impl Iterator<Item = &Command> {
+        self.proposal.iter().flat_map(|p| &p.entry.commands).chain(&self.queue)
+    }
+
     #[cfg(test)]
     pub(crate) fn floor_of_slot(&self, slot: u16) -> Option<ViewId> {
         self.slot_floors.get(&slot).map(|(_, floor)| *floor)
@@ -738,8 +743,7 @@ impl Office {
     }
 
     fn is_waiting_for_admission(&self, id: NodeId) -> bool {
-        let is = |c: &Command| matches!(c, Command::Admit(info) if info.id == id);
-        self.queue.iter().any(is) || self.proposal.as_ref().is_some_and(|p| p.entry.commands.iter().any(is))
+        self.commands().any(|command| matches!(command, Command::Admit(info) if info.id == id))
     }
 
     /// May what is queued wait for more like it? So it is while it is all about nodes that are to be admitted, and others

@@ -308,6 +308,49 @@ fn who_has_pledged_itself_sets_no_ids_aside_for_another_lineage() {
     }
 }
 
+/// A directory of another lineage sets nothing aside here before ids are above what it has for that.
+#[test]
+fn ids_are_raised_above_what_a_member_s_directory_has_for_another_lineage_and_once() {
+    let mut scene = Scene::in_office();
+    scene.decide_all();
+    let foreign = ViewId::new(1 << 41);
+    let raises = |scene: &Scene| {
+        let office = scene.member.office.as_ref().expect("in office");
+        office.commands().filter(|command| **command == Command::Raise(foreign)).count()
+    };
+    assert_eq!(raises(&scene), 0);
+    scene.brings(4, foreign);
+    scene.brings(4, foreign);
+    assert_eq!(raises(&scene), 1);
+    scene.decide_all();
+    let last = scene.member.acceptor.as_ref().expect("it keeps the log").state.last_view;
+    assert!(last >= foreign, "{last}");
+    scene.brings(4, foreign);
+    assert_eq!(raises(&scene), 0, "they are above");
+}
+
+/// Found by the simulator (GM11, LV1, LV7): nobody knew an address in the lineage that theirs was dissolved into, so all founded anew
+/// at once, and were dissolved again.
+#[test]
+fn who_goes_over_looks_for_three_leases_before_it_founds() {
+    for goes_over in [false, true] {
+        let config = Config::new(info(3), Bootstrap::AloneAfter(LEASE / 2), LEASE).expect("valid");
+        let begun = Instant::from_nanos(1 << 40);
+        let mut cluster = Cluster::new(config, begun, Rng::seeded(1), ViewId::NONE);
+        if goes_over {
+            cluster.goes_over();
+        }
+        cluster.handle(begun, Input::Rendezvous { addresses: Vec::new(), complete: true });
+        let mut now = begun;
+        while cluster.lineage().is_none() {
+            now = now.after(LEASE / 10);
+            assert!(now - begun < LEASE * 5, "not for ever");
+            cluster.handle_timeout(now);
+        }
+        assert_eq!(now - begun >= LEASE * 3, goes_over, "after {:?}", now - begun);
+    }
+}
+
 #[test]
 fn who_is_without_a_lease_goes_to_an_active_lineage_however_often_views_come() {
     let mut scene = Scene::new(3);
@@ -533,6 +576,25 @@ fn half_of_the_core_goes_on_by_the_record_of_the_witness_and_by_nothing_else() {
     scene.wait(LEASE);
     scene.member.check_takeover(&mut scene.ctx);
     assert!(scene.member.office.is_none() && !scene.claims().is_empty());
+}
+
+/// A core of five has no halves, but the one that the other candidate found undecided may: it has time to ask the witness.
+/// (Two such candidates once took turns for ever.)
+#[test]
+fn a_candidate_that_another_one_ended_gives_it_time_to_ask_the_witness() {
+    let mut scene = Scene::new(2);
+    scene.ctx.config.terms.witness = true;
+    scene.wait(LEASE * 2);
+    let mut round = scene.candidacy().round;
+    for _ in 0..3 {
+        round += 1;
+        assert!(scene.ask(round, 3).is_some(), "it promises");
+        scene.wait(scene.ctx.config.heartbeat * 4);
+        scene.member.check_takeover(&mut scene.ctx);
+        assert!(!scene.member.takeover.is_candidate(), "3 is on its way");
+        scene.wait(LEASE);
+        round = scene.candidacy().round;
+    }
 }
 
 /// The core came into force before anybody knew of the witness, so no half of it can be recorded; nobody comes or goes.

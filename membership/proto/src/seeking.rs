@@ -492,7 +492,7 @@ impl Seeking {
                 Some(Found::Member(Box::new(member)))
             }
             ClusterMsg::SetAside { ballot, view, given } if !elsewhere => {
-                ctx.set_aside(lineage, ballot, view, given);
+                ctx.set_aside_above(lineage, ballot, view, given);
                 // A founder that is not in the core is told nothing else before the lineage is founded.
                 if pledged_to == Some(lineage) {
                     ctx.reply(

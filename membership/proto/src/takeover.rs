@@ -91,10 +91,18 @@ impl Takeover {
         ask.into_iter().chain(self.at).min().unwrap_or(Instant::MAX)
     }
 
-    /// Another ballot is on its way: let it try before we do, for `least` and a little more.
-    fn give_way(&mut self, ctx: &mut Ctx, round: u64, position: u32, least: Duration) {
+    /// Another ballot is on its way: let it try before we do, and longer each time that it ends a candidacy of ours.
+    ///
+    /// Who needs half of a core waits before it asks the witness. If both of two asked in turn, each would begin anew before the
+    /// other one had come so far, without end. A core of which there can be halves is known beforehand; whether one that is about
+    /// to come into force has any, only whom we give way to may know: that it ended a candidacy counts as a sign of it.
+    fn give_way(&mut self, ctx: &mut Ctx, round: u64, position: u32, halves: bool) {
         self.round = self.round.max(round);
-        self.candidate = None;
+        if self.candidate.take().is_some() {
+            self.attempts = self.attempts.saturating_add(1);
+        }
+        let waits = ctx.config.terms.witness && (halves || self.attempts > 0);
+        let least = if waits { ctx.config.heartbeat * 4 } else { Duration::ZERO };
         let steps = (2 << self.attempts.min(3)).min(LONGEST_PAUSE);
         let pause = ctx.config.step * (steps + position);
         let jitter = ctx.rng.below(pause.as_nanos() as u64 / 2 + 1);
@@ -157,11 +165,9 @@ impl Member {
         others.filter(|(at, id)| before_us(*at, id)).count() as u32
     }
 
-    /// How long another candidate may need, whatever a round of questions takes. Half of a core waits before it asks the witness;
-    /// if both of two asked in turn, each would begin anew before the other one had come so far, without end.
-    fn patience(&self, ctx: &Ctx) -> Duration {
-        let halves = self.acceptor.as_ref().is_some_and(|a| a.state.core.len().is_multiple_of(2));
-        if ctx.config.terms.witness && halves { ctx.config.heartbeat * 4 } else { Duration::ZERO }
+    /// Has the core in force two halves?
+    fn has_halves(&self) -> bool {
+        self.acceptor.as_ref().is_some_and(|a| a.state.core.len().is_multiple_of(2))
     }
 
     /// Who asks first, now that the coordinator's end is proved; nobody if its silence is all that there is.
@@ -295,7 +301,7 @@ impl Member {
             self.on_death(ctx, node, "attested by a candidate", Some(witnesses));
         }
         let (position, lineage, heir) = (self.position(ctx), self.lineage, self.heir() == Some(from));
-        let patience = self.patience(ctx);
+        let halves = self.has_halves();
         let (seen, hello) = (self.seen(), self.short_hello(ctx));
         let Some(acceptor) = &mut self.acceptor else {
             if self.core.contains(&ctx.me()) {
@@ -362,7 +368,7 @@ impl Member {
         self.office = None;
         if news {
             // Once per ballot: one that asks for ever may be deaf.
-            self.takeover.give_way(ctx, ask.ballot.round, position, patience);
+            self.takeover.give_way(ctx, ask.ballot.round, position, halves);
         }
     }
 
@@ -426,15 +432,14 @@ impl Member {
         promised: Ballot,
         wait: Duration,
     ) {
-        let (position, patience) = (self.position(ctx), self.patience(ctx));
+        let (position, halves) = (self.position(ctx), self.has_halves());
         self.takeover.round = self.takeover.round.max(promised.round);
         if let Some(candidate) = &mut self.takeover.candidate
             && candidate.ballot == ballot
         {
             if promised > ballot {
                 ctx.mark("a candidate gives way to a higher ballot");
-                self.takeover.attempts = self.takeover.attempts.saturating_add(1);
-                self.takeover.give_way(ctx, promised.round, position, patience);
+                self.takeover.give_way(ctx, promised.round, position, halves);
             } else if !wait.is_zero() {
                 candidate.next_ask = ctx.now.after(wait.max(ctx.config.step).min(ctx.lease()));
             }

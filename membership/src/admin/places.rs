@@ -33,7 +33,7 @@ struct Idle {
 
 impl Idle {
     /// The one that asked longest ago makes room, or the next one that is idle.
-    fn is_wanted(&mut self) {
+    fn make_room(&mut self) {
         match self.waiting.pop_first() {
             Some((_, oldest)) => oldest.notify_one(),
             None => self.wanted = true,
@@ -61,7 +61,7 @@ impl Places {
         let taken = match Arc::clone(&free).try_acquire_owned() {
             Ok(taken) => Some(taken),
             Err(_) => {
-                lock(&self.idle).is_wanted();
+                lock(&self.idle).make_room();
                 // An error would say that there are no places any more, but there are.
                 let taken = free.acquire_owned().await.ok();
                 lock(&self.idle).wanted = false;

@@ -37,6 +37,42 @@ fn a_safe_message_waits_for_the_slowest() {
     }
 }
 
+/// Small messages cost the window more than their bytes; what waits is counted as what is sent is.
+#[test]
+fn what_waits_fills_the_window_as_much_as_what_is_sent() {
+    let mut room = Room::new(&[1, 2]);
+    room.hold_up(1, 2);
+    let member = room.members.get_mut(&1).expect("a member");
+    while member.has_room() {
+        member.handle(room.now, Input::Multicast(Class::Fifo, Bytes::new()));
+        assert!(member.backlog() > 0, "an empty message waits, too");
+    }
+    let waiting = member.backlog();
+    member.handle(room.now, Input::Drained);
+    assert_eq!(member.backlog(), waiting);
+}
+
+/// Whatever goes on in the group meanwhile, and though nothing makes a timer fire.
+#[test]
+fn who_stays_behind_is_timed_from_the_first_message_that_it_does_not_take() {
+    let mut room = Room::new(&[1, 2]);
+    room.hold_up(1, 2);
+    let mut said = 0;
+    while room.behind.is_empty() {
+        room.say(1, Class::Fifo, "tick");
+        room.run();
+        room.now = room.now.after(Duration::from_secs(1));
+        let member = room.members.get_mut(&1).expect("a member");
+        if member.poll_timeout().is_some_and(|at| at <= room.now) {
+            member.handle_timeout(room.now);
+            room.feed(1, Input::Drained);
+        }
+        said += 1;
+        assert!(said < 20, "nobody notices");
+    }
+    assert_eq!(room.behind[0], (1, 2));
+}
+
 #[test]
 fn what_one_survivor_has_of_the_dead_all_get() {
     let mut room = Room::new(&[1, 2, 3]);

@@ -59,7 +59,7 @@ impl Member {
             self.stop_leading(ctx, &view.group, WhyNot::View);
         }
         ctx.highest = ctx.highest.max(view.id);
-        ctx.set_aside(self.lineage, ballot, view.id, view.id);
+        ctx.set_aside(self.lineage, ballot, view.id);
         let part = match (view.contains(me), observed, was_member) {
             (true, _, _) => Part::Member,
             (false, true, _) => Part::Observer,

@@ -213,7 +213,9 @@ impl Member {
             ClusterMsg::CatchUp { ballot, tail } if ballot.node == from => {
                 self.on_catch_up(ctx, ballot, tail)
             }
-            ClusterMsg::SetAside { ballot, view, given } => ctx.set_aside(self.lineage, ballot, view, given),
+            ClusterMsg::SetAside { ballot, view, given } => {
+                ctx.set_aside_above(self.lineage, ballot, view, given);
+            }
             ClusterMsg::Update(update) if update.ballot.node == from => return self.on_update(ctx, *update),
             ClusterMsg::Removed { view, index, why } if index >= self.seen() => {
                 // If this is news to a coordinator, another one is in force.

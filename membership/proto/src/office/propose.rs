@@ -153,7 +153,7 @@ impl Office {
         let state = &acceptor.state;
         for node in &state.view.members {
             if node.id == ctx.me() {
-                ctx.set_aside(state.lineage, self.ballot, view, state.last_view);
+                ctx.set_aside_above(state.lineage, self.ballot, view, state.last_view);
             } else if node.keeps_floor && (node.slot.is_some() || state.core.contains(&node.id)) {
                 ctx.send(
                     node,

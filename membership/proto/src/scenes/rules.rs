@@ -69,6 +69,12 @@ impl Scene {
         self.hear(from, beat);
     }
 
+    /// The same, with a directory that has ids up to this one for another lineage.
+    pub(super) fn brings(&mut self, from: u32, foreign: ViewId) {
+        let beat = Heartbeat { foreign, ..self.a_beat() };
+        self.hear(from, beat);
+    }
+
     fn leaves(&mut self, from: NodeId) {
         let Self { ctx, member } = self;
         let (office, acceptor) = (member.office.as_mut().expect("in office"), member.acceptor.as_ref());
@@ -119,6 +125,17 @@ impl Scene {
     fn asks(&mut self) -> bool {
         self.member.check_takeover(&mut self.ctx);
         self.said().iter().any(|(_, msg)| matches!(msg, ClusterMsg::Ask(_)))
+    }
+
+    /// 5 has promised to another one: the node, in office, asks for a higher ballot of its own.
+    fn asks_anew(&mut self) -> Ballot {
+        let before = self.member.office.as_ref().expect("in office").ballot;
+        self.member.on_refuse(&mut self.ctx, id(5), before, ballot(9, 5), Duration::ZERO);
+        let asked = self.said().into_iter().find_map(|(_, msg)| match msg {
+            ClusterMsg::Ask(ask) => Some(ask.ballot),
+            _ => None,
+        });
+        asked.expect("5 follows no lower ballot any more")
     }
 
     fn with_core(me: u32, core: &[u32]) -> Self {
@@ -434,6 +451,21 @@ fn who_is_told_to_stop_leads_under_no_later_view_or_lease() {
     assert!(!scene.begins_to_lead(), "the next coordinator knows nothing of it");
 }
 
+/// Those that act for it end with its lease, so it does not leave; and it acts for nothing any more, whoever grants it a lease.
+#[test]
+fn a_node_for_which_others_act_leads_no_more_once_it_is_told_to_stop() {
+    let mut scene = Scene::new(3);
+    scene.ctx.config.acts_elsewhere = true;
+    scene.renew(ballot(1, 1));
+    assert!(scene.joins(3, ballot(1, 1)));
+    scene.member.on_stop(&mut scene.ctx, id(1));
+    scene.ctx.out.clear();
+    assert!(!scene.joins(4, ballot(1, 1)), "of an entry that was under way");
+    scene.wait(LEASE / 2);
+    scene.renew(ballot(2, 2));
+    assert!(!scene.begins_to_lead(), "the next coordinator knows nothing of it");
+}
+
 /// What acts for it ends with its lease, and somewhat after it was told to: who leads next must not begin before that.
 #[test]
 fn a_node_for_which_others_act_does_not_say_that_they_have_stopped() {
@@ -544,13 +576,7 @@ fn who_comes_and_goes_too_often_is_kept_waiting() {
 fn who_wins_anew_waits_for_the_leases_that_it_gave_while_it_asked() {
     let mut scene = Scene::in_office();
     scene.decide_all();
-    let before = scene.member.office.as_ref().expect("in office").ballot;
-    scene.member.on_refuse(&mut scene.ctx, id(5), before, ballot(9, 5), Duration::ZERO);
-    let asked = scene.said().into_iter().find_map(|(_, msg)| match msg {
-        ClusterMsg::Ask(ask) => Some(ask.ballot),
-        _ => None,
-    });
-    let asked = asked.expect("5 follows no lower ballot any more");
+    let asked = scene.asks_anew();
     scene.wait(LEASE / 5);
     scene.beat(4, 0);
     scene.beat(3, 0);
@@ -589,13 +615,7 @@ fn who_wins_anew_promises_to_nobody_while_it_may_act_by_the_lease_of_its_first_o
     scene.decide_all();
     [3, 4, 5].iter().for_each(|n| scene.beat(*n, 0));
     scene.settles();
-    let before = scene.member.office.as_ref().expect("in office").ballot;
-    scene.member.on_refuse(&mut scene.ctx, id(5), before, ballot(9, 5), Duration::ZERO);
-    let asked = scene.said().into_iter().find_map(|(_, msg)| match msg {
-        ClusterMsg::Ask(ask) => Some(ask.ballot),
-        _ => None,
-    });
-    let asked = asked.expect("5 follows no lower ballot any more");
+    let asked = scene.asks_anew();
     [4, 5].iter().for_each(|n| scene.promise(asked, *n, false, None));
     let office = scene.member.office.as_ref().expect("in office");
     assert_eq!(office.ballot, asked);
