@@ -34,6 +34,7 @@
 //! | `state.rs` | who comes to a group with state gets it |
 //! | `store.rs` | the messages of one view: who holds what, what may be delivered |
 //! | `pace.rs` | how much a sender has under way |
+//! | `slow.rs` | who makes others wait is timed and reported |
 //! | `order.rs` | the sequence of a view's ordered messages |
 //! | `frame.rs` | frames and their encoding |
 //! | `plant.rs` | deliberate bugs for testing the tests |
@@ -51,6 +52,7 @@ mod meet;
 mod order;
 mod pace;
 pub mod plant;
+mod slow;
 mod state;
 mod store;
 

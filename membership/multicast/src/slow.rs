@@ -1,0 +1,84 @@
+//! Who makes others wait: timed from the first message that it does not take, and reported, so that it is removed from the group
+//! and the group does not wait for it.
+
+use alloc::vec::Vec;
+
+use membership_types::{Instant, NodeId, ViewId};
+
+use crate::machine::{Multicast, Output};
+
+/// A member makes us wait.
+#[derive(Clone, Copy, Hash)]
+pub(crate) struct Lag {
+    /// Since when.
+    begun: Instant,
+    /// When it last took something, or said why not.
+    at: Instant,
+    /// What it held of ours then.
+    held: u64,
+}
+
+impl Multicast {
+    /// Who makes us wait for too long is reported, again and again while that lasts.
+    pub(crate) fn watch_the_slow(&mut self) {
+        let (now, after) = (self.now, self.config.behind_after);
+        let mut behind = Vec::new();
+        if let Some(flush) = &mut self.flush {
+            if now >= flush.since.after(after) {
+                flush.since = now;
+                behind = flush.missing().collect();
+            }
+        } else if let Some(current) = &mut self.current {
+            let full = current.store.unstable() > 0;
+            let me = current.view.rank(self.config.me).unwrap_or(0);
+            let own = current.store.held(me);
+            for (rank, lagging) in current.lagging.iter_mut().enumerate() {
+                let held = current.store.known_of(rank).held[me];
+                let lags = full && rank != me && held < own;
+                match lagging {
+                    _ if !lags => *lagging = None,
+                    Some(lag) if lag.held == held => {
+                        if now >= lag.at.after(after) {
+                            lag.at = now;
+                            behind.push(current.view.members[rank]);
+                        }
+                    }
+                    _ => *lagging = Some(Lag { begun: now, at: now, held }),
+                }
+            }
+        }
+        for node in behind {
+            self.mark("a member that stays behind is reported");
+            self.push(Output::Behind(node));
+        }
+    }
+
+    /// A member takes nothing because its state is on its way: that is waited for, for a while.
+    pub(crate) fn on_waiting(&mut self, from: NodeId, view: ViewId) {
+        let (now, patience) = (self.now, self.config.patience);
+        let Some(current) = self.current.as_mut().filter(|c| c.view.id == view) else { return };
+        let Some(rank) = current.view.rank(from) else { return };
+        if let Some(Some(lag)) = current.lagging.get_mut(rank)
+            && now < lag.begun.after(patience)
+        {
+            lag.at = now;
+            self.mark("a member is waited for because its state is on its way");
+        }
+    }
+
+    /// Is there something under way, and nobody timed for it yet?
+    pub(crate) fn is_unwatched(&self) -> bool {
+        let current = self.current.as_ref().filter(|_| self.flush.is_none());
+        current.is_some_and(|c| c.store.unstable() > 0 && c.lagging.iter().all(Option::is_none))
+    }
+
+    pub(crate) fn watch_at(&self) -> Option<Instant> {
+        let after = self.config.behind_after;
+        if let Some(flush) = &self.flush {
+            return Some(flush.since.after(after));
+        }
+        let current = self.current.as_ref().filter(|c| c.store.unstable() > 0)?;
+        let since = current.lagging.iter().flatten().map(|lag| lag.at).min();
+        Some(since.unwrap_or(self.now).after(after))
+    }
+}
