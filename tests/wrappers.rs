@@ -183,6 +183,15 @@ fn a_command_keeps_its_limit_of_open_files_and_its_wrapper_has_more() {
 }
 
 #[test]
+fn a_lock_that_nobody_else_can_find_says_so() {
+    let output = common::run(&["lock", "g", "--", "true"]);
+    assert!(output.status.success() && stderr(&output).contains("no --rendezvous"), "{}", stderr(&output));
+    let dir = Dir::new();
+    let output = common::run(&["lock", "g", "--rendezvous", &dir.rendezvous(), "--", "true"]);
+    assert!(output.status.success() && !stderr(&output).contains("rendezvous"), "{}", stderr(&output));
+}
+
+#[test]
 fn a_command_under_a_lock_reads_and_writes_as_if_it_ran_alone() {
     let dir = Dir::new();
     let mut command = common::phalanx();

@@ -473,13 +473,12 @@ impl Office {
         self.doubt_since = None;
     }
 
-    /// Takes over what waits in an office that the same node held under a lower ballot.
+    /// Takes over what an office knew that the same node held under a lower ballot; not what waited in it: who asked for that asks
+    /// again. (Wishes count in their order, and the first ones may have been taken into an entry that is in nobody's log.)
     pub(crate) fn inherit(&mut self, before: Self) {
         self.flaps = before.flaps;
         // Its own node may still act by a lease of that one, so nobody else can win before that is over.
         self.given_until = self.given_until.max(before.given_until);
-        // Joiners ask again, and are judged by what is agreed on now.
-        self.queue = before.queue.into_iter().filter(|c| !matches!(c, Command::Admit(_))).collect();
         self.joining = before.joining;
         for (slot, (holder, floor)) in before.slot_floors {
             let known = self.slot_floors.entry(slot).or_insert((holder, floor));

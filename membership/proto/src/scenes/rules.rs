@@ -641,6 +641,36 @@ fn who_wins_anew_promises_to_nobody_while_it_may_act_by_the_lease_of_its_first_o
     assert!(!refused(&mut scene));
 }
 
+/// Found by the simulator (LV5): an entry with the first of two wishes waited for ids, and was lost with the office. The second wish,
+/// which had waited behind it, came into the log alone; then the first one was taken for applied.
+#[test]
+fn who_wins_anew_applies_no_wish_before_those_that_came_earlier() {
+    let say = |scene: &mut Scene, ops: &[u64]| {
+        let Scene { member, .. } = scene;
+        let wishes = ops.iter().map(|op| (*op, long_wish(*op))).collect();
+        let acceptor = member.acceptor.as_ref().expect("it keeps the log");
+        member.office.as_mut().expect("in office").on_wishes(acceptor, id(4), wishes);
+    };
+    let directories = |scene: &mut Scene, slots| {
+        let terms = &mut scene.member.acceptor.as_mut().expect("it keeps the log").state.terms;
+        (terms.slots, terms.durable) = (slots, slots > 0);
+    };
+    let mut scene = Scene::in_office();
+    scene.decide_all();
+    directories(&mut scene, 3);
+    say(&mut scene, &[1]);
+    assert_eq!(scene.decide_all(), [], "no directory has set the ids aside");
+    say(&mut scene, &[1, 2]);
+    let asked = scene.asks_anew();
+    [3, 4].iter().for_each(|n| scene.promise(asked, *n, false, None));
+    assert!(scene.member.office.as_ref().is_some_and(|office| office.ballot == asked));
+    directories(&mut scene, 0);
+    scene.decide_all();
+    say(&mut scene, &[1, 2]);
+    scene.decide_all();
+    assert!((1..=2).all(|n| scene.state().group(&group(n)).is_some()), "both were applied");
+}
+
 // ---- all leave at once ------------------------------------------------------------------------------------------------
 
 /// No core can do without the last of its members, so it lets the others go, and is then let go by nobody.
