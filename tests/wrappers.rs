@@ -129,6 +129,45 @@ fn the_next_holder_begins_when_all_of_the_killed_one_is_gone_and_long_before_its
     }
 }
 
+/// The processes that this one has started.
+fn children(pid: u32) -> Vec<u32> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = threads.map(|thread| fs::read_to_string(thread.path().join("children")).unwrap_or_default());
+    lists
+        .flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
+        .collect()
+}
+
+/// What a hook for the lead leaves behind goes with the lead, also where the part of the fuse is killed that knew whose it was.
+#[test]
+fn the_next_one_leads_when_all_of_a_hook_is_gone_of_which_the_fuse_was_killed() {
+    for kind in kinds() {
+        let dir = Dir::new();
+        let files = [dir.file("one"), dir.file("two")];
+        let [mut one, mut two] = [0, 1].map(|n| {
+            let (rendezvous, lead) = (dir.rendezvous(), stamps(&files[n]));
+            let args = ["run", "--group", "g", "--fuse", kind, "--rendezvous", &rendezvous];
+            let mut wrapper =
+                Proc::start(&[&args[..], &["--on-lead", &lead, "--", "sleep", "1000"]].concat());
+            wrapper.until_members(n + 1);
+            wrapper
+        });
+        until("stamps", || read(&files[0]).len() > 10);
+        sleep(LEASE); // until they have met, and the core has grown
+        let command = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let roots = children(one.pid());
+        let is_hook = |branch: &&u32| children(**branch).iter().any(|pid| command(pid).starts_with("sh"));
+        let branches = children(roots[0]);
+        let hook = branches.iter().find(is_hook).expect("it has left its stamps").to_string();
+        assert!(Command::new("kill").args(["-KILL", &hook]).status().expect("it can be run").success());
+        two.until_event("leading");
+        until("stamps", || read(&files[1]).len() > 10);
+        let (last, first) = (read(&files[0]).last().copied(), read(&files[1]).first().copied());
+        assert!(last <= first, "{kind}: one went on until {last:?}, the other one began at {first:?}");
+        assert_eq!(one.end(), Some(137), "its server was ended, too");
+    }
+}
+
 #[test]
 fn a_stopped_wrapper_cannot_prolong_its_command() {
     for kind in kinds() {
@@ -184,10 +223,10 @@ fn a_command_keeps_its_limit_of_open_files_and_its_wrapper_has_more() {
 
 #[test]
 fn a_lock_that_nobody_else_can_find_says_so() {
-    let output = common::run(&["lock", "g", "--", "true"]);
+    let output = run(&["lock", "g", "--", "true"]);
     assert!(output.status.success() && stderr(&output).contains("no --rendezvous"), "{}", stderr(&output));
     let dir = Dir::new();
-    let output = common::run(&["lock", "g", "--rendezvous", &dir.rendezvous(), "--", "true"]);
+    let output = run(&["lock", "g", "--rendezvous", &dir.rendezvous(), "--", "true"]);
     assert!(output.status.success() && !stderr(&output).contains("rendezvous"), "{}", stderr(&output));
 }
 

@@ -79,15 +79,37 @@ impl Containment {
     }
 }
 
+/// The fuse's first process, as its wrapper knows it.
+#[derive(Clone, Debug)]
+struct Root {
+    pid: Pid,
+    pidfd: Arc<OwnedFd>,
+    how: Containment,
+    deadline: Arc<Deadline>,
+}
+
+impl Root {
+    /// Waits until it has ended, and with it all that ran under it. An error if that cannot be known.
+    async fn ended(&self) -> io::Result<()> {
+        // A copy of its own: several wait for it at a time, and one number can be watched only once.
+        let pidfd = self.pidfd.try_clone()?;
+        // SAFETY: the descriptor is owned, is the same in every call of `as_raw_fd`, and stays open while it is registered.
+        #[allow(unsafe_code, reason = "there is no safe constructor")]
+        let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?;
+        let _ended = pidfd.readable().await?;
+        if self.how == Containment::Subreaper && !Deadline::is_gone(self.deadline.memory())? {
+            return Err(what_is_left());
+        }
+        Ok(())
+    }
+}
+
 /// A running fuse, and the right to start commands under it. When it is dropped, all of them are killed.
 #[derive(Debug)]
 pub struct Fuse {
     control: OwnedFd,
-    pid: Pid,
-    pidfd: Arc<OwnedFd>,
-    how: Containment,
+    root: Root,
     why_not_better: Option<io::Error>,
-    deadline: Arc<Deadline>,
     /// The namespace's mounts, which the last process in it would have to free.
     mounts: Option<Arc<OwnedFd>>,
 }
@@ -128,7 +150,7 @@ impl Fuse {
 
     /// What keeps its processes together.
     pub fn containment(&self) -> Containment {
-        self.how
+        self.root.how
     }
 
     /// Why it is no better one, if it is not.
@@ -138,12 +160,12 @@ impl Fuse {
 
     /// The fuse's process number. For people to read.
     pub fn id(&self) -> i32 {
-        self.pid.as_raw_nonzero().get()
+        self.root.pid.as_raw_nonzero().get()
     }
 
     /// A descriptor of the fuse, readable once it has ended.
     pub fn pidfd(&self) -> &Arc<OwnedFd> {
-        &self.pidfd
+        &self.root.pidfd
     }
 
     /// What neighbours may hold until the fuse has ended, so that the dying need not free it: freeing it takes milliseconds.
@@ -154,7 +176,7 @@ impl Fuse {
     /// When commands that are [`bound`](ChildSpec::bound) must be gone; it has passed unless it is set. An end before the one
     /// that was set last takes effect when that one comes, or with [`Task::kill`].
     pub fn deadline(&self) -> &Arc<Deadline> {
-        &self.deadline
+        &self.root.deadline
     }
 
     /// Runs a command under the fuse. When this returns, the program itself is running.
@@ -175,7 +197,15 @@ impl Fuse {
         socket.write_all(&order).await.map_err(lost)?;
         match socket.read_u8().await.map_err(lost)? {
             STARTED => {
-                Ok(Task { socket, own_group: spec.own_group, grace: spec.grace, end: None, left: false })
+                let root = self.root.clone();
+                Ok(Task {
+                    socket,
+                    root,
+                    own_group: spec.own_group,
+                    grace: spec.grace,
+                    end: None,
+                    left: false,
+                })
             }
             _ => {
                 let error = io::Error::from_raw_os_error(socket.read_i32_le().await.map_err(lost)?);
@@ -191,15 +221,7 @@ impl Fuse {
     pub async fn end(&self) -> io::Result<()> {
         // An error says that it has ended already.
         let _ended = rustix::net::shutdown(&self.control, rustix::net::Shutdown::Both);
-        let pidfd = Arc::clone(&self.pidfd);
-        // SAFETY: the descriptor is owned, is the same in every call of `as_raw_fd`, and stays open while it is registered.
-        #[allow(unsafe_code, reason = "there is no safe constructor")]
-        let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?;
-        let _ended = pidfd.readable().await?;
-        if self.how == Containment::Subreaper && !Deadline::is_gone(self.deadline.memory())? {
-            return Err(what_is_left());
-        }
-        Ok(())
+        self.root.ended().await
     }
 
     /// Hands the other end of a socket to the fuse, with what the command reads and writes.
@@ -223,7 +245,7 @@ impl Drop for Fuse {
     fn drop(&mut self) {
         // The end of `control` ends the fuse. That takes a moment, during which a runtime's thread must not wait: a thread of
         // its own reaps. If there is none to be had, a dead entry in the process table remains until this process ends.
-        let pidfd = Arc::clone(&self.pidfd);
+        let pidfd = Arc::clone(&self.root.pidfd);
         let reap = move || retry_on_intr(|| waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED));
         let _ = thread::Builder::new().name("reaper".into()).spawn(reap);
     }
@@ -254,7 +276,8 @@ fn begin(program: &[OsString], how: Containment) -> io::Result<Fuse> {
             .ok()
             .map(|file| Arc::new(file.into())),
     };
-    Ok(Fuse { control, pid, pidfd: Arc::new(pidfd), how, why_not_better: None, deadline, mounts })
+    let root = Root { pid, pidfd: Arc::new(pidfd), how, deadline };
+    Ok(Fuse { control, root, why_not_better: None, mounts })
 }
 
 fn what_is_left() -> io::Error {
@@ -268,6 +291,7 @@ fn what_is_left() -> io::Error {
 #[derive(Debug)]
 pub struct Task {
     socket: UnixStream,
+    root: Root,
     own_group: bool,
     grace: Duration,
     end: Option<TaskEnd>,
@@ -320,8 +344,11 @@ impl Task {
                 status: ExitStatus::from_raw(i32::from_le_bytes([a, b, c, d])),
                 late: how & LATE != 0,
             },
-            // Somebody killed the fuse, or this branch of it.
-            _ => TaskEnd { status: ExitStatus::from_raw(Signal::KILL.as_raw()), late: false },
+            // Somebody killed the fuse, or this branch of it: then the whole fuse ends, with all that may be left of this one.
+            _ => {
+                self.root.ended().await?;
+                TaskEnd { status: ExitStatus::from_raw(Signal::KILL.as_raw()), late: false }
+            }
         };
         self.end = Some(end);
         Ok(end)

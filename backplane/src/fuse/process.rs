@@ -3,7 +3,8 @@
 //! The *root* is the first process of a pid namespace, so whatever ends it ends everybody in it. Where there is none it
 //! inherits every orphan below it (it is a subreaper), and when its wrapper is gone it kills until nobody is left. For each
 //! command it makes a *branch*, a subreaper too, which starts the command and ends with all that came of it: when
-//! the command has ended, when the wrapper says so or is gone, or when the deadline passes.
+//! the command has ended, when the wrapper says so or is gone, or when the deadline passes. A branch that is killed before
+//! leaves what it had started to the root, which cannot tell it from what belongs to others: then the root ends everything.
 //!
 //! To kill a tree only own children are killed, again and again: they cannot be mistaken for others, because their numbers
 //! stay taken until they are waited for, and the children of the dead become ours before the dead can be waited for. So
@@ -103,13 +104,23 @@ pub fn fuse_main(control: RawFd, deadline: RawFd, how: &str) -> io::Result<std::
     leave()
 }
 
-/// Starts branches until the wrapper is gone.
+/// Starts branches until the wrapper is gone, or a branch was killed.
 fn root(control: &OwnedFd, deadline: &Deadline, before: &libc::sigset_t, signals: &OwnedFd) {
+    let mut branches = Vec::new();
     loop {
         let [told, died] = wait([control.as_fd(), signals.as_fd()]);
         if died {
             drain(signals);
-            while let Ok(Some(_)) = process::wait(WaitOptions::NOHANG) {}
+            while let Ok(Some((pid, ended))) = process::wait(WaitOptions::NOHANG) {
+                if let Some(at) = branches.iter().position(|branch| *branch == pid.as_raw_nonzero().get()) {
+                    branches.swap_remove(at);
+                    if ended.as_raw() != 0 {
+                        return complain(format_args!(
+                            "a part of the fuse was killed: all that runs under it is ended"
+                        ));
+                    }
+                }
+            }
         }
         if !told {
             continue;
@@ -117,10 +128,11 @@ fn root(control: &OwnedFd, deadline: &Deadline, before: &libc::sigset_t, signals
         match receive(control) {
             Ok(Some([socket, input, output])) => {
                 // SAFETY: this process has one thread.
-                if unsafe { libc::fork() } == 0 {
-                    branch(UnixStream::from(socket), input, output, deadline, before);
+                match unsafe { libc::fork() } {
+                    0 => branch(UnixStream::from(socket), input, output, deadline, before),
+                    pid if pid > 0 => branches.push(pid),
+                    _ => {} // The socket closes, and the wrapper learns it so.
                 }
-                // Where a fork fails the socket closes, and the wrapper learns it so.
             }
             Ok(None) => {}
             Err(_) => return,
