@@ -29,7 +29,11 @@ pub(crate) struct Flush {
     /// What we told everybody.
     pub(crate) own: Sync,
     /// Since when we wait.
+    pub(crate) begun: Instant,
+    /// When we last looked for whom.
     pub(crate) since: Instant,
+    /// How much we held then.
+    pub(crate) held: u64,
     /// What each member of the view told us.
     syncs: BTreeMap<NodeId, Sync>,
     decision: Option<Decision>,
@@ -47,9 +51,55 @@ struct Waiting {
     late: VecDeque<Frame>,
 }
 
+/// What a closing view waits for.
+pub(crate) enum Awaited {
+    /// That these say what they hold.
+    Word(Vec<NodeId>),
+    /// A cut, from members who have installed a view in which another one was overtaken.
+    Cut,
+    /// Messages that others hold, from these.
+    Messages(Vec<NodeId>),
+    /// That these have all messages, too.
+    Others(Vec<NodeId>),
+}
+
 impl Flush {
+    /// What we wait for, if there is an installed view to be closed.
+    pub(crate) fn awaits(&self, me: NodeId, current: Option<&Installed>) -> Awaited {
+        let missing: Vec<NodeId> = self.missing().collect();
+        if !missing.is_empty() {
+            return Awaited::Word(missing);
+        }
+        let (Some(decision), Some(current)) = (&self.decision, current) else { return Awaited::Cut };
+        let (cut, store, members) = (&decision.cut, &current.store, &current.view.members);
+        if store.reaches(cut) {
+            let lacks = |m: &&NodeId| **m != me && !self.has_all(current, cut, **m);
+            return Awaited::Others(decision.trans.iter().filter(lacks).copied().collect());
+        }
+        let ranks = members.iter().zip(&cut.held).enumerate();
+        let mut from: BTreeSet<NodeId> = ranks
+            .filter(|(rank, (_, end))| store.held(*rank) < **end)
+            .filter_map(|(rank, (source, end))| {
+                self.giver(decision, *source, &|s| s.held.get(rank) == Some(end))
+            })
+            .collect();
+        if store.known() < cut.seq {
+            from.extend(self.giver(decision, members[0], &|s| s.seq == cut.seq));
+        }
+        Awaited::Messages(from.into_iter().collect())
+    }
+
+    /// From whom those get the messages of this member who lack some: from itself, or else from the first one who has them.
+    fn giver(&self, decision: &Decision, source: NodeId, has: &dyn Fn(&Sync) -> bool) -> Option<NodeId> {
+        let mut along = decision.trans.iter().copied();
+        if decision.trans.contains(&source) {
+            return Some(source);
+        }
+        along.find(|m| self.syncs.get(m).is_some_and(has))
+    }
+
     /// The members who said nothing yet.
-    pub(crate) fn missing(&self) -> impl Iterator<Item = NodeId> {
+    fn missing(&self) -> impl Iterator<Item = NodeId> {
         self.view.members.iter().copied().filter(|m| !self.syncs.contains_key(m))
     }
 
@@ -100,21 +150,12 @@ impl Multicast {
     /// While a view closes: what that waits for, in words.
     pub fn waits_for(&self) -> Option<String> {
         let flush = self.flush.as_ref()?;
-        let missing: Vec<NodeId> = flush.missing().collect();
-        if !missing.is_empty() {
-            return Some(format!("{missing:?} have not said what they hold"));
-        }
-        let Some(decision) = &flush.decision else {
-            return Some("a member is brought along into a view that others have installed".into());
-        };
-        let current = self.current.as_ref()?;
-        if !current.store.reaches(&decision.cut) {
-            return Some("messages are missing that others hold".into());
-        }
-        let has_all = |m: &&NodeId| !flush.has_all(current, &decision.cut, **m);
-        let lacking: Vec<&NodeId> =
-            decision.trans.iter().filter(|m| **m != self.config.me).filter(has_all).collect();
-        Some(format!("{lacking:?} have not said that they hold everything"))
+        Some(match flush.awaits(self.config.me, self.current.as_ref()) {
+            Awaited::Word(nodes) => format!("{nodes:?} have not said what they hold"),
+            Awaited::Cut => "a member is brought along into a view that others have installed".into(),
+            Awaited::Messages(nodes) => format!("messages are missing that {nodes:?} hold"),
+            Awaited::Others(nodes) => format!("{nodes:?} have not said that they hold everything"),
+        })
     }
 
     /// The installed view, if there is one, closes for this one.
@@ -153,7 +194,8 @@ impl Multicast {
         syncs.insert(self.config.me, own.clone());
         self.push(Output::SendAll(view.members.clone(), Frame::Sync(Box::new(own.clone()))));
         let overtaken: Vec<(NodeId, Sync)> = syncs.iter().map(|(m, s)| (*m, s.clone())).collect();
-        let flush = Flush { view, own, since: self.now, syncs, decision: None, told: false, waiting };
+        let (begun, since, held) = (self.now, self.now, 0);
+        let flush = Flush { view, own, begun, since, held, syncs, decision: None, told: false, waiting };
         self.flush = Some(flush);
         for (member, sync) in overtaken {
             self.bring_along(member, &sync);
@@ -374,9 +416,9 @@ impl Multicast {
             return;
         }
         let Some(its) = flush.syncs.get(&member) else { return };
-        let is_mine = |rank: usize, can: &dyn Fn(&Sync) -> bool| {
-            let first = decision.trans.iter().find(|m| flush.syncs.get(m).is_some_and(can));
-            !decision.trans.contains(&current.view.members[rank]) && first == Some(&me)
+        let is_mine = |rank: usize, has: &dyn Fn(&Sync) -> bool| {
+            let source = current.view.members[rank];
+            source != me && flush.giver(decision, source, has) == Some(me)
         };
         let mut frames = Vec::new();
         for (rank, end) in cut.held.iter().copied().enumerate() {

@@ -5,7 +5,10 @@ use alloc::vec::Vec;
 
 use membership_types::{Instant, NodeId, ViewId};
 
-use crate::machine::{Multicast, Output};
+use crate::{
+    flush::Awaited,
+    machine::{Multicast, Output},
+};
 
 /// A member makes us wait.
 #[derive(Clone, Copy, Hash)]
@@ -26,7 +29,16 @@ impl Multicast {
         if let Some(flush) = &mut self.flush {
             if now >= flush.since.after(after) {
                 flush.since = now;
-                behind = flush.missing().collect();
+                let current = self.current.as_ref();
+                let held = current.map_or(0, |c| c.store.holds().held.iter().sum::<u64>() + c.store.known());
+                let comes = core::mem::replace(&mut flush.held, held) < held;
+                behind = match flush.awaits(self.config.me, current) {
+                    Awaited::Word(nodes) => nodes,
+                    Awaited::Messages(nodes) if !comes => nodes,
+                    // They may wait for messages themselves, which are on their way, or name another one.
+                    Awaited::Others(nodes) if now >= flush.begun.after(self.config.patience) => nodes,
+                    _ => Vec::new(),
+                };
             }
         } else if let Some(current) = &mut self.current {
             let full = current.store.unstable() > 0;

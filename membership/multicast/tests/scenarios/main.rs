@@ -192,6 +192,29 @@ fn a_closing_goes_on_although_what_it_waits_for_was_lost_with_a_connection() {
 }
 
 #[test]
+fn whose_messages_a_closing_waits_for_is_named_and_much_later_who_has_not_got_them() {
+    let mut room = Room::new(&[1, 2, 3]);
+    room.hold_up(3, 2);
+    room.say(3, Class::Fifo, "one");
+    room.run();
+    room.kill(3);
+    room.hold_up(2, 1);
+    [1, 2].iter().for_each(|n| room.feed(*n, Input::View(view(11, &[1, 2]))));
+    room.run();
+    // Two knows that one has the message. What one says from now on is lost.
+    room.hold_up(1, 2);
+    room.held_up.retain(|link| *link == (1, 2));
+    room.run();
+    room.wait_all(12);
+    assert_eq!(room.behind, [(2, 1), (2, 1)], "every five seconds");
+    assert_eq!(room.members[&2].waits_for().as_deref(), Some("messages are missing that [1.1] hold"));
+    room.wait_all(50);
+    assert!(room.behind.contains(&(1, 2)), "after a minute");
+    room.let_go();
+    assert_eq!(room.seen(2), [told("one"), Seen::View(11, vec![1, 2])]);
+}
+
+#[test]
 fn a_member_without_lease_delivers_nothing_safe() {
     let mut room = Room::new(&[1, 2]);
     room.feed(2, Input::Hold(true));
