@@ -360,11 +360,13 @@ impl Multicast {
 
     /// The leader wants to go on without the state.
     fn on_lost(&mut self, leader: NodeId, view: ViewId) {
-        let Some(current) = self.current.as_ref().map(|c| &c.view) else { return };
         let Some(keeper) = &mut self.keeper else { return };
-        if current.id < view {
+        let Some(current) = self.current.as_ref().map(|c| &c.view).filter(|c| c.id >= view) else {
+            // The first view of who is new may take a while, too.
             keeper.early_lost = Some((leader, view));
-        } else if current.id == view && current.rank(leader) == Some(0) {
+            return;
+        };
+        if current.id == view && current.rank(leader) == Some(0) {
             let answer = if keeper.whole {
                 Transfer::Have { view }
             } else {

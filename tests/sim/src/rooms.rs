@@ -329,7 +329,7 @@ impl World {
         let length = if self.rng.chance(300) { self.rng.below(40_000) } else { 0 };
         bytes.resize(16 + length as usize, 7);
         let bytes = Bytes::from(bytes);
-        let cut = self.rng.below(bytes.len() as u64 + 1) as usize;
+        let mut cut = self.rng.below(bytes.len() as u64 + 1) as usize;
         let mut at = self.now;
         if self.is_wild() && self.rng.chance(100) {
             // Longer than a joiner waits for who says nothing, and sometimes than for who is at work; in calm it comes at last.
@@ -337,6 +337,7 @@ impl World {
             at += self.rng.between(5, 60) * self.params.lease.as_nanos() as u64;
             let input = Input::State { to, id, bytes: bytes.clone(), last: true };
             self.in_the_making.push((p, Incoming::Room(group, input)));
+            cut = 0; // Nothing of it comes before all of it does.
         }
         for (part, last) in [(bytes.slice(..cut), false), (bytes.slice(cut..), true)] {
             at += if self.rng.chance(500) { 0 } else { self.rng.below(50_000_000) };

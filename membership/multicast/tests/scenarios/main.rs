@@ -446,6 +446,25 @@ fn when_the_last_who_has_the_state_is_gone_the_rest_say_so_and_the_leader_may_go
     assert_eq!(room.seen.remove(&3).unwrap_or_default()[0], Seen::State("kept".into()));
 }
 
+/// Found by the simulator (LV3): who had installed no view at all forgot that it was asked, and the leader waited for its word.
+#[test]
+fn who_is_asked_whether_it_has_the_state_before_its_first_view_answers_after_that() {
+    let mut room = Room::with(&[1], true);
+    [2, 3].iter().for_each(|n| room.add(*n, true));
+    [1, 2, 3].iter().for_each(|n| room.feed(*n, Input::View(view(11, &[1, 2, 3]))));
+    room.run();
+    room.kill(1);
+    room.add(4, true);
+    room.hold_up(3, 4);
+    [2, 3, 4].iter().for_each(|n| room.feed(*n, Input::View(view(12, &[2, 3, 4]))));
+    room.run();
+    room.feed(2, Input::Keep);
+    room.run();
+    assert_eq!(room.ready.get(&2), None, "4 may still get the state from somebody");
+    room.let_go();
+    assert_eq!(room.ready.get(&2), Some(&12));
+}
+
 /// A member that comes to a group of three gets a state that reflects what has come to nobody but the sender and the giver.
 fn with_a_state_that_reflects_more(mut room: Room) -> Room {
     room.add(2, true);
