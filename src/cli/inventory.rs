@@ -191,12 +191,9 @@ impl Inventory {
             failure = not_joined(&node) => Err(failure),
             () = stops.told() => Ok(0),
         };
-        let leave = async {
-            // Out of the routers' sight first.
-            clone.replica.membership().leave().await;
-            node.leave().await;
-        };
-        let _late = timeout(LEAVE_LIMIT, leave).await;
+        // Out of the routers' sight first; a cluster that is blocked lets nobody out of a group.
+        let _blocked = timeout(LEAVE_LIMIT / 4, clone.replica.membership().leave()).await;
+        let _late = timeout(LEAVE_LIMIT / 2, node.leave()).await;
         follower.abort();
         // What nobody reads by then is lost, which is said at the end.
         let _unread = timeout(output::PATIENCE, printer).await;
