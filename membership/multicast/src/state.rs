@@ -93,6 +93,8 @@ struct Asking {
     giver: NodeId,
     id: u64,
     label: Option<(ViewId, Vec<u64>)>,
+    /// The label has come over the connection that there is now: the chunks that follow belong to it.
+    labelled: bool,
     chunks: Vec<Bytes>,
     complete: bool,
     /// Since when nothing has come, not even that the giver is at work.
@@ -322,8 +324,8 @@ impl Multicast {
         let giver = choice[((rank + keeper.attempts) % choice.len() as u64) as usize];
         let id = keeper.attempts;
         let base = keeper.base;
-        let (label, chunks, complete) = (None, Vec::new(), false);
-        keeper.asking = Some(Asking { giver, id, label, chunks, complete, since: now, begun: now });
+        let (label, labelled, chunks, complete) = (None, false, Vec::new(), false);
+        keeper.asking = Some(Asking { giver, id, label, labelled, chunks, complete, since: now, begun: now });
         self.push(Output::Send(giver, Frame::Transfer(Transfer::Ask { id, base, from: 1 })));
     }
 
@@ -563,13 +565,18 @@ impl Multicast {
             Transfer::Ask { id, base, from: first } => self.on_ask(from, id, base, first),
             Transfer::Label { id, view, taken } => {
                 if let Some(asking) = ours.filter(|a| a.id == id) {
-                    asking.label = Some((view, taken));
+                    let label = Some((view, taken));
+                    if asking.label != label {
+                        // Another state than the one that had begun to come.
+                        asking.chunks.clear();
+                    }
+                    (asking.label, asking.labelled) = (label, true);
                     asking.since = now;
                     self.go_on_asking();
                 }
             }
             Transfer::Chunk { id, number, last, payload } => {
-                let Some(asking) = ours.filter(|a| a.id == id && a.label.is_some()) else { return };
+                let Some(asking) = ours.filter(|a| a.id == id && a.labelled) else { return };
                 if number != asking.chunks.len() as u64 + 1 {
                     return;
                 }
@@ -638,9 +645,11 @@ impl Multicast {
 
     /// There is a new connection: what was asked and said may be lost.
     pub(crate) fn state_relinked(&mut self, peer: NodeId) {
-        let Some(keeper) = &self.keeper else { return };
+        let Some(keeper) = &mut self.keeper else { return };
         let mut frames = Vec::new();
-        if let Some(asking) = keeper.asking.as_ref().filter(|a| a.giver == peer && !a.complete) {
+        if let Some(asking) = keeper.asking.as_mut().filter(|a| a.giver == peer && !a.complete) {
+            // What is made there may be another state by now, under the same request: its label may be lost, and come again.
+            asking.labelled = false;
             let from = asking.chunks.len() as u64 + 1;
             frames.push(Transfer::Ask { id: asking.id, base: keeper.base, from });
         }
