@@ -227,19 +227,31 @@ async fn answer(
     place: &Place,
 ) -> Result<Response<Answer>, Infallible> {
     place.serves();
+    let answer = told(request, shared, from, life).await;
+    if matches!(answer.body(), Either::Left(_)) {
+        place.waits();
+    }
+    Ok(answer)
+}
+
+/// What it is told, refusals too.
+async fn told(
+    request: Request<Incoming>,
+    shared: &Arc<Shared>,
+    from: IpAddr,
+    life: &Life,
+) -> Response<Answer> {
     if let Some(refusal) = browsers::refusal(request.headers(), from) {
-        return Ok(respond(refusal).map(Either::Left));
+        return respond(refusal).map(Either::Left);
     }
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     if reads && request.uri().path() == EVENTS_PATH {
-        return Ok(match stream::follow(shared, life) {
+        return match stream::follow(shared, life) {
             Ok(events) => events.map(Either::Right),
             Err(refusal) => respond(refusal).map(Either::Left),
-        });
+        };
     }
-    let whole = whole(request, shared, from).await;
-    place.waits();
-    Ok(whole.map(Either::Left))
+    whole(request, shared, from).await.map(Either::Left)
 }
 
 async fn whole(request: Request<Incoming>, shared: &Shared, from: IpAddr) -> Response<Full<Bytes>> {
