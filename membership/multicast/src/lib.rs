@@ -31,7 +31,7 @@
 //! | `machine.rs` | inputs, outputs, sending and acknowledging inside a view |
 //! | `flush.rs` | from one view to the next |
 //! | `meet.rs` | members go on until who is new is there |
-//! | `state.rs` | who comes to a group with state gets it |
+//! | `state.rs`, `give.rs` | who comes to a group with state gets it; what the one who gives it does |
 //! | `store.rs` | the messages of one view: who holds what, what may be delivered |
 //! | `pace.rs` | how much a sender has under way |
 //! | `slow.rs` | who makes others wait is timed and reported |
@@ -47,6 +47,7 @@ extern crate std;
 
 mod flush;
 mod frame;
+mod give;
 mod machine;
 mod meet;
 mod order;

@@ -122,7 +122,7 @@ pub enum Input {
     State {
         /// Who asked.
         to: NodeId,
-        /// Which of its requests.
+        /// Which request to the application.
         id: u64,
         /// The bytes.
         bytes: Bytes,
@@ -133,7 +133,7 @@ pub enum Input {
     NoState {
         /// Who asked.
         to: NodeId,
-        /// Which of its requests.
+        /// Which request to the application.
         id: u64,
     },
     /// After [`Output::StateLost`], at the leader: what its application holds is the group's state from now on.
@@ -180,7 +180,7 @@ pub enum Output {
     StateRequest {
         /// Who asks.
         to: NodeId,
-        /// Which of its requests.
+        /// Which request this is, of all to this application.
         id: u64,
     },
     /// The receiver has taken some of the state that is given to it.

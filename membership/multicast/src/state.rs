@@ -13,7 +13,6 @@
 //! that was lost, and the state is made once.
 
 use alloc::{
-    boxed::Box,
     collections::{BTreeMap, BTreeSet, VecDeque},
     vec::Vec,
 };
@@ -25,12 +24,11 @@ use membership_types::{Instant, NodeId, ViewId};
 
 use crate::{
     frame::{Frame, Standing, Transfer},
+    give::Giving,
     machine::{Config, Message, Multicast, Output, View},
     plant::Plant,
 };
 
-/// How many chunks are under way.
-const UNDER_WAY: u64 = 64;
 /// After so many chunks the receiver says what has come.
 const SAID_AFTER: u64 = 16;
 /// What is said again and again is said so often before somebody gives up.
@@ -43,7 +41,7 @@ const DOUBLED: u32 = 10;
 /// A member's part in the transfer of state.
 #[derive(Clone, Debug, PartialEq, Hash)]
 pub(crate) struct Keeper {
-    whole: bool,
+    pub(crate) whole: bool,
     /// The application holds what every member begins with.
     initial: bool,
     /// Members of the installed view who are whole, as far as we know.
@@ -67,8 +65,11 @@ pub(crate) struct Keeper {
     /// The leader of a view that we have not installed yet asks for that.
     early_lost: Option<(NodeId, ViewId)>,
     /// What others ask that come from a view that we have not installed yet.
-    asked: BTreeMap<NodeId, (u64, ViewId, u64)>,
-    giving: BTreeMap<NodeId, Giving>,
+    pub(crate) asked: BTreeMap<NodeId, (u64, ViewId, u64)>,
+    pub(crate) giving: BTreeMap<NodeId, Giving>,
+    /// How often we asked our application for its state: so an answer to an earlier request is known, though it is for a member that
+    /// left and came back since.
+    pub(crate) requests: u64,
 }
 
 /// What a lacking member is to be told once it has the state.
@@ -103,33 +104,6 @@ struct Asking {
     begun: Instant,
 }
 
-/// A state that we send.
-#[derive(Clone, Debug, PartialEq, Hash)]
-struct Giving {
-    /// The receiver's latest request.
-    id: u64,
-    /// The one that the application answers: the receiver may have lost patience, and come back.
-    request: u64,
-    view: ViewId,
-    taken: Box<[u64]>,
-    /// What the receiver has not confirmed, and the number of the first of them.
-    chunks: VecDeque<Bytes>,
-    first: u64,
-    /// The last one that was sent.
-    sent: u64,
-    /// The application has given everything.
-    ended: bool,
-    /// When something was last said to the receiver.
-    said: Instant,
-}
-
-impl Giving {
-    /// Is it the application's turn?
-    fn is_being_made(&self) -> bool {
-        !self.ended && self.sent + 1 - self.first >= self.chunks.len() as u64
-    }
-}
-
 impl Keeper {
     pub(crate) fn new(initial: bool) -> Self {
         Self {
@@ -149,6 +123,7 @@ impl Keeper {
             early_lost: None,
             asked: BTreeMap::new(),
             giving: BTreeMap::new(),
+            requests: 0,
         }
     }
 
@@ -158,7 +133,7 @@ impl Keeper {
 
     /// The member is none any more: what its application holds is not followed.
     pub(crate) fn out(&mut self) {
-        *self = Self { attempts: self.attempts, ..Self::new(false) };
+        *self = Self { attempts: self.attempts, requests: self.requests, ..Self::new(false) };
     }
 
     /// Membership says a first view.
@@ -191,12 +166,6 @@ impl Multicast {
     /// Has this member the state of the group? True where there is none.
     pub fn is_whole(&self) -> bool {
         self.keeper.as_ref().is_none_or(|k| k.whole)
-    }
-
-    /// How many bytes of a state wait to be sent to a member: whoever gives it should wait while that is much.
-    pub fn unsent_to(&self, member: NodeId) -> u64 {
-        let giving = self.keeper.as_ref().and_then(|k| k.giving.get(&member));
-        giving.map_or(0, |g| g.chunks.iter().map(|c| c.len() as u64).sum())
     }
 
     /// Tells the application, or has it wait for the state.
@@ -443,111 +412,6 @@ impl Multicast {
         self.answer_deferred();
     }
 
-    // ---- giving -----------------------------------------------------------------------------------------------------
-
-    fn answer_deferred(&mut self) {
-        let Some(keeper) = &mut self.keeper else { return };
-        for (member, (id, base, from)) in core::mem::take(&mut keeper.asked) {
-            self.on_ask(member, id, base, from);
-        }
-    }
-
-    fn on_ask(&mut self, member: NodeId, id: u64, base: ViewId, from: u64) {
-        let now = self.now;
-        let Some(keeper) = &mut self.keeper else { return };
-        if let Some(giving) = keeper.giving.get_mut(&member).filter(|g| g.id == id)
-            && from >= giving.first
-        {
-            // Its connection broke.
-            giving.sent = from - 1;
-            return self.give_from_the_label(member);
-        }
-        // What is being made for an earlier request is as good.
-        let fits = |g: &&mut Giving| g.view >= base && g.first == 1 && from == 1;
-        if let Some(giving) = keeper.giving.get_mut(&member).filter(fits) {
-            (giving.id, giving.sent) = (id, 0);
-            self.mark("a state that is being made answers a later request");
-            return self.give_from_the_label(member);
-        }
-        let is_behind = self.current.as_ref().is_none_or(|c| c.view.id < base);
-        if is_behind {
-            keeper.asked.insert(member, (id, base, from));
-            return;
-        }
-        let Some(current) = self.current.as_ref().filter(|c| c.view.contains(member)) else { return };
-        if !keeper.whole {
-            return self.push(Output::Send(member, Frame::Transfer(Transfer::Refuse { id })));
-        }
-        let (view, taken) = (current.view.id, current.store.taken());
-        let giving = Giving {
-            id,
-            request: id,
-            view,
-            taken: taken.into(),
-            chunks: VecDeque::new(),
-            first: 1,
-            sent: 0,
-            ended: false,
-            said: now,
-        };
-        keeper.giving.insert(member, giving);
-        self.give_from_the_label(member);
-        self.push(Output::StateRequest { to: member, id });
-    }
-
-    fn give_from_the_label(&mut self, member: NodeId) {
-        let now = self.now;
-        let Some(giving) = self.keeper.as_mut().and_then(|k| k.giving.get_mut(&member)) else { return };
-        giving.said = now;
-        let (id, view, taken) = (giving.id, giving.view, giving.taken.to_vec());
-        self.push(Output::Send(member, Frame::Transfer(Transfer::Label { id, view, taken })));
-        self.give(member);
-    }
-
-    /// The application does not give a state that was asked for: so nobody is told any more that it is being made.
-    pub(crate) fn on_no_state(&mut self, member: NodeId, id: u64) {
-        let Some(keeper) = &mut self.keeper else { return };
-        if keeper.giving.get(&member).is_some_and(|g| g.request == id && !g.ended) {
-            keeper.giving.remove(&member);
-        }
-    }
-
-    /// The application gives more of a state that was asked for.
-    pub(crate) fn on_state(&mut self, member: NodeId, id: u64, mut bytes: Bytes, last: bool) {
-        let most = self.config.fragment;
-        let Some(keeper) = &mut self.keeper else { return };
-        let Some(giving) = keeper.giving.get_mut(&member).filter(|g| g.request == id && !g.ended) else {
-            return;
-        };
-        while !bytes.is_empty() {
-            giving.chunks.push_back(bytes.split_to(bytes.len().min(most)));
-        }
-        if last {
-            giving.ended = true;
-            // The end is a chunk of its own.
-            giving.chunks.push_back(Bytes::new());
-        }
-        self.give(member);
-    }
-
-    /// Sends chunks, while there is room under way.
-    fn give(&mut self, member: NodeId) {
-        let now = self.now;
-        loop {
-            let Some(giving) = self.keeper.as_mut().and_then(|k| k.giving.get_mut(&member)) else { return };
-            let index = giving.sent + 1 - giving.first;
-            if index >= UNDER_WAY {
-                return;
-            }
-            let Some(payload) = giving.chunks.get(index as usize).cloned() else { return };
-            giving.sent += 1;
-            giving.said = now;
-            let last = giving.ended && index as usize + 1 == giving.chunks.len();
-            let chunk = Transfer::Chunk { id: giving.id, number: giving.sent, last, payload };
-            self.push(Output::Send(member, Frame::Transfer(chunk)));
-        }
-    }
-
     // ---- frames -----------------------------------------------------------------------------------------------------
 
     pub(crate) fn on_transfer(&mut self, from: NodeId, transfer: Transfer) {
@@ -590,19 +454,7 @@ impl Multicast {
                     self.take_state();
                 }
             }
-            Transfer::Got { id, number } => {
-                let Some(giving) = keeper.giving.get_mut(&from).filter(|g| g.id == id) else { return };
-                while giving.first <= number.min(giving.sent) {
-                    giving.chunks.pop_front();
-                    giving.first += 1;
-                }
-                if giving.ended && giving.chunks.is_empty() {
-                    keeper.giving.remove(&from);
-                } else {
-                    self.give(from);
-                    self.push(Output::Given(from));
-                }
-            }
+            Transfer::Got { id, number } => self.on_got(from, id, number),
             Transfer::Refuse { id } => {
                 if ours.is_some_and(|a| a.id == id) {
                     keeper.holders.retain(|h| *h != from);
@@ -694,22 +546,12 @@ impl Multicast {
     /// a state has come.
     pub(crate) fn say_what_is_waited_for(&mut self) {
         let (now, again, is_full) = (self.now, self.again_after(), self.has_too_much_pending());
+        self.say_what_is_being_made(again);
         let Some(keeper) = &mut self.keeper else { return };
-        let mut made = Vec::new();
-        for (member, giving) in keeper.giving.iter_mut().filter(|(_, g)| g.is_being_made()) {
-            if now >= giving.said.after(again) {
-                giving.said = now;
-                made.push((*member, giving.id));
-            }
-        }
         let is_due = keeper.waiting_said.is_none_or(|at| now >= at.after(again));
         let waits = is_full && keeper.asking.is_some() && is_due;
         if waits {
             keeper.waiting_said = Some(now);
-        }
-        for (member, id) in made {
-            self.mark("a giver says that the state is being made");
-            self.push(Output::Send(member, Frame::Transfer(Transfer::Making { id })));
         }
         if waits && let Some(current) = &self.current {
             let (view, all) = (current.view.id, current.view.members.clone());
@@ -722,8 +564,8 @@ impl Multicast {
         let keeper = self.keeper.as_ref()?;
         let again = self.again_after();
         let (silent, at_work) = keeper.gives_up(&self.config).unzip();
-        let making = keeper.giving.values().filter(|g| g.is_being_made());
-        let making = making.map(|giving| giving.said.after(again)).min();
+        let making = keeper.giving.values().filter_map(Giving::is_being_made_since);
+        let making = making.map(|said| said.after(again)).min();
         let is_full = self.has_too_much_pending() && keeper.asking.is_some();
         let waiting = is_full.then(|| keeper.waiting_said.map_or(self.now, |at| at.after(again)));
         [silent, at_work, making, waiting].into_iter().flatten().min()
