@@ -95,11 +95,11 @@ pub(crate) async fn follow(
                         again = AGAIN;
                         if matches!(role, Role::Lead(..)) && others && *roles.borrow() == role {
                             // Somebody else may be able to. But if nobody is, the lead does not go round and round.
-                            let before = failures;
+                            let pause = match failures {
+                                0 => Duration::ZERO,
+                                n => AGAIN * (1 << (n - 1).min(DOUBLED)),
+                            };
                             failures += 1;
-                            let pause = before
-                                .checked_sub(1)
-                                .map_or(Duration::ZERO, |n| AGAIN * (1 << n.min(DOUBLED)));
                             match timeout(pause, roles.changed()).await {
                                 Ok(Ok(())) => continue,
                                 Ok(Err(_)) => return,

@@ -91,11 +91,10 @@ impl Flush {
 
     /// From whom those get the messages of this member who lack some: from itself, or else from the first one who has them.
     fn giver(&self, decision: &Decision, source: NodeId, has: &dyn Fn(&Sync) -> bool) -> Option<NodeId> {
-        let mut along = decision.trans.iter().copied();
         if decision.trans.contains(&source) {
             return Some(source);
         }
-        along.find(|m| self.syncs.get(m).is_some_and(has))
+        decision.trans.iter().copied().find(|m| self.syncs.get(m).is_some_and(has))
     }
 
     /// The members who said nothing yet.

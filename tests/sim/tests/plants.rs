@@ -14,20 +14,19 @@ const SEEDS: u64 = 1000;
 /// In how many seeds, and under which faults a bug is looked for. What only a rare mixture shows gets more of them, or that mixture
 /// alone.
 fn wanted(plant: Plant) -> (u64, Vec<Kind>) {
-    let under = |names: &[&str]| {
-        let kind = |name: &&str| name.parse().expect("a kind of fault");
-        (SEEDS, names.iter().map(kind).collect())
+    let under = |names: &[&str]| -> Vec<Kind> {
+        names.iter().map(|name| name.parse().expect("a kind of fault")).collect()
     };
     match plant.name() {
         // One of a thousand, of these.
-        "late-places" => (4 * SEEDS, under(&["lossy", "delay", "crash"]).1),
-        "unripe-slots" => (4 * SEEDS, under(&["replace", "split-core", "crash", "leave"]).1),
+        "late-places" => (4 * SEEDS, under(&["lossy", "delay", "crash"])),
+        "unripe-slots" => (4 * SEEDS, under(&["replace", "split-core", "crash", "leave"])),
         // Under all kinds one of a thousand: who is waited for in vain is removed before long.
-        "forget-lost" => under(&["break"]),
-        "safe-without-place" => under(&["lossy", "delay"]),
-        "relay-joins" => under(&["partial", "crash"]),
-        "win-in-old-core" => under(&["split-core", "crash"]),
-        "force-the-same" | "force-by-itself" => under(&["force-new", "partition"]),
+        "forget-lost" => (SEEDS, under(&["break"])),
+        "safe-without-place" => (SEEDS, under(&["lossy", "delay"])),
+        "relay-joins" => (SEEDS, under(&["partial", "crash"])),
+        "win-in-old-core" => (SEEDS, under(&["split-core", "crash"])),
+        "force-the-same" | "force-by-itself" => (SEEDS, under(&["force-new", "partition"])),
         _ => (SEEDS, Kind::ALL.to_vec()),
     }
 }
