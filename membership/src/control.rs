@@ -452,9 +452,7 @@ impl Driver {
         self.inputs.extend(late.map(|(node, how)| Input::ProvedDead { node, how }));
         if let Some(neighbours) = self.transport.neighbours() {
             neighbours.keep(&self.transport, |node| view.contains(node));
-            if self.view.is_none() {
-                neighbours.set_in_view(true, &self.transport);
-            }
+            neighbours.in_view(&view, &self.transport);
         }
         self.transport.set_lineage(self.machine.lineage());
         self.steering.set_seeking(false);

@@ -24,10 +24,11 @@
 mod threads;
 mod turn;
 mod wake;
+mod whom;
 
 use std::{
-    cell::RefCell,
-    collections::BTreeMap,
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, BTreeSet},
     io::{self, ErrorKind},
     mem::MaybeUninit,
     os::{
@@ -40,6 +41,7 @@ use std::{
     time::Duration,
 };
 
+use membership_proto::ClusterView;
 use membership_sync::{Deadline, GivenLine, LifeLine, LifeLines};
 use membership_types::NodeId;
 use rustix::{
@@ -64,6 +66,7 @@ use tokio::{
 use self::{
     threads::{Threads, pid_of},
     wake::{Life, Waking, Woken},
+    whom::to_meet,
 };
 use crate::{clock, metrics::Counts, transport::Transport};
 
@@ -72,7 +75,7 @@ const ATTEMPT: Duration = Duration::from_secs(2);
 /// Pauses before the attempts: the other side may not know of our connection yet.
 const PAUSES: [Duration; 4] =
     [Duration::ZERO, Duration::from_millis(50), Duration::from_millis(500), Duration::from_secs(2)];
-/// After this a node that came into a view meets those that it connected to before.
+/// After this a node that came into a view meets others.
 const SETTLED: Duration = Duration::from_millis(50);
 /// How many strangers are met on the local socket at once.
 const MEETINGS: usize = 64;
@@ -103,13 +106,26 @@ pub(crate) struct Neighbours(Rc<Inner>);
 
 struct Inner {
     listener: RefCell<Option<unix::UnixListener>>,
-    /// Nodes that may be on this host, and are met once this node is in a view; none once it is.
-    later: RefCell<Option<Vec<(NodeId, String)>>>,
+    /// Nodes that may be on this host, that we connected to, and that were not met.
+    not_met: RefCell<BTreeMap<NodeId, String>>,
+    /// Those of the view whom this node is to meet.
+    wanted: RefCell<BTreeSet<NodeId>>,
+    stage: Cell<Stage>,
     /// Those that others may watch.
     lines: Option<&'static LifeLines>,
     acts: Acts,
     awaited: RefCell<Vec<Awaited>>,
     watched: RefCell<BTreeMap<NodeId, Watch>>,
+}
+
+/// How far a node is in its view.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// It is in none: no proof of it is worth anything, and the exchange with each neighbour would delay it.
+    Out,
+    /// It came a moment ago.
+    Settling,
+    Settled,
 }
 
 /// A number that must come back from a node.
@@ -234,7 +250,9 @@ impl Neighbours {
         let listener = RefCell::new(Some(listener));
         Self(Rc::new(Inner {
             listener,
-            later: RefCell::new(Some(Vec::new())),
+            not_met: RefCell::default(),
+            wanted: RefCell::default(),
+            stage: Cell::new(Stage::Out),
             lines,
             acts,
             awaited: RefCell::default(),
@@ -282,29 +300,49 @@ impl Neighbours {
         });
     }
 
-    /// This node is in a view, or in none any more. Before it is, no proof of it is worth anything, and the exchange with
-    /// each neighbour would delay it.
-    pub(crate) fn set_in_view(&self, in_view: bool, transport: &Transport) {
-        let waiting = self.0.later.replace(if in_view { None } else { Some(Vec::new()) });
-        let neighbours = self.clone();
-        let transport = transport.clone();
-        if let Some(waiting) = waiting.filter(|waiting| in_view && !waiting.is_empty()) {
+    /// This node is in no view any more.
+    pub(crate) fn out_of_view(&self) {
+        self.0.stage.set(Stage::Out);
+        self.0.wanted.take();
+        self.0.not_met.take();
+    }
+
+    /// This view is installed: meets those of it that are to be met and were not.
+    pub(crate) fn in_view(&self, view: &ClusterView, transport: &Transport) {
+        self.0.wanted.replace(to_meet(view, transport.me()));
+        if self.0.stage.get() == Stage::Out {
+            self.0.stage.set(Stage::Settling);
+            let (neighbours, transport) = (self.clone(), transport.clone());
             spawn_local(async move {
                 // What begins with the view goes first.
                 tokio::time::sleep(SETTLED).await;
-                for (node, name) in waiting {
-                    neighbours.meet(&transport, node, name);
+                if neighbours.0.stage.get() == Stage::Settling {
+                    neighbours.0.stage.set(Stage::Settled);
+                    neighbours.meet_wanted(&transport);
                 }
             });
+        }
+        self.meet_wanted(transport);
+    }
+
+    fn is_wanted(&self, node: NodeId) -> bool {
+        self.0.stage.get() == Stage::Settled && self.0.wanted.borrow().contains(&node)
+    }
+
+    fn meet_wanted(&self, transport: &Transport) {
+        let not_met = self.0.not_met.take();
+        for (node, name) in not_met {
+            self.meet(transport, node, name);
         }
     }
 
     /// A node that we connected to says that its process can be met at `name`. If that is on another host, nothing is
     /// there.
     pub(crate) fn meet(&self, transport: &Transport, node: NodeId, name: String) {
-        if let Some(later) = &mut *self.0.later.borrow_mut() {
-            if later.len() < WATCHED {
-                later.push((node, name));
+        if !self.is_wanted(node) {
+            let mut not_met = self.0.not_met.borrow_mut();
+            if not_met.len() < WATCHED {
+                not_met.insert(node, name);
             }
             return;
         }
@@ -470,6 +508,8 @@ impl Neighbours {
             }
             keep
         });
+        // Who is connected may be about to come.
+        self.0.not_met.borrow_mut().retain(|node, _| is_member(*node) || transport.is_linked(*node));
     }
 }
 

@@ -17,7 +17,7 @@ impl Driver {
         self.suspend_leading(WhyNot::Removed, self.lease_until);
         self.view = None;
         if let Some(neighbours) = self.transport.neighbours() {
-            neighbours.set_in_view(false, &self.transport);
+            neighbours.out_of_view();
         }
         self.blocked = None;
         self.own_state.retain(|e| matches!(e.what, What::Started { .. }));
