@@ -35,7 +35,7 @@ use tokio::{
 
 pub(crate) use self::desk::Bulk;
 use self::{
-    connect::{Broken, dial, link},
+    connect::{Broken, Crowd, FEW, dial, link},
     desk::{Accepted, News},
     links::{Links, Nonsense, Unit, WAITING, next_unit},
     room::Room,
@@ -68,13 +68,13 @@ pub(crate) fn spawn(
     me: Hello,
     wallet: Wallet,
     lease: NodeLease,
-    patience: Duration,
+    term: Duration,
     tracer: Option<Tracer>,
     counts: Counts,
 ) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     let body = move || {
-        let hub = Hub::new(bulk.clone(), me, wallet, lease, patience, tracer, counts);
+        let hub = Hub::new(bulk.clone(), me, wallet, lease, term, tracer, counts);
         LocalSet::new().block_on(&runtime, run(Rc::new(RefCell::new(hub)), bulk.clone()));
         bulk.0.finished.notify_one();
     };
@@ -141,8 +141,9 @@ fn take_inbox(hub: &Shared, bulk: &Bulk) -> bool {
         hub.borrow_mut().all_dirty();
     }
     let wanted = hub.borrow_mut().missing();
-    for (peer, addr) in wanted {
-        spawn_local(dial(Rc::clone(hub), peer, addr));
+    for (n, (peer, addr)) in wanted.into_iter().enumerate() {
+        let crowd = (n >= FEW).then(|| Rc::clone(&hub.borrow().crowd));
+        spawn_local(dial(Rc::clone(hub), peer, addr, crowd));
     }
     !inbox.stop
 }
@@ -151,7 +152,8 @@ struct Hub {
     me: Rc<Hello>,
     wallet: Wallet,
     lease: NodeLease,
-    patience: Duration,
+    /// How long a lease is.
+    term: Duration,
     bulk: Bulk,
     tracer: Option<Tracer>,
     counts: Counts,
@@ -164,6 +166,7 @@ struct Hub {
     sent: HashMap<GroupName, u64>,
     links: Links,
     dialing: BTreeSet<NodeId>,
+    crowd: Rc<Crowd>,
     /// Since peers were looked for without a connection, some may have come to be without one, or can be reached now.
     look_again: bool,
     /// Rooms that something happened to since the last turn.
@@ -178,7 +181,7 @@ impl Hub {
         me: Hello,
         wallet: Wallet,
         lease: NodeLease,
-        patience: Duration,
+        term: Duration,
         tracer: Option<Tracer>,
         counts: Counts,
     ) -> Self {
@@ -186,7 +189,7 @@ impl Hub {
             me: Rc::new(Hello { bulk: true, ..me }),
             wallet,
             lease,
-            patience,
+            term,
             bulk,
             tracer,
             links: Links::new(counts.bulk_links.clone()),
@@ -198,6 +201,7 @@ impl Hub {
             next_key: 1,
             sent: HashMap::new(),
             dialing: BTreeSet::new(),
+            crowd: Rc::new(Crowd::new()),
             look_again: false,
             dirty: Vec::new(),
             timers: BTreeSet::new(),
@@ -400,6 +404,12 @@ impl Hub {
             absent.filter_map(|p| Some((p, *self.addresses.get(&p)?))).collect();
         self.dialing.extend(found.iter().map(|(p, _)| *p));
         found
+    }
+
+    /// Is more than half of a lease left?
+    fn has_fresh_lease(&self) -> bool {
+        let left = self.lease.until().saturating_sub(clock::now().as_nanos());
+        left > self.term.as_nanos() as u64 / 2
     }
 
     fn is_wanted(&self, as_who: &Rc<Hello>, peer: NodeId) -> bool {

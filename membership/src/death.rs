@@ -77,6 +77,9 @@ const PAUSES: [Duration; 4] =
     [Duration::ZERO, Duration::from_millis(50), Duration::from_millis(500), Duration::from_secs(2)];
 /// After this a node that came into a view meets others.
 const SETTLED: Duration = Duration::from_millis(50);
+/// Where more come into a view than this, they do so one after the other, so long for each.
+const CROWD: usize = 16;
+const EACH_OF_A_CROWD: Duration = Duration::from_millis(5);
 /// How many strangers are met on the local socket at once.
 const MEETINGS: usize = 64;
 /// How many processes are watched.
@@ -111,6 +114,8 @@ struct Inner {
     /// Those of the view whom this node is to meet.
     wanted: RefCell<BTreeSet<NodeId>>,
     stage: Cell<Stage>,
+    /// The control thread goes before others.
+    preferred: Cell<bool>,
     /// Those that others may watch.
     lines: Option<&'static LifeLines>,
     acts: Acts,
@@ -253,6 +258,7 @@ impl Neighbours {
             not_met: RefCell::default(),
             wanted: RefCell::default(),
             stage: Cell::new(Stage::Out),
+            preferred: Cell::new(false),
             lines,
             acts,
             awaited: RefCell::default(),
@@ -260,13 +266,21 @@ impl Neighbours {
         }))
     }
 
-    /// These nodes act first when somebody dies. If `me` is one of them, it is to run at once when that happens. If all of them
-    /// are on this host, and none is `me`, they need nothing of this process, and it does not compete with them for a moment.
+    /// These nodes act first when somebody dies, and the first of them coordinates. If `me` is one of them, it is to run at once when
+    /// that happens. If all of them are on this host, and none is `me`, they need nothing of this process, and it does not compete
+    /// with them for a moment.
     pub(crate) fn act_first(&self, me: NodeId, nodes: &[NodeId]) {
         let here = |node: &NodeId| *node != me && self.is_watched(*node);
         if let Some(life) = wake::life() {
             life.set_courteous(!nodes.is_empty() && nodes.iter().all(here));
             life.set_prompt(nodes.contains(&me));
+        }
+        self.set_preferred(nodes.first() == Some(&me));
+    }
+
+    fn set_preferred(&self, preferred: bool) {
+        if self.0.preferred.replace(preferred) != preferred {
+            turn::set_preferred(preferred);
         }
     }
 
@@ -302,6 +316,7 @@ impl Neighbours {
 
     /// This node is in no view any more.
     pub(crate) fn out_of_view(&self) {
+        self.set_preferred(false);
         self.0.stage.set(Stage::Out);
         self.0.wanted.take();
         self.0.not_met.take();
@@ -313,9 +328,12 @@ impl Neighbours {
         if self.0.stage.get() == Stage::Out {
             self.0.stage.set(Stage::Settling);
             let (neighbours, transport) = (self.clone(), transport.clone());
+            let crowd = EACH_OF_A_CROWD * (view.members.len().saturating_sub(CROWD) as u32);
             spawn_local(async move {
-                // What begins with the view goes first.
-                tokio::time::sleep(SETTLED).await;
+                // What begins with the view goes first; and not all of very many do this at once.
+                let random = u128::from_le_bytes(random().unwrap_or_default());
+                let turn = Duration::from_nanos((random % (crowd.as_nanos() + 1)) as u64);
+                tokio::time::sleep(SETTLED + turn).await;
                 if neighbours.0.stage.get() == Stage::Settling {
                     neighbours.0.stage.set(Stage::Settled);
                     neighbours.meet_wanted(&transport);

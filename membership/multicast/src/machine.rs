@@ -160,7 +160,8 @@ pub struct Message {
 pub enum Output {
     /// Send this to a node.
     Send(NodeId, Frame),
-    /// Send this to all other members of the view in which it is (for [`Frame::Sync`]: to which it leads).
+    /// Send this to these nodes, except to the member itself: all or most members of the view in which it is (for [`Frame::Sync`]: to
+    /// which it leads).
     SendAll(Box<[NodeId]>, Frame),
     /// Deliver this.
     Deliver(Message),
@@ -447,7 +448,7 @@ impl Multicast {
         let store = &mut current.store;
         let (fresh, window) = (store.fresh(), self.config.window);
         if store.has_safe() && store.has_places() || fresh >= window / ACK_AT_ONCE {
-            self.acknowledge(false);
+            self.acknowledge();
         } else if store.has_news() {
             let after = if fresh >= window / ACK_SOON { SOON } else { self.config.ack_after };
             let at = self.now.after(after);
@@ -476,12 +477,18 @@ impl Multicast {
     }
 
     /// Tells all what we hold.
-    pub(crate) fn acknowledge(&mut self, again: bool) {
+    pub(crate) fn acknowledge(&mut self) {
+        self.acknowledge_but(&BTreeSet::new());
+    }
+
+    /// Tells all but these what we hold.
+    pub(crate) fn acknowledge_but(&mut self, others: &BTreeSet<NodeId>) {
         self.ack_at = None;
         let Some(current) = &mut self.current else { return };
         let holds = current.store.acknowledged();
-        let ack = Ack { view: current.view.id, held: holds.held, seq: holds.seq, again };
-        let all = current.view.members.clone();
+        let ack = Ack { view: current.view.id, held: holds.held, seq: holds.seq, again: false };
+        let all: Box<[NodeId]> =
+            current.view.members.iter().copied().filter(|member| !others.contains(member)).collect();
         self.push(Output::SendAll(all, Frame::Ack(ack)));
     }
 
@@ -699,7 +706,7 @@ impl Machine for Multicast {
         if self.ack_at.is_some_and(|at| at <= now) {
             self.ack_at = None;
             if !self.is_throttled() && self.flush.is_none() {
-                self.acknowledge(false);
+                self.acknowledge();
             }
         }
         self.meet();

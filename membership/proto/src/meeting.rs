@@ -39,8 +39,10 @@ pub struct Forced {
     pub highest: ViewId,
 }
 
-/// How many addresses a blocked node probes in one round; and one that has just come, so that others know it.
+/// How many addresses a blocked node probes in one round.
 const PROBES_WHEN_BLOCKED: usize = 8;
+/// How many one probes that has just come, so that others know it.
+const PROBES_WHEN_NEW: usize = 2;
 
 /// Does lineage `a` go on where the two meet? With each come those that operators gave up for it.
 ///
@@ -105,10 +107,15 @@ impl Member {
         if ctx.now < self.meeting.next_probe {
             return;
         }
-        let often = !self.holds_lease(ctx.now);
+        // Where many begin at once the first lease takes a while, and longer if all of them look elsewhere meanwhile.
+        let often = !self.holds_lease(ctx.now) && ctx.now - self.blocked_since >= ctx.lease() / 2;
         let pause = if often { ctx.config.heartbeat * 2 } else { ctx.lease() };
-        let many = !core::mem::replace(&mut self.meeting.is_known, true) || often;
-        let count = if many { PROBES_WHEN_BLOCKED } else { 1 };
+        let is_known = core::mem::replace(&mut self.meeting.is_known, true);
+        let count = match (often, is_known) {
+            (true, _) => PROBES_WHEN_BLOCKED,
+            (false, false) => PROBES_WHEN_NEW,
+            (false, true) => 1,
+        };
         let jitter = ctx.rng.below(pause.as_nanos() as u64 / 2 + 1);
         self.meeting.next_probe = ctx.now.after(pause + core::time::Duration::from_nanos(jitter));
         let standing = self.standing(ctx);

@@ -44,11 +44,14 @@ use crate::{
 /// would send n^2 probes in every round, and hear nothing for noise.
 const PROBES_A_ROUND: usize = 16;
 
-/// The same once it hears somebody whom it may leave the founding to, or a member; and in the first round of one that never
-/// founds: one answer is enough for it, and many keep it, and those who give them, from what it came for.
-const PROBES_WHEN_GUIDED: usize = 4;
+/// The same in the first round of one that never founds: one answer is enough for it, and many keep it, and those who give them,
+/// from what it came for.
+const PROBES_AT_FIRST: usize = 4;
 
-/// So many of those are probed in every round: the first of them may not hear us.
+/// The same once it hears somebody whom it may leave the founding to, or a member; and its rounds come half as often.
+const PROBES_WHEN_GUIDED: usize = 2;
+
+/// So many of those are probed in every round, besides: the first of them may not hear us.
 const GUIDES: usize = 4;
 
 /// Another node that we heard of late.
@@ -152,10 +155,20 @@ impl Seeking {
         self.heard.values().filter(move |h| now - h.at <= window)
     }
 
-    fn standing(&self, ctx: &Ctx) -> Standing {
+    fn standing(&self, ctx: &Ctx, to: Dest) -> Standing {
+        // Whoever gets it looks for itself only: all that are heard are many, where many probe each other.
+        let is_meant = |info: &NodeInfo| match to {
+            Dest::Node(id, _) => info.id == id,
+            Dest::Addr(addr) => info.addr == addr,
+        };
         Standing::Seeking {
             waited: ctx.now - ctx.started,
-            hears: self.recent(ctx).map(|h| h.info.id).collect(),
+            hears: self
+                .recent(ctx)
+                .map(|h| &h.info)
+                .filter(|info| is_meant(info))
+                .map(|info| info.id)
+                .collect(),
             may_found_alone: ctx.config.me.eligible
                 && ctx.asked_around
                 && matches!(ctx.config.bootstrap, Bootstrap::AloneAfter(_)),
@@ -164,7 +177,7 @@ impl Seeking {
     }
 
     fn probe(&self, ctx: &mut Ctx, to: Dest, answer: bool) {
-        let probe = Probe { info: ctx.config.me.clone(), standing: self.standing(ctx), answer };
+        let probe = Probe { info: ctx.config.me.clone(), standing: self.standing(ctx, to), answer };
         ctx.probe(to, probe);
     }
 
@@ -180,15 +193,17 @@ impl Seeking {
         let others = self.recent(ctx).filter(|h| !given.contains(&h.info.addr));
         targets.extend(others.map(|h| (h.info.addr, Dest::Node(h.info.id, Some(h.info.addr)))));
         let begins = self.asked.is_empty() && self.heard.is_empty();
-        let few = ctx.config.bootstrap == Bootstrap::Join && begins && targets.len() > PROBES_WHEN_GUIDED;
+        let few = ctx.config.bootstrap == Bootstrap::Join && begins && targets.len() > PROBES_AT_FIRST;
         self.next_probe = ctx.now.after(ctx.config.heartbeat / if few { 4 } else { 1 });
         if few {
             // Not the same ones for all who come.
             let first = ctx.me().inc() % targets.len() as u64;
             targets.rotate_left(first as usize);
-            self.take_turns(ctx, &mut targets, PROBES_WHEN_GUIDED);
+            self.take_turns(ctx, &mut targets, PROBES_AT_FIRST);
         } else if targets.len() > PROBES_A_ROUND {
-            self.take_turns(ctx, &mut targets, PROBES_A_ROUND);
+            if self.take_turns(ctx, &mut targets, PROBES_A_ROUND) {
+                self.next_probe = ctx.now.after(ctx.config.heartbeat * 2);
+            }
         } else {
             self.asked_all = true;
         }
@@ -204,8 +219,8 @@ impl Seeking {
     }
 
     /// Leaves those to be probed whose turn it is: who may found in our stead or has a cluster, then who was never asked,
-    /// then the others one after the other.
-    fn take_turns(&mut self, ctx: &Ctx, targets: &mut Vec<(SocketAddr, Dest)>, most: usize) {
+    /// then the others one after the other. True if there is anybody of the first kind.
+    fn take_turns(&mut self, ctx: &Ctx, targets: &mut Vec<(SocketAddr, Dest)>, most: usize) -> bool {
         let by_slot = matches!(ctx.config.bootstrap, Bootstrap::Expect(_));
         let rank = |info: &NodeInfo| (if by_slot { info.slot.unwrap_or(u16::MAX) } else { 0 }, info.id);
         let me = rank(&ctx.config.me);
@@ -236,6 +251,7 @@ impl Seeking {
         self.turn = begin + count.saturating_sub(fresh.len());
         self.asked.extend(now.iter().map(|(addr, _)| *addr));
         *targets = now;
+        !guides.is_empty()
     }
 
     /// Another node says where it stands.

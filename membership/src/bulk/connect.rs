@@ -7,7 +7,7 @@ use membership_types::NodeId;
 use socket2::SockRef;
 use tokio::{
     net::TcpStream,
-    sync::Notify,
+    sync::{Notify, Semaphore, SemaphorePermit},
     task::{spawn_local, yield_now},
     time::{sleep, timeout},
 };
@@ -26,14 +26,50 @@ const UNSENT: u32 = 256 << 10;
 /// Pauses between attempts to connect double from the first to the second.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 
-/// Tries to reach a node until there is a connection, or nobody wants one any more.
-pub(super) async fn dial(hub: Shared, peer: NodeId, addr: SocketAddr) {
+/// So many are connected to at once, whatever else goes on.
+pub(super) const FEW: usize = 32;
+/// Of more so many at a time, while the lease is fresh.
+const IN_TURN: usize = 4;
+/// How often those who wait look at the lease.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Those that wait to be connected to, where there are many. When a hundred processes of one host meet, each makes a hundred
+/// connections, and then the coordinator, which has only as much of the processors as each of them, is late with everybody's lease.
+/// So who has less than half of its lease left has others go first.
+pub(super) struct Crowd(Semaphore);
+
+impl Crowd {
+    pub(super) fn new() -> Self {
+        Self(Semaphore::new(IN_TURN))
+    }
+
+    /// Waits for its turn, and for a fresh lease; for no longer than a lease, as there may be none without connections.
+    async fn turn(&self, hub: &Shared) -> Option<SemaphorePermit<'_>> {
+        let turn = self.0.acquire().await.ok();
+        let term = hub.borrow().term;
+        let fresh = async {
+            while !hub.borrow().has_fresh_lease() {
+                sleep(LOOK).await;
+            }
+        };
+        let _in_time = timeout(term, fresh).await;
+        turn
+    }
+}
+
+/// Tries to reach a node until there is a connection, or nobody wants one any more; the first time in its turn, if it is one of a
+/// crowd.
+pub(super) async fn dial(hub: Shared, peer: NodeId, addr: SocketAddr, crowd: Option<Rc<Crowd>>) {
     let (me, patience, wallet) = {
         let hub = hub.borrow();
-        (Rc::clone(&hub.me), hub.patience, hub.wallet.clone())
+        (Rc::clone(&hub.me), transport::patience(hub.term), hub.wallet.clone())
     };
     let mut pause = PAUSES.0;
-    loop {
+    let mut turn = match &crowd {
+        Some(crowd) => crowd.turn(&hub).await,
+        None => None,
+    };
+    while hub.borrow().is_wanted(&me, peer) {
         let attempt = async {
             let mut stream = TcpStream::connect(addr).await?;
             transport::prepare(&stream, patience)?;
@@ -60,11 +96,9 @@ pub(super) async fn dial(hub: Shared, peer: NodeId, addr: SocketAddr) {
             }
             Err(_) => tracing::debug!(%peer, %addr, "no answer to an attempt to connect for bulk"),
         }
+        drop(turn.take());
         sleep(pause).await;
         pause = (pause * 2).min(PAUSES.1);
-        if !hub.borrow().is_wanted(&me, peer) {
-            break;
-        }
     }
     let mut hub = hub.borrow_mut();
     if hub.me.node == me.node {

@@ -32,7 +32,7 @@ use crate::{
     start,
     status::Status,
     trace::Tracer,
-    transport::{self, Arrived, Transport},
+    transport::{Arrived, Transport},
     witness::{Asker, Witness},
 };
 
@@ -147,13 +147,12 @@ impl Driver {
         let wallet = shared.wallet.clone();
         let means = wallet.get().means();
         counts.sealed.get_or_create(&[("by", means.unwrap_or("nothing"))]).set(means.is_some().into());
-        let patience = transport::patience(config.terms.lease);
+        let term = config.terms.lease;
         let (on_bulk, purse) = (lease.clone(), wallet.clone());
-        bulk::spawn(bulk.clone(), me.clone(), purse, on_bulk, patience, tracer.clone(), counts.clone())?;
+        bulk::spawn(bulk.clone(), me.clone(), purse, on_bulk, term, tracer.clone(), counts.clone())?;
         let neighbours = door.map(Neighbours::new);
-        let lease_of = config.terms.lease;
         let transport =
-            Transport::new(me, wallet, lease_of, arrived.clone(), neighbours, bulk.clone(), counts.clone());
+            Transport::new(me, wallet, term, arrived.clone(), neighbours, bulk.clone(), counts.clone());
         transport.set_tracer(tracer.clone());
         transport.accept(listener);
         let disk = data_dir.map(|dir| {

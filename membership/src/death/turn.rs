@@ -8,15 +8,21 @@
 //! virtual deadline; Stoica and Abdel-Wahab 1995). They get no more of the processors for it, and no privileges are needed. Where
 //! something here fails, the scheduler's choice stands.
 //!
+//! A coordinator has more to do than others: of a hundred nodes it answers a thousand heartbeats a second. Where all threads of a crowded
+//! host want to run each gets the same, and then all leases end because one thread had no turn. So its control thread goes
+//! before others, where that is allowed (as Corosync's does, which asks for a real-time class).
+//!
 //! What a thread was allowed before it is allowed again. The kernel takes that for a wish from then on: processors that a cpuset
 //! gets only later are not used by these two threads.
 
 use std::io;
 
-use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_getcpu, sched_setaffinity};
+use rustix::thread::{CpuSet, Pid, gettid, sched_getaffinity, sched_getcpu, sched_setaffinity};
 
 /// The shortest slice that the scheduler knows.
 const SHORT: u64 = 100_000;
+/// The priority of who goes before others: between two who always have something to do it gets nine of ten turns.
+const PREFERRED: i32 = -10;
 /// The one that all have who have asked for none.
 const USUAL: u64 = 0;
 
@@ -69,15 +75,40 @@ pub(super) fn set_prompt(thread: Pid, prompt: bool) {
     }
 }
 
+/// The calling thread, and nobody whom it starts, goes before others of usual priority, or does so no more. Only who is privileged,
+/// or was given a limit for that (RLIMIT_NICE), may say so; others do without.
+pub(super) fn set_preferred(preferred: bool) {
+    if let Err(error) = set_nice(preferred) {
+        tracing::debug!(%error, "the control thread of a coordinator keeps the usual priority");
+    }
+}
+
+fn set_nice(preferred: bool) -> io::Result<()> {
+    let mut attr = attributes(gettid())?;
+    let (before, after) = if preferred { (0, PREFERRED) } else { (PREFERRED, 0) };
+    // Whoever set it otherwise had reasons.
+    if attr.sched_policy != libc::SCHED_OTHER as u32 || attr.sched_nice != before {
+        return Ok(());
+    }
+    attr.sched_nice = after;
+    attr.sched_flags |= libc::SCHED_FLAG_RESET_ON_FORK as u64;
+    set(gettid(), &attr)
+}
+
 fn set_slice(thread: Pid, slice: u64) -> io::Result<()> {
     let mut attr = attributes(thread)?;
     if attr.sched_policy != libc::SCHED_OTHER as u32 {
         return Ok(());
     }
     attr.sched_runtime = slice;
+    set(thread, &attr)
+}
+
+fn set(thread: Pid, attr: &libc::sched_attr) -> io::Result<()> {
     // SAFETY: `attr` is as large as it says, and the kernel only reads it.
     #[allow(unsafe_code, reason = "no safe interface to this call exists")]
-    let status = unsafe { libc::syscall(libc::SYS_sched_setattr, thread.as_raw_pid(), &raw const attr, 0) };
+    let status =
+        unsafe { libc::syscall(libc::SYS_sched_setattr, thread.as_raw_pid(), std::ptr::from_ref(attr), 0) };
     if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
@@ -104,8 +135,6 @@ fn attributes(thread: Pid) -> io::Result<libc::sched_attr> {
 #[cfg(test)]
 mod tests {
     use std::{sync::mpsc::channel, thread};
-
-    use rustix::thread::gettid;
 
     use super::*;
 
@@ -134,6 +163,22 @@ mod tests {
         });
         drop(wake);
         assert_eq!(sleeper.join().expect("no panic"), before);
+    }
+
+    #[test]
+    fn a_thread_that_goes_before_others_starts_none_that_does() {
+        let nice = || attributes(gettid()).expect("this thread exists").sched_nice;
+        let thread = thread::spawn(move || {
+            let before = nice();
+            set_preferred(true);
+            let preferred = nice();
+            let started = thread::spawn(nice).join().expect("no panic");
+            set_preferred(false);
+            (before, preferred, started, nice())
+        });
+        let (before, preferred, started, after) = thread.join().expect("no panic");
+        assert!(preferred == before || preferred == PREFERRED, "not allowed, or so much");
+        assert_eq!((started, after), (before, before));
     }
 
     #[test]
