@@ -238,9 +238,7 @@ impl Driver {
         self.rejoin_due(now);
         self.pump();
         if let (Some(neighbours), Some(view)) = (self.transport.neighbours(), &self.view) {
-            // The coordinator and its heir.
-            let first: Vec<NodeId> = view.members.iter().take(2).map(|node| node.id).collect();
-            neighbours.act_first(self.config.me.id, &first);
+            neighbours.act_by_rank(self.config.me.id, view);
         }
     }
 

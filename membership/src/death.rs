@@ -266,16 +266,18 @@ impl Neighbours {
         }))
     }
 
-    /// These nodes act first when somebody dies, and the first of them coordinates. If `me` is one of them, it is to run at once when
-    /// that happens. If all of them are on this host, and none is `me`, they need nothing of this process, and it does not compete
-    /// with them for a moment.
-    pub(crate) fn act_first(&self, me: NodeId, nodes: &[NodeId]) {
+    /// The coordinator of a view and its heir act first when somebody dies. If `me` is one of them, it is to run at once when
+    /// that happens. If both are on this host, and none is `me`, they need nothing of this process, and it does not compete
+    /// with them for a moment. And seniors have more to do than others, always.
+    pub(crate) fn act_by_rank(&self, me: NodeId, view: &ClusterView) {
+        let first_of = |many| view.members.iter().take(many).map(|node| node.id);
+        let nodes: Vec<NodeId> = first_of(2).collect();
         let here = |node: &NodeId| *node != me && self.is_watched(*node);
         if let Some(life) = wake::life() {
             life.set_courteous(!nodes.is_empty() && nodes.iter().all(here));
             life.set_prompt(nodes.contains(&me));
         }
-        self.set_preferred(nodes.first() == Some(&me));
+        self.set_preferred(first_of(whom::SENIORS).any(|node| node == me));
     }
 
     fn set_preferred(&self, preferred: bool) {

@@ -8,9 +8,10 @@
 //! virtual deadline; Stoica and Abdel-Wahab 1995). They get no more of the processors for it, and no privileges are needed. Where
 //! something here fails, the scheduler's choice stands.
 //!
-//! A coordinator has more to do than others: of a hundred nodes it answers a thousand heartbeats a second. Where all threads of a crowded
-//! host want to run each gets the same, and then all leases end because one thread had no turn. So its control thread goes
-//! before others, where that is allowed (as Corosync's does, which asks for a real-time class).
+//! The seniors of a view have more to do than others: of a hundred nodes the coordinator answers a thousand heartbeats a second, and
+//! the core stores what it decides. Where all threads of a crowded host want to run each gets the same, and then all leases end
+//! because one thread had no turn. So the control threads of seniors go before others, where that is allowed (as those of
+//! Corosync do, which asks for a real-time class).
 //!
 //! What a thread was allowed before it is allowed again. The kernel takes that for a wish from then on: processors that a cpuset
 //! gets only later are not used by these two threads.
@@ -79,7 +80,7 @@ pub(super) fn set_prompt(thread: Pid, prompt: bool) {
 /// or was given a limit for that (RLIMIT_NICE), may say so; others do without.
 pub(super) fn set_preferred(preferred: bool) {
     if let Err(error) = set_nice(preferred) {
-        tracing::debug!(%error, "the control thread of a coordinator keeps the usual priority");
+        tracing::debug!(%error, "the control thread of a senior keeps the usual priority");
     }
 }
 

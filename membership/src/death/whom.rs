@@ -10,7 +10,7 @@ use membership_proto::ClusterView;
 use membership_types::NodeId;
 
 /// Who of a view meets everybody: the default core.
-const SENIORS: usize = 5;
+pub(super) const SENIORS: usize = 5;
 /// So many others of one host that come next in rank meet each other, before and after.
 const EACH_SIDE: usize = 3;
 
