@@ -141,8 +141,9 @@ fn take_inbox(hub: &Shared, bulk: &Bulk) -> bool {
         hub.borrow_mut().all_dirty();
     }
     let wanted = hub.borrow_mut().missing();
-    for (n, (peer, addr)) in wanted.into_iter().enumerate() {
-        let crowd = (n >= FEW).then(|| Rc::clone(&hub.borrow().crowd));
+    let are_few = wanted.len() <= FEW;
+    for (peer, addr) in wanted {
+        let crowd = (!are_few).then(|| Rc::clone(&hub.borrow().crowd));
         spawn_local(dial(Rc::clone(hub), peer, addr, crowd));
     }
     !inbox.stop

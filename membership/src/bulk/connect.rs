@@ -27,11 +27,11 @@ const UNSENT: u32 = 256 << 10;
 const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 
 /// So many are connected to at once, whatever else goes on.
-pub(super) const FEW: usize = 32;
-/// Of more so many at a time, while the lease is fresh.
+pub(super) const FEW: usize = 64;
+/// Where there are more, so many of all at a time, while the lease is fresh.
 const IN_TURN: usize = 4;
 /// How often those who wait look at the lease.
-const LOOK: Duration = Duration::from_millis(50);
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Those that wait to be connected to, where there are many. When a hundred processes of one host meet, each makes a hundred
 /// connections, and then the coordinator, which has only as much of the processors as each of them, is late with everybody's lease.
