@@ -498,14 +498,12 @@ impl Multicast {
             }
             return;
         }
-        // Who has a new connection hears what we hold as a question.
-        let relinked = core::mem::take(&mut self.relinked);
-        self.acknowledge_but(&relinked);
+        self.acknowledge();
         self.send_waiting();
         for (from, frame) in flush.waiting.early.into_iter().filter(|(_, f)| f.view() == closes) {
             self.on_frame(from, frame);
         }
-        for peer in relinked {
+        for peer in core::mem::take(&mut self.relinked) {
             self.ask_again(peer);
         }
     }

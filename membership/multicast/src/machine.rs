@@ -160,8 +160,7 @@ pub struct Message {
 pub enum Output {
     /// Send this to a node.
     Send(NodeId, Frame),
-    /// Send this to these nodes, except to the member itself: all or most members of the view in which it is (for [`Frame::Sync`]: to
-    /// which it leads).
+    /// Send this to all other members of the view in which it is (for [`Frame::Sync`]: to which it leads).
     SendAll(Box<[NodeId]>, Frame),
     /// Deliver this.
     Deliver(Message),
@@ -478,17 +477,11 @@ impl Multicast {
 
     /// Tells all what we hold.
     pub(crate) fn acknowledge(&mut self) {
-        self.acknowledge_but(&BTreeSet::new());
-    }
-
-    /// Tells all but these what we hold.
-    pub(crate) fn acknowledge_but(&mut self, others: &BTreeSet<NodeId>) {
         self.ack_at = None;
         let Some(current) = &mut self.current else { return };
         let holds = current.store.acknowledged();
         let ack = Ack { view: current.view.id, held: holds.held, seq: holds.seq, again: false };
-        let all: Box<[NodeId]> =
-            current.view.members.iter().copied().filter(|member| !others.contains(member)).collect();
+        let all = current.view.members.clone();
         self.push(Output::SendAll(all, Frame::Ack(ack)));
     }
 

@@ -39,10 +39,12 @@ pub struct Forced {
     pub highest: ViewId,
 }
 
-/// How many addresses a blocked node probes in one round.
+/// How many addresses a blocked node probes in one round; and one that has just come, so that others know it.
 const PROBES_WHEN_BLOCKED: usize = 8;
-/// How many one probes that has just come, so that others know it.
+/// How many one probes that has just come where there are many.
 const PROBES_WHEN_NEW: usize = 2;
+/// More addresses than this are many.
+const MANY: usize = 16;
 
 /// Does lineage `a` go on where the two meet? With each come those that operators gave up for it.
 ///
@@ -108,12 +110,15 @@ impl Member {
             return;
         }
         // Where many begin at once the first lease takes a while, and longer if all of them look elsewhere meanwhile.
-        let often = !self.holds_lease(ctx.now) && ctx.now - self.blocked_since >= ctx.lease() / 2;
+        let many_are_there = ctx.rendezvous.len() > MANY;
+        let is_patient = many_are_there && ctx.now - self.blocked_since < ctx.lease() / 2;
+        let often = !self.holds_lease(ctx.now) && !is_patient;
         let pause = if often { ctx.config.heartbeat * 2 } else { ctx.lease() };
         let is_known = core::mem::replace(&mut self.meeting.is_known, true);
         let count = match (often, is_known) {
             (true, _) => PROBES_WHEN_BLOCKED,
-            (false, false) => PROBES_WHEN_NEW,
+            (false, false) if many_are_there => PROBES_WHEN_NEW,
+            (false, false) => PROBES_WHEN_BLOCKED,
             (false, true) => 1,
         };
         let jitter = ctx.rng.below(pause.as_nanos() as u64 / 2 + 1);

@@ -23,7 +23,7 @@ fn wanted(plant: Plant) -> (u64, Vec<Kind>) {
         "unripe-slots" => (4 * SEEDS, under(&["replace", "split-core", "crash", "leave"])),
         // Under all kinds one of a thousand: who is waited for in vain is removed before long.
         "forget-lost" => (SEEDS, under(&["break"])),
-        "safe-without-place" => (SEEDS, under(&["lossy", "delay"])),
+        "safe-without-place" => (SEEDS, under(&["lossy"])),
         "relay-joins" => (SEEDS, under(&["partial", "crash"])),
         "win-in-old-core" => (SEEDS, under(&["split-core", "crash"])),
         "force-the-same" | "force-by-itself" => (SEEDS, under(&["force-new", "partition"])),
