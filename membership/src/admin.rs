@@ -227,8 +227,10 @@ async fn answer(
     place: &Place,
 ) -> Result<Response<Answer>, Infallible> {
     place.serves();
+    // Who asks so gets no body, of whatever is followed either.
+    let is_head = request.method() == Method::HEAD;
     let answer = told(request, shared, from, life).await;
-    if matches!(answer.body(), Either::Left(_)) {
+    if is_head || matches!(answer.body(), Either::Left(_)) {
         place.waits();
     }
     Ok(answer)

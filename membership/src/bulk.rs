@@ -216,6 +216,7 @@ impl Hub {
         self.lease = lease;
         self.links.clear();
         self.dialing.clear();
+        self.crowd = Rc::new(Crowd::new());
         self.addresses.clear();
         self.timers.clear();
         self.dirty.clear();
@@ -231,6 +232,7 @@ impl Hub {
                 // What the application holds may be that of a member that is gone.
                 fresh.initial = !was_in && room.initial;
                 fresh.machine.keep_state(fresh.initial);
+                fresh.machine.ask_after(room.machine.asked());
             }
             fresh.delivered = std::mem::take(&mut room.delivered);
             if was_in {

@@ -114,8 +114,8 @@ struct Inner {
     /// Those of the view whom this node is to meet.
     wanted: RefCell<BTreeSet<NodeId>>,
     stage: Cell<Stage>,
-    /// The control thread goes before others.
-    preferred: Cell<bool>,
+    /// The control thread is to go before others; and whether it does because of that.
+    preferred: Cell<Option<bool>>,
     /// Those that others may watch.
     lines: Option<&'static LifeLines>,
     acts: Acts,
@@ -258,7 +258,7 @@ impl Neighbours {
             not_met: RefCell::default(),
             wanted: RefCell::default(),
             stage: Cell::new(Stage::Out),
-            preferred: Cell::new(false),
+            preferred: Cell::new(None),
             lines,
             acts,
             awaited: RefCell::default(),
@@ -281,8 +281,15 @@ impl Neighbours {
     }
 
     fn set_preferred(&self, preferred: bool) {
-        if self.0.preferred.replace(preferred) != preferred {
-            turn::set_preferred(preferred);
+        match (self.0.preferred.get(), preferred) {
+            (None, true) => self.0.preferred.set(Some(turn::set_preferred(true))),
+            (Some(done), false) => {
+                if done {
+                    turn::set_preferred(false);
+                }
+                self.0.preferred.set(None);
+            }
+            (None, false) | (Some(_), true) => {}
         }
     }
 

@@ -79,6 +79,10 @@ impl Multicast {
             self.mark("a state that is being made answers a later request");
             return self.give_from_the_label(member);
         }
+        if from > 1 {
+            // It has some of another one, which is not here any more: it soon asks for a whole one.
+            return;
+        }
         let is_behind = self.current.as_ref().is_none_or(|c| c.view.id < base);
         if is_behind {
             keeper.asked.insert(member, (id, base, from));

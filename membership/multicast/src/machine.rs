@@ -303,6 +303,19 @@ impl Multicast {
         }
     }
 
+    /// How often the application was asked for its state: [`ask_after`](Multicast::ask_after) is told in a later incarnation.
+    pub fn asked(&self) -> u64 {
+        self.keeper.as_ref().map_or(0, |keeper| keeper.requests)
+    }
+
+    /// The same application was asked so often by the incarnation before, and may still be about to answer. To be said after
+    /// [`keep_state`](Multicast::keep_state).
+    pub fn ask_after(&mut self, requests: u64) {
+        if let Some(keeper) = &mut self.keeper {
+            keeper.requests = requests;
+        }
+    }
+
     /// Plants a bug.
     #[cfg(feature = "plant")]
     pub fn plant(&mut self, plant: Option<Plant>) {

@@ -111,9 +111,13 @@ impl Member {
         }
         // Where many begin at once the first lease takes a while, and longer if all of them look elsewhere meanwhile.
         let many_are_there = ctx.rendezvous.len() > MANY;
-        let is_patient = many_are_there && ctx.now - self.blocked_since < ctx.lease() / 2;
+        let is_patient = many_are_there && ctx.now - self.unleased_since < ctx.lease() / 2;
         let often = !self.holds_lease(ctx.now) && !is_patient;
-        let pause = if often { ctx.config.heartbeat * 2 } else { ctx.lease() };
+        let pause = match (often, is_patient && !self.holds_lease(ctx.now)) {
+            (true, _) => ctx.config.heartbeat * 2,
+            (false, true) => ctx.lease() / 2,
+            (false, false) => ctx.lease(),
+        };
         let is_known = core::mem::replace(&mut self.meeting.is_known, true);
         let count = match (often, is_known) {
             (true, _) => PROBES_WHEN_BLOCKED,

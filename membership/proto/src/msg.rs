@@ -69,7 +69,7 @@ pub enum Standing {
     Seeking {
         /// How long it has been looking.
         waited: Duration,
-        /// Other seekers that it heard of late.
+        /// Of whom it heard of late, those that this may reach.
         hears: Vec<NodeId>,
         /// May it found on its own after a while?
         may_found_alone: bool,

@@ -45,10 +45,11 @@ use crate::{
 const PROBES_A_ROUND: usize = 16;
 
 /// The same in the first round of one that never founds: one answer is enough for it, and many keep it, and those who give them,
-/// from what it came for.
+/// from what it came for. And of one whom those that it could leave the founding to do not hear.
 const PROBES_AT_FIRST: usize = 4;
 
-/// The same once it hears somebody whom it may leave the founding to, or a member; and its rounds come half as often.
+/// The same once it hears, and is heard by, somebody whom it may leave the founding to, or a member; and its rounds come half as
+/// often.
 const PROBES_WHEN_GUIDED: usize = 2;
 
 /// So many of those are probed in every round, besides: the first of them may not hear us.
@@ -156,19 +157,19 @@ impl Seeking {
     }
 
     fn standing(&self, ctx: &Ctx, to: Dest) -> Standing {
-        // Whoever gets it looks for itself only: all that are heard are many, where many probe each other.
-        let is_meant = |info: &NodeInfo| match to {
-            Dest::Node(id, _) => info.id == id,
-            Dest::Addr(addr) => info.addr == addr,
+        let heard = || self.recent(ctx).map(|h| &h.info);
+        // Whoever gets it looks for itself only: all that are heard are many, where many probe each other. But nobody may have
+        // said that this is its address, and be heard.
+        let hears: Vec<NodeId> = match to {
+            Dest::Node(id, _) => heard().filter(|info| info.id == id).map(|info| info.id).collect(),
+            Dest::Addr(addr) if heard().any(|info| info.addr == addr) => {
+                heard().filter(|info| info.addr == addr).map(|info| info.id).collect()
+            }
+            Dest::Addr(_) => heard().map(|info| info.id).collect(),
         };
         Standing::Seeking {
             waited: ctx.now - ctx.started,
-            hears: self
-                .recent(ctx)
-                .map(|h| &h.info)
-                .filter(|info| is_meant(info))
-                .map(|info| info.id)
-                .collect(),
+            hears,
             may_found_alone: ctx.config.me.eligible
                 && ctx.asked_around
                 && matches!(ctx.config.bootstrap, Bootstrap::AloneAfter(_)),
@@ -219,7 +220,7 @@ impl Seeking {
     }
 
     /// Leaves those to be probed whose turn it is: who may found in our stead or has a cluster, then who was never asked,
-    /// then the others one after the other. True if there is anybody of the first kind.
+    /// then the others one after the other. True if there is anybody of the first kind who hears us.
     fn take_turns(&mut self, ctx: &Ctx, targets: &mut Vec<(SocketAddr, Dest)>, most: usize) -> bool {
         let by_slot = matches!(ctx.config.bootstrap, Bootstrap::Expect(_));
         let rank = |info: &NodeInfo| (if by_slot { info.slot.unwrap_or(u16::MAX) } else { 0 }, info.id);
@@ -227,18 +228,25 @@ impl Seeking {
         let mut guides: Vec<_> = self
             .recent(ctx)
             .filter_map(|h| match &h.standing {
-                Standing::Member { active, .. } => Some(((!active, 0, h.info.id), h.info.addr)),
+                Standing::Member { active, .. } => {
+                    Some(((!active, 0, h.info.id), h.info.addr, h.hears_us(ctx)))
+                }
                 Standing::Seeking { may_found_alone, .. } => {
                     let (slot, id) = rank(&h.info);
                     let may_found = if by_slot { h.info.slot.is_some() } else { *may_found_alone };
-                    (may_found && (slot, id) < me).then_some(((true, slot, id), h.info.addr))
+                    (may_found && (slot, id) < me).then_some(((true, slot, id), h.info.addr, h.hears_us(ctx)))
                 }
             })
             .collect();
         guides.sort_unstable();
         guides.truncate(GUIDES);
-        let is_guide = |addr: &SocketAddr| guides.iter().any(|(_, guide)| guide == addr);
-        let count = if guides.is_empty() { most } else { PROBES_WHEN_GUIDED };
+        let is_guide = |addr: &SocketAddr| guides.iter().any(|(_, guide, _)| guide == addr);
+        let is_guided = guides.iter().any(|(_, _, hears_us)| *hears_us);
+        let count = match (guides.is_empty(), is_guided) {
+            (true, _) => most,
+            (false, false) => PROBES_AT_FIRST,
+            (false, true) => PROBES_WHEN_GUIDED,
+        };
         self.asked_all = targets.iter().all(|(addr, _)| self.asked.contains(addr));
         let all: BTreeSet<SocketAddr> = targets.iter().map(|(addr, _)| *addr).collect();
         self.asked.retain(|addr| all.contains(addr));
@@ -251,7 +259,7 @@ impl Seeking {
         self.turn = begin + count.saturating_sub(fresh.len());
         self.asked.extend(now.iter().map(|(addr, _)| *addr));
         *targets = now;
-        !guides.is_empty()
+        is_guided
     }
 
     /// Another node says where it stands.

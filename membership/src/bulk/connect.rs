@@ -43,17 +43,18 @@ impl Crowd {
         Self(Semaphore::new(IN_TURN))
     }
 
-    /// Waits for its turn, and for a fresh lease; for no longer than a lease, as there may be none without connections.
+    /// Waits for its turn, and for a fresh lease; for no longer than two, since there may be none without connections, and those
+    /// before may be trying to reach hosts that are gone. Then all go.
     async fn turn(&self, hub: &Shared) -> Option<SemaphorePermit<'_>> {
-        let turn = self.0.acquire().await.ok();
         let term = hub.borrow().term;
-        let fresh = async {
+        let turn = async {
+            let turn = self.0.acquire().await.ok();
             while !hub.borrow().has_fresh_lease() {
                 sleep(LOOK).await;
             }
+            turn
         };
-        let _in_time = timeout(term, fresh).await;
-        turn
+        timeout(term * 2, turn).await.ok().flatten()
     }
 }
 

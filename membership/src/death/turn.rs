@@ -77,23 +77,24 @@ pub(super) fn set_prompt(thread: Pid, prompt: bool) {
 }
 
 /// The calling thread, and nobody whom it starts, goes before others of usual priority, or does so no more. Only who is privileged,
-/// or was given a limit for that (RLIMIT_NICE), may say so; others do without.
-pub(super) fn set_preferred(preferred: bool) {
-    if let Err(error) = set_nice(preferred) {
+/// or was given a limit for that (RLIMIT_NICE), may say so; others do without. True if that changed anything.
+pub(super) fn set_preferred(preferred: bool) -> bool {
+    set_nice(preferred).unwrap_or_else(|error| {
         tracing::debug!(%error, "the control thread of a senior keeps the usual priority");
-    }
+        false
+    })
 }
 
-fn set_nice(preferred: bool) -> io::Result<()> {
+fn set_nice(preferred: bool) -> io::Result<bool> {
     let mut attr = attributes(gettid())?;
     let (before, after) = if preferred { (0, PREFERRED) } else { (PREFERRED, 0) };
     // Whoever set it otherwise had reasons.
     if attr.sched_policy != libc::SCHED_OTHER as u32 || attr.sched_nice != before {
-        return Ok(());
+        return Ok(false);
     }
     attr.sched_nice = after;
     attr.sched_flags |= libc::SCHED_FLAG_RESET_ON_FORK as u64;
-    set(gettid(), &attr)
+    set(gettid(), &attr).map(|()| true)
 }
 
 fn set_slice(thread: Pid, slice: u64) -> io::Result<()> {

@@ -344,11 +344,15 @@ async fn clients_that_say_nothing_make_room() {
         silent.push(stream);
     }
     // Who was answered or refused, and says nothing more, is as silent.
-    for host in ["x", "localhost"] {
+    let heads = [
+        "GET /healthz HTTP/1.1\r\nhost: x",
+        "GET /healthz HTTP/1.1\r\nhost: localhost",
+        "HEAD /v1/events HTTP/1.1",
+    ];
+    for head in heads {
         for _ in 0..100 {
             let mut stream = TcpStream::connect(addr).await.expect("listens");
-            let head = format!("GET /healthz HTTP/1.1\r\nhost: {host}\r\n\r\n");
-            stream.write_all(head.as_bytes()).await.expect("it is there");
+            stream.write_all(format!("{head}\r\n\r\n").as_bytes()).await.expect("it is there");
             let mut first = [0; 9];
             within("an answer", stream.read_exact(&mut first)).await.expect("an answer");
             assert_eq!(&first, b"HTTP/1.1 ");

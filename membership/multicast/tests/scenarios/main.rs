@@ -409,6 +409,23 @@ fn an_answer_for_who_left_and_came_back_is_that_of_its_own_request() {
     assert_eq!(room.seen(2), [Seen::State("new".into()), Seen::View(13, vec![]), told("meanwhile")]);
 }
 
+#[test]
+fn a_state_that_is_begun_anew_is_not_taken_from_the_middle() {
+    let mut room = with_a_joiner(&[1, 2]);
+    let (giver, to, id_of) = room.requests.remove(0);
+    let bytes = Bytes::from_static(b"half of ");
+    room.feed(giver, Input::State { to, id: id_of, bytes, last: false });
+    room.run();
+    room.feed(giver, Input::NoState { to, id: id_of });
+    room.feed(2, Input::Linked(id(1)));
+    room.run();
+    room.give("whole of another");
+    assert_eq!(room.seen(2), []);
+    room.wait_all(7);
+    room.give("whole of another");
+    assert_eq!(room.seen(2), [Seen::State("whole of another".into()), Seen::View(11, vec![])]);
+}
+
 /// A seed found it (VS14): the chunks of a later state were taken under the label of the first one.
 #[test]
 fn chunks_of_another_state_than_that_of_the_label_are_not_taken() {
