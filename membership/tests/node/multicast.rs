@@ -328,17 +328,18 @@ async fn leaving_that_is_given_up_while_it_waits_for_others_leaves_all_the_same(
         installs(&mut deliveries, 1).await;
         members.push((member, deliveries));
     }
-    let mut all = Vec::new();
+    let (mut all, mut given_up) = (Vec::new(), 0);
     for (member, deliveries) in members {
         let mut events = member.events();
         while events.try_next().is_some() {}
         member.multicast(Class::Ordered, "on its way").await.expect("room");
-        // Asked once, a moment after something was sent, and not again.
+        // Asked once, a moment after something was sent, and not again. The node may be that quick, but not each time.
         let mut leaving = Box::pin(member.leave());
-        assert!(leaving.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        given_up += usize::from(leaving.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
         drop(leaving);
         all.push((member, deliveries, events));
     }
+    assert!(given_up > 0, "it waited for nothing");
     for (member, _deliveries, mut events) in all {
         within("out", event(&mut events, |what| matches!(what, What::Out { left: true }))).await;
         assert_eq!(member.until_leader().await.err(), Some(NotMember::Left), "though it is held");
