@@ -77,9 +77,6 @@ const PAUSES: [Duration; 4] =
     [Duration::ZERO, Duration::from_millis(50), Duration::from_millis(500), Duration::from_secs(2)];
 /// After this a node that came into a view meets others.
 const SETTLED: Duration = Duration::from_millis(50);
-/// Where more come into a view than this, they do so one after the other, so long for each.
-const CROWD: usize = 16;
-const EACH_OF_A_CROWD: Duration = Duration::from_millis(5);
 /// How many strangers are met on the local socket at once.
 const MEETINGS: usize = 64;
 /// How many processes are watched.
@@ -337,7 +334,7 @@ impl Neighbours {
         if self.0.stage.get() == Stage::Out {
             self.0.stage.set(Stage::Settling);
             let (neighbours, transport) = (self.clone(), transport.clone());
-            let crowd = EACH_OF_A_CROWD * (view.members.len().saturating_sub(CROWD) as u32);
+            let crowd = whom::spread(view);
             spawn_local(async move {
                 // What begins with the view goes first; and not all of very many do this at once.
                 let random = u128::from_le_bytes(random().unwrap_or_default());

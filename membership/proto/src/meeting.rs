@@ -111,11 +111,12 @@ impl Member {
         }
         // Where many begin at once the first lease takes a while, and longer if all of them look elsewhere meanwhile.
         let many_are_there = ctx.rendezvous.len() > MANY;
-        let is_patient = many_are_there && ctx.now - self.unleased_since < ctx.lease() / 2;
-        let often = !self.holds_lease(ctx.now) && !is_patient;
-        let pause = match (often, is_patient && !self.holds_lease(ctx.now)) {
+        let is_unleased = !self.holds_lease(ctx.now);
+        let is_patient = is_unleased && many_are_there && ctx.now - self.unleased_since < ctx.lease() / 2;
+        let often = is_unleased && !is_patient;
+        let pause = match (often, is_patient) {
             (true, _) => ctx.config.heartbeat * 2,
-            (false, true) => ctx.lease() / 2,
+            (_, true) => ctx.lease() / 2,
             (false, false) => ctx.lease(),
         };
         let is_known = core::mem::replace(&mut self.meeting.is_known, true);

@@ -4,17 +4,24 @@
 //! are due. The seniors need proofs of everybody's death, since they act on them. Where no senior is on a host, the coordinator is
 //! told by others there: of each node a few are its watchers.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use membership_proto::ClusterView;
 use membership_types::NodeId;
 
 /// In views of so many all meet all.
 const FEW: usize = 16;
+/// Where there are more they begin one after the other, so long for each.
+const EACH_OF_MORE: Duration = Duration::from_millis(5);
 /// Who of a view meets everybody: the default core.
 pub(super) const SENIORS: usize = 5;
 /// So many others of one host that come next in rank meet each other, before and after.
 const EACH_SIDE: usize = 3;
+
+/// Over how long the nodes of this view spread the beginning of what they do for it.
+pub(super) fn spread(view: &ClusterView) -> Duration {
+    EACH_OF_MORE * (view.members.len().saturating_sub(FEW) as u32)
+}
 
 /// Whom `me` meets. In one view the same for both sides. That nodes share a host is only guessed here, from their addresses: who
 /// is met has to show it.

@@ -1,11 +1,6 @@
 //! `bench join`: how long it takes until processes that start at the same instant are one ranked group.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::Path,
-    process::Stdio,
-    time::Duration,
-};
+use std::{collections::BTreeMap, path::Path, process::Stdio, time::Duration};
 
 use clap::{Args, ValueEnum};
 use membership::clock::now_ns;
@@ -157,7 +152,7 @@ impl Join {
         }
         let deadline = Instant::now() + PATIENCE;
         let mut complete: BTreeMap<usize, (Value, u64)> = BTreeMap::new();
-        let mut ids = BTreeSet::new();
+        let mut lists: BTreeMap<u64, Value> = BTreeMap::new();
         let agree = |complete: &BTreeMap<usize, (Value, u64)>| {
             let mut views = complete.values().map(|(members, _)| members);
             let first = views.next();
@@ -172,7 +167,10 @@ impl Join {
             let Said { who, event } =
                 timeout_at(deadline, heard.recv()).await.map_err(|_| slow())?.ok_or_else(slow)?;
             if event["event"] == "view" {
-                ids.extend(event["view"].as_u64());
+                let (id, members) = (event["view"].as_u64().unwrap_or_default(), &event["members"]);
+                if lists.entry(id).or_insert_with(|| members.clone()) != members {
+                    return Err(Failure::new(exit::FAILED, format!("view {id} of the group has two lists")));
+                }
             }
             if event["event"] == "view" && event["members"].as_array().map(Vec::len) == Some(self.nodes) {
                 let at = event["at_ns"].as_u64().unwrap_or_default();
@@ -205,6 +203,6 @@ impl Join {
             newcomer.gone().await?;
         }
         let ms = last.saturating_sub(started) as f64 / 1e6;
-        Ok(Came { ms, views: ids.len(), floor_ms, newcomers_ms, newcomers_floor_ms })
+        Ok(Came { ms, views: lists.len(), floor_ms, newcomers_ms, newcomers_floor_ms })
     }
 }
