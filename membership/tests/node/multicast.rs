@@ -339,7 +339,7 @@ async fn leaving_that_is_given_up_while_it_waits_for_others_leaves_all_the_same(
         drop(leaving);
         all.push((member, deliveries, events));
     }
-    assert!(given_up > 0, "it waited for nothing");
+    assert!(given_up * 2 > all.len(), "{given_up} of {} waited", all.len());
     for (member, _deliveries, mut events) in all {
         within("out", event(&mut events, |what| matches!(what, What::Out { left: true }))).await;
         assert_eq!(member.until_leader().await.err(), Some(NotMember::Left), "though it is held");
