@@ -9,6 +9,7 @@ mod connect;
 mod desk;
 pub(crate) mod links;
 mod room;
+mod whom;
 
 use std::{
     cell::RefCell,
@@ -39,12 +40,13 @@ use self::{
     desk::{Accepted, News},
     links::{Links, Nonsense, Unit, WAITING, next_unit},
     room::Room,
+    whom::{Peers, Wanted, Whom},
 };
 use crate::{
     channel::{Delivered, Mailbox, Message, SendError, StateRequest},
     clock,
     event::View,
-    handshake::Hello,
+    handshake::{Hello, Versions},
     metrics::{Counts, Tally},
     node::lock,
     secret::Wallet,
@@ -133,7 +135,7 @@ fn take_inbox(hub: &Shared, bulk: &Bulk) -> bool {
     for accepted in inbox.accepted {
         let Accepted { stream, met } = accepted;
         match TcpStream::from_std(stream) {
-            Ok(stream) => link(hub, stream, met),
+            Ok(stream) => link(hub, stream, met, false),
             Err(error) => tracing::debug!(%error, "a connection for bulk cannot be used"),
         }
     }
@@ -141,10 +143,10 @@ fn take_inbox(hub: &Shared, bulk: &Bulk) -> bool {
         hub.borrow_mut().all_dirty();
     }
     let wanted = hub.borrow_mut().missing();
-    let are_few = wanted.len() <= FEW;
-    for (peer, addr) in wanted {
-        let crowd = (!are_few).then(|| Rc::clone(&hub.borrow().crowd));
-        spawn_local(dial(Rc::clone(hub), peer, addr, crowd));
+    let is_crowd = wanted.iter().filter(|(wanted, _)| !wanted.first).count() > FEW;
+    for (wanted, addr) in wanted {
+        let crowd = (is_crowd && !wanted.first).then(|| Rc::clone(&hub.borrow().crowd));
+        spawn_local(dial(Rc::clone(hub), wanted, addr, crowd));
     }
     !inbox.stop
 }
@@ -166,10 +168,10 @@ struct Hub {
     /// How many messages this incarnation has sent in groups that it is in no more.
     sent: HashMap<GroupName, u64>,
     links: Links,
-    dialing: BTreeSet<NodeId>,
+    whom: Whom,
     crowd: Rc<Crowd>,
-    /// Since peers were looked for without a connection, some may have come to be without one, or can be reached now.
-    look_again: bool,
+    /// Peers of builds that take nothing that was passed on.
+    plain: BTreeSet<NodeId>,
     /// Rooms that something happened to since the last turn.
     dirty: Vec<u32>,
     timers: BTreeSet<(Instant, u32)>,
@@ -201,9 +203,9 @@ impl Hub {
             rooms: HashMap::new(),
             next_key: 1,
             sent: HashMap::new(),
-            dialing: BTreeSet::new(),
+            whom: Whom::default(),
             crowd: Rc::new(Crowd::new()),
-            look_again: false,
+            plain: BTreeSet::new(),
             dirty: Vec::new(),
             timers: BTreeSet::new(),
             turn: Rc::default(),
@@ -215,8 +217,9 @@ impl Hub {
         self.me = Rc::new(me);
         self.lease = lease;
         self.links.clear();
-        self.dialing.clear();
+        self.whom = Whom::default();
         self.crowd = Rc::new(Crowd::new());
+        self.plain.clear();
         self.addresses.clear();
         self.timers.clear();
         self.dirty.clear();
@@ -260,7 +263,7 @@ impl Hub {
             mailbox: None,
             views: VecDeque::new(),
             current: None,
-            peers: Vec::new(),
+            peers: Peers::default(),
             delivered: Vec::new(),
             batch: VecDeque::new(),
             to_tell: None,
@@ -313,7 +316,7 @@ impl Hub {
             if let Some(room) = self.rooms.get_mut(&key) {
                 room.views.clear();
                 room.current = None;
-                room.peers.clear();
+                room.peers = Peers::default();
                 let ends = room.mailbox.as_ref().filter(|_| left).cloned();
                 if room.mailbox.is_some() {
                     room.delivered.push(Delivered::Out { left });
@@ -368,9 +371,10 @@ impl Hub {
         if let Some(mailbox) = &room.mailbox {
             mailbox.refuse(None);
         }
-        room.peers = view.members.iter().map(|m| m.node).filter(|node| *node != self.me.node).collect();
-        self.look_again = true;
-        let members = view.members.iter().map(|m| m.node).collect();
+        let members: Box<[NodeId]> = view.members.iter().map(|m| m.node).collect();
+        room.peers = Peers::new(self.me.node, &members);
+        let plain: Vec<NodeId> = self.plain.iter().copied().filter(|p| room.peers.contains(*p)).collect();
+        self.whom.look_again = true;
         let begins = view.prev == ViewId::NONE;
         let told = RoomView { id: view.id, lineage: view.lineage, members, begins };
         if room.views.len() == VIEWS {
@@ -379,6 +383,9 @@ impl Hub {
         room.views.push_back(view);
         if !overtaken || begins {
             self.feed(key, Input::View(told));
+        }
+        for peer in plain {
+            self.feed(key, Input::Plain(peer));
         }
     }
 
@@ -390,23 +397,14 @@ impl Hub {
 
     fn set_addresses(&mut self, addresses: BTreeMap<NodeId, SocketAddr>) {
         self.addresses = addresses;
-        self.look_again = true;
+        self.whom.look_again = true;
     }
 
-    /// Whom we should connect with, and do not yet: the node with the smaller id does. Costs a look at all groups, so only what
-    /// may have changed the answer makes us look: a view, addresses, a connection or an attempt to connect that ended.
-    fn missing(&mut self) -> Vec<(NodeId, SocketAddr)> {
-        if !std::mem::take(&mut self.look_again) {
-            return Vec::new();
-        }
-        let me = self.me.node;
-        let wanted: BTreeSet<NodeId> =
-            self.rooms.values().flat_map(|room| room.peers.iter().copied()).filter(|p| me < *p).collect();
-        let absent = wanted.into_iter().filter(|p| !self.links.has(*p) && !self.dialing.contains(p));
-        let found: Vec<(NodeId, SocketAddr)> =
-            absent.filter_map(|p| Some((p, *self.addresses.get(&p)?))).collect();
-        self.dialing.extend(found.iter().map(|(p, _)| *p));
-        found
+    /// Whom to connect with, of those that can be reached.
+    fn missing(&mut self) -> Vec<(Wanted, SocketAddr)> {
+        let absent = |peer| !self.links.has(peer) && self.addresses.contains_key(&peer);
+        let found = self.whom.missing(self.me.node, self.rooms.values().map(|room| &room.peers), absent);
+        found.into_iter().filter_map(|wanted| Some((wanted, *self.addresses.get(&wanted.peer)?))).collect()
     }
 
     /// Is more than half of a lease left?
@@ -418,14 +416,21 @@ impl Hub {
     fn is_wanted(&self, as_who: &Rc<Hello>, peer: NodeId) -> bool {
         Rc::ptr_eq(&self.me, as_who)
             && self.addresses.contains_key(&peer)
-            && !self.links.has(peer)
-            && self.rooms.values().any(|room| room.peers.contains(&peer))
+            && self.rooms.values().any(|room| room.peers.contains(peer))
     }
 
-    fn on_linked(&mut self, peer: NodeId) {
+    fn on_linked(&mut self, peer: NodeId, speaks: Versions) {
+        self.whom.linked(peer);
+        let is_plain = Versions::OURS.common(speaks).is_none_or(|common| !Versions::passes_on(common));
+        if is_plain {
+            self.plain.insert(peer);
+        }
         let keys: Vec<u32> =
-            self.rooms.values().filter(|r| r.peers.contains(&peer)).map(|room| room.key).collect();
+            self.rooms.values().filter(|r| r.peers.contains(peer)).map(|room| room.key).collect();
         for key in keys {
+            if is_plain {
+                self.feed(key, Input::Plain(peer));
+            }
             self.feed(key, Input::Linked(peer));
         }
     }
@@ -439,14 +444,8 @@ impl Hub {
     /// A connection that may still be needed ends.
     fn lose(&mut self, peer: NodeId) {
         self.links.remove(peer);
-        self.look_again = true;
+        self.whom.look_again = true;
         self.bulk.0.wake.notify_one();
-    }
-
-    /// Nobody tries to reach it any more.
-    fn gave_up(&mut self, peer: NodeId) {
-        self.dialing.remove(&peer);
-        self.look_again = true;
     }
 
     /// Everything that came in on a connection. Gives how long to wait for more, if not for ever. Nothing is taken on one that is
@@ -528,7 +527,7 @@ impl Hub {
             Some(key) => *key,
             None => {
                 let unknown = self.rooms.values().filter(|r| r.is_idle()).take(UNKNOWN).count();
-                if !matches!(frame, Frame::Sync(_)) || unknown == UNKNOWN {
+                if !matches!(frame, Frame::Sync(_) | Frame::Said(_)) || unknown == UNKNOWN {
                     return None;
                 }
                 self.room(group)
@@ -621,8 +620,13 @@ impl Hub {
     }
 
     fn post(&mut self, room: &Room, to: impl IntoIterator<Item = NodeId>, frame: &Frame) {
-        if let Some(lineage) = room.machine.lineage() {
-            self.links.post((room.key, &room.group, lineage), to, frame);
+        let Some(lineage) = room.machine.lineage() else { return };
+        let (me, whom) = (self.me.node, &mut self.whom);
+        let mut is_news = false;
+        let absent = |peer| is_news |= whom.need(me, &room.peers, peer);
+        self.links.post((room.key, &room.group, lineage), to, frame, absent);
+        if is_news {
+            self.bulk.0.wake.notify_one();
         }
     }
 
@@ -729,7 +733,9 @@ impl Hub {
     /// Now and then: closes connections that nobody needs, forgets groups that nobody told of.
     fn tidy(&mut self) {
         let needed: BTreeSet<NodeId> =
-            self.rooms.values().flat_map(|room| room.peers.iter().copied()).collect();
+            self.rooms.values().flat_map(|room| room.peers.all().iter().copied()).collect();
+        self.whom.tidy(&needed);
+        self.plain.retain(|peer| needed.contains(peer));
         for peer in self.links.peers() {
             // Who made the connection may be ahead of us, in a view that we have not heard of.
             if !needed.contains(&peer) && self.me.node < peer {

@@ -138,7 +138,7 @@ struct Decision {
 #[derive(Clone, Hash)]
 pub(crate) struct Closed {
     /// What we told everybody before.
-    own: Sync,
+    pub(crate) own: Sync,
     /// Members of the new view who may not have installed it.
     pub(crate) waiting: BTreeSet<NodeId>,
     /// The old view and how it was closed; nothing for who came new. All who came along hold everything of it.
@@ -191,18 +191,27 @@ impl Multicast {
         let standing = self.keeper.as_ref().map_or(Standing::None, Keeper::standing);
         let own = Sync { view: view.id, last, prev, standing, held, seq, sent, trans };
         syncs.insert(self.config.me, own.clone());
-        self.push(Output::SendAll(view.members.clone(), Frame::Sync(Box::new(own.clone()))));
+        self.say(&view.members, &own);
         let overtaken: Vec<(NodeId, Sync)> = syncs.iter().map(|(m, s)| (*m, s.clone())).collect();
         let (begun, since, held) = (self.now, self.now, 0);
         let flush = Flush { view, own, begun, since, held, syncs, decision: None, told: false, waiting };
         self.flush = Some(flush);
         for (member, sync) in overtaken {
-            self.bring_along(member, &sync);
+            if self.is_to_bring_along() {
+                self.bring_along(member, &sync);
+            }
         }
         self.try_close();
     }
 
     pub(crate) fn on_sync(&mut self, from: NodeId, sync: Sync) {
+        self.keep_word(from, &sync);
+        self.hear(from, sync, true);
+        self.try_close();
+    }
+
+    /// A member said something: itself, or to somebody who passed it on.
+    pub(crate) fn hear(&mut self, from: NodeId, sync: Sync, itself: bool) {
         if let Some(closed) = &mut self.closed
             && sync.last >= closed.own.view
         {
@@ -219,14 +228,20 @@ impl Multicast {
                 let flush = self.flush.as_mut().expect("just seen");
                 flush.syncs.insert(from, sync.clone());
             }
-            self.bring_along(from, &sync);
-            if again && let Some(decision) = self.flush.as_ref().and_then(|f| f.decision.clone()) {
+            if itself || self.is_to_bring_along() {
+                self.bring_along(from, &sync);
+            }
+            if again
+                && itself
+                && let Some(decision) = self.flush.as_ref().and_then(|f| f.decision.clone())
+            {
                 // Its connection broke: what we sent and passed on may be lost.
                 self.pass_on(&decision, from, true);
             }
-            self.try_close();
         } else if self.current.as_ref().is_some_and(|c| c.view.id == sync.view) {
-            self.help_to_install(from, &sync);
+            if itself {
+                self.help_to_install(from, &sync);
+            }
         } else if self.newest_view().is_none_or(|newest| newest.id < sync.view)
             && let Some(lineage) = self.lineage()
         {
@@ -257,6 +272,21 @@ impl Multicast {
         let own = closed.own.clone();
         self.push(Output::Send(member, Frame::Sync(Box::new(own))));
         self.bring_along(member, sync);
+    }
+
+    /// Where there are many, the first of those who have installed a view brings others along into it, and no other one: whoever
+    /// is the first of all knows of none before it.
+    fn is_to_bring_along(&self) -> bool {
+        let (Some(flush), Some(Closed { old: Some((last, decision)), .. })) = (&self.flush, &self.closed)
+        else {
+            return true;
+        };
+        let installed = |m: &NodeId| {
+            *m == self.config.me
+                || flush.syncs.get(m).is_some_and(|s| s.prev == *last && s.last == decision.into.id)
+        };
+        !self.is_relayed(&flush.view.members)
+            || flush.view.members.iter().find(|m| installed(m)) == Some(&self.config.me)
     }
 
     /// If the member came from the view that we have closed, and was to come along: tells it how that was closed.
@@ -336,7 +366,7 @@ impl Multicast {
                     let through = if all_places { u64::MAX } else { decision.cut.seq };
                     current.store.order(order.first, &up_to(order.first, &order.runs, through));
                 }
-                Frame::Ack(_) | Frame::Sync(_) | Frame::Cut(_) | Frame::Transfer(_) => {}
+                Frame::Ack(_) | Frame::Sync(_) | Frame::Cut(_) | Frame::Transfer(_) | Frame::Said(_) => {}
             }
         }
     }
@@ -447,6 +477,7 @@ impl Multicast {
         let Some(decision) = flush.decision.take() else { return };
         let into = decision.into.clone();
         let me = self.config.me;
+        let is_relayed = self.is_relayed(&into.members);
         let mut prev = ViewId::NONE;
         let mut old = None;
         if let Some(mut closing) = self.current.take() {
@@ -498,7 +529,9 @@ impl Multicast {
             }
             return;
         }
-        self.acknowledge();
+        if !is_relayed {
+            self.acknowledge();
+        }
         self.send_waiting();
         for (from, frame) in flush.waiting.early.into_iter().filter(|(_, f)| f.view() == closes) {
             self.on_frame(from, frame);

@@ -114,6 +114,17 @@ pub struct Sync {
     pub trans: Vec<NodeId>,
 }
 
+/// What members of a large view said, passed on by the first one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Said {
+    /// The view that all of it is about.
+    pub view: ViewId,
+    /// To these, of older builds, everybody says its own.
+    pub direct: Vec<NodeId>,
+    /// Who said what.
+    pub words: Vec<(NodeId, Sync)>,
+}
+
 /// How a view was closed: for a member that was overtaken in it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Cut {
@@ -227,6 +238,7 @@ pub enum Frame {
     Sync(Box<Sync>),
     Cut(Box<Cut>),
     Transfer(Transfer),
+    Said(Box<Said>),
 }
 
 /// The bytes are no frame.
@@ -265,7 +277,8 @@ const PLEDGE: u8 = 13;
 /// From here on what who does not know it does without.
 const MAKING: u8 = OPTIONAL;
 const WAITING: u8 = OPTIONAL + 1;
-const NEWER: u8 = OPTIONAL + 2;
+const SAID: u8 = OPTIONAL + 2;
+const NEWER: u8 = OPTIONAL + 3;
 const LAST: u8 = 0b100;
 const CLASS: u8 = 0b011;
 
@@ -278,6 +291,7 @@ impl Frame {
             Self::Ack(ack) => ack.view,
             Self::Sync(sync) => sync.view,
             Self::Cut(cut) => cut.view,
+            Self::Said(said) => said.view,
             Self::Transfer(
                 Transfer::Label { view, .. }
                 | Transfer::Have { view }
@@ -318,12 +332,15 @@ impl Frame {
             }
             Self::Sync(sync) => {
                 out.put_u8(SYNC);
-                out.put_u8(sync.standing as u8);
-                for field in [sync.view.get(), sync.last.get(), sync.prev.get(), sync.seq, sync.sent] {
-                    out.put_u64_le(field);
+                put_sync(out, sync);
+            }
+            Self::Said(said) => {
+                put_view(out, SAID, said.view);
+                put_nodes(out, &said.direct);
+                for (member, sync) in &said.words {
+                    put_node(out, *member);
+                    put_sync(out, sync);
                 }
-                put_numbers(out, &sync.held);
-                put_nodes(out, &sync.trans);
             }
             Self::Cut(cut) => {
                 out.put_u8(CUT);
@@ -396,17 +413,18 @@ impl Frame {
                 let seq = u64_of(&mut bytes)?;
                 Self::Ack(Ack { view, held: numbers_of(&mut bytes)?, seq, again })
             }
-            SYNC => {
-                let standing = match u8_of(&mut bytes)? {
-                    0 => Standing::None,
-                    1 => Standing::Whole,
-                    2 => Standing::Lacking,
-                    _ => return Err(FrameError::Value),
-                };
-                let (view, last, prev) = (view_of(&mut bytes)?, view_of(&mut bytes)?, view_of(&mut bytes)?);
-                let (seq, sent) = (u64_of(&mut bytes)?, u64_of(&mut bytes)?);
-                let (held, trans) = (numbers_of(&mut bytes)?, nodes_of(&mut bytes)?);
-                Self::Sync(Box::new(Sync { view, last, prev, standing, held, seq, sent, trans }))
+            SYNC => Self::Sync(Box::new(sync_of(&mut bytes)?)),
+            SAID => {
+                let (view, direct) = (view_of(&mut bytes)?, nodes_of(&mut bytes)?);
+                let mut words = Vec::new();
+                while bytes.has_remaining() {
+                    let (member, sync) = (node_of(&mut bytes)?, sync_of(&mut bytes)?);
+                    if sync.view != view {
+                        return Err(FrameError::Value);
+                    }
+                    words.push((member, sync));
+                }
+                Self::Said(Box::new(Said { view, direct, words }))
             }
             CUT => {
                 let (view, last) = (view_of(&mut bytes)?, view_of(&mut bytes)?);
@@ -492,6 +510,15 @@ fn put_view(out: &mut Vec<u8>, kind: u8, view: ViewId) {
     out.put_u64_le(view.get());
 }
 
+fn put_sync(out: &mut Vec<u8>, sync: &Sync) {
+    out.put_u8(sync.standing as u8);
+    for field in [sync.view.get(), sync.last.get(), sync.prev.get(), sync.seq, sync.sent] {
+        out.put_u64_le(field);
+    }
+    put_numbers(out, &sync.held);
+    put_nodes(out, &sync.trans);
+}
+
 fn put_numbers(out: &mut Vec<u8>, numbers: &[u64]) {
     out.put_u16_le(u16::try_from(numbers.len()).expect("fewer than 2^16 members"));
     for number in numbers {
@@ -502,9 +529,26 @@ fn put_numbers(out: &mut Vec<u8>, numbers: &[u64]) {
 fn put_nodes(out: &mut Vec<u8>, nodes: &[NodeId]) {
     out.put_u16_le(u16::try_from(nodes.len()).expect("fewer than 2^16 members"));
     for node in nodes {
-        out.put_u32_le(node.node());
-        out.put_u64_le(node.inc());
+        put_node(out, *node);
     }
+}
+
+fn put_node(out: &mut Vec<u8>, node: NodeId) {
+    out.put_u32_le(node.node());
+    out.put_u64_le(node.inc());
+}
+
+fn sync_of(bytes: &mut Bytes) -> Result<Sync, FrameError> {
+    let standing = match u8_of(bytes)? {
+        0 => Standing::None,
+        1 => Standing::Whole,
+        2 => Standing::Lacking,
+        _ => return Err(FrameError::Value),
+    };
+    let (view, last, prev) = (view_of(bytes)?, view_of(bytes)?, view_of(bytes)?);
+    let (seq, sent) = (u64_of(bytes)?, u64_of(bytes)?);
+    let (held, trans) = (numbers_of(bytes)?, nodes_of(bytes)?);
+    Ok(Sync { view, last, prev, standing, held, seq, sent, trans })
 }
 
 fn nodes_of(bytes: &mut Bytes) -> Result<Vec<NodeId>, FrameError> {
@@ -560,21 +604,24 @@ mod tests {
         };
         let runs = vec![Run { rank: 0, count: 3 }, Run { rank: 4, count: 1 }];
         let trans = vec![NodeId::new(1, 5), NodeId::new(2, 6)];
+        let sync = Sync {
+            view,
+            last: ViewId::NONE,
+            prev: view,
+            standing: Standing::Lacking,
+            held: vec![],
+            seq: 0,
+            sent: 8,
+            trans: trans.clone(),
+        };
+        let words = vec![(NodeId::new(1, 5), sync.clone()), (NodeId::new(2, 6), sync.clone())];
         vec![
             data(Class::Fifo, true, b"hello"),
             data(Class::Safe, false, b""),
             Frame::Order(Order { view, first: 4, runs }),
             Frame::Ack(Ack { view, held: vec![1, 2, 3], seq: 5, again: true }),
-            Frame::Sync(Box::new(Sync {
-                view,
-                last: ViewId::NONE,
-                prev: view,
-                standing: Standing::Lacking,
-                held: vec![],
-                seq: 0,
-                sent: 8,
-                trans: trans.clone(),
-            })),
+            Frame::Sync(Box::new(sync)),
+            Frame::Said(Box::new(Said { view, direct: vec![NodeId::new(3, 7)], words })),
             Frame::Cut(Box::new(Cut {
                 view,
                 members: trans.clone(),
@@ -622,9 +669,12 @@ mod tests {
             let whole = bytes(frame);
             for end in 0..whole.len() {
                 match Frame::decode(Bytes::copy_from_slice(&whole[..end])) {
-                    // An order has no length of its own: whole runs fewer make an order.
+                    // What has no length of its own: whole runs, or words, fewer make one, too.
                     Ok(Frame::Order(shorter)) => {
                         assert!((whole.len() - end).is_multiple_of(6), "{shorter:?}")
+                    }
+                    Ok(Frame::Said(shorter)) => {
+                        assert!(bytes(&Frame::Said(shorter)) == whole[..end], "of {frame:?}")
                     }
                     Ok(other) => panic!("{other:?} from {end} bytes of {frame:?}"),
                     Err(_) => {}

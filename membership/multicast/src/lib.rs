@@ -30,6 +30,7 @@
 //! | --- | --- |
 //! | `machine.rs` | inputs, outputs, sending and acknowledging inside a view |
 //! | `flush.rs` | from one view to the next |
+//! | `relay.rs` | in a large view the first member passes on what the others say about its closing |
 //! | `meet.rs` | members go on until who is new is there |
 //! | `state.rs`, `give.rs` | who comes to a group with state gets it; what the one who gives it does |
 //! | `store.rs` | the messages of one view: who holds what, what may be delivered |
@@ -53,10 +54,14 @@ mod meet;
 mod order;
 mod pace;
 pub mod plant;
+mod relay;
 mod slow;
 mod state;
 mod store;
 
-pub use frame::{Ack, Class, Cut, Data, Frame, FrameError, OPTIONAL, Order, Run, Standing, Sync, Transfer};
+pub use frame::{
+    Ack, Class, Cut, Data, Frame, FrameError, OPTIONAL, Order, Run, Said, Standing, Sync, Transfer,
+};
 pub use machine::{Config, Input, Message, Multicast, Output, View};
 pub use plant::Plant;
+pub use relay::MANY;

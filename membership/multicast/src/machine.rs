@@ -22,6 +22,7 @@ use crate::{
     meet::Coming,
     pace::Pace,
     plant::Plant,
+    relay::{MANY, Relay},
     slow::Lag,
     state::Keeper,
     store::{Ready, Store, cost},
@@ -55,6 +56,9 @@ pub struct Config {
     /// A giver of state of which nothing comes but that it is at work is waited for so long, and twice as long each time; and so
     /// long others wait for who has no room for more before its state comes.
     pub patience: Duration,
+    /// In views with more members the first one passes on what the others say about the closing ([`MANY`]). Never: as older builds
+    /// do, which take nothing that was passed on.
+    pub relay_above: usize,
     /// Emit records for the trace.
     pub trace: bool,
 }
@@ -71,6 +75,7 @@ impl Config {
             behind_after: Duration::from_secs(5),
             meet_within: Duration::from_millis(500),
             patience: Duration::from_secs(60),
+            relay_above: MANY,
             trace: false,
         }
     }
@@ -112,6 +117,8 @@ pub enum Input {
     Frame(NodeId, Lineage, Frame),
     /// There is a new connection with this node: what was sent before may have been lost.
     Linked(NodeId),
+    /// This node's build takes only what others say themselves, and passes nothing on: its connection says so.
+    Plain(NodeId),
     /// All that had come was handed in: now is the time to give places and to acknowledge.
     Drained,
     /// The application takes nothing for now: others are not told that we hold more, and will wait.
@@ -215,6 +222,10 @@ pub struct Multicast {
     pub(crate) early: BTreeMap<NodeId, (Lineage, Sync)>,
     /// Who has a new connection with us since the view began to close: what it sent for the next one may be lost.
     pub(crate) relinked: BTreeSet<NodeId>,
+    /// In a large view of which we are the first: what we pass on.
+    pub(crate) relay: Option<Relay>,
+    /// Whose build takes nothing that is passed on.
+    pub(crate) plain: BTreeSet<NodeId>,
     /// What waits to be sent, and its bytes.
     waiting: VecDeque<(Class, Bytes)>,
     waiting_bytes: u64,
@@ -262,6 +273,7 @@ impl Hash for Multicast {
     fn hash<H: Hasher>(&self, state: &mut H) {
         let Self { config, now, out: _, current, flush, coming, closed, early, relinked, .. } = self;
         (config.me, now, current, flush, coming, closed, early, relinked).hash(state);
+        (&self.relay, &self.plain).hash(state);
         let Self { waiting, waiting_bytes, sent, throttled, held, lineage, pace, ack_at, .. } = self;
         (waiting, waiting_bytes, sent, throttled, held, lineage, pace, ack_at).hash(state);
     }
@@ -283,6 +295,8 @@ impl Multicast {
             closed: None,
             early: BTreeMap::new(),
             relinked: BTreeSet::new(),
+            relay: None,
+            plain: BTreeSet::new(),
             waiting: VecDeque::new(),
             waiting_bytes: 0,
             sent,
@@ -445,6 +459,7 @@ impl Multicast {
 
     /// Gives places, if we lead, and tells what we hold, if somebody may wait for that.
     fn drained(&mut self) {
+        self.pass_words_on();
         self.send_waiting();
         self.give_places();
         self.deliver();
@@ -551,6 +566,7 @@ impl Multicast {
             Frame::Sync(sync) => return self.on_sync(from, *sync),
             Frame::Cut(cut) => return self.on_cut(from, *cut),
             Frame::Transfer(transfer) => return self.on_transfer(from, transfer),
+            Frame::Said(said) => return self.on_said(from, *said),
             Frame::Data(_) | Frame::Order(_) | Frame::Ack(_) => {}
         }
         let view = frame.view();
@@ -601,7 +617,7 @@ impl Multicast {
                 }
                 self.try_close();
             }
-            Frame::Sync(_) | Frame::Cut(_) | Frame::Transfer(_) => {}
+            Frame::Sync(_) | Frame::Cut(_) | Frame::Transfer(_) | Frame::Said(_) => {}
         }
     }
 
@@ -638,6 +654,7 @@ impl Multicast {
 
     fn on_linked(&mut self, peer: NodeId) {
         self.state_relinked(peer);
+        self.pass_all_on(peer);
         self.ask_again(peer);
         if self.flush.is_some() {
             self.relinked.insert(peer);
@@ -665,9 +682,11 @@ impl Machine for Multicast {
                 {
                     keeper.begin(&view, self.config.me);
                 }
+                self.relay(&view);
                 self.hear_of(view);
             }
             Input::Out => {
+                self.relay = None;
                 self.current = None;
                 self.flush = None;
                 self.coming = None;
@@ -684,10 +703,12 @@ impl Machine for Multicast {
             Input::Frame(from, lineage, frame) => match frame {
                 // A cluster may know that we are in it before we do.
                 Frame::Sync(sync) if self.lineage.is_none() => self.hear_early(from, lineage, *sync),
+                Frame::Said(said) if self.lineage.is_none() => self.hear_all_early(lineage, *said),
                 frame if self.lineage == Some(lineage) => self.on_frame(from, frame),
                 _ => self.mark("a frame of another lineage"),
             },
             Input::Linked(peer) => self.on_linked(peer),
+            Input::Plain(peer) => self.on_plain(peer),
             Input::Drained => self.drained(),
             Input::Hold(on) => {
                 self.held = on;

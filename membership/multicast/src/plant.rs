@@ -32,11 +32,13 @@ pub enum Plant {
     TakeStateEarly,
     /// Places that come after a member told what it holds count, also those that nobody who comes along had told of.
     LatePlaces,
+    /// In a large view the first member does not pass on again what a broken connection lost.
+    ForgetWords,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::CloseAlone,
         Self::CloseUnsettled,
         Self::SafeIsOrdered,
@@ -50,10 +52,11 @@ impl Plant {
         Self::ForgetLabel,
         Self::TakeStateEarly,
         Self::LatePlaces,
+        Self::ForgetWords,
     ];
 
     /// Too rare for the simulator: a scenario shows that it is found.
-    pub const RARE: [Self; 1] = [Self::TakeStateEarly];
+    pub const RARE: [Self; 3] = [Self::TakeStateEarly, Self::ForgetUnstable, Self::ForgetWords];
 
     /// The name on the command line.
     pub fn name(self) -> &'static str {
@@ -71,6 +74,7 @@ impl Plant {
             Self::ForgetLabel => "forget-label",
             Self::TakeStateEarly => "take-state-early",
             Self::LatePlaces => "late-places",
+            Self::ForgetWords => "forget-words",
         }
     }
 }

@@ -33,7 +33,20 @@ impl Multicast {
                 let held = current.map_or(0, |c| c.store.holds().held.iter().sum::<u64>() + c.store.known());
                 let comes = core::mem::replace(&mut flush.held, held) < held;
                 behind = match flush.awaits(self.config.me, current) {
-                    Awaited::Word(nodes) => nodes,
+                    Awaited::Word(nodes) => {
+                        let passes_on = (flush.view.members.len() > self.config.relay_above)
+                            .then(|| flush.view.members.first().copied())
+                            .flatten();
+                        match passes_on.filter(|m| *m != self.config.me && !self.plain.contains(m)) {
+                            None => nodes,
+                            // It knows who says nothing, or is the one.
+                            Some(first) if nodes.contains(&first) => Vec::from([first]),
+                            Some(first) if now >= flush.begun.after(self.config.patience) => {
+                                Vec::from([first])
+                            }
+                            Some(_) => Vec::new(),
+                        }
+                    }
                     Awaited::Messages(nodes) if !comes => nodes,
                     // They may wait for messages themselves, which are on their way, or name another one.
                     Awaited::Others(nodes) if now >= flush.begun.after(self.config.patience) => nodes,

@@ -12,7 +12,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Shared, links::Nonsense};
+use super::{Shared, links::Nonsense, whom::Wanted};
 use crate::{
     handshake::{self, Met},
     session::Corrupt,
@@ -26,6 +26,8 @@ const UNSENT: u32 = 256 << 10;
 /// Pauses between attempts to connect double from the first to the second.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 
+/// Who was connected with before is left so long to do it.
+const LATER: Duration = Duration::from_millis(250);
 /// So many are connected to at once, whatever else goes on.
 pub(super) const FEW: usize = 64;
 /// Where there are more, so many of all at a time, while the lease is fresh.
@@ -60,7 +62,8 @@ impl Crowd {
 
 /// Tries to reach a node until there is a connection, or nobody wants one any more; the first time in its turn, if it is one of a
 /// crowd.
-pub(super) async fn dial(hub: Shared, peer: NodeId, addr: SocketAddr, crowd: Option<Rc<Crowd>>) {
+pub(super) async fn dial(hub: Shared, wanted: Wanted, addr: SocketAddr, crowd: Option<Rc<Crowd>>) {
+    let peer = wanted.peer;
     let (me, patience, wallet) = {
         let hub = hub.borrow();
         (Rc::clone(&hub.me), transport::patience(hub.term), hub.wallet.clone())
@@ -70,7 +73,10 @@ pub(super) async fn dial(hub: Shared, peer: NodeId, addr: SocketAddr, crowd: Opt
         Some(crowd) => crowd.turn(&hub).await,
         None => None,
     };
-    while hub.borrow().is_wanted(&me, peer) {
+    if wanted.later {
+        sleep(LATER).await;
+    }
+    while hub.borrow().is_wanted(&me, peer) && !hub.borrow().links.has(peer) {
         let attempt = async {
             let mut stream = TcpStream::connect(addr).await?;
             transport::prepare(&stream, patience)?;
@@ -78,13 +84,15 @@ pub(super) async fn dial(hub: Shared, peer: NodeId, addr: SocketAddr, crowd: Opt
             Ok::<_, handshake::Refusal>((stream, met))
         };
         let outcome = timeout(patience, attempt).await;
-        if !hub.borrow().is_wanted(&me, peer) {
+        // Of two connections that are made at the same time both ends keep the one that the smaller id made.
+        let is_too_late = peer < me.node && hub.borrow().links.has(peer);
+        if is_too_late || !hub.borrow().is_wanted(&me, peer) {
             break;
         }
         match outcome {
             Ok(Ok((stream, met))) if met.hello.node == peer => {
-                hub.borrow_mut().gave_up(peer);
-                link(&hub, stream, met);
+                hub.borrow_mut().whom.gave_up(peer);
+                link(&hub, stream, met, true);
                 hub.borrow_mut().turn();
                 return;
             }
@@ -103,12 +111,12 @@ pub(super) async fn dial(hub: Shared, peer: NodeId, addr: SocketAddr, crowd: Opt
     }
     let mut hub = hub.borrow_mut();
     if hub.me.node == me.node {
-        hub.gave_up(peer);
+        hub.whom.gave_up(peer);
     }
 }
 
-/// A connection begins: what is needed again is said again.
-pub(super) fn link(hub: &Shared, stream: TcpStream, met: Met) {
+/// A connection begins, which this node made (`by_us`) or its peer: what is needed again is said again.
+pub(super) fn link(hub: &Shared, stream: TcpStream, met: Met, by_us: bool) {
     let Met { hello, session, rest } = met;
     let peer = hello.node;
     if let Err(error) = SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT) {
@@ -116,11 +124,14 @@ pub(super) fn link(hub: &Shared, stream: TcpStream, met: Met) {
     }
     let stream = Rc::new(stream);
     let mut this = hub.borrow_mut();
-    let link = this.links.insert(peer, Rc::clone(&stream), session);
+    if !by_us && this.me.node < peer && this.links.was_just_made(peer) {
+        return; // It made this one while we made ours, which it keeps.
+    }
+    let link = this.links.insert(peer, Rc::clone(&stream), session, by_us);
     let epoch = link.epoch;
     spawn_local(read(Rc::clone(hub), peer, epoch, Rc::clone(&stream), Rc::clone(&link.ended), rest));
     spawn_local(write(Rc::clone(hub), peer, epoch, stream));
-    this.on_linked(peer);
+    this.on_linked(peer, hello.speaks);
 }
 
 async fn read(
@@ -265,8 +276,8 @@ mod tests {
         let body = async {
             let hub = hub();
             let ((first, mut old), (second, mut new)) = (pair().await, pair().await);
-            link(&hub, first, met(1));
-            link(&hub, second, met(1));
+            link(&hub, first, met(1), false);
+            link(&hub, second, met(1), false);
             // It may be closed before all of it is written.
             let _cut = old.write_all(&[0; 4096]).await;
             let closed = timeout(PATIENCE, old.read(&mut [0])).await.expect("the first one ends");
@@ -284,7 +295,7 @@ mod tests {
         let body = async {
             let hub = hub();
             let (near, mut far) = pair().await;
-            link(&hub, near, met(3));
+            link(&hub, near, met(3), false);
             // Of a kind that newer builds know; and the end, before anything is read.
             far.write_all(&[5, 0, 0, 0, 255, 0, 0, 0, 0]).await.expect("room");
             far.shutdown().await.expect("open");
@@ -308,7 +319,7 @@ mod tests {
             for peer in [3, 4, 4] {
                 let (near, other) = pair().await;
                 far.push(other);
-                link(&hub, near, met(peer));
+                link(&hub, near, met(peer), false);
                 open.push(count());
             }
             assert_eq!(open, [1, 2, 2], "one takes the place of another");
@@ -317,7 +328,7 @@ mod tests {
             // No group needs it.
             hub.borrow_mut().tidy();
             assert_eq!(count(), 0);
-            link(&hub, pair().await.0, met(3));
+            link(&hub, pair().await.0, met(3), false);
             hub.borrow_mut().begin(Hello::sample(2), NodeLease::new().expect("a page"));
             assert_eq!(count(), 0, "those of another incarnation");
         };
@@ -341,14 +352,15 @@ mod tests {
         let key = hub.room(&group);
         hub.on_view(key, Arc::new(view), Kind::Multicast, false);
         assert_eq!(hub.missing(), [], "nobody knows its address");
-        let found = [(peer, Hello::sample(3).addr)];
-        hub.set_addresses(found.into());
+        let addr = Hello::sample(3).addr;
+        let found = [(Wanted { peer, first: true, later: false }, addr)];
+        hub.set_addresses([(peer, addr)].into());
         assert_eq!(hub.missing(), found);
         assert_eq!(hub.missing(), [], "somebody tries to connect with it");
-        hub.gave_up(peer);
+        hub.whom.gave_up(peer);
         assert_eq!(hub.missing(), found);
-        hub.gave_up(peer);
-        hub.look_again = false;
+        hub.whom.gave_up(peer);
+        hub.whom.look_again = false;
         assert_eq!(hub.missing(), [], "nothing changed");
         hub.lose(peer);
         assert_eq!(hub.missing(), found);

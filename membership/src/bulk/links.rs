@@ -10,6 +10,7 @@ use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     io::{self, IoSlice},
     rc::Rc,
+    time::{Duration, Instant},
 };
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -33,6 +34,9 @@ const BATCH: usize = 4 * 65519;
 pub(super) const WAITING: usize = 256 << 20;
 /// How many groups a peer may have declared at a time.
 const DECLARED: usize = 1 << 20;
+
+/// Two nodes that connect with each other at the same time do so within this.
+const A_MOMENT: Duration = Duration::from_secs(1);
 
 const DECLARE: u8 = 1;
 const RETIRE: u8 = 2;
@@ -246,6 +250,8 @@ impl Outbox {
 pub(crate) struct Link {
     /// Tells it from an earlier one with the same node.
     pub(crate) epoch: u64,
+    /// When this node made it, if the peer has not.
+    made: Option<Instant>,
     stream: Rc<TcpStream>,
     outbox: Outbox,
     /// How bytes travel.
@@ -283,12 +289,19 @@ impl Links {
         Self { count, ..Self::default() }
     }
 
-    /// A new connection replaces the one before.
-    pub(crate) fn insert(&mut self, peer: NodeId, stream: Rc<TcpStream>, session: Session) -> &Link {
+    /// A new connection replaces the one before. `by_us`: this node made it.
+    pub(crate) fn insert(
+        &mut self,
+        peer: NodeId,
+        stream: Rc<TcpStream>,
+        session: Session,
+        by_us: bool,
+    ) -> &Link {
         self.remove(peer);
         self.epochs += 1;
         let link = Link {
             epoch: self.epochs,
+            made: by_us.then(Instant::now),
             stream,
             outbox: Outbox::default(),
             session,
@@ -327,6 +340,11 @@ impl Links {
         self.links.contains_key(&peer)
     }
 
+    /// Did this node make the connection a moment ago?
+    pub(crate) fn was_just_made(&self, peer: NodeId) -> bool {
+        self.links.get(&peer).and_then(|link| link.made).is_some_and(|at| at.elapsed() < A_MOMENT)
+    }
+
     /// The connection, if it is still the one of this epoch.
     pub(crate) fn get(&mut self, peer: NodeId, epoch: u64) -> Option<&mut Link> {
         self.links.get_mut(&peer).filter(|link| link.epoch == epoch)
@@ -345,20 +363,24 @@ impl Links {
         if link.heard.len() > DECLARED { Err(Nonsense::TooMany) } else { Ok(()) }
     }
 
-    /// Queues a frame of a group for all of these nodes with which there is a connection: who has none is told again once
-    /// there is one.
+    /// Queues a frame of a group for all of these nodes with which there is a connection. Whoever has none, which goes to `absent`,
+    /// is told again once there is one.
     pub(crate) fn post(
         &mut self,
         (number, group, lineage): (u32, &GroupName, Lineage),
         to: impl IntoIterator<Item = NodeId>,
         frame: &Frame,
+        mut absent: impl FnMut(NodeId),
     ) {
         self.head.clear();
         frame.encode_head(&mut self.head);
         let (none, payload) = (Bytes::new(), frame.payload());
         let payload = payload.unwrap_or(&none);
         for peer in to {
-            let Some(link) = self.links.get_mut(&peer) else { continue };
+            let Some(link) = self.links.get_mut(&peer) else {
+                absent(peer);
+                continue;
+            };
             if link.declared.insert(number, lineage) != Some(lineage) {
                 let mut declaration = Vec::with_capacity(16 + group.as_str().len());
                 let (founded_s, random) = lineage.into();

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use membership_multicast::{Class, Input, Multicast, View as RoomView};
 use membership_types::{GroupName, Instant, Machine, NodeId, Token, ViewId};
 
+use super::whom::Peers;
 use crate::{
     channel::{Delivered, Fence, Mailbox},
     event::{Member, View},
@@ -22,8 +23,8 @@ pub(super) struct Room {
     pub(super) views: VecDeque<Arc<View>>,
     /// The view that is installed, for a membership that goes on where another one ended.
     pub(super) current: Option<Arc<View>>,
-    /// The others of the newest view: whom we need connections with.
-    pub(super) peers: Vec<NodeId>,
+    /// The others of the newest view.
+    pub(super) peers: Peers,
     /// What is to be handed to the application.
     pub(super) delivered: Vec<Delivered>,
     /// What came from the application and is to be sent.
@@ -45,7 +46,7 @@ pub(super) struct Room {
 impl Room {
     /// Nobody here is in the group, as far as was told: others said something about it, at most.
     pub(super) fn is_idle(&self) -> bool {
-        self.mailbox.is_none() && self.peers.is_empty()
+        self.mailbox.is_none() && self.peers.all().is_empty()
     }
 
     /// What the application wants besides sending.

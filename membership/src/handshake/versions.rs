@@ -12,6 +12,7 @@ use crate::wire::{MAX_FRAME, MAX_STATE};
 /// 3. Messages of unknown kinds are skipped and counted.
 /// 4. Frames may be as large as a large cluster's state.
 /// 5. They may come in pieces.
+/// 6. The first member of a large group's view passes on what the others say about its closing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Versions {
     pub(crate) min: u8,
@@ -19,7 +20,7 @@ pub(crate) struct Versions {
 }
 
 impl Versions {
-    pub(crate) const OURS: Self = Self { min: 2, max: 5 };
+    pub(crate) const OURS: Self = Self { min: 2, max: 6 };
 
     /// The largest frame that a node with this version takes.
     pub(crate) fn largest(common: u8) -> usize {
@@ -29,6 +30,11 @@ impl Versions {
     /// Does such a node take frames in pieces?
     pub(crate) fn takes_pieces(common: u8) -> bool {
         common >= 5
+    }
+
+    /// Does such a node pass on what members say, and take what was?
+    pub(crate) fn passes_on(common: u8) -> bool {
+        common >= 6
     }
 
     /// Of builds that do not say it.

@@ -58,7 +58,7 @@ async fn operators_find_out_how_things_stand() {
     assert_eq!(status["id"], node.id().to_string());
     assert_eq!(status["labels"], json!({ "zone": "east" }));
     assert_eq!(status["links"], json!({ "sealed": false, "by": null }));
-    assert_eq!(status["versions"], json!({ "min": 2, "max": 5 }));
+    assert_eq!(status["versions"], json!({ "min": 2, "max": 6 }));
     assert_eq!(status["level"], json!({ "agreed": 0, "understood": 1 }));
     assert_eq!((&status["rank"], &status["nodes"], &status["ready"]), (&json!(0), &json!(1), &json!(true)));
     assert_eq!((&status["coordinator"], &status["leading"]), (&json!("a"), &json!(["kv/1"])));
@@ -92,7 +92,7 @@ async fn metrics_tell_of_leases_answers_changes_and_queues() {
         let seen = || {
             let (a, b) = (of(&a), of(&b));
             a.contains("phalanx_member_changes_total{cause=\"join\"} 1")
-                && a.contains("phalanx_links_by_version{version=\"5\"}")
+                && a.contains("phalanx_links_by_version{version=\"6\"}")
                 && b.contains("phalanx_queue_limit{queue=\"bulk_bytes\"}")
                 && count(&b, "phalanx_heartbeat_round_trip_seconds_count") > 2
                 && count(&b, "phalanx_lease_margin_seconds_count") > 2

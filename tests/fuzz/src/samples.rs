@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use membership_multicast::{Ack, Class, Cut, Data, Frame, Order, Run, Standing, Sync, Transfer};
+use membership_multicast::{Ack, Class, Cut, Data, Frame, Order, Run, Said, Standing, Sync, Transfer};
 use membership_proto::{
     Bootstrap, Cluster, Config, Dest, Domains, GroupWish, Input, Kind, Msg, NodeInfo, Output,
 };
@@ -220,15 +220,16 @@ fn frames() -> Vec<Frame> {
     ];
     let runs = vec![Run { rank: 1, count: 2 }, Run { rank: 0, count: 1 }];
     let (held, standing) = (vec![1, 2], Standing::Whole);
+    let word = || Sync { view, last, prev, standing, held: vec![1, 2], seq: 4, sent: 5, trans: nodes() };
+    let words = nodes().into_iter().map(|member| (member, word())).collect();
     let others = [
+        Frame::Said(Box::new(Said { view, direct: nodes(), words })),
         data(Class::Fifo, false),
         data(Class::Ordered, true),
         data(Class::Safe, true),
         Frame::Order(Order { view, first: 3, runs }),
         Frame::Ack(Ack { view, held: held.clone(), seq: 3, again: true }),
-        Frame::Sync(
-            Sync { view, last, prev, standing, held: held.clone(), seq: 4, sent: 5, trans: nodes() }.into(),
-        ),
+        Frame::Sync(word().into()),
         Frame::Cut(Box::new(Cut {
             view,
             members: nodes(),

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use membership_multicast::MANY;
 use membership_types::Rng;
 
 use crate::{faults::Kind, network::Manners};
@@ -71,6 +72,10 @@ pub(crate) struct Params {
     pub(crate) multicast: Vec<bool>,
     /// Members of these groups keep a common state, where they multicast.
     pub(crate) stateful: Vec<bool>,
+    /// In groups with more members what is said about closings is passed on by the first one.
+    pub(crate) relay_above: usize,
+    /// Some builds take nothing that is passed on.
+    pub(crate) plain: bool,
     /// How many messages an application sends at once, at most.
     pub(crate) burst: u64,
     pub(crate) kinds: Vec<Kind>,
@@ -156,6 +161,8 @@ impl Params {
         let mixed = apart.chance(300);
         let old = (0..nodes + 3).filter(|_| mixed && apart.chance(400)).collect();
         let raise_after = Duration::from_millis(apart.between(100, 10_000));
+        let relay_above = if apart.chance(400) { 1 } else { MANY };
+        let plain = apart.chance(250);
         let mut params = Self {
             nodes,
             extra: 3,
@@ -183,6 +190,8 @@ impl Params {
             witness: false,
             old,
             raise_after,
+            relay_above,
+            plain,
         };
         // From a generator of their own, so that what a seed meant before such things existed is what it means now.
         let mut later = Rng::seeded(params.fault_every ^ params.faults_for.rotate_left(32));

@@ -100,6 +100,7 @@ impl World {
     }
 
     fn open_room(&mut self, p: usize, group: usize) {
+        let is_plain = self.is_plain(p);
         let process = &mut self.processes[p];
         if process.rooms.get(group).is_some() {
             return;
@@ -111,6 +112,7 @@ impl World {
         config.behind_after = 10 * self.params.lease;
         config.patience = 2 * config.behind_after;
         // Some are of a build that closes at once.
+        config.relay_above = if is_plain { usize::MAX } else { self.params.relay_above };
         config.meet_within = if p % 5 == 4 { Duration::ZERO } else { 2 * self.params.lease };
         let state = self.params.stateful[group].then(State::default);
         let mut machine = Multicast::new(config, process.clock.local(self.now), 0);
@@ -122,6 +124,11 @@ impl World {
         let room = Room { machine, draining: false, throttled: false, held: false, state };
         process.rooms.insert(group, room);
         process.moved |= 2 << group;
+    }
+
+    /// Is a process of a build that takes nothing that is passed on?
+    fn is_plain(&self, p: usize) -> bool {
+        self.params.plain && p % 4 == 3
     }
 
     /// Others wait for a process: it leaves the group, and comes back after a while.
@@ -171,6 +178,13 @@ impl World {
             self.open_room(p, group);
         }
         self.processes[p].next.push_back(Incoming::Room(group, input));
+        // What their connections say.
+        for member in view.members.iter().filter(|_| part == Part::Member) {
+            if self.index_of(member.node).is_some_and(|q| self.is_plain(q)) {
+                let plain = Input::Plain(member.node);
+                self.processes[p].next.push_back(Incoming::Room(group, plain));
+            }
+        }
     }
 
     /// Something for one of a process's rooms. False if the process is gone after it.

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod coming;
+mod relay;
 mod room;
 
 use std::time::Duration;
@@ -75,7 +76,20 @@ fn who_stays_behind_is_timed_from_the_first_message_that_it_does_not_take() {
 
 #[test]
 fn what_one_survivor_has_of_the_dead_all_get() {
+    pass_last_words_on(Room::new(&[1, 2, 3]));
+}
+
+/// In the simulator who waits in vain is removed before long.
+#[cfg(feature = "plant")]
+#[test]
+#[should_panic = "at two"]
+fn the_planted_bug_of_one_who_forgets_what_others_lack_is_found() {
     let mut room = Room::new(&[1, 2, 3]);
+    room.plant(1, membership_multicast::Plant::ForgetUnstable);
+    pass_last_words_on(room);
+}
+
+fn pass_last_words_on(mut room: Room) {
     room.hold_up(3, 2);
     room.say(3, Class::Fifo, "last words");
     room.run();
@@ -85,7 +99,8 @@ fn what_one_survivor_has_of_the_dead_all_get() {
     room.feed(2, Input::View(view(11, &[1, 2])));
     room.let_go();
     let both = [told("last words"), Seen::View(11, vec![1, 2])];
-    assert_eq!((room.seen(1), room.seen(2)), (&both[..], &both[..]));
+    assert_eq!(room.seen(2), both, "at two");
+    assert_eq!(room.seen(1), both, "at one");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use membership_multicast::{Class, Config, Frame, Input, Multicast, Output, View};
+use membership_multicast::{Class, Config, Frame, Input, MANY, Multicast, Output, View};
 use membership_types::{GroupName, Instant, Lineage, Machine, NodeId, ViewId};
 
 pub(crate) const LINEAGE: Lineage = Lineage::new(7, 7);
@@ -46,6 +46,10 @@ pub(crate) struct Room {
     /// The last view in which each may act.
     pub(crate) ready: BTreeMap<u32, u64>,
     pub(crate) now: Instant,
+    /// How often somebody was told how a view was closed.
+    pub(crate) cuts: usize,
+    /// In views with more members the first one passes on what the others say.
+    pub(crate) relay_above: usize,
     #[cfg(feature = "plant")]
     pub(crate) plant: Option<membership_multicast::Plant>,
 }
@@ -58,6 +62,15 @@ impl Room {
 
     /// As [`new`](Room::new); with a state in common, all of them have it.
     pub(crate) fn with(members: &[u32], state: bool) -> Self {
+        Self::begin(members, state, MANY)
+    }
+
+    /// As [`new`](Room::new); what they say about closings is passed on, however few they are.
+    pub(crate) fn relayed(members: &[u32]) -> Self {
+        Self::begin(members, false, 1)
+    }
+
+    fn begin(members: &[u32], state: bool, relay_above: usize) -> Self {
         let mut room = Self {
             members: BTreeMap::new(),
             seen: BTreeMap::new(),
@@ -67,6 +80,8 @@ impl Room {
             behind: Vec::new(),
             ready: BTreeMap::new(),
             now: Instant::from_nanos(1),
+            cuts: 0,
+            relay_above,
             #[cfg(feature = "plant")]
             plant: None,
         };
@@ -84,6 +99,7 @@ impl Room {
     pub(crate) fn add(&mut self, n: u32, state: bool) {
         let mut config = Config::new(id(n), GroupName::new("g").unwrap());
         config.fragment = 4;
+        config.relay_above = self.relay_above;
         if state {
             config.window = 1 << 10;
         }
@@ -94,6 +110,12 @@ impl Room {
             member.keep_state(true);
         }
         self.members.insert(n, member);
+    }
+
+    /// One of them has a bug.
+    #[cfg(feature = "plant")]
+    pub(crate) fn plant(&mut self, n: u32, plant: membership_multicast::Plant) {
+        self.members.get_mut(&n).unwrap().plant(Some(plant));
     }
 
     /// The application answers the requests for its state.
@@ -116,7 +138,10 @@ impl Room {
         member.handle(self.now, input);
         while let Some(output) = member.poll_output() {
             match output {
-                Output::Send(to, frame) => self.links.entry((n, to.node())).or_default().push_back(frame),
+                Output::Send(to, frame) => {
+                    self.cuts += usize::from(matches!(frame, Frame::Cut(_)));
+                    self.links.entry((n, to.node())).or_default().push_back(frame);
+                }
                 Output::SendAll(all, frame) => {
                     for to in all.iter().filter(|to| **to != id(n)) {
                         self.links.entry((n, to.node())).or_default().push_back(frame.clone());
