@@ -381,11 +381,11 @@ impl Hub {
             room.views.pop_front();
         }
         room.views.push_back(view);
-        if !overtaken || begins {
-            self.feed(key, Input::View(told));
-        }
         for peer in plain {
             self.feed(key, Input::Plain(peer));
+        }
+        if !overtaken || begins {
+            self.feed(key, Input::View(told));
         }
     }
 
@@ -587,6 +587,8 @@ impl Hub {
                     room.current = Some(Arc::clone(&installed));
                     room.tell(Delivered::View { view: installed, came_along });
                 }
+                // Among many it is connected with only now that there is something to be said.
+                Output::Behind(node) if self.whom.is_being_met(node) => {}
                 Output::Behind(node) => {
                     tracing::warn!(group = %room.group, %node, why = room.machine.waits_for(), "a member stays behind");
                     self.counts.behind.inc();
@@ -735,10 +737,10 @@ impl Hub {
         let needed: BTreeSet<NodeId> =
             self.rooms.values().flat_map(|room| room.peers.all().iter().copied()).collect();
         self.whom.tidy(&needed);
-        self.plain.retain(|peer| needed.contains(peer));
+        self.plain.retain(|peer| needed.contains(peer) || self.links.has(*peer));
         for peer in self.links.peers() {
             // Who made the connection may be ahead of us, in a view that we have not heard of.
-            if !needed.contains(&peer) && self.me.node < peer {
+            if !needed.contains(&peer) && self.links.is_ours(peer) {
                 self.links.remove(peer);
             }
         }

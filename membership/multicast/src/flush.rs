@@ -22,6 +22,9 @@ use crate::{
     store::{Holds, Store},
 };
 
+/// Views have no more members.
+const MEMBERS: usize = 1 << 16;
+
 /// A view that is to be installed.
 #[derive(Clone, Hash)]
 pub(crate) struct Flush {
@@ -149,11 +152,15 @@ impl Multicast {
     /// While a view closes: what that waits for, in words.
     pub fn waits_for(&self) -> Option<String> {
         let flush = self.flush.as_ref()?;
+        let passes_on = self.passes_on(&flush.view.members);
         Some(match flush.awaits(self.config.me, self.current.as_ref()) {
-            Awaited::Word(nodes) => format!("{nodes:?} have not said what they hold"),
+            Awaited::Word(nodes) => match passes_on.filter(|first| !nodes.contains(first)) {
+                None => format!("{} have not said what they hold", few(&nodes)),
+                Some(first) => format!("[{first}] has not passed on what {} hold", few(&nodes)),
+            },
             Awaited::Cut => "a member is brought along into a view that others have installed".into(),
-            Awaited::Messages(nodes) => format!("messages are missing that {nodes:?} hold"),
-            Awaited::Others(nodes) => format!("{nodes:?} have not said that they hold everything"),
+            Awaited::Messages(nodes) => format!("messages are missing that {} hold", few(&nodes)),
+            Awaited::Others(nodes) => format!("{} have not said that they hold everything", few(&nodes)),
         })
     }
 
@@ -191,13 +198,14 @@ impl Multicast {
         let standing = self.keeper.as_ref().map_or(Standing::None, Keeper::standing);
         let own = Sync { view: view.id, last, prev, standing, held, seq, sent, trans };
         syncs.insert(self.config.me, own.clone());
+        self.pass_no_older_on(view.id);
         self.say(&view.members, &own);
         let overtaken: Vec<(NodeId, Sync)> = syncs.iter().map(|(m, s)| (*m, s.clone())).collect();
         let (begun, since, held) = (self.now, self.now, 0);
         let flush = Flush { view, own, begun, since, held, syncs, decision: None, told: false, waiting };
         self.flush = Some(flush);
-        for (member, sync) in overtaken {
-            if self.is_to_bring_along() {
+        if self.is_to_bring_along() {
+            for (member, sync) in overtaken {
                 self.bring_along(member, &sync);
             }
         }
@@ -251,6 +259,9 @@ impl Multicast {
 
     /// Keeps what a member says about a view that we have not heard of: of each member the newest.
     pub(crate) fn hear_early(&mut self, from: NodeId, lineage: Lineage, sync: Sync) {
+        if self.early.len() >= MEMBERS && !self.early.contains_key(&from) {
+            return;
+        }
         let known = self.early.entry(from).or_insert_with(|| (lineage, sync.clone()));
         if known.0 != lineage || (known.1.view, known.1.last) < (sync.view, sync.last) {
             *known = (lineage, sync);
@@ -287,6 +298,14 @@ impl Multicast {
         };
         !self.is_relayed(&flush.view.members)
             || flush.view.members.iter().find(|m| installed(m)) == Some(&self.config.me)
+    }
+
+    /// Whoever was to bring others along may be unable to reach them.
+    pub(crate) fn bring_all_along(&mut self) {
+        let syncs = self.flush.as_ref().filter(|f| self.is_relayed(&f.view.members)).map(|f| f.syncs.clone());
+        for (member, sync) in syncs.into_iter().flatten() {
+            self.bring_along(member, &sync);
+        }
     }
 
     /// If the member came from the view that we have closed, and was to come along: tells it how that was closed.
@@ -529,6 +548,8 @@ impl Multicast {
             }
             return;
         }
+        // Says that we have installed it. Among many nobody says so before it has something to say: until then it counts as one who
+        // may need to be brought along.
         if !is_relayed {
             self.acknowledge();
         }
@@ -539,6 +560,15 @@ impl Multicast {
         for peer in core::mem::take(&mut self.relinked) {
             self.ask_again(peer);
         }
+    }
+}
+
+/// Nodes in words, by name if they are few.
+fn few(nodes: &[NodeId]) -> String {
+    const NAMED: usize = 8;
+    match nodes.split_at_checked(NAMED) {
+        Some((named, others)) if !others.is_empty() => format!("{named:?} and {} others", others.len()),
+        _ => format!("{nodes:?}"),
     }
 }
 

@@ -279,6 +279,8 @@ const MAKING: u8 = OPTIONAL;
 const WAITING: u8 = OPTIONAL + 1;
 const SAID: u8 = OPTIONAL + 2;
 const NEWER: u8 = OPTIONAL + 3;
+/// More bytes of words than that are in no frame, unless one word alone has them.
+const LARGEST: usize = 4 << 20;
 const LAST: u8 = 0b100;
 const CLASS: u8 = 0b011;
 
@@ -337,9 +339,20 @@ impl Frame {
             Self::Said(said) => {
                 put_view(out, SAID, said.view);
                 put_nodes(out, &said.direct);
+                let mut before: Option<&Sync> = None;
                 for (member, sync) in &said.words {
                     put_node(out, *member);
-                    put_sync(out, sync);
+                    let same_held = before.is_some_and(|b| b.held == sync.held);
+                    let same_trans = before.is_some_and(|b| b.trans == sync.trans);
+                    out.put_u8(u8::from(same_held) | u8::from(same_trans) << 1);
+                    put_sync_fields(out, sync);
+                    if !same_held {
+                        put_numbers(out, &sync.held);
+                    }
+                    if !same_trans {
+                        put_nodes(out, &sync.trans);
+                    }
+                    before = Some(sync);
                 }
             }
             Self::Cut(cut) => {
@@ -416,14 +429,7 @@ impl Frame {
             SYNC => Self::Sync(Box::new(sync_of(&mut bytes)?)),
             SAID => {
                 let (view, direct) = (view_of(&mut bytes)?, nodes_of(&mut bytes)?);
-                let mut words = Vec::new();
-                while bytes.has_remaining() {
-                    let (member, sync) = (node_of(&mut bytes)?, sync_of(&mut bytes)?);
-                    if sync.view != view {
-                        return Err(FrameError::Value);
-                    }
-                    words.push((member, sync));
-                }
+                let words = words_of(&mut bytes, view)?;
                 Self::Said(Box::new(Said { view, direct, words }))
             }
             CUT => {
@@ -511,12 +517,16 @@ fn put_view(out: &mut Vec<u8>, kind: u8, view: ViewId) {
 }
 
 fn put_sync(out: &mut Vec<u8>, sync: &Sync) {
+    put_sync_fields(out, sync);
+    put_numbers(out, &sync.held);
+    put_nodes(out, &sync.trans);
+}
+
+fn put_sync_fields(out: &mut Vec<u8>, sync: &Sync) {
     out.put_u8(sync.standing as u8);
     for field in [sync.view.get(), sync.last.get(), sync.prev.get(), sync.seq, sync.sent] {
         out.put_u64_le(field);
     }
-    put_numbers(out, &sync.held);
-    put_nodes(out, &sync.trans);
 }
 
 fn put_numbers(out: &mut Vec<u8>, numbers: &[u64]) {
@@ -539,6 +549,12 @@ fn put_node(out: &mut Vec<u8>, node: NodeId) {
 }
 
 fn sync_of(bytes: &mut Bytes) -> Result<Sync, FrameError> {
+    let sync = sync_fields_of(bytes)?;
+    Ok(Sync { held: numbers_of(bytes)?, trans: nodes_of(bytes)?, ..sync })
+}
+
+/// All but the lists.
+fn sync_fields_of(bytes: &mut Bytes) -> Result<Sync, FrameError> {
     let standing = match u8_of(bytes)? {
         0 => Standing::None,
         1 => Standing::Whole,
@@ -547,8 +563,40 @@ fn sync_of(bytes: &mut Bytes) -> Result<Sync, FrameError> {
     };
     let (view, last, prev) = (view_of(bytes)?, view_of(bytes)?, view_of(bytes)?);
     let (seq, sent) = (u64_of(bytes)?, u64_of(bytes)?);
-    let (held, trans) = (numbers_of(bytes)?, nodes_of(bytes)?);
-    Ok(Sync { view, last, prev, standing, held, seq, sent, trans })
+    Ok(Sync { view, last, prev, standing, held: Vec::new(), seq, sent, trans: Vec::new() })
+}
+
+/// Words to the end. A list that is the same as that of the word before is not written, so a few bytes may stand for much: there is a
+/// limit to it.
+fn words_of(bytes: &mut Bytes, view: ViewId) -> Result<Vec<(NodeId, Sync)>, FrameError> {
+    let (mut words, mut size): (Vec<(NodeId, Sync)>, usize) = (Vec::new(), 0);
+    while bytes.has_remaining() {
+        let (member, same) = (node_of(bytes)?, u8_of(bytes)?);
+        let mut sync = sync_fields_of(bytes)?;
+        let before = words.last().map(|(_, sync)| sync);
+        let as_before = |bit: u8| (same & bit != 0).then(|| before.ok_or(FrameError::Value)).transpose();
+        (sync.held, sync.trans) = match (as_before(1)?, as_before(2)?) {
+            (None, None) => (numbers_of(bytes)?, nodes_of(bytes)?),
+            (Some(b), None) => (b.held.clone(), nodes_of(bytes)?),
+            (None, Some(b)) => (numbers_of(bytes)?, b.trans.clone()),
+            (Some(h), Some(t)) => (h.held.clone(), t.trans.clone()),
+        };
+        // There is one way to write it.
+        let is_same = |f: &dyn Fn(&Sync, &Sync) -> bool| before.is_some_and(|b| f(b, &sync));
+        let flags =
+            u8::from(is_same(&|a, b| a.held == b.held)) | u8::from(is_same(&|a, b| a.trans == b.trans)) << 1;
+        size += size_of_word(&sync);
+        if sync.view != view || same != flags || size > LARGEST && !words.is_empty() {
+            return Err(FrameError::Value);
+        }
+        words.push((member, sync));
+    }
+    Ok(words)
+}
+
+/// About how many bytes a word has in memory.
+pub(crate) fn size_of_word(sync: &Sync) -> usize {
+    64 + 8 * sync.held.len() + 16 * sync.trans.len()
 }
 
 fn nodes_of(bytes: &mut Bytes) -> Result<Vec<NodeId>, FrameError> {
@@ -614,7 +662,9 @@ mod tests {
             sent: 8,
             trans: trans.clone(),
         };
-        let words = vec![(NodeId::new(1, 5), sync.clone()), (NodeId::new(2, 6), sync.clone())];
+        let other = |held: Vec<u64>, trans| Sync { held, trans, ..sync.clone() };
+        let words = [sync.clone(), sync.clone(), other(vec![3], vec![]), other(vec![3], trans.clone())];
+        let words = (1..).map(|n| NodeId::new(n, 5)).zip(words).collect();
         vec![
             data(Class::Fifo, true, b"hello"),
             data(Class::Safe, false, b""),

@@ -17,12 +17,16 @@
 //! ([`Sync`](Frame::Sync), the same to everybody). Who has that of all members knows the *cut*: the most that any of
 //! those who come along holds. Members give each other what is missing, everybody delivers up to the cut, and installs.
 //! A newer view restarts the exchange. If somebody has installed a view already that others were overtaken in, it
-//! brings them along ([`Cut`](Frame::Cut)) before the newer one can be closed, so that survivors do not part.
+//! brings them along ([`Cut`](Frame::Cut)) before the newer one can be closed, so that survivors do not part. In a view of more
+//! than [`MANY`] members each tells the first one alone, which passes on what it is told ([`Said`](Frame::Said)).
 //!
 //! # What the links must do
 //!
 //! Frames between two members come in order and are not lost while their connection lasts;
-//! [`Input::Linked`] tells both of a new one, and each says again what the other may have missed.
+//! [`Input::Linked`] tells both of a new one, and each says again what the other may have missed. All members have a connection
+//! with the first one. That any two others have one is needed only once something is to be sent; whoever has something to
+//! send to a member without one sees to it. A member of a build that passes nothing on is told of by [`Input::Plain`], before anything
+//! is sent to it.
 //!
 //! # Map
 //!

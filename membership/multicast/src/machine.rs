@@ -56,8 +56,8 @@ pub struct Config {
     /// A giver of state of which nothing comes but that it is at work is waited for so long, and twice as long each time; and so
     /// long others wait for who has no room for more before its state comes.
     pub patience: Duration,
-    /// In views with more members the first one passes on what the others say about the closing ([`MANY`]). Never: as older builds
-    /// do, which take nothing that was passed on.
+    /// In views with more members the first one passes on what the others say about the closing (usually [`MANY`]). `usize::MAX`: as
+    /// older builds do, which take nothing that was passed on either.
     pub relay_above: usize,
     /// Emit records for the trace.
     pub trace: bool,
@@ -78,6 +78,11 @@ impl Config {
             relay_above: MANY,
             trace: false,
         }
+    }
+
+    /// Does it take what was passed on?
+    pub(crate) fn takes_words(&self) -> bool {
+        self.relay_above != usize::MAX
     }
 }
 
@@ -167,7 +172,8 @@ pub struct Message {
 pub enum Output {
     /// Send this to a node.
     Send(NodeId, Frame),
-    /// Send this to all other members of the view in which it is (for [`Frame::Sync`]: to which it leads).
+    /// Send this to all others of these: members of the view in which it is (for [`Frame::Sync`] and [`Frame::Said`]: to which
+    /// it leads).
     SendAll(Box<[NodeId]>, Frame),
     /// Deliver this.
     Deliver(Message),
@@ -222,8 +228,8 @@ pub struct Multicast {
     pub(crate) early: BTreeMap<NodeId, (Lineage, Sync)>,
     /// Who has a new connection with us since the view began to close: what it sent for the next one may be lost.
     pub(crate) relinked: BTreeSet<NodeId>,
-    /// In a large view of which we are the first: what we pass on.
-    pub(crate) relay: Option<Relay>,
+    /// Of large views of which we are the first: what we pass on.
+    pub(crate) relays: BTreeMap<ViewId, Relay>,
     /// Whose build takes nothing that is passed on.
     pub(crate) plain: BTreeSet<NodeId>,
     /// What waits to be sent, and its bytes.
@@ -273,7 +279,7 @@ impl Hash for Multicast {
     fn hash<H: Hasher>(&self, state: &mut H) {
         let Self { config, now, out: _, current, flush, coming, closed, early, relinked, .. } = self;
         (config.me, now, current, flush, coming, closed, early, relinked).hash(state);
-        (&self.relay, &self.plain).hash(state);
+        (&self.relays, &self.plain).hash(state);
         let Self { waiting, waiting_bytes, sent, throttled, held, lineage, pace, ack_at, .. } = self;
         (waiting, waiting_bytes, sent, throttled, held, lineage, pace, ack_at).hash(state);
     }
@@ -295,7 +301,7 @@ impl Multicast {
             closed: None,
             early: BTreeMap::new(),
             relinked: BTreeSet::new(),
-            relay: None,
+            relays: BTreeMap::new(),
             plain: BTreeSet::new(),
             waiting: VecDeque::new(),
             waiting_bytes: 0,
@@ -686,7 +692,7 @@ impl Machine for Multicast {
                 self.hear_of(view);
             }
             Input::Out => {
-                self.relay = None;
+                self.relays.clear();
                 self.current = None;
                 self.flush = None;
                 self.coming = None;

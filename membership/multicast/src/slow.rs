@@ -25,28 +25,23 @@ impl Multicast {
     /// Who makes us wait for too long is reported, again and again while that lasts.
     pub(crate) fn watch_the_slow(&mut self) {
         let (now, after) = (self.now, self.config.behind_after);
-        let mut behind = Vec::new();
+        let (mut behind, mut is_long) = (Vec::new(), false);
+        let passes_on = self.flush.as_ref().and_then(|flush| self.passes_on(&flush.view.members));
         if let Some(flush) = &mut self.flush {
-            if now >= flush.since.after(after) {
+            is_long = now >= flush.since.after(after);
+            if is_long {
                 flush.since = now;
                 let current = self.current.as_ref();
                 let held = current.map_or(0, |c| c.store.holds().held.iter().sum::<u64>() + c.store.known());
                 let comes = core::mem::replace(&mut flush.held, held) < held;
                 behind = match flush.awaits(self.config.me, current) {
-                    Awaited::Word(nodes) => {
-                        let passes_on = (flush.view.members.len() > self.config.relay_above)
-                            .then(|| flush.view.members.first().copied())
-                            .flatten();
-                        match passes_on.filter(|m| *m != self.config.me && !self.plain.contains(m)) {
-                            None => nodes,
-                            // It knows who says nothing, or is the one.
-                            Some(first) if nodes.contains(&first) => Vec::from([first]),
-                            Some(first) if now >= flush.begun.after(self.config.patience) => {
-                                Vec::from([first])
-                            }
-                            Some(_) => Vec::new(),
-                        }
-                    }
+                    Awaited::Word(nodes) => match passes_on {
+                        None => nodes,
+                        // It knows who says nothing, or is the one.
+                        Some(first) if nodes.contains(&first) => Vec::from([first]),
+                        Some(first) if now >= flush.begun.after(4 * after) => Vec::from([first]),
+                        Some(_) => Vec::new(),
+                    },
                     Awaited::Messages(nodes) if !comes => nodes,
                     // They may wait for messages themselves, which are on their way, or name another one.
                     Awaited::Others(nodes) if now >= flush.begun.after(self.config.patience) => nodes,
@@ -71,6 +66,9 @@ impl Multicast {
                     _ => *lagging = Some(Lag { begun: now, at: now, held }),
                 }
             }
+        }
+        if is_long {
+            self.bring_all_along();
         }
         for node in behind {
             self.mark("a member that stays behind is reported");

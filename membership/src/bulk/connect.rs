@@ -26,9 +26,7 @@ const UNSENT: u32 = 256 << 10;
 /// Pauses between attempts to connect double from the first to the second.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 
-/// Who was connected with before is left so long to do it.
-const LATER: Duration = Duration::from_millis(250);
-/// So many are connected to at once, whatever else goes on.
+/// So many are connected to at once, whatever else goes on, and the first of groups of many.
 pub(super) const FEW: usize = 64;
 /// Where there are more, so many of all at a time, while the lease is fresh.
 const IN_TURN: usize = 4;
@@ -69,13 +67,13 @@ pub(super) async fn dial(hub: Shared, wanted: Wanted, addr: SocketAddr, crowd: O
         (Rc::clone(&hub.me), transport::patience(hub.term), hub.wallet.clone())
     };
     let mut pause = PAUSES.0;
+    if !wanted.after.is_zero() {
+        sleep(wanted.after).await;
+    }
     let mut turn = match &crowd {
         Some(crowd) => crowd.turn(&hub).await,
         None => None,
     };
-    if wanted.later {
-        sleep(LATER).await;
-    }
     while hub.borrow().is_wanted(&me, peer) && !hub.borrow().links.has(peer) {
         let attempt = async {
             let mut stream = TcpStream::connect(addr).await?;
@@ -245,7 +243,7 @@ mod tests {
     use crate::{
         bulk::Bulk,
         event::{Member, View},
-        handshake::Hello,
+        handshake::{Hello, Versions},
         metrics::Counts,
         secret::{Source, Wallet},
         session::Session,
@@ -291,6 +289,37 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn of_two_connections_that_are_made_at_the_same_time_both_ends_keep_that_of_the_smaller_id() {
+        let body = async {
+            let hub = hub();
+            for (peer, kept) in [(3, 0), (1, 1)] {
+                let ((near, mut far), (other, mut made_by_peer)) = (pair().await, pair().await);
+                link(&hub, near, met(peer), true);
+                link(&hub, other, met(peer), false);
+                let ends = [&mut far, &mut made_by_peer];
+                for (number, end) in ends.into_iter().enumerate() {
+                    let over = timeout(Duration::from_millis(50), end.read(&mut [0])).await.is_ok();
+                    assert_eq!(over, number != kept, "connection {number} with {peer}");
+                }
+            }
+        };
+        LocalSet::new().run_until(body).await;
+    }
+
+    #[tokio::test]
+    async fn of_an_older_build_groups_are_told() {
+        let body = async {
+            let hub = hub();
+            let mut old = met(3);
+            old.hello.speaks = Versions { min: 2, max: 5 };
+            link(&hub, pair().await.0, old, false);
+            link(&hub, pair().await.0, met(4), false);
+            assert_eq!(hub.borrow().plain, [NodeId::new(3, 1)].into());
+        };
+        LocalSet::new().run_until(body).await;
+    }
+
+    #[tokio::test]
     async fn what_was_said_last_on_a_connection_is_heard() {
         let body = async {
             let hub = hub();
@@ -319,7 +348,7 @@ mod tests {
             for peer in [3, 4, 4] {
                 let (near, other) = pair().await;
                 far.push(other);
-                link(&hub, near, met(peer), false);
+                link(&hub, near, met(peer), true);
                 open.push(count());
             }
             assert_eq!(open, [1, 2, 2], "one takes the place of another");
@@ -353,7 +382,7 @@ mod tests {
         hub.on_view(key, Arc::new(view), Kind::Multicast, false);
         assert_eq!(hub.missing(), [], "nobody knows its address");
         let addr = Hello::sample(3).addr;
-        let found = [(Wanted { peer, first: true, later: false }, addr)];
+        let found = [(Wanted { peer, first: false, after: Duration::ZERO }, addr)];
         hub.set_addresses([(peer, addr)].into());
         assert_eq!(hub.missing(), found);
         assert_eq!(hub.missing(), [], "somebody tries to connect with it");

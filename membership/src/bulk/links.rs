@@ -36,7 +36,7 @@ pub(super) const WAITING: usize = 256 << 20;
 const DECLARED: usize = 1 << 20;
 
 /// Two nodes that connect with each other at the same time do so within this.
-const A_MOMENT: Duration = Duration::from_secs(1);
+const A_MOMENT: Duration = Duration::from_secs(3);
 
 const DECLARE: u8 = 1;
 const RETIRE: u8 = 2;
@@ -338,6 +338,11 @@ impl Links {
 
     pub(crate) fn has(&self, peer: NodeId) -> bool {
         self.links.contains_key(&peer)
+    }
+
+    /// Did this node make the connection?
+    pub(crate) fn is_ours(&self, peer: NodeId) -> bool {
+        self.links.get(&peer).is_some_and(|link| link.made.is_some())
     }
 
     /// Did this node make the connection a moment ago?

@@ -3,12 +3,24 @@
 //! In a group of few members everybody connects with everybody, and the node with the smaller id does it. Where there are more
 //! than [`MANY`], with the first two: the first one passes on what the others say about closings and gives places, and the second one is the next
 //! to do so. Any other one is connected with once something is to be said to it, by whoever has something to say. So a hundred nodes that come
-//! together make two hundred connections and not five thousand.
+//! together make two hundred connections and not five thousand, until somebody multicasts: then all say to all what they hold.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
 
 use membership_multicast::MANY;
 use membership_types::NodeId;
+
+/// Two members often have something to say to each other at the same time: the one with the larger id gives the other one so long to
+/// connect.
+const COURTESY: Duration = Duration::from_millis(20);
+/// So long where there was a connection, since that ended for both.
+const AGAIN: Duration = Duration::from_millis(250);
+
+/// Among many it may take so long until all have connected who have something to say.
+const MEETING: Duration = Duration::from_secs(15);
 
 /// The others of a group's newest view.
 #[derive(Default)]
@@ -33,9 +45,14 @@ impl Peers {
         self.all.contains(&peer)
     }
 
+    /// Is one of the two among the first of many?
+    fn is_with_first(&self, me: NodeId, peer: NodeId) -> bool {
+        self.first.is_some_and(|first| first.contains(&me) || first.contains(&peer))
+    }
+
     /// Does this one connect with that one, or the other way round, whether anything is to be said or not?
     fn are_to_meet(&self, me: NodeId, peer: NodeId) -> bool {
-        self.first.is_none_or(|first| first.contains(&me) || first.contains(&peer))
+        self.first.is_none() || self.is_with_first(me, peer)
     }
 }
 
@@ -44,20 +61,27 @@ impl Peers {
 pub(super) struct Whom {
     /// Somebody tries to connect with them.
     dialing: BTreeSet<NodeId>,
-    /// In groups of many, whom something was to be said to, or who has connected with us: was there a connection?
-    needed: BTreeMap<NodeId, bool>,
+    /// In groups of many, whom something was to be said to, or who has connected with us.
+    needed: BTreeMap<NodeId, Need>,
     /// Since peers were looked for without a connection, some may have come to be without one, or can be reached now.
     pub(super) look_again: bool,
+}
+
+/// Somebody is to be spoken to.
+struct Need {
+    since: Instant,
+    /// There was a connection.
+    met: bool,
 }
 
 /// Somebody to connect with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Wanted {
     pub(super) peer: NodeId,
-    /// Every member of some group is to meet it.
+    /// One of the two is among the first of many: what is said about closings goes that way.
     pub(super) first: bool,
-    /// After a while, if it has not done so by then: there was a connection, and it has the smaller id.
-    pub(super) later: bool,
+    /// After so long, if it has not done so by then.
+    pub(super) after: Duration,
 }
 
 impl Whom {
@@ -66,14 +90,19 @@ impl Whom {
         if peers.are_to_meet(me, peer) || self.needed.contains_key(&peer) {
             return false;
         }
-        self.needed.insert(peer, false);
+        self.needed.insert(peer, Need { since: Instant::now(), met: false });
         self.look_again = true;
         true
     }
 
     /// There is a connection.
     pub(super) fn linked(&mut self, peer: NodeId) {
-        self.needed.insert(peer, true);
+        self.needed.insert(peer, Need { since: Instant::now(), met: true });
+    }
+
+    /// Has there been no time yet to connect with a member, since something was first to be said to it?
+    pub(super) fn is_being_met(&self, peer: NodeId) -> bool {
+        self.needed.get(&peer).is_some_and(|need| !need.met && need.since.elapsed() < MEETING)
     }
 
     /// Nobody tries to reach it any more.
@@ -96,17 +125,24 @@ impl Whom {
         let mut wanted = BTreeMap::new();
         for peers in groups {
             for peer in peers.all().iter().copied() {
-                let needed = self.needed.get(&peer).copied();
+                let needed = self.needed.get(&peer);
                 let one = match peers.are_to_meet(me, peer) {
-                    true if me < peer => Wanted { peer, first: true, later: false },
+                    true if me < peer => {
+                        Wanted { peer, first: peers.is_with_first(me, peer), after: Duration::ZERO }
+                    }
                     false if needed.is_some() => {
-                        Wanted { peer, first: false, later: peer < me && needed == Some(true) }
+                        let courtesy = if needed.is_some_and(|need| need.met) { AGAIN } else { COURTESY };
+                        Wanted {
+                            peer,
+                            first: false,
+                            after: if me < peer { Duration::ZERO } else { courtesy },
+                        }
                     }
                     _ => continue,
                 };
                 let known = wanted.entry(peer).or_insert(one);
                 known.first |= one.first;
-                known.later &= one.later;
+                known.after = known.after.min(one.after);
             }
         }
         let found: Vec<Wanted> =
@@ -129,13 +165,13 @@ mod tests {
         NodeId::new(n, 1)
     }
 
-    fn missing(whom: &mut Whom, me: u32, peers: &Peers) -> Vec<(u32, bool, bool)> {
+    fn missing(whom: &mut Whom, me: u32, peers: &Peers) -> Vec<(u32, bool, u128)> {
         whom.look_again = true;
         let found = whom.missing(node(me), [peers].into_iter(), |_| true);
         for wanted in &found {
             whom.gave_up(wanted.peer);
         }
-        found.iter().map(|w| (w.peer.node(), w.first, w.later)).collect()
+        found.iter().map(|w| (w.peer.node(), w.first, w.after.as_millis())).collect()
     }
 
     #[test]
@@ -143,7 +179,7 @@ mod tests {
         let members: Vec<NodeId> = (0..MANY as u32).map(node).collect();
         let mut whom = Whom::default();
         let found = missing(&mut whom, 5, &Peers::new(node(5), &members));
-        assert_eq!(found, (6..MANY as u32).map(|n| (n, true, false)).collect::<Vec<_>>());
+        assert_eq!(found, (6..MANY as u32).map(|n| (n, false, 0)).collect::<Vec<_>>());
     }
 
     #[test]
@@ -152,19 +188,19 @@ mod tests {
         let members: Vec<NodeId> = [40, 3].into_iter().chain(4..30).map(node).collect();
         let peers = |me| Peers::new(node(me), &members);
         let mut whom = Whom::default();
-        assert_eq!(missing(&mut whom, 5, &peers(5)), [(40, true, false)], "3 connects with 5");
+        assert_eq!(missing(&mut whom, 5, &peers(5)), [(40, true, 0)], "3 connects with 5");
         assert_eq!(missing(&mut whom, 3, &peers(3)).len(), 27, "with all");
         assert_eq!(missing(&mut whom, 40, &peers(40)), [], "all connect with 40");
         assert!(!whom.need(node(5), &peers(5), node(3)), "they meet anyway");
         assert!(whom.need(node(5), &peers(5), node(4)) && whom.need(node(5), &peers(5), node(9)));
         assert!(!whom.need(node(5), &peers(5), node(9)), "known");
-        let all = [(4, false, false), (9, false, false), (40, true, false)];
+        let all = [(4, false, 20), (9, false, 0), (40, true, 0)];
         assert_eq!(missing(&mut whom, 5, &peers(5)), all, "whichever id is smaller");
         whom.linked(node(4));
         whom.linked(node(9));
-        let all = [(4, false, true), (9, false, false), (40, true, false)];
+        let all = [(4, false, 250), (9, false, 0), (40, true, 0)];
         assert_eq!(missing(&mut whom, 5, &peers(5)), all, "4 has lost the connection, too");
         whom.tidy(&[node(4)].into());
-        assert_eq!(missing(&mut whom, 5, &peers(5)), [(4, false, true), (40, true, false)]);
+        assert_eq!(missing(&mut whom, 5, &peers(5)), [(4, false, 250), (40, true, 0)]);
     }
 }

@@ -122,6 +122,44 @@ async fn everybody_is_delivered_the_same_in_one_order() {
     place.judge(members.iter().map(|(m, _)| m.node().clone())).await;
 }
 
+/// With more than 16 members what they say about a closing goes through the first one, and who has something to say connects.
+#[tokio::test]
+async fn among_many_everybody_is_delivered_the_same_and_goes_on_when_the_first_one_leaves() {
+    const MANY: usize = 20;
+    let place = Place::new();
+    let mut members = room(&place, MANY).await;
+    let links = |(group, _): &(Membership, Deliveries)| -> usize {
+        let text = group.node().extensions().metrics_text();
+        let links = text.lines().find_map(|line| line.strip_prefix("phalanx_bulk_links "));
+        links.and_then(|count| count.parse().ok()).expect("a number")
+    };
+    let count: usize = members.iter().map(links).sum();
+    assert!(count < MANY * (MANY - 1), "{count} ends of connections: each is connected with each");
+    for round in ["all are there", "the first one is gone"] {
+        let count = members.len();
+        for (group, _) in [&members[0], &members[count / 2], &members[count - 1]] {
+            for number in 0..10 {
+                let class = [Class::Ordered, Class::Safe, Class::Fifo][number % 3];
+                group.multicast(class, format!("{number}")).await.expect("a member");
+            }
+        }
+        let mut seen: Vec<Vec<Message>> = Vec::new();
+        for (_, deliveries) in &mut members {
+            let all = messages(deliveries, 30).await;
+            seen.push(all.into_iter().filter(|m| m.seq.is_some()).collect());
+        }
+        assert!(seen.iter().all(|all| all.len() == 21 && *all == seen[0]), "{round}: {seen:?}");
+        if count == MANY {
+            let (first, _) = members.remove(0);
+            within("leaving", first.node().leave()).await;
+            for (_, deliveries) in &mut members {
+                installs(deliveries, MANY - 1).await;
+            }
+        }
+    }
+    place.judge(members.iter().map(|(m, _)| m.node().clone())).await;
+}
+
 #[tokio::test]
 async fn what_is_said_right_before_leaving_is_heard_and_survivors_agree_on_the_rest() {
     let place = Place::new();

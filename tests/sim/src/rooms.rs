@@ -178,10 +178,13 @@ impl World {
             self.open_room(p, group);
         }
         self.processes[p].next.push_back(Incoming::Room(group, input));
-        // What their connections say.
-        for member in view.members.iter().filter(|_| part == Part::Member) {
-            if self.index_of(member.node).is_some_and(|q| self.is_plain(q)) {
-                let plain = Input::Plain(member.node);
+        // What connections say: there are some with the first member only, which tells the others.
+        let is_first = |node: NodeId| view.members.first().is_some_and(|first| first.node == node);
+        let met = |node: NodeId| is_first(node) || is_first(self.processes[p].id);
+        let members: Vec<NodeId> = view.members.iter().map(|m| m.node).filter(|node| met(*node)).collect();
+        for member in members.into_iter().filter(|_| part == Part::Member) {
+            if self.index_of(member).is_some_and(|q| self.is_plain(q)) {
+                let plain = Input::Plain(member);
                 self.processes[p].next.push_back(Incoming::Room(group, plain));
             }
         }

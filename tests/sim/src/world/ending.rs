@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use membership_types::trace::{Event, Process as P, Source};
 
 use super::{Action, World};
-use crate::{network::Cut, params::Ending};
+use crate::{network::Cut, params::Ending, process::Process};
 
 impl World {
     /// Faults end here; what the ending wants broken stays broken, everything else is mended and restarted.
@@ -120,12 +120,11 @@ impl World {
 
     /// Says who is up and connected, and that no fault comes any more.
     pub(crate) fn declare_stable(&mut self) {
-        let core: Vec<P> = self
-            .processes
-            .iter()
-            .filter(|p| p.is_up() && !self.outcast.contains(&p.place))
-            .map(|p| p.id.into())
-            .collect();
+        // Who was stopped for good may have been killed by an earlier fault: who runs in its place is as well as any other.
+        let is_connected =
+            |p: &Process| !self.outcast.contains(&p.place) || self.params.ending == Ending::OneStopped;
+        let core: Vec<P> =
+            self.processes.iter().filter(|p| p.is_up() && is_connected(p)).map(|p| p.id.into()).collect();
         let node = |place: usize| core.iter().find(|p| p.0 == place as u64).copied();
         let apart = self.apart.and_then(|(a, b)| node(a).zip(node(b))).into_iter().collect();
         let witness = self.params.witness.then(|| self.witness.keeper.epoch().to_string());
