@@ -167,6 +167,48 @@ fn five_nodes_are_upgraded_one_after_the_other_under_load() {
     all.judge();
 }
 
+/// With more than 16 members this build has the first one pass on what the others say about a closing, which the previous one neither does
+/// nor takes. The first one is of the previous build, then of this one.
+#[test]
+fn a_large_group_of_two_builds_goes_on_when_its_first_member_dies() {
+    const MEMBERS: usize = 20;
+    let Some(old) = previous() else { return };
+    let new = PathBuf::from(env!("CARGO_BIN_EXE_phalanx"));
+    let mut all = Fleet { dir: Dir::new(), traces: Vec::new() };
+    let mut procs: Vec<Proc> = Vec::new();
+    for n in 0..MEMBERS {
+        procs.push(all.start(if n % 2 == 0 { &old } else { &new }, &format!("n{n}")));
+        procs[n].until_event(if n == 0 { "leading" } else { "started" });
+    }
+    for round in ["all", "without the first one"] {
+        let count = procs.len();
+        for proc in &mut procs {
+            proc.until_members(count);
+        }
+        load(&mut procs, round, 3);
+        for proc in &mut procs {
+            until_heard(proc, count, round, 3);
+        }
+        let seen: Vec<_> = procs.iter().map(|proc| order(proc, round)).collect();
+        assert!(
+            seen.iter().all(|of| of.len() == 2 * count && *of == seen[0]),
+            "one order at all in round {round}"
+        );
+        if count == MEMBERS {
+            let mut goes = procs.remove(0);
+            goes.signal("KILL");
+            goes.end();
+            let trace = all.dir.file("n0.jsonl");
+            all.killed(&trace);
+        }
+    }
+    for mut proc in procs.into_iter().rev() {
+        proc.signal("TERM");
+        assert_eq!(proc.end(), Some(0));
+    }
+    all.judge();
+}
+
 #[test]
 fn a_node_of_the_previous_build_joins_one_of_this_build_and_takes_over_from_it() {
     let Some(old) = previous() else { return };

@@ -56,7 +56,8 @@ impl Plant {
     ];
 
     /// Too rare for the simulator: a scenario shows that it is found.
-    pub const RARE: [Self; 3] = [Self::TakeStateEarly, Self::ForgetUnstable, Self::ForgetWords];
+    pub const RARE: [Self; 4] =
+        [Self::TakeStateEarly, Self::ForgetUnstable, Self::ForgetWords, Self::LatePlaces];
 
     /// The name on the command line.
     pub fn name(self) -> &'static str {

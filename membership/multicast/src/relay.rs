@@ -3,8 +3,9 @@
 //! A member tells all others what it holds. In a view of a hundred that is ten thousand frames, on five thousand connections,
 //! before anybody has said anything of its own. So where there are many a member tells the first of them, which tells
 //! everybody what it was told, many words in a frame: a few frames for each member, and no connections but those with it. What words
-//! have in common is written once. A word is the same whoever brings it. It may come before messages that its author sent earlier; those count for the closing up to the cut, whenever
-//! they come. If the first member is gone, there is a newer view, with another first one.
+//! have in common is written once. A word is the same whoever brings it. It may come before messages that its author sent earlier;
+//! those count for the closing up to the cut, whenever they come. If the first member is gone, there is a newer view, with another
+//! first one.
 //!
 //! Older builds neither pass on words nor take those that were: to them, and where one of them is first, everybody says its
 //! own. A member learns from the connection who they are, and the first one from all.
@@ -64,7 +65,8 @@ impl Multicast {
         members.len() > self.config.relay_above
     }
 
-    /// Who passes on what we say about a view, and what others do. Nobody, if these are few, if it is ourselves, or if it is of an older build.
+    /// Who passes on what we say about a view, and what others do. Nobody, if these are few, if it is ourselves, or if it is of an
+    /// older build.
     pub(crate) fn passes_on(&self, members: &[NodeId]) -> Option<NodeId> {
         let first = members.first().copied().filter(|_| self.is_relayed(members))?;
         (first != self.config.me && !self.plain.contains(&first)).then_some(first)

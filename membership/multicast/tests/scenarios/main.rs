@@ -148,7 +148,20 @@ fn who_was_overtaken_is_brought_along() {
 /// places that had come to it late.
 #[test]
 fn places_that_come_when_all_has_been_told_count_for_nobody() {
+    get_places_late(Room::new(&[1, 2, 3]));
+}
+
+/// In the simulator one run of a thousand shows it.
+#[cfg(feature = "plant")]
+#[test]
+#[should_panic = "at three"]
+fn the_planted_bug_of_one_who_takes_places_late_is_found() {
     let mut room = Room::new(&[1, 2, 3]);
+    room.plant(3, membership_multicast::Plant::LatePlaces);
+    get_places_late(room);
+}
+
+fn get_places_late(mut room: Room) {
     for (from, to) in [(1, 2), (1, 3), (3, 2)] {
         room.hold_up(from, to);
     }
@@ -169,7 +182,7 @@ fn places_that_come_when_all_has_been_told_count_for_nobody() {
     room.run();
     let both = [told("b"), told("c")];
     assert_eq!(room.seen(2), [&both[..], &[Seen::View(11, vec![2, 3])]].concat());
-    assert_eq!(room.seen(3), [&both[..], &[Seen::View(12, vec![3])]].concat());
+    assert_eq!(room.seen(3), [&both[..], &[Seen::View(12, vec![3])]].concat(), "at three");
 }
 
 #[test]
