@@ -294,7 +294,7 @@ fn without_a_directory_it_is_said_that_the_state_is_lost() {
                 break;
             }
             assert!(code == 503 && Instant::now() < deadline, "{code} {answer}");
-            std::thread::sleep(Duration::from_millis(20));
+            thread::sleep(Duration::from_millis(20));
         }
     }
     cluster.start(1, &[]);

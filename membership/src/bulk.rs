@@ -587,9 +587,14 @@ impl Hub {
                     room.current = Some(Arc::clone(&installed));
                     room.tell(Delivered::View { view: installed, came_along });
                 }
-                // Among many it is connected with only now that there is something to be said.
-                Output::Behind(node) if self.whom.is_being_met(node) => {}
                 Output::Behind(node) => {
+                    if !self.links.has(node) && self.whom.need(self.me.node, &room.peers, node) {
+                        self.bulk.0.wake.notify_one();
+                    }
+                    // Among many two connect only now that there is something to be said.
+                    if self.whom.is_being_met(&room.peers, node) {
+                        continue;
+                    }
                     tracing::warn!(group = %room.group, %node, why = room.machine.waits_for(), "a member stays behind");
                     self.counts.behind.inc();
                     lock(&self.bulk.0.told).behind.insert((room.group.clone(), node));

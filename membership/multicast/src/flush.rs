@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Views have no more members.
-const MEMBERS: usize = 1 << 16;
+pub(crate) const MEMBERS: usize = 1 << 16;
 
 /// A view that is to be installed.
 #[derive(Clone, Hash)]

@@ -19,6 +19,7 @@ use alloc::{
 use membership_types::{Lineage, NodeId, ViewId};
 
 use crate::{
+    flush::MEMBERS,
     frame::{Frame, Said, Sync, size_of_word},
     machine::{Multicast, Output, View},
     plant::Plant,
@@ -78,7 +79,8 @@ impl Multicast {
         if self.relays.last_key_value().is_some_and(|(newest, _)| *newest >= view.id) {
             return;
         }
-        self.plain.retain(|member| view.contains(*member));
+        let Self { plain, relays, .. } = self;
+        plain.retain(|m| view.contains(*m) || relays.values().any(|relay| relay.members.contains(m)));
         if !self.is_relayed(&view.members) || view.members.first() != Some(&self.config.me) {
             return;
         }
@@ -153,7 +155,7 @@ impl Multicast {
 
     /// This member's build takes only what others say themselves, and passes nothing on.
     pub(crate) fn on_plain(&mut self, member: NodeId) {
-        if member == self.config.me || !self.plain.insert(member) {
+        if member == self.config.me || self.plain.len() >= MEMBERS || !self.plain.insert(member) {
             return;
         }
         let flush = self.flush.as_ref().map(|f| (f.view.members.clone(), f.own.clone()));
@@ -203,7 +205,9 @@ impl Multicast {
         if !self.config.takes_words() {
             return;
         }
-        self.plain.extend(said.direct);
+        for member in said.direct {
+            self.on_plain(member);
+        }
         for (member, sync) in said.words {
             if member != self.config.me {
                 self.hear_early(member, lineage, sync);

@@ -69,6 +69,7 @@ pub(super) struct Whom {
 
 /// Somebody is to be spoken to.
 struct Need {
+    /// Since when for the first time, however often the connection was made anew.
     since: Instant,
     /// There was a connection.
     met: bool,
@@ -85,24 +86,26 @@ pub(super) struct Wanted {
 }
 
 impl Whom {
-    /// Something is to be said to a member with whom there is no connection. True if that is news.
+    /// Something is to be said to a member with whom there is no connection, or it is waited for. True if that is news, and somebody has
+    /// to connect.
     pub(super) fn need(&mut self, me: NodeId, peers: &Peers, peer: NodeId) -> bool {
-        if peers.are_to_meet(me, peer) || self.needed.contains_key(&peer) {
+        if self.needed.contains_key(&peer) {
             return false;
         }
         self.needed.insert(peer, Need { since: Instant::now(), met: false });
         self.look_again = true;
-        true
+        !peers.are_to_meet(me, peer)
     }
 
     /// There is a connection.
     pub(super) fn linked(&mut self, peer: NodeId) {
-        self.needed.insert(peer, Need { since: Instant::now(), met: true });
+        self.needed.entry(peer).or_insert(Need { since: Instant::now(), met: true }).met = true;
     }
 
-    /// Has there been no time yet to connect with a member, since something was first to be said to it?
-    pub(super) fn is_being_met(&self, peer: NodeId) -> bool {
-        self.needed.get(&peer).is_some_and(|need| !need.met && need.since.elapsed() < MEETING)
+    /// Among many: is it so short a time since the two had first something to say to each other that they may not have come to it yet?
+    pub(super) fn is_being_met(&self, peers: &Peers, peer: NodeId) -> bool {
+        let is_new = |need: &Need| need.since.elapsed() < MEETING;
+        peers.first.is_some() && self.needed.get(&peer).is_some_and(is_new)
     }
 
     /// Nobody tries to reach it any more.
@@ -192,6 +195,8 @@ mod tests {
         assert_eq!(missing(&mut whom, 3, &peers(3)).len(), 27, "with all");
         assert_eq!(missing(&mut whom, 40, &peers(40)), [], "all connect with 40");
         assert!(!whom.need(node(5), &peers(5), node(3)), "they meet anyway");
+        assert!(whom.is_being_met(&peers(5), node(3)) && !whom.is_being_met(&peers(5), node(4)));
+        assert!(!whom.is_being_met(&Peers::new(node(5), &members[..9]), node(3)), "few have met before");
         assert!(whom.need(node(5), &peers(5), node(4)) && whom.need(node(5), &peers(5), node(9)));
         assert!(!whom.need(node(5), &peers(5), node(9)), "known");
         let all = [(4, false, 20), (9, false, 0), (40, true, 0)];
