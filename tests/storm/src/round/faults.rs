@@ -300,7 +300,8 @@ impl Round<'_> {
     }
 
     fn kill_and_restart(&mut self, who: usize, rng: &mut Rng, cause: &str) -> anyhow::Result<bool> {
-        let place = self.procs[&who].place;
+        // Where all are killed it may have ended with another one.
+        let Some(place) = self.procs.get(&who).map(|proc| proc.place) else { return Ok(false) };
         self.await_next(who, cause);
         self.kill(who)?;
         if place < self.plan.nodes {
