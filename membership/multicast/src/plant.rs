@@ -56,8 +56,7 @@ impl Plant {
     ];
 
     /// Too rare for the simulator: a scenario shows that it is found.
-    pub const RARE: [Self; 4] =
-        [Self::TakeStateEarly, Self::ForgetUnstable, Self::ForgetWords, Self::LatePlaces];
+    pub const RARE: [Self; 2] = [Self::TakeStateEarly, Self::ForgetWords];
 
     /// The name on the command line.
     pub fn name(self) -> &'static str {

@@ -19,7 +19,10 @@ fn wanted(plant: Plant) -> (u64, Vec<Kind>) {
     };
     match plant.name() {
         // One of a thousand, of these.
+        "late-places" => (4 * SEEDS, under(&["lossy", "delay", "crash"])),
         "unripe-slots" => (4 * SEEDS, under(&["replace", "split-core", "crash", "leave"])),
+        // One of a thousand of all: who waits in vain is mostly removed before long.
+        "forget-unstable" => (6 * SEEDS, Kind::ALL.to_vec()),
         // Under all kinds one of a thousand: who is waited for in vain is removed before long.
         "forget-lost" => (SEEDS, under(&["break"])),
         "safe-without-place" => (SEEDS, under(&["lossy"])),
