@@ -19,13 +19,12 @@ use router_proto::{
     http::{Body, Method, Refusal, RequestHead, Version},
     racs::{Access, Circumstances, Pick, Policy, Tried},
 };
-use tokio::net::TcpStream;
 
 use crate::{
     config::{Protocol, Service},
     stats::Counters,
     table::Table,
-    worker::{Buf, Deadline, DeadlineId, Server, Worker},
+    worker::{Buf, ClientStream, Deadline, DeadlineId, Server, Worker},
 };
 
 pub(crate) use answer::TOO_MANY_CLIENTS;
@@ -83,7 +82,7 @@ enum Target {
 }
 
 /// Serves one client until it or the router has had enough.
-pub(crate) async fn serve(service: Rc<HttpService>, stream: TcpStream) {
+pub(crate) async fn serve(service: Rc<HttpService>, stream: ClientStream) {
     connection::Connection::new(service, stream).serve().await;
 }
 

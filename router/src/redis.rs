@@ -23,7 +23,6 @@ use router_proto::{
     racs::{Access, Circumstances, Pick, Policy, Tried},
     resp::{self, After, Args, Family, Gather, Keys, Seq, SubCommand},
 };
-use tokio::net::TcpStream;
 
 pub(crate) use client::TOO_MANY_CLIENTS;
 use client::{Client, Task};
@@ -34,7 +33,7 @@ use crate::{
     config::Service,
     stats::Counters,
     table::Table,
-    worker::{Server, Worker},
+    worker::{ClientStream, Server, Worker},
 };
 
 /// Room for one read, from a client or a server: a batch of commands or replies.
@@ -86,7 +85,7 @@ enum Target {
 }
 
 /// Serves one client until it or the router has had enough.
-pub(crate) async fn serve(service: Rc<RedisService>, stream: TcpStream) {
+pub(crate) async fn serve(service: Rc<RedisService>, stream: ClientStream) {
     Task::new(service, stream).serve().await;
 }
 

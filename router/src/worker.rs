@@ -8,11 +8,12 @@ mod buffer;
 mod clock;
 mod linger;
 mod server;
+mod stream;
 
 use std::{
     cell::{Cell, RefCell},
     io,
-    net::TcpListener,
+    net::{SocketAddr, TcpListener},
     rc::Rc,
     sync::Arc,
     task::Poll,
@@ -28,6 +29,7 @@ pub(crate) use buffer::Buf;
 pub(crate) use clock::{Clock, Deadline, DeadlineId};
 pub(crate) use linger::linger;
 pub(crate) use server::{InFlight, Server};
+pub(crate) use stream::ClientStream;
 
 use crate::{
     config::{Protocol, Service},
@@ -114,7 +116,7 @@ impl Front {
         }
     }
 
-    async fn serve(self, stream: TcpStream) {
+    async fn serve(self, stream: ClientStream) {
         match self {
             Self::Http(service) => crate::http::serve(service, stream).await,
             Self::Redis(service) => crate::redis::serve(service, stream).await,
@@ -244,7 +246,7 @@ async fn accept(worker: Rc<Worker>, listener: tokio::net::TcpListener, front: Fr
         });
         match accepted.await {
             None => return,
-            Some(Ok((stream, _))) => admit(&worker, &front, stream),
+            Some(Ok((stream, source))) => admit(&worker, &front, stream, source),
             Some(Err(error)) => {
                 // Out of descriptors, most likely: pending connections stay in the queue meanwhile.
                 tracing::warn!(%error, "cannot accept");
@@ -254,7 +256,7 @@ async fn accept(worker: Rc<Worker>, listener: tokio::net::TcpListener, front: Fr
     }
 }
 
-fn admit(worker: &Rc<Worker>, front: &Front, stream: TcpStream) {
+fn admit(worker: &Rc<Worker>, front: &Front, stream: TcpStream, source: SocketAddr) {
     let counters = front.counters();
     if worker.clients.get() >= worker.limits.clients {
         counters.shed.add(1);
@@ -267,7 +269,7 @@ fn admit(worker: &Rc<Worker>, front: &Front, stream: TcpStream) {
     }
     counters.accepted.add(1);
     let guard = Present::enter(worker, front);
-    let served = front.clone().serve(stream);
+    let served = front.clone().serve(ClientStream::plain(stream, source));
     tokio::task::spawn_local(async move {
         served.await;
         drop(guard);

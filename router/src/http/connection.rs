@@ -21,7 +21,7 @@ use super::{
     answer::{Answer, Kind},
     exchange::{CONTINUE, Exchange, Failure, Fault, Head, Transfer},
 };
-use crate::worker::{Buf, Deadline, InFlight, Server, linger};
+use crate::worker::{Buf, ClientStream, Deadline, InFlight, Server, linger};
 
 /// Room for a read.
 const ROOM: usize = 4 * 1024;
@@ -30,7 +30,7 @@ const LAST_CHANCE: Duration = Duration::from_millis(300);
 
 pub(super) struct Connection {
     service: Rc<HttpService>,
-    client: TcpStream,
+    client: ClientStream,
     deadline: Deadline,
     /// From the client.
     input: Buf,
@@ -67,7 +67,7 @@ impl Next {
 }
 
 impl Connection {
-    pub fn new(service: Rc<HttpService>, client: TcpStream) -> Self {
+    pub fn new(service: Rc<HttpService>, client: ClientStream) -> Self {
         let deadline = Deadline::new(&service.worker.clock);
         let (input, outgoing, incoming) = Default::default();
         Self { service, client, deadline, input, outgoing, incoming, labels: Vec::new() }
@@ -101,7 +101,7 @@ impl Connection {
                 }
                 Next::Cut => {
                     // With a plain end, a client could take a body that ends with the connection for whole.
-                    let _ = self.client.set_zero_linger();
+                    self.client.reset_on_drop();
                     return;
                 }
             }

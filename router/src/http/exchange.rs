@@ -11,7 +11,7 @@ use router_proto::http::{Body, ChunkedScanner, HeadScan, Method, Refusal, Respon
 use tokio::{io::AsyncWrite, net::TcpStream};
 
 use super::Request;
-use crate::worker::{Buf, Deadline, Worker};
+use crate::worker::{Buf, ClientStream, Deadline, Worker};
 
 /// Room for a read.
 const ROOM: usize = 4 * 1024;
@@ -128,7 +128,7 @@ pub(super) struct Head {
 pub(super) struct Exchange<'a> {
     pub worker: &'a Worker,
     pub deadline: &'a Deadline,
-    pub client: &'a mut TcpStream,
+    pub client: &'a mut ClientStream,
     pub server: &'a mut TcpStream,
     /// From the client, behind the head.
     pub input: &'a mut Buf,

@@ -9,13 +9,10 @@ use std::{
 };
 
 use router_proto::resp::{self, After, Args, ProtocolError, Reorder, Scan, Scanner, Seq};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::RedisService;
-use crate::worker::{Deadline, linger};
+use crate::worker::{ClientStream, Deadline, linger};
 
 /// How many commands of a client may be under way before its first reply.
 const FIRST: usize = 64;
@@ -130,7 +127,7 @@ impl Client {
 pub(super) struct Task {
     service: Rc<RedisService>,
     client: Rc<Client>,
-    stream: TcpStream,
+    stream: ClientStream,
     deadline: Deadline,
     scanner: Scanner,
     args: Args,
@@ -146,7 +143,7 @@ pub(super) struct Task {
 }
 
 impl Task {
-    pub fn new(service: Rc<RedisService>, stream: TcpStream) -> Self {
+    pub fn new(service: Rc<RedisService>, stream: ClientStream) -> Self {
         let deadline = Deadline::new(&service.worker.clock);
         Self {
             client: Rc::new(Client::new(&service)),

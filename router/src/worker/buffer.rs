@@ -12,6 +12,8 @@ use tokio::{
     net::TcpStream,
 };
 
+use super::ClientStream;
+
 /// What one connection usually needs: a request with its head and a small body.
 pub(crate) const SIZE: usize = 16 * 1024;
 /// How many free buffers a worker keeps.
@@ -112,7 +114,7 @@ impl Buf {
     /// done.
     pub fn poll_read(
         &mut self,
-        stream: &mut TcpStream,
+        stream: &mut impl Readable,
         cx: &mut Context<'_>,
         room: usize,
         buffers: &Buffers,
@@ -136,5 +138,23 @@ impl Buf {
                 Poll::Pending
             }
         }
+    }
+}
+
+/// What a buffer can be filled from.
+pub(crate) trait Readable: AsyncRead + Unpin {
+    /// Whether a read may find something; takes no memory to find out.
+    fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+}
+
+impl Readable for TcpStream {
+    fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_read_ready(cx)
+    }
+}
+
+impl Readable for ClientStream {
+    fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_read_ready(cx)
     }
 }

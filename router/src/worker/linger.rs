@@ -2,12 +2,9 @@
 
 use std::{pin::Pin, task::Poll, time::Duration};
 
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{Clock, Deadline};
+use super::{ClientStream, Clock, Deadline};
 
 /// How long a client that is being sent away may be silent before it hangs up, and how long it may go on
 /// sending.
@@ -17,7 +14,7 @@ const IN_ALL: Duration = Duration::from_secs(10);
 /// Ends our side of the connection, then throws away what still comes until the client has hung up too, for a
 /// bounded time: closing a socket with unread input makes the kernel throw away what the client has not read
 /// yet.
-pub(crate) async fn linger(stream: &mut TcpStream, deadline: &Deadline, clock: &Clock) {
+pub(crate) async fn linger(stream: &mut ClientStream, deadline: &Deadline, clock: &Clock) {
     let end = clock.now().after(IN_ALL);
     let mut shut = false;
     deadline.arm(SILENCE);
