@@ -19,6 +19,7 @@ mod config;
 mod http;
 mod limits;
 mod listen;
+mod pipelined;
 mod placement;
 mod redis;
 mod router;

@@ -1,115 +1,94 @@
-//! The Redis side: commands of all clients of a worker share one pipelined connection to each server.
-//!
-//! A client's task reads commands and appends each to the pipeline of its server; the server's task, which
-//! runs after all clients that had input in this turn of the loop, writes them in one go, reads replies, and
-//! puts each into its place in its client's order. So a batch of commands from many clients costs one write
-//! and one read per server, and one of each per client.
+//! The Redis side: where a command's keys are decides where it goes.
 
-mod client;
-mod upstream;
-mod waiting;
+use std::{cell::RefCell, fmt, rc::Rc};
 
-use std::{
-    cell::{Cell, RefCell},
-    fmt,
-    rc::Rc,
-};
-
-use membership_sync::Reader;
-use membership_types::Instant;
 use router_proto::{
-    PhysicalId, RacsId,
+    RacsId,
     key::tagged,
-    racs::{Access, Circumstances, Pick, Policy, Tried},
-    resp::{self, After, Args, Family, Gather, Keys, Seq, SubCommand},
+    pipelined::Seq,
+    resp::{self, After, Args, Family, Gather, Keys, ProtocolError, ReplyScanner, Scan, Scanner, SubCommand},
 };
-
-pub(crate) use client::TOO_MANY_CLIENTS;
-use client::{Client, Task};
-pub(crate) use upstream::Upstream;
-use waiting::Waiting;
 
 use crate::{
-    config::Service,
-    stats::Counters,
-    table::Table,
-    worker::{ClientStream, Server, Worker},
+    pipelined::{self, Dialect, Failure, Service, Tag, Taken, Upstream},
+    worker::Server,
 };
 
-/// Room for one read, from a client or a server: a batch of commands or replies.
-const READ: usize = 64 * 1024;
+/// The Redis protocol.
+#[derive(Default)]
+pub(crate) struct Redis {
+    limits: resp::Limits,
+}
 
 /// One Redis service on one worker.
-pub(crate) struct RedisService {
-    worker: Rc<Worker>,
-    policy: Policy,
-    table: RefCell<Reader<Table>>,
-    /// Commands that nobody may take yet, for each RACS.
-    waiting: Vec<RefCell<Waiting>>,
-    /// Whether somebody looks after them.
-    attended: Cell<bool>,
-    /// What every read goes into. It is looked at before anybody else reads, and only the rest of an
-    /// incomplete command or reply is kept; so idle connections hold no buffer.
-    scratch: RefCell<Box<[u8]>>,
-    limits: resp::Limits,
-    /// Bytes of replies that clients have not read.
-    unread: Cell<usize>,
-    pub counters: Counters,
+pub(crate) type RedisService = Service<Redis>;
+type Client = pipelined::Client<Redis>;
+
+/// What is kept of a client's input between two reads.
+#[derive(Default)]
+pub(crate) struct Commands {
+    scanner: Scanner,
+    args: Args,
 }
 
-/// Whom a reply is for, and what is needed to send its command again.
-struct Tag {
-    client: Rc<Client>,
-    seq: Seq,
-    /// For a part of a split command: where its reply goes.
-    part: Option<(Rc<RefCell<Gather>>, u16)>,
-    racs: RacsId,
-    access: Access,
-    /// Connections that have failed under this command.
-    failures: u8,
-    tried: Tried,
-    /// Until when it may wait for a leader; set when it first has to.
-    wait_until: Instant,
-}
+impl Dialect for Redis {
+    const NAME: &'static str = "RESP";
+    /// Redis' own words.
+    const TOO_MANY_CLIENTS: &'static [u8] = b"-ERR max number of clients reached\r\n";
 
-/// How many connections may fail under one command.
-const MAX_FAILURES: u8 = 3;
+    type Commands = Commands;
+    type Replies = ReplyScanner;
+    type Note = ();
+    type Gather = Gather;
 
-/// Where a command goes.
-enum Target {
-    Server(Rc<Server>),
-    /// Nowhere before the RACS' next view.
-    Wait,
-    /// Nowhere any more.
-    Exhausted,
-}
+    fn take(service: &Rc<RedisService>, client: &Rc<Client>, commands: &mut Commands, input: &[u8]) -> Taken {
+        let Commands { scanner, args } = commands;
+        let (len, after) = match scanner.scan(input, args, &service.dialect.limits) {
+            Ok(Scan::Incomplete) => return Taken::Incomplete,
+            Ok(Scan::Empty(len)) => (len, After::Continue),
+            Ok(Scan::Command(len)) => (len, service.dispatch(client, &input[..len], args)),
+            Ok(Scan::Inline(len)) => (len, service.inline(client, &input[..len], args)),
+            Err(error) => {
+                service.refuse(client, error);
+                return Taken::Refused;
+            }
+        };
+        match after {
+            After::Continue => Taken::Bytes(len),
+            After::Close => Taken::Last(len),
+        }
+    }
 
-/// Serves one client until it or the router has had enough.
-pub(crate) async fn serve(service: Rc<RedisService>, stream: ClientStream) {
-    Task::new(service, stream).serve().await;
+    fn scan_reply(replies: &mut ReplyScanner, (): (), input: &[u8]) -> Result<Option<usize>, ()> {
+        replies.scan(input).map_err(drop)
+    }
+
+    fn gather(gather: &mut Gather, part: u16, reply: &[u8], whole: &mut Vec<u8>) -> bool {
+        let all = gather.put(part, reply);
+        if all {
+            whole.reserve(gather.kept());
+            gather.write(whole);
+        }
+        all
+    }
+
+    fn push_failure(out: &mut Vec<u8>, failure: Failure) {
+        match failure {
+            Failure::Unavailable(why) => {
+                resp::push_error(out, format_args!("TRYAGAIN phalanx: {why}; nothing was done"));
+            }
+            Failure::Unknown(why) => {
+                resp::push_error(out, format_args!("ERR phalanx: outcome unknown: {why}"));
+            }
+        }
+    }
+
+    fn upstream(server: &Server) -> &RefCell<Option<Rc<Upstream<Self>>>> {
+        &server.redis
+    }
 }
 
 impl RedisService {
-    pub fn start(worker: &Rc<Worker>, service: &Service, mut table: Reader<Table>) -> Rc<Self> {
-        table.load();
-        Rc::new(Self {
-            worker: Rc::clone(worker),
-            policy: service.policy,
-            table: RefCell::new(table),
-            waiting: service.racs.iter().map(|_| RefCell::default()).collect(),
-            attended: Cell::new(false),
-            scratch: RefCell::new(vec![0; READ].into()),
-            limits: resp::Limits::default(),
-            unread: Cell::new(0),
-            counters: Counters::default(),
-        })
-    }
-
-    /// Whether the newest table has this server.
-    pub fn names(&self, id: PhysicalId) -> bool {
-        self.table.borrow_mut().load().l2p.iter().any(|logical| logical.physical == id)
-    }
-
     /// Routes one command, whose arguments are given, or answers it. Returns whether the client goes on.
     fn dispatch(self: &Rc<Self>, client: &Rc<Client>, command: &[u8], args: &Args) -> After {
         let seq = client.open();
@@ -130,7 +109,7 @@ impl RedisService {
                     table.pmap.racs(table.pmap.locate(key))
                 };
                 self.counters.requests.add(1);
-                self.send(Tag::new(client, seq, racs, access), command);
+                self.send(Tag::new(client, seq, (), racs, access), command);
             }
             Keys::Many(family) if args.len() >= known.min_args => {
                 let sub = SubCommand::of(command, args, family);
@@ -170,7 +149,7 @@ impl RedisService {
             let mut table = self.table.borrow_mut();
             let table = table.load();
             // Which part each RACS is, if any: one look per key, however many RACS there are.
-            let mut part_of: Vec<Option<u16>> = vec![None; self.waiting.len()];
+            let mut part_of: Vec<Option<u16>> = vec![None; self.racs()];
             for key in 0..keys {
                 let id = table.pmap.racs(table.pmap.locate(tagged(sub.key(key))));
                 let part = *part_of[id.get() as usize].get_or_insert_with(|| {
@@ -181,7 +160,7 @@ impl RedisService {
             }
         }
         if let [only] = racs[..] {
-            self.send(Tag::new(client, seq, only, family.access()), command);
+            self.send(Tag::new(client, seq, (), only, family.access()), command);
             return;
         }
         let count = u16::try_from(racs.len()).expect("checked above");
@@ -193,103 +172,32 @@ impl RedisService {
         }
         let gather = Rc::new(RefCell::new(Gather::new(family, parts, count)));
         for ((part, racs), text) in (0..count).zip(racs).zip(texts) {
-            let part = Some((Rc::clone(&gather), part));
-            self.send(Tag { part, ..Tag::new(client, seq, racs, family.access()) }, &text);
+            let tag = Tag::new(client, seq, (), racs, family.access());
+            self.send(tag.part(&gather, part), &text);
         }
     }
 
-    /// Sends a command that has just come in. Where others wait for the same leader it queues behind them, so
-    /// that a client's updates are not overtaken by its own.
-    fn send(self: &Rc<Self>, tag: Tag, command: &[u8]) {
-        tag.client.owe(command.len());
-        let queue = &self.waiting[tag.racs.get() as usize];
-        if self.policy.leader_only(tag.access) && !queue.borrow().is_empty() {
-            self.wait(tag, command);
-            return;
+    /// A person at a terminal may say `PING` and `QUIT`.
+    fn inline(self: &Rc<Self>, client: &Rc<Client>, line: &[u8], args: &Args) -> After {
+        let Some(name) = (!args.is_empty()).then(|| args.get(line, 0)) else { return After::Continue };
+        if let Some(Keys::None(_)) = resp::lookup(name).map(|command| command.keys) {
+            return self.dispatch(client, line, args);
         }
-        match self.pick(&tag) {
-            Target::Server(server) => self.push(&server, command, tag),
-            Target::Wait => self.wait(tag, command),
-            Target::Exhausted => {
-                self.unavailable(tag, command.len(), "no clone of the partition's RACS answers")
-            }
-        }
+        self.counters.refused.add(1);
+        let text = format_args!("ERR phalanx: inline commands are not routed: send arrays of bulk strings");
+        client.fail(client.open(), text);
+        After::Continue
     }
 
-    fn pick(&self, tag: &Tag) -> Target {
-        let mut table = self.table.borrow_mut();
-        let table = table.load();
-        let worker = &*self.worker;
-        let now = worker.clock.now();
-        let at = Circumstances { policy: self.policy, l2p: &table.l2p, loads: &worker.servers, now };
-        match table.racs(tag.racs).pick(tag.access, at, worker.random(), &tag.tried) {
-            Pick::Clone(clone) => {
-                let logical = table.l2p.get(clone);
-                let server = worker.servers.get(logical.physical, logical.addr);
-                if self.policy.leader_only(tag.access) && server.refused_until() > now {
-                    return Target::Wait;
-                }
-                Target::Server(server)
-            }
-            Pick::Wait => Target::Wait,
-            Pick::Exhausted => Target::Exhausted,
-        }
-    }
-
-    fn push(&self, server: &Rc<Server>, command: &[u8], tag: Tag) {
-        let upstream = match &*server.redis.borrow() {
-            Some(upstream) => return upstream.push(command, tag),
-            None => Upstream::start(&self.worker, server),
-        };
-        upstream.push(command, tag);
-        *server.redis.borrow_mut() = Some(upstream);
-    }
-
-    /// Nobody can take the command, and nothing was done.
-    fn unavailable(&self, tag: Tag, command_len: usize, why: &str) {
-        self.counters.unavailable.add(1);
-        tag.deliver_error(command_len, format_args!("TRYAGAIN phalanx: {why}; nothing was done"));
-    }
-
-    fn now(&self) -> Instant {
-        self.worker.clock.now()
+    fn refuse(&self, client: &Client, error: ProtocolError) {
+        self.counters.refused.add(1);
+        client.fail(client.open(), format_args!("ERR {error}"));
     }
 }
 
-impl Tag {
-    fn new(client: &Rc<Client>, seq: Seq, racs: RacsId, access: Access) -> Self {
-        Self {
-            client: Rc::clone(client),
-            seq,
-            part: None,
-            racs,
-            access,
-            failures: 0,
-            tried: Tried::default(),
-            wait_until: Instant::MAX,
-        }
-    }
-
-    /// Puts a reply into its place; the command had so many bytes.
-    fn deliver(self, command_len: usize, reply: &[u8]) {
-        let most_unread = self.client.service.worker.limits.unread;
-        self.client.pay(command_len);
-        match self.part {
-            None => self.client.fill(self.seq, reply, most_unread),
-            Some((gather, part)) => {
-                let mut gather = gather.borrow_mut();
-                if gather.put(part, reply) {
-                    let mut whole = Vec::with_capacity(gather.kept());
-                    gather.write(&mut whole);
-                    self.client.fill(self.seq, &whole, most_unread);
-                }
-            }
-        }
-    }
-
-    fn deliver_error(self, command_len: usize, text: fmt::Arguments<'_>) {
-        let mut reply = Vec::new();
-        resp::push_error(&mut reply, text);
-        self.deliver(command_len, &reply);
+impl Client {
+    /// Answers with an error of the router's own.
+    fn fail(&self, seq: Seq, text: fmt::Arguments<'_>) {
+        self.answer(seq, |out| resp::push_error(out, text));
     }
 }

@@ -35,7 +35,8 @@ use crate::{
     config::{Protocol, Service},
     http::HttpService,
     limits::Limits,
-    redis::RedisService,
+    pipelined::{self, Dialect},
+    redis::{Redis, RedisService},
     stats::{Counters, ServiceStats},
     table::Table,
 };
@@ -119,7 +120,7 @@ impl Front {
     async fn serve(self, stream: ClientStream) {
         match self {
             Self::Http(service) => crate::http::serve(service, stream).await,
-            Self::Redis(service) => crate::redis::serve(service, stream).await,
+            Self::Redis(service) => pipelined::serve(service, stream).await,
         }
     }
 
@@ -127,7 +128,7 @@ impl Front {
     fn shed(&self, stream: &TcpStream) {
         let text: &[u8] = match self {
             Self::Http(_) => crate::http::TOO_MANY_CLIENTS,
-            Self::Redis(_) => crate::redis::TOO_MANY_CLIENTS,
+            Self::Redis(_) => Redis::TOO_MANY_CLIENTS,
         };
         let _ = stream.try_write(text);
     }

@@ -11,7 +11,8 @@
 //! | [`l2p`], [`racs`] | which physical server stands for which clone, and which clone acts now? |
 //! | [`http`] | where does this message end, and which of its bytes go on? |
 //! | [`extract`] | where in the request is the key? |
-//! | [`resp`] | the same questions for Redis commands and replies, pipelined and split by partition |
+//! | [`resp`] | the same questions for Redis commands and replies, split by partition |
+//! | [`pipelined`] | whom is this reply for, whose command was sent with those of others, and when is its turn? |
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -23,6 +24,7 @@ pub mod extract;
 pub mod http;
 pub mod key;
 pub mod l2p;
+pub mod pipelined;
 pub mod pmap;
 pub mod racs;
 pub mod resp;

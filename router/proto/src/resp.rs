@@ -1,21 +1,17 @@
 //! The Redis protocol (RESP2) as a router must read it: where commands and replies end, which key decides,
-//! how a command over many keys is split by server, and in which order replies leave.
+//! and how a command over many keys is split by server.
 //!
 //! Nothing is decoded into objects: commands and replies are byte ranges that are copied once into the buffer
 //! they leave from.
 
 mod command;
 mod local;
-mod pipeline;
-mod reorder;
 mod reply;
 mod request;
 mod split;
 
 pub use command::{Command, Family, Keys, Local, MAX_NAME, lookup};
 pub use local::{After, answer};
-pub use pipeline::{Flight, Pipeline, Sent};
-pub use reorder::{Reorder, Seq};
 pub use reply::{ReplyError, ReplyScanner};
 pub use request::{Args, Limits, ProtocolError, Scan, Scanner};
 pub use split::{Gather, SubCommand};

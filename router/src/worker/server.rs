@@ -12,7 +12,7 @@ use membership_types::Instant;
 use router_proto::l2p::{Loads, PhysicalId};
 use tokio::net::TcpStream;
 
-use crate::redis::Upstream;
+use crate::{pipelined::Upstream, redis::Redis};
 
 /// One physical server, as one worker sees it.
 pub(crate) struct Server {
@@ -24,7 +24,7 @@ pub(crate) struct Server {
     /// Unused connections for HTTP; the one used last is taken first.
     idle: RefCell<Vec<Idle>>,
     /// The connection that all Redis clients of this worker share.
-    pub redis: RefCell<Option<Rc<Upstream>>>,
+    pub redis: RefCell<Option<Rc<Upstream<Redis>>>>,
 }
 
 struct Idle {

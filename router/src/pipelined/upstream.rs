@@ -8,21 +8,21 @@ use std::{
 };
 
 use router_proto::{
+    pipelined::{Flight, Pipeline, Sent},
     racs::Access,
-    resp::{Flight, Pipeline, ReplyScanner, Sent},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
 
-use super::{MAX_FAILURES, Tag, Target, waiting};
+use super::{Dialect, Failure, MAX_FAILURES, Tag, Target, waiting};
 use crate::worker::{Deadline, Server, Worker};
 
 /// Commands on their way to one server, and whom their replies are for.
-pub(crate) struct Upstream {
+pub(crate) struct Upstream<D: Dialect> {
     server: Rc<Server>,
-    pipeline: RefCell<Pipeline<Tag>>,
+    pipeline: RefCell<Pipeline<Tag<D>>>,
     waker: RefCell<Option<Waker>>,
     /// Whether the task knows already that there is something to write.
     told: Cell<bool>,
@@ -30,7 +30,7 @@ pub(crate) struct Upstream {
     retired: Cell<bool>,
 }
 
-impl Upstream {
+impl<D: Dialect> Upstream<D> {
     /// Starts to connect. Commands may be pushed at once.
     pub(super) fn start(worker: &Rc<Worker>, server: &Rc<Server>) -> Rc<Self> {
         let upstream = Rc::new(Self {
@@ -46,14 +46,14 @@ impl Upstream {
             deadline: Deadline::new(&worker.clock),
             scratch: vec![0; super::READ].into(),
             rest: Vec::new(),
-            scanner: ReplyScanner::default(),
+            replies: D::Replies::default(),
         };
         tokio::task::spawn_local(task.run());
         upstream
     }
 
     /// Appends a command; it is written at the end of this turn of the loop.
-    pub(super) fn push(&self, command: &[u8], tag: Tag) {
+    pub(super) fn push(&self, command: &[u8], tag: Tag<D>) {
         self.server.engage();
         self.pipeline.borrow_mut().push(command, tag);
         if !self.told.replace(true) {
@@ -82,14 +82,14 @@ impl Upstream {
     }
 }
 
-struct Task {
+struct Task<D: Dialect> {
     worker: Rc<Worker>,
-    upstream: Rc<Upstream>,
+    upstream: Rc<Upstream<D>>,
     deadline: Deadline,
     scratch: Box<[u8]>,
     /// An incomplete reply.
     rest: Vec<u8>,
-    scanner: ReplyScanner,
+    replies: D::Replies,
 }
 
 /// How a connection ended.
@@ -102,7 +102,7 @@ enum End {
     Idle,
 }
 
-impl Task {
+impl<D: Dialect> Task<D> {
     async fn run(mut self) {
         let end = match self.connect().await {
             None => End::Refused,
@@ -121,7 +121,9 @@ impl Task {
 
     /// Whoever sends something to this server from now on starts a new connection.
     fn detach(&self) {
-        self.upstream.server.redis.borrow_mut().take_if(|current| Rc::ptr_eq(current, &self.upstream));
+        D::upstream(&self.upstream.server)
+            .borrow_mut()
+            .take_if(|current| Rc::ptr_eq(current, &self.upstream));
     }
 
     async fn connect(&mut self) -> Option<TcpStream> {
@@ -192,11 +194,11 @@ impl Task {
             self.deadline.disarm();
             let len = buffer.filled().len();
             let delivered = if self.rest.is_empty() {
-                let done = deliver(&self.upstream, &mut self.scanner, &self.scratch[..len]);
+                let done = deliver(&self.upstream, &mut self.replies, &self.scratch[..len]);
                 done.map(|done| self.rest.extend_from_slice(&self.scratch[done..len]))
             } else {
                 self.rest.extend_from_slice(&self.scratch[..len]);
-                let done = deliver(&self.upstream, &mut self.scanner, &self.rest);
+                let done = deliver(&self.upstream, &mut self.replies, &self.rest);
                 done.map(|done| {
                     self.rest.drain(..done);
                     if self.rest.is_empty() {
@@ -206,7 +208,7 @@ impl Task {
             };
             if delivered.is_err() {
                 let server = self.upstream.server.addr;
-                tracing::warn!(%server, "a server's reply is not RESP, or was not asked for");
+                tracing::warn!(%server, "a server's reply is not {}, or was not asked for", D::NAME);
                 return Poll::Ready(End::Failed);
             }
         }
@@ -215,7 +217,7 @@ impl Task {
     /// Decides about every command without reply: reads go to another clone, updates that the server cannot
     /// have executed to whoever leads, and of the rest nobody knows.
     fn hand_back(&mut self, refused: bool) {
-        let mut left: Vec<(Tag, Box<[u8]>, Sent)> = Vec::new();
+        let mut left: Vec<(Tag<D>, Box<[u8]>, Sent)> = Vec::new();
         self.upstream
             .pipeline
             .borrow_mut()
@@ -229,10 +231,8 @@ impl Task {
             }
             if sent == Sent::Perhaps && tag.access == Access::Update {
                 service.counters.unknown.add(1);
-                let text = format_args!(
-                    "ERR phalanx: outcome unknown: the server failed with this update under way"
-                );
-                tag.deliver_error(command.len(), text);
+                let why = "the server failed with this update under way";
+                tag.deliver_failure(command.len(), Failure::Unknown(why));
                 continue;
             }
             service.counters.retried.add(1);
@@ -256,7 +256,7 @@ impl Task {
     }
 }
 
-impl Drop for Task {
+impl<D: Dialect> Drop for Task<D> {
     /// Only a panic, or the end of the router, leaves commands behind: nobody would ever answer them, and
     /// nothing is known of them.
     fn drop(&mut self) {
@@ -264,16 +264,17 @@ impl Drop for Task {
         let Ok(mut pipeline) = self.upstream.pipeline.try_borrow_mut() else { return };
         pipeline.fail(|Flight { tag, command, .. }| {
             self.upstream.server.settle();
-            tag.deliver_error(command.len(), format_args!("ERR phalanx: outcome unknown: the router failed"));
+            tag.deliver_failure(command.len(), Failure::Unknown("the router failed"));
         });
     }
 }
 
 /// Delivers the replies at the start of `input`. Returns how many bytes they have.
-fn deliver(upstream: &Upstream, scanner: &mut ReplyScanner, input: &[u8]) -> Result<usize, ()> {
+fn deliver<D: Dialect>(upstream: &Upstream<D>, replies: &mut D::Replies, input: &[u8]) -> Result<usize, ()> {
     let mut done = 0;
     while done < input.len() {
-        let Some(len) = scanner.scan(&input[done..]).map_err(drop)? else { break };
+        let note = upstream.pipeline.borrow().oldest().ok_or(())?.note;
+        let Some(len) = D::scan_reply(replies, note, &input[done..])? else { break };
         let (tag, command_len) = upstream.pipeline.borrow_mut().answered().ok_or(())?;
         upstream.server.settle();
         tag.deliver(command_len, &input[done..done + len]);

@@ -2,31 +2,27 @@
 
 use std::{
     cell::RefCell,
-    fmt,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, Waker},
 };
 
-use router_proto::resp::{self, After, Args, ProtocolError, Reorder, Scan, Scanner, Seq};
+use router_proto::pipelined::{Reorder, Seq};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::RedisService;
+use super::{Dialect, Service, Taken};
 use crate::worker::{ClientStream, Deadline, linger};
 
 /// How many commands of a client may be under way before its first reply.
 const FIRST: usize = 64;
-
-/// For a client that is not served at all; Redis' own words.
-pub(crate) const TOO_MANY_CLIENTS: &[u8] = b"-ERR max number of clients reached\r\n";
 
 fn follow(usual: &mut usize, len: usize) {
     *usual = if len > *usual { len } else { *usual - (*usual - len) / 16 };
 }
 
 /// What servers' tasks see of a client: where its replies go.
-pub(super) struct Client {
-    pub service: Rc<RedisService>,
+pub(crate) struct Client<D: Dialect> {
+    pub service: Rc<Service<D>>,
     state: RefCell<State>,
     waker: RefCell<Option<Waker>>,
 }
@@ -56,8 +52,8 @@ impl State {
     }
 }
 
-impl Client {
-    fn new(service: &Rc<RedisService>) -> Self {
+impl<D: Dialect> Client<D> {
+    fn new(service: &Rc<Service<D>>) -> Self {
         Self { service: Rc::clone(service), state: RefCell::default(), waker: RefCell::default() }
     }
 
@@ -101,19 +97,12 @@ impl Client {
         }
     }
 
-    /// Answers with an error of the router's own.
-    pub fn fail(&self, seq: Seq, text: fmt::Arguments<'_>) {
-        let mut reply = Vec::new();
-        resp::push_error(&mut reply, text);
-        self.fill(seq, &reply, usize::MAX);
-    }
-
     /// Answers with what `write` appends.
-    pub fn answer(&self, seq: Seq, write: impl FnOnce(&mut Vec<u8>) -> After) -> After {
+    pub fn answer<T>(&self, seq: Seq, write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
         let mut reply = Vec::new();
-        let after = write(&mut reply);
+        let written = write(&mut reply);
         self.fill(seq, &reply, usize::MAX);
-        after
+        written
     }
 
     fn wake(&self) {
@@ -124,13 +113,12 @@ impl Client {
 }
 
 /// A client's task.
-pub(super) struct Task {
-    service: Rc<RedisService>,
-    client: Rc<Client>,
+pub(super) struct Task<D: Dialect> {
+    service: Rc<Service<D>>,
+    client: Rc<Client<D>>,
     stream: ClientStream,
     deadline: Deadline,
-    scanner: Scanner,
-    args: Args,
+    commands: D::Commands,
     /// Input that is not dispatched yet: an incomplete command, or commands beyond what may be under way at
     /// once.
     rest: Vec<u8>,
@@ -142,16 +130,15 @@ pub(super) struct Task {
     refused: bool,
 }
 
-impl Task {
-    pub fn new(service: Rc<RedisService>, stream: ClientStream) -> Self {
+impl<D: Dialect> Task<D> {
+    pub fn new(service: Rc<Service<D>>, stream: ClientStream) -> Self {
         let deadline = Deadline::new(&service.worker.clock);
         Self {
             client: Rc::new(Client::new(&service)),
             service,
             stream,
             deadline,
-            scanner: Scanner::default(),
-            args: Args::default(),
+            commands: D::Commands::default(),
             rest: Vec::new(),
             backlog: false,
             closing: false,
@@ -294,53 +281,24 @@ impl Task {
                 self.backlog = true;
                 break;
             }
-            let next = &input[done..];
-            match self.scanner.scan(next, &mut self.args, &self.service.limits) {
-                Ok(Scan::Incomplete) => break,
-                Ok(Scan::Empty(len)) => done += len,
-                Ok(Scan::Command(len)) => {
-                    self.closing =
-                        self.service.dispatch(&self.client, &next[..len], &self.args) == After::Close;
+            match D::take(&self.service, &self.client, &mut self.commands, &input[done..]) {
+                Taken::Incomplete => break,
+                Taken::Bytes(len) => done += len,
+                Taken::Last(len) => {
+                    self.closing = true;
                     done += len;
                 }
-                Ok(Scan::Inline(len)) => {
-                    self.inline(&next[..len]);
-                    done += len;
-                }
-                Err(error) => {
-                    self.refuse(error);
+                Taken::Refused => {
+                    (self.closing, self.refused) = (true, true);
                     return input.len();
                 }
             }
         }
         done
     }
-
-    /// A person at a terminal may say `PING` and `QUIT`.
-    fn inline(&mut self, line: &[u8]) {
-        let Some(name) = (!self.args.is_empty()).then(|| self.args.get(line, 0)) else { return };
-        match resp::lookup(name).map(|command| command.keys) {
-            Some(resp::Keys::None(_)) => {
-                self.closing = self.service.dispatch(&self.client, line, &self.args) == After::Close;
-            }
-            _ => {
-                self.service.counters.refused.add(1);
-                let text =
-                    format_args!("ERR phalanx: inline commands are not routed: send arrays of bulk strings");
-                self.client.fail(self.client.open(), text);
-            }
-        }
-    }
-
-    fn refuse(&mut self, error: ProtocolError) {
-        self.service.counters.refused.add(1);
-        self.client.fail(self.client.open(), format_args!("ERR {error}"));
-        self.closing = true;
-        self.refused = true;
-    }
 }
 
-impl Drop for Task {
+impl<D: Dialect> Drop for Task<D> {
     fn drop(&mut self) {
         let mut state = self.client.state.borrow_mut();
         self.service.unread.set(self.service.unread.get() - state.unread());

@@ -4,18 +4,23 @@ use std::{collections::VecDeque, rc::Rc, time::Duration};
 
 use membership_types::Instant;
 
-use super::{RedisService, Tag, Target};
+use super::{Dialect, Service, Tag, Target};
 
 /// The commands that wait for one RACS.
-#[derive(Default)]
-pub(super) struct Waiting(VecDeque<Entry>);
+pub(super) struct Waiting<D: Dialect>(VecDeque<Entry<D>>);
 
-struct Entry {
-    tag: Tag,
+struct Entry<D: Dialect> {
+    tag: Tag<D>,
     command: Box<[u8]>,
 }
 
-impl Waiting {
+impl<D: Dialect> Default for Waiting<D> {
+    fn default() -> Self {
+        Self(VecDeque::new())
+    }
+}
+
+impl<D: Dialect> Waiting<D> {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -25,7 +30,7 @@ impl Waiting {
 const ROUND: Duration = Duration::from_millis(50);
 
 /// Queues commands that a failed connection has left behind, oldest first, before those that came later.
-pub(super) fn wait_again(left: Vec<(Tag, Box<[u8]>)>) {
+pub(super) fn wait_again<D: Dialect>(left: Vec<(Tag<D>, Box<[u8]>)>) {
     for (tag, command) in left.into_iter().rev() {
         let service = Rc::clone(&tag.client.service);
         if let Some(entry) = service.admit(tag, command) {
@@ -35,16 +40,16 @@ pub(super) fn wait_again(left: Vec<(Tag, Box<[u8]>)>) {
     }
 }
 
-impl RedisService {
+impl<D: Dialect> Service<D> {
     /// Queues a command that has just come in behind the others.
-    pub(super) fn wait(self: &Rc<Self>, tag: Tag, command: &[u8]) {
+    pub(super) fn wait(self: &Rc<Self>, tag: Tag<D>, command: &[u8]) {
         if let Some(entry) = self.admit(tag, command.into()) {
             self.waiting[entry.tag.racs.get() as usize].borrow_mut().0.push_back(entry);
             self.attend();
         }
     }
 
-    fn admit(&self, mut tag: Tag, command: Box<[u8]>) -> Option<Entry> {
+    fn admit(&self, mut tag: Tag<D>, command: Box<[u8]>) -> Option<Entry<D>> {
         if self.waiting[tag.racs.get() as usize].borrow().0.len() >= self.worker.limits.waiting {
             self.unavailable(tag, command.len(), "too many commands wait for a leader");
             return None;

@@ -83,6 +83,13 @@ impl<T> Pipeline<T> {
         assert!(self.written <= self.bytes.len(), "more written than there was");
     }
 
+    /// The tag of the command that the next reply answers. `None` if no command was written whole that could
+    /// be answered: the server speaks unasked.
+    pub fn oldest(&self) -> Option<&T> {
+        let oldest = self.pending.front()?;
+        (self.head + oldest.len as usize <= self.written).then_some(&oldest.tag)
+    }
+
     /// Takes the oldest command off, because its reply is there, and returns its tag and its length. `None`
     /// if no command was written whole that could be answered: the server speaks unasked.
     pub fn answered(&mut self) -> Option<(T, usize)> {
@@ -182,8 +189,10 @@ mod tests {
         assert_eq!(pipeline.answered(), None::<(u32, usize)>);
         pipeline.push(b"12345", 1);
         pipeline.wrote(4);
+        assert_eq!(pipeline.oldest(), None);
         assert_eq!(pipeline.answered(), None);
         pipeline.wrote(1);
+        assert_eq!(pipeline.oldest(), Some(&1));
         assert_eq!(pipeline.answered(), Some((1, 5)));
     }
 }

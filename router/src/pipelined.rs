@@ -1,0 +1,291 @@
+//! Protocols whose clients send commands ahead: commands of all clients of a worker share one connection to
+//! each server, and one client's replies leave in the order of its commands.
+//!
+//! A client's task reads commands and appends each to the pipeline of its server; the server's task, which
+//! runs after all clients that had input in this turn of the loop, writes them in one go, reads replies, and
+//! puts each into its place in its client's order. So a batch of commands from many clients costs one write
+//! and one read per server, and one of each per client.
+//!
+//! What commands and replies look like is a [`Dialect`]'s business.
+
+mod client;
+mod upstream;
+mod waiting;
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+};
+
+use membership_sync::Reader;
+use membership_types::Instant;
+use router_proto::{
+    PhysicalId, RacsId,
+    pipelined::Seq,
+    racs::{Access, Circumstances, Pick, Policy, Tried},
+};
+
+pub(crate) use client::Client;
+use client::Task;
+pub(crate) use upstream::Upstream;
+use waiting::Waiting;
+
+use crate::{
+    config,
+    stats::Counters,
+    table::Table,
+    worker::{ClientStream, Server, Worker},
+};
+
+/// Room for one read, from a client or a server: a batch of commands or replies.
+const READ: usize = 64 * 1024;
+
+/// One protocol: where its commands and replies end, where commands go, how replies combine.
+pub(crate) trait Dialect: Default + 'static {
+    /// How its replies are called where one is none.
+    const NAME: &'static str;
+    /// What a client hears that is not served at all.
+    const TOO_MANY_CLIENTS: &'static [u8];
+
+    /// What is kept of a client's input between two reads.
+    type Commands: Default;
+    /// What is kept of a server's output between two reads.
+    type Replies: Default;
+    /// What must be known of a command when its reply comes.
+    type Note: Copy;
+    /// The replies to the parts of one command, until all are there.
+    type Gather;
+
+    /// Takes the next command off the start of `input`, which is not empty, and sends or answers it.
+    fn take(
+        service: &Rc<Service<Self>>,
+        client: &Rc<Client<Self>>,
+        commands: &mut Self::Commands,
+        input: &[u8],
+    ) -> Taken;
+
+    /// The length of the reply at the start of `input`; `None` while bytes are missing. The command that it
+    /// answers had this note.
+    fn scan_reply(replies: &mut Self::Replies, note: Self::Note, input: &[u8]) -> Result<Option<usize>, ()>;
+
+    /// What the client gets to see of a reply: all of it, or nothing.
+    fn shown(_note: Self::Note, reply: &[u8]) -> &[u8] {
+        reply
+    }
+
+    /// Takes the reply to one part. Once all are there it appends to `whole` what the client gets, and returns
+    /// true.
+    fn gather(gather: &mut Self::Gather, part: u16, reply: &[u8], whole: &mut Vec<u8>) -> bool;
+
+    /// Appends an error of the router's own.
+    fn push_failure(out: &mut Vec<u8>, failure: Failure);
+
+    /// The connection to this server that all clients of this protocol and worker share.
+    fn upstream(server: &Server) -> &RefCell<Option<Rc<Upstream<Self>>>>;
+}
+
+/// What became of a client's input.
+pub(crate) enum Taken {
+    /// Nothing yet: bytes are missing.
+    Incomplete,
+    /// So many bytes of it are dealt with.
+    Bytes(usize),
+    /// So many bytes of it are dealt with, and nothing that follows is: the client has said goodbye.
+    Last(usize),
+    /// The client is sent away for what it said.
+    Refused,
+}
+
+/// Why a command has no reply of a server.
+#[derive(Clone, Copy)]
+pub(crate) enum Failure {
+    /// Nobody can take it, and nothing was done.
+    Unavailable(&'static str),
+    /// It may have been executed, or not.
+    Unknown(&'static str),
+}
+
+/// One service of a protocol on one worker.
+pub(crate) struct Service<D: Dialect> {
+    worker: Rc<Worker>,
+    policy: Policy,
+    pub table: RefCell<Reader<Table>>,
+    /// Commands that nobody may take yet, for each RACS.
+    waiting: Vec<RefCell<Waiting<D>>>,
+    /// Whether somebody looks after them.
+    attended: Cell<bool>,
+    /// What every read goes into. It is looked at before anybody else reads, and only the rest of an
+    /// incomplete command or reply is kept; so idle connections hold no buffer.
+    scratch: RefCell<Box<[u8]>>,
+    /// Where replies to parts are put together.
+    whole: RefCell<Vec<u8>>,
+    /// Bytes of replies that clients have not read.
+    unread: Cell<usize>,
+    pub counters: Counters,
+    /// What the protocol itself keeps.
+    pub dialect: D,
+}
+
+/// Whom a reply is for, and what is needed to send its command again.
+pub(crate) struct Tag<D: Dialect> {
+    client: Rc<Client<D>>,
+    seq: Seq,
+    note: D::Note,
+    /// For a part of a split command: where its reply goes.
+    part: Option<(Rc<RefCell<D::Gather>>, u16)>,
+    racs: RacsId,
+    access: Access,
+    /// Connections that have failed under this command.
+    failures: u8,
+    tried: Tried,
+    /// Until when it may wait for a leader; set when it first has to.
+    wait_until: Instant,
+}
+
+/// How many connections may fail under one command.
+const MAX_FAILURES: u8 = 3;
+
+/// Where a command goes.
+enum Target {
+    Server(Rc<Server>),
+    /// Nowhere before the RACS' next view.
+    Wait,
+    /// Nowhere any more.
+    Exhausted,
+}
+
+/// Serves one client until it or the router has had enough.
+pub(crate) async fn serve<D: Dialect>(service: Rc<Service<D>>, stream: ClientStream) {
+    Task::new(service, stream).serve().await;
+}
+
+impl<D: Dialect> Service<D> {
+    pub fn start(worker: &Rc<Worker>, service: &config::Service, mut table: Reader<Table>) -> Rc<Self> {
+        table.load();
+        Rc::new(Self {
+            worker: Rc::clone(worker),
+            policy: service.policy,
+            table: RefCell::new(table),
+            waiting: service.racs.iter().map(|_| RefCell::default()).collect(),
+            attended: Cell::new(false),
+            scratch: RefCell::new(vec![0; READ].into()),
+            whole: RefCell::default(),
+            unread: Cell::new(0),
+            counters: Counters::default(),
+            dialect: D::default(),
+        })
+    }
+
+    /// How many RACS the service has.
+    pub fn racs(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Whether the newest table has this server.
+    pub fn names(&self, id: PhysicalId) -> bool {
+        self.table.borrow_mut().load().l2p.iter().any(|logical| logical.physical == id)
+    }
+
+    /// Sends a command that has just come in. Where others wait for the same leader it queues behind them, so
+    /// that a client's updates are not overtaken by its own.
+    pub fn send(self: &Rc<Self>, tag: Tag<D>, command: &[u8]) {
+        tag.client.owe(command.len());
+        let queue = &self.waiting[tag.racs.get() as usize];
+        if self.policy.leader_only(tag.access) && !queue.borrow().is_empty() {
+            self.wait(tag, command);
+            return;
+        }
+        match self.pick(&tag) {
+            Target::Server(server) => self.push(&server, command, tag),
+            Target::Wait => self.wait(tag, command),
+            Target::Exhausted => {
+                self.unavailable(tag, command.len(), "no clone of the partition's RACS answers")
+            }
+        }
+    }
+
+    fn pick(&self, tag: &Tag<D>) -> Target {
+        let mut table = self.table.borrow_mut();
+        let table = table.load();
+        let worker = &*self.worker;
+        let now = worker.clock.now();
+        let at = Circumstances { policy: self.policy, l2p: &table.l2p, loads: &worker.servers, now };
+        match table.racs(tag.racs).pick(tag.access, at, worker.random(), &tag.tried) {
+            Pick::Clone(clone) => {
+                let logical = table.l2p.get(clone);
+                let server = worker.servers.get(logical.physical, logical.addr);
+                if self.policy.leader_only(tag.access) && server.refused_until() > now {
+                    return Target::Wait;
+                }
+                Target::Server(server)
+            }
+            Pick::Wait => Target::Wait,
+            Pick::Exhausted => Target::Exhausted,
+        }
+    }
+
+    fn push(&self, server: &Rc<Server>, command: &[u8], tag: Tag<D>) {
+        let upstream = match &*D::upstream(server).borrow() {
+            Some(upstream) => return upstream.push(command, tag),
+            None => Upstream::start(&self.worker, server),
+        };
+        upstream.push(command, tag);
+        *D::upstream(server).borrow_mut() = Some(upstream);
+    }
+
+    /// Nobody can take the command, and nothing was done.
+    fn unavailable(&self, tag: Tag<D>, command_len: usize, why: &'static str) {
+        self.counters.unavailable.add(1);
+        tag.deliver_failure(command_len, Failure::Unavailable(why));
+    }
+
+    fn now(&self) -> Instant {
+        self.worker.clock.now()
+    }
+}
+
+impl<D: Dialect> Tag<D> {
+    /// For a command that goes as a whole to one RACS.
+    pub fn new(client: &Rc<Client<D>>, seq: Seq, note: D::Note, racs: RacsId, access: Access) -> Self {
+        Self {
+            client: Rc::clone(client),
+            seq,
+            note,
+            part: None,
+            racs,
+            access,
+            failures: 0,
+            tried: Tried::default(),
+            wait_until: Instant::MAX,
+        }
+    }
+
+    /// For one part of a command, whose replies are gathered here.
+    pub fn part(self, gather: &Rc<RefCell<D::Gather>>, part: u16) -> Self {
+        Self { part: Some((Rc::clone(gather), part)), ..self }
+    }
+
+    /// Puts a reply into its place; the command had so many bytes.
+    fn deliver(self, command_len: usize, reply: &[u8]) {
+        let service = &self.client.service;
+        let most_unread = service.worker.limits.unread;
+        self.client.pay(command_len);
+        match self.part {
+            None => self.client.fill(self.seq, D::shown(self.note, reply), most_unread),
+            Some((gather, part)) => {
+                let mut whole = service.whole.borrow_mut();
+                if D::gather(&mut gather.borrow_mut(), part, reply, &mut whole) {
+                    self.client.fill(self.seq, D::shown(self.note, &whole), most_unread);
+                    whole.clear();
+                    whole.shrink_to(READ);
+                }
+            }
+        }
+    }
+
+    fn deliver_failure(self, command_len: usize, failure: Failure) {
+        let mut reply = Vec::new();
+        D::push_failure(&mut reply, failure);
+        self.deliver(command_len, &reply);
+    }
+}
