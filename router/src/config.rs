@@ -4,6 +4,7 @@
 //! can be served; what may still fail is the machine (a port in use).
 
 mod check;
+mod pmap;
 mod raw;
 
 use std::{

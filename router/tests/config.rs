@@ -109,8 +109,8 @@ fn mistakes_are_reported_with_their_line_and_the_remedy() {
         ("\"least-loaded\"", "\"sticky\"", 7, &["\"sticky\" is not built yet", "least-loaded or leader"]),
         ("\"least-loaded\"", "\"any\"", 7, &["unknown choice \"any\" for reads"]),
         ("updates  = \"leader\"", "updates = \"all\"", 8, &["unknown choice \"all\" for updates"]),
-        ("\"ranges\"", "\"table\"", 10, &["\"table\" is not built yet", "slots or ranges"]),
-        ("\"ranges\"", "\"ring\"", 10, &["unknown style \"ring\""]),
+        ("\"ranges\"", "\"table\"", 11, &["`ranges` does not apply to style table", "give table"]),
+        ("\"ranges\"", "\"ring\"", 10, &["unknown style \"ring\"", "slots, ranges or table"]),
         ("\"ranges\"", "\"slots\"", 11, &["`ranges` does not apply to style slots"]),
         (
             "ranges = [{ from = \"\", racs = \"a\" }, { from = \"B\", racs = \"b\", name = \"B-C\" }]\n",
@@ -134,6 +134,12 @@ fn mistakes_are_reported_with_their_line_and_the_remedy() {
         ("partitions = 64", "partitions = 9999999", 23, &["9999999 partitions"]),
         (", partitions = 64", "", 23, &["`partitions` is missing"]),
         ("partitions = 64", "partitions = 64, ranges = []", 23, &["`ranges` does not apply to style slots"]),
+        (
+            "partitions = 64",
+            "partitions = 64, default = \"a\"",
+            23,
+            &["`default` does not apply to style slots"],
+        ),
         ("partitions = 64", "partitions = \"64\"", 23, &["invalid type"]),
         ("name = \"b\"\n", "name = \"a\"\n", 16, &["two RACS of this service are named \"a\""]),
         (
@@ -175,6 +181,46 @@ fn mistakes_are_reported_with_their_line_and_the_remedy() {
             assert!(error.message().contains(part), "{to}: {error}");
         }
         assert!(error.to_string().starts_with(&format!("router.toml:{line}: ")), "{error}");
+    }
+}
+
+#[test]
+fn a_table_lists_keys_and_says_who_holds_all_others() {
+    let with = |pmap: &str| parse(&GOOD.replace("{ style = \"slots\", partitions = 64 }", pmap));
+    with(r#"{ style = "table", table = [{ key = "eu", racs = "a" }, { key = "é", racs = "a", name = "e2" }], default = "a" }"#)
+        .expect("well-formed");
+    with(r#"{ style = "table", table = [], default = "a" }"#).expect("a table may begin empty");
+    let rows: &[(&str, &[&str])] = &[
+        (r#"{ style = "table", default = "a" }"#, &["`table` is missing", "key = \"eu\""]),
+        (r#"{ style = "table", table = [] }"#, &["`default` is missing", "every key has an owner"]),
+        (r#"{ style = "table", table = [], default = "b" }"#, &["no RACS \"b\"", "there are a"]),
+        (
+            r#"{ style = "table", table = [{ key = "eu", racs = "x" }], default = "a" }"#,
+            &["no RACS \"x\"", "there are a"],
+        ),
+        (
+            r#"{ style = "table", table = [{ key = "eu", racs = "a" }, { key = "eu", racs = "a", name = "x" }], default = "a" }"#,
+            &["the key \"eu\" is listed twice"],
+        ),
+        (
+            r#"{ style = "table", table = [{ key = "default", racs = "a" }], default = "a" }"#,
+            &["two partitions are named \"default\""],
+        ),
+        (
+            r#"{ style = "table", table = [{ key = "e u", racs = "a" }], default = "a" }"#,
+            &["key \"e u\" needs a name", "add name ="],
+        ),
+        (
+            r#"{ style = "table", table = [], default = "a", partitions = 4 }"#,
+            &["`partitions` does not apply"],
+        ),
+    ];
+    for (pmap, says) in rows {
+        let error = with(pmap).expect_err(pmap);
+        assert_eq!(error.line(), Some(23), "{pmap}: {error}");
+        for part in *says {
+            assert!(error.message().contains(part), "{pmap}: {error}");
+        }
     }
 }
 

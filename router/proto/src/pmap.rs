@@ -2,11 +2,13 @@
 
 mod ranges;
 mod slots;
+mod table;
 
 use core::{fmt, num::NonZeroU32};
 
 pub use ranges::{RangeSpec, Ranges};
 pub use slots::Slots;
+pub use table::{Table, TableEntry};
 
 /// The version of a service's partition map. Grows with every change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -109,6 +111,14 @@ pub enum PmapError {
         /// The lower bound they share.
         from: alloc::string::String,
     },
+    /// A table has a key twice.
+    #[error("the key {key:?} is listed twice: list each key once")]
+    DuplicateKey {
+        /// Position of the second of them, from 0.
+        index: usize,
+        /// The key.
+        key: alloc::string::String,
+    },
     /// Two partitions have one name.
     #[error("two partitions are named {name:?}: names must differ")]
     DuplicateName {
@@ -138,6 +148,7 @@ pub struct Pmap {
 enum Style {
     Slots(Slots),
     Ranges(Ranges),
+    Table(Table),
 }
 
 impl Pmap {
@@ -151,6 +162,11 @@ impl Pmap {
         Self { epoch, style: Style::Ranges(ranges) }
     }
 
+    /// A map of keys that are listed.
+    pub const fn table(epoch: Epoch, table: Table) -> Self {
+        Self { epoch, style: Style::Table(table) }
+    }
+
     /// The version of this map.
     pub const fn epoch(&self) -> Epoch {
         self.epoch
@@ -161,6 +177,7 @@ impl Pmap {
         match &self.style {
             Style::Slots(slots) => slots.len(),
             Style::Ranges(ranges) => ranges.len(),
+            Style::Table(table) => table.len(),
         }
     }
 
@@ -169,6 +186,7 @@ impl Pmap {
         match &self.style {
             Style::Slots(slots) => slots.locate(key),
             Style::Ranges(ranges) => ranges.locate(key),
+            Style::Table(table) => table.locate(key),
         }
     }
 
@@ -180,14 +198,17 @@ impl Pmap {
         match &self.style {
             Style::Slots(slots) => slots.racs(partition),
             Style::Ranges(ranges) => ranges.racs(partition),
+            Style::Table(table) => table.racs(partition),
         }
     }
 
-    /// The partition of this name: slots are named `0` to `n-1`, ranges as configured.
+    /// The partition of this name: slots are named `0` to `n-1`, ranges and listed keys as
+    /// configured.
     pub fn by_name(&self, name: &str) -> Option<PartitionId> {
         match &self.style {
             Style::Slots(slots) => slots.by_name(name),
             Style::Ranges(ranges) => ranges.by_name(name),
+            Style::Table(table) => table.by_name(name),
         }
     }
 
@@ -199,6 +220,7 @@ impl Pmap {
         match &self.style {
             Style::Slots(_) => PartitionName::Number(partition.get()),
             Style::Ranges(ranges) => PartitionName::Text(ranges.name(partition)),
+            Style::Table(table) => PartitionName::Text(table.name(partition)),
         }
     }
 }
@@ -208,7 +230,7 @@ impl Pmap {
 pub enum PartitionName<'a> {
     /// A hash slot is named by its number.
     Number(u32),
-    /// A range has a name of its own.
+    /// A range, or a key that is listed, has a name of its own.
     Text(&'a str),
 }
 

@@ -8,15 +8,14 @@ use std::{
 
 use membership_types::GroupName;
 use router_proto::{
-    Epoch, Pmap, RacsId,
+    Pmap,
     extract::Extract,
-    pmap::{PartitionId, PmapError, RangeSpec, Ranges, Slots},
+    pmap::PartitionId,
     racs::{Policy, Reads, Updates},
 };
 use toml::{Spanned, de::DeTable};
 
 use super::{Config, Protocol, RacsConfig, Service, Source, Surroundings, raw};
-use crate::placement;
 
 /// What is wrong, and where in the text.
 pub(super) struct Mistake {
@@ -24,14 +23,14 @@ pub(super) struct Mistake {
     pub message: String,
 }
 
-type Checked<T> = Result<T, Mistake>;
+pub(super) type Checked<T> = Result<T, Mistake>;
 
-fn mistake<T>(at: Range<usize>, message: impl Into<String>) -> Checked<T> {
+pub(super) fn mistake<T>(at: Range<usize>, message: impl Into<String>) -> Checked<T> {
     Err(Mistake { at: Some(at.start), message: message.into() })
 }
 
 /// Refuses with a message about this value.
-fn wrong<T, V>(value: &Spanned<V>, message: impl Into<String>) -> Checked<T> {
+pub(super) fn wrong<T, V>(value: &Spanned<V>, message: impl Into<String>) -> Checked<T> {
     mistake(value.span(), message)
 }
 
@@ -85,7 +84,7 @@ fn service(written: &Spanned<raw::Service>, surroundings: Surroundings<'_>) -> C
             return wrong(&raw.racs[at].get_ref().name, message);
         }
     }
-    let pmap = pmap(&raw.pmap, &racs)?;
+    let pmap = super::pmap::pmap(&raw.pmap, &racs)?;
     let protocol = protocol(written, &pmap)?;
     let policy = Policy { reads: reads(raw.reads.as_ref())?, updates: updates(raw.updates.as_ref())? };
     Ok(Service { name, listen, protocol, policy, expose: raw.expose, pmap: Arc::new(pmap), racs })
@@ -171,83 +170,6 @@ fn updates(written: Option<&Spanned<String>>) -> Checked<Updates> {
     }
 }
 
-fn pmap(written: &Spanned<raw::Pmap>, racs: &[RacsConfig]) -> Checked<Pmap> {
-    let raw = written.get_ref();
-    let count = u32::try_from(racs.len()).expect("a file has fewer than 2^32 RACS");
-    match raw.style.get_ref().as_str() {
-        "slots" => {
-            if let Some(ranges) = &raw.ranges {
-                return wrong(ranges, "`ranges` does not apply to style slots: give partitions instead");
-            }
-            let Some(partitions) = &raw.partitions else {
-                return wrong(
-                    written,
-                    "`partitions` is missing: say how many slots, such as partitions = 64",
-                );
-            };
-            let slots = u32::try_from(*partitions.get_ref()).ok().filter(|n| (1..=Slots::MAX).contains(n));
-            let Some(slots) = slots else {
-                let message = format!("{} partitions: give 1 to {}", partitions.get_ref(), Slots::MAX);
-                return wrong(partitions, message);
-            };
-            let names: Vec<&str> = racs.iter().map(|racs| &*racs.name).collect();
-            match Slots::new(placement::owners(slots, &names), count) {
-                Ok(slots) => Ok(Pmap::slots(Epoch::FIRST, slots)),
-                Err(error) => wrong(partitions, error.to_string()),
-            }
-        }
-        "ranges" => {
-            if let Some(partitions) = &raw.partitions {
-                return wrong(partitions, "`partitions` does not apply to style ranges: give ranges instead");
-            }
-            let Some(ranges) = &raw.ranges else {
-                let example = "ranges = [{ from = \"\", racs = \"a\" }]";
-                return wrong(written, format!("`ranges` is missing: write them, such as {example}"));
-            };
-            self::ranges(ranges, racs, count)
-        }
-        "table" => wrong(&raw.style, "the style \"table\" is not built yet: use slots or ranges"),
-        other => wrong(&raw.style, format!("unknown style {other:?}: use slots or ranges")),
-    }
-}
-
-fn ranges(written: &Spanned<Vec<Spanned<raw::Range>>>, racs: &[RacsConfig], count: u32) -> Checked<Pmap> {
-    let mut specs = Vec::new();
-    for (at, range) in written.get_ref().iter().enumerate() {
-        let raw = range.get_ref();
-        let owner = racs.iter().position(|racs| *racs.name == *raw.racs.get_ref());
-        let Some(owner) = owner else {
-            let known: Vec<&str> = racs.iter().map(|racs| &*racs.name).collect();
-            let message = format!(
-                "there is no RACS {:?} in this service: there are {}",
-                raw.racs.get_ref(),
-                known.join(", ")
-            );
-            return wrong(&raw.racs, message);
-        };
-        let name = match &raw.name {
-            Some(name) => self::name(name)?.into(),
-            None => at.to_string(),
-        };
-        let racs = RacsId::new(u32::try_from(owner).expect("counted above"));
-        specs.push(RangeSpec { from: raw.from.get_ref().clone().into_bytes(), racs, name });
-    }
-    match Ranges::new(specs, count) {
-        Ok(ranges) => Ok(Pmap::ranges(Epoch::FIRST, ranges)),
-        Err(error) => {
-            let list = written.get_ref();
-            let at = match error {
-                PmapError::Overlap { index, .. } | PmapError::Duplicate { index, .. } => {
-                    list[index].get_ref().from.span()
-                }
-                PmapError::Gap { .. } => list[0].get_ref().from.span(),
-                _ => written.span(),
-            };
-            mistake(at, error.to_string())
-        }
-    }
-}
-
 fn racs(written: &Spanned<raw::Racs>, surroundings: Surroundings<'_>) -> Checked<RacsConfig> {
     let raw = written.get_ref();
     let name = name(&raw.name)?;
@@ -303,7 +225,7 @@ fn servers(
 
 /// The names of services, RACS and partitions appear in headers, JSON and metrics: they are as group names
 /// are.
-fn name(written: &Spanned<String>) -> Checked<Box<str>> {
+pub(super) fn name(written: &Spanned<String>) -> Checked<Box<str>> {
     match GroupName::new(written.get_ref()) {
         Ok(name) => Ok(name.as_str().into()),
         Err(_) => {

@@ -49,12 +49,22 @@ pub(super) struct Pmap {
     pub style: Spanned<String>,
     pub partitions: Option<Spanned<i64>>,
     pub ranges: Option<Spanned<Vec<Spanned<Range>>>>,
+    pub table: Option<Spanned<Vec<Spanned<Entry>>>>,
+    pub default: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Range {
     pub from: Spanned<String>,
+    pub racs: Spanned<String>,
+    pub name: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Entry {
+    pub key: Spanned<String>,
     pub racs: Spanned<String>,
     pub name: Option<Spanned<String>>,
 }
