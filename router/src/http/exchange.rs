@@ -20,6 +20,7 @@ const COPIED: usize = 4 * 1024;
 /// Interim responses that a server may send for one request.
 const MAX_INTERIM: u32 = 8;
 pub(super) const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+const CONTINUE_LEN: usize = CONTINUE.len();
 
 /// What is still to come of a body from its sender, and what of it may go on.
 pub(super) struct Transfer {
@@ -277,6 +278,10 @@ impl Exchange<'_> {
         if !labels.is_empty() {
             parsed.reserve(head, b"x-phalanx-");
         }
+        // From here on "100 Continue" would be read as a part of the response.
+        if !matches!(std::mem::take(self.interim_left), 0 | CONTINUE_LEN) {
+            return Err(Failure::Broken);
+        }
         let body = parsed.body();
         let http10 = request.version == Version::Http10;
         if http10 && body == Body::Chunked {
@@ -297,7 +302,9 @@ impl Exchange<'_> {
             (true, true) => self.outgoing.extend(b"Connection: keep-alive\r\n\r\n", buffers),
             (true, false) => self.outgoing.extend(b"\r\n", buffers),
         }
-        let (server_persistent, keep_alive_timeout_s) = (parsed.persistent(), parsed.keep_alive_timeout_s());
+        // A server that never got the rest would take the next request for it.
+        let server_persistent = parsed.persistent() && sent;
+        let keep_alive_timeout_s = parsed.keep_alive_timeout_s();
         self.incoming.consume(len);
         // Part of the request may still be in the buffer that now holds the response: the server has answered
         // without it, and need not get it.
