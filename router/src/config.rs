@@ -14,7 +14,7 @@ use std::{
     sync::Arc,
 };
 
-use router_proto::{Pmap, extract::Extract, pmap::PartitionId, racs::Policy};
+use router_proto::{Pmap, extract::Extract, frames::KeyPaths, pmap::PartitionId, racs::Policy};
 
 /// A configuration that can be served.
 #[derive(Clone, Debug)]
@@ -54,6 +54,15 @@ pub(crate) enum Protocol {
         no_key: Option<PartitionId>,
     },
     Redis,
+    Frames {
+        paths: KeyPaths,
+        /// Where requests without a key go; nowhere if `None`.
+        no_key: Option<PartitionId>,
+        /// The methods that change nothing.
+        reads: Box<[Box<[u8]>]>,
+        /// Whether servers are told partition, view and deadline.
+        stamp: bool,
+    },
 }
 
 #[derive(Clone, Debug)]

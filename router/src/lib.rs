@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod frames;
 mod http;
 mod limits;
 mod listen;

@@ -32,15 +32,18 @@ pub struct Limits {
     /// Most client connections of one worker. 10 000; the next one is told so and closed. The command
     /// `phalanx router` takes fewer where that many files may not be open.
     pub clients: usize,
-    /// Most Redis commands of one client that have no reply yet; then its input waits. 1024.
+    /// Most Redis commands, or requests in frames, of one client that have no reply yet; then its input waits. 1024.
     pub pipeline: usize,
-    /// Most bytes of one Redis client's commands without reply, or of replies that it has not read; then its
+    /// Most bytes of one such client's commands without reply, or of replies that it has not read; then its
     /// input waits. 1 MiB; one command or reply may be larger.
     pub backlog: usize,
-    /// Bytes of replies that all Redis clients of a service on one worker may leave unread before those of them that
+    /// Bytes of replies that all such clients of a service on one worker may leave unread before those of them that
     /// have much unread send nothing more. 64 MiB.
     pub unread_in_all: usize,
-    /// Bytes of replies that a Redis client may leave unread before it is cut off. 256 MiB.
+    /// Bytes of requests of more than 64 KiB that all clients of a frames service on one worker may have under way; then further
+    /// ones are read once there is room. 256 MiB; one request may always be under way.
+    pub requests_in_all: usize,
+    /// Bytes of replies that such a client may leave unread before it is cut off. 256 MiB.
     pub unread: usize,
 }
 
@@ -61,6 +64,7 @@ impl Default for Limits {
             pipeline: 1024,
             backlog: 1 << 20,
             unread_in_all: 64 << 20,
+            requests_in_all: 256 << 20,
             unread: 256 << 20,
         }
     }

@@ -33,6 +33,7 @@ pub(crate) use stream::ClientStream;
 
 use crate::{
     config::{Protocol, Service},
+    frames::FramesService,
     http::HttpService,
     limits::Limits,
     pipelined::{self, Dialect},
@@ -93,6 +94,7 @@ pub(crate) enum Control {
 enum Front {
     Http(Rc<HttpService>),
     Redis(Rc<RedisService>),
+    Frames(Rc<FramesService>),
 }
 
 impl Front {
@@ -100,6 +102,7 @@ impl Front {
         match self {
             Self::Http(service) => &service.counters,
             Self::Redis(service) => &service.counters,
+            Self::Frames(service) => &service.counters,
         }
     }
 
@@ -107,6 +110,7 @@ impl Front {
         match self {
             Self::Http(service) => service.tables_changed(),
             Self::Redis(service) => service.tables_changed(),
+            Self::Frames(service) => service.tables_changed(),
         }
     }
 
@@ -114,6 +118,7 @@ impl Front {
         match self {
             Self::Http(service) => service.names(id),
             Self::Redis(service) => service.names(id),
+            Self::Frames(service) => service.names(id),
         }
     }
 
@@ -121,6 +126,7 @@ impl Front {
         match self {
             Self::Http(service) => crate::http::serve(service, stream).await,
             Self::Redis(service) => pipelined::serve(service, stream).await,
+            Self::Frames(service) => crate::frames::serve(service, stream).await,
         }
     }
 
@@ -129,6 +135,7 @@ impl Front {
         let text: &[u8] = match self {
             Self::Http(_) => crate::http::TOO_MANY_CLIENTS,
             Self::Redis(_) => Redis::TOO_MANY_CLIENTS,
+            Self::Frames(_) => &crate::frames::too_many_clients(),
         };
         let _ = stream.try_write(text);
     }
@@ -163,6 +170,7 @@ async fn work(setup: Setup) -> io::Result<()> {
         let front = match &service.protocol {
             Protocol::Http { .. } => Front::Http(Rc::new(HttpService::new(&worker, &service, table))),
             Protocol::Redis => Front::Redis(RedisService::start(&worker, &service, table)),
+            Protocol::Frames { .. } => Front::Frames(FramesService::start(&worker, &service, table)),
         };
         let listener = tokio::net::TcpListener::from_std(listener)?;
         tokio::task::spawn_local(accept(Rc::clone(&worker), listener, front.clone()));

@@ -63,9 +63,9 @@ fn mistakes_are_reported_with_their_line_and_the_remedy() {
             &["\"inventory\" listens on 127.0.0.1:8080 already", "a port of its own"],
         ),
         ("127.0.0.1:6380", "0.0.0.0:8080", 21, &["\"inventory\" listens on 127.0.0.1:8080 already"]),
-        ("\"http\"", "\"https\"", 4, &["unknown protocol \"https\"", "use http or redis"]),
-        ("\"http\"", "\"memcached\"", 4, &["\"memcached\" is not built yet", "use http or redis"]),
-        ("\"http\"", "\"frames\"", 4, &["not built yet"]),
+        ("\"http\"", "\"https\"", 4, &["unknown protocol \"https\"", "use http, redis or frames"]),
+        ("\"http\"", "\"memcached\"", 4, &["\"memcached\" is not built yet", "use http, redis or frames"]),
+        ("\"http\"", "\"frames\"", 5, &["\"header:x-key\" is no path to a key", "msgpack:/params/0/user"]),
         ("\"http\"", "\"tcp\"", 4, &["not built yet"]),
         (
             "key      = [\"header:x-key\", \"path:/items/{key}/*\"]\n",
@@ -236,4 +236,41 @@ fn an_empty_or_missing_file_is_refused() {
     assert!(parse("").unwrap_err().message().contains("at least one [[service]]"));
     let error = Config::load("/nonexistent/router.toml".as_ref(), Surroundings::default()).unwrap_err();
     assert!(error.to_string().starts_with("/nonexistent/router.toml: cannot be read: "), "{error}");
+}
+
+const FRAMES: &str = r#"[[service]]
+name = "counter"
+listen = "127.0.0.1:0"
+protocol = "frames"
+key = ["msgpack:/params/0/user", "msgpack:/params/0"]
+no_key = "partition:3"
+read_methods = ["get", "list"]
+stamp = true
+pmap = { style = "slots", partitions = 4 }
+racs = [{ name = "a", group = "counters" }]
+"#;
+
+#[test]
+fn mistakes_about_frames_are_reported_too() {
+    parse(FRAMES).unwrap();
+    let key = "key = [\"msgpack:/params/0/user\", \"msgpack:/params/0\"]\n";
+    let rows: &[(&str, &str, usize, &str)] = &[
+        (key, "", 1, "`key` is missing: frames needs one, such as key = \"msgpack:/params/0\""),
+        (key, "key = []\n", 5, "no path to the key"),
+        ("msgpack:/params/0/user", "msgpack:/user", 5, "\"msgpack:/user\" is no path to a key"),
+        ("msgpack:/params/0/user", "msgpack:/params/0/a~b", 5, "neither ~0 (for ~) nor ~1 (for /)"),
+        ("partition:3", "partition:4", 6, "there is no partition \"4\""),
+        ("\"list\"", "\"get\"", 7, "the method \"get\" is listed twice"),
+        ("\"list\"", "\"\"", 7, "no name of a method: give 1 to 255 bytes"),
+        ("true", "1", 8, "expected a boolean"),
+        ("stamp = true", "expose = true", 1, "`expose` does not apply to frames"),
+        ("\"frames\"", "\"redis\"", 7, "`read_methods` does not apply to redis"),
+    ];
+    for (from, to, line, says) in rows {
+        assert_eq!(FRAMES.matches(from).count(), 1, "the row's text must be there once: {from}");
+        let error = parse(&FRAMES.replace(from, to)).expect_err(to);
+        assert_eq!((error.line(), error.message().contains(says)), (Some(*line), true), "{to}: {error}");
+    }
+    let stamp = FRAMES.replace("\"frames\"", "\"redis\"").replace("read_methods = [\"get\", \"list\"]\n", "");
+    assert!(parse(&stamp).unwrap_err().message().contains("`stamp` does not apply to redis"));
 }

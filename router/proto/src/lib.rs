@@ -13,6 +13,7 @@
 //! | [`extract`] | where in the request is the key? |
 //! | [`resp`] | the same questions for Redis commands and replies, split by partition |
 //! | [`pipelined`] | whom is this reply for, whose command was sent with those of others, and when is its turn? |
+//! | [`frames`] | the same questions for framed MessagePack-RPC, answered in any order |
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -21,6 +22,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod extract;
+pub mod frames;
 pub mod http;
 pub mod key;
 pub mod l2p;

@@ -10,6 +10,7 @@ use membership_types::GroupName;
 use router_proto::{
     Pmap,
     extract::Extract,
+    frames::{KeyPaths, MAX_METHOD},
     pmap::PartitionId,
     racs::{Policy, Reads, Updates},
 };
@@ -92,7 +93,16 @@ fn service(written: &Spanned<raw::Service>, surroundings: Surroundings<'_>) -> C
 
 fn protocol(written: &Spanned<raw::Service>, pmap: &Pmap) -> Checked<Protocol> {
     let raw = written.get_ref();
-    match raw.protocol.get_ref().as_str() {
+    let name = raw.protocol.get_ref().as_str();
+    if name != "frames" {
+        if let Some(methods) = &raw.read_methods {
+            return wrong(methods, format!("`read_methods` does not apply to {name}: leave it out"));
+        }
+        if let Some(stamp) = &raw.stamp {
+            return wrong(stamp, format!("`stamp` does not apply to {name}: leave it out"));
+        }
+    }
+    match name {
         "http" => {
             let Some(key) = &raw.key else {
                 return wrong(written, "`key` is missing: http needs one, such as key = \"header:x-key\"");
@@ -115,11 +125,47 @@ fn protocol(written: &Spanned<raw::Service>, pmap: &Pmap) -> Checked<Protocol> {
             }
             Ok(Protocol::Redis)
         }
-        planned @ ("memcached" | "frames" | "tcp") => {
-            wrong(&raw.protocol, format!("the protocol {planned:?} is not built yet: use http or redis"))
+        "frames" => frames(written, pmap),
+        planned @ ("memcached" | "tcp") => {
+            let message = format!("the protocol {planned:?} is not built yet: use http, redis or frames");
+            wrong(&raw.protocol, message)
         }
-        unknown => wrong(&raw.protocol, format!("unknown protocol {unknown:?}: use http or redis")),
+        unknown => wrong(&raw.protocol, format!("unknown protocol {unknown:?}: use http, redis or frames")),
     }
+}
+
+fn frames(written: &Spanned<raw::Service>, pmap: &Pmap) -> Checked<Protocol> {
+    let raw = written.get_ref();
+    let Some(key) = &raw.key else {
+        let message = "`key` is missing: frames needs one, such as key = \"msgpack:/params/0\"";
+        return wrong(written, message);
+    };
+    let paths = match KeyPaths::compile(key.get_ref().iter()) {
+        Ok(paths) => paths,
+        Err(error) => return wrong(key, error.to_string()),
+    };
+    if raw.expose {
+        let message = "`expose` does not apply to frames: answers have no headers; \
+                       stamp = true tells servers where a request was routed";
+        return wrong(written, message);
+    }
+    let mut reads: Vec<Box<[u8]>> = Vec::new();
+    for method in raw.read_methods.iter().flat_map(Spanned::get_ref) {
+        let name = method.get_ref();
+        if !(1..=MAX_METHOD).contains(&name.len()) {
+            return wrong(method, format!("{name:?} is no name of a method: give 1 to {MAX_METHOD} bytes"));
+        }
+        if reads.iter().any(|read| **read == *name.as_bytes()) {
+            return wrong(method, format!("the method {name:?} is listed twice: list each once"));
+        }
+        reads.push(name.as_bytes().into());
+    }
+    Ok(Protocol::Frames {
+        paths,
+        no_key: no_key(raw.no_key.as_ref(), pmap)?,
+        reads: reads.into(),
+        stamp: raw.stamp.as_ref().is_some_and(|stamp| *stamp.get_ref()),
+    })
 }
 
 fn no_key(written: Option<&Spanned<String>>, pmap: &Pmap) -> Checked<Option<PartitionId>> {

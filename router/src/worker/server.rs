@@ -12,7 +12,7 @@ use membership_types::Instant;
 use router_proto::l2p::{Loads, PhysicalId};
 use tokio::net::TcpStream;
 
-use crate::{pipelined::Upstream, redis::Redis};
+use crate::{frames, pipelined::Upstream, redis::Redis};
 
 /// One physical server, as one worker sees it.
 pub(crate) struct Server {
@@ -25,6 +25,8 @@ pub(crate) struct Server {
     idle: RefCell<Vec<Idle>>,
     /// The connection that all Redis clients of this worker share.
     pub redis: RefCell<Option<Rc<Upstream<Redis>>>>,
+    /// The connection that all clients of its services of frames share on this worker.
+    pub frames: RefCell<Option<Rc<frames::Upstream>>>,
 }
 
 struct Idle {
@@ -42,6 +44,7 @@ impl Server {
             refused_until: Cell::new(Instant::ZERO),
             idle: RefCell::default(),
             redis: RefCell::default(),
+            frames: RefCell::default(),
         }
     }
 
@@ -146,6 +149,9 @@ impl Servers {
         for server in self.0.borrow().iter().flatten().filter(|server| !named(server.id)) {
             server.idle.borrow_mut().clear();
             if let Some(upstream) = &*server.redis.borrow() {
+                upstream.retire();
+            }
+            if let Some(upstream) = &*server.frames.borrow() {
                 upstream.retire();
             }
         }

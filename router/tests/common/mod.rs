@@ -147,6 +147,15 @@ impl Peer {
         let _ = self.stream.write_all(text.as_bytes());
     }
 
+    pub fn send_bytes(&mut self, bytes: &[u8]) {
+        let _ = self.stream.write_all(bytes);
+    }
+
+    /// Keeps in mind what was received, in whatever form.
+    pub fn note(&self, what: String) {
+        self.seen.lock().unwrap().push(what);
+    }
+
     /// Ends the connection so that the other side sees a reset.
     pub fn reset(&mut self) {
         let socket = socket2::SockRef::from(&self.stream);

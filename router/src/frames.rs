@@ -1,0 +1,400 @@
+//! Framed MessagePack-RPC: requests of all clients of a worker share one connection to each server, under ids of that
+//! connection's own, and are answered in any order.
+//!
+//! As on the Redis side, a client's task reads requests and hands each to the connection of its server; that one's task writes
+//! what has gathered, reads answers, and puts each into its client's buffer.
+
+mod client;
+mod upstream;
+mod waiting;
+
+use std::{cell::Cell, cell::RefCell, collections::VecDeque, fmt, rc::Rc, task::Waker};
+
+use membership_sync::Reader;
+use membership_types::Instant;
+use router_proto::{
+    PartitionId, PhysicalId, RacsId,
+    frames::{self, Complaint, Digits, KeyPaths, Refusal, Request, Stamp, Verdict},
+    racs::{Access, Circumstances, Pick, Policy, Tried},
+};
+
+pub(crate) use client::too_many_clients;
+use client::{Client, Task};
+pub(crate) use upstream::Upstream;
+use waiting::Entry;
+
+use crate::{
+    config::{Protocol, Service},
+    stats::Counters,
+    table::Table,
+    worker::{ClientStream, Server, Worker},
+};
+
+/// Room for one read, from a client or a server: a batch of requests or answers.
+const READ: usize = 64 * 1024;
+
+/// How many connections may fail under one request.
+const MAX_FAILURES: u8 = 3;
+
+/// How often a request follows what servers say of who leads, before it waits for a view.
+const MAX_HINTS: u8 = 2;
+
+/// One service on one worker.
+pub(crate) struct FramesService {
+    worker: Rc<Worker>,
+    name: Box<str>,
+    policy: Policy,
+    paths: KeyPaths,
+    no_key: Option<PartitionId>,
+    reads: Box<[Box<[u8]>]>,
+    stamp: bool,
+    table: RefCell<Reader<Table>>,
+    /// Requests that nobody may take yet, for each RACS.
+    waiting: Vec<RefCell<VecDeque<Entry>>>,
+    /// Whether somebody looks after them.
+    attended: Cell<bool>,
+    /// What every read of a client goes into, so that idle connections hold no buffer.
+    scratch: RefCell<Box<[u8]>>,
+    /// Bytes of answers that clients have not read.
+    unread: Cell<usize>,
+    /// Bytes of large requests that are under way, and clients that wait with theirs.
+    held: Cell<usize>,
+    crowd: RefCell<Vec<Waker>>,
+    pub counters: Counters,
+}
+
+/// Whom an answer is for, and what is needed to send the request again.
+struct Tag {
+    service: Rc<FramesService>,
+    caller: Caller,
+    partition: PartitionId,
+    racs: RacsId,
+    access: Access,
+    /// Connections that have failed under it.
+    failures: u8,
+    /// How often it followed a hint, and the latest.
+    hints: u8,
+    hint: Option<PhysicalId>,
+    tried: Tried,
+    /// Until when the client waits.
+    until: Instant,
+    /// Until when it may wait for a leader; set when it first has to.
+    wait_until: Instant,
+    /// Its share of the room for large requests.
+    _held: Option<Held>,
+}
+
+/// Who asked.
+struct Caller {
+    client: Rc<Client>,
+    msgid: u32,
+    /// Bytes of the request.
+    len: usize,
+}
+
+/// Where a request goes.
+enum Target {
+    Server(Rc<Server>),
+    /// Nowhere before the RACS' next view.
+    Wait,
+    /// Nowhere any more.
+    Exhausted,
+}
+
+/// Room that a large request takes, until it is answered.
+struct Held {
+    service: Rc<FramesService>,
+    len: usize,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.service.held.set(self.service.held.get() - self.len);
+        for waker in self.service.crowd.borrow_mut().drain(..) {
+            waker.wake();
+        }
+    }
+}
+
+/// Serves one client until it or the router has had enough.
+pub(crate) async fn serve(service: Rc<FramesService>, stream: ClientStream) {
+    Task::new(service, stream).serve().await;
+}
+
+impl FramesService {
+    pub fn start(worker: &Rc<Worker>, service: &Service, mut table: Reader<Table>) -> Rc<Self> {
+        let Protocol::Frames { paths, no_key, reads, stamp } = &service.protocol else {
+            unreachable!("only services of this protocol come here");
+        };
+        table.load();
+        Rc::new(Self {
+            worker: Rc::clone(worker),
+            name: service.name.clone(),
+            policy: service.policy,
+            paths: paths.clone(),
+            no_key: *no_key,
+            reads: reads.clone(),
+            stamp: *stamp,
+            table: RefCell::new(table),
+            waiting: service.racs.iter().map(|_| RefCell::default()).collect(),
+            attended: Cell::new(false),
+            scratch: RefCell::new(vec![0; READ].into()),
+            unread: Cell::new(0),
+            held: Cell::new(0),
+            crowd: RefCell::default(),
+            counters: Counters::default(),
+        })
+    }
+
+    /// Whether the newest table has this server.
+    pub fn names(&self, id: PhysicalId) -> bool {
+        self.table.borrow_mut().load().l2p.iter().any(|logical| logical.physical == id)
+    }
+
+    fn now(&self) -> Instant {
+        self.worker.clock.now()
+    }
+
+    /// Takes room for a large request; `None` while there is none. One always finds room.
+    fn hold(self: &Rc<Self>, len: usize) -> Option<Held> {
+        let held = self.held.get();
+        if held > 0 && held + len > self.worker.limits.requests_in_all {
+            return None;
+        }
+        self.held.set(held + len);
+        Some(Held { service: Rc::clone(self), len })
+    }
+
+    /// Routes one request.
+    fn dispatch(self: &Rc<Self>, caller: Caller, frame: &[u8], request: &Request, held: Option<Held>) {
+        caller.client.owe(caller.len);
+        let place = {
+            let mut table = self.table.borrow_mut();
+            let pmap = &table.load().pmap;
+            let partition = match &request.key {
+                Ok(Some(key)) => Ok(pmap.locate(key.bytes(frame, &mut Digits::default()))),
+                Ok(None) => self.no_key.ok_or(None),
+                Err(error) => Err(Some(*error)),
+            };
+            partition.map(|partition| (partition, pmap.racs(partition)))
+        };
+        let (partition, racs) = match place {
+            Ok(place) => place,
+            Err(error) => {
+                self.counters.refused.add(1);
+                return match error {
+                    Some(error) => self.complain(caller, None, Verdict::Refused, &error),
+                    None => self.complain(caller, None, Verdict::Refused, &"the request has no key"),
+                };
+            }
+        };
+        self.counters.requests.add(1);
+        let method = &frame[request.method.clone()];
+        let access =
+            if self.reads.iter().any(|read| **read == *method) { Access::Read } else { Access::Update };
+        let until = match request.deadline_ms {
+            None => Instant::MAX,
+            Some(ms) => {
+                self.worker.clock.refresh();
+                self.now().after(std::time::Duration::from_millis(ms.into()))
+            }
+        };
+        let tag = Tag {
+            service: Rc::clone(self),
+            caller,
+            partition,
+            racs,
+            access,
+            failures: 0,
+            hints: 0,
+            hint: None,
+            tried: Tried::default(),
+            until,
+            wait_until: Instant::MAX,
+            _held: held,
+        };
+        self.send(tag, &frame[request.body.clone()]);
+    }
+
+    /// Sends a request that has just come in. Where others wait for the same leader it queues behind them.
+    fn send(self: &Rc<Self>, tag: Tag, body: &[u8]) {
+        let queue = &self.waiting[tag.racs.get() as usize];
+        if self.policy.leader_only(tag.access) && !queue.borrow().is_empty() {
+            self.wait(tag, body.into());
+            return;
+        }
+        match self.pick(&tag) {
+            Target::Server(server) => self.push(&server, body, tag),
+            Target::Wait => self.wait(tag, body.into()),
+            Target::Exhausted => tag.unavailable("no clone of the partition's RACS answers"),
+        }
+    }
+
+    fn pick(&self, tag: &Tag) -> Target {
+        let mut table = self.table.borrow_mut();
+        let table = table.load();
+        let worker = &*self.worker;
+        let now = worker.clock.now();
+        let racs = table.racs(tag.racs);
+        if let Some(hinted) = tag.hint
+            && let Some(clone) = racs.clones().iter().find(|clone| table.l2p.get(**clone).physical == hinted)
+        {
+            let logical = table.l2p.get(*clone);
+            return Target::Server(worker.servers.get(logical.physical, logical.addr));
+        }
+        let at = Circumstances { policy: self.policy, l2p: &table.l2p, loads: &worker.servers, now };
+        match racs.pick(tag.access, at, worker.random(), &tag.tried) {
+            Pick::Clone(clone) => {
+                let logical = table.l2p.get(clone);
+                let server = worker.servers.get(logical.physical, logical.addr);
+                if self.policy.leader_only(tag.access) && server.refused_until() > now {
+                    return Target::Wait;
+                }
+                Target::Server(server)
+            }
+            Pick::Wait => Target::Wait,
+            Pick::Exhausted => Target::Exhausted,
+        }
+    }
+
+    /// Hands a request to its server's connection.
+    fn push(&self, server: &Rc<Server>, body: &[u8], tag: Tag) {
+        let now = self.now();
+        if tag.until <= now {
+            return tag.late();
+        }
+        let current = server.frames.borrow().clone();
+        let upstream = match current {
+            Some(upstream) if upstream.is_full() => {
+                return tag.unavailable("as many requests as can be are under way to the server");
+            }
+            Some(upstream) => upstream,
+            None => {
+                let upstream = Upstream::start(&self.worker, server);
+                *server.frames.borrow_mut() = Some(Rc::clone(&upstream));
+                upstream
+            }
+        };
+        let due = tag.until.min(now.after(self.worker.limits.response));
+        if !self.stamp {
+            return upstream.push(body, None, due, tag);
+        }
+        let mut name = [0; 128];
+        let mut table = self.table.borrow_mut();
+        let table = table.load();
+        let left = (tag.until != Instant::MAX).then(|| (tag.until - now).as_millis());
+        let stamp = Stamp {
+            deadline_ms: left.map(|ms| u32::try_from(ms).unwrap_or(u32::MAX)),
+            epoch: Some(table.racs(tag.racs).epoch().get()),
+            partition: print(&mut name, format_args!("{}", table.pmap.name(tag.partition))),
+            update: Some(tag.access == Access::Update),
+        };
+        upstream.push(body, Some(&stamp), due, tag);
+    }
+
+    /// Tells a client why there is no result.
+    fn complain(
+        &self,
+        caller: Caller,
+        partition: Option<PartitionId>,
+        verdict: Verdict,
+        error: &dyn fmt::Display,
+    ) {
+        let mut answer = Vec::new();
+        let mut table = self.table.borrow_mut();
+        let pmap = &table.load().pmap;
+        let name = partition.map(|partition| pmap.name(partition));
+        let complaint = Complaint {
+            verdict,
+            error,
+            service: Some(&self.name),
+            partition: name.as_ref().map(|name| name as &dyn fmt::Display),
+            epoch: None,
+            leader: None,
+        };
+        frames::push_complaint(&mut answer, caller.msgid, &complaint);
+        caller.client.put(caller.len, &answer);
+    }
+}
+
+/// Prints into room that is there already; `None` if it does not suffice.
+fn print<'a>(room: &'a mut [u8], text: fmt::Arguments<'_>) -> Option<&'a str> {
+    use std::io::Write;
+    let mut rest = &mut *room;
+    rest.write_fmt(text).ok()?;
+    let left = rest.len();
+    let len = room.len() - left;
+    str::from_utf8(&room[..len]).ok()
+}
+
+impl Tag {
+    /// The server's answer: error and result.
+    fn deliver(self, body: &[u8]) {
+        self.caller.client.put_answer(self.caller.len, self.caller.msgid, body);
+    }
+
+    fn complain(self, verdict: Verdict, error: &dyn fmt::Display) {
+        let Self { service, caller, partition, .. } = self;
+        service.complain(caller, Some(partition), verdict, error);
+    }
+
+    /// Nobody can take the request, and nothing was done.
+    fn unavailable(self, why: &str) {
+        self.service.counters.unavailable.add(1);
+        self.complain(Verdict::Unavailable, &format_args!("{why}; nothing was done"));
+    }
+
+    /// Nobody knows whether the update was carried out.
+    fn unknown(self, why: &str) {
+        self.service.counters.unknown.add(1);
+        self.complain(Verdict::Unknown, &format_args!("outcome unknown: {why}"));
+    }
+
+    /// The client's time is over, and nothing was changed.
+    fn late(self) {
+        self.service.counters.unavailable.add(1);
+        self.complain(Verdict::Late, &"the time for the request is over, and nothing was changed");
+    }
+
+    /// A server's answer that says that nothing was done, and why.
+    fn refused(mut self, server: &Server, request: Vec<u8>, answer: &[u8], refusal: Refusal<'_>) {
+        let service = Rc::clone(&self.service);
+        let leader_only = service.policy.leader_only(self.access);
+        match refusal.verdict {
+            Verdict::NotLeader if leader_only => {
+                self.hint = None;
+                if let Some(leader) = refusal.leader.and_then(|leader| leader.parse().ok())
+                    && self.hints < MAX_HINTS
+                {
+                    self.hints += 1;
+                    // Only servers of the RACS are asked: health and hints change the clone, never the partition.
+                    let mut table = service.table.borrow_mut();
+                    let table = table.load();
+                    let mut clones = table.racs(self.racs).clones().iter().map(|clone| table.l2p.get(*clone));
+                    self.hint = clones.find(|clone| clone.addr == leader).map(|clone| clone.physical);
+                    self.hint.take_if(|hint| *hint == server.id);
+                }
+                service.counters.retried.add(1);
+                match self.hint {
+                    Some(_) => service.send_again(self, request),
+                    None => service.wait(self, request.into()),
+                }
+            }
+            Verdict::Stopping if leader_only => {
+                service.counters.retried.add(1);
+                self.hint = None;
+                service.wait(self, request.into());
+            }
+            Verdict::Stopping | Verdict::Busy if !leader_only && self.tried.add(server.id) => {
+                match service.pick(&self) {
+                    Target::Server(next) => {
+                        service.counters.retried.add(1);
+                        service.push(&next, &request, self);
+                    }
+                    Target::Wait | Target::Exhausted => self.deliver(answer),
+                }
+            }
+            _ => self.deliver(answer),
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! One client: its requests in, its answers out as they come.
+
+use std::{
+    cell::RefCell,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, Waker},
+};
+
+use router_proto::frames::{
+    self, Complaint, FrameError, MAX_FRAME, RequestScanner, Verdict, push_complaint, push_notice,
+};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::{Caller, FramesService, Held, READ};
+use crate::worker::{ClientStream, Deadline, linger};
+
+/// How many requests of a client may be under way before its first answer.
+const FIRST: usize = 64;
+/// Requests beyond so many bytes need room of the service's before they are read.
+const LARGE: usize = READ;
+
+/// For a client that is not served at all.
+pub(crate) fn too_many_clients() -> Vec<u8> {
+    let mut notice = Vec::new();
+    push_notice(&mut notice, &complaint(Verdict::Busy, &"too many clients", None));
+    notice
+}
+
+fn complaint<'a>(
+    verdict: Verdict,
+    error: &'a dyn std::fmt::Display,
+    service: Option<&'a str>,
+) -> Complaint<'a> {
+    Complaint { verdict, error, service, partition: None, epoch: None, leader: None }
+}
+
+/// What servers' tasks see of a client: where its answers go.
+pub(super) struct Client {
+    service: Rc<FramesService>,
+    state: RefCell<State>,
+    waker: RefCell<Option<Waker>>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Answers; those before `sent` are with the kernel.
+    out: Vec<u8>,
+    sent: usize,
+    /// Requests without answer, and their bytes.
+    under_way: usize,
+    owed: usize,
+    /// How large answers have been lately: the largest counts at once, and is forgotten over some dozens.
+    usual: usize,
+    /// The client has gone, or is being sent away: answers are thrown away.
+    gone: bool,
+}
+
+impl State {
+    fn unread(&self) -> usize {
+        self.out.len() - self.sent
+    }
+
+    /// Bytes that the answers to what is under way may have.
+    fn expected(&self) -> usize {
+        self.under_way.saturating_mul(self.usual)
+    }
+}
+
+impl Client {
+    /// Whether nobody reads this client's answers any more.
+    pub fn is_gone(&self) -> bool {
+        self.state.borrow().gone
+    }
+
+    /// Notes that a request of so many bytes is under way.
+    pub fn owe(&self, len: usize) {
+        let mut state = self.state.borrow_mut();
+        state.owed += len;
+        state.under_way += 1;
+    }
+
+    /// Appends the answer to a request of so many bytes; wakes the client if it is the first.
+    pub fn put(&self, request_len: usize, answer: &[u8]) {
+        self.append(request_len, |out| out.extend_from_slice(answer));
+    }
+
+    /// As [`Client::put`], for error and result of a server.
+    pub fn put_answer(&self, request_len: usize, msgid: u32, body: &[u8]) {
+        self.append(request_len, |out| frames::push_response(out, msgid, body));
+    }
+
+    fn append(&self, request_len: usize, write: impl FnOnce(&mut Vec<u8>)) {
+        let mut state = self.state.borrow_mut();
+        state.owed -= request_len;
+        state.under_way -= 1;
+        if state.gone {
+            return;
+        }
+        let before = state.out.len();
+        write(&mut state.out);
+        let len = state.out.len() - before;
+        state.usual = if len > state.usual { len } else { state.usual - (state.usual - len) / 16 };
+        self.service.unread.set(self.service.unread.get() + len);
+        if state.unread() > self.service.worker.limits.unread {
+            state.gone = true;
+        }
+        // Who is held back waits for answers, too.
+        if before == 0 || state.gone {
+            drop(state);
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+}
+
+/// A client's task.
+pub(super) struct Task {
+    service: Rc<FramesService>,
+    client: Rc<Client>,
+    stream: ClientStream,
+    deadline: Deadline,
+    scanner: RequestScanner,
+    /// Input that is not dispatched yet: an incomplete request, or requests beyond what may be under way at once.
+    rest: Vec<u8>,
+    /// Whether `rest` may start with a whole request.
+    backlog: bool,
+    /// Room for the large request that `rest` begins with.
+    held: Option<Held>,
+    /// No more input is wanted: what is under way ends, then the connection does.
+    closing: bool,
+    /// It was sent away for what it said.
+    refused: bool,
+}
+
+impl Task {
+    pub fn new(service: Rc<FramesService>, stream: ClientStream) -> Self {
+        let deadline = Deadline::new(&service.worker.clock);
+        let client =
+            Client { service: Rc::clone(&service), state: RefCell::default(), waker: RefCell::default() };
+        Self {
+            client: Rc::new(client),
+            service,
+            stream,
+            deadline,
+            scanner: RequestScanner::default(),
+            rest: Vec::new(),
+            backlog: false,
+            held: None,
+            closing: false,
+            refused: false,
+        }
+    }
+
+    pub async fn serve(mut self) {
+        std::future::poll_fn(|cx| self.poll(cx)).await;
+        if self.refused && !self.client.is_gone() {
+            linger(&mut self.stream, &self.deadline, &self.service.worker.clock).await;
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        {
+            let mut waker = self.client.waker.borrow_mut();
+            if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                *waker = Some(cx.waker().clone());
+            }
+        }
+        let mut crowded = false;
+        loop {
+            if self.poll_write(cx).is_err() || self.client.is_gone() {
+                return Poll::Ready(());
+            }
+            self.closing |= self.service.worker.is_draining();
+            if self.closing {
+                let state = self.client.state.borrow();
+                if state.under_way == 0 && state.out.is_empty() {
+                    return Poll::Ready(());
+                }
+                break;
+            }
+            if !self.may_go_on() {
+                break;
+            }
+            if self.backlog {
+                self.dispatch_rest();
+                continue;
+            }
+            if !self.has_room(cx) {
+                crowded = true;
+                break;
+            }
+            match self.poll_read(cx) {
+                Poll::Ready(true) => {}
+                // The client may only have shut down its sending side: it gets the answers that it still waits for.
+                Poll::Ready(false) => self.closing = true,
+                Poll::Pending => break,
+            }
+        }
+        // Progress disarms it: a client that neither reads its answers nor ends its request is cut off in the end. One that has to
+        // wait for others is not to blame.
+        let unread = !self.client.state.borrow().out.is_empty();
+        let stuck = unread || !(self.rest.is_empty() || self.backlog || crowded);
+        if !stuck {
+            self.deadline.disarm();
+        } else if !self.deadline.is_armed() {
+            self.deadline.arm(self.service.worker.limits.stall);
+        }
+        if self.deadline.passed(cx) { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Whether a further request may be under way.
+    fn may_go_on(&self) -> bool {
+        let limits = &self.service.worker.limits;
+        let state = self.client.state.borrow();
+        let (unread, expected) = (state.unread(), state.expected());
+        // Where nothing is known of its answers yet, a client begins with a few requests.
+        let pipeline = if state.usual == 0 { limits.pipeline.min(FIRST) } else { limits.pipeline };
+        let share = limits.backlog / 4;
+        let crowded = self.service.unread.get() > limits.unread_in_all;
+        state.under_way < pipeline
+            && state.owed < limits.backlog
+            && unread < limits.backlog
+            && (expected < limits.backlog || state.under_way == 0)
+            && !(crowded && (unread > share || expected > share))
+    }
+
+    /// Whether there is room for the rest of the request that `rest` begins with.
+    fn has_room(&mut self, cx: &Context<'_>) -> bool {
+        let Some(len) = RequestScanner::expected(&self.rest) else { return true };
+        // One that is too long is refused, for which no room is needed.
+        if self.held.is_some() || len <= LARGE || len > MAX_FRAME + 4 {
+            return true;
+        }
+        self.held = self.service.hold(len);
+        if self.held.is_none() {
+            self.service.crowd.borrow_mut().push(cx.waker().clone());
+            return false;
+        }
+        self.rest.reserve_exact(len - self.rest.len());
+        true
+    }
+
+    /// Writes as many answers as the socket takes. An error means that nobody reads them.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Result<(), ()> {
+        let mut state = self.client.state.borrow_mut();
+        let state = &mut *state;
+        while state.sent < state.out.len() {
+            match Pin::new(&mut self.stream).poll_write(cx, &state.out[state.sent..]) {
+                Poll::Ready(Ok(len)) if len > 0 => {
+                    state.sent += len;
+                    self.service.unread.set(self.service.unread.get() - len);
+                    self.deadline.disarm();
+                }
+                Poll::Ready(_) => return Err(()),
+                Poll::Pending => return Ok(()),
+            }
+        }
+        if !state.out.is_empty() {
+            state.out.clear();
+            state.out.shrink_to(READ);
+            state.sent = 0;
+        }
+        Ok(())
+    }
+
+    /// Reads once and dispatches what came. False means that the client has nothing more to say.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        let service = Rc::clone(&self.service);
+        let mut scratch = service.scratch.borrow_mut();
+        let mut buffer = ReadBuf::new(&mut scratch);
+        match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(Err(_)) => return Poll::Ready(false),
+            Poll::Ready(Ok(())) => {}
+        }
+        let fresh = buffer.filled();
+        if fresh.is_empty() {
+            return Poll::Ready(false);
+        }
+        self.deadline.disarm();
+        if self.rest.is_empty() {
+            let done = self.dispatch(fresh);
+            self.rest.extend_from_slice(&fresh[done..]);
+        } else {
+            self.rest.extend_from_slice(fresh);
+            drop(scratch);
+            self.dispatch_rest();
+        }
+        Poll::Ready(true)
+    }
+
+    fn dispatch_rest(&mut self) {
+        let mut rest = std::mem::take(&mut self.rest);
+        let done = self.dispatch(&rest);
+        rest.drain(..done);
+        if done > 0 {
+            rest.shrink_to(READ);
+        }
+        self.rest = rest;
+    }
+
+    /// Dispatches the requests at the start of `input`, as many as may be under way. Returns how many bytes they have.
+    fn dispatch(&mut self, input: &[u8]) -> usize {
+        let mut done = 0;
+        self.backlog = false;
+        while done < input.len() {
+            if !self.may_go_on() {
+                self.backlog = true;
+                break;
+            }
+            let next = &input[done..];
+            match self.scanner.scan(next, MAX_FRAME, Some(&self.service.paths)) {
+                Ok(None) => break,
+                Ok(Some(request)) => {
+                    let caller =
+                        Caller { client: Rc::clone(&self.client), msgid: request.msgid, len: request.len };
+                    self.service.dispatch(caller, &next[..request.len], &request, self.held.take());
+                    done += request.len;
+                }
+                Err(error) => {
+                    self.refuse(error);
+                    return input.len();
+                }
+            }
+        }
+        done
+    }
+
+    fn refuse(&mut self, error: FrameError) {
+        self.service.counters.refused.add(1);
+        let complaint = complaint(Verdict::Refused, &error, Some(&self.service.name));
+        let mut text = Vec::new();
+        match self.scanner.msgid() {
+            Some(msgid) => push_complaint(&mut text, msgid, &complaint),
+            None => push_notice(&mut text, &complaint),
+        }
+        self.client.owe(0);
+        self.client.put(0, &text);
+        self.closing = true;
+        self.refused = true;
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        let mut state = self.client.state.borrow_mut();
+        self.service.unread.set(self.service.unread.get() - state.unread());
+        // Answers to what is under way come later, to nobody.
+        let State { owed, under_way, .. } = *state;
+        *state = State { gone: true, owed, under_way, ..State::default() };
+    }
+}

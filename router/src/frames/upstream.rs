@@ -1,0 +1,346 @@
+//! The connection to one server that all clients of a worker share.
+
+use std::{
+    cell::{Cell, RefCell},
+    pin::{Pin, pin},
+    rc::Rc,
+    task::{Context, Poll, Waker},
+};
+
+use membership_types::Instant;
+use router_proto::{
+    frames::{Answered, Calls, Left, MAX_FRAME, Refusal, ResponseScanner, Stamp},
+    racs::Access,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+use super::{MAX_FAILURES, READ, Tag, Target, waiting};
+use crate::worker::{Deadline, Server, Worker};
+
+/// Requests on their way to one server, and whom their answers are for.
+pub(crate) struct Upstream {
+    server: Rc<Server>,
+    calls: RefCell<Calls<Tag>>,
+    /// When the next request is due.
+    due: Cell<Instant>,
+    waker: RefCell<Option<Waker>>,
+    /// Whether the task knows already that there is something to write.
+    told: Cell<bool>,
+    /// Nobody will send anything here any more.
+    retired: Cell<bool>,
+}
+
+impl Upstream {
+    /// Starts to connect. Requests may be pushed at once.
+    pub(super) fn start(worker: &Rc<Worker>, server: &Rc<Server>) -> Rc<Self> {
+        let upstream = Rc::new(Self {
+            server: Rc::clone(server),
+            calls: RefCell::default(),
+            due: Cell::new(Instant::MAX),
+            waker: RefCell::default(),
+            told: Cell::new(false),
+            retired: Cell::new(false),
+        });
+        let task = Task {
+            worker: Rc::clone(worker),
+            upstream: Rc::clone(&upstream),
+            deadline: Deadline::new(&worker.clock),
+            scratch: vec![0; READ].into(),
+            rest: Vec::new(),
+            scanner: ResponseScanner::default(),
+            request: Vec::new(),
+            heard: worker.clock.now(),
+        };
+        tokio::task::spawn_local(task.run());
+        upstream
+    }
+
+    /// Whether it carries as many requests as it can.
+    pub(super) fn is_full(&self) -> bool {
+        self.calls.borrow().is_full()
+    }
+
+    /// Appends a request; it is written at the end of this turn of the loop.
+    pub(super) fn push(&self, body: &[u8], stamp: Option<&Stamp<'_>>, due: Instant, tag: Tag) {
+        self.server.engage();
+        self.calls.borrow_mut().push(body, stamp, due, tag);
+        self.due.set(self.due.get().min(due));
+        if !self.told.replace(true) {
+            self.wake();
+        }
+    }
+
+    /// No table has the server any more: ends the connection once nothing is under way, at once if it is not made yet.
+    pub(crate) fn retire(&self) {
+        self.retired.set(true);
+        self.wake();
+    }
+
+    fn woken_by(&self, cx: &Context<'_>) {
+        let mut waker = self.waker.borrow_mut();
+        if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            *waker = Some(cx.waker().clone());
+        }
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+}
+
+struct Task {
+    worker: Rc<Worker>,
+    upstream: Rc<Upstream>,
+    deadline: Deadline,
+    scratch: Box<[u8]>,
+    /// An incomplete answer.
+    rest: Vec<u8>,
+    scanner: ResponseScanner,
+    /// What the last request that was answered had said.
+    request: Vec<u8>,
+    /// When the server was last heard.
+    heard: Instant,
+}
+
+/// How a connection ended.
+enum End {
+    /// None could be made.
+    Refused,
+    /// It failed, or the server was silent for too long, or spoke nonsense.
+    Failed,
+    /// Nothing was under way.
+    Idle,
+}
+
+impl Task {
+    async fn run(mut self) {
+        let end = match self.connect().await {
+            None => End::Refused,
+            Some(mut stream) => std::future::poll_fn(|cx| self.poll(&mut stream, cx)).await,
+        };
+        let server = Rc::clone(&self.upstream.server);
+        self.detach();
+        let (now, avoid) = (self.worker.clock.now(), self.worker.limits.avoid);
+        match end {
+            End::Refused => server.refused(now, avoid),
+            End::Failed => server.failed(now, avoid),
+            End::Idle => {}
+        }
+        self.hand_back(matches!(end, End::Refused));
+    }
+
+    /// Whoever sends something to this server from now on starts a new connection.
+    fn detach(&self) {
+        self.upstream.server.frames.borrow_mut().take_if(|current| Rc::ptr_eq(current, &self.upstream));
+    }
+
+    async fn connect(&mut self) -> Option<TcpStream> {
+        let connecting_until = self.worker.clock.now().after(self.worker.limits.connect);
+        let mut connecting = pin!(TcpStream::connect(self.upstream.server.addr));
+        let connected = std::future::poll_fn(|cx| {
+            if let Poll::Ready(result) = connecting.as_mut().poll(cx) {
+                return Poll::Ready(result.ok());
+            }
+            self.upstream.woken_by(cx);
+            self.upstream.told.set(false);
+            self.expire();
+            self.deadline.arm_at(self.upstream.due.get().min(connecting_until));
+            let passed = self.deadline.passed(cx) && self.worker.clock.now() >= connecting_until;
+            if passed || self.upstream.retired.get() { Poll::Ready(None) } else { Poll::Pending }
+        });
+        let stream = connected.await?;
+        stream.set_nodelay(true).ok()?;
+        self.heard = self.worker.clock.now();
+        Some(stream)
+    }
+
+    fn poll(&mut self, stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<End> {
+        let upstream = Rc::clone(&self.upstream);
+        upstream.woken_by(cx);
+        upstream.told.set(false);
+        loop {
+            let mut calls = upstream.calls.borrow_mut();
+            let bytes = calls.unwritten();
+            if bytes.is_empty() {
+                break;
+            }
+            match Pin::new(&mut *stream).poll_write(cx, bytes) {
+                Poll::Ready(Ok(len)) if len > 0 => calls.wrote(len),
+                // What has arrived is still worth reading: answers that came before the connection failed.
+                Poll::Ready(_) => {
+                    drop(calls);
+                    let _ = self.poll_answers(stream, cx);
+                    return Poll::Ready(End::Failed);
+                }
+                Poll::Pending => break,
+            }
+        }
+        if let Poll::Ready(end) = self.poll_answers(stream, cx) {
+            return Poll::Ready(end);
+        }
+        if upstream.calls.borrow().is_empty() {
+            upstream.due.set(Instant::MAX);
+            if upstream.retired.get() {
+                return Poll::Ready(End::Idle);
+            }
+        }
+        if self.expire() {
+            let server = upstream.server.addr;
+            tracing::warn!(%server, "a server has answered nothing for as long as a response may take");
+            return Poll::Ready(End::Failed);
+        }
+        self.deadline.arm_at(upstream.due.get());
+        // Only to be woken: whoever pushes a request that is due sooner wakes this task, too.
+        let _not_yet = self.deadline.passed(cx);
+        Poll::Pending
+    }
+
+    /// Gives up what is due. Returns whether the server has been silent for so long that nothing is to be expected of it.
+    fn expire(&mut self) -> bool {
+        let now = self.worker.clock.now();
+        if self.upstream.due.get() > now {
+            return false;
+        }
+        let mut left = Vec::new();
+        let next = self.upstream.calls.borrow_mut().expire(now, |one| left.push(one));
+        self.upstream.due.set(next);
+        // Requests that their clients gave up before say nothing about the server.
+        let too_long = left.iter().any(|Left { tag, .. }| tag.until > now);
+        let mut to_wait = Vec::new();
+        for Left { tag, body, sent } in left {
+            self.upstream.server.settle();
+            if tag.access == Access::Update && sent {
+                tag.unknown("the server did not answer this update in time");
+            } else if tag.until <= now {
+                tag.late();
+            } else {
+                to_wait.extend(self.elsewhere(tag, body, false));
+            }
+        }
+        waiting::wait_again(to_wait);
+        too_long && self.heard.after(self.worker.limits.response) <= now
+    }
+
+    /// Sends a request of which nothing was done, or whose repetition harms nobody, to another server.
+    fn elsewhere(&self, mut tag: Tag, body: Vec<u8>, refused: bool) -> Option<(Tag, Vec<u8>)> {
+        let service = Rc::clone(&tag.service);
+        service.counters.retried.add(1);
+        tag.hint = None;
+        // A leader that cannot be reached is waited for; any other server is one of a few that are tried.
+        let leader_only = service.policy.leader_only(tag.access);
+        tag.failures += u8::from(!(refused && leader_only));
+        let more = tag.tried.add(self.upstream.server.id) || leader_only;
+        if tag.failures >= MAX_FAILURES || !more {
+            tag.unavailable("connections to the partition's servers fail");
+            return None;
+        }
+        if leader_only {
+            tag.tried = Default::default();
+        }
+        match service.pick(&tag) {
+            Target::Server(server) => service.push(&server, &body, tag),
+            Target::Exhausted => tag.unavailable("no clone of the partition's RACS answers"),
+            Target::Wait => return Some((tag, body)),
+        }
+        None
+    }
+
+    /// Reads and delivers until nothing more is there.
+    fn poll_answers(&mut self, stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<End> {
+        loop {
+            let mut buffer = ReadBuf::new(&mut self.scratch);
+            match Pin::new(&mut *stream).poll_read(cx, &mut buffer) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
+                Poll::Ready(_) => {
+                    let idle = self.upstream.calls.borrow().is_empty();
+                    return Poll::Ready(if idle { End::Idle } else { End::Failed });
+                }
+            }
+            self.heard = self.worker.clock.now();
+            let len = buffer.filled().len();
+            let delivered = if self.rest.is_empty() {
+                let scratch = std::mem::take(&mut self.scratch);
+                let done = self.deliver(&scratch[..len]);
+                self.scratch = scratch;
+                done.map(|done| self.rest.extend_from_slice(&self.scratch[done..len]))
+            } else {
+                self.rest.extend_from_slice(&self.scratch[..len]);
+                let mut rest = std::mem::take(&mut self.rest);
+                let done = self.deliver(&rest);
+                done.map(|done| {
+                    rest.drain(..done);
+                    if done > 0 {
+                        rest.shrink_to(READ);
+                    }
+                    self.rest = rest;
+                })
+            };
+            if let Err(error) = delivered {
+                let server = self.upstream.server.addr;
+                tracing::warn!(%server, error, "a server's answer cannot be believed");
+                return Poll::Ready(End::Failed);
+            }
+        }
+    }
+
+    /// Delivers the answers at the start of `input`. Returns how many bytes they have.
+    fn deliver(&mut self, input: &[u8]) -> Result<usize, String> {
+        let mut done = 0;
+        while done < input.len() {
+            let next = &input[done..];
+            let scanned = self.scanner.scan(next, MAX_FRAME).map_err(|error| error.to_string())?;
+            let Some(response) = scanned else { break };
+            let answered = self.upstream.calls.borrow_mut().answered(response.msgid, &mut self.request);
+            let unasked = |_| format!("nobody waits for an answer under msgid {}", response.msgid);
+            if let Answered::To(tag) = answered.map_err(unasked)? {
+                self.upstream.server.settle();
+                let body = &next[response.body.clone()];
+                match response.error.and_then(|error| Refusal::read(&next[error])) {
+                    Some(refusal) => {
+                        let request = std::mem::take(&mut self.request);
+                        tag.refused(&self.upstream.server, request, body, refusal);
+                    }
+                    None => tag.deliver(body),
+                }
+            }
+            done += response.len;
+        }
+        Ok(done)
+    }
+
+    /// Decides about every request without answer: reads go to another clone, updates that the server cannot have executed to
+    /// whoever leads, and of the rest nobody knows.
+    fn hand_back(&mut self, refused: bool) {
+        let mut left = Vec::new();
+        self.upstream.calls.borrow_mut().fail(|one| left.push(one));
+        let mut to_wait = Vec::new();
+        for Left { tag, body, sent } in left {
+            self.upstream.server.settle();
+            if sent && tag.access == Access::Update {
+                tag.unknown("the server failed with this update under way");
+            } else if !(tag.caller.client.is_gone() && tag.access == Access::Read) {
+                to_wait.extend(self.elsewhere(tag, body, refused));
+            }
+        }
+        waiting::wait_again(to_wait);
+    }
+}
+
+impl Drop for Task {
+    /// Only a panic, or the end of the router, leaves requests behind: nobody would ever answer them, and nothing is known of
+    /// them.
+    fn drop(&mut self) {
+        self.detach();
+        let Ok(mut calls) = self.upstream.calls.try_borrow_mut() else { return };
+        calls.fail(|Left { tag, .. }| {
+            self.upstream.server.settle();
+            tag.unknown("the router failed");
+        });
+    }
+}
