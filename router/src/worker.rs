@@ -7,6 +7,7 @@
 mod buffer;
 mod clock;
 mod linger;
+mod pace;
 mod server;
 mod stream;
 
@@ -28,6 +29,7 @@ use tokio::{net::TcpStream, sync::mpsc, sync::oneshot};
 pub(crate) use buffer::Buf;
 pub(crate) use clock::{Clock, Deadline, DeadlineId};
 pub(crate) use linger::linger;
+pub(crate) use pace::{Hold, Pace};
 pub(crate) use server::{InFlight, Server};
 pub(crate) use stream::ClientStream;
 
@@ -46,6 +48,7 @@ use crate::{
 pub(crate) struct Worker {
     pub limits: Limits,
     pub clock: Rc<Clock>,
+    pub pace: Rc<Pace>,
     pub buffers: buffer::Buffers,
     pub servers: server::Servers,
     random: RefCell<Rng>,
@@ -156,6 +159,7 @@ async fn work(setup: Setup) -> io::Result<()> {
     let worker = Rc::new(Worker {
         limits,
         clock: Rc::new(Clock::new()),
+        pace: Rc::new(Pace::new()?),
         buffers: buffer::Buffers::default(),
         servers: server::Servers::default(),
         random: RefCell::new(Rng::seeded(seed)),
@@ -164,6 +168,8 @@ async fn work(setup: Setup) -> io::Result<()> {
     });
     let clock = Rc::clone(&worker.clock);
     tokio::task::spawn_local(async move { clock.run().await });
+    let pace = Rc::clone(&worker.pace);
+    tokio::task::spawn_local(async move { pace.run().await });
 
     let mut fronts = Vec::new();
     for ServiceSetup { service, listener, table } in services {

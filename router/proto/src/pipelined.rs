@@ -4,5 +4,5 @@
 mod pipeline;
 mod reorder;
 
-pub use pipeline::{Flight, Pipeline, Sent};
+pub use pipeline::{Flight, Gathering, Pipeline, Sent};
 pub use reorder::{Reorder, Seq};

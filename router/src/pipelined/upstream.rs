@@ -4,11 +4,11 @@ use std::{
     cell::{Cell, RefCell},
     pin::{Pin, pin},
     rc::Rc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
 };
 
 use router_proto::{
-    pipelined::{Flight, Pipeline, Sent},
+    pipelined::{Flight, Gathering, Pipeline, Sent},
     racs::Access,
 };
 use tokio::{
@@ -17,13 +17,15 @@ use tokio::{
 };
 
 use super::{Dialect, Failure, MAX_FAILURES, Tag, Target, waiting};
-use crate::worker::{Deadline, Server, Worker};
+use crate::worker::{Deadline, Hold, Server, Worker};
 
 /// Commands on their way to one server, and whom their replies are for.
 pub(crate) struct Upstream<D: Dialect> {
     server: Rc<Server>,
     pipeline: RefCell<Pipeline<Tag<D>>>,
-    waker: RefCell<Option<Waker>>,
+    worker: Rc<Worker>,
+    /// Wakes the task, and knows how long commands have waited for company.
+    hold: Rc<Hold>,
     /// Whether the task knows already that there is something to write.
     told: Cell<bool>,
     /// Nobody will send anything here any more.
@@ -36,7 +38,8 @@ impl<D: Dialect> Upstream<D> {
         let upstream = Rc::new(Self {
             server: Rc::clone(server),
             pipeline: RefCell::default(),
-            waker: RefCell::default(),
+            worker: Rc::clone(worker),
+            hold: Rc::default(),
             told: Cell::new(false),
             retired: Cell::new(false),
         });
@@ -52,12 +55,16 @@ impl<D: Dialect> Upstream<D> {
         upstream
     }
 
-    /// Appends a command; it is written at the end of this turn of the loop.
+    /// Appends a command; it is written at the end of this turn of the loop, or once there is an answer to what
+    /// was written before.
     pub(super) fn push(&self, command: &[u8], tag: Tag<D>) {
         self.server.engage();
-        self.pipeline.borrow_mut().push(command, tag);
-        if !self.told.replace(true) {
-            self.wake();
+        let mut pipeline = self.pipeline.borrow_mut();
+        pipeline.push(command, tag);
+        match pipeline.gathering() {
+            Gathering::Done if !self.told.replace(true) => self.hold.wake(),
+            Gathering::Company => self.worker.pace.hold(&self.hold),
+            _ => {}
         }
     }
 
@@ -65,20 +72,7 @@ impl<D: Dialect> Upstream<D> {
     /// made yet.
     pub(crate) fn retire(&self) {
         self.retired.set(true);
-        self.wake();
-    }
-
-    fn woken_by(&self, cx: &Context<'_>) {
-        let mut waker = self.waker.borrow_mut();
-        if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-            *waker = Some(cx.waker().clone());
-        }
-    }
-
-    fn wake(&self) {
-        if let Some(waker) = &*self.waker.borrow() {
-            waker.wake_by_ref();
-        }
+        self.hold.wake();
     }
 }
 
@@ -134,7 +128,7 @@ impl<D: Dialect> Task<D> {
             if let Poll::Ready(result) = connecting.as_mut().poll(cx) {
                 return Poll::Ready(result.ok());
             }
-            upstream.woken_by(cx);
+            upstream.hold.woken_by(cx);
             if self.deadline.passed(cx) || upstream.retired.get() { Poll::Ready(None) } else { Poll::Pending }
         });
         let stream = connected.await?;
@@ -145,27 +139,24 @@ impl<D: Dialect> Task<D> {
 
     fn poll(&mut self, stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<End> {
         let upstream = Rc::clone(&self.upstream);
-        upstream.woken_by(cx);
+        upstream.hold.woken_by(cx);
         upstream.told.set(false);
         loop {
-            let mut pipeline = upstream.pipeline.borrow_mut();
-            let bytes = pipeline.unwritten();
-            if bytes.is_empty() {
-                break;
-            }
-            match Pin::new(&mut *stream).poll_write(cx, bytes) {
-                Poll::Ready(Ok(len)) if len > 0 => pipeline.wrote(len),
+            let Ok(full) = self.write(stream, cx) else {
                 // What has arrived is still worth reading: replies that came before the connection failed.
-                Poll::Ready(_) => {
-                    drop(pipeline);
-                    let _ = self.poll_replies(stream, cx);
-                    return Poll::Ready(End::Failed);
-                }
-                Poll::Pending => break,
+                let _ = self.poll_replies(stream, cx);
+                return Poll::Ready(End::Failed);
+            };
+            if let Poll::Ready(end) = self.poll_replies(stream, cx) {
+                return Poll::Ready(end);
             }
-        }
-        if let Poll::Ready(end) = self.poll_replies(stream, cx) {
-            return Poll::Ready(end);
+            // Replies make room for what was held back.
+            match upstream.pipeline.borrow().gathering() {
+                Gathering::Done if !full && !upstream.pipeline.borrow().is_written() => continue,
+                Gathering::Company => self.worker.pace.hold(&upstream.hold),
+                _ => {}
+            }
+            break;
         }
         if upstream.pipeline.borrow().is_empty() {
             self.deadline.disarm();
@@ -176,6 +167,24 @@ impl<D: Dialect> Task<D> {
             self.deadline.arm(self.worker.limits.response);
         }
         if self.deadline.passed(cx) { Poll::Ready(End::Failed) } else { Poll::Pending }
+    }
+
+    /// Writes what may be written. Returns whether the socket takes no more.
+    fn write(&self, stream: &mut TcpStream, cx: &mut Context<'_>) -> Result<bool, ()> {
+        let mut pipeline = self.upstream.pipeline.borrow_mut();
+        let hold = &self.upstream.hold;
+        loop {
+            let bytes = pipeline.writable(hold.is_overdue());
+            if bytes.is_empty() {
+                return Ok(false);
+            }
+            hold.end();
+            match Pin::new(&mut *stream).poll_write(cx, bytes) {
+                Poll::Ready(Ok(len)) if len > 0 => pipeline.wrote(len),
+                Poll::Ready(_) => return Err(()),
+                Poll::Pending => return Ok(true),
+            }
+        }
     }
 
     /// Reads and delivers until nothing more is there.

@@ -22,6 +22,16 @@ pub struct Flight<'a, T> {
     pub sent: Sent,
 }
 
+/// How many batches may be unanswered before further commands are held back.
+///
+/// A server answers the commands of one connection one after the other, so what is sent behind two unanswered
+/// batches only waits there instead of here. Two and not one, so that a server has its next batch already when
+/// it has answered one.
+const BATCHES: usize = 2;
+/// A batch of this many commands or bytes waits for no more of them: the system calls are spread thin already.
+const ENOUGH: usize = 32;
+const ENOUGH_BYTES: usize = 16 * 1024;
+
 /// Answered bytes are cut off when there are this many of them.
 const WORTHWHILE: usize = 64 * 1024;
 
@@ -42,12 +52,37 @@ pub struct Pipeline<T> {
     head: usize,
     /// What has been written to the connection ends here.
     written: usize,
+    /// Where each of the last batches ends; those that end at or before `head` are answered.
+    ends: [usize; BATCHES],
+    /// Commands behind the last batch.
+    gathered: usize,
+    /// How many commands had no reply at once, lately.
+    peak: usize,
     pending: VecDeque<Pending<T>>,
+}
+
+/// What the commands that are in no batch yet wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gathering {
+    /// Nothing: there are none, or they may go.
+    Done,
+    /// A reply to what was sent before.
+    Reply,
+    /// Further commands, but not for long.
+    Company,
 }
 
 impl<T> Default for Pipeline<T> {
     fn default() -> Self {
-        Self { bytes: Vec::new(), head: 0, written: 0, pending: VecDeque::new() }
+        Self {
+            bytes: Vec::new(),
+            head: 0,
+            written: 0,
+            ends: [0; BATCHES],
+            gathered: 0,
+            peak: 0,
+            pending: VecDeque::new(),
+        }
     }
 }
 
@@ -57,6 +92,8 @@ impl<T> Pipeline<T> {
         self.bytes.extend_from_slice(command);
         let len = u32::try_from(command.len()).expect("commands are limited far below 4 GiB");
         self.pending.push_back(Pending { tag, len });
+        self.gathered += 1;
+        self.peak = self.peak.max(self.pending.len());
     }
 
     /// How many commands have no reply yet.
@@ -69,12 +106,57 @@ impl<T> Pipeline<T> {
         self.pending.is_empty()
     }
 
-    /// The bytes to write next.
-    pub fn unwritten(&self) -> &[u8] {
+    /// What the commands that are in no batch yet wait for.
+    ///
+    /// Where many clients wait for this server at once, each with one command under way, a command that went
+    /// alone would cost both sides a system call for a few bytes, and the server would hardly have begun when
+    /// the next one comes. So they gather until they are half of what was lately under way at once: one half is
+    /// with the server while the other one gathers. A client that is alone waits for nobody.
+    pub fn gathering(&self) -> Gathering {
+        if self.gathered == 0 {
+            Gathering::Done
+        } else if self.ends.iter().all(|end| *end > self.head) {
+            Gathering::Reply
+        } else if self.gathered >= (self.peak / 2).min(ENOUGH)
+            || self.bytes.len() - self.last() >= ENOUGH_BYTES
+        {
+            Gathering::Done
+        } else {
+            Gathering::Company
+        }
+    }
+
+    /// The bytes to write now: the rest of a batch that was begun, or a new batch of all that has gathered, if
+    /// it need not wait; `overdue` says that it has waited for company long enough.
+    pub fn writable(&mut self, overdue: bool) -> &[u8] {
+        let last = self.last();
+        if self.written < last {
+            return &self.bytes[self.written..last];
+        }
+        match self.gathering() {
+            Gathering::Reply => return &[],
+            Gathering::Company if !overdue => return &[],
+            _ if self.gathered == 0 => return &[],
+            _ => {}
+        }
+        let free = self.ends.iter_mut().find(|end| **end <= self.head).expect("not waiting for a reply");
+        *free = self.bytes.len();
+        self.gathered = 0;
+        self.peak = self.pending.len().max(self.peak - self.peak.div_ceil(16));
         &self.bytes[self.written..]
     }
 
-    /// Notes that the first `len` of [`Pipeline::unwritten`] were written.
+    /// Whether all commands are with the connection.
+    pub fn is_written(&self) -> bool {
+        self.written == self.bytes.len()
+    }
+
+    /// Where the last batch ends.
+    fn last(&self) -> usize {
+        self.ends.into_iter().fold(self.head, usize::max)
+    }
+
+    /// Notes that the first `len` of [`Pipeline::writable`] were written.
     ///
     /// # Panics
     /// If there were not as many.
@@ -115,7 +197,7 @@ impl<T> Pipeline<T> {
             start = end;
         }
         self.bytes.clear();
-        (self.head, self.written) = (0, 0);
+        (self.head, self.written, self.ends, self.gathered) = (0, 0, [0; BATCHES], 0);
     }
 
     #[cold]
@@ -123,10 +205,11 @@ impl<T> Pipeline<T> {
         if self.head == self.bytes.len() {
             self.bytes.clear();
             self.bytes.shrink_to(4 * WORTHWHILE);
-            (self.head, self.written) = (0, 0);
+            (self.head, self.written, self.ends) = (0, 0, [0; BATCHES]);
         } else if self.head > self.bytes.len() / 2 {
             self.bytes.drain(..self.head);
             self.written -= self.head;
+            self.ends = self.ends.map(|end| end.saturating_sub(self.head));
             self.head = 0;
         }
     }
@@ -146,8 +229,8 @@ mod tests {
             let command = format!("command {tag};").into_bytes();
             pipeline.push(&command, tag);
             sent.extend_from_slice(&command);
-            let len = rng.below(pipeline.unwritten().len() as u64 + 1) as usize;
-            wire.extend_from_slice(&pipeline.unwritten()[..len]);
+            let len = rng.below(pipeline.writable(true).len() as u64 + 1) as usize;
+            wire.extend_from_slice(&pipeline.writable(true)[..len]);
             pipeline.wrote(len);
             while rng.chance(650) {
                 match pipeline.answered() {
@@ -162,6 +245,63 @@ mod tests {
         }
         assert_eq!(wire, sent[..wire.len()]);
         assert!(expected > 15_000, "{expected}");
+    }
+
+    #[test]
+    fn commands_gather_while_two_batches_are_unanswered() {
+        let mut pipeline = Pipeline::default();
+        let push = |pipeline: &mut Pipeline<u32>, tag| pipeline.push(b"12345", tag);
+        push(&mut pipeline, 0);
+        assert_eq!(pipeline.writable(false).len(), 5, "who is alone waits for nobody");
+        push(&mut pipeline, 1);
+        push(&mut pipeline, 2);
+        assert_eq!(pipeline.writable(false).len(), 5, "the first batch goes first");
+        pipeline.wrote(5);
+        assert_eq!(pipeline.writable(false).len(), 10);
+        pipeline.wrote(10);
+        push(&mut pipeline, 3);
+        assert_eq!(pipeline.gathering(), Gathering::Reply);
+        assert_eq!(pipeline.writable(true), b"");
+        pipeline.answered().unwrap();
+        assert_eq!(pipeline.gathering(), Gathering::Company, "one, where four were under way at once");
+        assert_eq!(pipeline.writable(false), b"");
+        push(&mut pipeline, 4);
+        assert_eq!(pipeline.writable(false).len(), 10, "half of them");
+        pipeline.wrote(10);
+        push(&mut pipeline, 5);
+        pipeline.answered().unwrap();
+        assert_eq!(pipeline.gathering(), Gathering::Reply, "half of the second batch is unanswered");
+        pipeline.answered().unwrap();
+        assert_eq!(pipeline.gathering(), Gathering::Company);
+        assert_eq!(pipeline.writable(true).len(), 5, "it has waited long enough");
+        pipeline.wrote(5);
+        for tag in 3..6 {
+            assert_eq!(pipeline.answered(), Some((tag, 5)));
+        }
+        assert!(pipeline.is_empty() && pipeline.gathering() == Gathering::Done);
+        // What was under way at once long ago is forgotten.
+        for tag in 0..40 {
+            push(&mut pipeline, tag);
+            let len = pipeline.writable(true).len();
+            pipeline.wrote(len);
+            pipeline.answered().unwrap();
+        }
+        push(&mut pipeline, 0);
+        assert_eq!(pipeline.gathering(), Gathering::Done);
+    }
+
+    #[test]
+    fn large_commands_wait_for_no_company() {
+        let mut pipeline = Pipeline::default();
+        for tag in 0..100 {
+            pipeline.push(b"12345", tag);
+        }
+        let len = pipeline.writable(true).len();
+        pipeline.wrote(len);
+        pipeline.push(&[0; ENOUGH_BYTES - 1], 100);
+        assert_eq!(pipeline.gathering(), Gathering::Company);
+        pipeline.push(b"1", 101);
+        assert_eq!(pipeline.gathering(), Gathering::Done);
     }
 
     #[test]
@@ -180,7 +320,7 @@ mod tests {
             left,
             [(1, command.clone(), Sent::Perhaps), (2, command.clone(), Sent::Not), (3, command, Sent::Not)]
         );
-        assert!(pipeline.is_empty() && pipeline.unwritten().is_empty());
+        assert!(pipeline.is_empty() && pipeline.writable(true).is_empty());
     }
 
     #[test]

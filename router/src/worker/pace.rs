@@ -1,0 +1,141 @@
+//! How long commands may wait for company before they are written: at most a fifth of a millisecond, which tokio's timers,
+//! in milliseconds, cannot say. One timer of the kernel for each worker, which runs only while something waits.
+
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    os::fd::OwnedFd,
+    rc::Rc,
+    task::{Context, Waker},
+    time::Duration,
+};
+
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// Between two looks at those who wait: who is seen by two of them has waited long enough.
+const LOOK: Duration = Duration::from_micros(100);
+
+/// A worker's short timer, and those who wait for it.
+pub(crate) struct Pace {
+    timer: AsyncFd<OwnedFd>,
+    running: Cell<bool>,
+    held: RefCell<Vec<Rc<Hold>>>,
+}
+
+/// One connection whose commands may have to wait.
+#[derive(Default)]
+pub(crate) struct Hold {
+    /// Whether something waits.
+    waits: Cell<bool>,
+    /// Whether one look has seen it waiting.
+    seen: Cell<bool>,
+    overdue: Cell<bool>,
+    /// Whether it is in the list.
+    listed: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Hold {
+    /// Whether what waits has done so long enough.
+    pub fn is_overdue(&self) -> bool {
+        self.overdue.get()
+    }
+
+    /// Nothing waits any more.
+    pub fn end(&self) {
+        self.waits.set(false);
+        self.overdue.set(false);
+    }
+
+    /// Wakes the task that writes.
+    pub fn wake(&self) {
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// The task that writes is the one that is asked now.
+    pub fn woken_by(&self, cx: &Context<'_>) {
+        let mut waker = self.waker.borrow_mut();
+        if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            *waker = Some(cx.waker().clone());
+        }
+    }
+}
+
+impl Pace {
+    /// # Errors
+    /// The kernel has no timer left for this process.
+    pub fn new() -> io::Result<Self> {
+        let timer =
+            timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
+        #[expect(
+            deprecated,
+            reason = "unsound for what may close or change its descriptor; an OwnedFd does not"
+        )]
+        let timer = AsyncFd::with_interest(timer, Interest::READABLE)?;
+        Ok(Self { timer, running: Cell::new(false), held: RefCell::default() })
+    }
+
+    /// Something begins to wait, unless something does already: its task is woken in time.
+    pub fn hold(&self, hold: &Rc<Hold>) {
+        if hold.waits.replace(true) {
+            return;
+        }
+        hold.seen.set(false);
+        if !hold.listed.replace(true) {
+            self.held.borrow_mut().push(Rc::clone(hold));
+        }
+        self.start();
+    }
+
+    fn start(&self) {
+        if !self.running.replace(true) {
+            let once = Timespec { tv_sec: 0, tv_nsec: LOOK.subsec_nanos().into() };
+            let never = Timespec { tv_sec: 0, tv_nsec: 0 };
+            let time = Itimerspec { it_interval: never, it_value: once };
+            if let Err(error) = timerfd_settime(self.timer.get_ref(), TimerfdTimerFlags::empty(), &time) {
+                // Nobody may wait for a timer that does not come.
+                tracing::warn!(%error, "cannot set a timer: commands are not gathered");
+                self.running.set(false);
+                self.held.borrow_mut().drain(..).for_each(|hold| Self::due(&hold));
+            }
+        }
+    }
+
+    fn due(hold: &Hold) {
+        hold.listed.set(false);
+        hold.overdue.set(hold.waits.get());
+        hold.wake();
+    }
+
+    /// Looks at those who wait, for ever.
+    pub async fn run(&self) {
+        loop {
+            match self.timer.readable().await {
+                // An expired timer stays readable until it is set anew; the next expiry is told all the same,
+                // for tokio is told of changes.
+                Ok(mut guard) => guard.clear_ready(),
+                Err(error) => return tracing::error!(%error, "the runtime has no more events"),
+            }
+            self.running.set(false);
+            self.held.borrow_mut().retain(|hold| {
+                if !hold.waits.get() {
+                    hold.listed.set(false);
+                    return false;
+                }
+                if !hold.seen.replace(true) {
+                    return true;
+                }
+                Self::due(hold);
+                false
+            });
+            if !self.held.borrow().is_empty() {
+                self.start();
+            }
+        }
+    }
+}
