@@ -63,6 +63,7 @@ pub(crate) enum Protocol {
         /// Whether servers are told partition, view and deadline.
         stamp: bool,
     },
+    Memcached,
 }
 
 #[derive(Clone, Debug)]

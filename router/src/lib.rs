@@ -20,6 +20,7 @@ mod frames;
 mod http;
 mod limits;
 mod listen;
+mod memcached;
 mod pipelined;
 mod placement;
 mod redis;

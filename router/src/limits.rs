@@ -32,7 +32,7 @@ pub struct Limits {
     /// Most client connections of one worker. 10 000; the next one is told so and closed. The command
     /// `phalanx router` takes fewer where that many files may not be open.
     pub clients: usize,
-    /// Most Redis commands, or requests in frames, of one client that have no reply yet; then its input waits. 1024.
+    /// Most Redis or memcached commands, or requests in frames, of one client that have no reply yet; then its input waits. 1024.
     pub pipeline: usize,
     /// Most bytes of one such client's commands without reply, or of replies that it has not read; then its
     /// input waits. 1 MiB; one command or reply may be larger.
@@ -45,6 +45,9 @@ pub struct Limits {
     pub requests_in_all: usize,
     /// Bytes of replies that such a client may leave unread before it is cut off. 256 MiB.
     pub unread: usize,
+    /// Longest value that a memcached client may store, in bytes; below 1 GiB. 8 MiB; a longer one is thrown
+    /// away, and refused as memcached does.
+    pub value: usize,
 }
 
 impl Default for Limits {
@@ -66,6 +69,7 @@ impl Default for Limits {
             unread_in_all: 64 << 20,
             requests_in_all: 256 << 20,
             unread: 256 << 20,
+            value: 8 << 20,
         }
     }
 }

@@ -15,6 +15,7 @@ mod waiting;
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
+    time::Duration,
 };
 
 use membership_sync::Reader;
@@ -32,6 +33,7 @@ use waiting::Waiting;
 
 use crate::{
     config,
+    limits::Limits,
     stats::Counters,
     table::Table,
     worker::{ClientStream, Server, Worker},
@@ -41,7 +43,7 @@ use crate::{
 const READ: usize = 64 * 1024;
 
 /// One protocol: where its commands and replies end, where commands go, how replies combine.
-pub(crate) trait Dialect: Default + 'static {
+pub(crate) trait Dialect: Sized + 'static {
     /// How its replies are called where one is none.
     const NAME: &'static str;
     /// What a client hears that is not served at all.
@@ -56,6 +58,9 @@ pub(crate) trait Dialect: Default + 'static {
     /// The replies to the parts of one command, until all are there.
     type Gather;
 
+    /// For one service on one worker.
+    fn new(limits: &Limits) -> Self;
+
     /// Takes the next command off the start of `input`, which is not empty, and sends or answers it.
     fn take(
         service: &Rc<Service<Self>>,
@@ -64,9 +69,13 @@ pub(crate) trait Dialect: Default + 'static {
         input: &[u8],
     ) -> Taken;
 
-    /// The length of the reply at the start of `input`; `None` while bytes are missing. The command that it
-    /// answers had this note.
-    fn scan_reply(replies: &mut Self::Replies, note: Self::Note, input: &[u8]) -> Result<Option<usize>, ()>;
+    /// The length of the reply to this command at the start of `input`; `None` while bytes are missing.
+    fn scan_reply(
+        replies: &mut Self::Replies,
+        note: Self::Note,
+        command: &[u8],
+        input: &[u8],
+    ) -> Result<Option<usize>, ()>;
 
     /// What the client gets to see of a reply: all of it, or nothing.
     fn shown(_note: Self::Note, reply: &[u8]) -> &[u8] {
@@ -172,13 +181,23 @@ impl<D: Dialect> Service<D> {
             whole: RefCell::default(),
             unread: Cell::new(0),
             counters: Counters::default(),
-            dialect: D::default(),
+            dialect: D::new(&worker.limits),
         })
     }
 
     /// How many RACS the service has.
     pub fn racs(&self) -> usize {
         self.waiting.len()
+    }
+
+    /// All of them.
+    pub fn all_racs(&self) -> impl Iterator<Item = RacsId> {
+        (0..).take(self.racs()).map(RacsId::new)
+    }
+
+    /// How long this worker has been running.
+    pub fn uptime(&self) -> Duration {
+        Duration::from_nanos(self.now().as_nanos())
     }
 
     /// Whether the newest table has this server.

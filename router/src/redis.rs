@@ -10,12 +10,12 @@ use router_proto::{
 };
 
 use crate::{
+    limits::Limits,
     pipelined::{self, Dialect, Failure, Service, Tag, Taken, Upstream},
     worker::Server,
 };
 
 /// The Redis protocol.
-#[derive(Default)]
 pub(crate) struct Redis {
     limits: resp::Limits,
 }
@@ -41,6 +41,10 @@ impl Dialect for Redis {
     type Note = ();
     type Gather = Gather;
 
+    fn new(_limits: &Limits) -> Self {
+        Self { limits: resp::Limits::default() }
+    }
+
     fn take(service: &Rc<RedisService>, client: &Rc<Client>, commands: &mut Commands, input: &[u8]) -> Taken {
         let Commands { scanner, args } = commands;
         let (len, after) = match scanner.scan(input, args, &service.dialect.limits) {
@@ -59,7 +63,12 @@ impl Dialect for Redis {
         }
     }
 
-    fn scan_reply(replies: &mut ReplyScanner, (): (), input: &[u8]) -> Result<Option<usize>, ()> {
+    fn scan_reply(
+        replies: &mut ReplyScanner,
+        (): (),
+        _command: &[u8],
+        input: &[u8],
+    ) -> Result<Option<usize>, ()> {
         replies.scan(input).map_err(drop)
     }
 

@@ -38,6 +38,7 @@ use crate::{
     frames::FramesService,
     http::HttpService,
     limits::Limits,
+    memcached::{Memcached, MemcachedService},
     pipelined::{self, Dialect},
     redis::{Redis, RedisService},
     stats::{Counters, ServiceStats},
@@ -98,6 +99,7 @@ enum Front {
     Http(Rc<HttpService>),
     Redis(Rc<RedisService>),
     Frames(Rc<FramesService>),
+    Memcached(Rc<MemcachedService>),
 }
 
 impl Front {
@@ -106,6 +108,7 @@ impl Front {
             Self::Http(service) => &service.counters,
             Self::Redis(service) => &service.counters,
             Self::Frames(service) => &service.counters,
+            Self::Memcached(service) => &service.counters,
         }
     }
 
@@ -114,6 +117,7 @@ impl Front {
             Self::Http(service) => service.tables_changed(),
             Self::Redis(service) => service.tables_changed(),
             Self::Frames(service) => service.tables_changed(),
+            Self::Memcached(service) => service.tables_changed(),
         }
     }
 
@@ -122,6 +126,7 @@ impl Front {
             Self::Http(service) => service.names(id),
             Self::Redis(service) => service.names(id),
             Self::Frames(service) => service.names(id),
+            Self::Memcached(service) => service.names(id),
         }
     }
 
@@ -130,6 +135,7 @@ impl Front {
             Self::Http(service) => crate::http::serve(service, stream).await,
             Self::Redis(service) => pipelined::serve(service, stream).await,
             Self::Frames(service) => crate::frames::serve(service, stream).await,
+            Self::Memcached(service) => pipelined::serve(service, stream).await,
         }
     }
 
@@ -139,6 +145,7 @@ impl Front {
             Self::Http(_) => crate::http::TOO_MANY_CLIENTS,
             Self::Redis(_) => Redis::TOO_MANY_CLIENTS,
             Self::Frames(_) => &crate::frames::too_many_clients(),
+            Self::Memcached(_) => Memcached::TOO_MANY_CLIENTS,
         };
         let _ = stream.try_write(text);
     }
@@ -177,6 +184,7 @@ async fn work(setup: Setup) -> io::Result<()> {
             Protocol::Http { .. } => Front::Http(Rc::new(HttpService::new(&worker, &service, table))),
             Protocol::Redis => Front::Redis(RedisService::start(&worker, &service, table)),
             Protocol::Frames { .. } => Front::Frames(FramesService::start(&worker, &service, table)),
+            Protocol::Memcached => Front::Memcached(MemcachedService::start(&worker, &service, table)),
         };
         let listener = tokio::net::TcpListener::from_std(listener)?;
         tokio::task::spawn_local(accept(Rc::clone(&worker), listener, front.clone()));

@@ -44,6 +44,7 @@ fn a_good_configuration_is_taken() {
     assert_eq!(config.groups(), ["inventory-a"]);
     parse(&format!("cluster = \"mine\"\n{GOOD}")).expect("keys of others are theirs");
     parse(&GOOD.replace("\"reject\"", "\"partition:B-C\"")).expect("a range is known by its name");
+    parse(&GOOD.replace("\"redis\"", "\"memcached\"")).expect("memcached needs no more than redis does");
     parse(&GOOD.replace("\"reject\"", "\"partition:0\"")).expect("or by its number, if it has none");
 }
 
@@ -63,8 +64,8 @@ fn mistakes_are_reported_with_their_line_and_the_remedy() {
             &["\"inventory\" listens on 127.0.0.1:8080 already", "a port of its own"],
         ),
         ("127.0.0.1:6380", "0.0.0.0:8080", 21, &["\"inventory\" listens on 127.0.0.1:8080 already"]),
-        ("\"http\"", "\"https\"", 4, &["unknown protocol \"https\"", "use http, redis or frames"]),
-        ("\"http\"", "\"memcached\"", 4, &["\"memcached\" is not built yet", "use http, redis or frames"]),
+        ("\"http\"", "\"https\"", 4, &["unknown protocol \"https\"", "use http, redis, memcached or frames"]),
+        ("\"http\"", "\"memcached\"", 5, &["`key` does not apply to memcached"]),
         ("\"http\"", "\"frames\"", 5, &["\"header:x-key\" is no path to a key", "msgpack:/params/0/user"]),
         ("\"http\"", "\"tcp\"", 4, &["not built yet"]),
         (
@@ -96,6 +97,18 @@ fn mistakes_are_reported_with_their_line_and_the_remedy() {
             "protocol = \"redis\"\nexpose = true",
             19,
             &["`expose` does not apply to redis"],
+        ),
+        (
+            "protocol = \"redis\"",
+            "protocol = \"memcached\"\nno_key = \"reject\"",
+            23,
+            &["`no_key` does not apply to memcached"],
+        ),
+        (
+            "protocol = \"redis\"",
+            "protocol = \"memcached\"\nexpose = true",
+            19,
+            &["`expose` does not apply to memcached"],
         ),
         (
             "\"reject\"",

@@ -12,6 +12,7 @@
 //! | [`http`] | where does this message end, and which of its bytes go on? |
 //! | [`extract`] | where in the request is the key? |
 //! | [`resp`] | the same questions for Redis commands and replies, split by partition |
+//! | [`memcached`] | the same for memcached |
 //! | [`pipelined`] | whom is this reply for, whose command was sent with those of others, and when is its turn? |
 //! | [`frames`] | the same questions for framed MessagePack-RPC, answered in any order |
 #![no_std]
@@ -26,6 +27,7 @@ pub mod frames;
 pub mod http;
 pub mod key;
 pub mod l2p;
+pub mod memcached;
 pub mod pipelined;
 pub mod pmap;
 pub mod racs;

@@ -113,24 +113,29 @@ fn protocol(written: &Spanned<raw::Service>, pmap: &Pmap) -> Checked<Protocol> {
             };
             Ok(Protocol::Http { extract, no_key: no_key(raw.no_key.as_ref(), pmap)? })
         }
-        "redis" => {
+        name @ ("redis" | "memcached") => {
             if let Some(key) = &raw.key {
-                return wrong(key, "`key` does not apply to redis: a command says itself where its keys are");
+                let message =
+                    format!("`key` does not apply to {name}: a command says itself where its keys are");
+                return wrong(key, message);
             }
             if let Some(no_key) = &raw.no_key {
-                return wrong(no_key, "`no_key` does not apply to redis: leave it out");
+                return wrong(no_key, format!("`no_key` does not apply to {name}: leave it out"));
             }
             if raw.expose {
-                return wrong(written, "`expose` does not apply to redis: replies have no headers");
+                return wrong(written, format!("`expose` does not apply to {name}: replies have no headers"));
             }
-            Ok(Protocol::Redis)
+            Ok(if name == "redis" { Protocol::Redis } else { Protocol::Memcached })
         }
         "frames" => frames(written, pmap),
-        planned @ ("memcached" | "tcp") => {
-            let message = format!("the protocol {planned:?} is not built yet: use http, redis or frames");
+        "tcp" => {
+            let message = "the protocol \"tcp\" is not built yet: use http, redis, memcached or frames";
             wrong(&raw.protocol, message)
         }
-        unknown => wrong(&raw.protocol, format!("unknown protocol {unknown:?}: use http, redis or frames")),
+        unknown => {
+            let message = format!("unknown protocol {unknown:?}: use http, redis, memcached or frames");
+            wrong(&raw.protocol, message)
+        }
     }
 }
 

@@ -37,6 +37,8 @@ struct State {
     owed: usize,
     /// How large replies have been lately: the largest counts at once, and is forgotten over some dozens.
     usual: usize,
+    /// Its task waits for replies to come before it goes on, shown or not.
+    held: bool,
     /// The client has gone, or is being sent away: replies are thrown away.
     gone: bool,
 }
@@ -81,13 +83,14 @@ impl<D: Dialect> Client<D> {
         if state.gone {
             return;
         }
-        let State { reorder, out, usual, .. } = &mut *state;
+        let State { reorder, out, usual, held, .. } = &mut *state;
         let before = out.len();
         let len = reply.len();
-        follow(usual, len);
+        follow(usual, len.max(1)); // 0 says that nothing is known yet
         self.service.unread.set(self.service.unread.get() + len);
         reorder.fill(seq, reply, out);
-        let turn = before == 0 && !out.is_empty();
+        // A reply that is not shown to the client may be all that its task waits for.
+        let turn = before == 0 && (!out.is_empty() || (len == 0 && *held));
         if state.unread() > most_unread {
             state.gone = true;
         }
@@ -160,19 +163,22 @@ impl<D: Dialect> Task<D> {
                 *waker = Some(cx.waker().clone());
             }
         }
+        self.client.state.borrow_mut().held = false;
         loop {
             if self.poll_write(cx).is_err() || self.client.state.borrow().gone {
                 return Poll::Ready(());
             }
             self.closing |= self.service.worker.is_draining();
             if self.closing {
-                let state = self.client.state.borrow();
+                let mut state = self.client.state.borrow_mut();
                 if state.reorder.is_empty() && state.out.is_empty() {
                     return Poll::Ready(());
                 }
+                state.held = true;
                 break;
             }
             if !self.may_go_on() {
+                self.client.state.borrow_mut().held = true;
                 break;
             }
             if self.backlog {

@@ -282,8 +282,12 @@ impl<D: Dialect> Drop for Task<D> {
 fn deliver<D: Dialect>(upstream: &Upstream<D>, replies: &mut D::Replies, input: &[u8]) -> Result<usize, ()> {
     let mut done = 0;
     while done < input.len() {
-        let note = upstream.pipeline.borrow().oldest().ok_or(())?.note;
-        let Some(len) = D::scan_reply(replies, note, &input[done..])? else { break };
+        let len = {
+            let pipeline = upstream.pipeline.borrow();
+            let (tag, command) = pipeline.oldest().ok_or(())?;
+            D::scan_reply(replies, tag.note, command, &input[done..])?
+        };
+        let Some(len) = len else { break };
         let (tag, command_len) = upstream.pipeline.borrow_mut().answered().ok_or(())?;
         upstream.server.settle();
         tag.deliver(command_len, &input[done..done + len]);

@@ -12,7 +12,7 @@ use membership_types::Instant;
 use router_proto::l2p::{Loads, PhysicalId};
 use tokio::net::TcpStream;
 
-use crate::{frames, pipelined::Upstream, redis::Redis};
+use crate::{frames, memcached::Memcached, pipelined::Upstream, redis::Redis};
 
 /// One physical server, as one worker sees it.
 pub(crate) struct Server {
@@ -27,6 +27,8 @@ pub(crate) struct Server {
     pub redis: RefCell<Option<Rc<Upstream<Redis>>>>,
     /// The connection that all clients of its services of frames share on this worker.
     pub frames: RefCell<Option<Rc<frames::Upstream>>>,
+    /// The same for memcached clients.
+    pub memcached: RefCell<Option<Rc<Upstream<Memcached>>>>,
 }
 
 struct Idle {
@@ -45,6 +47,7 @@ impl Server {
             idle: RefCell::default(),
             redis: RefCell::default(),
             frames: RefCell::default(),
+            memcached: RefCell::default(),
         }
     }
 
@@ -152,6 +155,9 @@ impl Servers {
                 upstream.retire();
             }
             if let Some(upstream) = &*server.frames.borrow() {
+                upstream.retire();
+            }
+            if let Some(upstream) = &*server.memcached.borrow() {
                 upstream.retire();
             }
         }

@@ -173,6 +173,28 @@ impl Peer {
     }
 }
 
+impl Peer {
+    /// The next memcached command: its line, with its data behind `|` if it has some.
+    pub fn text(&mut self) -> Option<String> {
+        let mut line = String::new();
+        self.reader.read_line(&mut line).ok().filter(|len| *len > 0)?;
+        let mut text = line.strip_suffix("\r\n")?.to_owned();
+        let words: Vec<&str> = text.split(' ').collect();
+        let data = match words[0] {
+            "set" | "add" | "replace" | "append" | "prepend" | "cas" => words.get(4),
+            "ms" => words.get(2),
+            _ => None,
+        };
+        if let Some(len) = data {
+            let mut data = vec![0; len.parse::<usize>().ok()? + 2];
+            self.reader.read_exact(&mut data).ok()?;
+            text = text + "|" + std::str::from_utf8(&data).ok()?.strip_suffix("\r\n")?;
+        }
+        self.seen.lock().unwrap().push(text.clone());
+        Some(text)
+    }
+}
+
 pub fn read_head(reader: &mut impl BufRead) -> Option<String> {
     let mut head = String::new();
     loop {
@@ -346,6 +368,42 @@ impl Client {
         self.send(command(args));
         self.reply()
     }
+
+    /// The next line, with its end.
+    pub fn line(&mut self) -> String {
+        let mut line = String::new();
+        assert!(in_time(self.reader.read_line(&mut line)).unwrap() > 0, "the connection ended, not a line");
+        line
+    }
+
+    /// The next memcached reply, as it came.
+    pub fn text(&mut self) -> String {
+        let mut all = String::new();
+        loop {
+            let line = self.line();
+            let words: Vec<&str> = line.trim().split(' ').collect();
+            let data = match words[0] {
+                "VALUE" => words.get(3),
+                "VA" => words.get(1),
+                _ => None,
+            };
+            all += &line;
+            if let Some(len) = data {
+                let mut data = vec![0; len.parse::<usize>().unwrap() + 2];
+                self.reader.read_exact(&mut data).unwrap();
+                all += std::str::from_utf8(&data).unwrap();
+            }
+            if !matches!(words[0], "VALUE" | "STAT") {
+                return all;
+            }
+        }
+    }
+
+    /// Sends a memcached command and takes its reply.
+    pub fn ask(&mut self, text: &str) -> String {
+        self.send(text);
+        self.text()
+    }
 }
 
 pub fn post(key: &str, body: &str) -> String {
@@ -402,6 +460,10 @@ pub fn http(racs: &[&[SocketAddr]]) -> String {
 
 pub fn redis(racs: &[&[SocketAddr]]) -> String {
     service("redis", "", racs)
+}
+
+pub fn memcached(racs: &[&[SocketAddr]]) -> String {
+    service("memcached", "", racs)
 }
 
 pub fn service(protocol: &str, more: &str, racs: &[&[SocketAddr]]) -> String {

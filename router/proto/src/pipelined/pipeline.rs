@@ -165,11 +165,12 @@ impl<T> Pipeline<T> {
         assert!(self.written <= self.bytes.len(), "more written than there was");
     }
 
-    /// The tag of the command that the next reply answers. `None` if no command was written whole that could
-    /// be answered: the server speaks unasked.
-    pub fn oldest(&self) -> Option<&T> {
+    /// The command that the next reply answers: its tag and its bytes. `None` if no command was written whole
+    /// that could be answered: the server speaks unasked.
+    pub fn oldest(&self) -> Option<(&T, &[u8])> {
         let oldest = self.pending.front()?;
-        (self.head + oldest.len as usize <= self.written).then_some(&oldest.tag)
+        let end = self.head + oldest.len as usize;
+        (end <= self.written).then(|| (&oldest.tag, &self.bytes[self.head..end]))
     }
 
     /// Takes the oldest command off, because its reply is there, and returns its tag and its length. `None`
@@ -332,7 +333,7 @@ mod tests {
         assert_eq!(pipeline.oldest(), None);
         assert_eq!(pipeline.answered(), None);
         pipeline.wrote(1);
-        assert_eq!(pipeline.oldest(), Some(&1));
+        assert_eq!(pipeline.oldest(), Some((&1, &b"12345"[..])));
         assert_eq!(pipeline.answered(), Some((1, 5)));
     }
 }

@@ -1,0 +1,269 @@
+//! The memcached side: where a command's keys are decides where it goes.
+
+use std::{cell::RefCell, collections::VecDeque, fmt::Write as _, rc::Rc};
+
+use router_proto::{
+    memcached::{
+        Gather, Hush, Keys, Kind, Limits, Local, MAX_KEY, Note, One, ReplyScanner, Request, Scan, Scanner,
+        Split, decode, push_error,
+    },
+    pipelined::Seq,
+    racs::Access,
+};
+
+use crate::{
+    limits,
+    pipelined::{self, Dialect, Failure, Service, Tag, Taken, Upstream},
+    worker::Server,
+};
+
+/// How many [`Gather`]s are kept for later commands.
+const GATHERS: usize = 256;
+
+/// The memcached protocol.
+pub(crate) struct Memcached {
+    limits: Limits,
+    /// Where a command is put together that does not go on as it came.
+    command: RefCell<Vec<u8>>,
+    split: RefCell<Split>,
+    /// The one used longest ago is at the front. Those that nobody else holds are free.
+    gathers: RefCell<VecDeque<Rc<RefCell<Gather>>>>,
+}
+
+/// One memcached service on one worker.
+pub(crate) type MemcachedService = Service<Memcached>;
+type Client = pipelined::Client<Memcached>;
+
+impl Dialect for Memcached {
+    const NAME: &'static str = "memcached's";
+    /// memcached's own words.
+    const TOO_MANY_CLIENTS: &'static [u8] = b"ERROR Too many open connections\r\n";
+
+    type Commands = Scanner;
+    type Replies = ReplyScanner;
+    type Note = Note;
+    type Gather = Gather;
+
+    fn new(limits: &limits::Limits) -> Self {
+        Self {
+            limits: Limits { value: limits.value, ..Limits::default() },
+            command: RefCell::default(),
+            split: RefCell::default(),
+            gathers: RefCell::default(),
+        }
+    }
+
+    fn take(
+        service: &Rc<MemcachedService>,
+        client: &Rc<Client>,
+        scanner: &mut Scanner,
+        input: &[u8],
+    ) -> Taken {
+        let (len, request) = match scanner.scan(input, &service.dialect.limits) {
+            Ok(Scan::Incomplete) => return Taken::Incomplete,
+            Ok(Scan::Skipped(len)) => return Taken::Bytes(len),
+            Ok(Scan::Request(len, request)) => (len, request),
+            Err(error) => {
+                service.counters.refused.add(1);
+                client.answer(client.open(), |out| out.extend_from_slice(format!("{error}\r\n").as_bytes()));
+                return Taken::Refused;
+            }
+        };
+        let seq = client.open();
+        let command = &input[..len];
+        match request {
+            Request::One(one) => service.one(client, seq, command, &one),
+            Request::Many(keys) => service.many(client, seq, command, &keys),
+            Request::Everywhere { note, cut } => service.everywhere(client, seq, command, note, &cut),
+            Request::Local(Local::Quit) => {
+                // It has no reply, but its place is behind those that are due.
+                client.answer(seq, |_| ());
+                return Taken::Last(len);
+            }
+            Request::Local(local) => {
+                service.counters.local.add(1);
+                client.answer(seq, |out| service.answer(local, out));
+            }
+            Request::Refused { line, hush } => {
+                service.counters.refused.add(1);
+                let shown = if hush == Hush::Everything { &[][..] } else { line };
+                client.answer(seq, |out| out.extend_from_slice(shown));
+            }
+        }
+        Taken::Bytes(len)
+    }
+
+    fn scan_reply(
+        replies: &mut ReplyScanner,
+        note: Note,
+        command: &[u8],
+        input: &[u8],
+    ) -> Result<Option<usize>, ()> {
+        replies.scan(note.kind, command, input).map_err(drop)
+    }
+
+    fn shown(note: Note, reply: &[u8]) -> &[u8] {
+        note.shown(reply)
+    }
+
+    fn gather(gather: &mut Gather, part: u16, reply: &[u8], whole: &mut Vec<u8>) -> bool {
+        let all = gather.put(part, reply);
+        if all {
+            gather.write(whole);
+            gather.shrink();
+        }
+        all
+    }
+
+    fn push_failure(out: &mut Vec<u8>, failure: Failure) {
+        match failure {
+            Failure::Unavailable(why) => push_error(out, format_args!("{why}; nothing was done")),
+            Failure::Unknown(why) => push_error(out, format_args!("outcome unknown: {why}")),
+        }
+    }
+
+    fn upstream(server: &Server) -> &RefCell<Option<Rc<Upstream<Self>>>> {
+        &server.memcached
+    }
+}
+
+impl Memcached {
+    /// A [`Gather`] that nobody uses.
+    fn gather(&self) -> Rc<RefCell<Gather>> {
+        let mut kept = self.gathers.borrow_mut();
+        for _ in 0..kept.len().min(4) {
+            let oldest = kept.pop_front().expect("there are some");
+            kept.push_back(Rc::clone(&oldest));
+            // This one and the list's.
+            if Rc::strong_count(&oldest) == 2 {
+                return oldest;
+            }
+        }
+        let fresh = Rc::<RefCell<Gather>>::default();
+        if kept.len() < GATHERS {
+            kept.push_back(Rc::clone(&fresh));
+        }
+        fresh
+    }
+
+    /// A command without some of its bytes, if any.
+    fn without<T>(&self, command: &[u8], cut: &std::ops::Range<usize>, then: impl FnOnce(&[u8]) -> T) -> T {
+        if cut.is_empty() {
+            return then(command);
+        }
+        let mut text = self.command.borrow_mut();
+        text.clear();
+        text.shrink_to(64 * 1024);
+        text.extend_from_slice(&command[..cut.start]);
+        text.extend_from_slice(&command[cut.end..]);
+        then(&text)
+    }
+}
+
+impl MemcachedService {
+    /// Routes a command with one key.
+    fn one(self: &Rc<Self>, client: &Rc<Client>, seq: Seq, command: &[u8], one: &One) {
+        let mut decoded = [0; MAX_KEY];
+        let key = &command[one.key.clone()];
+        let key = if one.binary { decode(key, &mut decoded).unwrap_or(key) } else { key };
+        let racs = {
+            let mut table = self.table.borrow_mut();
+            let table = table.load();
+            table.pmap.racs(table.pmap.locate(key))
+        };
+        self.counters.requests.add(1);
+        let tag = Tag::new(client, seq, one.note, racs, one.access);
+        self.dialect.without(command, &one.cut, |command| self.send(tag, command));
+    }
+
+    /// Routes a command over several keys: one part for each RACS that has some of them.
+    fn many(self: &Rc<Self>, client: &Rc<Client>, seq: Seq, command: &[u8], keys: &Keys) {
+        self.counters.requests.add(1);
+        let mut split = self.dialect.split.borrow_mut();
+        let done = {
+            let mut table = self.table.borrow_mut();
+            let table = table.load();
+            split.split(command, keys, self.racs(), |key| table.pmap.racs(table.pmap.locate(key)))
+        };
+        if done.is_err() {
+            let text = format_args!("the keys of one command are in too many places; nothing was done");
+            client.answer(seq, |out| push_error(out, text));
+            return;
+        }
+        let tag = |racs| Tag::new(client, seq, keys.note, racs, keys.access);
+        if let (1, Some((racs, text))) = (split.parts().len(), split.parts().next()) {
+            self.send(tag(racs), text);
+        } else {
+            let gather = self.dialect.gather();
+            gather.borrow_mut().values(command, keys, &split);
+            for (part, (racs, text)) in (0..).zip(split.parts()) {
+                self.send(tag(racs).part(&gather, part), text);
+            }
+        }
+        split.shrink();
+    }
+
+    /// Sends a command to every RACS: it is done once all have done it.
+    fn everywhere(
+        self: &Rc<Self>,
+        client: &Rc<Client>,
+        seq: Seq,
+        command: &[u8],
+        note: Note,
+        cut: &std::ops::Range<usize>,
+    ) {
+        debug_assert_eq!(note.kind, Kind::Ok);
+        self.counters.requests.add(1);
+        let gather = self.dialect.gather();
+        gather.borrow_mut().oks(self.racs());
+        self.dialect.without(command, cut, |command| {
+            for (part, racs) in (0..).zip(self.all_racs()) {
+                let tag = Tag::new(client, seq, note, racs, Access::Update);
+                self.send(tag.part(&gather, part), command);
+            }
+        });
+    }
+
+    /// Appends the answer to a command that concerns the router alone.
+    fn answer(&self, local: Local, out: &mut Vec<u8>) {
+        match local {
+            Local::Noop => out.extend_from_slice(b"MN\r\n"),
+            // Libraries read the version as numbers with dots.
+            Local::Version => {
+                out.extend_from_slice(
+                    concat!("VERSION ", env!("CARGO_PKG_VERSION"), "-phalanx\r\n").as_bytes(),
+                );
+            }
+            Local::Verbosity(Hush::Everything) | Local::Quit => {}
+            Local::Verbosity(_) => out.extend_from_slice(b"OK\r\n"),
+            Local::Stats => self.stats(out),
+            Local::NoStats => out.extend_from_slice(b"END\r\n"),
+        }
+    }
+
+    /// What this worker has counted; the others count for themselves.
+    fn stats(&self, out: &mut Vec<u8>) {
+        let counters = &self.counters;
+        let mut text = String::new();
+        let uptime = self.uptime().as_secs();
+        for (name, value) in [
+            ("pid", u64::from(std::process::id())),
+            ("uptime", uptime),
+            ("curr_connections", counters.clients.get()),
+            ("total_connections", counters.accepted.get()),
+            ("rejected_connections", counters.shed.get()),
+            ("phalanx_requests", counters.requests.get()),
+            ("phalanx_local", counters.local.get()),
+            ("phalanx_refused", counters.refused.get()),
+            ("phalanx_retried", counters.retried.get()),
+            ("phalanx_waited", counters.waited.get()),
+            ("phalanx_unavailable", counters.unavailable.get()),
+            ("phalanx_unknown", counters.unknown.get()),
+        ] {
+            let _ = write!(text, "STAT {name} {value}\r\n"); // cannot fail
+        }
+        let version = env!("CARGO_PKG_VERSION");
+        let _ = write!(text, "STAT version {version}-phalanx\r\nSTAT phalanx_scope worker\r\nEND\r\n");
+        out.extend_from_slice(text.as_bytes());
+    }
+}
