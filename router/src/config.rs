@@ -14,7 +14,12 @@ use std::{
     sync::Arc,
 };
 
-use router_proto::{Pmap, extract::Extract, frames::KeyPaths, pmap::PartitionId, racs::Policy};
+use router_proto::{
+    Pmap,
+    extract::{Extract, NoKey},
+    frames::KeyPaths,
+    racs::Policy,
+};
 
 /// A configuration that can be served.
 #[derive(Clone, Debug)]
@@ -50,14 +55,14 @@ pub(crate) struct Service {
 pub(crate) enum Protocol {
     Http {
         extract: Extract,
-        /// Where requests without a key go; nowhere if `None`.
-        no_key: Option<PartitionId>,
+        /// Where requests without a key go.
+        no_key: NoKey,
     },
     Redis,
     Frames {
         paths: KeyPaths,
-        /// Where requests without a key go; nowhere if `None`.
-        no_key: Option<PartitionId>,
+        /// Where requests without a key go.
+        no_key: NoKey,
         /// The methods that change nothing.
         reads: Box<[Box<[u8]>]>,
         /// Whether servers are told partition, view and deadline.

@@ -14,8 +14,10 @@ use membership_sync::Reader;
 use membership_types::Instant;
 use router_proto::{
     PartitionId, PhysicalId, RacsId,
+    extract::NoKey,
     frames::{self, Complaint, Digits, KeyPaths, Refusal, Request, Stamp, Verdict},
     racs::{Access, Circumstances, Pick, Policy, Tried},
+    sticky::CloneTag,
 };
 
 pub(crate) use client::too_many_clients;
@@ -45,7 +47,7 @@ pub(crate) struct FramesService {
     name: Box<str>,
     policy: Policy,
     paths: KeyPaths,
-    no_key: Option<PartitionId>,
+    no_key: NoKey,
     reads: Box<[Box<[u8]>]>,
     stamp: bool,
     table: RefCell<Reader<Table>>,
@@ -168,12 +170,18 @@ impl FramesService {
     /// Routes one request.
     fn dispatch(self: &Rc<Self>, caller: Caller, frame: &[u8], request: &Request, held: Option<Held>) {
         caller.client.owe(caller.len);
+        let method = &frame[request.method.clone()];
+        let access =
+            if self.reads.iter().any(|read| **read == *method) { Access::Read } else { Access::Update };
         let place = {
             let mut table = self.table.borrow_mut();
             let pmap = &table.load().pmap;
             let partition = match &request.key {
                 Ok(Some(key)) => Ok(pmap.locate(key.bytes(frame, &mut Digits::default()))),
-                Ok(None) => self.no_key.ok_or(None),
+                Ok(None) => {
+                    let source = caller.client.source();
+                    self.no_key.partition(access, source, self.worker.random(), pmap.len()).ok_or(None)
+                }
                 Err(error) => Err(Some(*error)),
             };
             partition.map(|partition| (partition, pmap.racs(partition)))
@@ -189,9 +197,6 @@ impl FramesService {
             }
         };
         self.counters.requests.add(1);
-        let method = &frame[request.method.clone()];
-        let access =
-            if self.reads.iter().any(|read| **read == *method) { Access::Read } else { Access::Update };
         let until = match request.deadline_ms {
             None => Instant::MAX,
             Some(ms) => {
@@ -243,9 +248,14 @@ impl FramesService {
             return Target::Server(worker.servers.get(logical.physical, logical.addr));
         }
         let at = Circumstances { policy: self.policy, l2p: &table.l2p, loads: &worker.servers, now };
-        match racs.pick(tag.access, at, worker.random(), &tag.tried) {
+        let placements = &tag.caller.client.placements;
+        let before = placements.of(tag.racs);
+        match racs.pick_again(before, tag.access, at, worker.random(), &tag.tried) {
             Pick::Clone(clone) => {
                 let logical = table.l2p.get(clone);
+                if self.policy.sticks(tag.access) {
+                    placements.note(tag.racs, CloneTag::of(logical));
+                }
                 let server = worker.servers.get(logical.physical, logical.addr);
                 if self.policy.leader_only(tag.access) && server.refused_until() > now {
                     return Target::Wait;

@@ -2,12 +2,14 @@
 //! under way, a connection to a server.
 
 mod answer;
+mod body_key;
 mod connection;
 mod exchange;
 
 use std::{
     cell::{Cell, RefCell},
     io::Write,
+    net::SocketAddr,
     rc::Rc,
 };
 
@@ -15,9 +17,10 @@ use membership_sync::Reader;
 use membership_types::Instant;
 use router_proto::{
     PartitionId, PhysicalId, RacsId,
-    extract::Extract,
+    extract::{BodySearch, Extract, NoKey, Search},
     http::{Body, Method, Refusal, RequestHead, Version},
     racs::{Access, Circumstances, Pick, Policy, Tried},
+    sticky::{CloneTag, Session},
 };
 
 use crate::{
@@ -36,7 +39,9 @@ pub(crate) struct HttpService {
     policy: Policy,
     expose: bool,
     extract: Extract,
-    no_key: Option<PartitionId>,
+    no_key: NoKey,
+    /// The cookie that carries a client's session, where sessions stick.
+    cookie: Box<str>,
     table: RefCell<Reader<Table>>,
     /// Who waits for each RACS.
     waiting: Vec<RefCell<Vec<DeadlineId>>>,
@@ -57,8 +62,12 @@ struct Request {
     body: Body,
     persistent: bool,
     expects_continue: bool,
+    /// Whether the key is still to be found, in the body. Until then it has no partition but the first.
+    searching: bool,
     partition: PartitionId,
     racs: RacsId,
+    /// Which clones the client was with, where it stays with them.
+    session: Option<Session>,
 }
 
 /// Why a request is not routed.
@@ -99,6 +108,7 @@ impl HttpService {
             expose: service.expose,
             extract: extract.clone(),
             no_key: *no_key,
+            cookie: format!("phalanx-{}", service.name.replace([':', '/'], "_")).into(),
             table: RefCell::new(table),
             waiting: service.racs.iter().map(|_| RefCell::default()).collect(),
             changes: Cell::new(0),
@@ -138,45 +148,72 @@ impl HttpService {
         Counted(&self.connecting)
     }
 
-    /// Reads a whole head: finds its partition, and writes to `outgoing` what goes on of it.
-    fn prepare(&self, head: &[u8], outgoing: &mut Buf) -> Result<Request, NotRouted> {
+    /// Reads a whole head: finds its partition, and writes to `outgoing` what goes on of it. Where the key is in
+    /// the body, `search` is made ready to find it.
+    fn prepare(
+        &self,
+        head: &[u8],
+        source: SocketAddr,
+        search: &mut BodySearch,
+        outgoing: &mut Buf,
+    ) -> Result<Request, NotRouted> {
         let parsed = RequestHead::parse(head).map_err(NotRouted::Malformed)?;
-        let mut table = self.table.borrow_mut();
-        let table = table.load();
-        let mut scratch = self.scratch.borrow_mut();
-        let partition = match self.extract.key(&parsed, head, &mut scratch).map_err(NotRouted::Malformed)? {
-            Some(key) => table.pmap.locate(key),
-            None => self.no_key.ok_or(NotRouted::NoKey {
-                persistent: parsed.persistent() && parsed.body() == Body::None,
-                head_only: parsed.method() == Method::Head,
-            })?,
+        let access = if parsed.method().is_safe() { Access::Read } else { Access::Update };
+        let mut request = Request {
+            method: parsed.method(),
+            version: parsed.version(),
+            access,
+            body: parsed.body(),
+            persistent: parsed.persistent(),
+            expects_continue: parsed.expects_continue(),
+            searching: false,
+            partition: PartitionId::new(0),
+            racs: RacsId::new(0),
+            session: self.policy.sticks(access).then(|| Session::of(&parsed, head, self.cookie.as_bytes())),
         };
+        let mut scratch = self.scratch.borrow_mut();
+        match self.extract.search(&parsed, head, &mut scratch, search).map_err(NotRouted::Malformed)? {
+            Search::InBody => request.searching = true,
+            found => {
+                let key = if let Search::Key(key) = found { Some(key) } else { None };
+                if !self.place(&mut request, key, source) {
+                    let persistent = parsed.persistent() && parsed.body() == Body::None;
+                    return Err(NotRouted::NoKey { persistent, head_only: request.method == Method::Head });
+                }
+            }
+        }
         for slice in parsed.forward(head) {
             outgoing.extend(slice, &self.worker.buffers);
         }
         outgoing.extend(b"\r\n", &self.worker.buffers);
-        Ok(Request {
-            method: parsed.method(),
-            version: parsed.version(),
-            access: if parsed.method().is_safe() { Access::Read } else { Access::Update },
-            body: parsed.body(),
-            persistent: parsed.persistent(),
-            expects_continue: parsed.expects_continue(),
-            partition,
-            racs: table.pmap.racs(partition),
-        })
+        Ok(request)
+    }
+
+    /// Notes where a request with this key goes. Returns false if it goes nowhere, for want of a key.
+    fn place(&self, request: &mut Request, key: Option<&[u8]>, source: SocketAddr) -> bool {
+        let mut table = self.table.borrow_mut();
+        let pmap = &table.load().pmap;
+        let partition = match key {
+            Some(key) => Some(pmap.locate(key)),
+            None if self.no_key == NoKey::Reject => None,
+            None => self.no_key.partition(request.access, source.ip(), self.worker.random(), pmap.len()),
+        };
+        let Some(partition) = partition else { return false };
+        (request.partition, request.racs) = (partition, pmap.racs(partition));
+        true
     }
 
     /// Chooses where the next attempt goes; writes the lines to `labels` that tell the client so, if it is to
-    /// know.
-    fn pick(&self, request: &Request, tried: &Tried, labels: &mut Vec<u8>) -> Target {
+    /// know, and to `placed` those that make it come back there, if it was elsewhere.
+    fn pick(&self, request: &Request, tried: &Tried, labels: &mut Vec<u8>, placed: &mut Vec<u8>) -> Target {
         let mut table = self.table.borrow_mut();
         let table = table.load();
         let racs = table.racs(request.racs);
         let worker = &*self.worker;
         let now = worker.clock.now();
         let at = Circumstances { policy: self.policy, l2p: &table.l2p, loads: &worker.servers, now };
-        let picked = racs.pick(request.access, at, worker.random(), tried);
+        let before = request.session.and_then(|session| session.clone_of(racs));
+        let picked = racs.pick_again(before, request.access, at, worker.random(), tried);
         if self.expose {
             labels.clear();
             let (partition, epoch) = (table.pmap.name(request.partition), racs.epoch());
@@ -189,6 +226,21 @@ impl HttpService {
                 let server = worker.servers.get(logical.physical, logical.addr);
                 if self.policy.leader_only(request.access) && server.refused_until() > now {
                     return Target::Wait;
+                }
+                if let Some(mut session) = request.session {
+                    placed.clear();
+                    let now = CloneTag::of(logical);
+                    if before != Some(now) {
+                        session.place(racs, now);
+                        // A shared cache would hand this client's placement to all others.
+                        write!(
+                            placed,
+                            "Set-Cookie: {}={session}; Path=/; HttpOnly; SameSite=Lax\r\n\
+                             Cache-Control: private\r\n",
+                            self.cookie
+                        )
+                        .expect("writing to memory");
+                    }
                 }
                 if self.expose {
                     write!(labels, "x-phalanx-server: {}\r\n", logical.name).expect("writing to memory");

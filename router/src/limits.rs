@@ -8,9 +8,12 @@ use std::time::Duration;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// From the first byte of a request's head to its last. 5 s; longer lets slow-loris clients hold more
-    /// memory.
+    /// From the first byte of a request's head to its last, and again to the key, if that is in the body. 5 s;
+    /// longer lets slow-loris clients hold more memory.
     pub head: Duration,
+    /// How far into a body its key may be, in bytes. 64 KiB; a request whose key is not found there is
+    /// refused. So much of its body is kept until then.
+    pub body_key: usize,
     /// Between two requests of one client connection. 60 s.
     pub idle: Duration,
     /// For a TCP connection to a server to be made. 1 s; longer delays the attempt at another clone.
@@ -54,6 +57,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             head: Duration::from_secs(5),
+            body_key: 64 << 10,
             idle: Duration::from_secs(60),
             connect: Duration::from_secs(1),
             response: Duration::from_secs(30),

@@ -24,6 +24,7 @@ use router_proto::{
     PhysicalId, RacsId,
     pipelined::Seq,
     racs::{Access, Circumstances, Pick, Policy, Tried},
+    sticky::CloneTag,
 };
 
 pub(crate) use client::Client;
@@ -229,9 +230,13 @@ impl<D: Dialect> Service<D> {
         let worker = &*self.worker;
         let now = worker.clock.now();
         let at = Circumstances { policy: self.policy, l2p: &table.l2p, loads: &worker.servers, now };
-        match table.racs(tag.racs).pick(tag.access, at, worker.random(), &tag.tried) {
+        let before = tag.client.placements.of(tag.racs);
+        match table.racs(tag.racs).pick_again(before, tag.access, at, worker.random(), &tag.tried) {
             Pick::Clone(clone) => {
                 let logical = table.l2p.get(clone);
+                if self.policy.sticks(tag.access) {
+                    tag.client.placements.note(tag.racs, CloneTag::of(logical));
+                }
                 let server = worker.servers.get(logical.physical, logical.addr);
                 if self.policy.leader_only(tag.access) && server.refused_until() > now {
                     return Target::Wait;

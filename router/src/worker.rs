@@ -8,6 +8,7 @@ mod buffer;
 mod clock;
 mod linger;
 mod pace;
+mod placements;
 mod server;
 mod stream;
 
@@ -30,6 +31,7 @@ pub(crate) use buffer::Buf;
 pub(crate) use clock::{Clock, Deadline, DeadlineId};
 pub(crate) use linger::linger;
 pub(crate) use pace::{Hold, Pace};
+pub(crate) use placements::Placements;
 pub(crate) use server::{InFlight, Server};
 pub(crate) use stream::ClientStream;
 

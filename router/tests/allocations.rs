@@ -98,6 +98,25 @@ fn a_request_in_steady_state_allocates_nothing() {
     let posting = Router::start(&common::service("http", "key = \"header:x-key\"", &[&[addr]]));
     let posted = allocations(&posting, post, response.len(), ROUNDS);
 
+    let json =
+        b"POST /item HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: 24\r\n\r\n\
+        {\"x\":[1],\"id\":\"a\\u0062\"}";
+    let addr = server(json.len(), response);
+    let reading = Router::start(&common::service("http", "key = \"json:/id\"", &[&[addr]]));
+    let read = allocations(&reading, json, response.len(), ROUNDS);
+
+    let ask =
+        |cookie: &str| format!("GET /?id=a%62 HTTP/1.1\r\nHost: h\r\nCookie: phalanx-s={cookie:016}\r\n\r\n");
+    let addr = server(ask("").len(), response);
+    let sticky =
+        Router::start(&common::service("http", "key = \"query:id\"\nreads = \"sticky\"", &[&[addr]]));
+    let mut client = sticky.client();
+    client.send(ask(""));
+    let placed = client.response();
+    let cookie =
+        placed.field("set-cookie").unwrap()["phalanx-s=".len()..].split(';').next().unwrap().to_owned();
+    let stuck = allocations(&sticky, ask(&cookie).as_bytes(), response.len(), ROUNDS);
+
     let get = common::command(&["GET", "some:key"]);
     let addr = server(get.len(), b"$5\r\nhello\r\n");
     let redis = Router::start(&common::redis(&[&[addr]]));
@@ -105,7 +124,9 @@ fn a_request_in_steady_state_allocates_nothing() {
     let commands = allocations(&redis, batch.as_bytes(), 32 * 11, ROUNDS);
 
     println!(
-        "allocations in {ROUNDS} rounds: http {http}, exposed {exposed}, post {posted}, redis {commands}"
+        "allocations in {ROUNDS} rounds: http {http}, exposed {exposed}, post {posted}, \
+         key in the body {read}, sticky {stuck}, redis {commands}"
     );
     assert!(http <= STRAY && exposed <= STRAY && posted <= STRAY && commands <= STRAY);
+    assert!(read <= STRAY && stuck <= STRAY);
 }

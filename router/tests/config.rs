@@ -45,6 +45,14 @@ fn a_good_configuration_is_taken() {
     parse(&format!("cluster = \"mine\"\n{GOOD}")).expect("keys of others are theirs");
     parse(&GOOD.replace("\"reject\"", "\"partition:B-C\"")).expect("a range is known by its name");
     parse(&GOOD.replace("\"redis\"", "\"memcached\"")).expect("memcached needs no more than redis does");
+    for key in ["query:id", "cookie:sid", "host", "jwt:sub", "json:/user/id", "only-form:id", "multipart:id"]
+    {
+        parse(&GOOD.replace("header:x-key", key)).expect(key);
+    }
+    parse(&GOOD.replace("least-loaded", "sticky")).expect("sessions may stick");
+    for no_key in ["source", "scatter"] {
+        parse(&GOOD.replace("\"reject\"", &format!("\"{no_key}\""))).expect(no_key);
+    }
     parse(&GOOD.replace("\"reject\"", "\"partition:0\"")).expect("or by its number, if it has none");
 }
 
@@ -75,9 +83,12 @@ fn mistakes_are_reported_with_their_line_and_the_remedy() {
             &["`key` is missing", "key = \"header:x-key\""],
         ),
         ("[\"header:x-key\", \"path:/items/{key}/*\"]", "[]", 5, &["no extractor"]),
-        ("\"header:x-key\"", "\"query:id\"", 5, &["\"query:id\" is not built yet", "header:NAME"]),
-        ("\"header:x-key\"", "\"cookie:sid\"", 5, &["not built yet"]),
-        ("\"header:x-key\"", "\"json:/user/id\"", 5, &["not built yet"]),
+        ("\"header:x-key\"", "\"query:a b\"", 5, &["\"query:a b\" has no name", "visible ASCII"]),
+        ("\"header:x-key\"", "\"cookie:\"", 5, &["\"cookie:\" has no name", "letters"]),
+        ("\"header:x-key\"", "\"json:id\"", 5, &["JSON pointer \"id\" must start with /", "/user/id"]),
+        ("\"header:x-key\"", "\"json:/a~2\"", 5, &["neither ~0", "nor ~1"]),
+        ("\"header:x-key\"", "\"jwt:\"", 5, &["jwt:sub"]),
+        ("/items/{key}/*", "post /items/{key}", 5, &["in capitals", "POST /items/{key}"]),
         ("\"header:x-key\"", "\"x-key\"", 5, &["unknown extractor \"x-key\"", "header:NAME"]),
         ("/items/{key}/*", "/items/*", 5, &["has no {key}"]),
         (
@@ -110,17 +121,9 @@ fn mistakes_are_reported_with_their_line_and_the_remedy() {
             19,
             &["`expose` does not apply to memcached"],
         ),
-        (
-            "\"reject\"",
-            "\"scatter\"",
-            6,
-            &["no_key = \"scatter\" is not built yet", "reject or partition:NAME"],
-        ),
-        ("\"reject\"", "\"source\"", 6, &["not built yet"]),
-        ("\"reject\"", "\"drop\"", 6, &["unknown no_key \"drop\""]),
+        ("\"reject\"", "\"drop\"", 6, &["unknown no_key \"drop\"", "source, scatter or partition:NAME"]),
         ("\"reject\"", "\"partition:7\"", 6, &["no partition \"7\"", "0 to B-C"]),
-        ("\"least-loaded\"", "\"sticky\"", 7, &["\"sticky\" is not built yet", "least-loaded or leader"]),
-        ("\"least-loaded\"", "\"any\"", 7, &["unknown choice \"any\" for reads"]),
+        ("\"least-loaded\"", "\"any\"", 7, &["unknown choice \"any\" for reads", "or sticky"]),
         ("updates  = \"leader\"", "updates = \"all\"", 8, &["unknown choice \"all\" for updates"]),
         ("\"ranges\"", "\"table\"", 11, &["`ranges` does not apply to style table", "give table"]),
         ("\"ranges\"", "\"ring\"", 10, &["unknown style \"ring\"", "slots, ranges or table"]),

@@ -664,3 +664,38 @@ fn shutdown_answers_what_is_under_way() {
     assert_eq!(client.reader.read(&mut [0]).unwrap(), 0);
     stopper.join().unwrap();
 }
+
+#[test]
+fn requests_without_key_may_go_by_source_or_scatter() {
+    let (a, b) = (echo("a"), echo("b"));
+    let racs: [&[SocketAddr]; 2] = [&[a.addr], &[b.addr]];
+    let start = |no_key| Router::start(&service("frames", &format!("{READS}\nno_key = \"{no_key}\""), &racs));
+    let source = start("source");
+    let first = source.client().call("get", "").unwrap();
+    for _ in 0..10 {
+        assert_eq!(source.client().call("set", "").unwrap(), first, "one address, one partition");
+    }
+    let scatter = start("scatter");
+    let mut client = scatter.client();
+    let seen: Vec<Value> = (0..60).map(|_| client.call("get", "").unwrap()).collect();
+    assert!(seen.contains(&"a:".into()) && seen.contains(&"b:".into()), "{seen:?}");
+    assert_eq!(verdict(&client.call("set", "").unwrap_err()), "refused", "an update belongs somewhere");
+}
+
+#[test]
+fn a_client_reads_from_one_clone_for_as_long_as_it_is_connected() {
+    let servers = ["a", "b", "c"].map(echo);
+    let addrs: Vec<SocketAddr> = servers.iter().map(|server| server.addr).collect();
+    let router = Router::start(&service("frames", &format!("{READS}\nreads = \"sticky\""), &[&addrs]));
+    let mut seen = std::collections::BTreeSet::new();
+    for _ in 0..20 {
+        let mut client = router.client();
+        let first = client.call("get", "k").unwrap();
+        for _ in 0..10 {
+            assert_eq!(client.call("get", "k").unwrap(), first);
+        }
+        assert_eq!(client.call("set", "k").unwrap(), "a:k".into(), "updates go to the leader");
+        seen.insert(first.to_string());
+    }
+    assert_eq!(seen.len(), 3, "clients are spread");
+}

@@ -11,6 +11,7 @@ mod framing;
 mod head;
 
 pub use chunked::{Advance, ChunkedScanner};
+pub(crate) use fields::is_token;
 pub use fields::{Field, Fields, Span};
 pub use framing::Body;
 pub use head::{HeadScan, Method, RequestHead, ResponseHead, Version};
@@ -122,8 +123,8 @@ pub enum Refusal {
     /// The trailer section is malformed, too long, or has a field that frames or addresses a message.
     #[error("malformed, oversized or forbidden trailer field")]
     Trailer,
-    /// The field that holds the key is given twice, so which one the server reads is anybody's guess.
-    #[error("the field that holds the key is given more than once")]
+    /// What holds the key is given twice, so which one the server reads is anybody's guess.
+    #[error("the key is given more than once")]
     RepeatedKey,
     /// The path holds the key and has `.` or `..` segments, so the server may read another key out of it.
     #[error("the path holds the key and has a . or .. segment")]
@@ -131,16 +132,51 @@ pub enum Refusal {
     /// The key has a `%` that is not followed by two hexadecimal digits.
     #[error("the key has a malformed percent-encoding")]
     KeyEncoding,
+    /// The key in the query has a `+`, which is a space to some servers.
+    #[error("the key in the query has a +, which some servers take for a space: write %2B or %20")]
+    KeyPlus,
+    /// A `;` makes another key to servers that take it for a separator.
+    #[error("a ; stands where some servers take it for the end of the key: write %3B")]
+    KeySeparator,
+    /// The key in a body or token is not text, or half a character.
+    #[error("the key is not valid text")]
+    KeyText,
+    /// The key in a body or token is longer than [`MAX_KEY`](crate::extract::MAX_KEY).
+    #[error("the key is longer than 4 KiB")]
+    KeyTooLong,
+    /// The key is not within that part of the body in which it is looked for.
+    #[error("the key is not within the first part of the body, in which it must be")]
+    KeyTooFar,
+    /// The body is read for its key, and `Content-Type` is given twice or malformed.
+    #[error("Content-Type is malformed, or given more than once")]
+    ContentType,
+    /// The body is read for its key, and is compressed or in another encoding than UTF-8.
+    #[error("the body holds the key, and is compressed or not in UTF-8: send it plain")]
+    BodyEncoding,
+    /// The body is read for its key, and is not JSON.
+    #[error("the body holds the key, and is not JSON as Content-Type says")]
+    JsonBody,
+    /// The body is read for its key, and is nested too deep.
+    #[error("the body holds the key, and is nested deeper than 64 levels")]
+    JsonDepth,
+    /// The body is read for its key, and is malformed, or servers read it in different ways.
+    #[error("the body holds the key, and is not strict multipart/form-data as Content-Type says")]
+    MultipartBody,
+    /// The bearer token holds the key, and its claims cannot be read.
+    #[error("the bearer token holds the key, and its claims are not JSON in base64url")]
+    Token,
     /// A response that says "switching protocols" to a request that did not ask for it.
     #[error("the server switches protocols unasked")]
     UnaskedUpgrade,
 }
 
 impl Refusal {
-    /// The status that tells the client: 400, or 417, 431 and 501 where those say it better.
+    /// The status that tells the client: 400, or 413, 415, 417, 431 and 501 where those say it better.
     pub const fn status(self) -> u16 {
         match self {
             Self::Upgrade | Self::Connect => 501,
+            Self::KeyTooFar => 413,
+            Self::BodyEncoding => 415,
             Self::Expect => 417,
             Self::HeadTooLong | Self::TooManyFields => 431,
             _ => 400,

@@ -11,6 +11,7 @@
 //! | [`l2p`], [`racs`] | which physical server stands for which clone, and which clone acts now? |
 //! | [`http`] | where does this message end, and which of its bytes go on? |
 //! | [`extract`] | where in the request is the key? |
+//! | [`sticky`] | which clone was this client with? |
 //! | [`resp`] | the same questions for Redis commands and replies, split by partition |
 //! | [`memcached`] | the same for memcached |
 //! | [`pipelined`] | whom is this reply for, whose command was sent with those of others, and when is its turn? |
@@ -32,6 +33,7 @@ pub mod pipelined;
 pub mod pmap;
 pub mod racs;
 pub mod resp;
+pub mod sticky;
 
 pub use key::KeyHash;
 pub use l2p::{L2p, LogicalId, PhysicalId};

@@ -7,6 +7,7 @@ use membership_types::{Instant, Rank};
 use crate::{
     l2p::{L2p, Loads, LogicalId, PhysicalId},
     pmap::Epoch,
+    sticky::CloneTag,
 };
 
 /// A reliable array of cloned servers, as of one view.
@@ -36,6 +37,8 @@ pub enum Reads {
     LeastLoaded,
     /// The leader.
     Leader,
+    /// The clone that the client was with last, as long as it is well; else as for least-loaded reads.
+    Sticky,
 }
 
 /// Who takes updates.
@@ -44,7 +47,7 @@ pub enum Updates {
     /// The leader.
     #[default]
     Leader,
-    /// Any clone, chosen as for least-loaded reads: for servers without state of their own.
+    /// Any clone, chosen as for reads that do not go to the leader: for servers without state of their own.
     Any,
 }
 
@@ -64,6 +67,11 @@ impl Policy {
             Access::Read => self.reads == Reads::Leader,
             Access::Update => self.updates == Updates::Leader,
         }
+    }
+
+    /// Whether requests of this kind stay with the clone that the client was with.
+    pub fn sticks(self, access: Access) -> bool {
+        self.reads == Reads::Sticky && !self.leader_only(access)
     }
 }
 
@@ -172,6 +180,38 @@ impl Racs {
             Some(clone) => Pick::Clone(clone),
             None => Pick::Exhausted,
         }
+    }
+
+    /// As [`Racs::pick`], for a client that was with the clone `session` before. It stays there, where the
+    /// policy wants that, unless the clone is gone, was tried in vain, or was just seen failing.
+    pub fn pick_again<L: Loads>(
+        &self,
+        session: Option<CloneTag>,
+        access: Access,
+        at: Circumstances<'_, L>,
+        random: u64,
+        tried: &Tried,
+    ) -> Pick {
+        let session = session.filter(|_| at.policy.sticks(access));
+        match session.and_then(|session| self.stay(session, &at, tried)) {
+            Some(clone) => Pick::Clone(clone),
+            None => self.pick(access, at, random, tried),
+        }
+    }
+
+    fn stay<L: Loads>(
+        &self,
+        session: CloneTag,
+        at: &Circumstances<'_, L>,
+        tried: &Tried,
+    ) -> Option<LogicalId> {
+        let Circumstances { l2p, loads, now, .. } = *at;
+        self.clones.iter().copied().find(|clone| {
+            let logical = l2p.get(*clone);
+            CloneTag::of(logical) == session
+                && !tried.contains(logical.physical)
+                && loads.avoid_until(logical.physical) <= now
+        })
     }
 
     /// The power of two choices: draws two different clones among the eligible and takes the less loaded.
@@ -301,6 +341,32 @@ mod tests {
         assert_eq!(seen.len(), 3);
         assert_eq!(pick(Access::Read, &tried), Pick::Exhausted);
         assert_eq!(pick(Access::Update, &tried), Pick::Wait, "another view may bring another leader");
+    }
+
+    #[test]
+    fn a_session_stays_with_its_clone_until_that_fails() {
+        let (racs, l2p, mut loads) = three();
+        let policy = Policy { reads: Reads::Sticky, ..Policy::default() };
+        let stay = |racs: &Racs, loads: &Fixed, tried: &Tried, tag| {
+            let clone = racs.stay(tag, &circumstances(policy, &l2p, loads), tried);
+            clone.map(|clone| l2p.get(clone).physical.index())
+        };
+        let tags: Vec<CloneTag> = racs.clones().iter().map(|clone| CloneTag::of(l2p.get(*clone))).collect();
+        loads.in_flight = vec![9, 9, 0];
+        for (at, tag) in tags.iter().enumerate() {
+            assert_eq!(stay(&racs, &loads, &Tried::default(), *tag), Some(at), "however busy it is");
+        }
+        assert_eq!(stay(&racs, &loads, &Tried::default(), CloneTag::default()), None, "never heard of");
+        let mut tried = Tried::default();
+        tried.add(l2p.get(racs.clones()[1]).physical);
+        assert_eq!(stay(&racs, &loads, &tried, tags[1]), None);
+        loads.avoid_until[0] = NOW.after(Duration::from_millis(1));
+        assert_eq!(stay(&racs, &loads, &Tried::default(), tags[0]), None);
+        let fewer = Racs::new("r", racs.clones()[..2].to_vec(), None, Epoch::new(8));
+        assert_eq!(stay(&fewer, &loads, &Tried::default(), tags[2]), None, "gone from the view");
+        assert!(policy.sticks(Access::Read) && !policy.sticks(Access::Update));
+        assert!(Policy { updates: Updates::Any, ..policy }.sticks(Access::Update));
+        assert!(!Policy::default().sticks(Access::Read));
     }
 
     #[test]

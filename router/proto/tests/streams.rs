@@ -4,13 +4,13 @@
 use membership_types::Rng;
 use proptest::{collection::vec, prelude::*};
 use router_proto::{
-    extract::Extract,
+    extract::{BodySearch, Extract},
     http::{ChunkedScanner, HeadScan, Method, RequestHead, ResponseHead},
     resp::{Args, Limits, ReplyScanner, Scan, Scanner},
 };
 
 const REQUEST: &[u8] =
-    b"POST /items/a%20b?q HTTP/1.1\r\nHost: h\r\nX-Key: k\r\nTransfer-Encoding: chunked\r\n\r\n";
+    b"POST /items/a%20b?q HTTP/1.1\r\nHost: h\r\nX-Key: k\r\nCookie: c=d\r\nTransfer-Encoding: chunked\r\n\r\n";
 const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\nServer: s\r\nConnection: close\r\nContent-Length: 12\r\n\r\n";
 const CHUNKED: &[u8] = b"5\r\nhello\r\n10;x=\"y\"\r\n0123456789abcdef\r\n00\r\nX-Sum: 1\r\nY: \r\n\r\n";
 const COMMANDS: &[u8] =
@@ -173,7 +173,9 @@ fn read_all(bytes: &[u8]) {
     let _ = commands(&[bytes]);
     let _ = replies(&[bytes]);
     let _ = body_end(&[bytes]);
-    let extract = Extract::compile(["header:x-key", "path:/items/{key}/*"]).unwrap();
+    let extract =
+        Extract::compile(["header:x-key", "path:/items/{key}/*", "query:q", "cookie:c", "jwt:sub", "host"]);
+    let extract = extract.unwrap();
     if let Ok(Some(place)) = HeadScan::default().request(bytes) {
         let head = &bytes[place];
         if let Ok(request) = RequestHead::parse(head) {
@@ -181,11 +183,11 @@ fn read_all(bytes: &[u8]) {
             let again = [&forwarded[..], b"\r\n"].concat();
             let reread = RequestHead::parse(&again).expect("what is forwarded is itself well-formed");
             assert_eq!(reread.body(), request.body(), "both readers see the same framing");
-            let mut scratch = vec![];
-            if let Ok(key) = extract.key(&request, head, &mut scratch) {
-                let mut scratch = vec![];
+            let (mut scratch, mut body) = (vec![], BodySearch::new(0));
+            if let Ok(key) = extract.search(&request, head, &mut scratch, &mut body) {
+                let (mut scratch, mut body) = (vec![], BodySearch::new(0));
                 assert_eq!(
-                    extract.key(&reread, &again, &mut scratch),
+                    extract.search(&reread, &again, &mut scratch, &mut body),
                     Ok(key),
                     "the server sees the same key"
                 );

@@ -9,7 +9,7 @@ use std::{
 use membership_types::GroupName;
 use router_proto::{
     Pmap,
-    extract::Extract,
+    extract::{Extract, NoKey},
     frames::{KeyPaths, MAX_METHOD},
     pmap::PartitionId,
     racs::{Policy, Reads, Updates},
@@ -173,19 +173,20 @@ fn frames(written: &Spanned<raw::Service>, pmap: &Pmap) -> Checked<Protocol> {
     })
 }
 
-fn no_key(written: Option<&Spanned<String>>, pmap: &Pmap) -> Checked<Option<PartitionId>> {
-    let Some(written) = written else { return Ok(None) };
+fn no_key(written: Option<&Spanned<String>>, pmap: &Pmap) -> Checked<NoKey> {
+    let Some(written) = written else { return Ok(NoKey::Reject) };
     match written.get_ref().as_str() {
-        "reject" => Ok(None),
-        planned @ ("source" | "scatter") => {
-            wrong(written, format!("no_key = {planned:?} is not built yet: use reject or partition:NAME"))
-        }
+        "reject" => Ok(NoKey::Reject),
+        "source" => Ok(NoKey::Source),
+        "scatter" => Ok(NoKey::Scatter),
         other => {
             let Some(name) = other.strip_prefix("partition:") else {
-                return wrong(written, format!("unknown no_key {other:?}: use reject or partition:NAME"));
+                let message =
+                    format!("unknown no_key {other:?}: use reject, source, scatter or partition:NAME");
+                return wrong(written, message);
             };
             match pmap.by_name(name) {
-                Some(partition) => Ok(Some(partition)),
+                Some(partition) => Ok(NoKey::Partition(partition)),
                 None => {
                     let last = pmap.name(PartitionId::new(pmap.len().get() - 1));
                     let first = pmap.name(PartitionId::new(0));
@@ -204,8 +205,10 @@ fn reads(written: Option<&Spanned<String>>) -> Checked<Reads> {
     match written.get_ref().as_str() {
         "least-loaded" => Ok(Reads::LeastLoaded),
         "leader" => Ok(Reads::Leader),
-        "sticky" => wrong(written, "reads = \"sticky\" is not built yet: use least-loaded or leader"),
-        other => wrong(written, format!("unknown choice {other:?} for reads: use least-loaded or leader")),
+        "sticky" => Ok(Reads::Sticky),
+        other => {
+            wrong(written, format!("unknown choice {other:?} for reads: use least-loaded, leader or sticky"))
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     cell::RefCell,
+    net::IpAddr,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, Waker},
@@ -13,7 +14,7 @@ use router_proto::frames::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{Caller, FramesService, Held, READ};
-use crate::worker::{ClientStream, Deadline, linger};
+use crate::worker::{ClientStream, Deadline, Placements, linger};
 
 /// How many requests of a client may be under way before its first answer.
 const FIRST: usize = 64;
@@ -38,6 +39,9 @@ fn complaint<'a>(
 /// What servers' tasks see of a client: where its answers go.
 pub(super) struct Client {
     service: Rc<FramesService>,
+    source: IpAddr,
+    /// The clone of each RACS that it stays with, where clients do.
+    pub placements: Placements,
     state: RefCell<State>,
     waker: RefCell<Option<Waker>>,
 }
@@ -68,6 +72,11 @@ impl State {
 }
 
 impl Client {
+    /// Where it connected from.
+    pub fn source(&self) -> IpAddr {
+        self.source
+    }
+
     /// Whether nobody reads this client's answers any more.
     pub fn is_gone(&self) -> bool {
         self.state.borrow().gone
@@ -141,8 +150,13 @@ pub(super) struct Task {
 impl Task {
     pub fn new(service: Rc<FramesService>, stream: ClientStream) -> Self {
         let deadline = Deadline::new(&service.worker.clock);
-        let client =
-            Client { service: Rc::clone(&service), state: RefCell::default(), waker: RefCell::default() };
+        let client = Client {
+            service: Rc::clone(&service),
+            source: stream.source().ip(),
+            placements: Placements::default(),
+            state: RefCell::default(),
+            waker: RefCell::default(),
+        };
         Self {
             client: Rc::new(client),
             service,

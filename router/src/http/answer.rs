@@ -41,6 +41,8 @@ impl Answer<'_> {
         let (status, reason, error, retry) = match &self.kind {
             Kind::Refused(refusal) => {
                 let reason = match refusal.status() {
+                    413 => "Content Too Large",
+                    415 => "Unsupported Media Type",
                     417 => "Expectation Failed",
                     431 => "Request Header Fields Too Large",
                     501 => "Not Implemented",

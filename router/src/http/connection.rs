@@ -11,6 +11,7 @@ use std::{
 
 use membership_types::Instant;
 use router_proto::{
+    extract::BodySearch,
     http::{HeadScan, Method, Refusal},
     racs::{Access, Tried},
 };
@@ -24,22 +25,26 @@ use super::{
 use crate::worker::{Buf, ClientStream, Deadline, InFlight, Server, linger};
 
 /// Room for a read.
-const ROOM: usize = 4 * 1024;
+pub(super) const ROOM: usize = 4 * 1024;
 /// How long a client that is connected but has not asked anything yet may take while the router drains.
 const LAST_CHANCE: Duration = Duration::from_millis(300);
 
 pub(super) struct Connection {
-    service: Rc<HttpService>,
-    client: ClientStream,
-    deadline: Deadline,
+    pub(super) service: Rc<HttpService>,
+    pub(super) client: ClientStream,
+    pub(super) deadline: Deadline,
     /// From the client.
-    input: Buf,
+    pub(super) input: Buf,
     /// The request as it goes to the server; then the head of its response.
-    outgoing: Buf,
+    pub(super) outgoing: Buf,
     /// From the server.
     incoming: Buf,
     /// Lines that tell the client where its request was routed.
     labels: Vec<u8>,
+    /// Lines that make the client come back to the same clone.
+    placed: Vec<u8>,
+    /// For keys in bodies.
+    pub(super) search: BodySearch,
 }
 
 /// Why there is no further request.
@@ -70,7 +75,9 @@ impl Connection {
     pub fn new(service: Rc<HttpService>, client: ClientStream) -> Self {
         let deadline = Deadline::new(&service.worker.clock);
         let (input, outgoing, incoming) = Default::default();
-        Self { service, client, deadline, input, outgoing, incoming, labels: Vec::new() }
+        let search = BodySearch::new(service.worker.limits.body_key);
+        let (labels, placed) = Default::default();
+        Self { service, client, deadline, input, outgoing, incoming, labels, placed, search }
     }
 
     pub async fn serve(mut self) {
@@ -155,8 +162,11 @@ impl Connection {
         let service = Rc::clone(&self.service);
         let buffers = &service.worker.buffers;
         self.labels.clear();
+        self.placed.clear();
         let end = place.end;
-        let request = match service.prepare(&self.input.bytes()[place], &mut self.outgoing) {
+        let source = self.client.source();
+        let head = &self.input.bytes()[place];
+        let mut request = match service.prepare(head, source, &mut self.search, &mut self.outgoing) {
             Ok(request) => request,
             Err(NotRouted::Malformed(refusal)) => {
                 service.counters.refused.add(1);
@@ -168,10 +178,17 @@ impl Connection {
                 return self.say(Kind::NoKey, None, persistent, head_only).await;
             }
         };
-        service.counters.requests.add(1);
         self.input.consume(end);
         let head_len = self.outgoing.len();
         let mut upload = Transfer::new(request.body);
+        if request.searching
+            && let Err(said) = self.route_by_body(&service, &mut request, &mut upload).await
+        {
+            service.counters.refused.add(1);
+            let Some((kind, persistent)) = said else { return Next::Cut };
+            return self.say(kind, None, persistent, request.method == Method::Head).await;
+        }
+        service.counters.requests.add(1);
         if let Err(refusal) = upload.admit(&self.input) {
             service.counters.refused.add(1);
             return self.say(Kind::Refused(refusal), Some(&request), false, false).await;
@@ -200,7 +217,7 @@ impl Connection {
         // Until when it may wait in all, and its place among those who do.
         let (mut wait_until, mut place): (Option<Instant>, Option<Place<'_>>) = (None, None);
         loop {
-            let server = match service.pick(request, &tried, &mut self.labels) {
+            let server = match service.pick(request, &tried, &mut self.labels, &mut self.placed) {
                 Target::Server(server) if more => server,
                 Target::Server(_) | Target::Exhausted => {
                     return self
@@ -258,7 +275,7 @@ impl Connection {
                 moved: 0,
             };
             let turned = match exchange.send().await {
-                Ok(len) => exchange.turn(len, request, &self.labels),
+                Ok(len) => exchange.turn(len, request, &self.labels, &self.placed),
                 Err(failure) => Err(failure),
             };
             let failure = match turned {

@@ -62,20 +62,29 @@ impl Transfer {
 
     /// Looks at the bytes in the buffer. Afterwards [`Transfer::admitted`] of them may go on.
     pub fn admit(&mut self, buf: &Buf) -> Result<(), Refusal> {
+        self.admit_data(buf, |_| {})
+    }
+
+    /// As [`Transfer::admit`]; gives the body's bytes, without their framing, to `data`.
+    pub fn admit_data(&mut self, buf: &Buf, mut data: impl FnMut(&[u8])) -> Result<(), Refusal> {
         let fresh = &buf.bytes()[self.admitted..];
         self.admitted += match &mut self.rest {
             Rest::Done => 0,
-            Rest::UntilClose => fresh.len(),
+            Rest::UntilClose => {
+                data(fresh);
+                fresh.len()
+            }
             Rest::Length(left) => {
                 let len = fresh.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
                 *left -= len as u64;
+                data(&fresh[..len]);
                 if *left == 0 {
                     self.rest = Rest::Done;
                 }
                 len
             }
             Rest::Chunked(scanner) => {
-                let advance = scanner.advance(fresh)?;
+                let advance = scanner.advance_data(fresh, data)?;
                 if advance.done {
                     self.rest = Rest::Done;
                 }
@@ -270,7 +279,13 @@ impl Exchange<'_> {
 
     /// Turns the response's head, the first `len` bytes of `incoming`, into the client's, which replaces the
     /// request in `outgoing`.
-    pub fn turn(&mut self, len: usize, request: &Request, labels: &[u8]) -> Result<Head, Failure> {
+    pub fn turn(
+        &mut self,
+        len: usize,
+        request: &Request,
+        labels: &[u8],
+        placed: &[u8],
+    ) -> Result<Head, Failure> {
         let head = &self.incoming.bytes()[..len];
         let Ok(mut parsed) = ResponseHead::parse(head, request.method) else {
             return Err(self.fault(false, true));
@@ -297,6 +312,7 @@ impl Exchange<'_> {
             self.outgoing.extend(slice, buffers);
         }
         self.outgoing.extend(labels, buffers);
+        self.outgoing.extend(placed, buffers);
         match (client_persistent, http10) {
             (false, _) => self.outgoing.extend(b"Connection: close\r\n\r\n", buffers),
             (true, true) => self.outgoing.extend(b"Connection: keep-alive\r\n\r\n", buffers),

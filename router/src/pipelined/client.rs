@@ -11,7 +11,7 @@ use router_proto::pipelined::{Reorder, Seq};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{Dialect, Service, Taken};
-use crate::worker::{ClientStream, Deadline, linger};
+use crate::worker::{ClientStream, Deadline, Placements, linger};
 
 /// How many commands of a client may be under way before its first reply.
 const FIRST: usize = 64;
@@ -25,6 +25,8 @@ pub(crate) struct Client<D: Dialect> {
     pub service: Rc<Service<D>>,
     state: RefCell<State>,
     waker: RefCell<Option<Waker>>,
+    /// The clone of each RACS that it stays with, where clients do.
+    pub placements: Placements,
 }
 
 #[derive(Default)]
@@ -56,7 +58,12 @@ impl State {
 
 impl<D: Dialect> Client<D> {
     fn new(service: &Rc<Service<D>>) -> Self {
-        Self { service: Rc::clone(service), state: RefCell::default(), waker: RefCell::default() }
+        Self {
+            service: Rc::clone(service),
+            state: RefCell::default(),
+            waker: RefCell::default(),
+            placements: Placements::default(),
+        }
     }
 
     /// Whether nobody reads this client's replies any more.

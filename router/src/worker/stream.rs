@@ -33,7 +33,6 @@ impl ClientStream {
     }
 
     /// Where the client connected from.
-    #[expect(dead_code, reason = "logs and keys by source are being built on it")]
     pub fn source(&self) -> SocketAddr {
         self.source
     }

@@ -43,6 +43,10 @@ pub fn samples(target: &str) -> Vec<Vec<u8>> {
         "http_responses" => cut(&RESPONSES, &[0, 6, 64]),
         "resp_commands" => cut(&COMMANDS, &[0, 6]),
         "resp_replies" => cut(&REPLIES, &[0, 6]),
+        "json_key" => cut(&DOCUMENTS, &[0, 1, 2, 3]),
+        "form_key" => cut(&FORMS, &[0, 6]),
+        "multipart_key" => cut(&PARTS, &[0, 6]),
+        "session_cookie" => text(&SESSIONS),
         "card" => membership::fuzz::cards(),
         "floor_file" => membership::fuzz::floor_files(),
         "kept_state" => membership::fuzz::kept_states(),
@@ -113,7 +117,7 @@ const ADMIN: [&str; 9] = [
     "GET /v1/status HTTP/1.1\r\nHost: evil.example\r\n\r\nGET / HTTP/1.1\r\nHost: [::1]:70\r\n\r\n",
 ];
 
-const REQUESTS: [&str; 4] = [
+const REQUESTS: [&str; 5] = [
     "\r\nPOST /items/a%20b/c?q HTTP/1.1\r\nHost: h\r\nConnection: keep-alive, X-Hop\r\nX-Hop: 1\r\n\
      Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n10;x=\"y\"\r\n0123456789abcdef\r\n00\r\nX-Sum: 1\r\n\r\n\
      GET / HTTP/1.0\r\n\r\n",
@@ -121,6 +125,8 @@ const REQUESTS: [&str; 4] = [
      abcOPTIONS * HTTP/1.1\r\nHost: [::1]\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n",
     "GET /items/%2e%2E/x HTTP/1.1\r\nHost: h\r\nTE: trailers\r\nKeep-Alive: timeout=5\r\n\r\n",
     "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "GET /x?a=b&q=c%2Bd;e HTTP/1.1\r\nHost: EU.example:80\r\nCookie: a=b; c=d\r\n\
+     Authorization: Bearer e30.eyJzdWIiOiJhIn0.c2ln\r\n\r\nGET /?q=a+b HTTP/1.1\r\nHost: h\r\n\r\n",
 ];
 
 const RESPONSES: [&str; 4] = [
@@ -129,6 +135,29 @@ const RESPONSES: [&str; 4] = [
     "HTTP/1.1 200 \r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n1\r\na\r\n0\r\nX: y\r\n\r\n",
     "HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\nKeep-Alive: timeout=9, max=3\r\n\r\n",
     "HTTP/1.1 200 OK\r\n\r\nuntil it closes",
+];
+
+const DOCUMENTS: [&str; 4] = [
+    r#"{"user":{"name":"\u00e9\ud83d\ude00","id":42,"x":null},"id":"a\"b","a":[1,{"b":true},[-0.5e+3]],"0":{"~/":"k"}}"#,
+    r#" [ {"~/" : "first"} , {"id":1,"id":2}, "\\\/\b\f\n\r\t", false , [ ] , { } ] "#,
+    r#"{"id":"","\u0069d":"twice","user":{"id":{}},"user":[]}"#,
+    r#"{"pad":"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\ud800","a":[0,{"b":"\udc00"}],"id":00}"#,
+];
+
+const FORMS: [&str; 4] = ["a=b&id=x+y%2Bz&c", "i%64=%c3%a9&id&&=&x=%zz", "a;id=1&id=2", "id=&id=%4"];
+
+const PARTS: [&str; 3] = [
+    "--x-y\r\nContent-Disposition: form-data; name=\"f\"; filename=\"C:\\a\"\r\nContent-Type: text/plain\r\n\r\n\r\n--x-\r\n\n\r\n\
+     --x-y\r\ncontent-disposition: form-data; name=id\r\nContent-Transfer-Encoding: 8bit\r\n\r\na\r\r\nb\r\n--x-y--\r\n",
+    "--x-y\r\nContent-Disposition: form-data; name=\"id\"\r\n\r\n1\r\n\
+     --x-y\r\nContent-Disposition: form-data; name=\"id\"\r\n\r\n2\r\n--x-y--",
+    "--x-y--\r\n",
+];
+
+const SESSIONS: [&str; 3] = [
+    "0123456789abcdef",
+    "0123456789abcdef.fedcba9876543210.0000000000000000",
+    "0123456789ABCDEF.0123456789abcde",
 ];
 
 const COMMANDS: [&str; 4] = [

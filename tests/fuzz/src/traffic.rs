@@ -5,13 +5,17 @@ use std::{mem, ops::ControlFlow};
 
 use membership_types::Rng;
 use router_proto::{
-    extract::Extract,
+    extract::{BodySearch, Extract, Search},
     http::{Body, ChunkedScanner, HeadScan, Method, Refusal, RequestHead, ResponseHead},
     resp::{Args, Family, Gather, Keys, Limits, ReplyScanner, Scan, Scanner, SubCommand, answer, lookup},
 };
 
 /// Reads a stream that comes in at once, in equal pieces, and in pieces of any size. All must come to the same.
-fn however_it_is_cut<T: PartialEq + std::fmt::Debug>(cut: u8, stream: &[u8], read: impl Fn(&[&[u8]]) -> T) {
+pub(crate) fn however_it_is_cut<T: PartialEq + std::fmt::Debug>(
+    cut: u8,
+    stream: &[u8],
+    read: impl Fn(&[&[u8]]) -> T,
+) {
     let whole = read(&[stream]);
     let equal: Vec<&[u8]> = stream.chunks(1 + usize::from(cut % 16)).collect();
     assert_eq!(read(&equal), whole, "in pieces of {}", 1 + cut % 16);
@@ -143,10 +147,16 @@ fn http(
 /// out of what goes on what the router read.
 pub(crate) fn requests(data: &[u8]) {
     let Some((cut, stream)) = data.split_first() else { return };
-    let extract = Extract::compile(["header:x-key", "path:/items/{key}/*"]).expect("well-formed");
+    let extract =
+        Extract::compile(["header:x-key", "path:/items/{key}/*", "query:q", "cookie:c", "jwt:sub", "host"]);
+    let extract = extract.expect("well-formed");
     let key = |request: &RequestHead, head: &[u8]| {
-        let mut scratch = Vec::new();
-        extract.key(request, head, &mut scratch).map(|key| key.map(<[u8]>::to_vec))
+        let (mut scratch, mut body) = (Vec::new(), BodySearch::new(0));
+        extract.search(request, head, &mut scratch, &mut body).map(|found| match found {
+            Search::Key(key) => Some(key.to_vec()),
+            Search::NoKey => None,
+            Search::InBody => unreachable!("no extractor looks there"),
+        })
     };
     let read = |scan: &mut HeadScan, input: &[u8]| {
         let Some(place) = scan.request(input)? else { return Ok(None) };

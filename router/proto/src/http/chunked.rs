@@ -71,11 +71,20 @@ impl ChunkedScanner {
     /// # Errors
     /// The body is malformed. Nothing of `input` may go on.
     pub fn advance(&mut self, input: &[u8]) -> Result<Advance, Refusal> {
+        self.advance_data(input, |_| {})
+    }
+
+    /// As [`ChunkedScanner::advance`]; gives every stretch of data in `input` to `data`.
+    ///
+    /// # Errors
+    /// As there, when some data may have been given.
+    pub fn advance_data(&mut self, input: &[u8], mut data: impl FnMut(&[u8])) -> Result<Advance, Refusal> {
         let mut at = 0;
         while at < input.len() && self.state != State::Done {
             if self.state == State::Data {
                 let skipped = self.left.min((input.len() - at) as u64);
                 self.left -= skipped;
+                data(&input[at..at + skipped as usize]);
                 at += skipped as usize;
                 if self.left == 0 {
                     self.state = State::DataCr;

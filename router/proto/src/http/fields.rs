@@ -170,7 +170,7 @@ pub(super) fn same_name(written: &[u8], lower: &[u8]) -> bool {
 }
 
 /// Whether this byte may stand in a method or a field name (RFC 9110, 5.6.2).
-pub(super) const fn is_token(byte: u8) -> bool {
+pub(crate) const fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric()
         || matches!(
             byte,

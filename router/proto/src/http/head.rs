@@ -156,6 +156,8 @@ pub struct RequestHead {
     target: Span,
     /// The target's path and query: the target itself, unless it is in absolute form.
     path_and_query: Span,
+    /// The authority of a target in absolute form, else empty.
+    authority: Span,
     version: Version,
     body: Body,
     persistent: bool,
@@ -214,12 +216,28 @@ impl RequestHead {
         };
         let persistent = !said.close && (version == Version::Http11 || said.keep_alive);
         let expects_continue = said.expects_continue && body != Body::None;
-        Ok(Self { fields, method, target, path_and_query, version, body, persistent, expects_continue })
+        let authority = authority.unwrap_or_default();
+        Ok(Self {
+            fields,
+            method,
+            target,
+            path_and_query,
+            authority,
+            version,
+            body,
+            persistent,
+            expects_continue,
+        })
     }
 
     /// The method.
     pub const fn method(&self) -> Method {
         self.method
+    }
+
+    /// The method, as it is written.
+    pub fn method_name<'a>(&self, head: &'a [u8]) -> &'a [u8] {
+        &head[..self.target.start() - 1]
     }
 
     /// The version.
@@ -252,6 +270,20 @@ impl RequestHead {
     pub fn path<'a>(&self, head: &'a [u8]) -> &'a [u8] {
         let target = self.path_and_query.of(head);
         &target[..memchr::memchr(b'?', target).unwrap_or(target.len())]
+    }
+
+    /// The query, without its question mark; empty if there is none.
+    pub fn query<'a>(&self, head: &'a [u8]) -> &'a [u8] {
+        let target = self.path_and_query.of(head);
+        memchr::memchr(b'?', target).map_or(b"", |mark| &target[mark + 1..])
+    }
+
+    /// The host, with its port if it has one, of `Host` or of an absolute target; empty if there is none.
+    pub fn authority<'a>(&self, head: &'a [u8]) -> &'a [u8] {
+        match self.fields.values(head, b"host").next() {
+            Some(host) => host,
+            None => self.authority.of(head),
+        }
     }
 
     /// The plan for the next hop: these slices in this order, then whatever lines the router adds, then CRLF.
