@@ -57,6 +57,8 @@ pub(crate) enum Protocol {
         extract: Extract,
         /// Where requests without a key go.
         no_key: NoKey,
+        /// How many in a hundred reads may be sent to a second clone when the first is silent.
+        hedge: u32,
     },
     Redis,
     Frames {

@@ -260,6 +260,7 @@ impl FramesService {
                 if self.policy.leader_only(tag.access) && server.refused_until() > now {
                     return Target::Wait;
                 }
+                server.chosen(now);
                 Target::Server(server)
             }
             Pick::Wait => Target::Wait,

@@ -5,12 +5,14 @@ mod answer;
 mod body_key;
 mod connection;
 mod exchange;
+mod hedge;
 
 use std::{
     cell::{Cell, RefCell},
     io::Write,
     net::SocketAddr,
     rc::Rc,
+    time::Duration,
 };
 
 use membership_sync::Reader;
@@ -18,6 +20,7 @@ use membership_types::Instant;
 use router_proto::{
     PartitionId, PhysicalId, RacsId,
     extract::{BodySearch, Extract, NoKey, Search},
+    health::{Budget, Usual},
     http::{Body, Method, Refusal, RequestHead, Version},
     racs::{Access, Circumstances, Pick, Policy, Tried},
     sticky::{CloneTag, Session},
@@ -31,6 +34,11 @@ use crate::{
 };
 
 pub(crate) use answer::TOO_MANY_CLIENTS;
+use exchange::Transfer;
+use hedge::Rival;
+
+/// So many second attempts are possible however few requests there are.
+const HEDGES_RESERVE: u32 = 20;
 
 /// One HTTP service on one worker.
 pub(crate) struct HttpService {
@@ -42,6 +50,10 @@ pub(crate) struct HttpService {
     no_key: NoKey,
     /// The cookie that carries a client's session, where sessions stick.
     cookie: Box<str>,
+    /// How many in a hundred reads may be sent to a second clone when the first is silent.
+    hedge: u32,
+    hedges: RefCell<Budget>,
+    usual: RefCell<Usual>,
     table: RefCell<Reader<Table>>,
     /// Who waits for each RACS.
     waiting: Vec<RefCell<Vec<DeadlineId>>>,
@@ -97,7 +109,7 @@ pub(crate) async fn serve(service: Rc<HttpService>, stream: ClientStream) {
 
 impl HttpService {
     pub fn new(worker: &Rc<Worker>, service: &Service, mut table: Reader<Table>) -> Self {
-        let Protocol::Http { extract, no_key } = &service.protocol else {
+        let Protocol::Http { extract, no_key, hedge } = &service.protocol else {
             unreachable!("only services of this protocol come here");
         };
         table.load();
@@ -109,6 +121,9 @@ impl HttpService {
             extract: extract.clone(),
             no_key: *no_key,
             cookie: format!("phalanx-{}", service.name.replace([':', '/'], "_")).into(),
+            hedge: *hedge,
+            hedges: RefCell::new(Budget::new(*hedge, HEDGES_RESERVE)),
+            usual: RefCell::default(),
             table: RefCell::new(table),
             waiting: service.racs.iter().map(|_| RefCell::default()).collect(),
             changes: Cell::new(0),
@@ -245,11 +260,40 @@ impl HttpService {
                 if self.expose {
                     write!(labels, "x-phalanx-server: {}\r\n", logical.name).expect("writing to memory");
                 }
+                server.chosen(now);
                 Target::Server(server)
             }
             Pick::Wait => Target::Wait,
             Pick::Exhausted => Target::Exhausted,
         }
+    }
+
+    /// How long to wait for a response before a second clone is asked, too; `None` if none may be.
+    fn patience(&self, request: &Request, upload: &Transfer) -> Option<Duration> {
+        // A session may have its state with one clone alone.
+        let bound = self.policy.leader_only(Access::Read) || request.session.is_some();
+        if self.hedge == 0 || request.access != Access::Read || bound {
+            return None;
+        }
+        self.hedges.borrow_mut().earn();
+        (upload.is_over() && !upload.begun)
+            .then(|| self.usual.borrow().patience(self.worker.limits.hedge_after))
+    }
+
+    /// A second attempt at a request that `first` is silent about, if there is a sound clone for it and not too
+    /// many have been made.
+    fn rival(&self, request: &Request, tried: &Tried, first: &Server) -> Option<Rival> {
+        let now = self.worker.clock.now();
+        let mut tried = *tried;
+        tried.add(first.id);
+        let (mut labels, mut placed) = Default::default();
+        let Target::Server(server) = self.pick(request, &tried, &mut labels, &mut placed) else {
+            return None;
+        };
+        (server.avoid_until() <= now && self.hedges.borrow_mut().spend(now)).then(|| {
+            self.counters.hedged.add(1);
+            Rival::new(server, labels)
+        })
     }
 
     fn partition_name(&self, partition: PartitionId) -> String {

@@ -241,6 +241,7 @@ impl<D: Dialect> Service<D> {
                 if self.policy.leader_only(tag.access) && server.refused_until() > now {
                     return Target::Wait;
                 }
+                server.chosen(now);
                 Target::Server(server)
             }
             Pick::Wait => Target::Wait,

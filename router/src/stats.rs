@@ -30,6 +30,7 @@ pub(crate) struct Counters {
     pub local: Count,
     pub refused: Count,
     pub retried: Count,
+    pub hedged: Count,
     pub waited: Count,
     pub unavailable: Count,
     pub unknown: Count,
@@ -46,6 +47,7 @@ impl Counters {
             local: self.local.get(),
             refused: self.refused.get(),
             retried: self.retried.get(),
+            hedged: self.hedged.get(),
             waited: self.waited.get(),
             unavailable: self.unavailable.get(),
             unknown: self.unknown.get(),
@@ -73,6 +75,8 @@ pub struct ServiceStats {
     pub refused: u64,
     /// Attempts beyond a request's first.
     pub retried: u64,
+    /// Reads that a second clone was asked for too, because the first was silent.
+    pub hedged: u64,
     /// Requests that had to wait for a view of their RACS.
     pub waited: u64,
     /// Requests that nobody could answer; nothing was done.
@@ -90,6 +94,7 @@ impl ServiceStats {
         self.local += other.local;
         self.refused += other.refused;
         self.retried += other.retried;
+        self.hedged += other.hedged;
         self.waited += other.waited;
         self.unavailable += other.unavailable;
         self.unknown += other.unknown;

@@ -27,7 +27,7 @@ use membership_types::Rng;
 use router_proto::PhysicalId;
 use tokio::{net::TcpStream, sync::mpsc, sync::oneshot};
 
-pub(crate) use buffer::Buf;
+pub(crate) use buffer::{Buf, Buffers};
 pub(crate) use clock::{Clock, Deadline, DeadlineId};
 pub(crate) use linger::linger;
 pub(crate) use pace::{Hold, Pace};
@@ -52,7 +52,7 @@ pub(crate) struct Worker {
     pub limits: Limits,
     pub clock: Rc<Clock>,
     pub pace: Rc<Pace>,
-    pub buffers: buffer::Buffers,
+    pub buffers: Buffers,
     pub servers: server::Servers,
     random: RefCell<Rng>,
     draining: Cell<bool>,
@@ -169,7 +169,7 @@ async fn work(setup: Setup) -> io::Result<()> {
         limits,
         clock: Rc::new(Clock::new()),
         pace: Rc::new(Pace::new()?),
-        buffers: buffer::Buffers::default(),
+        buffers: Buffers::default(),
         servers: server::Servers::default(),
         random: RefCell::new(Rng::seeded(seed)),
         draining: Cell::new(false),

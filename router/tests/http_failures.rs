@@ -36,6 +36,19 @@ fn a_read_whose_server_dies_is_answered_by_another_clone() {
 }
 
 #[test]
+fn servers_that_all_fail_are_not_asked_ever_more_often() {
+    let (a, b) = (dies_after(""), dies_after(""));
+    let router = Router::start(&http(&[&[a.addr, b.addr]]));
+    let mut client = router.client();
+    for _ in 0..1000 {
+        assert_eq!(client.get("k").status, 503);
+    }
+    let seen = a.seen().len() + b.seen().len();
+    // A tenth more, besides a hundred for each server (and ten a second) that are allowed in any case.
+    assert!((1000..1100 + 2 * 100 + 2 * 10 * 10).contains(&seen), "{seen}");
+}
+
+#[test]
 fn an_update_whose_server_dies_is_not_sent_again() {
     for part in ["", "HTTP/1.1 200 OK\r\nContent-Le"] {
         let (dying, well) = (dies_after(part), FakeServer::echo("b"));
@@ -228,7 +241,8 @@ fn reads_may_be_bound_to_the_leader() {
 fn a_silent_server_is_given_up() {
     let silent = || FakeServer::start(|peer| while peer.request().is_some() {});
     let (silent, well) = (silent(), FakeServer::echo("b"));
-    let router = Router::with(&http(&[&[silent.addr, well.addr]]), 1, |limits| {
+    let config = service("http", "key = \"header:x-key\"\nhedge = \"off\"", &[&[silent.addr, well.addr]]);
+    let router = Router::with(&config, 1, |limits| {
         limits.response = Duration::from_millis(200);
     });
     let start = Instant::now();

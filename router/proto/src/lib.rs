@@ -9,6 +9,7 @@
 //! | [`key`] | what 64-bit number stands for this key? |
 //! | [`pmap`] | which partition, and which RACS holds it? |
 //! | [`l2p`], [`racs`] | which physical server stands for which clone, and which clone acts now? |
+//! | [`health`] | is this server to be avoided, and may this request be sent again? |
 //! | [`http`] | where does this message end, and which of its bytes go on? |
 //! | [`extract`] | where in the request is the key? |
 //! | [`sticky`] | which clone was this client with? |
@@ -25,6 +26,7 @@ extern crate std;
 
 pub mod extract;
 pub mod frames;
+pub mod health;
 pub mod http;
 pub mod key;
 pub mod l2p;

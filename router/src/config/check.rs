@@ -87,6 +87,10 @@ fn service(written: &Spanned<raw::Service>, surroundings: Surroundings<'_>) -> C
     }
     let pmap = super::pmap::pmap(&raw.pmap, &racs)?;
     let protocol = protocol(written, &pmap)?;
+    if let (Some(hedge), false) = (&raw.hedge, matches!(protocol, Protocol::Http { .. })) {
+        let message = "`hedge` does not apply here: only reads of http are sent to a second clone";
+        return wrong(hedge, message);
+    }
     let policy = Policy { reads: reads(raw.reads.as_ref())?, updates: updates(raw.updates.as_ref())? };
     Ok(Service { name, listen, protocol, policy, expose: raw.expose, pmap: Arc::new(pmap), racs })
 }
@@ -111,7 +115,8 @@ fn protocol(written: &Spanned<raw::Service>, pmap: &Pmap) -> Checked<Protocol> {
                 Ok(extract) => extract,
                 Err(error) => return wrong(key, error.to_string()),
             };
-            Ok(Protocol::Http { extract, no_key: no_key(raw.no_key.as_ref(), pmap)? })
+            let no_key = no_key(raw.no_key.as_ref(), pmap)?;
+            Ok(Protocol::Http { extract, no_key, hedge: hedge(raw.hedge.as_ref())? })
         }
         name @ ("redis" | "memcached") => {
             if let Some(key) = &raw.key {
@@ -197,6 +202,25 @@ fn no_key(written: Option<&Spanned<String>>, pmap: &Pmap) -> Checked<NoKey> {
                 }
             }
         }
+    }
+}
+
+/// In per cent; 0 is never.
+fn hedge(written: Option<&Spanned<String>>) -> Checked<u32> {
+    let Some(written) = written else { return Ok(5) };
+    let percent = match written.get_ref().as_str() {
+        "off" => Some(0),
+        text => text.strip_suffix('%').and_then(|n| n.parse().ok()).filter(|n| (1..=50).contains(n)),
+    };
+    match percent {
+        Some(percent) => Ok(percent),
+        None => wrong(
+            written,
+            format!(
+                "hedge = {:?}: give the share of reads that may be sent twice, 1% to 50%, or off",
+                written.get_ref()
+            ),
+        ),
     }
 }
 

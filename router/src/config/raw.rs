@@ -19,6 +19,7 @@ pub(super) struct Service {
     pub no_key: Option<Spanned<String>>,
     pub reads: Option<Spanned<String>>,
     pub updates: Option<Spanned<String>>,
+    pub hedge: Option<Spanned<String>>,
     pub read_methods: Option<Spanned<Vec<Spanned<String>>>>,
     pub stamp: Option<Spanned<bool>>,
     #[serde(default)]

@@ -21,6 +21,7 @@ use super::{
     HttpService, NotRouted, Place, Request, Target,
     answer::{Answer, Kind},
     exchange::{CONTINUE, Exchange, Failure, Fault, Head, Transfer},
+    hedge::{Sent, Winner},
 };
 use crate::worker::{Buf, ClientStream, Deadline, InFlight, Server, linger};
 
@@ -46,6 +47,9 @@ pub(super) struct Connection {
     /// For keys in bodies.
     pub(super) search: BodySearch,
 }
+
+const TOO_MANY_RETRIES: &str =
+    "connections to the partition's servers fail, and too many requests are being sent again";
 
 /// Why there is no further request.
 enum End {
@@ -250,13 +254,18 @@ impl Connection {
             if attempts > 1 {
                 service.counters.retried.add(1);
             }
+            let (mut server, now) = (server, clock.now());
             let Some((mut stream, reused)) = self.connect(&server, fresh, request.access).await else {
                 server.refused(clock.now(), limits.avoid);
                 more = tried.add(server.id);
+                if !service.policy.leader_only(request.access) && !server.may_retry(clock.now()) {
+                    return self.unavailable(request, upload, TOO_MANY_RETRIES).await;
+                }
                 continue;
             };
             place = None;
-            let in_flight = InFlight::to(&server);
+            let mut in_flight = InFlight::to(&server);
+            let patience = service.patience(request, upload);
             let mut exchange = Exchange {
                 worker: &service.worker,
                 deadline: &self.deadline,
@@ -274,10 +283,37 @@ impl Connection {
                 interims: 0,
                 moved: 0,
             };
-            let turned = match exchange.send().await {
-                Ok(len) => exchange.turn(len, request, &self.labels, &self.placed),
+            let mut sent = exchange.send(patience).await;
+            if let Ok(Sent::Silent) = sent {
+                if server.answered_at() <= now {
+                    // Not this request is slow, the server is: it has answered nobody since.
+                    server.failed(clock.now(), limits.avoid);
+                }
+                sent = match service.rival(request, &tried, &server) {
+                    None => exchange.send(None).await,
+                    Some(mut rival) => match exchange.race(&mut rival).await {
+                        Ok((winner, len)) => {
+                            if let Winner::Rival = winner {
+                                server = Rc::clone(&rival.server);
+                                std::mem::swap(&mut in_flight, &mut rival.in_flight);
+                                self.labels = std::mem::take(&mut rival.labels);
+                            }
+                            Ok(Sent::Answered(len))
+                        }
+                        Err(failure) => Err(failure),
+                    },
+                };
+            }
+            let turned = match sent {
+                Ok(Sent::Answered(len)) => exchange.turn(len, request, &self.labels, &self.placed),
+                Ok(Sent::Silent) => unreachable!("without patience it waits for the end"),
                 Err(failure) => Err(failure),
             };
+            if let Ok(head) = &turned {
+                let error = matches!(head.status, 502..=504);
+                server.answered(clock.now(), error, limits.avoid);
+                service.usual.borrow_mut().answered(clock.now() - now);
+            }
             let failure = match turned {
                 Ok(head) => match exchange.relay(&head).await {
                     Ok(()) => {
@@ -320,6 +356,9 @@ impl Connection {
                         let persistent = request.persistent && upload.is_over();
                         let head_only = request.method == Method::Head;
                         return self.say(kind, Some(request), persistent, head_only).await;
+                    }
+                    if !stale && !server.may_retry(clock.now()) {
+                        return self.unavailable(request, upload, TOO_MANY_RETRIES).await;
                     }
                     if stale {
                         // The server closed a connection that it had no use for; it may be in the best of

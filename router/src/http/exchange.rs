@@ -5,13 +5,17 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use router_proto::http::{Body, ChunkedScanner, HeadScan, Method, Refusal, ResponseHead, Version};
 use tokio::{io::AsyncWrite, net::TcpStream};
 
-use super::Request;
-use crate::worker::{Buf, ClientStream, Deadline, Worker};
+use super::{
+    Request,
+    hedge::{Rival, Sent, Winner},
+};
+use crate::worker::{Buf, Buffers, ClientStream, Deadline, Worker};
 
 /// Room for a read.
 const ROOM: usize = 4 * 1024;
@@ -124,6 +128,7 @@ pub(super) struct Fault {
 
 /// What a response's head says, once it has been turned into the client's.
 pub(super) struct Head {
+    pub status: u16,
     pub body: Body,
     /// Whether the server's connection can be used again.
     pub server_persistent: bool,
@@ -162,17 +167,18 @@ pub(super) struct Exchange<'a> {
 
 impl Exchange<'_> {
     /// Sends the request and waits for the head of its response, which is left in `incoming` in front of what
-    /// came with it. Returns the head's length.
+    /// came with it. Returns the head's length, or [`Sent::Silent`] once `patience` is over without a byte of
+    /// it; then it can be called again to go on waiting.
     ///
     /// `outgoing` stays as it was, so that the request can be sent again if this fails.
-    pub async fn send(&mut self) -> Result<usize, Failure> {
-        let limits = &self.worker.limits;
-        self.deadline.arm(limits.response);
+    pub async fn send(&mut self, mut patience: Option<Duration>) -> Result<Sent, Failure> {
+        let response = self.worker.limits.response;
+        self.deadline.arm(patience.unwrap_or(response));
         std::future::poll_fn(|cx| {
             let before = self.moved;
             let requested = self.poll_request(cx);
             if self.moved > before {
-                self.deadline.arm(limits.response);
+                self.deadline.arm(patience.unwrap_or(response));
             }
             let server_failed = match requested {
                 Poll::Ready(Err(Upload::Client(failure))) => return Poll::Ready(Err(failure)),
@@ -180,16 +186,54 @@ impl Exchange<'_> {
                 Poll::Ready(Err(Upload::Server)) => true,
                 Poll::Ready(Ok(())) | Poll::Pending => false,
             };
-            match self.poll_head(cx) {
-                Poll::Ready(result) => Poll::Ready(result),
-                Poll::Pending if server_failed => Poll::Ready(Err(self.fault(false, false))),
-                Poll::Pending if self.deadline.passed(cx) => Poll::Ready(Err(if self.waits_for_client() {
-                    Failure::SlowClient
-                } else {
-                    self.fault(true, false)
-                })),
-                Poll::Pending => Poll::Pending,
+            loop {
+                return match self.poll_head(cx) {
+                    Poll::Ready(result) => Poll::Ready(result.map(Sent::Answered)),
+                    Poll::Pending if server_failed => Poll::Ready(Err(self.fault(false, false))),
+                    Poll::Pending if !self.deadline.passed(cx) => Poll::Pending,
+                    Poll::Pending if patience.take().is_some() => {
+                        if self.incoming.is_empty() {
+                            return Poll::Ready(Ok(Sent::Silent));
+                        }
+                        self.deadline.arm(response);
+                        continue;
+                    }
+                    Poll::Pending if self.waits_for_client() => Poll::Ready(Err(Failure::SlowClient)),
+                    Poll::Pending => Poll::Ready(Err(self.fault(true, false))),
+                };
             }
+        })
+        .await
+    }
+
+    /// Waits for whoever answers first: the server that has the request, or a second one. The loser's
+    /// connection is left with `rival`; the winner is `server`, its answer in `incoming`.
+    pub async fn race(&mut self, rival: &mut Rival) -> Result<(Winner, usize), Failure> {
+        self.deadline.arm(self.worker.limits.response);
+        let mut first_failed = None;
+        std::future::poll_fn(|cx| {
+            if first_failed.is_none() {
+                match self.poll_head(cx) {
+                    Poll::Ready(Ok(len)) => return Poll::Ready(Ok((Winner::First, len))),
+                    Poll::Ready(Err(failure)) => first_failed = Some(failure),
+                    Poll::Pending => {}
+                }
+            }
+            match rival.poll(cx, self.outgoing.bytes(), self.method, self.worker) {
+                Poll::Ready(Some((stream, len))) => {
+                    *self.server = stream;
+                    std::mem::swap(self.incoming, rival.incoming());
+                    self.sent = self.outgoing.len();
+                    return Poll::Ready(Ok((Winner::Rival, len)));
+                }
+                Poll::Ready(None) => {
+                    if let Some(failure) = first_failed.take() {
+                        return Poll::Ready(Err(failure));
+                    }
+                }
+                Poll::Pending => {}
+            }
+            if self.deadline.passed(cx) { Poll::Ready(Err(self.fault(true, false))) } else { Poll::Pending }
         })
         .await
     }
@@ -252,29 +296,16 @@ impl Exchange<'_> {
     }
 
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Failure>> {
-        loop {
-            match self.scan.response(self.incoming.bytes()) {
-                Err(_) => return Poll::Ready(Err(self.fault(false, true))),
-                Ok(Some(len)) if looks_interim(&self.incoming.bytes()[..len]) => {
-                    // The router has told the client to continue by itself; other news of this kind can be
-                    // missed.
-                    let parsed = ResponseHead::parse(&self.incoming.bytes()[..len], self.method);
-                    self.interims += 1;
-                    if parsed.is_err() || self.interims > MAX_INTERIM {
-                        return Poll::Ready(Err(self.fault(false, true)));
-                    }
-                    self.incoming.consume(len);
-                    self.scan = HeadScan::default();
-                    continue;
-                }
-                Ok(Some(len)) => return Poll::Ready(Ok(len)),
-                Ok(None) => {}
-            }
-            match ready!(self.incoming.poll_read(self.server, cx, ROOM, &self.worker.buffers)) {
-                Ok(len) if len > 0 => {}
-                _ => return Poll::Ready(Err(self.fault(false, false))),
-            }
-        }
+        let head = poll_head(
+            cx,
+            self.server,
+            self.incoming,
+            &mut self.scan,
+            &mut self.interims,
+            self.method,
+            &self.worker.buffers,
+        );
+        head.map_err(|garbled| self.fault(false, garbled))
     }
 
     /// Turns the response's head, the first `len` bytes of `incoming`, into the client's, which replaces the
@@ -325,7 +356,8 @@ impl Exchange<'_> {
         // Part of the request may still be in the buffer that now holds the response: the server has answered
         // without it, and need not get it.
         let upload_goes_on = sent && !uploaded;
-        Ok(Head { body, server_persistent, keep_alive_timeout_s, client_persistent, upload_goes_on })
+        let status = parsed.status();
+        Ok(Head { status, body, server_persistent, keep_alive_timeout_s, client_persistent, upload_goes_on })
     }
 
     /// Passes the response on: the head in `outgoing`, then the body; meanwhile the rest of the request, if
@@ -408,4 +440,39 @@ enum Upload {
 /// Whether a head says that another one follows. 101 does not: it ends HTTP, and nobody asked for that.
 fn looks_interim(head: &[u8]) -> bool {
     head.get(8..10) == Some(b" 1") && head.get(9..12) != Some(b"101")
+}
+
+/// Reads from a server until the head of its response, interim ones left out, is in `incoming`; returns the
+/// head's length. The error says whether what came was not HTTP.
+pub(super) fn poll_head(
+    cx: &mut Context<'_>,
+    server: &mut TcpStream,
+    incoming: &mut Buf,
+    scan: &mut HeadScan,
+    interims: &mut u32,
+    method: Method,
+    buffers: &Buffers,
+) -> Poll<Result<usize, bool>> {
+    loop {
+        match scan.response(incoming.bytes()) {
+            Err(_) => return Poll::Ready(Err(true)),
+            Ok(Some(len)) if looks_interim(&incoming.bytes()[..len]) => {
+                // The router has told the client to continue by itself; other news of this kind can be missed.
+                let parsed = ResponseHead::parse(&incoming.bytes()[..len], method);
+                *interims += 1;
+                if parsed.is_err() || *interims > MAX_INTERIM {
+                    return Poll::Ready(Err(true));
+                }
+                incoming.consume(len);
+                *scan = HeadScan::default();
+                continue;
+            }
+            Ok(Some(len)) => return Poll::Ready(Ok(len)),
+            Ok(None) => {}
+        }
+        match ready!(incoming.poll_read(server, cx, ROOM, buffers)) {
+            Ok(len) if len > 0 => {}
+            _ => return Poll::Ready(Err(false)),
+        }
+    }
 }

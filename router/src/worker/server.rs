@@ -9,17 +9,25 @@ use std::{
 };
 
 use membership_types::Instant;
-use router_proto::l2p::{Loads, PhysicalId};
+use router_proto::{
+    health::{Budget, Health},
+    l2p::{Loads, PhysicalId},
+};
 use tokio::net::TcpStream;
 
 use crate::{frames, memcached::Memcached, pipelined::Upstream, redis::Redis};
+
+/// Of the requests to a server, this share may be sent again when it fails; and so many however few there are.
+const RETRIES_PERCENT: u32 = 10;
+const RETRIES_RESERVE: u32 = 100;
 
 /// One physical server, as one worker sees it.
 pub(crate) struct Server {
     pub id: PhysicalId,
     pub addr: SocketAddr,
     in_flight: Cell<u32>,
-    avoid_until: Cell<Instant>,
+    health: RefCell<Health>,
+    retries: RefCell<Budget>,
     refused_until: Cell<Instant>,
     /// Unused connections for HTTP; the one used last is taken first.
     idle: RefCell<Vec<Idle>>,
@@ -42,7 +50,8 @@ impl Server {
             id,
             addr,
             in_flight: Cell::new(0),
-            avoid_until: Cell::new(Instant::ZERO),
+            health: RefCell::default(),
+            retries: RefCell::new(Budget::new(RETRIES_PERCENT, RETRIES_RESERVE)),
             refused_until: Cell::new(Instant::ZERO),
             idle: RefCell::default(),
             redis: RefCell::default(),
@@ -61,15 +70,41 @@ impl Server {
         self.in_flight.set(self.in_flight.get() - 1);
     }
 
-    /// Notes that a connection or a request there just failed.
+    /// Notes that a request is about to go there for the first time.
+    pub fn chosen(&self, now: Instant) {
+        self.health.borrow_mut().chosen(now);
+        self.retries.borrow_mut().earn();
+    }
+
+    /// Notes that an answer came; `error` says that the server itself cannot serve.
+    pub fn answered(&self, now: Instant, error: bool, avoid: Duration) {
+        self.health.borrow_mut().answered(now, error, avoid);
+    }
+
+    /// When the last answer came.
+    pub fn answered_at(&self) -> Instant {
+        self.health.borrow().answered_at()
+    }
+
+    /// Until when other clones are to be preferred.
+    pub fn avoid_until(&self) -> Instant {
+        self.health.borrow().avoid_until()
+    }
+
+    /// Notes that a connection or a request there just failed, or that it is silent.
     pub fn failed(&self, now: Instant, avoid: Duration) {
-        self.avoid_until.set(now.after(avoid));
+        self.health.borrow_mut().failed(now, avoid);
     }
 
     /// Notes that no connection can be made: nobody needs to try for a while.
     pub fn refused(&self, now: Instant, avoid: Duration) {
         self.failed(now, avoid);
         self.refused_until.set(now.after(avoid));
+    }
+
+    /// Whether a request that failed there may be sent again; if so, that is one less to come.
+    pub fn may_retry(&self, now: Instant) -> bool {
+        self.retries.borrow_mut().spend(now)
     }
 
     /// Until when attempts to connect are pointless.
@@ -190,6 +225,6 @@ impl Loads for Servers {
     }
 
     fn avoid_until(&self, server: PhysicalId) -> Instant {
-        self.with(server, |server| server.avoid_until.get()).unwrap_or(Instant::ZERO)
+        self.with(server, Server::avoid_until).unwrap_or(Instant::ZERO)
     }
 }

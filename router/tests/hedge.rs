@@ -1,0 +1,130 @@
+//! A second clone is asked when the first is silent; and only then, only for reads, and not often.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use common::*;
+
+/// Takes requests, and answers with its name and the path as long as it is `well`, after `pause`.
+fn moody(name: &'static str, well: &Arc<AtomicBool>, pause: Duration) -> FakeServer {
+    let well = Arc::clone(well);
+    FakeServer::start(move |peer| {
+        while let Some(request) = peer.request() {
+            thread::sleep(pause);
+            if well.load(Ordering::SeqCst) {
+                peer.respond(&format!("{name} {}", request.head.split(' ').nth(1).unwrap()));
+            }
+        }
+    })
+}
+
+fn always() -> Arc<AtomicBool> {
+    Arc::new(AtomicBool::new(true))
+}
+
+fn get(client: &mut Client, path: &str) -> Response {
+    client.send(format!("GET {path} HTTP/1.1\r\nHost: h\r\nX-Key: k\r\n\r\n"));
+    client.response()
+}
+
+#[test]
+fn a_read_about_which_a_server_is_silent_is_answered_by_another() {
+    let mood = Arc::new(AtomicBool::new(false));
+    let (hung, well) = (moody("a", &mood, Duration::ZERO), FakeServer::echo("b"));
+    let router = Router::start(&http(&[&[hung.addr, well.addr]]));
+    let mut longest = Duration::ZERO;
+    for _ in 0..100 {
+        let start = Instant::now();
+        let response = router.client().get("k");
+        assert_eq!((response.status, response.body.as_str()), (200, "b:"));
+        assert_eq!(response.field("x-phalanx-server"), Some(&*well.addr.to_string()));
+        longest = longest.max(start.elapsed());
+    }
+    let seen = hung.seen().len();
+    assert!((1..10).contains(&seen), "{seen} of 100 went to the silent one");
+    assert_eq!(router.stats().hedged, seen as u64);
+    assert!(longest >= Duration::from_millis(20) && longest < PATIENCE / 5, "{longest:?}");
+    // Once it answers again it is used again.
+    mood.store(true, Ordering::SeqCst);
+    let mut client = router.client();
+    eventually("the server that is well again gets requests", || get(&mut client, "/x").body == "a /x");
+}
+
+#[test]
+fn updates_wait_for_their_server() {
+    let (hung, well) = (moody("a", &Arc::new(AtomicBool::new(false)), Duration::ZERO), FakeServer::echo("b"));
+    let router = Router::with(&http(&[&[hung.addr, well.addr]]), 1, |limits| {
+        limits.response = Duration::from_millis(300);
+    });
+    assert_eq!(router.client().post("k", "x").status, 502, "nobody knows what became of it");
+    assert_eq!((hung.seen().len(), well.seen().len(), router.stats().hedged), (1, 0, 0));
+}
+
+#[test]
+fn hedging_can_be_turned_off() {
+    let slow = Duration::from_millis(100);
+    let (a, b) = (moody("a", &always(), slow), moody("b", &always(), slow));
+    let config = service("http", "key = \"header:x-key\"\nhedge = \"off\"", &[&[a.addr, b.addr]]);
+    let router = Router::start(&config);
+    let mut client = router.client();
+    for _ in 0..10 {
+        get(&mut client, "/x");
+    }
+    assert_eq!((a.seen().len() + b.seen().len(), router.stats().hedged), (10, 0));
+}
+
+#[test]
+fn where_all_are_slow_few_are_asked_twice() {
+    let slow = Duration::from_millis(60);
+    let (a, b) = (moody("a", &always(), slow), moody("b", &always(), slow));
+    let router = Router::start(&http(&[&[a.addr, b.addr]]));
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let mut client = router.client();
+                (0..40).for_each(|_| assert_eq!(get(&mut client, "/x").status, 200));
+            });
+        }
+    });
+    let (seen, hedged) = (a.seen().len() + b.seen().len(), router.stats().hedged);
+    // Twenty and two a second are possible however few requests there are.
+    assert!(hedged <= 20 + 16 + 2 * 10 && seen <= 320 + hedged as usize, "{seen} seen, {hedged} hedged");
+}
+
+#[test]
+fn whoever_loses_is_heard_by_nobody() {
+    let (a, b) = (
+        moody("a", &always(), Duration::from_millis(45)),
+        FakeServer::start(|peer| {
+            while let Some(request) = peer.request() {
+                thread::sleep(Duration::from_millis(if peer.number % 2 == 0 { 70 } else { 1 }));
+                peer.respond(&format!("b {}", request.head.split(' ').nth(1).unwrap()));
+            }
+        }),
+    );
+    let router =
+        Router::start(&service("http", "key = \"header:x-key\"\nhedge = \"50%\"", &[&[a.addr, b.addr]]));
+    thread::scope(|scope| {
+        for client in 0..8 {
+            let router = &router;
+            scope.spawn(move || {
+                let mut connection = router.client();
+                for n in 0..30 {
+                    let path = format!("/{client}-{n}");
+                    let body = get(&mut connection, &path).body;
+                    assert!(body.ends_with(&format!(" {path}")), "{body} for {path}");
+                }
+            });
+        }
+    });
+    assert!(router.stats().hedged > 0);
+}
