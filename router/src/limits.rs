@@ -52,7 +52,7 @@ pub struct Limits {
     /// Bytes of replies that such a client may leave unread before it is cut off. 256 MiB.
     pub unread: usize,
     /// Longest value that a memcached client may store, in bytes; below 1 GiB. 8 MiB; a longer one is thrown
-    /// away, and refused as memcached does.
+    /// away and refused in memcached's words, and what the key had before stays.
     pub value: usize,
 }
 

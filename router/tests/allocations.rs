@@ -58,6 +58,26 @@ fn server(request_len: usize, response: &'static [u8]) -> SocketAddr {
     addr
 }
 
+/// A server of memcached that has nothing: answers every line with `END`, without allocating.
+fn empty() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            stream.set_nodelay(true).unwrap();
+            thread::spawn(move || {
+                let mut buffer = [0; 4096];
+                while let Ok(len @ 1..) = stream.read(&mut buffer) {
+                    for _ in buffer[..len].iter().filter(|&&byte| byte == b'\n') {
+                        let _ = stream.write_all(b"END\r\n");
+                    }
+                }
+            });
+        }
+    });
+    addr
+}
+
 /// Sends the same bytes again and again and takes the same bytes back; returns how many allocations that
 /// cost.
 fn allocations(router: &Router, request: &[u8], response_len: usize, rounds: usize) -> u64 {
@@ -123,10 +143,19 @@ fn a_request_in_steady_state_allocates_nothing() {
     let batch = get.repeat(32);
     let commands = allocations(&redis, batch.as_bytes(), 32 * 11, ROUNDS);
 
+    let get = b"get some:key\r\n";
+    let reply = b"VALUE some:key 0 5\r\nhello\r\nEND\r\n";
+    let memcached = Router::start(&common::memcached(&[&[server(get.len(), reply)]]));
+    let gets = allocations(&memcached, &get.repeat(32), 32 * reply.len(), ROUNDS);
+    // Split over three servers and put together again.
+    let memcached = Router::start(&common::memcached(&[&[empty()], &[empty()], &[empty()]]));
+    let many = b"get a b c d e f g h i j\r\n";
+    let many = allocations(&memcached, many, b"END\r\n".len(), ROUNDS);
+
     println!(
         "allocations in {ROUNDS} rounds: http {http}, exposed {exposed}, post {posted}, \
-         key in the body {read}, sticky {stuck}, redis {commands}"
+         key in the body {read}, sticky {stuck}, redis {commands}, memcached {gets}, of many keys {many}"
     );
     assert!(http <= STRAY && exposed <= STRAY && posted <= STRAY && commands <= STRAY);
-    assert!(read <= STRAY && stuck <= STRAY);
+    assert!(read <= STRAY && stuck <= STRAY && gets <= STRAY && many <= STRAY);
 }
