@@ -3,6 +3,7 @@
 //! Every mistake is reported with file, line, what is wrong and what would be right. A [`Config`] that exists
 //! can be served; what may still fail is the machine (a port in use).
 
+mod auth;
 mod check;
 mod pmap;
 mod raw;
@@ -14,6 +15,7 @@ use std::{
     sync::Arc,
 };
 
+pub(crate) use auth::Auth;
 use router_proto::{
     Pmap,
     extract::{Extract, NoKey},
@@ -47,6 +49,8 @@ pub(crate) struct Service {
     pub policy: Policy,
     /// Whether responses say which partition, server and epoch they came from.
     pub expose: bool,
+    /// Passwords, where the protocol has them.
+    pub auth: Auth,
     pub pmap: Arc<Pmap>,
     pub racs: Vec<RacsConfig>,
 }

@@ -54,6 +54,18 @@ pub struct Limits {
     /// Longest value that a memcached client may store, in bytes; below 1 GiB. 8 MiB; a longer one is thrown
     /// away and refused in memcached's words, and what the key had before stays.
     pub value: usize,
+    /// Most bytes of a Redis transaction, from `MULTI` to `EXEC`. 8 MiB; the command that would exceed it is refused, and with
+    /// it the transaction.
+    pub transaction: usize,
+    /// Most connections that Redis clients of a service on one worker have for themselves, because they watch keys, listen, or
+    /// wait. 1000; who would need one more is refused.
+    pub private: usize,
+    /// How long such a connection is kept without use. 10 s.
+    pub private_idle: Duration,
+    /// Bytes of messages that a subscribed Redis client may leave unread before it is cut off. 32 MiB, as in Redis.
+    pub messages: usize,
+    /// Bytes that the names of one Redis client's channels may take. 4 MiB.
+    pub subscriptions: usize,
 }
 
 impl Default for Limits {
@@ -78,6 +90,11 @@ impl Default for Limits {
             requests_in_all: 256 << 20,
             unread: 256 << 20,
             value: 8 << 20,
+            transaction: 8 << 20,
+            private: 1000,
+            private_idle: Duration::from_secs(10),
+            messages: 32 << 20,
+            subscriptions: 4 << 20,
         }
     }
 }

@@ -12,8 +12,8 @@ use router_proto::{
 };
 
 use crate::{
-    limits,
-    pipelined::{self, Dialect, Failure, Service, Tag, Taken, Upstream},
+    config, limits,
+    pipelined::{self, Dialect, Failure, Lanes, Service, Tag, Taken},
     worker::Server,
 };
 
@@ -44,7 +44,9 @@ impl Dialect for Memcached {
     type Note = Note;
     type Gather = Gather;
 
-    fn new(limits: &limits::Limits) -> Self {
+    type Session = ();
+
+    fn new(_service: &config::Service, limits: &limits::Limits) -> Self {
         Self {
             limits: Limits { value: limits.value, ..Limits::default() },
             command: RefCell::default(),
@@ -122,7 +124,9 @@ impl Dialect for Memcached {
         }
     }
 
-    fn upstream(server: &Server) -> &RefCell<Option<Rc<Upstream<Self>>>> {
+    fn session(_service: &Service<Self>) {}
+
+    fn lanes(server: &Server) -> &Lanes<Self> {
         &server.memcached
     }
 }

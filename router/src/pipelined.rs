@@ -14,6 +14,7 @@ mod waiting;
 
 use std::{
     cell::{Cell, RefCell},
+    io,
     rc::Rc,
     time::Duration,
 };
@@ -29,7 +30,7 @@ use router_proto::{
 
 pub(crate) use client::Client;
 use client::Task;
-pub(crate) use upstream::Upstream;
+pub(crate) use upstream::{Upstream, connect};
 use waiting::Waiting;
 
 use crate::{
@@ -41,7 +42,7 @@ use crate::{
 };
 
 /// Room for one read, from a client or a server: a batch of commands or replies.
-const READ: usize = 64 * 1024;
+pub(crate) const READ: usize = 64 * 1024;
 
 /// One protocol: where its commands and replies end, where commands go, how replies combine.
 pub(crate) trait Dialect: Sized + 'static {
@@ -58,9 +59,30 @@ pub(crate) trait Dialect: Sized + 'static {
     type Note: Copy;
     /// The replies to the parts of one command, until all are there.
     type Gather;
+    /// What is kept of a client between two commands.
+    type Session;
+
+    /// How many connections to each server the clients of a service share: one for each way in which servers may
+    /// be talked to.
+    const LANES: usize = 1;
 
     /// For one service on one worker.
-    fn new(limits: &Limits) -> Self;
+    fn new(service: &config::Service, limits: &Limits) -> Self;
+
+    /// What is known of a client that has said nothing yet.
+    fn session(service: &Service<Self>) -> Self::Session;
+
+    /// Whether the client's last command may take as long as it likes, so that the client may be gone before it is
+    /// answered; then it is given up.
+    fn is_blocked(_client: &Client<Self>) -> bool {
+        false
+    }
+
+    /// The client has gone.
+    fn left(_client: &Client<Self>) {}
+
+    /// Some service has a new table; or so it may be.
+    fn tables_changed(_service: &Service<Self>) {}
 
     /// Takes the next command off the start of `input`, which is not empty, and sends or answers it.
     fn take(
@@ -78,7 +100,12 @@ pub(crate) trait Dialect: Sized + 'static {
         input: &[u8],
     ) -> Result<Option<usize>, ()>;
 
-    /// What the client gets to see of a reply: all of it, or nothing.
+    /// Whether a reply to a command with this note may begin before the command was sent whole.
+    fn begins_early(_note: Self::Note) -> bool {
+        false
+    }
+
+    /// What the client gets to see of a reply: all of it, a part, or nothing.
     fn shown(_note: Self::Note, reply: &[u8]) -> &[u8] {
         reply
     }
@@ -90,8 +117,46 @@ pub(crate) trait Dialect: Sized + 'static {
     /// Appends an error of the router's own.
     fn push_failure(out: &mut Vec<u8>, failure: Failure);
 
-    /// The connection to this server that all clients of this protocol and worker share.
-    fn upstream(server: &Server) -> &RefCell<Option<Rc<Upstream<Self>>>>;
+    /// The connections to this server that clients of this protocol and worker share.
+    fn lanes(server: &Server) -> &Lanes<Self>;
+
+    /// Which of them a command with this note takes.
+    fn lane(_note: Self::Note) -> usize {
+        0
+    }
+
+    /// What a server has to be told first on this lane, if anything; it gives one reply.
+    fn greeting(&self, _lane: usize) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// What became of that, once its reply is whole; an error if that does not let us in.
+    fn welcome(_reply: &[u8]) -> io::Result<bool> {
+        Ok(true)
+    }
+}
+
+/// The connections to one server that clients share. Those of different services are apart: they may have different
+/// passwords.
+pub(crate) struct Lanes<D: Dialect>(RefCell<Vec<Option<Rc<Upstream<D>>>>>);
+
+impl<D: Dialect> Default for Lanes<D> {
+    fn default() -> Self {
+        Self(RefCell::default())
+    }
+}
+
+impl<D: Dialect> Lanes<D> {
+    /// Nobody will send anything there any more.
+    pub fn retire(&self) {
+        self.0.borrow().iter().flatten().for_each(|upstream| upstream.retire());
+    }
+
+    fn forget(&self, upstream: &Rc<Upstream<D>>) {
+        for lane in &mut *self.0.borrow_mut() {
+            lane.take_if(|current| Rc::ptr_eq(current, upstream));
+        }
+    }
 }
 
 /// What became of a client's input.
@@ -102,6 +167,8 @@ pub(crate) enum Taken {
     Bytes(usize),
     /// So many bytes of it are dealt with, and nothing that follows is: the client has said goodbye.
     Last(usize),
+    /// Nothing yet: the command may only be taken when every earlier one has its reply.
+    Later,
     /// The client is sent away for what it said.
     Refused,
 }
@@ -117,8 +184,10 @@ pub(crate) enum Failure {
 
 /// One service of a protocol on one worker.
 pub(crate) struct Service<D: Dialect> {
-    worker: Rc<Worker>,
+    pub worker: Rc<Worker>,
     policy: Policy,
+    /// The first of its lanes.
+    lane: usize,
     pub table: RefCell<Reader<Table>>,
     /// Commands that nobody may take yet, for each RACS.
     waiting: Vec<RefCell<Waiting<D>>>,
@@ -126,7 +195,7 @@ pub(crate) struct Service<D: Dialect> {
     attended: Cell<bool>,
     /// What every read goes into. It is looked at before anybody else reads, and only the rest of an
     /// incomplete command or reply is kept; so idle connections hold no buffer.
-    scratch: RefCell<Box<[u8]>>,
+    pub scratch: RefCell<Box<[u8]>>,
     /// Where replies to parts are put together.
     whole: RefCell<Vec<u8>>,
     /// Bytes of replies that clients have not read.
@@ -175,6 +244,7 @@ impl<D: Dialect> Service<D> {
         Rc::new(Self {
             worker: Rc::clone(worker),
             policy: service.policy,
+            lane: worker.take_lanes(D::LANES),
             table: RefCell::new(table),
             waiting: service.racs.iter().map(|_| RefCell::default()).collect(),
             attended: Cell::new(false),
@@ -182,7 +252,7 @@ impl<D: Dialect> Service<D> {
             whole: RefCell::default(),
             unread: Cell::new(0),
             counters: Counters::default(),
-            dialect: D::new(&worker.limits),
+            dialect: D::new(service, &worker.limits),
         })
     }
 
@@ -199,6 +269,21 @@ impl<D: Dialect> Service<D> {
     /// How long this worker has been running.
     pub fn uptime(&self) -> Duration {
         Duration::from_nanos(self.now().as_nanos())
+    }
+
+    /// A RACS drawn at random.
+    pub fn any_racs(&self) -> RacsId {
+        RacsId::new((self.worker.random() % self.racs() as u64) as u32)
+    }
+
+    /// 64 random bits.
+    pub fn random(&self) -> u64 {
+        self.worker.random()
+    }
+
+    /// How much the router waits and keeps.
+    pub fn limits(&self) -> &Limits {
+        &self.worker.limits
     }
 
     /// Whether the newest table has this server.
@@ -250,12 +335,18 @@ impl<D: Dialect> Service<D> {
     }
 
     fn push(&self, server: &Rc<Server>, command: &[u8], tag: Tag<D>) {
-        let upstream = match &*D::upstream(server).borrow() {
-            Some(upstream) => return upstream.push(command, tag),
-            None => Upstream::start(&self.worker, server),
-        };
+        let lane = D::lane(tag.note);
+        let place = self.lane + lane;
+        let mut lanes = D::lanes(server).0.borrow_mut();
+        if let Some(Some(upstream)) = lanes.get(place) {
+            return upstream.push(command, tag);
+        }
+        if lanes.len() <= place {
+            lanes.resize_with(place + 1, || None);
+        }
+        let upstream = Upstream::start(&self.worker, server, self.dialect.greeting(lane));
         upstream.push(command, tag);
-        *D::upstream(server).borrow_mut() = Some(upstream);
+        lanes[place] = Some(upstream);
     }
 
     /// Nobody can take the command, and nothing was done.

@@ -1,23 +1,45 @@
 //! The Redis side: where a command's keys are decides where it goes.
+//!
+//! | file | one idea |
+//! | --- | --- |
+//! | `route.rs` | from a command to its partition, one RACS or several |
+//! | `session.rs` | what a client has said before, and whose turn it is |
+//! | `transaction.rs` | transactions, kept until they are whole |
+//! | `private.rs` | a connection that one client has for itself |
+//! | `subscribe.rs` | channels and patterns |
 
-use std::{cell::RefCell, fmt, rc::Rc};
+mod private;
+mod route;
+mod session;
+mod subscribe;
+mod transaction;
+
+use std::{
+    cell::RefCell,
+    fmt, io,
+    rc::{Rc, Weak},
+};
 
 use router_proto::{
-    RacsId,
-    key::tagged,
     pipelined::Seq,
-    resp::{self, After, Args, Family, Gather, Keys, ProtocolError, ReplyScanner, Scan, Scanner, SubCommand},
+    resp::{self, Args, Gather, Proto, ProtocolError, ReplyScanner, Scan, Scanner},
 };
 
 use crate::{
+    config::{self, Auth},
     limits::Limits,
-    pipelined::{self, Dialect, Failure, Service, Tag, Taken, Upstream},
+    pipelined::{self, Dialect, Failure, Lanes, Service, Taken},
     worker::Server,
 };
+use private::Private;
+use session::Session;
 
 /// The Redis protocol.
 pub(crate) struct Redis {
     limits: resp::Limits,
+    auth: Auth,
+    /// The connections that clients have for themselves.
+    privates: RefCell<Vec<Weak<Private>>>,
 }
 
 /// One Redis service on one worker.
@@ -31,6 +53,25 @@ pub(crate) struct Commands {
     args: Args,
 }
 
+/// What must be known of a command when its reply comes.
+#[derive(Clone, Copy)]
+pub(crate) struct Note {
+    /// How many replies the server gives: several to a transaction, of which the last one counts.
+    replies: u32,
+    proto: Proto,
+}
+
+/// How large a command may be before its client has given the password: as in Redis.
+const STRANGERS: resp::Limits = resp::Limits { args: 10, bulk: 16 * 1024, command: 64 * 1024 };
+
+/// What becomes of a client after a command.
+enum Next {
+    Continue,
+    Close,
+    /// The command waits until every earlier one has its reply.
+    Later,
+}
+
 impl Dialect for Redis {
     const NAME: &'static str = "RESP";
     /// Redis' own words.
@@ -38,18 +79,40 @@ impl Dialect for Redis {
 
     type Commands = Commands;
     type Replies = ReplyScanner;
-    type Note = ();
+    type Note = Note;
     type Gather = Gather;
+    type Session = Session;
 
-    fn new(_limits: &Limits) -> Self {
-        Self { limits: resp::Limits::default() }
+    /// One for each version of the protocol: so replies pass as they are.
+    const LANES: usize = 2;
+
+    fn new(service: &config::Service, _limits: &Limits) -> Self {
+        Self { limits: resp::Limits::default(), auth: service.auth.clone(), privates: RefCell::default() }
+    }
+
+    fn session(service: &RedisService) -> Session {
+        Session::new(service)
+    }
+
+    fn is_blocked(client: &Client) -> bool {
+        client.session.is_blocking() && !client.is_answered()
+    }
+
+    fn left(client: &Client) {
+        client.session.left();
+    }
+
+    fn tables_changed(service: &RedisService) {
+        let all: Vec<_> = service.dialect.privates.borrow().iter().filter_map(Weak::upgrade).collect();
+        all.iter().for_each(|private| private.table_changed());
     }
 
     fn take(service: &Rc<RedisService>, client: &Rc<Client>, commands: &mut Commands, input: &[u8]) -> Taken {
         let Commands { scanner, args } = commands;
-        let (len, after) = match scanner.scan(input, args, &service.dialect.limits) {
+        let limits = if client.session.is_admitted() { &service.dialect.limits } else { &STRANGERS };
+        let (len, next) = match scanner.scan(input, args, limits) {
             Ok(Scan::Incomplete) => return Taken::Incomplete,
-            Ok(Scan::Empty(len)) => (len, After::Continue),
+            Ok(Scan::Empty(len)) => (len, Next::Continue),
             Ok(Scan::Command(len)) => (len, service.dispatch(client, &input[..len], args)),
             Ok(Scan::Inline(len)) => (len, service.inline(client, &input[..len], args)),
             Err(error) => {
@@ -57,19 +120,35 @@ impl Dialect for Redis {
                 return Taken::Refused;
             }
         };
-        match after {
-            After::Continue => Taken::Bytes(len),
-            After::Close => Taken::Last(len),
+        match next {
+            Next::Continue => Taken::Bytes(len),
+            Next::Close => Taken::Last(len),
+            Next::Later => Taken::Later,
         }
     }
 
     fn scan_reply(
         replies: &mut ReplyScanner,
-        (): (),
+        note: Note,
         _command: &[u8],
         input: &[u8],
     ) -> Result<Option<usize>, ()> {
-        replies.scan(input).map_err(drop)
+        replies.scan_many(input, note.replies).map_err(drop)
+    }
+
+    fn begins_early(note: Note) -> bool {
+        note.replies > 1
+    }
+
+    fn shown(note: Note, reply: &[u8]) -> &[u8] {
+        if note.replies == 1 {
+            return reply;
+        }
+        match ReplyScanner::default().scan_many(reply, note.replies - 1) {
+            Ok(Some(before)) => &reply[before..],
+            // An error of the router's own, in place of all of them.
+            _ => reply,
+        }
     }
 
     fn gather(gather: &mut Gather, part: u16, reply: &[u8], whole: &mut Vec<u8>) -> bool {
@@ -92,121 +171,64 @@ impl Dialect for Redis {
         }
     }
 
-    fn upstream(server: &Server) -> &RefCell<Option<Rc<Upstream<Self>>>> {
+    fn lanes(server: &Server) -> &Lanes<Self> {
         &server.redis
+    }
+
+    fn lane(note: Note) -> usize {
+        match note.proto {
+            Proto::Resp2 => 0,
+            Proto::Resp3 => 1,
+        }
+    }
+
+    fn greeting(&self, lane: usize) -> Vec<u8> {
+        let login = self.auth.servers.as_ref().map(|login| {
+            let user = login.user.as_deref().map(str::as_bytes);
+            (user, login.password.bytes())
+        });
+        let proto = if lane == 0 { Proto::Resp2 } else { Proto::Resp3 };
+        resp::greeting(proto, login)
+    }
+
+    fn welcome(reply: &[u8]) -> io::Result<bool> {
+        let malformed = |error| io::Error::new(io::ErrorKind::PermissionDenied, error);
+        match ReplyScanner::default().scan(reply).map_err(malformed)? {
+            None => Ok(false),
+            Some(_) if reply.starts_with(b"-") => {
+                let said = String::from_utf8_lossy(&reply[1..]);
+                let said: String = said.trim_end().chars().take(200).collect();
+                Err(io::Error::new(io::ErrorKind::PermissionDenied, said))
+            }
+            // Nothing was asked but this.
+            Some(len) if len == reply.len() => Ok(true),
+            Some(_) => Err(io::Error::new(io::ErrorKind::PermissionDenied, "it speaks unasked")),
+        }
     }
 }
 
 impl RedisService {
-    /// Routes one command, whose arguments are given, or answers it. Returns whether the client goes on.
-    fn dispatch(self: &Rc<Self>, client: &Rc<Client>, command: &[u8], args: &Args) -> After {
-        let seq = client.open();
-        let name = args.get(command, 0);
-        let Some(known) = resp::lookup(name) else {
-            let name: String = String::from_utf8_lossy(name).chars().take(64).collect();
-            let name = name.to_lowercase();
-            self.counters.refused.add(1);
-            client.fail(seq, format_args!("ERR phalanx: command '{name}' is not routed yet"));
-            return After::Continue;
-        };
-        match known.keys {
-            Keys::One { at, access } if args.len() >= known.min_args => {
-                let key = tagged(args.get(command, at));
-                let racs = {
-                    let mut table = self.table.borrow_mut();
-                    let table = table.load();
-                    table.pmap.racs(table.pmap.locate(key))
-                };
-                self.counters.requests.add(1);
-                self.send(Tag::new(client, seq, (), racs, access), command);
-            }
-            Keys::Many(family) if args.len() >= known.min_args => {
-                let sub = SubCommand::of(command, args, family);
-                match sub.keys() {
-                    Some(keys) => self.dispatch_many(client, seq, family, sub, keys, command),
-                    None => self.wrong_args(client, seq, known.name),
-                }
-            }
-            Keys::None(local) => {
-                self.counters.local.add(1);
-                return client.answer(seq, |out| resp::answer(local, command, args, out));
-            }
-            Keys::One { .. } | Keys::Many(_) => self.wrong_args(client, seq, known.name),
-        }
-        After::Continue
+    fn refuse(&self, client: &Client, error: ProtocolError) {
+        self.refused(client, client.open(), format_args!("ERR {error}"));
     }
 
-    fn wrong_args(&self, client: &Client, seq: Seq, name: &str) {
+    /// Answers with an error of the router's own.
+    fn refused(&self, client: &Client, seq: Seq, text: fmt::Arguments<'_>) {
         self.counters.refused.add(1);
-        client.fail(seq, format_args!("ERR wrong number of arguments for '{name}' command"));
-    }
-
-    /// Routes a command over many keys: untouched if one RACS holds them all, else one part per RACS.
-    fn dispatch_many(
-        self: &Rc<Self>,
-        client: &Rc<Client>,
-        seq: Seq,
-        family: Family,
-        sub: SubCommand<'_>,
-        keys: usize,
-        command: &[u8],
-    ) {
-        self.counters.requests.add(1);
-        let mut racs: Vec<RacsId> = Vec::new();
-        let mut parts: Vec<u16> = Vec::with_capacity(keys);
-        {
-            let mut table = self.table.borrow_mut();
-            let table = table.load();
-            // Which part each RACS is, if any: one look per key, however many RACS there are.
-            let mut part_of: Vec<Option<u16>> = vec![None; self.racs()];
-            for key in 0..keys {
-                let id = table.pmap.racs(table.pmap.locate(tagged(sub.key(key))));
-                let part = *part_of[id.get() as usize].get_or_insert_with(|| {
-                    racs.push(id);
-                    u16::try_from(racs.len() - 1).expect("a service has fewer than 2^16 RACS")
-                });
-                parts.push(part);
-            }
-        }
-        if let [only] = racs[..] {
-            self.send(Tag::new(client, seq, (), only, family.access()), command);
-            return;
-        }
-        let count = u16::try_from(racs.len()).expect("checked above");
-        let mut texts: Vec<Vec<u8>> = Vec::with_capacity(racs.len());
-        for part in 0..count {
-            let mut text = Vec::new();
-            sub.write(&parts, part, &mut text);
-            texts.push(text);
-        }
-        let gather = Rc::new(RefCell::new(Gather::new(family, parts, count)));
-        for ((part, racs), text) in (0..count).zip(racs).zip(texts) {
-            let tag = Tag::new(client, seq, (), racs, family.access());
-            self.send(tag.part(&gather, part), &text);
-        }
+        client.answer(seq, |out| resp::push_error(out, text));
     }
 
     /// A person at a terminal may say `PING` and `QUIT`.
-    fn inline(self: &Rc<Self>, client: &Rc<Client>, line: &[u8], args: &Args) -> After {
-        let Some(name) = (!args.is_empty()).then(|| args.get(line, 0)) else { return After::Continue };
-        if let Some(Keys::None(_)) = resp::lookup(name).map(|command| command.keys) {
+    fn inline(self: &Rc<Self>, client: &Rc<Client>, line: &[u8], args: &Args) -> Next {
+        let Some(name) = (!args.is_empty()).then(|| args.get(line, 0)) else { return Next::Continue };
+        if let Some(resp::Keys::None(_)) = resp::lookup(name).map(|command| command.keys)
+            && !client.session.in_transaction()
+        {
             return self.dispatch(client, line, args);
         }
-        self.counters.refused.add(1);
         let text = format_args!("ERR phalanx: inline commands are not routed: send arrays of bulk strings");
-        client.fail(client.open(), text);
-        After::Continue
-    }
-
-    fn refuse(&self, client: &Client, error: ProtocolError) {
-        self.counters.refused.add(1);
-        client.fail(client.open(), format_args!("ERR {error}"));
-    }
-}
-
-impl Client {
-    /// Answers with an error of the router's own.
-    fn fail(&self, seq: Seq, text: fmt::Arguments<'_>) {
-        self.answer(seq, |out| resp::push_error(out, text));
+        self.refused(client, client.open(), text);
+        client.session.spoil_transaction();
+        Next::Continue
     }
 }

@@ -57,12 +57,21 @@ pub(crate) struct Worker {
     random: RefCell<Rng>,
     draining: Cell<bool>,
     clients: Cell<usize>,
+    /// How many lanes to each server are taken by services.
+    lanes: Cell<usize>,
 }
 
 impl Worker {
     /// Whether the router is going down: what is under way ends, nothing new begins.
     pub fn is_draining(&self) -> bool {
         self.draining.get()
+    }
+
+    /// Takes so many lanes for a service, and returns the first.
+    pub fn take_lanes(&self, count: usize) -> usize {
+        let first = self.lanes.get();
+        self.lanes.set(first + count);
+        first
     }
 
     /// 64 random bits, for choices that need no secrecy.
@@ -174,6 +183,7 @@ async fn work(setup: Setup) -> io::Result<()> {
         random: RefCell::new(Rng::seeded(seed)),
         draining: Cell::new(false),
         clients: Cell::new(0),
+        lanes: Cell::new(0),
     });
     let clock = Rc::clone(&worker.clock);
     tokio::task::spawn_local(async move { clock.run().await });

@@ -1,20 +1,34 @@
-//! The Redis protocol (RESP2) as a router must read it: where commands and replies end, which key decides,
+//! The Redis protocol (RESP2 and RESP3) as a router must read it: where commands and replies end, which key decides,
 //! and how a command over many keys is split by server.
 //!
 //! Nothing is decoded into objects: commands and replies are byte ranges that are copied once into the buffer
 //! they leave from.
 
 mod command;
+mod connection;
+mod cursor;
+mod find;
 mod local;
 mod reply;
 mod request;
 mod split;
+mod spread;
+mod subscribe;
+mod table;
+mod transaction;
 
-pub use command::{Command, Family, Keys, Local, MAX_NAME, lookup};
-pub use local::{After, answer};
+pub use command::{
+    Channels, Command, Family, Keys, Local, MAX_NAME, Patience, Spread, Step, commands, lookup,
+};
+pub use connection::{Connection, Password, Proto, greeting};
+pub use cursor::Cursor;
+pub use find::{Find, Found, Malformed, pattern_tag};
+pub use local::{After, Facts, answer};
 pub use reply::{ReplyError, ReplyScanner};
 pub use request::{Args, Limits, ProtocolError, Scan, Scanner};
 pub use split::{Gather, SubCommand};
+pub use subscribe::{Heard, Subscriptions, heard, push_subscribe};
+pub use transaction::{Finished, Transaction};
 
 /// Appends an integer in decimal.
 fn push_number(out: &mut alloc::vec::Vec<u8>, number: u64) {

@@ -3,8 +3,8 @@
 
 use membership_types::Rng;
 use router_proto::resp::{
-    After, Args, Family, Gather, Keys, Limits, ProtocolError, ReplyError, ReplyScanner, Scan, Scanner,
-    SubCommand, answer, lookup,
+    After, Args, Connection, Facts, Family, Found, Gather, Keys, Limits, Password, Proto, ProtocolError,
+    ReplyError, ReplyScanner, Scan, Scanner, Spread, SubCommand, answer, greeting, lookup, pattern_tag,
 };
 
 fn scan(bytes: &[u8]) -> (Result<Scan, ProtocolError>, Args) {
@@ -78,46 +78,245 @@ fn a_large_argument_says_how_much_room_it_wants() {
     assert_eq!(scanner.wants(head), 13 + 7 + 5000 + 2);
 }
 
+/// What the router answers on this connection.
+fn ask(connection: &mut Connection, facts: &Facts<'_>, words: &[&str]) -> (String, After) {
+    let (text, args) = command(words);
+    let Some(Keys::None(local)) = lookup(words[0].as_bytes()).map(|command| command.keys) else {
+        panic!("{} is not the router's own", words[0]);
+    };
+    let mut out = vec![];
+    let after = answer(local, &text, &args, connection, facts, &mut out);
+    let scan = ReplyScanner::default().scan(&out);
+    assert_eq!(scan, Ok(Some(out.len())), "one well-formed reply to {words:?}");
+    (String::from_utf8(out).unwrap(), after)
+}
+
 #[test]
 fn the_router_answers_for_itself() {
-    let all = |words: &[&str]| {
-        let (text, args) = command(words);
-        let Some(Keys::None(local)) = lookup(words[0].as_bytes()).map(|command| command.keys) else {
-            panic!("{} is not the router's own", words[0]);
-        };
-        let mut out = vec![];
-        let after = answer(local, &text, &args, &mut out);
-        assert_eq!(
-            ReplyScanner::default().scan(&out),
-            Ok(Some(out.len())),
-            "one well-formed reply to {words:?}"
-        );
-        (String::from_utf8(out).unwrap(), after)
-    };
+    let mut connection = Connection::new(7, true);
+    let mut all = |words: &[&str]| ask(&mut connection, &Facts::default(), words);
     for (words, reply) in [
         (&["PING"][..], "+PONG\r\n"),
         (&["ping", "x\r\ny"], "$4\r\nx\r\ny\r\n"),
         (&["PING", "a", "b"], "-ERR wrong number of arguments for 'ping' command\r\n"),
         (&["ECHO", "hi"], "$2\r\nhi\r\n"),
-        (&["ECHO"], "-ERR wrong number of arguments for 'echo' command\r\n"),
         (&["SELECT", "0"], "+OK\r\n"),
         (&["SELECT", "1"], "-ERR phalanx: a partitioned service has database 0 alone\r\n"),
-        (&["COMMAND"], "*0\r\n"),
-        (&["COMMAND", "DOCS"], "*0\r\n"),
-        (&["CLIENT", "SETINFO", "LIB-NAME", "x"], "+OK\r\n"),
+        (&["SELECT", "x"], "-ERR value is not an integer or out of range\r\n"),
+        (&["CLIENT", "ID"], ":7\r\n"),
+        (&["CLIENT", "GETNAME"], "$-1\r\n"),
+        (
+            &["client", "setname", "a b"],
+            "-ERR Client names cannot contain spaces, newlines or special characters.\r\n",
+        ),
         (&["client", "setname", "me"], "+OK\r\n"),
-        (&["CLIENT", "REPLY", "OFF"], "-ERR phalanx: command 'client|reply' is not routed yet\r\n"),
-        (&["CLIENT", "A\r\nB"], "-ERR phalanx: command 'client|a  b' is not routed yet\r\n"),
-        (&["CLIENT"], "-ERR wrong number of arguments for 'client' command\r\n"),
+        (&["CLIENT", "GETNAME"], "$2\r\nme\r\n"),
+        (&["CLIENT", "SETINFO", "LIB-NAME", "x"], "+OK\r\n"),
+        (&["CLIENT", "SETINFO", "COLOUR", "x"], "-ERR Unrecognized option 'colour'\r\n"),
+        (&["CLIENT", "NO-EVICT", "on"], "+OK\r\n"),
+        (&["CLIENT", "REPLY", "ON"], "+OK\r\n"),
+        (
+            &["CLIENT", "REPLY", "OFF"],
+            "-ERR phalanx: 'client|reply' is refused: every command is answered\r\n",
+        ),
+        (&["CLIENT", "KILL", "x"], "-ERR phalanx: 'client|kill' is refused: a client sees itself alone\r\n"),
+        (&["CLIENT", "A\r\nB"], "-ERR unknown subcommand 'a  b'. Try CLIENT HELP.\r\n"),
+        (&["CLIENT", "ID", "x"], "-ERR wrong number of arguments for 'client|id' command\r\n"),
         (&["CONFIG", "GET", "save"], "*0\r\n"),
-        (&["CONFIG", "SET", "save", ""], "-ERR phalanx: command 'config|set' is not routed yet\r\n"),
-        (&["HELLO", "3"], "-NOPROTO unsupported protocol version\r\n"),
-        (&["HELLO", "2", "AUTH", "u", "p"], "-ERR phalanx: this option of HELLO is not built yet\r\n"),
+        (&["ACL", "WHOAMI"], "$7\r\ndefault\r\n"),
+        (
+            &["AUTH", "x"],
+            "-ERR AUTH <password> called without any password configured for the default user. Are \
+          you sure your configuration is correct?\r\n",
+        ),
+        (&["AUTH", "default", "x"], "+OK\r\n"),
+        (&["AUTH", "other", "x"], "-WRONGPASS invalid username-password pair or user is disabled.\r\n"),
+        (&["HELLO", "4"], "-NOPROTO unsupported protocol version\r\n"),
+        (&["HELLO", "x"], "-ERR Protocol version is not an integer or out of range\r\n"),
+        (&["HELLO", "2", "AUTH", "u"], "-ERR Syntax error in HELLO option 'auth'\r\n"),
+        (
+            &["HELLO", "2", "AUTH", "u", "p"],
+            "-WRONGPASS invalid username-password pair or user is disabled.\r\n",
+        ),
     ] {
         assert_eq!(all(words), (reply.into(), After::Continue), "{words:?}");
     }
+    let config = all(&["CONFIG", "SET", "save", ""]).0;
+    assert!(config.starts_with("-ERR phalanx: 'config|set' is refused"), "{config}");
     assert!(all(&["HELLO", "2", "SETNAME", "x"]).0.starts_with("*14\r\n$6\r\nserver\r\n$7\r\nphalanx\r\n"));
+    assert!(all(&["CLIENT", "INFO"]).0.contains("id=7 name=x "));
+    assert!(all(&["INFO"]).0.contains("redis_version:"));
+    assert!(all(&["HELLO", "3"]).0.starts_with("%7\r\n$6\r\nserver\r\n"));
+    assert!(all(&["HELLO"]).0.contains("$5\r\nproto\r\n:3\r\n"));
+    assert_eq!(all(&["CONFIG", "GET", "save"]).0, "%0\r\n");
+    assert_eq!(all(&["RESET"]).0, "+RESET\r\n");
+    assert_eq!(all(&["CLIENT", "GETNAME"]).0, "$-1\r\n", "the name is forgotten, and RESP2 is back");
     assert_eq!(all(&["QUIT"]), ("+OK\r\n".into(), After::Close));
+    let subscribed = Facts { subscribed: true, ..Facts::default() };
+    assert_eq!(ask(&mut connection, &subscribed, &["PING"]).0, "*2\r\n$4\r\npong\r\n$0\r\n\r\n");
+}
+
+#[test]
+fn who_must_give_a_password_is_nobody_before() {
+    let password = Password::new(b"secret");
+    let facts = Facts { password: Some(&password), ..Facts::default() };
+    let mut connection = Connection::new(7, false);
+    let wrong = "-WRONGPASS invalid username-password pair or user is disabled.\r\n";
+    for words in
+        [&["AUTH", "guess"][..], &["AUTH", "root", "secret"], &["HELLO", "3", "AUTH", "default", "x"]]
+    {
+        assert_eq!(ask(&mut connection, &facts, words).0, wrong);
+        assert!(!connection.admitted && connection.proto == Proto::Resp2);
+    }
+    assert!(ask(&mut connection, &facts, &["HELLO", "3"]).0.starts_with("-NOAUTH HELLO must be called"));
+    assert!(ask(&mut connection, &facts, &["HELLO", "3", "AUTH", "default", "secret"]).0.starts_with("%7"));
+    assert!(connection.admitted && connection.proto == Proto::Resp3);
+    ask(&mut connection, &facts, &["RESET"]);
+    assert!(!connection.admitted);
+    assert_eq!(ask(&mut connection, &facts, &["AUTH", "secret"]).0, "+OK\r\n");
+    assert!(connection.admitted);
+    assert_eq!(ask(&mut connection, &facts, &["AUTH", "guess"]).0, wrong);
+    assert!(connection.admitted, "as in Redis, a wrong guess takes nothing away");
+}
+
+#[test]
+fn servers_are_greeted_in_the_client_s_protocol() {
+    let text = |proto, login| String::from_utf8(greeting(proto, login)).unwrap();
+    assert_eq!(text(Proto::Resp2, None), "");
+    assert_eq!(text(Proto::Resp2, Some((None, b"pw"))), "*2\r\n$4\r\nAUTH\r\n$2\r\npw\r\n");
+    assert_eq!(text(Proto::Resp2, Some((Some(b"u"), b"pw"))), "*3\r\n$4\r\nAUTH\r\n$1\r\nu\r\n$2\r\npw\r\n");
+    assert_eq!(text(Proto::Resp3, None), "*2\r\n$5\r\nHELLO\r\n$1\r\n3\r\n");
+    let full = text(Proto::Resp3, Some((None, b"pw")));
+    assert_eq!(full, "*5\r\n$5\r\nHELLO\r\n$1\r\n3\r\n$4\r\nAUTH\r\n$7\r\ndefault\r\n$2\r\npw\r\n");
+}
+
+#[test]
+fn keys_are_where_the_server_sees_them() {
+    let keys = |line: &str| {
+        let words: Vec<&str> = line.split(' ').collect();
+        let (text, args) = command(&words);
+        let known = lookup(words[0].as_bytes()).unwrap();
+        assert!(known.fits(args.len()), "{line}");
+        let mut keys = vec![];
+        known
+            .each_key(&text, &args, &mut |at| keys.push(words[at]))
+            .map(|()| keys.join(" "))
+            .map_err(|why| why.0)
+    };
+    for (line, found) in [
+        ("GET a", "a"),
+        ("MSET a 1 b 2", "a b"),
+        ("BITOP AND d a b", "d a b"),
+        ("BLPOP a b 0", "a b"),
+        ("EVAL x 2 a b c", "a b"),
+        ("EVAL x 0 a", ""),
+        ("ZUNIONSTORE d 2 a b WEIGHTS 1 2", "d a b"),
+        ("BLMPOP 0 2 a b LEFT", "a b"),
+        ("XREAD COUNT 2 BLOCK 5 STREAMS a b 0 0", "a b"),
+        ("XREADGROUP GROUP streams STREAMS NOACK STREAMS a >", "a"),
+        ("XREADGROUP GROUP g STREAMS STREAMS streams >", "streams"),
+        ("SORT a BY nosort GET # STORE d", "a d"),
+        ("SORT store LIMIT 0 1 STORE store STORE d", "store store d"),
+        ("GEORADIUS a 1 2 3 m COUNT 3 STORE d", "a d"),
+        ("GEORADIUSBYMEMBER a store 3 m STOREDIST d", "a d"),
+        ("LMOVE a b LEFT RIGHT", "a b"),
+    ] {
+        assert_eq!(keys(line).as_deref(), Ok(found), "{line}");
+    }
+    for (line, why) in [
+        ("EVAL x -1 a", "ERR Number of keys can't be negative"),
+        ("EVAL x 3 a b", "ERR Number of keys can't be greater than number of args"),
+        ("EVAL x 01 a b", "ERR value is not an integer or out of range"),
+        ("EVAL x 99999999999999999999 a b", "ERR value is not an integer or out of range"),
+        ("LMPOP 0 a LEFT", "ERR numkeys should be greater than 0"),
+        ("ZUNION 3 a b", "ERR syntax error"),
+        ("XREAD COUNT STREAMS a 0", "ERR syntax error"),
+        ("XREAD GROUP g c STREAMS a 0", "ERR syntax error"),
+        ("SORT a LIMIT 0", "ERR syntax error"),
+        ("MSETNX a 1 b 2 c", "ERR wrong number of arguments for 'msetnx' command"),
+    ] {
+        assert_eq!(keys(line), Err(why), "{line}");
+    }
+    assert!(keys("XREAD STREAMS a b 0").unwrap_err().starts_with("ERR Unbalanced"));
+    // Patterns are told apart from keys; only a tag before the star says where their keys are.
+    let (text, args) = command(&["SORT", "a", "BY", "w_{t}_*", "GET", "*->f", "GET", "#"]);
+    let Keys::Together(find, _) = lookup(b"sort").unwrap().keys else { panic!() };
+    let mut patterns = vec![];
+    let visit = &mut |found| {
+        if let Found::Pattern(at) = found {
+            patterns.push(args.get(&text, at))
+        }
+    };
+    find.each(&text, &args, visit).unwrap();
+    assert_eq!(patterns.iter().map(|one| pattern_tag(one)).collect::<Vec<_>>(), [Some(&b"t"[..]), None]);
+    assert_eq!(pattern_tag(b"*_{t}"), None, "an element may bring a tag of its own");
+}
+
+#[test]
+fn how_long_a_command_may_wait_is_in_it() {
+    let wait = |line: &str| {
+        let words: Vec<&str> = line.split(' ').collect();
+        let (text, args) = command(&words);
+        let Keys::Blocking(_, _, patience) = lookup(words[0].as_bytes()).unwrap().keys else {
+            panic!("{line}")
+        };
+        patience.of(&text, &args).map(|time| time.as_millis())
+    };
+    for (line, millis) in [
+        ("BLPOP a b 0", Some(0)),
+        ("BLPOP a 1.5", Some(1500)),
+        ("BLPOP a x", Some(0)),
+        ("BLPOP a -1", Some(0)),
+        ("BZMPOP 2 1 a MIN", Some(2000)),
+        ("BLMOVE a b LEFT LEFT 3", Some(3000)),
+        ("XREAD STREAMS a 0", None),
+        ("XREAD BLOCK 250 STREAMS a 0", Some(250)),
+        ("XREADGROUP GROUP g c BLOCK 0 STREAMS a >", Some(0)),
+        ("XREADGROUP GROUP block c STREAMS a >", None),
+    ] {
+        assert_eq!(wait(line), millis, "{line}");
+    }
+}
+
+#[test]
+fn one_reply_comes_of_those_of_all_servers() {
+    let all = |spread, random, replies: &[&str]| {
+        let mut gather = Gather::all(spread, replies.len() as u16, random);
+        for (part, reply) in (0..).zip(replies) {
+            gather.put(part, reply.as_bytes());
+        }
+        let mut out = vec![];
+        gather.write(&mut out);
+        assert_eq!(ReplyScanner::default().scan(&out), Ok(Some(out.len())));
+        String::from_utf8(out).unwrap()
+    };
+    assert_eq!(all(Spread::Sum, 0, &[":1\r\n", ":20\r\n"]), ":21\r\n");
+    assert_eq!(all(Spread::Most, 0, &[":1\r\n", ":20\r\n", ":3\r\n"]), ":20\r\n");
+    assert_eq!(all(Spread::Same, 0, &["+OK\r\n", "+OK\r\n"]), "+OK\r\n");
+    let keys = ["*2\r\n$1\r\na\r\n$1\r\nb\r\n", "*0\r\n", "*1\r\n$1\r\na\r\n"];
+    assert_eq!(all(Spread::Concat, 0, &keys), "*3\r\n$1\r\na\r\n$1\r\nb\r\n$1\r\na\r\n");
+    assert_eq!(all(Spread::Channels, 0, &keys), "*2\r\n$1\r\na\r\n$1\r\nb\r\n");
+    assert_eq!(
+        all(Spread::SumByName, 0, &["*2\r\n$1\r\na\r\n:1\r\n", "*2\r\n$1\r\na\r\n:2\r\n"]),
+        "*2\r\n$1\r\na\r\n:3\r\n"
+    );
+    assert_eq!(all(Spread::Every, 0, &["*2\r\n:1\r\n:1\r\n", "*2\r\n:0\r\n:1\r\n"]), "*2\r\n:0\r\n:1\r\n");
+    assert!(
+        all(Spread::SumByName, 0, &["*1\r\n$1\r\na\r\n"]).starts_with("-ERR phalanx: "),
+        "a name without a number"
+    );
+    for random in 0..4 {
+        let one = all(Spread::One, random, &["$-1\r\n", "$1\r\na\r\n", "_\r\n", "$1\r\nb\r\n"]);
+        assert_eq!(one, if random % 2 == 0 { "$1\r\na\r\n" } else { "$1\r\nb\r\n" });
+    }
+    assert_eq!(all(Spread::One, 9, &["$-1\r\n", "$-1\r\n"]), "$-1\r\n");
+    for spread in
+        [Spread::Sum, Spread::Most, Spread::Concat, Spread::Channels, Spread::SumByName, Spread::Every]
+    {
+        assert_eq!(all(spread, 0, &["*0\r\n", "-OOM x\r\n"]), "-OOM x\r\n", "{spread:?}");
+        let odd = all(spread, 0, &["*2\r\n$1\r\na\r\n:1\r\n", "+what\r\n"]);
+        assert!(odd.starts_with("-ERR phalanx: "), "{spread:?}: {odd}");
+    }
 }
 
 fn split(words: &[&str], family: Family, parts: &[u16], count: u16) -> Vec<String> {

@@ -16,7 +16,7 @@ use router_proto::{
 };
 use toml::{Spanned, de::DeTable};
 
-use super::{Config, Protocol, RacsConfig, Service, Source, Surroundings, raw};
+use super::{Auth, Config, Protocol, RacsConfig, Service, Source, Surroundings, raw};
 
 /// What is wrong, and where in the text.
 pub(super) struct Mistake {
@@ -91,8 +91,13 @@ fn service(written: &Spanned<raw::Service>, surroundings: Surroundings<'_>) -> C
         let message = "`hedge` does not apply here: only reads of http are sent to a second clone";
         return wrong(hedge, message);
     }
+    let auth = match &raw.auth {
+        Some(auth) if matches!(protocol, Protocol::Redis) => super::auth::auth(auth)?,
+        Some(auth) => return wrong(auth, "`auth` applies to redis alone: leave it out"),
+        None => Auth::default(),
+    };
     let policy = Policy { reads: reads(raw.reads.as_ref())?, updates: updates(raw.updates.as_ref())? };
-    Ok(Service { name, listen, protocol, policy, expose: raw.expose, pmap: Arc::new(pmap), racs })
+    Ok(Service { name, listen, protocol, policy, expose: raw.expose, auth, pmap: Arc::new(pmap), racs })
 }
 
 fn protocol(written: &Spanned<raw::Service>, pmap: &Pmap) -> Checked<Protocol> {

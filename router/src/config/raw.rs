@@ -24,9 +24,18 @@ pub(super) struct Service {
     pub stamp: Option<Spanned<bool>>,
     #[serde(default)]
     pub expose: bool,
+    pub auth: Option<Spanned<Auth>>,
     pub pmap: Spanned<Pmap>,
     #[serde(default)]
     pub racs: Vec<Spanned<Racs>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Auth {
+    pub client_password_file: Option<Spanned<String>>,
+    pub server_user: Option<Spanned<String>>,
+    pub server_password_file: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]

@@ -23,6 +23,8 @@ fn follow(usual: &mut usize, len: usize) {
 /// What servers' tasks see of a client: where its replies go.
 pub(crate) struct Client<D: Dialect> {
     pub service: Rc<Service<D>>,
+    /// What the protocol keeps of it.
+    pub session: D::Session,
     state: RefCell<State>,
     waker: RefCell<Option<Waker>>,
     /// The clone of each RACS that it stays with, where clients do.
@@ -59,6 +61,7 @@ impl State {
 impl<D: Dialect> Client<D> {
     fn new(service: &Rc<Service<D>>) -> Self {
         Self {
+            session: D::session(service),
             service: Rc::clone(service),
             state: RefCell::default(),
             waker: RefCell::default(),
@@ -69,6 +72,11 @@ impl<D: Dialect> Client<D> {
     /// Whether nobody reads this client's replies any more.
     pub fn is_gone(&self) -> bool {
         self.state.borrow().gone
+    }
+
+    /// Whether every command has its reply.
+    pub fn is_answered(&self) -> bool {
+        self.state.borrow().reorder.is_empty()
     }
 
     /// Takes the next place in the order of replies.
@@ -107,6 +115,20 @@ impl<D: Dialect> Client<D> {
         }
     }
 
+    /// Appends what was not asked for, after the replies that are due. Cuts the client off if it leaves more unread
+    /// than this.
+    pub fn tell(&self, message: &[u8], most_unread: usize) {
+        if !self.is_gone() {
+            self.fill(self.open(), message, most_unread);
+        }
+    }
+
+    /// Ends its connection at once.
+    pub fn cut(&self) {
+        self.state.borrow_mut().gone = true;
+        self.wake();
+    }
+
     /// Answers with what `write` appends.
     pub fn answer<T>(&self, seq: Seq, write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
         let mut reply = Vec::new();
@@ -134,6 +156,8 @@ pub(super) struct Task<D: Dialect> {
     rest: Vec<u8>,
     /// Whether `rest` may start with a whole command.
     backlog: bool,
+    /// The next command waits until every earlier one has its reply.
+    draining: bool,
     /// No more input is wanted: what is under way ends, then the connection does.
     closing: bool,
     /// It was sent away for what it said.
@@ -151,6 +175,7 @@ impl<D: Dialect> Task<D> {
             commands: D::Commands::default(),
             rest: Vec::new(),
             backlog: false,
+            draining: false,
             closing: false,
             refused: false,
         }
@@ -184,7 +209,15 @@ impl<D: Dialect> Task<D> {
                 state.held = true;
                 break;
             }
-            if !self.may_go_on() {
+            let blocked = D::is_blocked(&self.client);
+            if blocked && self.rest.len() < super::READ {
+                match self.poll_ahead(cx) {
+                    Poll::Ready(true) => continue,
+                    Poll::Ready(false) => return Poll::Ready(()),
+                    Poll::Pending => {}
+                }
+            }
+            if blocked || !self.may_go_on() {
                 self.client.state.borrow_mut().held = true;
                 break;
             }
@@ -202,7 +235,8 @@ impl<D: Dialect> Task<D> {
         }
         // Progress disarms it: a client that neither reads its replies nor ends its command is cut off in the
         // end.
-        let stuck = !self.client.state.borrow().out.is_empty() || !(self.rest.is_empty() || self.backlog);
+        let waits = self.backlog || D::is_blocked(&self.client);
+        let stuck = !self.client.state.borrow().out.is_empty() || !(self.rest.is_empty() || waits);
         if stuck && !self.deadline.is_armed() {
             self.deadline.arm(self.service.worker.limits.stall);
         }
@@ -218,7 +252,8 @@ impl<D: Dialect> Task<D> {
         let pipeline = if state.usual == 0 { limits.pipeline.min(FIRST) } else { limits.pipeline };
         let share = limits.backlog / 4;
         let crowded = self.service.unread.get() > limits.unread_in_all;
-        state.reorder.len() < pipeline
+        (!self.draining || state.reorder.is_empty())
+            && state.reorder.len() < pipeline
             && state.owed < limits.backlog
             && unread < limits.backlog
             && (expected < limits.backlog || state.reorder.is_empty())
@@ -274,6 +309,21 @@ impl<D: Dialect> Task<D> {
         Poll::Ready(true)
     }
 
+    /// Reads once, for later. False means that the client has nothing more to say.
+    fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        let mut scratch = self.service.scratch.borrow_mut();
+        let mut buffer = ReadBuf::new(&mut scratch);
+        match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Err(_)) => Poll::Ready(false),
+            Poll::Ready(Ok(())) => {
+                self.rest.extend_from_slice(buffer.filled());
+                self.backlog = true;
+                Poll::Ready(!buffer.filled().is_empty())
+            }
+        }
+    }
+
     fn dispatch_rest(&mut self) {
         let mut rest = std::mem::take(&mut self.rest);
         let done = self.dispatch(&rest);
@@ -294,12 +344,17 @@ impl<D: Dialect> Task<D> {
                 self.backlog = true;
                 break;
             }
+            self.draining = false;
             match D::take(&self.service, &self.client, &mut self.commands, &input[done..]) {
                 Taken::Incomplete => break,
                 Taken::Bytes(len) => done += len,
                 Taken::Last(len) => {
                     self.closing = true;
                     done += len;
+                }
+                Taken::Later => {
+                    (self.backlog, self.draining) = (true, true);
+                    break;
                 }
                 Taken::Refused => {
                     (self.closing, self.refused) = (true, true);
@@ -313,6 +368,7 @@ impl<D: Dialect> Task<D> {
 
 impl<D: Dialect> Drop for Task<D> {
     fn drop(&mut self) {
+        D::left(&self.client);
         let mut state = self.client.state.borrow_mut();
         self.service.unread.set(self.service.unread.get() - state.unread());
         // Replies to what is under way come later, to nobody.

@@ -2,6 +2,8 @@
 
 use std::{
     cell::{Cell, RefCell},
+    io,
+    net::SocketAddr,
     pin::{Pin, pin},
     rc::Rc,
     task::{Context, Poll},
@@ -12,7 +14,7 @@ use router_proto::{
     racs::Access,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::TcpStream,
 };
 
@@ -34,7 +36,7 @@ pub(crate) struct Upstream<D: Dialect> {
 
 impl<D: Dialect> Upstream<D> {
     /// Starts to connect. Commands may be pushed at once.
-    pub(super) fn start(worker: &Rc<Worker>, server: &Rc<Server>) -> Rc<Self> {
+    pub(super) fn start(worker: &Rc<Worker>, server: &Rc<Server>, greeting: Vec<u8>) -> Rc<Self> {
         let upstream = Rc::new(Self {
             server: Rc::clone(server),
             pipeline: RefCell::default(),
@@ -50,6 +52,7 @@ impl<D: Dialect> Upstream<D> {
             scratch: vec![0; super::READ].into(),
             rest: Vec::new(),
             replies: D::Replies::default(),
+            greeting,
         };
         tokio::task::spawn_local(task.run());
         upstream
@@ -84,6 +87,7 @@ struct Task<D: Dialect> {
     /// An incomplete reply.
     rest: Vec<u8>,
     replies: D::Replies,
+    greeting: Vec<u8>,
 }
 
 /// How a connection ended.
@@ -115,17 +119,20 @@ impl<D: Dialect> Task<D> {
 
     /// Whoever sends something to this server from now on starts a new connection.
     fn detach(&self) {
-        D::upstream(&self.upstream.server)
-            .borrow_mut()
-            .take_if(|current| Rc::ptr_eq(current, &self.upstream));
+        D::lanes(&self.upstream.server).forget(&self.upstream);
     }
 
     async fn connect(&mut self) -> Option<TcpStream> {
         self.deadline.arm(self.worker.limits.connect);
-        let mut connecting = pin!(TcpStream::connect(self.upstream.server.addr));
+        let mut connecting = pin!(connect::<D>(self.upstream.server.addr, &self.greeting));
         let upstream = &self.upstream;
         let connected = std::future::poll_fn(|cx| {
             if let Poll::Ready(result) = connecting.as_mut().poll(cx) {
+                if let Err(error) = &result
+                    && error.kind() == io::ErrorKind::PermissionDenied
+                {
+                    tracing::warn!(server = %upstream.server.addr, %error, "a server does not let us in");
+                }
                 return Poll::Ready(result.ok());
             }
             upstream.hold.woken_by(cx);
@@ -133,7 +140,6 @@ impl<D: Dialect> Task<D> {
         });
         let stream = connected.await?;
         self.deadline.disarm();
-        stream.set_nodelay(true).ok()?;
         Some(stream)
     }
 
@@ -278,14 +284,34 @@ impl<D: Dialect> Drop for Task<D> {
     }
 }
 
+/// A connection on which the server has been told what it has to be told first.
+pub(crate) async fn connect<D: Dialect>(addr: SocketAddr, greeting: &[u8]) -> io::Result<TcpStream> {
+    let mut stream = TcpStream::connect(addr).await?;
+    stream.set_nodelay(true)?;
+    if greeting.is_empty() {
+        return Ok(stream);
+    }
+    stream.write_all(greeting).await?;
+    let mut reply = Vec::new();
+    while !D::welcome(&reply)? {
+        if reply.len() > super::READ || stream.read_buf(&mut reply).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    Ok(stream)
+}
+
 /// Delivers the replies at the start of `input`. Returns how many bytes they have.
 fn deliver<D: Dialect>(upstream: &Upstream<D>, replies: &mut D::Replies, input: &[u8]) -> Result<usize, ()> {
     let mut done = 0;
     while done < input.len() {
         let len = {
             let pipeline = upstream.pipeline.borrow();
-            let (tag, command) = pipeline.oldest().ok_or(())?;
-            D::scan_reply(replies, tag.note, command, &input[done..])?
+            match (pipeline.oldest(), pipeline.front()) {
+                (Some((tag, command)), _) => D::scan_reply(replies, tag.note, command, &input[done..])?,
+                (None, Some(tag)) if D::begins_early(tag.note) => None,
+                _ => return Err(()),
+            }
         };
         let Some(len) = len else { break };
         let (tag, command_len) = upstream.pipeline.borrow_mut().answered().ok_or(())?;

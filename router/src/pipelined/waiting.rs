@@ -64,6 +64,7 @@ impl<D: Dialect> Service<D> {
 
     /// Sends whatever may now be sent.
     pub fn tables_changed(self: &Rc<Self>) {
+        D::tables_changed(self);
         for queue in &self.waiting {
             let waiting = queue.borrow().0.len();
             for _ in 0..waiting {

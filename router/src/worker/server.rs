@@ -15,7 +15,7 @@ use router_proto::{
 };
 use tokio::net::TcpStream;
 
-use crate::{frames, memcached::Memcached, pipelined::Upstream, redis::Redis};
+use crate::{frames, memcached::Memcached, pipelined::Lanes, redis::Redis};
 
 /// Of the requests to a server, this share may be sent again when it fails; and so many however few there are.
 const RETRIES_PERCENT: u32 = 10;
@@ -31,12 +31,12 @@ pub(crate) struct Server {
     refused_until: Cell<Instant>,
     /// Unused connections for HTTP; the one used last is taken first.
     idle: RefCell<Vec<Idle>>,
-    /// The connection that all Redis clients of this worker share.
-    pub redis: RefCell<Option<Rc<Upstream<Redis>>>>,
+    /// The connections that Redis clients of this worker share.
+    pub redis: Lanes<Redis>,
     /// The connection that all clients of its services of frames share on this worker.
     pub frames: RefCell<Option<Rc<frames::Upstream>>>,
     /// The same for memcached clients.
-    pub memcached: RefCell<Option<Rc<Upstream<Memcached>>>>,
+    pub memcached: Lanes<Memcached>,
 }
 
 struct Idle {
@@ -54,9 +54,9 @@ impl Server {
             retries: RefCell::new(Budget::new(RETRIES_PERCENT, RETRIES_RESERVE)),
             refused_until: Cell::new(Instant::ZERO),
             idle: RefCell::default(),
-            redis: RefCell::default(),
+            redis: Lanes::default(),
             frames: RefCell::default(),
-            memcached: RefCell::default(),
+            memcached: Lanes::default(),
         }
     }
 
@@ -186,15 +186,11 @@ impl Servers {
     pub fn abandon(&self, named: impl Fn(PhysicalId) -> bool) {
         for server in self.0.borrow().iter().flatten().filter(|server| !named(server.id)) {
             server.idle.borrow_mut().clear();
-            if let Some(upstream) = &*server.redis.borrow() {
-                upstream.retire();
-            }
+            server.redis.retire();
             if let Some(upstream) = &*server.frames.borrow() {
                 upstream.retire();
             }
-            if let Some(upstream) = &*server.memcached.borrow() {
-                upstream.retire();
-            }
+            server.memcached.retire();
         }
     }
 

@@ -2,6 +2,8 @@
 //! given.
 #![allow(dead_code, clippy::unwrap_used, reason = "every test uses a part, and may panic")]
 
+pub mod real;
+
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
@@ -348,19 +350,28 @@ impl Client {
 
     /// The next Redis reply, as it came.
     pub fn reply(&mut self) -> String {
+        self.try_reply().expect("a reply, not the end of the connection")
+    }
+
+    /// The next Redis reply; `None` if the connection ends before it is whole.
+    pub fn try_reply(&mut self) -> Option<String> {
         let mut line = String::new();
-        assert!(self.reader.read_line(&mut line).unwrap() > 0, "the connection ended instead of a reply");
+        if in_time(self.reader.read_line(&mut line))? == 0 {
+            return None;
+        }
         let rest = &line.clone()[1..];
+        let many = |client: &mut Self, count: usize, line: String| {
+            (0..count).try_fold(line, |all: String, _| Some(all + &client.try_reply()?))
+        };
         match line.as_bytes()[0] {
-            b'$' if rest != "-1\r\n" => {
+            b'$' | b'=' | b'!' if rest != "-1\r\n" => {
                 let mut text = vec![0; rest.trim().parse::<usize>().unwrap() + 2];
-                self.reader.read_exact(&mut text).unwrap();
-                line + std::str::from_utf8(&text).unwrap()
+                in_time(self.reader.read_exact(&mut text))?;
+                Some(line + std::str::from_utf8(&text).unwrap())
             }
-            b'*' if rest != "-1\r\n" => {
-                (0..rest.trim().parse::<usize>().unwrap()).fold(line, |all, _| all + &self.reply())
-            }
-            _ => line,
+            b'%' => many(self, 2 * rest.trim().parse::<usize>().unwrap(), line),
+            b'*' | b'~' | b'>' if rest != "-1\r\n" => many(self, rest.trim().parse().unwrap(), line),
+            _ => Some(line),
         }
     }
 

@@ -7,7 +7,10 @@ use membership_types::Rng;
 use router_proto::{
     extract::{BodySearch, Extract, Search},
     http::{Body, ChunkedScanner, HeadScan, Method, Refusal, RequestHead, ResponseHead},
-    resp::{Args, Family, Gather, Keys, Limits, ReplyScanner, Scan, Scanner, SubCommand, answer, lookup},
+    resp::{
+        Args, Connection, Cursor, Facts, Family, Gather, Heard, Keys, Limits, Proto, ReplyScanner, Scan,
+        Scanner, Spread, SubCommand, answer, heard, lookup,
+    },
 };
 
 /// Reads a stream that comes in at once, in equal pieces, and in pieces of any size. All must come to the same.
@@ -228,12 +231,33 @@ fn texts(command: &[u8], args: &Args) -> Vec<Vec<u8>> {
 /// A command that is split and put together again loses nothing, and what the router answers itself is one reply.
 fn routed(command: &[u8], args: &Args) {
     let Some(known) = lookup(args.get(command, 0)) else { return };
+    let known = match known.keys {
+        Keys::Sub(subs) if args.len() > 1 => {
+            let word = args.get(command, 1);
+            subs.iter().find(|sub| sub.name.as_bytes().eq_ignore_ascii_case(word)).unwrap_or(known)
+        }
+        _ => known,
+    };
+    if !known.fits(args.len()) {
+        return;
+    }
+    let _refused = known.each_key(command, args, &mut |at| assert!(at > 0 && at < args.len()));
     match known.keys {
-        Keys::One { at, .. } => assert!(at < known.min_args),
         Keys::None(local) => {
-            let mut out = Vec::new();
-            answer(local, command, args, &mut out);
-            assert_eq!(ReplyScanner::default().scan(&out), Ok(Some(out.len())), "{}", out.escape_ascii());
+            for proto in [Proto::Resp2, Proto::Resp3] {
+                let mut out = Vec::new();
+                let mut connection = Connection { proto, ..Connection::new(7, true) };
+                answer(local, command, args, &mut connection, &Facts::default(), &mut out);
+                assert_eq!(ReplyScanner::default().scan(&out), Ok(Some(out.len())), "{}", out.escape_ascii());
+            }
+        }
+        Keys::Blocking(_, _, patience) => _ = patience.of(command, args),
+        Keys::Scan => {
+            let Some(cursor) = Cursor::parse(args.get(command, 1), 3) else { return };
+            let (mut out, mut args) = (Vec::new(), args.clone());
+            cursor.write(command, &args, &mut out);
+            let scan = Scanner::default().scan(&out, &mut args, &Limits::default());
+            assert_eq!(scan, Ok(Scan::Command(out.len())), "{}", out.escape_ascii());
         }
         Keys::Many(family) => {
             let whole = SubCommand::of(command, args, family);
@@ -254,6 +278,7 @@ fn routed(command: &[u8], args: &Args) {
             }
             assert_eq!(together, args.len() - 1, "an argument is lost");
         }
+        _ => {}
     }
 }
 
@@ -281,8 +306,35 @@ pub(crate) fn replies(data: &[u8]) {
         for (part, reply) in (0..count).zip(&replies) {
             assert_eq!(gather.put(part, reply), part + 1 == count);
         }
-        let mut out = Vec::new();
-        gather.write(&mut out);
-        assert_eq!(ReplyScanner::default().scan(&out), Ok(Some(out.len())), "{}", out.escape_ascii());
+        one_reply(&gather);
     }
+    use Spread::{Channels, Concat, Every, Most, One, Same, Sum, SumByName};
+    for spread in [Channels, Concat, Every, Most, One, Same, Sum, SumByName] {
+        if count == 0 {
+            break;
+        }
+        let mut gather = Gather::all(spread, count, 5);
+        for (part, reply) in (0..count).zip(&replies) {
+            gather.put(part, reply);
+        }
+        one_reply(&gather);
+    }
+    for reply in &replies {
+        let told = heard(reply);
+        assert!(told != Heard::Refused || reply.starts_with(b"-"));
+        assert_eq!(ReplyScanner::default().scan_pushed(reply), Ok(Some(reply.len())));
+        assert_eq!(
+            ReplyScanner::default().scan_many(&[&reply[..]; 3].concat(), 3),
+            Ok(Some(3 * reply.len()))
+        );
+        let mut gather = Gather::scan(Cursor { racs: 1, server: 9 }, 3);
+        gather.put(0, reply);
+        one_reply(&gather);
+    }
+}
+
+fn one_reply(gather: &Gather) {
+    let mut out = Vec::new();
+    gather.write(&mut out);
+    assert_eq!(ReplyScanner::default().scan(&out), Ok(Some(out.len())), "{}", out.escape_ascii());
 }

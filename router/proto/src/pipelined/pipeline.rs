@@ -173,6 +173,11 @@ impl<T> Pipeline<T> {
         (end <= self.written).then(|| (&oldest.tag, &self.bytes[self.head..end]))
     }
 
+    /// The tag of the oldest command, whole or not.
+    pub fn front(&self) -> Option<&T> {
+        self.pending.front().map(|pending| &pending.tag)
+    }
+
     /// Takes the oldest command off, because its reply is there, and returns its tag and its length. `None`
     /// if no command was written whole that could be answered: the server speaks unasked.
     pub fn answered(&mut self) -> Option<(T, usize)> {

@@ -1,5 +1,13 @@
-//! The commands that are routed, where their keys are, and whether they change data.
+//! What the router knows of a command: how many arguments it takes, where its keys are, whether it changes
+//! data, and which way it goes.
 
+use core::time::Duration;
+
+use super::{
+    Args,
+    find::{Find, Malformed},
+    table::{COMMANDS, LONG},
+};
 use crate::racs::Access;
 
 /// A command that the router knows.
@@ -7,13 +15,13 @@ use crate::racs::Access;
 pub struct Command {
     /// Its name in lower case, as error messages write it.
     pub name: &'static str,
-    /// Fewest arguments, the name included, with which it can be routed.
-    pub min_args: usize,
-    /// Where its keys are.
+    /// How many arguments it takes, the name included; the fewest of them if negative. As Redis counts.
+    pub arity: i8,
+    /// Where its keys are, and so which way it goes.
     pub keys: Keys,
 }
 
-/// Where a command's keys are.
+/// Where a command's keys are, and which way it goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keys {
     /// One key, at argument `at`: the command goes on untouched.
@@ -25,8 +33,26 @@ pub enum Keys {
     },
     /// Many keys, from argument 1 on; split by server unless one server has them all.
     Many(Family),
+    /// Keys that must all be in one partition.
+    Together(Find, Access),
+    /// The same, and the server may answer much later: the command gets a connection of its own.
+    Blocking(Find, Access, Patience),
+    /// The whole service: every RACS gets it, and the replies become one.
+    All(Spread),
+    /// Nothing in particular: any server can answer.
+    Any(Access),
+    /// `SCAN`: one RACS after the other.
+    Scan,
+    /// The word after the name decides.
+    Sub(&'static [Command]),
+    /// A transaction begins, ends, or watches keys.
+    Transaction(Step),
+    /// Subscribes or unsubscribes.
+    Subscribe(Channels, bool),
     /// No key: the router answers itself.
     None(Local),
+    /// Not through a router, for this reason.
+    Refused(&'static str),
 }
 
 /// A command over many keys: what it does, and how its replies combine.
@@ -57,26 +83,157 @@ impl Family {
     }
 }
 
+/// A command to every RACS: how its replies combine, and thereby what it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spread {
+    /// `DBSIZE`: the sum of numbers.
+    Sum,
+    /// `PUBSUB NUMPAT`: the largest number. Patterns are subscribed everywhere.
+    Most,
+    /// `KEYS`: all elements of all arrays.
+    Concat,
+    /// `PUBSUB CHANNELS`: the same, each once, of those that channels live on.
+    Channels,
+    /// `PUBSUB NUMSUB`: names and numbers alternate; the numbers are summed.
+    SumByName,
+    /// `RANDOMKEY`: one that is not nil, if any.
+    One,
+    /// `FLUSHALL`, `SCRIPT LOAD`: the first reply, or the first error; changes data.
+    Same,
+    /// `SCRIPT EXISTS`: 1 where every server says so. Asks those that scripts are loaded on.
+    Every,
+}
+
+impl Spread {
+    /// Whether the command changes data, or asks about what only leaders are told.
+    pub const fn access(self) -> Access {
+        match self {
+            Self::Sum | Self::Concat | Self::One => Access::Read,
+            Self::Most | Self::Channels | Self::SumByName | Self::Same | Self::Every => Access::Update,
+        }
+    }
+}
+
+/// Where a blocking command says how long it may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    /// In seconds, at argument 1.
+    First,
+    /// In seconds, as the last argument.
+    Last,
+    /// In milliseconds after `BLOCK`; without, the command does not block.
+    Option,
+}
+
+impl Patience {
+    /// How long the command may take; `None` if it does not wait. Zero is for ever, and so is what no server takes
+    /// for a time.
+    pub fn of(self, command: &[u8], args: &Args) -> Option<Duration> {
+        let seconds = |at: usize| {
+            let text = core::str::from_utf8(args.get(command, at)).ok()?;
+            Duration::try_from_secs_f64(text.parse().ok()?).ok()
+        };
+        match self {
+            Self::First => Some(seconds(1).unwrap_or_default()),
+            Self::Last => Some(seconds(args.len() - 1).unwrap_or_default()),
+            Self::Option => {
+                // To whom `GROUP` means nothing, the word is refused before this is asked.
+                let (_, block) = super::find::streams(command, args, true).ok()?;
+                let text = core::str::from_utf8(args.get(command, block?)).ok()?;
+                Some(text.parse().map(Duration::from_millis).unwrap_or_default())
+            }
+        }
+    }
+}
+
+/// A step of a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "they are named as the commands are")]
+pub enum Step {
+    Multi,
+    Exec,
+    Discard,
+    Watch,
+    Unwatch,
+}
+
+/// The three kinds of channels that Redis keeps apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Channels {
+    /// `SUBSCRIBE`: by name.
+    Plain,
+    /// `PSUBSCRIBE`: by pattern.
+    Pattern,
+    /// `SSUBSCRIBE`: by name, apart from the others.
+    Shard,
+}
+
 /// A command that the router answers itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "they are named as the commands are")]
 pub enum Local {
-    Ping,
-    Echo,
-    Quit,
-    Select,
-    Command,
+    Acl,
+    Auth,
     Client,
-    Hello,
     Config,
+    Echo,
+    Hello,
+    Info,
+    Ping,
+    Quit,
+    Reset,
+    Select,
 }
 
-/// The longest command name that is known, in bytes.
-pub const MAX_NAME: usize = 16;
+impl Command {
+    /// Whether it takes so many arguments, the name included.
+    pub const fn fits(&self, args: usize) -> bool {
+        let arity = self.arity as isize;
+        if arity >= 0 { args as isize == arity } else { args as isize >= -arity }
+    }
 
-/// The command of this name, in any case; `None` if it is not routed.
+    /// Fewest arguments, the name included.
+    pub const fn min_args(&self) -> usize {
+        self.arity.unsigned_abs() as usize
+    }
+
+    /// Calls `visit` with the position of each key among the arguments, of which there are as many as the
+    /// command takes. Nothing for commands without keys.
+    ///
+    /// # Errors
+    /// The server's own words about arguments from which the keys do not follow.
+    pub fn each_key(
+        &self,
+        command: &[u8],
+        args: &Args,
+        visit: &mut dyn FnMut(usize),
+    ) -> Result<(), Malformed> {
+        match self.keys {
+            Keys::One { at, .. } => visit(at),
+            Keys::Many(family) => (1..args.len()).step_by(family.step()).for_each(visit),
+            Keys::Together(find, _) | Keys::Blocking(find, ..) => {
+                find.each(command, args, &mut |found| {
+                    if let super::find::Found::Key(at) = found {
+                        visit(at);
+                    }
+                })?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// The longest command name that is looked for, in bytes.
+pub const MAX_NAME: usize = 24;
+/// Longer names are few, and compared one by one.
+const MAX_PACKED: usize = 16;
+
+/// The command of this name, in any case; `None` if there is none.
 pub fn lookup(name: &[u8]) -> Option<&'static Command> {
-    let packed = pack(name)?;
+    let Some(packed) = pack(name) else {
+        return LONG.iter().find(|command| command.name.as_bytes().eq_ignore_ascii_case(name));
+    };
     let mut at = home(packed);
     loop {
         let entry = INDEX[at];
@@ -91,10 +248,15 @@ pub fn lookup(name: &[u8]) -> Option<&'static Command> {
     }
 }
 
+/// Every command there is.
+pub fn commands() -> impl Iterator<Item = &'static Command> {
+    COMMANDS.iter().chain(LONG)
+}
+
 /// A name in lower case as one number, so that comparing names is comparing numbers.
 const fn pack(name: &[u8]) -> Option<u128> {
     // A leading zero byte would vanish in the number.
-    if name.is_empty() || name.len() > MAX_NAME || name[0] == 0 {
+    if name.is_empty() || name.len() > MAX_PACKED || name[0] == 0 {
         return None;
     }
     let mut packed = 0;
@@ -106,14 +268,15 @@ const fn pack(name: &[u8]) -> Option<u128> {
     Some(packed)
 }
 
-const EMPTY: u8 = u8::MAX;
+const PLACES: usize = 1024;
+const EMPTY: u16 = u16::MAX;
 const PACKED: [u128; COMMANDS.len()] = pack_all();
-const INDEX: [u8; 512] = index();
+const INDEX: [u16; PLACES] = index();
 
 /// Where the search for a name starts: the top bits of a multiplicative hash.
 const fn home(packed: u128) -> usize {
     let folded = (packed as u64) ^ ((packed >> 64) as u64).rotate_left(23);
-    (folded.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 55) as usize
+    (folded.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 54) as usize
 }
 
 const fn pack_all() -> [u128; COMMANDS.len()] {
@@ -122,183 +285,26 @@ const fn pack_all() -> [u128; COMMANDS.len()] {
     while at < all.len() {
         match pack(COMMANDS[at].name.as_bytes()) {
             Some(packed) => all[at] = packed,
-            None => panic!("a command's name is empty or longer than MAX_NAME"),
+            None => panic!("a command's name is empty or too long: put it among the long ones"),
         }
         at += 1;
     }
     all
 }
 
-const fn index() -> [u8; 512] {
-    assert!(COMMANDS.len() < EMPTY as usize, "positions must fit a byte");
-    let mut table = [EMPTY; 512];
+const fn index() -> [u16; PLACES] {
+    let mut table = [EMPTY; PLACES];
     let mut command = 0;
     while command < COMMANDS.len() {
         let mut at = home(PACKED[command]);
         while table[at] != EMPTY {
             at = (at + 1) % table.len();
         }
-        table[at] = command as u8;
+        table[at] = command as u16;
         command += 1;
     }
     table
 }
-
-const fn read(name: &'static str, min_args: usize) -> Command {
-    Command { name, min_args, keys: Keys::One { at: 1, access: Access::Read } }
-}
-
-const fn update(name: &'static str, min_args: usize) -> Command {
-    Command { name, min_args, keys: Keys::One { at: 1, access: Access::Update } }
-}
-
-const fn many(name: &'static str, min_args: usize, family: Family) -> Command {
-    Command { name, min_args, keys: Keys::Many(family) }
-}
-
-const fn local(name: &'static str, local: Local) -> Command {
-    Command { name, min_args: 1, keys: Keys::None(local) }
-}
-
-/// Every one of them gives exactly one reply, at once: that is what lets clients share a connection. Commands
-/// that block, subscribe, open transactions or concern a whole server are therefore absent.
-const COMMANDS: &[Command] = &[
-    // Any type.
-    read("dump", 2),
-    update("expire", 3),
-    update("expireat", 3),
-    read("expiretime", 2),
-    update("persist", 2),
-    update("pexpire", 3),
-    update("pexpireat", 3),
-    read("pexpiretime", 2),
-    read("pttl", 2),
-    update("restore", 4),
-    read("ttl", 2),
-    read("type", 2),
-    Command { name: "object", min_args: 3, keys: Keys::One { at: 2, access: Access::Read } },
-    // Strings.
-    update("append", 3),
-    read("bitcount", 2),
-    update("bitfield", 2),
-    read("bitfield_ro", 2),
-    read("bitpos", 3),
-    update("decr", 2),
-    update("decrby", 3),
-    read("get", 2),
-    read("getbit", 3),
-    update("getdel", 2),
-    update("getex", 2),
-    read("getrange", 4),
-    update("getset", 3),
-    update("incr", 2),
-    update("incrby", 3),
-    update("incrbyfloat", 3),
-    update("psetex", 4),
-    update("set", 3),
-    update("setbit", 4),
-    update("setex", 4),
-    update("setnx", 3),
-    update("setrange", 4),
-    read("strlen", 2),
-    read("substr", 4),
-    // Hashes.
-    update("hdel", 3),
-    read("hexists", 3),
-    read("hget", 3),
-    read("hgetall", 2),
-    update("hincrby", 4),
-    update("hincrbyfloat", 4),
-    read("hkeys", 2),
-    read("hlen", 2),
-    read("hmget", 3),
-    update("hmset", 4),
-    read("hrandfield", 2),
-    read("hscan", 3),
-    update("hset", 4),
-    update("hsetnx", 4),
-    read("hstrlen", 3),
-    read("hvals", 2),
-    // Lists.
-    read("lindex", 3),
-    update("linsert", 5),
-    read("llen", 2),
-    update("lpop", 2),
-    read("lpos", 3),
-    update("lpush", 3),
-    update("lpushx", 3),
-    read("lrange", 4),
-    update("lrem", 4),
-    update("lset", 4),
-    update("ltrim", 4),
-    update("rpop", 2),
-    update("rpush", 3),
-    update("rpushx", 3),
-    // Sets.
-    update("sadd", 3),
-    read("scard", 2),
-    read("sismember", 3),
-    read("smembers", 2),
-    read("smismember", 3),
-    update("spop", 2),
-    read("srandmember", 2),
-    update("srem", 3),
-    read("sscan", 3),
-    // Sorted sets.
-    update("zadd", 4),
-    read("zcard", 2),
-    read("zcount", 4),
-    update("zincrby", 4),
-    read("zlexcount", 4),
-    read("zmscore", 3),
-    update("zpopmax", 2),
-    update("zpopmin", 2),
-    read("zrandmember", 2),
-    read("zrange", 4),
-    read("zrangebylex", 4),
-    read("zrangebyscore", 4),
-    read("zrank", 3),
-    update("zrem", 3),
-    update("zremrangebylex", 4),
-    update("zremrangebyrank", 4),
-    update("zremrangebyscore", 4),
-    read("zrevrange", 4),
-    read("zrevrangebylex", 4),
-    read("zrevrangebyscore", 4),
-    read("zrevrank", 3),
-    read("zscan", 3),
-    read("zscore", 3),
-    // Geography, estimates, streams.
-    update("geoadd", 5),
-    read("geodist", 4),
-    read("geohash", 2),
-    read("geopos", 2),
-    read("geosearch", 2),
-    update("pfadd", 2),
-    update("xack", 4),
-    update("xadd", 5),
-    update("xdel", 3),
-    read("xlen", 2),
-    read("xrange", 4),
-    read("xrevrange", 4),
-    update("xtrim", 4),
-    // Many keys.
-    many("del", 2, Family::CountUpdate),
-    many("exists", 2, Family::CountRead),
-    many("mget", 2, Family::Mget),
-    many("mset", 3, Family::Mset),
-    many("touch", 2, Family::CountRead),
-    many("unlink", 2, Family::CountUpdate),
-    // The router's own.
-    local("client", Local::Client),
-    local("command", Local::Command),
-    local("config", Local::Config),
-    local("echo", Local::Echo),
-    local("hello", Local::Hello),
-    local("ping", Local::Ping),
-    local("quit", Local::Quit),
-    local("select", Local::Select),
-];
 
 #[cfg(test)]
 mod tests {
@@ -306,14 +312,13 @@ mod tests {
 
     #[test]
     fn every_command_is_found_in_any_case_and_only_under_its_name() {
-        for command in COMMANDS {
+        for command in commands() {
             assert_eq!(lookup(command.name.as_bytes()), Some(command));
             assert_eq!(lookup(command.name.to_ascii_uppercase().as_bytes()), Some(command));
             assert_ne!(lookup(&command.name.as_bytes()[1..]), Some(command));
+            assert!(command.name.len() <= MAX_NAME && command.arity != 0);
         }
-        for unknown in
-            ["", "g", "gett", "blpop", "subscribe", "multi", "eval", "rename", "a-very-long-command-name"]
-        {
+        for unknown in ["", "g", "gett", "json.get", "a-very-long-command-name-indeed"] {
             assert_eq!(lookup(unknown.as_bytes()), None, "{unknown}");
         }
         assert_eq!(lookup(b"\0get"), None, "leading zero bytes are not lost in packing");

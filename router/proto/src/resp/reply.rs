@@ -47,9 +47,33 @@ impl ReplyScanner {
     /// # Errors
     /// See [`ReplyError`]; the scanner is of no further use.
     pub fn scan(&mut self, input: &[u8]) -> Result<Option<usize>, ReplyError> {
+        self.scan_many(input, 1)
+    }
+
+    /// The same for so many replies in a row, taken as one.
+    ///
+    /// # Errors
+    /// See [`ReplyError`]; the scanner is of no further use.
+    pub fn scan_many(&mut self, input: &[u8], replies: u32) -> Result<Option<usize>, ReplyError> {
+        if self.at == 0 {
+            self.open = replies.into();
+        }
+        self.walk(input, false)
+    }
+
+    /// Looks for a whole reply, or a message that was sent unasked, at the start of `input`.
+    ///
+    /// # Errors
+    /// See [`ReplyError`]; the scanner is of no further use.
+    pub fn scan_pushed(&mut self, input: &[u8]) -> Result<Option<usize>, ReplyError> {
+        self.walk(input, true)
+    }
+
+    fn walk(&mut self, input: &[u8], pushed: bool) -> Result<Option<usize>, ReplyError> {
         while self.open > 0 {
             let Some(&kind) = input.get(self.at) else { return Ok(None) };
-            if !b"+-:$*,#(_=!~%|".contains(&kind) {
+            let known = b"+-:$*,#(_=!~%|".contains(&kind) || pushed && kind == b'>' && self.at == 0;
+            if !known {
                 return Err(ReplyError::Type(kind.into()));
             }
             let Some(lf) = self.line_end(input)? else { return Ok(None) };
@@ -75,7 +99,7 @@ impl ReplyScanner {
                     }
                     Some(_) => return Err(ReplyError::Length),
                 },
-                b'*' | b'~' => self.values(length(line)?.unwrap_or(0), next)?,
+                b'*' | b'~' | b'>' => self.values(length(line)?.unwrap_or(0), next)?,
                 b'%' => self.values(pairs(line)?, next)?,
                 // An attribute precedes the value that it describes.
                 b'|' => self.values(pairs(line)? + 1, next)?,

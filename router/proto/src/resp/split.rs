@@ -1,11 +1,12 @@
-//! A command over many keys whose keys live on several servers: one command per server, one reply out of
-//! theirs.
+//! A command that goes to several servers, as its keys live there or because it concerns all: one command per
+//! server, one reply out of theirs.
 
 use alloc::vec::Vec;
 
 use super::{
-    Args, Family, push_error, push_header,
+    Args, Cursor, Family, Spread, push_error, push_header,
     reply::{ReplyScanner, length},
+    spread,
 };
 
 /// The part of a split command that goes to one server.
@@ -50,21 +51,43 @@ impl<'a> SubCommand<'a> {
     }
 }
 
-/// The replies to the parts of one split command, until all are there.
+/// The replies to the parts of one command, until all are there.
 #[derive(Clone, Debug)]
 pub struct Gather {
-    family: Family,
-    /// Which part each key went to, in the order of the keys.
-    parts: Vec<u16>,
+    how: How,
     replies: Vec<Option<Vec<u8>>>,
     missing: usize,
+}
+
+#[derive(Clone, Debug)]
+enum How {
+    /// Of each key, in the order of the keys: which part it went to.
+    Keys(Family, Vec<u16>),
+    /// With random bits, for a choice.
+    All(Spread, u64),
+    /// One reply of the RACS that is being walked, of so many.
+    Scan(Cursor, u32),
 }
 
 impl Gather {
     /// Waits for `count` replies; `parts` says which part each key belongs to.
     pub fn new(family: Family, parts: Vec<u16>, count: u16) -> Self {
         debug_assert!(parts.iter().all(|&part| part < count));
-        Self { family, parts, replies: alloc::vec![None; count.into()], missing: count.into() }
+        Self::of(How::Keys(family, parts), count)
+    }
+
+    /// Waits for `count` replies to the same command. `random` is 64 fresh random bits.
+    pub fn all(spread: Spread, count: u16, random: u64) -> Self {
+        Self::of(How::All(spread, random), count)
+    }
+
+    /// Waits for the reply to one step of a walk over so many RACS.
+    pub fn scan(cursor: Cursor, racs: u32) -> Self {
+        Self::of(How::Scan(cursor, racs), 1)
+    }
+
+    fn of(how: How, count: u16) -> Self {
+        Self { how, replies: alloc::vec![None; count.into()], missing: count.into() }
     }
 
     /// Takes the reply to one part. Returns whether all are there.
@@ -86,61 +109,72 @@ impl Gather {
     /// Appends the one reply that the client waits for.
     ///
     /// `MGET`: one element per key, in the order of the keys; where a part failed, its error stands for each
-    /// of its keys. `MSET`: `OK`, or the first error. The counting ones: the sum, or the first error.
+    /// of its keys. `MSET`: `OK`, or the first error. The counting ones: the sum, or the first error. Commands
+    /// to all: see [`Spread`]; if one failed, its error.
     ///
     /// # Panics
     /// If a reply is missing.
     pub fn write(&self, out: &mut Vec<u8>) {
         let replies: Vec<&[u8]> =
             self.replies.iter().map(|reply| reply.as_deref().expect("all replies are there")).collect();
-        match self.family {
-            Family::Mget => self.write_array(&replies, out),
-            Family::Mset => match replies.iter().find(|reply| **reply != b"+OK\r\n") {
+        match &self.how {
+            How::Scan(cursor, racs) => cursor.translate(replies[0], *racs, out),
+            How::All(how, random) => spread::write(*how, *random, &replies, out),
+            How::Keys(Family::Mget, parts) => write_array(parts, &replies, out),
+            How::Keys(Family::Mset, _) => match replies.iter().find(|reply| **reply != b"+OK\r\n") {
                 None => out.extend_from_slice(b"+OK\r\n"),
                 Some(other) => push_failure(other, "MSET", out),
             },
-            Family::CountUpdate | Family::CountRead => {
-                let mut sum = 0u64;
-                for reply in replies {
-                    match integer(reply) {
-                        Some(count) => sum += count,
-                        None => return push_failure(reply, "counting command", out),
-                    }
-                }
-                push_header(out, b':', sum);
-            }
-        }
-    }
-
-    fn write_array(&self, replies: &[&[u8]], out: &mut Vec<u8>) {
-        let mut elements: Vec<Elements<'_>> = (0u16..)
-            .zip(replies)
-            .map(|(part, reply)| Elements::of(reply, self.parts.iter().filter(|&&of| of == part).count()))
-            .collect();
-        push_header(out, b'*', self.parts.len() as u64);
-        for &part in &self.parts {
-            match elements[usize::from(part)].next() {
-                Some(element) => out.extend_from_slice(element),
-                None => push_failure(replies[usize::from(part)], "MGET", out),
+            How::Keys(Family::CountUpdate | Family::CountRead, _) => {
+                spread::write(Spread::Sum, 0, &replies, out);
             }
         }
     }
 }
 
-/// The elements of an array reply that has as many as it should; none of any other reply.
-struct Elements<'a> {
+fn write_array(parts: &[u16], replies: &[&[u8]], out: &mut Vec<u8>) {
+    let mut elements: Vec<Elements<'_>> = (0u16..)
+        .zip(replies)
+        .map(|(part, reply)| {
+            let keys = parts.iter().filter(|&&of| of == part).count();
+            Elements::of(reply).filter(|elements| elements.count == keys as u64).unwrap_or_default()
+        })
+        .collect();
+    push_header(out, b'*', parts.len() as u64);
+    for &part in parts {
+        match elements[usize::from(part)].next() {
+            Some(element) => out.extend_from_slice(element),
+            None => push_failure(replies[usize::from(part)], "MGET", out),
+        }
+    }
+}
+
+/// The elements of an array reply.
+#[derive(Default)]
+pub(super) struct Elements<'a> {
+    pub count: u64,
     rest: &'a [u8],
 }
 
 impl<'a> Elements<'a> {
-    fn of(reply: &'a [u8], count: usize) -> Self {
-        let parse = || {
-            let lf = memchr::memchr(b'\n', reply)?;
-            let line = reply[..lf].strip_suffix(b"\r")?.strip_prefix(b"*")?;
-            (length(line).ok()? == Some(count as u64)).then_some(&reply[lf + 1..])
+    /// `None` of any other reply.
+    pub fn of(reply: &'a [u8]) -> Option<Self> {
+        let lf = memchr::memchr(b'\n', reply)?;
+        let line = reply[..lf].strip_suffix(b"\r")?;
+        // RESP3 has sets, maps and messages besides.
+        let (kind, line) = line.split_first()?;
+        let count = length(line).ok()??;
+        let count = match kind {
+            b'*' | b'~' | b'>' => count,
+            b'%' => count * 2,
+            _ => return None,
         };
-        Self { rest: parse().unwrap_or_default() }
+        Some(Self { count, rest: &reply[lf + 1..] })
     }
+}
+
+impl<'a> Iterator for Elements<'a> {
+    type Item = &'a [u8];
 
     fn next(&mut self) -> Option<&'a [u8]> {
         let len = ReplyScanner::default().scan(self.rest).ok().flatten()?;
@@ -150,12 +184,12 @@ impl<'a> Elements<'a> {
     }
 }
 
-fn integer(reply: &[u8]) -> Option<u64> {
+pub(super) fn integer(reply: &[u8]) -> Option<u64> {
     length(reply.strip_prefix(b":")?.strip_suffix(b"\r\n")?).ok().flatten()
 }
 
 /// Passes an error on as it is; says so of anything else that does not fit.
-fn push_failure(reply: &[u8], what: &str, out: &mut Vec<u8>) {
+pub(super) fn push_failure(reply: &[u8], what: &str, out: &mut Vec<u8>) {
     if reply.starts_with(b"-") {
         out.extend_from_slice(reply);
     } else {

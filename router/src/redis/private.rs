@@ -1,0 +1,455 @@
+//! A connection to one server that one client has for itself: what waits, watches or listens cannot share one.
+//!
+//! Its server is the leader of one RACS, from the beginning to the end. When the leader is another one, or the
+//! connection fails, it ends: what was watched counts as changed, who listened is cut off, since messages may be
+//! lost, and nothing is sent again.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    pin::{Pin, pin},
+    rc::{Rc, Weak},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use router_proto::{
+    PhysicalId, RacsId,
+    pipelined::Seq,
+    racs::Access,
+    resp::{Heard, Proto, ReplyScanner, heard},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+use super::{Client, Note, Redis, RedisService};
+use crate::{
+    pipelined::{Dialect, Failure, READ, connect},
+    worker::{Deadline, Server},
+};
+
+/// A connection to one server that one client has for itself.
+pub(super) struct Private {
+    service: Rc<RedisService>,
+    client: Weak<Client>,
+    pub racs: RacsId,
+    pub proto: Proto,
+    /// Whether what comes are messages and answers to subscriptions.
+    listening: bool,
+    server: Cell<Option<PhysicalId>>,
+    state: RefCell<State>,
+    waker: RefCell<Option<Waker>>,
+}
+
+#[derive(Default)]
+struct State {
+    out: Vec<u8>,
+    /// Of `out`, what the kernel has.
+    written: usize,
+    /// Bytes that were in `out` before what is in it now.
+    before: usize,
+    expected: VecDeque<Expected>,
+    /// Keys are watched there: it must not end for being idle.
+    watching: bool,
+    /// It ends once everything has its reply.
+    finishing: bool,
+    /// It ends now, in this way.
+    aborted: Option<End>,
+    ended: bool,
+}
+
+/// A command without reply.
+struct Expected {
+    whom: Whom,
+    access: Access,
+    /// How many replies there are, of which the last one counts.
+    replies: u32,
+    /// Length of the command, and where it ends in all that is sent.
+    len: usize,
+    end: usize,
+    /// How long the server may take by itself; zero is for ever.
+    patience: Option<Duration>,
+}
+
+/// Whom a reply is for.
+pub(super) enum Whom {
+    /// For the client, in its place.
+    Place(Seq),
+    /// One of several answers that are needed before the client gets one.
+    Confirmation(Rc<Confirmation>),
+}
+
+/// What a client is told once all servers concerned have agreed.
+pub(super) struct Confirmation {
+    pub seq: Seq,
+    pub text: RefCell<Vec<u8>>,
+    pub missing: Cell<usize>,
+}
+
+/// How a connection ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// None could be made in time.
+    Refused,
+    /// It failed, or the server was silent for too long, or spoke nonsense; or leads no more.
+    Failed,
+    /// Nobody needs it any more.
+    Idle,
+}
+
+impl Private {
+    /// Starts to connect to the leader of this RACS, whoever that is. Commands may be pushed at once. `None` if there
+    /// are too many such connections.
+    pub fn start(client: &Rc<Client>, racs: RacsId, listening: bool) -> Option<Rc<Self>> {
+        let service = Rc::clone(&client.service);
+        let mut all = service.dialect.privates.borrow_mut();
+        if all.len() >= service.limits().private {
+            return None;
+        }
+        let private = Rc::new(Self {
+            service: Rc::clone(&service),
+            client: Rc::downgrade(client),
+            racs,
+            proto: client.session.proto(),
+            listening,
+            server: Cell::new(None),
+            state: RefCell::default(),
+            waker: RefCell::default(),
+        });
+        all.push(Rc::downgrade(&private));
+        drop(all);
+        tokio::task::spawn_local(Rc::clone(&private).run());
+        Some(private)
+    }
+
+    /// Sends a command. `patience` is how long the server may take by itself, zero for ever.
+    pub fn push(&self, command: &[u8], whom: Whom, access: Access, replies: u32, patience: Option<Duration>) {
+        if let Some(client) = self.client.upgrade() {
+            client.owe(command.len());
+        }
+        let mut state = self.state.borrow_mut();
+        let len = command.len();
+        state.out.extend_from_slice(command);
+        let end = state.before + state.out.len();
+        state.expected.push_back(Expected { whom, access, replies, len, end, patience });
+        drop(state);
+        self.wake();
+    }
+
+    /// Whether nothing can be sent there any more.
+    pub fn has_ended(&self) -> bool {
+        let state = self.state.borrow();
+        state.ended || state.aborted.is_some() || state.finishing
+    }
+
+    /// Says whether keys are watched there.
+    pub fn watch(&self, watching: bool) {
+        self.state.borrow_mut().watching = watching;
+        self.wake();
+    }
+
+    /// Nobody needs it any more once everything has its reply.
+    pub fn finish(&self) {
+        self.state.borrow_mut().finishing = true;
+        self.wake();
+    }
+
+    /// The client has gone: what it sent is done, but nothing is waited for.
+    pub fn leave(&self) {
+        self.give_up(End::Idle);
+    }
+
+    /// Ends it if its server leads no more. What is under way, and does not wait, is waited for.
+    pub fn table_changed(&self) {
+        let Some(server) = self.server.get() else { return };
+        if leader(&self.service, self.racs).is_none_or(|leader| leader.id != server) {
+            self.give_up(End::Failed);
+        }
+    }
+
+    fn give_up(&self, end: End) {
+        let waits = self.state.borrow().expected.iter().any(|one| one.patience.is_some());
+        if waits || self.listening {
+            self.state.borrow_mut().aborted = Some(end);
+            self.wake();
+        } else {
+            self.finish();
+        }
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+
+    async fn run(self: Rc<Self>) {
+        let guard = Ends(&self);
+        let end = match self.connect().await {
+            Some(stream) => self.serve(stream).await,
+            None => self.state.borrow().aborted.unwrap_or(End::Refused),
+        };
+        guard.0.end(end);
+    }
+
+    /// A connection to the leader, as soon as there is one and takes it.
+    async fn connect(&self) -> Option<TcpStream> {
+        let worker = &self.service.worker;
+        let deadline = Deadline::new(&worker.clock);
+        deadline.arm(worker.limits.wait);
+        let mut seek = pin!(self.seek());
+        std::future::poll_fn(|cx| {
+            self.woken_by(cx);
+            let needless = {
+                let state = self.state.borrow();
+                state.aborted.is_some() || state.finishing && state.expected.is_empty()
+            };
+            if needless || deadline.passed(cx) {
+                return Poll::Ready(None);
+            }
+            seek.as_mut().poll(cx).map(Some)
+        })
+        .await
+    }
+
+    async fn seek(&self) -> TcpStream {
+        /// How often a leader is looked for.
+        const ROUND: Duration = Duration::from_millis(20);
+        let worker = &self.service.worker;
+        let greeting = self.service.dialect.greeting(Redis::lane(Note { replies: 1, proto: self.proto }));
+        loop {
+            if let Some(server) = leader(&self.service, self.racs)
+                && server.refused_until() <= worker.clock.now()
+            {
+                let connecting = connect::<Redis>(server.addr, &greeting);
+                match tokio::time::timeout(worker.limits.connect, connecting).await {
+                    Ok(Ok(stream)) => {
+                        self.server.set(Some(server.id));
+                        // Whoever waits for ever must hear of a server that vanishes without a word.
+                        let alive = socket2::TcpKeepalive::new()
+                            .with_time(Duration::from_secs(30))
+                            .with_interval(Duration::from_secs(10))
+                            .with_retries(3);
+                        let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&alive); // without, it only takes longer
+                        return stream;
+                    }
+                    Ok(Err(_)) | Err(_) => server.refused(worker.clock.now(), worker.limits.avoid),
+                }
+            }
+            tokio::time::sleep(ROUND).await;
+        }
+    }
+
+    async fn serve(&self, mut stream: TcpStream) -> End {
+        // It may have been another one while the connection was made.
+        self.table_changed();
+        let deadline = Deadline::new(&self.service.worker.clock);
+        let (mut scanner, mut rest) = (ReplyScanner::default(), Vec::new());
+        std::future::poll_fn(|cx| self.poll(&mut stream, &deadline, &mut scanner, &mut rest, cx)).await
+    }
+
+    fn poll(
+        &self,
+        stream: &mut TcpStream,
+        deadline: &Deadline,
+        scanner: &mut ReplyScanner,
+        rest: &mut Vec<u8>,
+        cx: &mut Context<'_>,
+    ) -> Poll<End> {
+        self.woken_by(cx);
+        if let Some(end) = self.state.borrow().aborted {
+            return Poll::Ready(end);
+        }
+        if self.poll_write(stream, cx).is_err() {
+            // What has arrived is still worth reading.
+            let _ = self.poll_read(stream, deadline, scanner, rest, cx);
+            return Poll::Ready(End::Failed);
+        }
+        if let Poll::Ready(end) = self.poll_read(stream, deadline, scanner, rest, cx) {
+            return Poll::Ready(end);
+        }
+        let limits = &self.service.worker.limits;
+        let state = self.state.borrow();
+        let (wait, idle) = match state.expected.front() {
+            Some(Expected { patience: Some(Duration::ZERO), .. }) => (None, false),
+            Some(Expected { patience, .. }) => {
+                (limits.response.checked_add(patience.unwrap_or_default()), false)
+            }
+            None if state.finishing => return Poll::Ready(End::Idle),
+            None if state.watching || self.listening => (None, false),
+            None => (Some(limits.private_idle), true),
+        };
+        match wait {
+            None => deadline.disarm(),
+            Some(wait) if !deadline.is_armed() => deadline.arm(wait),
+            Some(_) => {}
+        }
+        match deadline.passed(cx) {
+            false => Poll::Pending,
+            true => Poll::Ready(if idle { End::Idle } else { End::Failed }),
+        }
+    }
+
+    fn poll_write(&self, stream: &mut TcpStream, cx: &mut Context<'_>) -> Result<(), ()> {
+        let state = &mut *self.state.borrow_mut();
+        while state.written < state.out.len() {
+            match Pin::new(&mut *stream).poll_write(cx, &state.out[state.written..]) {
+                Poll::Ready(Ok(len)) if len > 0 => state.written += len,
+                Poll::Ready(_) => return Err(()),
+                Poll::Pending => return Ok(()),
+            }
+        }
+        state.before += state.out.len();
+        state.out.clear();
+        state.out.shrink_to(READ);
+        state.written = 0;
+        Ok(())
+    }
+
+    /// Reads and delivers until nothing more is there.
+    fn poll_read(
+        &self,
+        stream: &mut TcpStream,
+        deadline: &Deadline,
+        scanner: &mut ReplyScanner,
+        rest: &mut Vec<u8>,
+        cx: &mut Context<'_>,
+    ) -> Poll<End> {
+        loop {
+            let mut scratch = self.service.scratch.borrow_mut();
+            let mut buffer = ReadBuf::new(&mut scratch);
+            match Pin::new(&mut *stream).poll_read(cx, &mut buffer) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
+                Poll::Ready(_) => return Poll::Ready(End::Failed),
+            }
+            rest.extend_from_slice(buffer.filled());
+            drop(scratch);
+            deadline.disarm();
+            let mut done = 0;
+            while done < rest.len() {
+                match self.deliver(scanner, &rest[done..]) {
+                    Ok(Some(len)) => done += len,
+                    Ok(None) => break,
+                    Err(()) => {
+                        tracing::warn!("a server's reply is not RESP, or was not asked for");
+                        return Poll::Ready(End::Failed);
+                    }
+                }
+            }
+            rest.drain(..done);
+            rest.shrink_to(READ);
+        }
+    }
+
+    /// Delivers the reply or message at the start of `input`, if it is whole. Returns its length.
+    fn deliver(&self, scanner: &mut ReplyScanner, input: &[u8]) -> Result<Option<usize>, ()> {
+        if self.listening {
+            let Some(len) = scanner.scan_pushed(input).map_err(drop)? else { return Ok(None) };
+            let frame = &input[..len];
+            match heard(frame) {
+                Heard::Message => {
+                    if let Some(client) = self.client.upgrade() {
+                        client.tell(frame, self.service.limits().messages);
+                    }
+                }
+                Heard::Confirmed => self.settle(None)?,
+                Heard::Refused => self.settle(Some(frame))?,
+                Heard::Strange => return Err(()),
+            }
+            return Ok(Some(len));
+        }
+        let replies = self.state.borrow().expected.front().ok_or(())?.replies;
+        let Some(len) = scanner.scan_many(input, replies).map_err(drop)? else { return Ok(None) };
+        let note = Note { replies, proto: self.proto };
+        self.settle(Some(Redis::shown(note, &input[..len])))?;
+        Ok(Some(len))
+    }
+
+    /// Answers the oldest command, if the server has seen all of it.
+    fn settle(&self, reply: Option<&[u8]>) -> Result<(), ()> {
+        let expected = {
+            let mut state = self.state.borrow_mut();
+            let sent = state.before + state.written;
+            state.expected.pop_front_if(|expected| expected.end <= sent).ok_or(())?
+        };
+        self.answer(expected, reply);
+        Ok(())
+    }
+
+    fn answer(&self, expected: Expected, reply: Option<&[u8]>) {
+        let Some(client) = self.client.upgrade() else { return };
+        let most = self.service.limits().unread;
+        client.pay(expected.len);
+        match expected.whom {
+            Whom::Place(seq) => client.fill(seq, reply.unwrap_or_default(), most),
+            Whom::Confirmation(all) => {
+                if let Some(error) = reply {
+                    *all.text.borrow_mut() = error.into();
+                }
+                all.missing.set(all.missing.get() - 1);
+                if all.missing.get() == 0 {
+                    client.fill(all.seq, &all.text.borrow(), most);
+                }
+            }
+        }
+    }
+
+    /// Tells of everything that has no reply.
+    fn end(&self, end: End) {
+        let (left, sent, missed) = {
+            let mut state = self.state.borrow_mut();
+            state.ended = true;
+            let missed = self.listening && end != End::Idle && !state.finishing;
+            (std::mem::take(&mut state.expected), state.before + state.written, missed)
+        };
+        self.service.dialect.privates.borrow_mut().retain(|other| !std::ptr::eq(other.as_ptr(), self));
+        let counters = &self.service.counters;
+        for expected in left {
+            let failure = if expected.access == Access::Update && expected.end <= sent {
+                counters.unknown.add(1);
+                Failure::Unknown("the server failed with this update under way")
+            } else {
+                counters.unavailable.add(1);
+                Failure::Unavailable(match end {
+                    End::Refused => "the partition's RACS has no leader",
+                    End::Failed | End::Idle => "the connection to the partition's leader failed",
+                })
+            };
+            let mut text = Vec::new();
+            Redis::push_failure(&mut text, failure);
+            self.answer(expected, Some(&text));
+        }
+        // Messages may be lost from now on, and there is no other way to say so.
+        if missed && let Some(client) = self.client.upgrade() {
+            client.cut();
+        }
+    }
+
+    fn woken_by(&self, cx: &Context<'_>) {
+        let mut waker = self.waker.borrow_mut();
+        if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            *waker = Some(cx.waker().clone());
+        }
+    }
+}
+
+/// Ends a connection whose task is dropped half-way.
+struct Ends<'a>(&'a Private);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        if !self.0.state.borrow().ended {
+            self.0.end(End::Failed);
+        }
+    }
+}
+
+fn leader(service: &RedisService, racs: RacsId) -> Option<Rc<Server>> {
+    let mut table = service.table.borrow_mut();
+    let table = table.load();
+    let logical = table.l2p.get(table.racs(racs).leader()?);
+    Some(service.worker.servers.get(logical.physical, logical.addr))
+}
