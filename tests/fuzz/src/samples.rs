@@ -47,6 +47,8 @@ pub fn samples(target: &str) -> Vec<Vec<u8>> {
         "form_key" => cut(&FORMS, &[0, 6]),
         "multipart_key" => cut(&PARTS, &[0, 6]),
         "session_cookie" => text(&SESSIONS),
+        "memcached_commands" => cut(&TEXT_COMMANDS, &[0, 6]),
+        "memcached_replies" => text(&TEXT_REPLIES),
         "card" => membership::fuzz::cards(),
         "floor_file" => membership::fuzz::floor_files(),
         "kept_state" => membership::fuzz::kept_states(),
@@ -60,6 +62,26 @@ pub fn samples(target: &str) -> Vec<Vec<u8>> {
 fn cut(texts: &[&str], cuts: &[u8]) -> Vec<Vec<u8>> {
     texts.iter().flat_map(|text| cuts.iter().map(|cut| [&[*cut], text.as_bytes()].concat())).collect()
 }
+
+/// What clients of memcached send.
+const TEXT_COMMANDS: [&str; 5] = [
+    "get a\r\ngets  a b c a\r\ngat 0 a\ngats -1 a b\r\nset k 1 0 5 noreply\r\nhel\nlo\r\ncas k 0 0 1 7\r\nx\r\nappend k 0 0 0\r\n\r\n",
+    "delete k noreply\r\ndelete k 0\r\nincr k 5\r\ndecr k 5 noreply\r\ntouch k 1\r\nflush_all 1 noreply\r\nversion\r\nverbosity 1\r\nstats\r\nquit\r\n",
+    "mg k v q t\r\nmg YQ== b k\r\nmg k T0 O1\r\nms k 2 T5 q O7\r\nxy\r\nmd k q\r\nma k N0 J5 v\r\nme k\r\nmn\r\n",
+    "set k x 0 4\r\nquit\r\nset k 0 0 99\r\n0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789\r\nmn\r\n",
+    "shutdown\r\nslabs reassign 1 2\r\nnosuch\r\n\r\nset k 0 0 1\r\nabc\r\n",
+];
+
+/// What its servers answer, each after what says to which kind of command, and how it is cut.
+const TEXT_REPLIES: [&str; 7] = [
+    "\x00VALUE a 0 3\r\nEND\r\nVALUE d 7 0\r\n\r\nVALUE a 0 1 99\r\nx\r\nEND\r\nVALUE b 0 2\r\nxy\r\nEND\r\nEND\r\n",
+    "\x3cEND\r\nSERVER_ERROR out of memory\r\nEND\r\nEND\r\nEND\r\nVALUE c 0 0\r\n\r\nEND\r\n",
+    "\x02STORED\r\nNOT_STORED\r\nEXISTS\r\nNOT_FOUND\r\nSERVER_ERROR object too large for cache\r\nCLIENT_ERROR bad data chunk\r\n",
+    "\x0517\r\n9 \r\nNOT_FOUND\r\nCLIENT_ERROR cannot increment or decrement non-numeric value\r\n",
+    "\x07VA 3 t5 O1\r\nEN\r\r\nHD\r\nEN\r\nCLIENT_ERROR invalid flag\r\n",
+    "\x0aVA 1\r\n5\r\nHD c7\r\nNF\r\nNS\r\nEX\r\nERROR\r\n",
+    "\x0bME k exp=-1 la=0\r\nEN\r\n",
+];
 
 const SECRETS: [&str; 5] = [
     "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f\n",

@@ -33,13 +33,13 @@ pub(crate) fn however_it_is_cut<T: PartialEq + std::fmt::Debug>(
 
 /// What was read of a stream: messages, and whether it ended in one that is refused.
 #[derive(Debug, PartialEq)]
-struct Read<M, E> {
-    messages: Vec<M>,
+pub(crate) struct Read<M, E> {
+    pub messages: Vec<M>,
     refused: Option<E>,
 }
 
 /// Reads messages off a buffer that grows. `next` gives one with its length, if it is there.
-fn messages<M, E>(
+pub(crate) fn messages<M, E>(
     pieces: &[&[u8]],
     mut next: impl FnMut(&[u8]) -> Result<Option<(M, usize)>, E>,
 ) -> Read<M, E> {
