@@ -5,10 +5,18 @@
 //! what has gathered, reads answers, and puts each into its client's buffer.
 
 mod client;
+mod local;
 mod upstream;
 mod waiting;
 
-use std::{cell::Cell, cell::RefCell, collections::VecDeque, fmt, rc::Rc, task::Waker};
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+    rc::Rc,
+    task::Waker,
+};
 
 use membership_sync::Reader;
 use membership_types::Instant;
@@ -22,6 +30,8 @@ use router_proto::{
 
 pub(crate) use client::too_many_clients;
 use client::{Client, Task};
+use local::Local;
+pub(crate) use local::{LocalAnswer, LocalCall, serve_locals};
 pub(crate) use upstream::Upstream;
 use waiting::Entry;
 
@@ -29,7 +39,7 @@ use crate::{
     config::{Protocol, Service},
     stats::Counters,
     table::Table,
-    worker::{ClientStream, Server, Worker},
+    worker::{ClientStream, Placements, Server, Worker},
 };
 
 /// Room for one read, from a client or a server: a batch of requests or answers.
@@ -87,11 +97,11 @@ struct Tag {
 }
 
 /// Who asked.
-struct Caller {
-    client: Rc<Client>,
-    msgid: u32,
-    /// Bytes of the request.
-    len: usize,
+enum Caller {
+    /// A client's connection: the client's own id, and bytes of the request.
+    Client { client: Rc<Client>, msgid: u32, len: usize },
+    /// A task of this process.
+    Local(Local),
 }
 
 /// Where a request goes.
@@ -169,7 +179,7 @@ impl FramesService {
 
     /// Routes one request.
     fn dispatch(self: &Rc<Self>, caller: Caller, frame: &[u8], request: &Request, held: Option<Held>) {
-        caller.client.owe(caller.len);
+        caller.begin();
         let method = &frame[request.method.clone()];
         let access =
             if self.reads.iter().any(|read| **read == *method) { Access::Read } else { Access::Update };
@@ -179,7 +189,7 @@ impl FramesService {
             let partition = match &request.key {
                 Ok(Some(key)) => Ok(pmap.locate(key.bytes(frame, &mut Digits::default()))),
                 Ok(None) => {
-                    let source = caller.client.source();
+                    let source = caller.source();
                     self.no_key.partition(access, source, self.worker.random(), pmap.len()).ok_or(None)
                 }
                 Err(error) => Err(Some(*error)),
@@ -248,7 +258,7 @@ impl FramesService {
             return Target::Server(worker.servers.get(logical.physical, logical.addr));
         }
         let at = Circumstances { policy: self.policy, l2p: &table.l2p, loads: &worker.servers, now };
-        let placements = &tag.caller.client.placements;
+        let placements = tag.caller.placements();
         let before = placements.of(tag.racs);
         match racs.pick_again(before, tag.access, at, worker.random(), &tag.tried) {
             Pick::Clone(clone) => {
@@ -311,7 +321,6 @@ impl FramesService {
         verdict: Verdict,
         error: &dyn fmt::Display,
     ) {
-        let mut answer = Vec::new();
         let mut table = self.table.borrow_mut();
         let pmap = &table.load().pmap;
         let name = partition.map(|partition| pmap.name(partition));
@@ -323,8 +332,7 @@ impl FramesService {
             epoch: None,
             leader: None,
         };
-        frames::push_complaint(&mut answer, caller.msgid, &complaint);
-        caller.client.put(caller.len, &answer);
+        caller.complain(&complaint);
     }
 }
 
@@ -338,10 +346,62 @@ fn print<'a>(room: &'a mut [u8], text: fmt::Arguments<'_>) -> Option<&'a str> {
     str::from_utf8(&room[..len]).ok()
 }
 
+impl Caller {
+    /// Notes that the request is under way.
+    fn begin(&self) {
+        if let Self::Client { client, len, .. } = self {
+            client.owe(*len);
+        }
+    }
+
+    /// Where it comes from; what is of this process has one source, however many tasks ask.
+    fn source(&self) -> IpAddr {
+        match self {
+            Self::Client { client, .. } => client.source(),
+            Self::Local(_) => Ipv4Addr::LOCALHOST.into(),
+        }
+    }
+
+    /// The clones that it stays with, where clients do; all tasks of this process stay with the same.
+    fn placements(&self) -> &Placements {
+        match self {
+            Self::Client { client, .. } => &client.placements,
+            Self::Local(local) => &local.placements,
+        }
+    }
+
+    /// Whether nobody waits for the answer any more.
+    fn is_gone(&self) -> bool {
+        match self {
+            Self::Client { client, .. } => client.is_gone(),
+            Self::Local(local) => local.is_gone(),
+        }
+    }
+
+    /// A server's answer: error and result.
+    fn answer(self, body: &[u8]) {
+        match self {
+            Self::Client { client, msgid, len } => client.put_answer(len, msgid, body),
+            Self::Local(local) => local.answer(body),
+        }
+    }
+
+    fn complain(self, complaint: &Complaint<'_>) {
+        match self {
+            Self::Client { client, msgid, len } => {
+                let mut answer = Vec::new();
+                frames::push_complaint(&mut answer, msgid, complaint);
+                client.put(len, &answer);
+            }
+            Self::Local(local) => local.complain(complaint),
+        }
+    }
+}
+
 impl Tag {
     /// The server's answer: error and result.
     fn deliver(self, body: &[u8]) {
-        self.caller.client.put_answer(self.caller.len, self.caller.msgid, body);
+        self.caller.answer(body);
     }
 
     fn complain(self, verdict: Verdict, error: &dyn fmt::Display) {

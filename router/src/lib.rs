@@ -25,6 +25,7 @@ mod pipelined;
 mod placement;
 mod redis;
 mod router;
+pub mod rpc;
 mod stats;
 mod table;
 mod worker;

@@ -16,7 +16,7 @@ use crate::{
     listen,
     stats::ServiceStats,
     table::{GroupClones, Publisher, UpdateError},
-    worker::{self, Control, ServiceSetup, Setup},
+    worker::{self, Control, Door, ServiceSetup, Setup},
 };
 
 /// How a router runs, besides what it routes.
@@ -142,7 +142,7 @@ pub fn start(config: &Config, options: Options) -> Result<RouterHandle, StartErr
         serving.push(Serving { service: service.name.to_string(), listen });
         for (setup, listener) in setups.iter_mut().zip(listeners) {
             let table = publisher.readers().swap_remove(at);
-            setup.push(ServiceSetup { service: Arc::clone(service), listener, table });
+            setup.push(ServiceSetup { service: Arc::clone(service), door: Door::Network(listener), table });
         }
     }
 
@@ -165,7 +165,7 @@ pub fn start(config: &Config, options: Options) -> Result<RouterHandle, StartErr
 }
 
 /// A seed that differs between workers and processes. Choices between clones need no more.
-fn seed(worker: usize) -> u64 {
+pub(crate) fn seed(worker: usize) -> u64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one(worker)
 }
@@ -232,6 +232,6 @@ impl RouterHandle {
 }
 
 /// No critical section can panic half-way through a change, so a poisoned lock guards a whole value.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

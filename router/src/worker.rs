@@ -37,7 +37,7 @@ pub(crate) use stream::ClientStream;
 
 use crate::{
     config::{Protocol, Service},
-    frames::FramesService,
+    frames::{FramesService, LocalCall, serve_locals},
     http::HttpService,
     limits::Limits,
     memcached::{Memcached, MemcachedService},
@@ -90,8 +90,16 @@ pub(crate) struct Setup {
 
 pub(crate) struct ServiceSetup {
     pub service: Arc<Service>,
-    pub listener: TcpListener,
+    /// Where clients come from.
+    pub door: Door,
     pub table: Reader<Table>,
+}
+
+/// Where the clients of a service come from.
+pub(crate) enum Door {
+    Network(TcpListener),
+    /// They are tasks of this process. Only frames are served so.
+    Within(mpsc::Receiver<LocalCall>),
 }
 
 /// What a worker is told.
@@ -191,15 +199,23 @@ async fn work(setup: Setup) -> io::Result<()> {
     tokio::task::spawn_local(async move { pace.run().await });
 
     let mut fronts = Vec::new();
-    for ServiceSetup { service, listener, table } in services {
+    for ServiceSetup { service, door, table } in services {
         let front = match &service.protocol {
             Protocol::Http { .. } => Front::Http(Rc::new(HttpService::new(&worker, &service, table))),
             Protocol::Redis => Front::Redis(RedisService::start(&worker, &service, table)),
             Protocol::Frames { .. } => Front::Frames(FramesService::start(&worker, &service, table)),
             Protocol::Memcached => Front::Memcached(MemcachedService::start(&worker, &service, table)),
         };
-        let listener = tokio::net::TcpListener::from_std(listener)?;
-        tokio::task::spawn_local(accept(Rc::clone(&worker), listener, front.clone()));
+        match (door, &front) {
+            (Door::Network(listener), _) => {
+                let listener = tokio::net::TcpListener::from_std(listener)?;
+                tokio::task::spawn_local(accept(Rc::clone(&worker), listener, front.clone()));
+            }
+            (Door::Within(calls), Front::Frames(service)) => {
+                tokio::task::spawn_local(serve_locals(Rc::clone(service), calls));
+            }
+            (Door::Within(_), _) => unreachable!("only frames are served to this process"),
+        }
         fronts.push((service.name.clone(), front));
     }
     tokio::task::spawn_local(sweep(

@@ -233,7 +233,7 @@ fn servers_are_told_where_a_request_was_routed_if_they_are_to_be() {
     let stamp = stamps.recv().unwrap();
     assert_eq!(field(&stamp, "update").as_bool(), Some(false));
     let left = field(&stamp, "deadline_ms").as_u64().unwrap();
-    assert!((4000..=5000).contains(&left), "{left}");
+    assert!((1000..=5000).contains(&left), "{left}");
 }
 
 #[test]
@@ -348,11 +348,18 @@ fn a_server_that_speaks_nonsense_or_unasked_is_cut_off() {
 
 #[test]
 fn reads_move_to_another_clone_and_updates_are_not_repeated() {
-    // Takes four requests, answers one, and dies.
+    // Takes four updates, answers one, and dies; dies of any read.
     let dying = FakeServer::start(|peer| {
-        let ids: Vec<u32> = (0..4).filter_map(|_| seen(peer).map(|one| one.id)).collect();
-        if let Some(id) = ids.get(2) {
-            peer.send_bytes(&answer(*id, Value::Nil, "a".into()));
+        let mut ids = vec![];
+        while let Some(Seen { id, method, .. }) = seen(peer) {
+            ids.push(id);
+            if method == "get" {
+                return;
+            }
+            if ids.len() == 4 {
+                peer.send_bytes(&answer(ids[2], Value::Nil, "a".into()));
+                return;
+            }
         }
     });
     let well = echo("b");
@@ -371,8 +378,7 @@ fn reads_move_to_another_clone_and_updates_are_not_repeated() {
     assert_eq!(router.stats().unknown, 3);
     for n in 0..40 {
         let key = n.to_string();
-        let outcome = client.call("get", &key);
-        assert!(outcome == Ok(format!("b:{key}").into()) || outcome == Ok("a".into()), "{outcome:?}");
+        assert_eq!(client.call("get", &key), Ok(format!("b:{key}").into()));
     }
     assert_eq!(router.stats().unknown, 3);
 }
@@ -437,11 +443,10 @@ fn who_does_not_lead_says_who_does_and_the_router_goes_there() {
     let router = Router::start(&grouped("frames", READS));
     router.handle.update_group("g", &view(7, Some(0), &[former.addr, leader.addr])).unwrap();
     let mut client = router.client();
-    let start = Instant::now();
     for n in 0..10 {
         assert_eq!(client.call("put", &n.to_string()), Ok(format!("leader:{n}").into()));
     }
-    assert!(start.elapsed() < Duration::from_millis(400), "nobody waits: {:?}", start.elapsed());
+    assert_eq!(router.stats().waited, 0);
     assert_eq!((former.seen().len(), leader.seen().len()), (10, 10));
     // A hint that leads out of the RACS is not followed: the update waits for a view.
     let stranger = echo("stranger");
@@ -481,14 +486,14 @@ fn two_who_send_to_each_other_do_not_keep_a_request_for_ever() {
     let error = router.client().call("put", "k").unwrap_err();
     assert_eq!(verdict(&error), "unavailable");
     assert_eq!(field(&error, "partition").as_str().map(|name| name.parse::<u32>().is_ok()), Some(true));
-    assert!((300..900).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
+    assert!((300..5000).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
     assert!(a.seen().len() + b.seen().len() < 40, "and not as fast as they can");
 }
 
 #[test]
 fn waiting_is_bounded_in_time_and_number() {
     let router = Router::with(&grouped("frames", READS), 1, |limits| {
-        limits.wait = Duration::from_millis(300);
+        limits.wait = Duration::from_secs(1);
         limits.waiting = 3;
     });
     router.handle.update_group("g", &view(7, None, &[])).unwrap();
@@ -498,20 +503,23 @@ fn waiting_is_bounded_in_time_and_number() {
     eventually("three wait", || router.stats().waited == 3);
     let error = router.client().call("put", "a").unwrap_err();
     assert!(field(&error, "error").as_str().unwrap().starts_with("too many requests wait"), "{error}");
-    assert!(start.elapsed() < Duration::from_millis(280));
+    assert!(start.elapsed() < Duration::from_millis(950));
     for _ in 0..3 {
         assert_eq!(verdict(&client.answer().1.unwrap_err()), "unavailable");
     }
-    assert!((300..700).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
+    assert!((1000..5000).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
     assert_eq!(router.stats().unavailable, 4);
 }
 
 #[test]
 fn deadlines_are_kept_and_told_truly() {
-    // Answers reads and updates only after a while.
-    let lazy = FakeServer::start(|peer| {
+    // Answers reads and updates only once it may.
+    let gate = Arc::new(Mutex::new(()));
+    let held = gate.lock().unwrap();
+    let gate2 = gate.clone();
+    let lazy = FakeServer::start(move |peer| {
         while let Some(one) = seen(peer) {
-            thread::sleep(Duration::from_millis(500));
+            drop(gate2.lock().unwrap());
             peer.send_bytes(&answer(one.id, Value::Nil, "late".into()));
         }
     });
@@ -520,11 +528,12 @@ fn deadlines_are_kept_and_told_truly() {
     let start = Instant::now();
     client.send([call_in(100, 1, "get", "k"), call_in(100, 2, "put", "k")].concat());
     let mut outcomes = [client.answer(), client.answer()];
-    assert!((100..400).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
+    assert!((100..5000).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
     outcomes.sort_by_key(|(id, _)| *id);
     assert_eq!(verdict(outcomes[0].1.as_ref().unwrap_err()), "late");
     assert_eq!(verdict(outcomes[1].1.as_ref().unwrap_err()), "unknown", "it may be carried out");
     // The late answers are nobody's, and harm nobody.
+    drop(held);
     assert_eq!(client.call("get", "k"), Ok("late".into()));
     assert_eq!(lazy.connections(), 1);
 
@@ -535,7 +544,7 @@ fn deadlines_are_kept_and_told_truly() {
     let start = Instant::now();
     client.send(call_in(100, 1, "put", "k"));
     assert_eq!(verdict(&client.answer().1.unwrap_err()), "late");
-    assert!((100..400).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
+    assert!((100..4000).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
 }
 
 #[test]
@@ -543,7 +552,7 @@ fn a_silent_server_is_given_up() {
     let silent = FakeServer::start(|peer| while seen(peer).is_some() {});
     let well = echo("b");
     let router = Router::with(&frames(&[&[silent.addr, well.addr]]), 1, |limits| {
-        limits.response = Duration::from_millis(200);
+        limits.response = Duration::from_millis(400);
     });
     for _ in 0..10 {
         assert_eq!(router.client().call("get", "k"), Ok("b:k".into()));

@@ -332,8 +332,8 @@ impl Task {
             match self.scanner.scan(next, MAX_FRAME, Some(&self.service.paths)) {
                 Ok(None) => break,
                 Ok(Some(request)) => {
-                    let caller =
-                        Caller { client: Rc::clone(&self.client), msgid: request.msgid, len: request.len };
+                    let (client, msgid, len) = (Rc::clone(&self.client), request.msgid, request.len);
+                    let caller = Caller::Client { client, msgid, len };
                     self.service.dispatch(caller, &next[..request.len], &request, self.held.take());
                     done += request.len;
                 }

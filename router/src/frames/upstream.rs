@@ -324,7 +324,7 @@ impl Task {
             self.upstream.server.settle();
             if sent && tag.access == Access::Update {
                 tag.unknown("the server failed with this update under way");
-            } else if !(tag.caller.client.is_gone() && tag.access == Access::Read) {
+            } else if !(tag.caller.is_gone() && tag.access == Access::Read) {
                 to_wait.extend(self.elsewhere(tag, body, refused));
             }
         }
