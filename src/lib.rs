@@ -16,9 +16,14 @@
 //!
 //! [`Replica`] makes a service a replicated state machine; [`Node::join_multicast`] is what it stands on.
 //!
+//! [`serve`] serves requests, [`Leads`] lets the leader alone carry out updates, and a [`Client`] fed by [`follow`] finds them by
+//! their keys: `examples/routed_counter.rs` has all of it.
+//!
 //! The crates behind it: [`membership`] (nodes, groups, leadership), [`router`] (the routing proxy as a library),
 //! [`pubsub`] (the event stream inside a process), [`backplane`] (servers as child processes).
 #![forbid(unsafe_code)]
+
+mod rpc;
 
 pub use backplane;
 pub use membership::{
@@ -27,4 +32,8 @@ pub use membership::{
     View, ViewId, Views, What, Witness,
 };
 pub use pubsub;
-pub use router;
+pub use router::{
+    self,
+    rpc::{CallError, Client, Failure, Reply, Request, serve},
+};
+pub use rpc::{Leads, follow};

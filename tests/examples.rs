@@ -27,6 +27,11 @@ fn replicated_counter() {
 }
 
 #[test]
+fn routed_counter() {
+    runs_to_its_end("routed_counter", "the day is over");
+}
+
+#[test]
 fn observe_views() {
     runs_to_its_end("observe_views", "the desk is closed");
 }

@@ -304,7 +304,8 @@ fn only_who_leads_takes_updates_and_a_request_finds_who_does() {
     let limits = Limits::default();
     assert!(limits.wait > Duration::from_secs(1), "or the next line takes no time");
     let lost = block_on(client.request::<Told>("lost", &("k", 1)).within(Duration::from_millis(200)).send());
-    assert!(matches!(lost, Err(CallError::Late)), "{lost:?}");
+    // Unknown if its time is over at a moment when it is on its way once more.
+    assert!(matches!(lost, Err(CallError::Late | CallError::Unknown(_))), "{lost:?}");
 }
 
 #[test]
