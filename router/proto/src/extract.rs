@@ -435,7 +435,8 @@ mod tests {
         ] {
             assert_eq!(host(&format!("GET / HTTP/1.1\r\nHost: {written}\r\n\r\n")), key, "{written}");
         }
-        assert_eq!(host("GET http://Eu:80/ HTTP/1.0\r\n\r\n"), "eu");
+        assert_eq!(host("GET http://Eu:80/ HTTP/1.1\r\nHost: eu:80\r\n\r\n"), "eu");
+        assert_eq!(host("GET http://Eu:80/ HTTP/1.0\r\n\r\n"), "NoKey", "the server does not see it");
         assert_eq!(host("GET / HTTP/1.0\r\n\r\n"), "NoKey");
     }
 

@@ -110,6 +110,8 @@ fn escapes_spell_names_and_keys() {
         (r#"{"id":"\x"}"#, Err(Refusal::JsonBody)),
         (r#"{"x":"\u12","id":3}"#, Err(Refusal::JsonBody)),
         ("{\"id\":\"a\nb\"}", Err(Refusal::JsonBody)),
+        ("{\"id\":\"\\ud800x\n\"}", Err(Refusal::KeyText)),
+        ("{\"id\":\"\\ud800\n\"}", Err(Refusal::JsonBody)),
         ("{\"x\":\"a\nb\",\"id\":1}", Err(Refusal::JsonBody)),
     ] {
         assert_eq!(however_cut(&["json:/id"], JSON, doc.as_bytes(), 2), found, "{doc}");

@@ -39,7 +39,8 @@ impl Extractor {
             }
             Self::Cookie(name) => cookie(request, head, name)?,
             Self::Host => {
-                let host = host(request.authority(head));
+                // A target may name a host, too, but that does not go on.
+                let host = host(request.fields().values(head, b"host").next().unwrap_or_default());
                 if host.iter().any(u8::is_ascii_uppercase) {
                     scratch.extend(host.iter().map(u8::to_ascii_lowercase));
                     None

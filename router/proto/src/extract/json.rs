@@ -460,11 +460,12 @@ impl Text {
                     let plain = &data[at..at + len];
                     // Without branches, so that it is done for many bytes at a time.
                     if plain.iter().fold(false, |control, &byte| control | (byte < b' ')) {
+                        // What comes before it is judged first, as if it had come alone.
+                        let before = plain.iter().position(|&byte| byte < b' ').unwrap_or_default();
+                        self.take(name, &plain[..before], key)?;
                         return Err(Refusal::JsonBody);
                     }
-                    if !plain.is_empty() {
-                        self.take(name, plain, key)?;
-                    }
+                    self.take(name, plain, key)?;
                     at += len;
                     if at == data.len() {
                         break;
@@ -539,6 +540,9 @@ impl Text {
     }
 
     fn take(&mut self, name: &str, bytes: &[u8], key: &mut Vec<u8>) -> Result<(), Refusal> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
         self.lone()?;
         match (self.purpose, self.same) {
             (Purpose::Compare, Some(seen)) => {

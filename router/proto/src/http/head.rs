@@ -156,8 +156,6 @@ pub struct RequestHead {
     target: Span,
     /// The target's path and query: the target itself, unless it is in absolute form.
     path_and_query: Span,
-    /// The authority of a target in absolute form, else empty.
-    authority: Span,
     version: Version,
     body: Body,
     persistent: bool,
@@ -216,18 +214,7 @@ impl RequestHead {
         };
         let persistent = !said.close && (version == Version::Http11 || said.keep_alive);
         let expects_continue = said.expects_continue && body != Body::None;
-        let authority = authority.unwrap_or_default();
-        Ok(Self {
-            fields,
-            method,
-            target,
-            path_and_query,
-            authority,
-            version,
-            body,
-            persistent,
-            expects_continue,
-        })
+        Ok(Self { fields, method, target, path_and_query, version, body, persistent, expects_continue })
     }
 
     /// The method.
@@ -276,14 +263,6 @@ impl RequestHead {
     pub fn query<'a>(&self, head: &'a [u8]) -> &'a [u8] {
         let target = self.path_and_query.of(head);
         memchr::memchr(b'?', target).map_or(b"", |mark| &target[mark + 1..])
-    }
-
-    /// The host, with its port if it has one, of `Host` or of an absolute target; empty if there is none.
-    pub fn authority<'a>(&self, head: &'a [u8]) -> &'a [u8] {
-        match self.fields.values(head, b"host").next() {
-            Some(host) => host,
-            None => self.authority.of(head),
-        }
     }
 
     /// The plan for the next hop: these slices in this order, then whatever lines the router adds, then CRLF.
