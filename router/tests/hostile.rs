@@ -243,3 +243,29 @@ fn honest(id: u64, addr: std::net::SocketAddr, stop: &AtomicBool) -> (u64, u64) 
     }
     counts
 }
+
+#[test]
+fn who_speaks_http2_is_told_in_http_1_and_nothing_reaches_a_server() {
+    let server = FakeServer::echo("a");
+    let router = Router::start(&http(&[&[server.addr]]));
+    let mut client = router.client();
+    // The preface, SETTINGS, and a frame that could be anything: all of it is there before the answer is.
+    client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x05\x01\x05\0\0\0\x01GET /");
+    let response = client.response();
+    assert_eq!((response.status, response.field("connection")), (400, Some("close")));
+    assert!(
+        response.head.starts_with("HTTP/1.1 400 ")
+            && response.json()["error"].as_str().unwrap().contains("HTTP/2")
+    );
+    assert!(client.is_closed());
+    assert!(server.seen().is_empty());
+    // Whoever only offers it is served as if it had not.
+    let mut client = router.client();
+    let offer = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n";
+    client.send(format!("GET / HTTP/1.1\r\nHost: h\r\nX-Key: k\r\n{offer}\r\n"));
+    assert_eq!(client.response().status, 200);
+    assert!(
+        !server.seen()[0].to_lowercase().contains("h2c")
+            && !server.seen()[0].to_lowercase().contains("http2")
+    );
+}

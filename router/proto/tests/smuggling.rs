@@ -60,6 +60,9 @@ fn smuggled_requests_are_refused_for_the_right_reason() {
         ("Transfer-Encoding: chunkedx\r\n", TransferEncoding),
         ("Transfer-Encoding: Chunked\r\n", TransferEncoding),
         ("Transfer-Encoding: \"chunked\"\r\n", TransferEncoding),
+        // A lenient llhttp takes the tab for a part of the name, and waits for the connection's end.
+        ("Transfer-Encoding: chunked\t\r\n", TransferEncoding),
+        ("Transfer-Encoding: chunked \r\n", TransferEncoding),
         ("Transfer-Encoding: chunked;q=1\r\n", TransferEncoding),
         ("Transfer-Encoding:\r\n", TransferEncoding),
         ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", TransferEncoding),

@@ -95,9 +95,10 @@ pub(super) fn read(
                 }
             }
             17 if same_name(name, b"transfer-encoding") => {
-                // Names of codings compare without case, but not every server does: only the spelling on
-                // which all agree passes.
-                if value != b"chunked" || said.chunked {
+                // Names of codings compare without case, but not every server does, and some take a tab behind
+                // one for a part of it: only the spelling on which all agree passes.
+                let ends_there = head[field.value.end()..].starts_with(b"\r\n");
+                if value != b"chunked" || !ends_there || said.chunked {
                     return Err(Refusal::TransferEncoding);
                 }
                 said.chunked = true;
