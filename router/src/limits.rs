@@ -44,7 +44,8 @@ pub struct Limits {
     /// input waits. 1 MiB; one command or reply may be larger.
     pub backlog: usize,
     /// Bytes of replies that all such clients of a service on one worker may leave unread before those of them that
-    /// have much unread send nothing more. 64 MiB.
+    /// have much unread send nothing more. 64 MiB. At four times as much, those who have more than a sixteenth of
+    /// [`Limits::backlog`] unread are cut off.
     pub unread_in_all: usize,
     /// Bytes of requests of more than 64 KiB that all clients of a frames service on one worker may have under way; then further
     /// ones are read once there is room. 256 MiB; one request may always be under way.

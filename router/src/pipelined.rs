@@ -384,7 +384,11 @@ impl<D: Dialect> Tag<D> {
     /// Puts a reply into its place; the command had so many bytes.
     fn deliver(self, command_len: usize, reply: &[u8]) {
         let service = &self.client.service;
-        let most_unread = service.worker.limits.unread;
+        let limits = &service.worker.limits;
+        // Who asks for much and reads nothing is held back once that is seen. Where so many do it at once that it is seen too
+        // late, they have to go before memory does.
+        let overrun = service.unread.get() > 4 * limits.unread_in_all;
+        let most_unread = if overrun { limits.backlog / 16 } else { limits.unread };
         self.client.pay(command_len);
         match self.part {
             None => self.client.fill(self.seq, D::shown(self.note, reply), most_unread),

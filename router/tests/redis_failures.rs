@@ -363,3 +363,29 @@ fn a_client_that_reads_nothing_holds_up_neither_memory_nor_others() {
         assert!(idle.reply().len() > LARGE, "all come once they are read");
     }
 }
+
+#[test]
+fn many_clients_that_read_nothing_are_cut_off_before_they_take_all_memory() {
+    // Each sends what any client may send before its first reply comes: only together they are too many.
+    const LARGE: usize = 1 << 20;
+    let server = FakeServer::start(|peer| {
+        let large = format!("${LARGE}\r\n{}\r\n", "x".repeat(LARGE));
+        while let Some(args) = peer.command() {
+            peer.send(if args[1] == "large" { &large } else { "+small\r\n" });
+        }
+    });
+    let router = Router::with(&redis(&[&[server.addr]]), 1, |limits| limits.unread_in_all = 4 << 20);
+    let mut honest = router.client();
+    assert_eq!(honest.command(&["GET", "other"]), "+small\r\n");
+    let greedy: Vec<Client> = (0..8)
+        .map(|_| {
+            let mut client = router.client();
+            client.send(command(&["GET", "large"]).repeat(40));
+            client
+        })
+        .collect();
+    assert_eq!(honest.command(&["GET", "other"]), "+small\r\n");
+    eventually("most are cut off", || router.stats().clients < 5);
+    assert_eq!(honest.command(&["GET", "other"]), "+small\r\n");
+    drop(greedy);
+}

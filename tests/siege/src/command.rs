@@ -1,0 +1,216 @@
+//! The measurements.
+
+use std::{
+    fmt,
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use membership_types::Rng;
+
+use crate::{
+    attack::Kind,
+    field::{Field, Process},
+    honest::{Crowd, Seen},
+};
+
+/// What honest clients notice of attackers.
+#[derive(Debug)]
+pub struct Slow {
+    /// What they saw before, and with the attackers.
+    pub rounds: Vec<(Seen, Seen)>,
+    /// How large the router was before, and at its largest.
+    pub resident: (u64, u64),
+}
+
+impl Slow {
+    /// The median of what so many per thousand took at most, before and with the attackers.
+    pub fn per_mille(&self, per_mille: usize) -> (Duration, Duration) {
+        let median = |of: fn(&(Seen, Seen)) -> &Seen| {
+            let mut all: Vec<Duration> =
+                self.rounds.iter().map(|round| of(round).per_mille(per_mille)).collect();
+            all.sort_unstable();
+            all[all.len() / 2]
+        };
+        (median(|round| &round.0), median(|round| &round.1))
+    }
+
+    /// How many requests failed.
+    pub fn failed(&self) -> u64 {
+        self.rounds.iter().map(|(before, with)| before.failed + with.failed).sum()
+    }
+}
+
+impl fmt::Display for Slow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (what, per_mille) in [("half", 500), ("99 %", 990), ("99.9 %", 999)] {
+            let (before, with) = self.per_mille(per_mille);
+            let ratio = with.as_secs_f64() / before.as_secs_f64();
+            writeln!(f, "{what}: {before:?} before, {with:?} with the attackers: {ratio:.2} times")?;
+        }
+        let asked: usize = self.rounds.iter().map(|(before, with)| before.took.len() + with.took.len()).sum();
+        let why: Vec<&String> =
+            self.rounds.iter().flat_map(|round| round.0.why.iter().chain(&round.1.why)).collect();
+        writeln!(f, "{asked} requests, {} failed {why:?}", self.failed())?;
+        write!(f, "the router: {} KiB before, {} KiB at most", self.resident.0 / 1024, self.resident.1 / 1024)
+    }
+}
+
+/// Honest clients without and with attackers, in turns: `count` slow ones of all kinds, and `flood` connections a second.
+pub fn slow(binary: &Path, count: usize, flood: usize, rounds: usize, time: Duration) -> Slow {
+    let field = Field::start(binary);
+    let crowd = Crowd {
+        http: field.http,
+        redis: field.redis,
+        clients: 8,
+        every: Duration::from_millis(5),
+        updates: false,
+    };
+    crowd.ask(time.min(Duration::from_secs(1)));
+    let before = field.router.resident();
+    let mut slow = Slow { rounds: Vec::new(), resident: (before, before) };
+    for _ in 0..rounds {
+        let calm = crowd.ask(time);
+        let slow_kinds = Kind::ALL.into_iter().filter(|kind| *kind != Kind::Flood);
+        let mut attackers: Vec<Process> = slow_kinds.map(|kind| field.attack(kind, count / 5)).collect();
+        attackers.push(field.attack(Kind::Flood, flood));
+        // Until all of them are there.
+        thread::sleep(Duration::from_millis(1500));
+        let with = crowd.ask(time);
+        slow.resident.1 = slow.resident.1.max(field.router.resident());
+        slow.rounds.push((calm, with));
+        drop(attackers);
+        thread::sleep(Duration::from_millis(500));
+    }
+    slow
+}
+
+/// What clients cost that are connected and silent, in bytes each.
+#[derive(Debug)]
+pub struct Idle {
+    /// Of HTTP: before they have asked for anything, and after.
+    pub http: (u64, u64),
+    /// Of Redis.
+    pub redis: (u64, u64),
+}
+
+/// Connects so many clients to each service, and looks at the router's memory.
+pub fn idle(binary: &Path, count: usize) -> Idle {
+    let one = |redis: bool| {
+        let field = Field::start(binary);
+        let (addr, ask): (SocketAddr, &[u8]) = if redis {
+            (field.redis, b"*2\r\n$3\r\nGET\r\n$1\r\nk\r\n")
+        } else {
+            (field.http, b"GET /x HTTP/1.1\r\nHost: h\r\nX-Key: k\r\nX-Nonce: k\r\n\r\n")
+        };
+        let connect = |count: usize| -> Vec<TcpStream> {
+            (0..count).map(|_| TcpStream::connect(addr).expect("it listens")).collect()
+        };
+        let ask = |clients: &mut [TcpStream]| {
+            for client in clients {
+                client.write_all(ask).expect("it takes it");
+                assert!(client.read(&mut [0; 256]).expect("it answers") > 0);
+            }
+        };
+        // What the first ones cost is not theirs alone.
+        let mut first = connect(50);
+        ask(&mut first);
+        thread::sleep(Duration::from_millis(200));
+        let before = field.router.resident();
+        let mut clients = connect(count);
+        thread::sleep(Duration::from_millis(500));
+        let silent = field.router.resident();
+        ask(&mut clients);
+        thread::sleep(Duration::from_millis(200));
+        let asked = field.router.resident();
+        let each = |after: u64| after.saturating_sub(before) / count as u64;
+        (each(silent), each(asked))
+    };
+    Idle { http: one(false), redis: one(true) }
+}
+
+/// What came of a long run under steady load, with servers that are killed.
+#[derive(Debug)]
+pub struct Soak {
+    /// What the clients saw.
+    pub seen: Seen,
+    /// How often a server was killed.
+    pub kills: u64,
+    /// The router's memory, sampled.
+    pub resident: Vec<u64>,
+}
+
+impl Soak {
+    /// The most memory in the second quarter of the run, and in the last.
+    pub fn grown(&self) -> (u64, u64) {
+        let quarter = self.resident.len() / 4;
+        let most = |part: &[u64]| part.iter().copied().max().unwrap_or(0);
+        (most(&self.resident[quarter..2 * quarter]), most(&self.resident[3 * quarter..]))
+    }
+
+    /// Whether nothing failed and memory is flat, to a twentieth and a MiB.
+    pub fn is_good(&self) -> bool {
+        let (early, late) = self.grown();
+        self.seen.failed == 0 && late <= early + early / 20 + (1 << 20)
+    }
+}
+
+impl fmt::Display for Soak {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (early, late) = self.grown();
+        writeln!(
+            f,
+            "{} requests answered, {} updates unknown, {} failed {:?}, {} kills",
+            self.seen.took.len(),
+            self.seen.unknown,
+            self.seen.failed,
+            self.seen.why,
+            self.kills
+        )?;
+        write!(
+            f,
+            "the router's memory: {} KiB in the second quarter, {} KiB in the last",
+            early / 1024,
+            late / 1024
+        )
+    }
+}
+
+/// Steady load on both services for so long, while a server is killed and started again about every `pace`.
+pub fn soak(binary: &Path, time: Duration, pace: Duration, seed: u64) -> Soak {
+    let mut field = Field::start(binary);
+    let crowd = Crowd {
+        http: field.http,
+        redis: field.redis,
+        clients: 16,
+        every: Duration::from_millis(10),
+        updates: true,
+    };
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let killer = thread::spawn(move || {
+        let (mut rng, mut kills, mut resident) = (Rng::seeded(seed), 0, Vec::new());
+        let mut next = Instant::now() + pace;
+        while !stopped.load(Ordering::SeqCst) {
+            thread::sleep(Duration::from_millis(100).min(pace / 4));
+            resident.push(field.router.resident());
+            if Instant::now() >= next {
+                field.bounce(rng.below(2) as usize, Duration::from_millis(rng.below(300)));
+                kills += 1;
+                next = Instant::now() + pace;
+            }
+        }
+        (kills, resident)
+    });
+    let seen = crowd.ask(time);
+    stop.store(true, Ordering::SeqCst);
+    let (kills, resident) = killer.join().expect("servers come back");
+    Soak { seen, kills, resident }
+}

@@ -1,0 +1,101 @@
+//! Servers that answer with what they were asked, so that whoever gets it can tell whether it was meant for it.
+
+use std::{net::SocketAddr, sync::mpsc, thread, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{TcpListener, TcpStream},
+};
+
+/// The size of what ends in `/big`. A quarter of it is what Redis has under keys that begin with `big`.
+pub const BIG: usize = 1 << 20;
+
+/// Serves HTTP at one address and Redis at another, on a thread of its own. Returns where.
+pub fn start(http: SocketAddr, redis: SocketAddr) -> [SocketAddr; 2] {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        crate::block_on(async move {
+            let (http, redis) = (bind(http).await, bind(redis).await);
+            let said = [&http, &redis].map(|listener| listener.local_addr().expect("it is bound"));
+            sender.send(said).expect("somebody waits for it");
+            tokio::task::spawn_local(async move {
+                while let Ok((stream, _)) = redis.accept().await {
+                    tokio::task::spawn_local(serve_redis(stream));
+                }
+            });
+            while let Ok((stream, _)) = http.accept().await {
+                tokio::task::spawn_local(serve_http(stream));
+            }
+        });
+    });
+    receiver.recv().expect("it listens")
+}
+
+/// The address of a server that was just killed may be free only in a moment.
+async fn bind(addr: SocketAddr) -> TcpListener {
+    loop {
+        match TcpListener::bind(addr).await {
+            Ok(listener) => return listener,
+            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    }
+}
+
+async fn serve_http(stream: TcpStream) -> Option<()> {
+    stream.set_nodelay(true).ok()?;
+    let mut stream = BufReader::new(stream);
+    loop {
+        let (mut head, mut byte) = (Vec::new(), [0]);
+        while !head.ends_with(b"\r\n\r\n") {
+            stream.read_exact(&mut byte).await.ok()?;
+            head.push(byte[0]);
+        }
+        let head = String::from_utf8_lossy(&head);
+        let field = |name: &str| head.lines().find_map(|line| line.strip_prefix(name));
+        let length: u64 = field("Content-Length: ").and_then(|length| length.parse().ok()).unwrap_or(0);
+        tokio::io::copy(&mut (&mut stream).take(length), &mut tokio::io::sink()).await.ok()?;
+        let big = head.split(' ').nth(1).is_some_and(|target| target.ends_with("/big"));
+        let body = if big { "b".repeat(BIG) } else { field("X-Nonce: ").unwrap_or("none").to_owned() };
+        let mut response = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+        if !head.starts_with("HEAD ") {
+            response += &body;
+        }
+        stream.write_all(response.as_bytes()).await.ok()?;
+    }
+}
+
+async fn serve_redis(stream: TcpStream) -> Option<()> {
+    stream.set_nodelay(true).ok()?;
+    let mut stream = BufReader::new(stream);
+    loop {
+        let count = number(&mut stream, b'*').await?;
+        let mut args = Vec::new();
+        for _ in 0..count {
+            let len = number(&mut stream, b'$').await?;
+            let mut arg = vec![0; len + 2];
+            stream.read_exact(&mut arg).await.ok()?;
+            arg.truncate(len);
+            args.push(arg);
+        }
+        let last = args.pop()?;
+        let value = if last.starts_with(b"big") { vec![b'b'; BIG / 4] } else { last };
+        let mut reply = format!("${}\r\n", value.len()).into_bytes();
+        reply.extend_from_slice(&value);
+        reply.extend_from_slice(b"\r\n");
+        stream.write_all(&reply).await.ok()?;
+    }
+}
+
+async fn number(stream: &mut BufReader<TcpStream>, kind: u8) -> Option<usize> {
+    if stream.read_u8().await.ok()? != kind {
+        return None;
+    }
+    let mut number = 0;
+    loop {
+        match stream.read_u8().await.ok()? {
+            digit @ b'0'..=b'9' => number = number * 10 + usize::from(digit - b'0'),
+            b'\r' => {}
+            _ => return Some(number),
+        }
+    }
+}
