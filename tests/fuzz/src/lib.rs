@@ -45,7 +45,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 33] = [
+pub const TARGETS: [Target; 35] = [
     Target { name: "multicast_frame", run: multicast_frame, tries: 50_000 },
     Target { name: "bulk_units", run: membership::fuzz::bulk_units, tries: 20_000 },
     Target { name: "wire_frame", run: membership::fuzz::wire_frame, tries: 50_000 },
@@ -74,6 +74,8 @@ pub const TARGETS: [Target; 33] = [
     Target { name: "session_cookie", run: keys::session, tries: 20_000 },
     Target { name: "memcached_commands", run: memcached::commands, tries: 20_000 },
     Target { name: "memcached_replies", run: memcached::replies, tries: 20_000 },
+    Target { name: "frame_requests", run: traffic::frame_requests, tries: 20_000 },
+    Target { name: "frame_responses", run: traffic::frame_responses, tries: 20_000 },
     Target { name: "card", run: membership::fuzz::card, tries: 10_000 },
     Target { name: "floor_file", run: membership::fuzz::floor_file, tries: 20_000 },
     Target { name: "kept_state", run: membership::fuzz::kept_state, tries: 20_000 },

@@ -49,6 +49,8 @@ pub fn samples(target: &str) -> Vec<Vec<u8>> {
         "session_cookie" => text(&SESSIONS),
         "memcached_commands" => cut(&TEXT_COMMANDS, &[0, 6]),
         "memcached_replies" => text(&TEXT_REPLIES),
+        "frame_requests" => cut_bytes(&FRAMES, &[0, 6]),
+        "frame_responses" => cut_bytes(&ANSWERED, &[0, 6]),
         "card" => membership::fuzz::cards(),
         "floor_file" => membership::fuzz::floor_files(),
         "kept_state" => membership::fuzz::kept_states(),
@@ -81,6 +83,38 @@ const TEXT_REPLIES: [&str; 7] = [
     "\x07VA 3 t5 O1\r\nEN\r\r\nHD\r\nEN\r\nCLIENT_ERROR invalid flag\r\n",
     "\x0aVA 1\r\n5\r\nHD c7\r\nNF\r\nNS\r\nEX\r\nERROR\r\n",
     "\x0bME k exp=-1 la=0\r\nEN\r\n",
+];
+
+/// The same for what is no text: messages, which get their lengths here.
+fn cut_bytes(streams: &[&[&[u8]]], cuts: &[u8]) -> Vec<Vec<u8>> {
+    let framed = |message: &&[u8]| {
+        let len = u32::try_from(message.len()).expect("it is short").to_be_bytes();
+        [&len[..], message].concat()
+    };
+    let stream = |messages: &&[&[u8]]| messages.iter().map(framed).collect::<Vec<_>>().concat();
+    streams
+        .iter()
+        .flat_map(|messages| cuts.iter().map(|cut| [&[*cut][..], &stream(messages)].concat()))
+        .collect()
+}
+
+const FRAMES: [&[&[u8]]; 4] = [
+    &[b"\x94\x00\x01\xa3get\x91\xa3abc", b"\x94\x00\xce\x01\x02\x03\x04\xa3put\x92\x81\xa4user\x2a\x93\x01\x02\xd9\x03key"],
+    &[
+        b"\x95\x00\x07\xa3add\x91\x82\xa1x\x90\xa4user\xc4\x02\x00\xff\x81\xabdeadline_ms\xcd\x01\x00",
+        b"\x94\x00\xcd\xff\xff\xda\x00\x01p\x90",
+    ],
+    &[b"\x94\x00\x01\xa3get\x92\xd3\x80\x00\x00\x00\x00\x00\x00\x00\x93\xc0\xc3\xcb\x00\x00\x00\x00\x00\x00\x00\x00"],
+    &[b"\x94\x00\x01\xa3get\x91\x82\xa4user\x01\xa4user\x02", b"\x93\x02\xa3get\x90"],
+];
+
+const ANSWERED: [&[&[u8]]; 3] = [
+    &[b"\x94\x01\x01\xc0\xa2ok", b"\x94\x01\xce\x01\x02\x03\x04\xa5wrong\xc0"],
+    &[
+        b"\x94\x01\x02\x82\xa7phalanx\xaanot-leader\xa6leader\xab127.0.0.1:1\xc0",
+        b"\x94\x01\x03\xc0\x93\x01\xc4\x01\x00\xd4\x01\x02",
+    ],
+    &[b"\x94\x01\x01\xc0\xdd\xff\xff\xff\xff"],
 ];
 
 const SECRETS: [&str; 5] = [

@@ -6,6 +6,9 @@ use std::{mem, ops::ControlFlow};
 use membership_types::Rng;
 use router_proto::{
     extract::{BodySearch, Extract, Search},
+    frames::{
+        KeyPaths, Refusal as Refused, RequestScanner, ResponseScanner, Stamp, push_request, push_response,
+    },
     http::{Body, ChunkedScanner, HeadScan, Method, Refusal, RequestHead, ResponseHead},
     resp::{
         Args, Connection, Cursor, Facts, Family, Gather, Heard, Keys, Limits, Proto, ReplyScanner, Scan,
@@ -337,4 +340,74 @@ fn one_reply(gather: &Gather) {
     let mut out = Vec::new();
     gather.write(&mut out);
     assert_eq!(ReplyScanner::default().scan(&out), Ok(Some(out.len())), "{}", out.escape_ascii());
+}
+
+/// The longest frame here.
+const LONG_FRAME: usize = 4096;
+
+/// What a client of framed MessagePack-RPC sends: the same requests and keys however they are cut, and so do they go on.
+pub(crate) fn frame_requests(data: &[u8]) {
+    let Some((cut, stream)) = data.split_first() else { return };
+    let paths = KeyPaths::compile(["msgpack:/params/0/user", "msgpack:/params/0", "msgpack:/params/1/2"])
+        .expect("well-formed");
+    let scan = |scanner: &mut RequestScanner, input: &[u8]| {
+        let Some(request) = scanner.scan(input, LONG_FRAME, Some(&paths)).map_err(drop)? else {
+            return Ok(None);
+        };
+        let frame = &input[..request.len];
+        let key = request.key.clone().map(|key| key.map(|key| key.bytes(frame, &mut [0; 24]).to_vec()));
+        let parts =
+            [&request.method, &request.params, &request.body].map(|range| frame[range.clone()].to_vec());
+        Ok::<_, ()>(Some(((request.msgid, key, parts, frame[request.stamp].to_vec()), request.len)))
+    };
+    however_it_is_cut(*cut, stream, |pieces| {
+        let mut scanner = RequestScanner::default();
+        messages(pieces, |input| scan(&mut scanner, input))
+    });
+    for (msgid, key, parts, stamp) in
+        messages(&[stream], |input| scan(&mut RequestScanner::default(), input)).messages
+    {
+        // Under another number, and with what the client said of it, or without.
+        let said = (!stamp.is_empty()).then(|| Stamp::read(&stamp).expect("it was read before"));
+        let id = msgid.wrapping_mul(0x9e37_79b9);
+        let mut out = Vec::new();
+        push_request(&mut out, id, &parts[2], said.as_ref());
+        let again = scan(&mut RequestScanner::default(), &out)
+            .expect("what goes on is well-formed")
+            .expect("it is whole");
+        let ((again_id, again_key, again_parts, again_stamp), len) = again;
+        assert_eq!((again_id, again_key, again_parts, len), (id, key, parts, out.len()));
+        if let Some(said) = said {
+            assert_eq!(Stamp::read(&again_stamp).as_ref(), Ok(&said));
+        }
+    }
+}
+
+/// What a server of framed MessagePack-RPC answers: the same responses however they are cut, and so do they go on.
+pub(crate) fn frame_responses(data: &[u8]) {
+    let Some((cut, stream)) = data.split_first() else { return };
+    let scan = |scanner: &mut ResponseScanner, input: &[u8]| {
+        let Some(response) = scanner.scan(input, LONG_FRAME).map_err(drop)? else { return Ok(None) };
+        let frame = &input[..response.len];
+        let error = response.error.map(|range| frame[range].to_vec());
+        let parts = [response.result, response.body].map(|range| frame[range].to_vec());
+        Ok::<_, ()>(Some(((response.msgid, error, parts), response.len)))
+    };
+    however_it_is_cut(*cut, stream, |pieces| {
+        let mut scanner = ResponseScanner::default();
+        messages(pieces, |input| scan(&mut scanner, input))
+    });
+    for (msgid, error, parts) in
+        messages(&[stream], |input| scan(&mut ResponseScanner::default(), input)).messages
+    {
+        if let Some(refused) = error.as_deref().and_then(Refused::read) {
+            assert!(!refused.verdict.word().is_empty());
+        }
+        let id = msgid.wrapping_add(1);
+        let mut out = Vec::new();
+        push_response(&mut out, id, &parts[1]);
+        let again = scan(&mut ResponseScanner::default(), &out);
+        let len = out.len();
+        assert_eq!(again, Ok(Some(((id, error, parts), len))));
+    }
 }
