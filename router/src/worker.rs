@@ -320,9 +320,10 @@ fn admit(worker: &Rc<Worker>, front: &Front, stream: TcpStream, source: SocketAd
     }
     counters.accepted.add(1);
     let guard = Present::enter(worker, front);
-    let served = front.clone().serve(ClientStream::plain(stream, source));
+    let (front, stream) = (front.clone(), ClientStream::plain(stream, source));
     tokio::task::spawn_local(async move {
-        served.await;
+        // Begun in here: a future that is moved into another one takes its room twice, for every client.
+        front.serve(stream).await;
         drop(guard);
     });
 }
