@@ -7,6 +7,7 @@ mod auth;
 mod check;
 mod pmap;
 mod raw;
+mod servers;
 
 use std::{
     fmt,
@@ -22,6 +23,8 @@ use router_proto::{
     frames::KeyPaths,
     racs::Policy,
 };
+
+use crate::table::CloneAt;
 
 /// A configuration that can be served.
 #[derive(Clone, Debug)]
@@ -47,6 +50,8 @@ pub(crate) struct Service {
     pub listen: SocketAddr,
     pub protocol: Protocol,
     pub policy: Policy,
+    /// Where the router is: clones there are preferred.
+    pub zone: Option<Box<str>>,
     /// Whether responses say which partition, server and epoch they came from.
     pub expose: bool,
     /// Passwords, where the protocol has them.
@@ -89,7 +94,7 @@ pub(crate) enum Source {
     /// From the views of this group.
     Group(Box<str>),
     /// From the configuration; the first leads.
-    Servers(Vec<(Box<str>, SocketAddr)>),
+    Servers(Vec<CloneAt>),
 }
 
 impl Config {
@@ -142,6 +147,15 @@ impl Config {
             line: mistake.at.map(|at| 1 + text[..at.min(text.len())].matches('\n').count()),
             message: mistake.message,
         })
+    }
+
+    /// Says where the router is, for services that do not say so themselves: they prefer clones of this zone.
+    #[must_use]
+    pub fn in_zone(mut self, zone: &str) -> Self {
+        for service in self.services.iter_mut().filter(|service| service.zone.is_none()) {
+            Arc::make_mut(service).zone = Some(zone.into());
+        }
+        self
     }
 
     /// The names of the services, in the order of the file.

@@ -39,7 +39,7 @@ use crate::{
     config::{Protocol, Service},
     stats::Counters,
     table::Table,
-    worker::{ClientStream, Placements, Server, Worker},
+    worker::{ClientStream, Placements, Server, Stopwatch, Worker},
 };
 
 /// Room for one read, from a client or a server: a batch of requests or answers.
@@ -92,6 +92,8 @@ struct Tag {
     until: Instant,
     /// Until when it may wait for a leader; set when it first has to.
     wait_until: Instant,
+    /// How long its server takes, if that is measured.
+    timed: Option<Stopwatch>,
     /// Its share of the room for large requests.
     _held: Option<Held>,
 }
@@ -226,6 +228,7 @@ impl FramesService {
             tried: Tried::default(),
             until,
             wait_until: Instant::MAX,
+            timed: None,
             _held: held,
         };
         self.send(tag, &frame[request.body.clone()]);

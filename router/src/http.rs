@@ -292,7 +292,7 @@ impl HttpService {
         };
         (server.avoid_until() <= now && self.hedges.borrow_mut().spend(now)).then(|| {
             self.counters.hedged.add(1);
-            Rival::new(server, labels)
+            Rival::new(server, labels, now)
         })
     }
 

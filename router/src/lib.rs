@@ -33,5 +33,6 @@ mod worker;
 pub use config::{Config, ConfigError, Surroundings};
 pub use limits::Limits;
 pub use router::{Options, RouterHandle, Serving, StartError, start};
+pub use router_proto::l2p::Weight;
 pub use stats::ServiceStats;
 pub use table::{CloneAt, GroupClones, UpdateError};

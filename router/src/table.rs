@@ -6,7 +6,7 @@ use membership_sync::{Reader, Snapshot};
 use membership_types::Rank;
 use router_proto::{
     Epoch, L2p, Pmap, Racs, RacsId,
-    l2p::{Logical, Physicals},
+    l2p::{Logical, Physicals, Weight},
 };
 
 use crate::config::{Config, Service, Source};
@@ -29,6 +29,17 @@ pub struct CloneAt {
     pub name: String,
     /// The address that requests are sent to.
     pub addr: SocketAddr,
+    /// How much of the load it takes beside the others.
+    pub weight: Weight,
+    /// Where it is, if that is known.
+    pub zone: Option<String>,
+}
+
+impl CloneAt {
+    /// One of weight 1 in no zone.
+    pub fn new(name: &str, addr: SocketAddr) -> Self {
+        Self { name: name.into(), addr, weight: Weight::default(), zone: None }
+    }
 }
 
 /// Why a group's view was not taken over. The tables are as before.
@@ -130,14 +141,9 @@ impl Publisher {
 fn initial(source: &Source) -> GroupClones {
     match source {
         Source::Group(_) => GroupClones { epoch: 0, leader: None, clones: vec![] },
-        Source::Servers(servers) => GroupClones {
-            epoch: Epoch::FIRST.get(),
-            leader: Some(0),
-            clones: servers
-                .iter()
-                .map(|(name, addr)| CloneAt { name: name.to_string(), addr: *addr })
-                .collect(),
-        },
+        Source::Servers(servers) => {
+            GroupClones { epoch: Epoch::FIRST.get(), leader: Some(0), clones: servers.clone() }
+        }
     }
 }
 
@@ -146,7 +152,10 @@ fn build(service: &Service, clones: &[GroupClones], physicals: &mut Physicals) -
     let racs = service.racs.iter().zip(clones).map(|(racs, view)| {
         let ids = view.clones.iter().map(|clone| {
             let physical = physicals.id_of(clone.addr);
-            l2p.add(Logical { name: printable(&clone.name), physical, addr: clone.addr })
+            // Where the router itself is nowhere, all clones are as near.
+            let near = service.zone.as_deref().is_none_or(|zone| clone.zone.as_deref() == Some(zone));
+            let name = printable(&clone.name);
+            l2p.add(Logical { name, physical, addr: clone.addr, weight: clone.weight, near })
         });
         let ids = ids.collect();
         Racs::new(&racs.name, ids, view.leader.map(Rank::at), Epoch::new(view.epoch))
@@ -180,7 +189,7 @@ mod tests {
     }
 
     fn view(epoch: u64, leader: Option<usize>, ports: &[u16]) -> GroupClones {
-        let clone = |port: &u16| CloneAt { name: format!("n{port}"), addr: ([127, 0, 0, 1], *port).into() };
+        let clone = |port: &u16| CloneAt::new(&format!("n{port}"), ([127, 0, 0, 1], *port).into());
         GroupClones { epoch, leader, clones: ports.iter().map(clone).collect() }
     }
 

@@ -32,7 +32,7 @@ pub(crate) use clock::{Clock, Deadline, DeadlineId};
 pub(crate) use linger::linger;
 pub(crate) use pace::{Hold, Pace};
 pub(crate) use placements::Placements;
-pub(crate) use server::{InFlight, Server};
+pub(crate) use server::{InFlight, Server, Stopwatch};
 pub(crate) use stream::ClientStream;
 
 use crate::{

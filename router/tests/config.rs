@@ -54,6 +54,10 @@ fn a_good_configuration_is_taken() {
         parse(&GOOD.replace("\"reject\"", &format!("\"{no_key}\""))).expect(no_key);
     }
     parse(&GOOD.replace("\"reject\"", "\"partition:0\"")).expect("or by its number, if it has none");
+    let more = "{ addr = \"127.0.0.1:9002\", weight = 1000, zone = \"eu1\" }";
+    let text = GOOD.replace("\"127.0.0.1:9002\"", more);
+    parse(&text.replace("reads ", "zone = \"eu1\"\nslow_start = \"10s\"\nreads "))
+        .expect("servers may say more");
 }
 
 #[test]
@@ -204,6 +208,24 @@ fn mistakes_are_reported_with_their_line_and_the_remedy() {
         ("127.0.0.1:9002", "127.0.0.1:9001", 17, &["listed twice in RACS \"b\""]),
         ("127.0.0.1:9002", "127.0.0.1", 17, &["is no address"]),
         ("127.0.0.1:9002", "127.0.0.1:0", 17, &["no port to connect to"]),
+        (
+            "\"127.0.0.1:9002\"",
+            "{ addr = \"127.0.0.1:9002\", weight = 0 }",
+            17,
+            &["0 is no weight", "give 1 to 1000"],
+        ),
+        ("\"127.0.0.1:9002\"", "{ addr = \"127.0.0.1:9002\", zone = \"e u\" }", 17, &["\"e u\" is no name"]),
+        (
+            "\"127.0.0.1:9002\"",
+            "{ addr = \"127.0.0.1:9002\", wait = 3 }",
+            17,
+            &["unknown field `wait`", "`weight`"],
+        ),
+        ("\"127.0.0.1:9002\"", "{ weight = 3 }", 17, &["missing field `addr`"]),
+        ("\"127.0.0.1:9002\"", "9002", 17, &["expected an address", "weight = 3"]),
+        ("updates  = \"leader\"", "slow_start = \"10\"", 8, &["\"10\" is no time", "500ms, 2s or 1m"]),
+        ("updates  = \"leader\"", "slow_start = \"61m\"", 8, &["out of bounds", "0ns to 3600s"]),
+        ("updates  = \"leader\"", "zone = \"\"", 8, &["\"\" is no name"]),
         (
             "group = \"inventory-a\"",
             "group = \"inventory-a\"\nservers = [\"127.0.0.1:1\"]",

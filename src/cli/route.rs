@@ -169,7 +169,7 @@ fn tell(router: &RouterHandle, group: &str, view: &View, ready: bool) {
     for member in &view.members {
         let Some(endpoint) = &member.endpoint else { continue };
         match endpoint.parse::<SocketAddr>() {
-            Ok(addr) => clones.push((member.node, CloneAt { name: member.name.to_string(), addr })),
+            Ok(addr) => clones.push((member.node, CloneAt::new(&member.name, addr))),
             Err(_) => {
                 tracing::warn!("{group}: the endpoint {endpoint} of {} is no IP:PORT: left out", member.name)
             }

@@ -46,6 +46,42 @@ pub struct Logical {
     pub physical: PhysicalId,
     /// Where that server listens.
     pub addr: SocketAddr,
+    /// How much of the load it takes beside the others.
+    pub weight: Weight,
+    /// Whether it is to be preferred, because it is in the router's own zone.
+    pub near: bool,
+}
+
+impl Logical {
+    /// One of weight 1, as near as all others.
+    pub fn new(name: &str, physical: PhysicalId, addr: SocketAddr) -> Self {
+        Self { name: name.into(), physical, addr, weight: Weight::default(), near: true }
+    }
+}
+
+/// A clone's part of the load, in proportion to the weights of the others: 1 to 1000.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Weight(u16);
+
+impl Weight {
+    /// The largest.
+    pub const MAX: u16 = 1000;
+
+    /// `None` if it is 0 or too large.
+    pub fn new(weight: u16) -> Option<Self> {
+        (1..=Self::MAX).contains(&weight).then_some(Self(weight))
+    }
+
+    /// The number.
+    pub const fn get(self) -> u16 {
+        self.0
+    }
+}
+
+impl Default for Weight {
+    fn default() -> Self {
+        Self(1)
+    }
 }
 
 /// The l2P map of one service: immutable once built.
@@ -81,4 +117,14 @@ pub trait Loads {
 
     /// Until when other clones are to be preferred, because this server was just seen failing.
     fn avoid_until(&self, server: PhysicalId) -> Instant;
+
+    /// How soon it answers, in nanoseconds; 0 if that is unknown.
+    fn latency(&self, _server: PhysicalId, _now: Instant) -> u64 {
+        0
+    }
+
+    /// Since when it has been known, and was not down or avoided.
+    fn well_since(&self, _server: PhysicalId) -> Instant {
+        Instant::ZERO
+    }
 }

@@ -8,7 +8,7 @@
 //! | --- | --- |
 //! | [`key`] | what 64-bit number stands for this key? |
 //! | [`pmap`] | which partition, and which RACS holds it? |
-//! | [`l2p`], [`racs`] | which physical server stands for which clone, and which clone acts now? |
+//! | [`l2p`], [`racs`], [`choice`] | which physical server stands for which clone, which clone acts now, and which of several gets this request? |
 //! | [`health`] | is this server to be avoided, and may this request be sent again? |
 //! | [`http`] | where does this message end, and which of its bytes go on? |
 //! | [`extract`] | where in the request is the key? |
@@ -24,6 +24,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod choice;
 pub mod extract;
 pub mod frames;
 pub mod health;

@@ -1,10 +1,12 @@
 //! One RACS: ranked clones, who of them acts as leader, and which clone a request goes to.
 
 use alloc::{boxed::Box, vec::Vec};
+use core::time::Duration;
 
 use membership_types::{Instant, Rank};
 
 use crate::{
+    choice::choose,
     l2p::{L2p, Loads, LogicalId, PhysicalId},
     pmap::Epoch,
     sticky::CloneTag,
@@ -32,7 +34,7 @@ pub enum Access {
 /// Who answers reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Reads {
-    /// The better of two clones drawn at random: the one with fewer requests in flight.
+    /// The better of two clones drawn at random: see [`crate::choice`].
     #[default]
     LeastLoaded,
     /// The leader.
@@ -58,6 +60,8 @@ pub struct Policy {
     pub reads: Reads,
     /// Who takes updates.
     pub updates: Updates,
+    /// How long the share of a server grows that is new or well again.
+    pub slow_start: Duration,
 }
 
 impl Policy {
@@ -173,10 +177,10 @@ impl Racs {
         if self.clones.is_empty() {
             return Pick::Wait;
         }
-        let untried = |clone: &LogicalId| !tried.contains(l2p.get(*clone).physical);
-        let sound = |clone: &LogicalId| untried(clone) && loads.avoid_until(l2p.get(*clone).physical) <= now;
-        let chosen = self.least_loaded(sound, l2p, loads, random);
-        match chosen.or_else(|| self.least_loaded(untried, l2p, loads, random)) {
+        let untried = |clone| !tried.contains(l2p.get(clone).physical);
+        let sound = |clone| untried(clone) && loads.avoid_until(l2p.get(clone).physical) <= now;
+        let chosen = choose(&self.clones, sound, &at, random);
+        match chosen.or_else(|| choose(&self.clones, untried, &at, random)) {
             Some(clone) => Pick::Clone(clone),
             None => Pick::Exhausted,
         }
@@ -213,38 +217,12 @@ impl Racs {
                 && loads.avoid_until(logical.physical) <= now
         })
     }
-
-    /// The power of two choices: draws two different clones among the eligible and takes the less loaded.
-    ///
-    /// Source: Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001.
-    fn least_loaded(
-        &self,
-        eligible: impl Fn(&LogicalId) -> bool,
-        l2p: &L2p,
-        loads: &impl Loads,
-        random: u64,
-    ) -> Option<LogicalId> {
-        let count = self.clones.iter().filter(|clone| eligible(clone)).count() as u64;
-        let nth = |n: u64| self.clones.iter().copied().filter(|clone| eligible(clone)).nth(n as usize);
-        match count {
-            0 => None,
-            1 => nth(0),
-            _ => {
-                let first = (random & 0xffff_ffff) % count;
-                let second = (first + 1 + (random >> 32) % (count - 1)) % count;
-                let (first, second) = (nth(first)?, nth(second)?);
-                let load = |clone| loads.in_flight(l2p.get(clone).physical);
-                Some(if load(second) < load(first) { second } else { first })
-            }
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use alloc::{format, vec};
-    use core::time::Duration;
 
     use crate::l2p::{Logical, Physicals};
     use membership_types::Rng;
@@ -275,7 +253,7 @@ mod tests {
         let clones = (0..3)
             .map(|at| {
                 let addr = format!("127.0.0.1:{}", 9000 + at).parse().unwrap();
-                l2p.add(Logical { name: format!("c{at}").into(), physical: physicals.id_of(addr), addr })
+                l2p.add(Logical::new(&format!("c{at}"), physicals.id_of(addr), addr))
             })
             .collect();
         let loads = Fixed { in_flight: vec![0; 3], avoid_until: vec![Instant::ZERO; 3] };

@@ -174,7 +174,7 @@ mod tests {
         let mut physicals = Physicals::default();
         let mut tag = |name: &str, addr: &str| {
             let addr = addr.parse().unwrap();
-            CloneTag::of(&Logical { name: name.into(), physical: physicals.id_of(addr), addr })
+            CloneTag::of(&Logical::new(name, physicals.id_of(addr), addr))
         };
         let one = tag("web", "10.0.0.1:80");
         assert_eq!(tag("web", "10.0.0.1:80"), one);

@@ -4,6 +4,7 @@ use std::{
     net::{SocketAddr, ToSocketAddrs},
     ops::Range,
     sync::Arc,
+    time::Duration,
 };
 
 use membership_types::GroupName;
@@ -16,7 +17,10 @@ use router_proto::{
 };
 use toml::{Spanned, de::DeTable};
 
-use super::{Auth, Config, Protocol, RacsConfig, Service, Source, Surroundings, raw};
+use super::{Auth, Config, Protocol, RacsConfig, Service, Source, Surroundings, raw, servers::duration};
+
+/// The longest time over which a server's share may grow.
+const SLOWEST_START: Duration = Duration::from_secs(3600);
 
 /// What is wrong, and where in the text.
 pub(super) struct Mistake {
@@ -96,8 +100,14 @@ fn service(written: &Spanned<raw::Service>, surroundings: Surroundings<'_>) -> C
         Some(auth) => return wrong(auth, "`auth` applies to redis alone: leave it out"),
         None => Auth::default(),
     };
-    let policy = Policy { reads: reads(raw.reads.as_ref())?, updates: updates(raw.updates.as_ref())? };
-    Ok(Service { name, listen, protocol, policy, expose: raw.expose, auth, pmap: Arc::new(pmap), racs })
+    let slow_start = raw.slow_start.as_ref().map(|time| duration(time, Duration::ZERO, SLOWEST_START));
+    let policy = Policy {
+        reads: reads(raw.reads.as_ref())?,
+        updates: updates(raw.updates.as_ref())?,
+        slow_start: slow_start.transpose()?.unwrap_or_default(),
+    };
+    let zone = raw.zone.as_ref().map(self::name).transpose()?;
+    Ok(Service { name, listen, protocol, policy, zone, expose: raw.expose, auth, pmap: Arc::new(pmap), racs })
 }
 
 fn protocol(written: &Spanned<raw::Service>, pmap: &Pmap) -> Checked<Protocol> {
@@ -276,34 +286,9 @@ fn racs(written: &Spanned<raw::Racs>, surroundings: Surroundings<'_>) -> Checked
             }
             Source::Group(group.get_ref().as_str().into())
         }
-        (None, Some(servers)) => Source::Servers(self::servers(servers, &name, surroundings)?),
+        (None, Some(servers)) => Source::Servers(super::servers::servers(servers, &name, surroundings)?),
     };
     Ok(RacsConfig { name, source })
-}
-
-fn servers(
-    written: &Spanned<Vec<Spanned<String>>>,
-    racs: &str,
-    surroundings: Surroundings<'_>,
-) -> Checked<Vec<(Box<str>, SocketAddr)>> {
-    let mut servers: Vec<(Box<str>, SocketAddr)> = Vec::new();
-    for server in written.get_ref() {
-        let addr = address(server, surroundings)?;
-        if addr.port() == 0 {
-            return wrong(server, format!("{:?} has no port to connect to", server.get_ref()));
-        }
-        if servers.iter().any(|(_, other)| *other == addr) {
-            return wrong(
-                server,
-                format!("{:?} is listed twice in RACS {racs:?}: list each clone once", server.get_ref()),
-            );
-        }
-        servers.push((server.get_ref().as_str().into(), addr));
-    }
-    if servers.is_empty() {
-        return wrong(written, format!("RACS {racs:?} is empty: list at least one server"));
-    }
-    Ok(servers)
 }
 
 /// The names of services, RACS and partitions appear in headers, JSON and metrics: they are as group names
@@ -321,7 +306,7 @@ pub(super) fn name(written: &Spanned<String>) -> Checked<Box<str>> {
     }
 }
 
-fn address(written: &Spanned<String>, surroundings: Surroundings<'_>) -> Checked<SocketAddr> {
+pub(super) fn address(written: &Spanned<String>, surroundings: Surroundings<'_>) -> Checked<SocketAddr> {
     let text = written.get_ref();
     if let Ok(addr) = text.parse() {
         return Ok(addr);

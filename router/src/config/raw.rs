@@ -20,6 +20,8 @@ pub(super) struct Service {
     pub reads: Option<Spanned<String>>,
     pub updates: Option<Spanned<String>>,
     pub hedge: Option<Spanned<String>>,
+    pub zone: Option<Spanned<String>>,
+    pub slow_start: Option<Spanned<String>>,
     pub read_methods: Option<Spanned<Vec<Spanned<String>>>>,
     pub stamp: Option<Spanned<bool>>,
     #[serde(default)]
@@ -86,5 +88,5 @@ pub(super) struct Entry {
 pub(super) struct Racs {
     pub name: Spanned<String>,
     pub group: Option<Spanned<String>>,
-    pub servers: Option<Spanned<Vec<Spanned<String>>>>,
+    pub servers: Option<Spanned<Vec<Spanned<super::servers::Written>>>>,
 }

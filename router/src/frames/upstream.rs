@@ -64,8 +64,8 @@ impl Upstream {
     }
 
     /// Appends a request; it is written at the end of this turn of the loop.
-    pub(super) fn push(&self, body: &[u8], stamp: Option<&Stamp<'_>>, due: Instant, tag: Tag) {
-        self.server.engage();
+    pub(super) fn push(&self, body: &[u8], stamp: Option<&Stamp<'_>>, due: Instant, mut tag: Tag) {
+        tag.timed = self.server.engage(tag.service.now());
         self.calls.borrow_mut().push(body, stamp, due, tag);
         self.due.set(self.due.get().min(due));
         if !self.told.replace(true) {
@@ -300,6 +300,9 @@ impl Task {
             let unasked = |_| format!("nobody waits for an answer under msgid {}", response.msgid);
             if let Answered::To(tag) = answered.map_err(unasked)? {
                 self.upstream.server.settle();
+                if let Some(stopwatch) = &tag.timed {
+                    self.upstream.server.took(self.worker.clock.now(), stopwatch);
+                }
                 let body = &next[response.body.clone()];
                 match response.error.and_then(|error| Refusal::read(&next[error])) {
                     Some(refusal) => {

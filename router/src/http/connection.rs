@@ -264,7 +264,7 @@ impl Connection {
                 continue;
             };
             place = None;
-            let mut in_flight = InFlight::to(&server);
+            let mut in_flight = InFlight::to(&server, clock.now());
             let patience = service.patience(request, upload);
             let mut exchange = Exchange {
                 worker: &service.worker,
@@ -310,6 +310,7 @@ impl Connection {
                 Err(failure) => Err(failure),
             };
             if let Ok(head) = &turned {
+                in_flight.answered(clock.now());
                 let error = matches!(head.status, 502..=504);
                 server.answered(clock.now(), error, limits.avoid);
                 service.usual.borrow_mut().answered(clock.now() - now);

@@ -11,6 +11,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use membership_types::Instant;
 use router_proto::http::{HeadScan, Method};
 use tokio::{io::AsyncWrite, net::TcpStream};
 
@@ -53,12 +54,12 @@ enum Link {
 
 impl Rival {
     /// An attempt at `server`, which has got nothing yet.
-    pub fn new(server: Rc<Server>, labels: Vec<u8>) -> Self {
+    pub fn new(server: Rc<Server>, labels: Vec<u8>, now: Instant) -> Self {
         let link = match server.take_idle() {
             Some(stream) => Link::Up(stream),
             None => Link::Connecting(Box::pin(TcpStream::connect(server.addr))),
         };
-        let in_flight = InFlight::to(&server);
+        let in_flight = InFlight::to(&server, now);
         let (incoming, scan) = Default::default();
         Self { server, in_flight, labels, link, sent: 0, incoming, scan, interims: 0 }
     }

@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use super::{Dialect, Failure, MAX_FAILURES, Tag, Target, waiting};
-use crate::worker::{Deadline, Hold, Server, Worker};
+use crate::worker::{Deadline, Hold, Server, Stopwatch, Worker};
 
 /// Commands on their way to one server, and whom their replies are for.
 pub(crate) struct Upstream<D: Dialect> {
@@ -30,6 +30,8 @@ pub(crate) struct Upstream<D: Dialect> {
     hold: Rc<Hold>,
     /// Whether the task knows already that there is something to write.
     told: Cell<bool>,
+    /// The command that is timed, and how many come before its reply, its own included.
+    timed: RefCell<Option<(Stopwatch, usize)>>,
     /// Nobody will send anything here any more.
     retired: Cell<bool>,
 }
@@ -43,6 +45,7 @@ impl<D: Dialect> Upstream<D> {
             worker: Rc::clone(worker),
             hold: Rc::default(),
             told: Cell::new(false),
+            timed: RefCell::default(),
             retired: Cell::new(false),
         });
         let task = Task {
@@ -61,13 +64,30 @@ impl<D: Dialect> Upstream<D> {
     /// Appends a command; it is written at the end of this turn of the loop, or once there is an answer to what
     /// was written before.
     pub(super) fn push(&self, command: &[u8], tag: Tag<D>) {
-        self.server.engage();
+        let stopwatch = self.server.engage(self.worker.clock.now());
         let mut pipeline = self.pipeline.borrow_mut();
         pipeline.push(command, tag);
+        if let Some(stopwatch) = stopwatch
+            && self.timed.borrow().is_none()
+        {
+            self.timed.replace(Some((stopwatch, pipeline.len())));
+        }
         match pipeline.gathering() {
             Gathering::Done if !self.told.replace(true) => self.hold.wake(),
             Gathering::Company => self.worker.pace.hold(&self.hold),
             _ => {}
+        }
+    }
+
+    /// A reply has come.
+    fn answered(&self) {
+        self.server.settle();
+        let mut timed = self.timed.borrow_mut();
+        if let Some((_, before)) = &mut *timed {
+            *before -= 1;
+        }
+        if let Some((stopwatch, _)) = timed.take_if(|(_, before)| *before == 0) {
+            self.server.took(self.worker.clock.now(), &stopwatch);
         }
     }
 
@@ -315,7 +335,7 @@ fn deliver<D: Dialect>(upstream: &Upstream<D>, replies: &mut D::Replies, input: 
         };
         let Some(len) = len else { break };
         let (tag, command_len) = upstream.pipeline.borrow_mut().answered().ok_or(())?;
-        upstream.server.settle();
+        upstream.answered();
         tag.deliver(command_len, &input[done..done + len]);
         done += len;
     }

@@ -10,6 +10,7 @@ use std::{
 
 use membership_types::Instant;
 use router_proto::{
+    choice::Latency,
     health::{Budget, Health},
     l2p::{Loads, PhysicalId},
 };
@@ -28,6 +29,11 @@ pub(crate) struct Server {
     in_flight: Cell<u32>,
     health: RefCell<Health>,
     retries: RefCell<Budget>,
+    /// When it was first chosen or came back; `None` before.
+    well_since: Cell<Option<Instant>>,
+    latency: Cell<Latency>,
+    /// The tick in which a request there was timed last.
+    timed: Cell<Instant>,
     refused_until: Cell<Instant>,
     /// Unused connections for HTTP; the one used last is taken first.
     idle: RefCell<Vec<Idle>>,
@@ -52,6 +58,9 @@ impl Server {
             in_flight: Cell::new(0),
             health: RefCell::default(),
             retries: RefCell::new(Budget::new(RETRIES_PERCENT, RETRIES_RESERVE)),
+            well_since: Cell::new(None),
+            latency: Cell::default(),
+            timed: Cell::new(Instant::ZERO),
             refused_until: Cell::new(Instant::ZERO),
             idle: RefCell::default(),
             redis: Lanes::default(),
@@ -60,9 +69,26 @@ impl Server {
         }
     }
 
-    /// Notes that requests go there: the count is taken back by [`Server::settle`].
-    pub fn engage(&self) {
+    /// Notes that requests go there: the count is taken back by [`Server::settle`]. `now` is the coarse clock's.
+    ///
+    /// Gives a stopwatch for [`Server::took`] if this request is to be timed: one in each tick of the clock,
+    /// so that under load hardly a request pays for it.
+    pub fn engage(&self, now: Instant) -> Option<Stopwatch> {
         self.in_flight.set(self.in_flight.get() + 1);
+        if self.timed.replace(now) == now {
+            return None;
+        }
+        if self.well_since.get().is_none() {
+            self.well_since.set(Some(now));
+        }
+        Some(Stopwatch(std::time::Instant::now()))
+    }
+
+    /// Notes how long a request took that was timed, up to the start of its answer.
+    pub fn took(&self, now: Instant, stopwatch: &Stopwatch) {
+        let mut latency = self.latency.get();
+        latency.measure(now, stopwatch.0.elapsed());
+        self.latency.set(latency);
     }
 
     /// Notes that a request is no longer there.
@@ -78,7 +104,12 @@ impl Server {
 
     /// Notes that an answer came; `error` says that the server itself cannot serve.
     pub fn answered(&self, now: Instant, error: bool, avoid: Duration) {
-        self.health.borrow_mut().answered(now, error, avoid);
+        let mut health = self.health.borrow_mut();
+        let was_avoided = health.avoid_until() > Instant::ZERO;
+        health.answered(now, error, avoid);
+        if was_avoided && health.avoid_until() == Instant::ZERO {
+            self.well_since.set(Some(now));
+        }
     }
 
     /// When the last answer came.
@@ -152,19 +183,31 @@ fn is_quiet(stream: &TcpStream) -> bool {
     }
 }
 
+/// Runs since a request went to its server.
+pub(crate) struct Stopwatch(std::time::Instant);
+
 /// A request on its way to a server and back.
-pub(crate) struct InFlight(Rc<Server>);
+pub(crate) struct InFlight {
+    server: Rc<Server>,
+    stopwatch: Option<Stopwatch>,
+}
 
 impl InFlight {
-    pub fn to(server: &Rc<Server>) -> Self {
-        server.engage();
-        Self(Rc::clone(server))
+    pub fn to(server: &Rc<Server>, now: Instant) -> Self {
+        Self { stopwatch: server.engage(now), server: Rc::clone(server) }
+    }
+
+    /// Its answer begins.
+    pub fn answered(&self, now: Instant) {
+        if let Some(stopwatch) = &self.stopwatch {
+            self.server.took(now, stopwatch);
+        }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.settle();
+        self.server.settle();
     }
 }
 
@@ -222,5 +265,16 @@ impl Loads for Servers {
 
     fn avoid_until(&self, server: PhysicalId) -> Instant {
         self.with(server, Server::avoid_until).unwrap_or(Instant::ZERO)
+    }
+
+    fn latency(&self, server: PhysicalId, now: Instant) -> u64 {
+        self.with(server, |server| server.latency.get().at(now)).unwrap_or(0)
+    }
+
+    fn well_since(&self, server: PhysicalId) -> Instant {
+        // One that this worker has never met is new.
+        self.with(server, |server| Some(server.well_since.get()?.max(server.avoid_until())))
+            .flatten()
+            .unwrap_or(Instant::MAX)
     }
 }

@@ -499,7 +499,7 @@ fn header(protocol: &str, more: &str) -> String {
 }
 
 pub fn view(epoch: u64, leader: Option<usize>, addrs: &[SocketAddr]) -> GroupClones {
-    let clone = |(at, addr): (usize, &SocketAddr)| CloneAt { name: format!("n{at}"), addr: *addr };
+    let clone = |(at, addr): (usize, &SocketAddr)| CloneAt::new(&format!("n{at}"), *addr);
     GroupClones { epoch, leader, clones: addrs.iter().enumerate().map(clone).collect() }
 }
 
