@@ -107,7 +107,7 @@ fn clones(view: &View, is_ready: bool) -> GroupClones {
         if rank == 0 && is_ready {
             leader = Some(clones.len());
         }
-        clones.push(CloneAt { name: member.name.to_string(), addr });
+        clones.push(CloneAt::new(&member.name, addr));
     }
     GroupClones { epoch: view.id.get(), leader, clones }
 }

@@ -5,6 +5,7 @@
 
 mod auth;
 mod check;
+mod health;
 mod pmap;
 mod raw;
 mod servers;
@@ -23,6 +24,8 @@ use router_proto::{
     frames::KeyPaths,
     racs::Policy,
 };
+
+pub(crate) use health::{Check, Checks};
 
 use crate::table::CloneAt;
 
@@ -50,6 +53,8 @@ pub(crate) struct Service {
     pub listen: SocketAddr,
     pub protocol: Protocol,
     pub policy: Policy,
+    /// How its servers are checked; not at all if `None`.
+    pub checks: Option<Arc<Checks>>,
     /// Where the router is: clones there are preferred.
     pub zone: Option<Box<str>>,
     /// Whether responses say which partition, server and epoch they came from.

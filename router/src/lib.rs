@@ -15,6 +15,7 @@
 //! * The k-th response on a connection belongs to the k-th request.
 #![forbid(unsafe_code)]
 
+mod checks;
 mod config;
 mod frames;
 mod http;
@@ -30,6 +31,7 @@ mod stats;
 mod table;
 mod worker;
 
+pub use checks::ServerHealth;
 pub use config::{Config, ConfigError, Surroundings};
 pub use limits::Limits;
 pub use router::{Options, RouterHandle, Serving, StartError, start};

@@ -11,6 +11,7 @@ use std::{
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
+    checks::{Checker, ServerHealth, Target},
     config::Config,
     limits::Limits,
     listen,
@@ -100,6 +101,7 @@ struct Shared {
     serving: Vec<Serving>,
     publisher: Mutex<Publisher>,
     workers: Vec<mpsc::UnboundedSender<Control>>,
+    checker: Mutex<Checker>,
     threads: Mutex<Vec<thread::JoinHandle<()>>>,
 }
 
@@ -160,7 +162,11 @@ pub fn start(config: &Config, options: Options) -> Result<RouterHandle, StartErr
         threads.push(thread.map_err(StartError::Thread)?);
         workers.push(sender);
     }
-    let shared = Shared { serving, publisher: Mutex::new(publisher), workers, threads: Mutex::new(threads) };
+    let mut checker = Checker::new(&workers);
+    checker.look_at(publisher.targets()).map_err(StartError::Thread)?;
+    let checker = Mutex::new(checker);
+    let shared =
+        Shared { serving, publisher: Mutex::new(publisher), workers, checker, threads: Mutex::new(threads) };
     Ok(RouterHandle { shared: Arc::new(shared) })
 }
 
@@ -184,8 +190,10 @@ impl RouterHandle {
     /// # Errors
     /// See [`UpdateError`]; then nothing has changed.
     pub fn update_group(&self, group: &str, clones: &GroupClones) -> Result<(), UpdateError> {
-        lock(&self.shared.publisher).update_group(group, clones)?;
+        let mut publisher = lock(&self.shared.publisher);
+        publisher.update_group(group, clones)?;
         self.tell(|| Control::TablesChanged);
+        self.check(publisher.targets());
         Ok(())
     }
 
@@ -212,6 +220,11 @@ impl RouterHandle {
         total
     }
 
+    /// What active checks say of each server, for the services that have `[service.health]`.
+    pub fn health(&self) -> Vec<ServerHealth> {
+        lock(&self.shared.checker).health()
+    }
+
     /// Stops in an orderly way: accepts no more clients, finishes the requests under way (responses say
     /// `Connection: close`), closes idle connections; whatever is left after `grace` is cut. Blocks until all
     /// workers have ended; a second call, from another thread, cuts at once.
@@ -221,6 +234,13 @@ impl RouterHandle {
         for thread in threads {
             // A worker that panicked has said so; the others end all the same.
             let _ = thread.join();
+        }
+        lock(&self.shared.checker).stop();
+    }
+
+    fn check(&self, targets: Vec<Target>) {
+        if let Err(error) = lock(&self.shared.checker).look_at(targets) {
+            tracing::error!(%error, "servers are not checked");
         }
     }
 

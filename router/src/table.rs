@@ -9,7 +9,10 @@ use router_proto::{
     l2p::{Logical, Physicals, Weight},
 };
 
-use crate::config::{Config, Service, Source};
+use crate::{
+    checks::Target,
+    config::{Config, Service, Source},
+};
 
 /// The clones of a group as one of its views lists them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,6 +106,26 @@ impl Publisher {
     /// A reader of each service's tables, for one worker.
     pub fn readers(&self) -> Vec<Reader<Table>> {
         self.services.iter().map(|published| published.snapshot.reader()).collect()
+    }
+
+    /// The servers that are to be checked, as of the newest tables: each once for each service.
+    pub fn targets(&self) -> Vec<Target> {
+        let mut targets: Vec<Target> = Vec::new();
+        for Published { service, snapshot, .. } in &self.services {
+            let Some(checks) = &service.checks else { continue };
+            for logical in snapshot.reader().load().l2p.iter() {
+                let target = Target {
+                    service: service.name.clone(),
+                    server: logical.physical,
+                    addr: logical.addr,
+                    checks: Arc::clone(checks),
+                };
+                if !targets.contains(&target) {
+                    targets.push(target);
+                }
+            }
+        }
+        targets
     }
 
     /// Takes over a group's view in every RACS that follows the group.

@@ -106,6 +106,8 @@ pub(crate) enum Door {
 pub(crate) enum Control {
     /// Some service has a new table.
     TablesChanged,
+    /// Active checks found that a server is down, or up again.
+    Health { server: PhysicalId, addr: SocketAddr, up: bool },
     /// Say what you have counted.
     Stats(oneshot::Sender<Vec<ServiceStats>>),
     /// Finish what is under way, then end; after this long end anyway.
@@ -227,9 +229,11 @@ async fn work(setup: Setup) -> io::Result<()> {
         worker.servers.abandon(|id| fronts.iter().any(|(_, front)| front.names(id)));
         fronts.iter().for_each(|(_, front)| front.tables_changed());
     };
+    let health = |server, addr, up| worker.servers.get(server, addr).found(worker.clock.now(), up);
     let grace = loop {
         match control.recv().await {
             Some(Control::TablesChanged) => tables_changed(),
+            Some(Control::Health { server, addr, up }) => health(server, addr, up),
             Some(Control::Stats(reply)) => {
                 let stats = fronts.iter().map(|(name, front)| front.counters().read(name)).collect();
                 let _ = reply.send(stats); // whoever asked may have gone
@@ -248,6 +252,7 @@ async fn work(setup: Setup) -> io::Result<()> {
         while let Poll::Ready(message) = control.poll_recv(cx) {
             match message {
                 Some(Control::TablesChanged) => tables_changed(),
+                Some(Control::Health { server, addr, up }) => health(server, addr, up),
                 Some(Control::Stats(_)) => {}
                 Some(Control::Shutdown(_)) => return Poll::Ready(false),
                 None => break,

@@ -1,7 +1,8 @@
 //! Which of several clones that may all answer gets a request: requests in flight first, latency second.
 //!
 //! Two clones are drawn, each as often as its weight says, and the one with fewer requests in flight for its
-//! weight is taken; where that is the same, the one that lately answered sooner (Mitzenmacher, "The Power of
+//! weight is taken; where that is the same, the one that lately answered sooner, and one request more is made up
+//! for by answers in less than half the time, but only among clones with the same share (Mitzenmacher, "The Power of
 //! Two Choices in Randomized Load Balancing", 2001). What is compared is what this worker has sent itself: it
 //! is never stale, costs no probe, and grows at once when a server hangs. Latency alone does not; but it tells
 //! servers apart where each worker has little in flight, and so sees none of the load that others put on them.
@@ -15,7 +16,7 @@ use core::time::Duration;
 use membership_types::Instant;
 
 use crate::{
-    l2p::{Loads, LogicalId},
+    l2p::{Loads, LogicalId, PhysicalId},
     racs::Circumstances,
 };
 
@@ -61,7 +62,7 @@ struct Candidate {
     near: bool,
     share: u64,
     in_flight: u64,
-    latency: u64,
+    server: PhysicalId,
 }
 
 impl Candidate {
@@ -74,16 +75,31 @@ impl Candidate {
             share: u64::from(logical.weight.get())
                 * ramp(at.loads.well_since(server), at.now, at.policy.slow_start),
             in_flight: u64::from(at.loads.in_flight(server)),
-            latency: at.loads.latency(server, at.now),
+            server,
         }
     }
 
     /// Whether it is the better choice than the other one.
-    fn beats(&self, other: &Self) -> bool {
+    fn beats<L: Loads>(&self, other: &Self, at: &Circumstances<'_, L>) -> bool {
+        // In-flight by weight, multiplied out: at the one with the smaller share a request counts for more.
         let (mine, others) = (self.in_flight * other.share, other.in_flight * self.share);
-        // A small difference between latencies is chance.
-        let sooner = || self.latency > 0 && self.latency + self.latency / 4 < other.latency;
-        mine < others || (mine == others && sooner())
+        let gap = mine.abs_diff(others);
+        // Where weights differ, or one is new, latency would have its way whenever all are idle.
+        if self.share != other.share || gap > self.share {
+            return mine < others;
+        }
+        let latency = |one: &Self| at.loads.latency(one.server, at.now);
+        let (my_latency, others_latency) = (latency(self), latency(other));
+        // Whether an answer takes more than `times / part` as long elsewhere, as far as both are known.
+        let sooner = |here: u64, there: u64, times, part| here > 0 && here * times < there * part;
+        if gap == 0 {
+            // A small difference between latencies is chance.
+            sooner(my_latency, others_latency, 5, 4)
+        } else if mine < others {
+            !sooner(others_latency, my_latency, 2, 1)
+        } else {
+            sooner(my_latency, others_latency, 2, 1)
+        }
     }
 }
 
@@ -121,24 +137,40 @@ fn spills(near: &Together, far: &Together) -> bool {
     u128::from(near.in_flight) * u128::from(far.share) * u128::from(WHOLE) > allowed * u128::from(near.share)
 }
 
-/// Chooses among the eligible clones; `None` if there are none. Looks at each a few times, and keeps nothing.
+/// Arrays with up to this many clones are looked at once; larger ones several times, because nothing is allocated.
+const FEW: usize = 8;
+
+/// Chooses among the eligible clones; `None` if there are none.
 pub(crate) fn choose<L: Loads>(
     clones: &[LogicalId],
     eligible: impl Fn(LogicalId) -> bool,
     at: &Circumstances<'_, L>,
     random: u64,
 ) -> Option<LogicalId> {
-    let candidates =
-        || clones.iter().filter(|&&clone| eligible(clone)).map(|&clone| Candidate::of(clone, at));
+    let mut candidates =
+        clones.iter().filter(|&&clone| eligible(clone)).map(|&clone| Candidate::of(clone, at));
+    if clones.len() > FEW {
+        return better_of_two(candidates, at, random);
+    }
+    let mut few = [const { None }; FEW];
+    few.iter_mut().zip(&mut candidates).for_each(|(place, one)| *place = Some(one));
+    better_of_two(few.iter().map_while(|place| *place), at, random)
+}
+
+fn better_of_two<L: Loads>(
+    candidates: impl Iterator<Item = Candidate> + Clone,
+    at: &Circumstances<'_, L>,
+    random: u64,
+) -> Option<LogicalId> {
     let (mut near, mut far) = (Together::default(), Together::default());
-    candidates().for_each(|one| if one.near { near.add(&one) } else { far.add(&one) });
+    candidates.clone().for_each(|one| if one.near { near.add(&one) } else { far.add(&one) });
     let only_near = near.share > 0 && far.share > 0 && !spills(&near, &far);
     let share = near.share + if only_near { 0 } else { far.share };
-    let admitted = || candidates().filter(|one| one.near || !only_near);
-    let first = draw(admitted(), share, random & 0xffff_ffff)?;
-    let others = admitted().filter(|one| one.clone != first.clone);
+    let admitted = candidates.filter(|one| one.near || !only_near);
+    let first = draw(admitted.clone(), share, random & 0xffff_ffff)?;
+    let others = admitted.filter(|one| one.clone != first.clone);
     match draw(others, share - first.share, random >> 32) {
-        Some(second) if second.beats(&first) => Some(second.clone),
+        Some(second) if second.beats(&first, at) => Some(second.clone),
         _ => Some(first.clone),
     }
 }
@@ -161,7 +193,7 @@ mod tests {
     use alloc::{format, vec::Vec};
 
     use crate::{
-        l2p::{L2p, Logical, PhysicalId, Physicals, Weight},
+        l2p::{L2p, Logical, Physicals, Weight},
         racs::Policy,
     };
     use membership_types::Rng;
@@ -242,8 +274,15 @@ mod tests {
         assert!(about(hits[0], 5000), "{hits:?}");
         let hits = chosen(&[of(0), of(10)], Duration::ZERO);
         assert!(about(hits[0], 5000), "of one nothing is known: {hits:?}");
-        let busy = One { in_flight: 3, ..of(1) };
-        assert_eq!(chosen(&[busy, of(10)], Duration::ZERO), [0, 10_000], "load comes first");
+        let busy = |in_flight| One { in_flight, ..of(4) };
+        assert_eq!(
+            chosen(&[busy(3), of(10)], Duration::ZERO),
+            [10_000, 0],
+            "one more, in less than half the time"
+        );
+        assert_eq!(chosen(&[busy(3), of(8)], Duration::ZERO), [0, 10_000], "in half the time");
+        assert_eq!(chosen(&[busy(4), of(99)], Duration::ZERO), [0, 10_000], "two more: load comes first");
+        assert_eq!(chosen(&[busy(3), of(0)], Duration::ZERO), [0, 10_000], "of one nothing is known");
     }
 
     #[test]

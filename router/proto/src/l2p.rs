@@ -118,6 +118,11 @@ pub trait Loads {
     /// Until when other clones are to be preferred, because this server was just seen failing.
     fn avoid_until(&self, server: PhysicalId) -> Instant;
 
+    /// Whether checks say that it is down; then it is to be avoided for ever.
+    fn is_down(&self, _server: PhysicalId) -> bool {
+        false
+    }
+
     /// How soon it answers, in nanoseconds; 0 if that is unknown.
     fn latency(&self, _server: PhysicalId, _now: Instant) -> u64 {
         0

@@ -159,7 +159,7 @@ impl Racs {
     /// Chooses the clone for one attempt at a request. `random` is 64 fresh random bits.
     ///
     /// Servers that were tried are never chosen again. Servers just seen failing are avoided while another
-    /// clone is left; the leader is never avoided, because nobody can stand in for it.
+    /// clone is left, those that are down even more; the leader is never avoided, because nobody can stand in for it.
     pub fn pick<L: Loads>(
         &self,
         access: Access,
@@ -179,7 +179,10 @@ impl Racs {
         }
         let untried = |clone| !tried.contains(l2p.get(clone).physical);
         let sound = |clone| untried(clone) && loads.avoid_until(l2p.get(clone).physical) <= now;
+        let perhaps = |clone| untried(clone) && !loads.is_down(l2p.get(clone).physical);
         let chosen = choose(&self.clones, sound, &at, random);
+        let chosen = chosen.or_else(|| choose(&self.clones, perhaps, &at, random));
+        // All are down: checks may be wrong, and an attempt costs less than a refusal.
         match chosen.or_else(|| choose(&self.clones, untried, &at, random)) {
             Some(clone) => Pick::Clone(clone),
             None => Pick::Exhausted,
@@ -230,6 +233,7 @@ mod tests {
     struct Fixed {
         in_flight: Vec<u32>,
         avoid_until: Vec<Instant>,
+        down: Vec<bool>,
     }
 
     impl Loads for Fixed {
@@ -237,7 +241,11 @@ mod tests {
             self.in_flight[server.index()]
         }
         fn avoid_until(&self, server: PhysicalId) -> Instant {
-            self.avoid_until[server.index()]
+            let down = self.down[server.index()];
+            if down { Instant::MAX } else { self.avoid_until[server.index()] }
+        }
+        fn is_down(&self, server: PhysicalId) -> bool {
+            self.down[server.index()]
         }
     }
 
@@ -256,7 +264,8 @@ mod tests {
                 l2p.add(Logical::new(&format!("c{at}"), physicals.id_of(addr), addr))
             })
             .collect();
-        let loads = Fixed { in_flight: vec![0; 3], avoid_until: vec![Instant::ZERO; 3] };
+        let loads =
+            Fixed { in_flight: vec![0; 3], avoid_until: vec![Instant::ZERO; 3], down: vec![false; 3] };
         (Racs::new("r", clones, Some(Rank::LEADER), Epoch::new(7)), l2p, loads)
     }
 
@@ -299,6 +308,20 @@ mod tests {
         assert!(hits.iter().all(|&n| n > 800), "all avoided is as good as none: {hits:?}");
         loads.avoid_until = vec![NOW; 3];
         assert!(picks(&racs, &l2p, &loads, Access::Read, &Tried::default())[0] > 0);
+    }
+
+    #[test]
+    fn a_server_that_is_down_is_the_last_resort_for_reads_and_still_the_leader_of_updates() {
+        let (racs, l2p, mut loads) = three();
+        loads.down[0] = true;
+        let hits = |loads: &Fixed, access| picks(&racs, &l2p, loads, access, &Tried::default());
+        assert_eq!(hits(&loads, Access::Read)[0], 0);
+        assert_eq!(hits(&loads, Access::Update), [3000, 0, 0]);
+        loads.avoid_until = vec![NOW.after(Duration::from_millis(1)); 3];
+        assert_eq!(hits(&loads, Access::Read)[0], 0, "rather one that has just failed");
+        loads.down = vec![true; 3];
+        let all = hits(&loads, Access::Read);
+        assert!(all.iter().all(|&n| n > 800), "all down is as good as none: {all:?}");
     }
 
     #[test]

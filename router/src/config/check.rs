@@ -106,8 +106,20 @@ fn service(written: &Spanned<raw::Service>, surroundings: Surroundings<'_>) -> C
         updates: updates(raw.updates.as_ref())?,
         slow_start: slow_start.transpose()?.unwrap_or_default(),
     };
+    let checks = raw.health.as_ref().map(super::health::checks).transpose()?;
     let zone = raw.zone.as_ref().map(self::name).transpose()?;
-    Ok(Service { name, listen, protocol, policy, zone, expose: raw.expose, auth, pmap: Arc::new(pmap), racs })
+    Ok(Service {
+        name,
+        listen,
+        protocol,
+        policy,
+        checks,
+        zone,
+        expose: raw.expose,
+        auth,
+        pmap: Arc::new(pmap),
+        racs,
+    })
 }
 
 fn protocol(written: &Spanned<raw::Service>, pmap: &Pmap) -> Checked<Protocol> {

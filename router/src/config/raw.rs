@@ -22,6 +22,7 @@ pub(super) struct Service {
     pub hedge: Option<Spanned<String>>,
     pub zone: Option<Spanned<String>>,
     pub slow_start: Option<Spanned<String>>,
+    pub health: Option<Spanned<Health>>,
     pub read_methods: Option<Spanned<Vec<Spanned<String>>>>,
     pub stamp: Option<Spanned<bool>>,
     #[serde(default)]
@@ -55,6 +56,16 @@ impl OneOrMany {
         };
         list.iter().map(String::as_str)
     }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Health {
+    pub check: Spanned<String>,
+    pub every: Option<Spanned<String>>,
+    pub timeout: Option<Spanned<String>>,
+    pub fall: Option<Spanned<i64>>,
+    pub rise: Option<Spanned<i64>>,
 }
 
 #[derive(Deserialize)]

@@ -31,6 +31,8 @@ pub(crate) struct Server {
     retries: RefCell<Budget>,
     /// When it was first chosen or came back; `None` before.
     well_since: Cell<Option<Instant>>,
+    /// Whether active checks say so.
+    down: Cell<bool>,
     latency: Cell<Latency>,
     /// The tick in which a request there was timed last.
     timed: Cell<Instant>,
@@ -59,6 +61,7 @@ impl Server {
             health: RefCell::default(),
             retries: RefCell::new(Budget::new(RETRIES_PERCENT, RETRIES_RESERVE)),
             well_since: Cell::new(None),
+            down: Cell::new(false),
             latency: Cell::default(),
             timed: Cell::new(Instant::ZERO),
             refused_until: Cell::new(Instant::ZERO),
@@ -119,7 +122,17 @@ impl Server {
 
     /// Until when other clones are to be preferred.
     pub fn avoid_until(&self) -> Instant {
-        self.health.borrow().avoid_until()
+        if self.down.get() { Instant::MAX } else { self.health.borrow().avoid_until() }
+    }
+
+    /// Active checks found that it is down, or up again. Unused connections to one that is down are ended.
+    pub fn found(&self, now: Instant, up: bool) {
+        if self.down.replace(!up) && up {
+            self.well_since.set(Some(now));
+        }
+        if !up {
+            self.idle.borrow_mut().clear();
+        }
     }
 
     /// Notes that a connection or a request there just failed, or that it is silent.
@@ -158,6 +171,9 @@ impl Server {
 
     /// Keeps a connection for later requests.
     pub fn keep(&self, stream: TcpStream, until: Instant, most: usize) {
+        if self.down.get() {
+            return;
+        }
         let mut idle = self.idle.borrow_mut();
         if idle.len() >= most {
             idle.remove(0);
@@ -265,6 +281,10 @@ impl Loads for Servers {
 
     fn avoid_until(&self, server: PhysicalId) -> Instant {
         self.with(server, Server::avoid_until).unwrap_or(Instant::ZERO)
+    }
+
+    fn is_down(&self, server: PhysicalId) -> bool {
+        self.with(server, |server| server.down.get()).unwrap_or(false)
     }
 
     fn latency(&self, server: PhysicalId, now: Instant) -> u64 {
