@@ -285,6 +285,10 @@ fn keys_that_must_be_together_are_in_one_partition_or_refused() {
             "-ERR phalanx: 'wait' is refused: servers cannot tell the updates of clients that share a connection apart\r\n",
         ),
         (
+            "MEMORY DOCTOR",
+            "-ERR phalanx: 'memory|doctor' is refused: it concerns one server: ask that server\r\n",
+        ),
+        (
             "MONITOR",
             "-ERR phalanx: 'monitor' is refused: it would show one server's commands, those of all clients: ask that server\r\n",
         ),

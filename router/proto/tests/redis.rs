@@ -220,6 +220,7 @@ fn keys_are_where_the_server_sees_them() {
         ("GEORADIUS a 1 2 3 m COUNT 3 STORE d", "a d"),
         ("GEORADIUSBYMEMBER a store 3 m STOREDIST d", "a d"),
         ("LMOVE a b LEFT RIGHT", "a b"),
+        ("COPY a db DB 0 REPLACE", "a db"),
     ] {
         assert_eq!(keys(line).as_deref(), Ok(found), "{line}");
     }
@@ -233,6 +234,7 @@ fn keys_are_where_the_server_sees_them() {
         ("XREAD COUNT STREAMS a 0", "ERR syntax error"),
         ("XREAD GROUP g c STREAMS a 0", "ERR syntax error"),
         ("SORT a LIMIT 0", "ERR syntax error"),
+        ("COPY a b REPLACE db 1", "ERR phalanx: a partitioned service has database 0 alone"),
         ("MSETNX a 1 b 2 c", "ERR wrong number of arguments for 'msetnx' command"),
     ] {
         assert_eq!(keys(line), Err(why), "{line}");

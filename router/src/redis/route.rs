@@ -181,7 +181,9 @@ impl RedisService {
             Keys::All(spread) => self.dispatch_all(client, seq, spread, command),
             Keys::Scan => self.scan(client, seq, command, args),
             Keys::Refused(why) => {
-                let name = known.name;
+                let container = resp::lookup(args.get(command, 0)).map_or(known.name, |first| first.name);
+                let sub = if container == known.name { String::new() } else { format!("|{}", known.name) };
+                let name = format!("{container}{sub}");
                 self.refused(client, seq, format_args!("ERR phalanx: '{name}' is refused: {why}"));
             }
             Keys::None(_) | Keys::Transaction(_) | Keys::Subscribe(..) | Keys::Sub(_) => {

@@ -32,6 +32,8 @@ pub enum Find {
         /// Whether `GROUP` and `NOACK` are known.
         group: bool,
     },
+    /// `COPY`: arguments 1 and 2, in the one database that there is.
+    Copy,
     /// `SORT`: argument 1, what follows `STORE`, and patterns.
     Sort {
         /// Whether `STORE` is known.
@@ -100,6 +102,12 @@ impl Find {
                     ));
                 }
                 (streams..streams + rest / 2).for_each(|at| visit(Found::Key(at)));
+            }
+            Self::Copy => {
+                if (3..len.saturating_sub(1)).any(|at| is(at, "db") && args.get(command, at + 1) != b"0") {
+                    return Err(Malformed("ERR phalanx: a partitioned service has database 0 alone"));
+                }
+                [1, 2].into_iter().for_each(|at| visit(Found::Key(at)));
             }
             Self::Sort { store } => {
                 visit(Found::Key(1));

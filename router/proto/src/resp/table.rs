@@ -222,7 +222,7 @@ pub(super) const COMMANDS: &[Command] = &[
     many("unlink", -2, Family::CountUpdate),
     // Keys that must be in one partition.
     together("bitop", -4, Find::Range { first: 2, last: -1, step: 1 }, Update),
-    together("copy", -3, Find::Range { first: 1, last: 2, step: 1 }, Update),
+    together("copy", -3, Find::Copy, Update),
     together("geosearchstore", -8, Find::Range { first: 1, last: 2, step: 1 }, Update),
     together("lcs", -3, Find::Range { first: 1, last: 2, step: 1 }, Read),
     together("lmove", 5, Find::Range { first: 1, last: 2, step: 1 }, Update),
