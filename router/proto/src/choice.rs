@@ -17,7 +17,7 @@ use membership_types::Instant;
 
 use crate::{
     l2p::{Loads, LogicalId, PhysicalId},
-    racs::Circumstances,
+    racs::{Circumstances, Reads},
 };
 
 /// The share of a clone of weight 1 that is not new.
@@ -27,6 +27,9 @@ const LEAST: u64 = WHOLE / 10;
 /// Requests in flight for each weight that clones near the router may always have, before any request goes to
 /// clones farther away.
 const SLACK: u64 = 16;
+
+/// Differences between latencies up to this many nanoseconds do not count, unless one is twice the other.
+const CHANCE: u64 = 250_000;
 
 /// How soon a server answers, as one worker saw it: a moving average that is forgotten when nothing is measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -85,7 +88,8 @@ impl Candidate {
         let (mine, others) = (self.in_flight * other.share, other.in_flight * self.share);
         let gap = mine.abs_diff(others);
         // Where weights differ, or one is new, latency would have its way whenever all are idle.
-        if self.share != other.share || gap > self.share {
+        // And where a client stays with its clone, what is fast at this moment says little.
+        if self.share != other.share || gap > self.share || at.policy.reads == Reads::Sticky {
             return mine < others;
         }
         let latency = |one: &Self| at.loads.latency(one.server, at.now);
@@ -94,7 +98,8 @@ impl Candidate {
         let sooner = |here: u64, there: u64, times, part| here > 0 && here * times < there * part;
         if gap == 0 {
             // A small difference between latencies is chance.
-            sooner(my_latency, others_latency, 5, 4)
+            sooner(my_latency, others_latency, 2, 1)
+                || (sooner(my_latency, others_latency, 5, 4) && others_latency - my_latency > CHANCE)
         } else if mine < others {
             !sooner(others_latency, my_latency, 2, 1)
         } else {
@@ -206,12 +211,12 @@ mod tests {
         weight: u16,
         near: bool,
         in_flight: u32,
-        latency_ms: u64,
+        latency: u64,
         well_for: Duration,
     }
 
     const PLAIN: One =
-        One { weight: 1, near: true, in_flight: 0, latency_ms: 0, well_for: Duration::from_secs(60) };
+        One { weight: 1, near: true, in_flight: 0, latency: 0, well_for: Duration::from_secs(60) };
 
     struct Ones<'a>(&'a [One]);
 
@@ -223,7 +228,7 @@ mod tests {
             Instant::ZERO
         }
         fn latency(&self, server: PhysicalId, _: Instant) -> u64 {
-            self.0[server.index()].latency_ms * MS
+            self.0[server.index()].latency
         }
         fn well_since(&self, server: PhysicalId) -> Instant {
             Instant::from_nanos(NOW.as_nanos() - self.0[server.index()].well_for.as_nanos() as u64)
@@ -268,10 +273,14 @@ mod tests {
 
     #[test]
     fn latency_decides_between_clones_with_the_same_load_if_it_differs_much() {
-        let of = |latency_ms| One { latency_ms, in_flight: 2, ..PLAIN };
+        let of = |latency_ms| One { latency: latency_ms * MS, in_flight: 2, ..PLAIN };
         assert_eq!(chosen(&[of(30), of(10)], Duration::ZERO), [0, 10_000]);
         let hits = chosen(&[of(11), of(10)], Duration::ZERO);
         assert!(about(hits[0], 5000), "{hits:?}");
+        let of_ns = |latency| One { latency, ..of(0) };
+        let hits = chosen(&[of_ns(400_000), of_ns(600_000)], Duration::ZERO);
+        assert!(about(hits[0], 5000), "{hits:?}");
+        assert_eq!(chosen(&[of_ns(200_000), of_ns(600_000)], Duration::ZERO), [10_000, 0]);
         let hits = chosen(&[of(0), of(10)], Duration::ZERO);
         assert!(about(hits[0], 5000), "of one nothing is known: {hits:?}");
         let busy = |in_flight| One { in_flight, ..of(4) };
