@@ -5,7 +5,11 @@ mod authority;
 mod common;
 
 use authority::{Authority, Files};
-use common::{Dir, Proc, run, stderr};
+use common::{Dir, Proc, phalanx, run, stderr};
+use std::{
+    io::{BufRead, BufReader},
+    process::{Command, Stdio},
+};
 
 fn flags(files: &Files) -> Vec<String> {
     let all = [("--tls-ca", &files.ca), ("--tls-cert", &files.cert), ("--tls-key", &files.key)];
@@ -71,4 +75,50 @@ fn certificates_that_cannot_work_are_refused_by_flag_and_file() {
             assert!(stderr(&output).contains(word), "{word}: {}", stderr(&output));
         }
     }
+}
+
+/// Clients' certificates are the router's business, and read again as those of nodes are.
+#[test]
+fn a_router_reads_the_certificates_of_services_again_on_hup_and_names_what_it_cannot_use() {
+    let dir = Dir::new();
+    let files = Files::new(dir.path(), "s");
+    let authority = Authority::new();
+    files.write(&[&authority], &authority.sign(&["s.example"]));
+    let config = dir.write(
+        "router.toml",
+        &format!(
+            "[[service]]\nname = \"s\"\nlisten = \"127.0.0.1:0\"\nprotocol = \"redis\"\n\
+             tls = {{ cert = {:?}, key = {:?} }}\n[service.pmap]\nstyle = \"slots\"\npartitions = 8\n\
+             [[service.racs]]\nname = \"a\"\nservers = [\"127.0.0.1:1\"]\n",
+            files.cert, files.key
+        ),
+    );
+    let checked = run(&["router", "--check", "--config", &config]);
+    assert_eq!(checked.status.code(), Some(0), "{}", stderr(&checked));
+    let mut router = phalanx()
+        .args(["router", "--config", &config])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary can be started");
+    let mut line = String::new();
+    BufReader::new(router.stdout.take().expect("it is piped")).read_line(&mut line).expect("a line");
+    assert!(line.contains("is served on"), "{line}");
+    std::fs::write(&files.key, "no key").expect("it is ours");
+    let pid = router.id().to_string();
+    let tell = |signal: &str| {
+        let told = Command::new("kill").args([signal, &pid]).status();
+        assert!(told.expect("kill can be run").success());
+    };
+    tell("-HUP");
+    let log = BufReader::new(router.stderr.take().expect("it is piped"));
+    let said = log.lines().map_while(Result::ok).find(|line| line.contains("s.key.pem"));
+    assert!(
+        said.is_some_and(|line| line.contains("no private key") && line.contains("what was read before"))
+    );
+    let checked = run(&["router", "--check", "--config", &config]);
+    assert_eq!(checked.status.code(), Some(2));
+    assert!(stderr(&checked).contains("s.key.pem: there is no private key"), "{}", stderr(&checked));
+    tell("-TERM");
+    assert_eq!(router.wait().expect("it is ours").code(), Some(0));
 }

@@ -5,6 +5,7 @@
 
 mod auth;
 mod check;
+mod connections;
 mod health;
 mod pmap;
 mod raw;
@@ -17,6 +18,7 @@ use std::{
     sync::Arc,
 };
 
+use crate::tls::{CertificateError, Terminators};
 pub(crate) use auth::Auth;
 use router_proto::{
     Pmap,
@@ -51,6 +53,12 @@ pub struct Surroundings<'a> {
 pub(crate) struct Service {
     pub name: Box<str>,
     pub listen: SocketAddr,
+    /// Certificates that clients are shown; without any they speak plainly.
+    pub tls: Vec<TlsFiles>,
+    /// Whether connections begin with a header of the PROXY protocol.
+    pub accept_proxy: bool,
+    /// Whether servers are told in fields where requests came from.
+    pub forwarded: bool,
     pub protocol: Protocol,
     pub policy: Policy,
     /// How its servers are checked; not at all if `None`.
@@ -85,12 +93,38 @@ pub(crate) enum Protocol {
         stamp: bool,
     },
     Memcached,
+    Tcp {
+        key: TcpKey,
+        /// Where connections without a key go.
+        no_key: NoKey,
+    },
+}
+
+/// What a TCP connection is placed by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TcpKey {
+    /// The client's address, as text.
+    Source,
+    /// The name of the server that a TLS client asks for.
+    Sni,
+    /// So many bytes behind the first `offset` that the client says.
+    Bytes { offset: usize, len: usize },
+}
+
+/// Where a certificate and its key are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TlsFiles {
+    /// The certificate, then whoever signed it, in PEM.
+    pub cert: PathBuf,
+    pub key: PathBuf,
 }
 
 #[derive(Clone, Debug)]
 pub(crate) struct RacsConfig {
     pub name: Box<str>,
     pub source: Source,
+    /// Whether its servers are told where a client connected from.
+    pub send_proxy: bool,
 }
 
 /// Where a RACS' clones come from.
@@ -161,6 +195,14 @@ impl Config {
             Arc::make_mut(service).zone = Some(zone.into());
         }
         self
+    }
+
+    /// Reads the certificates and keys that services name, as a start does.
+    ///
+    /// # Errors
+    /// The first one that cannot be used.
+    pub fn check_certificates(&self) -> Result<(), CertificateError> {
+        Terminators::of(self, &Terminators::default()).map(drop)
     }
 
     /// The names of the services, in the order of the file.

@@ -46,6 +46,8 @@ pub(crate) struct HttpService {
     name: Box<str>,
     policy: Policy,
     expose: bool,
+    /// Whether servers are told where requests came from.
+    forwarded: bool,
     extract: Extract,
     no_key: NoKey,
     /// The cookie that carries a client's session, where sessions stick.
@@ -59,8 +61,8 @@ pub(crate) struct HttpService {
     waiting: Vec<RefCell<Vec<DeadlineId>>>,
     /// Counts the changes of tables, so that who waits sees one even if it was woken for something else.
     changes: Cell<u64>,
-    /// How many requests wait for a connection to be made.
-    connecting: Cell<usize>,
+    /// How many want to know of new tables: requests that wait for a connection to be made, and tunnels.
+    watching: Cell<usize>,
     pub counters: Counters,
     /// Room for keys that must be decoded.
     scratch: RefCell<Vec<u8>>,
@@ -74,6 +76,8 @@ struct Request {
     body: Body,
     persistent: bool,
     expects_continue: bool,
+    /// The protocol that the client wants to go over to.
+    upgrade: Option<Box<[u8]>>,
     /// Whether the key is still to be found, in the body. Until then it has no partition but the first.
     searching: bool,
     partition: PartitionId,
@@ -118,6 +122,7 @@ impl HttpService {
             name: service.name.clone(),
             policy: service.policy,
             expose: service.expose,
+            forwarded: service.forwarded,
             extract: extract.clone(),
             no_key: *no_key,
             cookie: format!("phalanx-{}", service.name.replace([':', '/'], "_")).into(),
@@ -127,7 +132,7 @@ impl HttpService {
             table: RefCell::new(table),
             waiting: service.racs.iter().map(|_| RefCell::default()).collect(),
             changes: Cell::new(0),
-            connecting: Cell::new(0),
+            watching: Cell::new(0),
             counters: Counters::default(),
             scratch: RefCell::default(),
         }
@@ -141,7 +146,7 @@ impl HttpService {
                 self.worker.clock.wake(*id);
             }
         }
-        if self.connecting.get() > 0 {
+        if self.watching.get() > 0 {
             self.worker.clock.wake_all();
         }
     }
@@ -151,16 +156,16 @@ impl HttpService {
         self.table.borrow_mut().load().l2p.iter().any(|logical| logical.physical == id)
     }
 
-    /// Counts a request that waits for a connection.
-    fn connecting(&self) -> impl Drop {
+    /// Counts somebody who wants to know of new tables.
+    fn watch(&self) -> impl Drop {
         struct Counted<'a>(&'a Cell<usize>);
         impl Drop for Counted<'_> {
             fn drop(&mut self) {
                 self.0.set(self.0.get() - 1);
             }
         }
-        self.connecting.set(self.connecting.get() + 1);
-        Counted(&self.connecting)
+        self.watching.set(self.watching.get() + 1);
+        Counted(&self.watching)
     }
 
     /// Reads a whole head: finds its partition, and writes to `outgoing` what goes on of it. Where the key is in
@@ -168,12 +173,15 @@ impl HttpService {
     fn prepare(
         &self,
         head: &[u8],
-        source: SocketAddr,
+        client: &ClientStream,
         search: &mut BodySearch,
         outgoing: &mut Buf,
     ) -> Result<Request, NotRouted> {
-        let parsed = RequestHead::parse(head).map_err(NotRouted::Malformed)?;
-        let access = if parsed.method().is_safe() { Access::Read } else { Access::Update };
+        let mut parsed = RequestHead::parse(head).map_err(NotRouted::Malformed)?;
+        let upgrade = parsed.upgrade(head);
+        // Nobody can tell what the other protocol carries.
+        let is_read = parsed.method().is_safe() && upgrade.is_none();
+        let access = if is_read { Access::Read } else { Access::Update };
         let mut request = Request {
             method: parsed.method(),
             version: parsed.version(),
@@ -181,6 +189,7 @@ impl HttpService {
             body: parsed.body(),
             persistent: parsed.persistent(),
             expects_continue: parsed.expects_continue(),
+            upgrade: upgrade.map(Into::into),
             searching: false,
             partition: PartitionId::new(0),
             racs: RacsId::new(0),
@@ -191,17 +200,46 @@ impl HttpService {
             Search::InBody => request.searching = true,
             found => {
                 let key = if let Search::Key(key) = found { Some(key) } else { None };
-                if !self.place(&mut request, key, source) {
+                if !self.place(&mut request, key, client.source()) {
                     let persistent = parsed.persistent() && parsed.body() == Body::None;
                     return Err(NotRouted::NoKey { persistent, head_only: request.method == Method::Head });
                 }
             }
         }
+        if self.forwarded {
+            FORWARDED.iter().for_each(|name| parsed.keep_back(head, name));
+        }
         for slice in parsed.forward(head) {
             outgoing.extend(slice, &self.worker.buffers);
         }
+        if self.forwarded {
+            self.tell_source(&parsed, head, client, outgoing);
+        }
+        if let Some(protocol) = upgrade {
+            upgrade_lines(protocol).iter().for_each(|part| outgoing.extend(part, &self.worker.buffers));
+        }
         outgoing.extend(b"\r\n", &self.worker.buffers);
         Ok(request)
+    }
+
+    /// Adds the client to the list of those that a request came through; says whether it speaks TLS. What the
+    /// client itself says of the latter counts for nothing.
+    fn tell_source(&self, parsed: &RequestHead, head: &[u8], client: &ClientStream, outgoing: &mut Buf) {
+        let buffers = &self.worker.buffers;
+        outgoing.extend(b"X-Forwarded-For: ", buffers);
+        for before in parsed.fields().values(head, FORWARDED[0]).filter(|value| !value.is_empty()) {
+            outgoing.extend(before, buffers);
+            outgoing.extend(b", ", buffers);
+        }
+        let mut address = [0; 64];
+        let mut left = &mut address[..];
+        write!(left, "{}", client.source().ip().to_canonical()).expect("an address has fewer characters");
+        let len = 64 - left.len();
+        outgoing.extend(&address[..len], buffers);
+        let proto: &[u8] = if client.is_secure() { b"https" } else { b"http" };
+        [&b"\r\nX-Forwarded-Proto: "[..], proto, b"\r\n"]
+            .iter()
+            .for_each(|part| outgoing.extend(part, buffers));
     }
 
     /// Notes where a request with this key goes. Returns false if it goes nowhere, for want of a key.
@@ -296,6 +334,12 @@ impl HttpService {
         })
     }
 
+    /// Whether what a tunnel carries belongs to another server now.
+    fn is_deposed(&self, racs: RacsId, server: PhysicalId) -> bool {
+        self.policy.leader_only(Access::Update)
+            && self.table.borrow_mut().load().is_led_by_another(racs, server)
+    }
+
     fn partition_name(&self, partition: PartitionId) -> String {
         self.table.borrow_mut().load().pmap.name(partition).to_string()
     }
@@ -327,6 +371,14 @@ impl HttpService {
         .await;
         clock.now() < until
     }
+}
+
+/// The fields that say where a request came from.
+const FORWARDED: [&[u8]; 2] = [b"x-forwarded-for", b"x-forwarded-proto"];
+
+/// The lines that name a protocol to go over to, or that is gone over to.
+fn upgrade_lines(protocol: &[u8]) -> [&[u8]; 3] {
+    [b"Connection: Upgrade\r\nUpgrade: ", protocol, b"\r\n"]
 }
 
 /// A place among those who wait for a RACS.

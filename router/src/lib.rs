@@ -29,6 +29,8 @@ mod router;
 pub mod rpc;
 mod stats;
 mod table;
+mod tcp;
+mod tls;
 mod worker;
 
 pub use checks::ServerHealth;
@@ -38,3 +40,4 @@ pub use router::{Options, RouterHandle, Serving, StartError, start};
 pub use router_proto::l2p::Weight;
 pub use stats::ServiceStats;
 pub use table::{CloneAt, GroupClones, UpdateError};
+pub use tls::CertificateError;

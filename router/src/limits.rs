@@ -8,8 +8,13 @@ use std::time::Duration;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// From the first byte of a request's head to its last, and again to the key, if that is in the body. 5 s;
-    /// longer lets slow-loris clients hold more memory.
+    /// From a client's connecting to the end of its TLS handshake, and of the PROXY header before it. 5 s.
+    pub handshake: Duration,
+    /// Most handshakes that a worker has under way; whoever comes then is hung up on. 1000, so that clients
+    /// who never end theirs hold at most some 20 MiB.
+    pub handshakes: usize,
+    /// From the first byte of a request's head to its last, and again to the key, if that is in the body; for
+    /// the bytes that hold a TCP connection's key. 5 s; longer lets slow-loris clients hold more memory.
     pub head: Duration,
     /// How far into a body its key may be, in bytes. 64 KiB; a request whose key is not found there is
     /// refused. So much of its body is kept until then.
@@ -22,6 +27,9 @@ pub struct Limits {
     pub response: Duration,
     /// Without any progress on a body or a response, in either direction. 30 s.
     pub stall: Duration,
+    /// Without a byte in either direction on a plain TCP connection, or one that was upgraded (WebSocket).
+    /// 10 min; longer keeps connections whose other end has vanished.
+    pub tunnel: Duration,
     /// How long a connection to a server is kept without use. 50 s: below what servers usually keep.
     pub pool_idle: Duration,
     /// Most unused connections that a worker keeps to one server. 128.
@@ -72,12 +80,15 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
+            handshake: Duration::from_secs(5),
+            handshakes: 1000,
             head: Duration::from_secs(5),
             body_key: 64 << 10,
             idle: Duration::from_secs(60),
             connect: Duration::from_secs(1),
             response: Duration::from_secs(30),
             stall: Duration::from_secs(30),
+            tunnel: Duration::from_secs(600),
             pool_idle: Duration::from_secs(50),
             pool_size: 128,
             wait: Duration::from_secs(5),

@@ -17,7 +17,8 @@ use crate::{
     listen,
     stats::ServiceStats,
     table::{GroupClones, Publisher, UpdateError},
-    worker::{self, Control, Door, ServiceSetup, Setup},
+    tls::{CertificateError, Terminators},
+    worker::{self, Control, Door, Entrance, ServiceSetup, Setup},
 };
 
 /// How a router runs, besides what it routes.
@@ -75,6 +76,9 @@ pub enum StartError {
         #[source]
         error: io::Error,
     },
+    /// A certificate or its key cannot be used.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
     /// A thread cannot be started.
     #[error("cannot start a worker thread: {0}")]
     Thread(#[source] io::Error),
@@ -100,6 +104,7 @@ pub struct RouterHandle {
 struct Shared {
     serving: Vec<Serving>,
     publisher: Mutex<Publisher>,
+    terminators: Terminators,
     workers: Vec<mpsc::UnboundedSender<Control>>,
     checker: Mutex<Checker>,
     threads: Mutex<Vec<thread::JoinHandle<()>>>,
@@ -133,6 +138,7 @@ pub fn start(config: &Config, options: Options) -> Result<RouterHandle, StartErr
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let count = options.workers.unwrap_or(cores).max(1);
     let publisher = Publisher::new(config);
+    let terminators = Terminators::of(config, &Terminators::default())?;
 
     let mut serving = Vec::new();
     let mut setups: Vec<Vec<ServiceSetup>> = (0..count).map(|_| Vec::new()).collect();
@@ -142,9 +148,11 @@ pub fn start(config: &Config, options: Options) -> Result<RouterHandle, StartErr
         let listeners = listen::shared(service.listen, count).map_err(failed)?;
         let listen = listeners[0].local_addr().map_err(failed)?;
         serving.push(Serving { service: service.name.to_string(), listen });
+        let entrance = Entrance { tls: terminators.get(&service.name), accept_proxy: service.accept_proxy };
         for (setup, listener) in setups.iter_mut().zip(listeners) {
             let table = publisher.readers().swap_remove(at);
-            setup.push(ServiceSetup { service: Arc::clone(service), door: Door::Network(listener), table });
+            let door = Door::Network(listener, entrance.clone());
+            setup.push(ServiceSetup { service: Arc::clone(service), door, table });
         }
     }
 
@@ -165,8 +173,9 @@ pub fn start(config: &Config, options: Options) -> Result<RouterHandle, StartErr
     let mut checker = Checker::new(&workers);
     checker.look_at(publisher.targets()).map_err(StartError::Thread)?;
     let checker = Mutex::new(checker);
-    let shared =
-        Shared { serving, publisher: Mutex::new(publisher), workers, checker, threads: Mutex::new(threads) };
+    let publisher = Mutex::new(publisher);
+    let threads = Mutex::new(threads);
+    let shared = Shared { serving, publisher, terminators, workers, checker, threads };
     Ok(RouterHandle { shared: Arc::new(shared) })
 }
 
@@ -195,6 +204,17 @@ impl RouterHandle {
         self.tell(|| Control::TablesChanged);
         self.check(publisher.targets());
         Ok(())
+    }
+
+    /// Reads the files of certificates and keys again; clients that connect from now on see what is in them.
+    /// Connections that exist go on. Where something is wrong the service keeps what it had, and the others
+    /// are done all the same.
+    ///
+    /// # Errors
+    /// All services whose files cannot be used, and why.
+    pub fn reload_certificates(&self) -> Result<(), Vec<CertificateError>> {
+        let errors = self.shared.terminators.reload();
+        if errors.is_empty() { Ok(()) } else { Err(errors) }
     }
 
     /// What was counted, one entry per service. Counters of workers that have ended are missing.

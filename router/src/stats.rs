@@ -26,6 +26,7 @@ pub(crate) struct Counters {
     pub clients: Count,
     pub accepted: Count,
     pub shed: Count,
+    pub handshakes_failed: Count,
     pub requests: Count,
     pub local: Count,
     pub refused: Count,
@@ -43,6 +44,7 @@ impl Counters {
             clients: self.clients.get(),
             accepted: self.accepted.get(),
             shed: self.shed.get(),
+            handshakes_failed: self.handshakes_failed.get(),
             requests: self.requests.get(),
             local: self.local.get(),
             refused: self.refused.get(),
@@ -67,6 +69,8 @@ pub struct ServiceStats {
     pub accepted: u64,
     /// Clients that were told that there are too many.
     pub shed: u64,
+    /// Clients with whom no TLS session came about.
+    pub handshakes_failed: u64,
     /// Requests or commands that were routed.
     pub requests: u64,
     /// Commands that the router answered itself.
@@ -90,6 +94,7 @@ impl ServiceStats {
         self.clients += other.clients;
         self.accepted += other.accepted;
         self.shed += other.shed;
+        self.handshakes_failed += other.handshakes_failed;
         self.requests += other.requests;
         self.local += other.local;
         self.refused += other.refused;

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use membership_sync::{Reader, Snapshot};
 use membership_types::Rank;
 use router_proto::{
-    Epoch, L2p, Pmap, Racs, RacsId,
+    Epoch, L2p, PhysicalId, Pmap, Racs, RacsId,
     l2p::{Logical, Physicals, Weight},
 };
 
@@ -71,6 +71,11 @@ pub(crate) struct Table {
 impl Table {
     pub fn racs(&self, id: RacsId) -> &Racs {
         &self.racs[id.get() as usize]
+    }
+
+    /// Whether another server than this one leads. While nobody does, nobody else can have been told anything.
+    pub fn is_led_by_another(&self, id: RacsId, server: PhysicalId) -> bool {
+        self.racs(id).leader().is_some_and(|leader| self.l2p.get(leader).physical != server)
     }
 }
 

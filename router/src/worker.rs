@@ -6,11 +6,13 @@
 
 mod buffer;
 mod clock;
+mod entrance;
 mod linger;
 mod pace;
 mod placements;
 mod server;
 mod stream;
+mod tunnel;
 
 use std::{
     cell::{Cell, RefCell},
@@ -29,11 +31,13 @@ use tokio::{net::TcpStream, sync::mpsc, sync::oneshot};
 
 pub(crate) use buffer::{Buf, Buffers};
 pub(crate) use clock::{Clock, Deadline, DeadlineId};
+pub(crate) use entrance::Entrance;
 pub(crate) use linger::linger;
 pub(crate) use pace::{Hold, Pace};
 pub(crate) use placements::Placements;
 pub(crate) use server::{InFlight, Server, Stopwatch};
 pub(crate) use stream::ClientStream;
+pub(crate) use tunnel::Tunnel;
 
 use crate::{
     config::{Protocol, Service},
@@ -45,6 +49,7 @@ use crate::{
     redis::{Redis, RedisService},
     stats::{Counters, ServiceStats},
     table::Table,
+    tcp::TcpService,
 };
 
 /// What all services of one worker share.
@@ -59,6 +64,8 @@ pub(crate) struct Worker {
     clients: Cell<usize>,
     /// How many lanes to each server are taken by services.
     lanes: Cell<usize>,
+    /// Of the clients, how many are still at the entrance.
+    handshakes: Cell<usize>,
 }
 
 impl Worker {
@@ -97,7 +104,8 @@ pub(crate) struct ServiceSetup {
 
 /// Where the clients of a service come from.
 pub(crate) enum Door {
-    Network(TcpListener),
+    /// What they must do first is beside it.
+    Network(TcpListener, Entrance),
     /// They are tasks of this process. Only frames are served so.
     Within(mpsc::Receiver<LocalCall>),
 }
@@ -121,6 +129,7 @@ enum Front {
     Redis(Rc<RedisService>),
     Frames(Rc<FramesService>),
     Memcached(Rc<MemcachedService>),
+    Tcp(Rc<TcpService>),
 }
 
 impl Front {
@@ -130,6 +139,7 @@ impl Front {
             Self::Redis(service) => &service.counters,
             Self::Frames(service) => &service.counters,
             Self::Memcached(service) => &service.counters,
+            Self::Tcp(service) => &service.counters,
         }
     }
 
@@ -139,6 +149,7 @@ impl Front {
             Self::Redis(service) => service.tables_changed(),
             Self::Frames(service) => service.tables_changed(),
             Self::Memcached(service) => service.tables_changed(),
+            Self::Tcp(service) => service.tables_changed(),
         }
     }
 
@@ -148,6 +159,7 @@ impl Front {
             Self::Redis(service) => service.names(id),
             Self::Frames(service) => service.names(id),
             Self::Memcached(service) => service.names(id),
+            Self::Tcp(service) => service.names(id),
         }
     }
 
@@ -157,6 +169,7 @@ impl Front {
             Self::Redis(service) => pipelined::serve(service, stream).await,
             Self::Frames(service) => crate::frames::serve(service, stream).await,
             Self::Memcached(service) => pipelined::serve(service, stream).await,
+            Self::Tcp(service) => crate::tcp::serve(service, stream).await,
         }
     }
 
@@ -167,6 +180,8 @@ impl Front {
             Self::Redis(_) => Redis::TOO_MANY_CLIENTS,
             Self::Frames(_) => &crate::frames::too_many_clients(),
             Self::Memcached(_) => Memcached::TOO_MANY_CLIENTS,
+            // Whatever was said could be taken for the server's.
+            Self::Tcp(_) => return,
         };
         let _ = stream.try_write(text);
     }
@@ -194,6 +209,7 @@ async fn work(setup: Setup) -> io::Result<()> {
         draining: Cell::new(false),
         clients: Cell::new(0),
         lanes: Cell::new(0),
+        handshakes: Cell::new(0),
     });
     let clock = Rc::clone(&worker.clock);
     tokio::task::spawn_local(async move { clock.run().await });
@@ -207,11 +223,12 @@ async fn work(setup: Setup) -> io::Result<()> {
             Protocol::Redis => Front::Redis(RedisService::start(&worker, &service, table)),
             Protocol::Frames { .. } => Front::Frames(FramesService::start(&worker, &service, table)),
             Protocol::Memcached => Front::Memcached(MemcachedService::start(&worker, &service, table)),
+            Protocol::Tcp { .. } => Front::Tcp(Rc::new(TcpService::new(&worker, &service, table))),
         };
         match (door, &front) {
-            (Door::Network(listener), _) => {
+            (Door::Network(listener, entrance), _) => {
                 let listener = tokio::net::TcpListener::from_std(listener)?;
-                tokio::task::spawn_local(accept(Rc::clone(&worker), listener, front.clone()));
+                tokio::task::spawn_local(accept(Rc::clone(&worker), listener, front.clone(), entrance));
             }
             (Door::Within(calls), Front::Frames(service)) => {
                 tokio::task::spawn_local(serve_locals(Rc::clone(service), calls));
@@ -290,7 +307,7 @@ async fn race<T>(
 
 /// Accepts a service's clients on this worker until the router drains; then those that are already in the
 /// queue.
-async fn accept(worker: Rc<Worker>, listener: tokio::net::TcpListener, front: Front) {
+async fn accept(worker: Rc<Worker>, listener: tokio::net::TcpListener, front: Front, entrance: Entrance) {
     let drain = Deadline::new(&worker.clock);
     loop {
         let accepted = std::future::poll_fn(|cx| {
@@ -302,7 +319,7 @@ async fn accept(worker: Rc<Worker>, listener: tokio::net::TcpListener, front: Fr
         });
         match accepted.await {
             None => return,
-            Some(Ok((stream, source))) => admit(&worker, &front, stream, source),
+            Some(Ok((stream, source))) => admit(&worker, &front, &entrance, stream, source),
             Some(Err(error)) => {
                 // Out of descriptors, most likely: pending connections stay in the queue meanwhile.
                 tracing::warn!(%error, "cannot accept");
@@ -312,11 +329,17 @@ async fn accept(worker: Rc<Worker>, listener: tokio::net::TcpListener, front: Fr
     }
 }
 
-fn admit(worker: &Rc<Worker>, front: &Front, stream: TcpStream, source: SocketAddr) {
+fn admit(worker: &Rc<Worker>, front: &Front, entrance: &Entrance, stream: TcpStream, source: SocketAddr) {
     let counters = front.counters();
     if worker.clients.get() >= worker.limits.clients {
         counters.shed.add(1);
-        front.shed(&stream);
+        if entrance.is_open() {
+            front.shed(&stream);
+        }
+        return;
+    }
+    if !entrance.is_open() && worker.handshakes.get() >= worker.limits.handshakes {
+        counters.shed.add(1);
         return;
     }
     if let Err(error) = stream.set_nodelay(true) {
@@ -325,7 +348,23 @@ fn admit(worker: &Rc<Worker>, front: &Front, stream: TcpStream, source: SocketAd
     }
     counters.accepted.add(1);
     let guard = Present::enter(worker, front);
-    let (front, stream) = (front.clone(), ClientStream::plain(stream, source));
+    let front = front.clone();
+    if !entrance.is_open() {
+        let (worker, entrance) = (Rc::clone(worker), entrance.clone());
+        worker.handshakes.set(worker.handshakes.get() + 1);
+        tokio::task::spawn_local(async move {
+            let passed = entrance.pass(&worker, stream, source).await;
+            worker.handshakes.set(worker.handshakes.get() - 1);
+            match passed {
+                Some(stream) => front.serve(stream).await,
+                None => front.counters().handshakes_failed.add(1),
+            }
+            drop(guard);
+        });
+        return;
+    }
+    let origin = stream::Origin { source, destination: None, tls: false };
+    let stream = ClientStream::plain(stream, origin);
     tokio::task::spawn_local(async move {
         // Begun in here: a future that is moved into another one takes its room twice, for every client.
         front.serve(stream).await;

@@ -361,9 +361,7 @@ fn smuggling_attempts_reach_no_server() {
         format!("GET /\r\n{smuggled}"),
         format!("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n{smuggled}"),
         format!("\u{16}\u{3}\u{1}garbage{smuggled}"),
-        format!(
-            "GET / HTTP/1.1\r\nHost: h\r\nX-Key: k\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n{smuggled}"
-        ),
+        format!("{start}Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 0\r\n\r\n{smuggled}"),
     ];
     for attempt in &attempts {
         let mut client = router.client();

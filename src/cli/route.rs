@@ -9,7 +9,7 @@ use clap::Args;
 use membership::{Node, View, What};
 use router::{CloneAt, Config, GroupClones, Options, RouterHandle, Surroundings};
 use serde_json::json;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{
     Failure, Outcome, events, exit, files,
@@ -23,7 +23,7 @@ use super::{
 /// with `group =` does.
 ///
 /// A changed configuration is not taken over while it runs: HUP says so in the log, and the router serves on (HUP also has keys and
-/// certificates read again). Stop it with TERM, and start it again.
+/// certificates read again, those of services included). Stop it with TERM, and start it again.
 ///
 /// If standard output is lost, because its reader went away or a disk is full, the router goes on serving, and exits with 1 at its
 /// end where output was lost.
@@ -72,19 +72,21 @@ impl Router {
         let config = Config::parse(&self.text, &self.config, surroundings)
             .map_err(|e| Failure::usage(e.to_string()))?;
         if self.check {
+            config.check_certificates().map_err(|e| Failure::usage(e.to_string()))?;
             let services: Vec<&str> = config.services().collect();
             let text = json!({"event": "checked", "services": services}).to_string();
             events::line(&if json { text } else { format!("{}: right", self.config.display()) });
             return Ok(0);
         }
         let stops = Stops::new()?;
-        heed_hangups(self.config)?;
+        let hangups = signal(SignalKind::hangup())?;
         let workers = self.workers.unwrap_or_else(|| available_parallelism().map_or(1, usize::from));
         let mut options = Options::new().workers(workers);
         // Each client may take a connection to a server, too.
         let most = files::for_clients() / (2 * workers);
         options.limits.clients = options.limits.clients.min(most.max(1));
         let router = router::start(&config, options).map_err(|e| Failure::new(exit::USAGE, e.to_string()))?;
+        tokio::spawn(heed_hangups(hangups, self.config, router.clone()));
         let mut serving = Vec::new();
         for at in router.serving() {
             let (service, listen) = (&at.service, at.listen);
@@ -124,17 +126,19 @@ impl Router {
     }
 }
 
-/// HUP asks to take over a changed configuration. That cannot be done yet, and is no reason to end.
-fn heed_hangups(config: PathBuf) -> Result<(), Failure> {
-    let mut hangups = signal(SignalKind::hangup())?;
-    tokio::spawn(async move {
-        while hangups.recv().await.is_some() {
-            tracing::warn!(config = %config.display(), "HUP: a router that runs cannot take over a changed configuration yet, it \
-                goes on with the old one; stop it with TERM and start it again (`phalanx router --check` says whether the new one \
-                is right)");
+/// HUP asks to take over a changed configuration, and new certificates. The former cannot be done yet, and is no reason to end.
+async fn heed_hangups(mut hangups: Signal, config: PathBuf, router: RouterHandle) {
+    while hangups.recv().await.is_some() {
+        tracing::warn!(config = %config.display(), "HUP: a router that runs cannot take over a changed configuration yet, it \
+            goes on with the old one; stop it with TERM and start it again (`phalanx router --check` says whether the new one \
+            is right)");
+        let router = router.clone();
+        // Files may lie on something slow.
+        let read = tokio::task::spawn_blocking(move || router.reload_certificates()).await;
+        for error in read.map(Result::err).unwrap_or_default().unwrap_or_default() {
+            tracing::error!("{error}; clients are shown what was read before");
         }
-    });
-    Ok(())
+    }
 }
 
 /// Passes the groups' views on to the router, until the node stops.

@@ -105,11 +105,13 @@ pub enum Refusal {
     /// `Expect` wants something other than `100-continue`.
     #[error("an expectation other than 100-continue")]
     Expect,
-    /// The request wants to change the protocol of its connection.
-    #[error("changing protocols (Upgrade) is not built yet")]
+    /// The request wants to change the protocol of its connection, in a way that leaves doubt.
+    #[error(
+        "protocols are changed (Upgrade) by GET without body, to one protocol, on a connection that goes on"
+    )]
     Upgrade,
     /// The request wants a tunnel.
-    #[error("CONNECT is not built yet")]
+    #[error("CONNECT is not served: this is no proxy to other hosts")]
     Connect,
     /// A chunk's size is not 1 to 15 hexadecimal digits.
     #[error("malformed chunk size")]
@@ -165,8 +167,8 @@ pub enum Refusal {
     /// The bearer token holds the key, and its claims cannot be read.
     #[error("the bearer token holds the key, and its claims are not JSON in base64url")]
     Token,
-    /// A response that says "switching protocols" to a request that did not ask for it.
-    #[error("the server switches protocols unasked")]
+    /// A response that says "switching protocols" to a request that did not ask for it, or asked for another one.
+    #[error("the server switches to a protocol that was not asked for")]
     UnaskedUpgrade,
 }
 

@@ -15,6 +15,7 @@
 //! | [`sticky`] | which clone was this client with? |
 //! | [`resp`] | the same questions for Redis commands and replies, split by partition |
 //! | [`memcached`] | the same for memcached |
+//! | [`proxy`], [`tls_hello`] | whom is a connection for, and which server does its client want? |
 //! | [`pipelined`] | whom is this reply for, whose command was sent with those of others, and when is its turn? |
 //! | [`frames`] | the same questions for framed MessagePack-RPC, answered in any order |
 #![no_std]
@@ -34,9 +35,11 @@ pub mod l2p;
 pub mod memcached;
 pub mod pipelined;
 pub mod pmap;
+pub mod proxy;
 pub mod racs;
 pub mod resp;
 pub mod sticky;
+pub mod tls_hello;
 
 pub use key::KeyHash;
 pub use l2p::{L2p, LogicalId, PhysicalId};

@@ -17,7 +17,9 @@ use router_proto::{
 };
 use toml::{Spanned, de::DeTable};
 
-use super::{Auth, Config, Protocol, RacsConfig, Service, Source, Surroundings, raw, servers::duration};
+use super::{
+    Auth, Config, Protocol, RacsConfig, Service, Source, Surroundings, connections, raw, servers::duration,
+};
 
 /// The longest time over which a server's share may grow.
 const SLOWEST_START: Duration = Duration::from_secs(3600);
@@ -95,6 +97,9 @@ fn service(written: &Spanned<raw::Service>, surroundings: Surroundings<'_>) -> C
         let message = "`hedge` does not apply here: only reads of http are sent to a second clone";
         return wrong(hedge, message);
     }
+    let (tls, accept_proxy) = (connections::tls(raw.tls.as_ref())?, raw.accept_proxy);
+    let forwarded = connections::forwarded(raw.forwarded.as_ref(), &raw.protocol)?;
+    connections::send_proxy(raw, &protocol)?;
     let auth = match &raw.auth {
         Some(auth) if matches!(protocol, Protocol::Redis) => super::auth::auth(auth)?,
         Some(auth) => return wrong(auth, "`auth` applies to redis alone: leave it out"),
@@ -111,6 +116,9 @@ fn service(written: &Spanned<raw::Service>, surroundings: Surroundings<'_>) -> C
     Ok(Service {
         name,
         listen,
+        tls,
+        accept_proxy,
+        forwarded,
         protocol,
         policy,
         checks,
@@ -160,12 +168,9 @@ fn protocol(written: &Spanned<raw::Service>, pmap: &Pmap) -> Checked<Protocol> {
             Ok(if name == "redis" { Protocol::Redis } else { Protocol::Memcached })
         }
         "frames" => frames(written, pmap),
-        "tcp" => {
-            let message = "the protocol \"tcp\" is not built yet: use http, redis, memcached or frames";
-            wrong(&raw.protocol, message)
-        }
+        "tcp" => connections::tcp(written, pmap),
         unknown => {
-            let message = format!("unknown protocol {unknown:?}: use http, redis, memcached or frames");
+            let message = format!("unknown protocol {unknown:?}: use http, redis, memcached, frames or tcp");
             wrong(&raw.protocol, message)
         }
     }
@@ -205,7 +210,7 @@ fn frames(written: &Spanned<raw::Service>, pmap: &Pmap) -> Checked<Protocol> {
     })
 }
 
-fn no_key(written: Option<&Spanned<String>>, pmap: &Pmap) -> Checked<NoKey> {
+pub(super) fn no_key(written: Option<&Spanned<String>>, pmap: &Pmap) -> Checked<NoKey> {
     let Some(written) = written else { return Ok(NoKey::Reject) };
     match written.get_ref().as_str() {
         "reject" => Ok(NoKey::Reject),
@@ -300,7 +305,8 @@ fn racs(written: &Spanned<raw::Racs>, surroundings: Surroundings<'_>) -> Checked
         }
         (None, Some(servers)) => Source::Servers(super::servers::servers(servers, &name, surroundings)?),
     };
-    Ok(RacsConfig { name, source })
+    let send_proxy = raw.send_proxy.as_ref().is_some_and(|asked| *asked.get_ref());
+    Ok(RacsConfig { name, source, send_proxy })
 }
 
 /// The names of services, RACS and partitions appear in headers, JSON and metrics: they are as group names

@@ -15,6 +15,10 @@ pub(super) struct Service {
     pub name: Spanned<String>,
     pub listen: Spanned<String>,
     pub protocol: Spanned<String>,
+    pub tls: Option<Spanned<Certificates>>,
+    #[serde(default)]
+    pub accept_proxy: bool,
+    pub forwarded: Option<Spanned<bool>>,
     pub key: Option<Spanned<OneOrMany>>,
     pub no_key: Option<Spanned<String>>,
     pub reads: Option<Spanned<String>>,
@@ -59,6 +63,29 @@ impl OneOrMany {
 }
 
 #[derive(Deserialize)]
+#[serde(untagged, expecting = "expected { cert = \"chain.pem\", key = \"key.pem\" }, or a list of those")]
+pub(super) enum Certificates {
+    One(Certificate),
+    Many(Vec<Certificate>),
+}
+
+impl Certificates {
+    pub fn list(&self) -> &[Certificate] {
+        match self {
+            Self::One(one) => std::slice::from_ref(one),
+            Self::Many(many) => many,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Certificate {
+    pub cert: String,
+    pub key: String,
+}
+
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Health {
     pub check: Spanned<String>,
@@ -100,4 +127,5 @@ pub(super) struct Racs {
     pub name: Spanned<String>,
     pub group: Option<Spanned<String>>,
     pub servers: Option<Spanned<Vec<Spanned<super::servers::Written>>>>,
+    pub send_proxy: Option<Spanned<bool>>,
 }

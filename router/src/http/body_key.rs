@@ -1,15 +1,14 @@
 //! Keys in bodies: before a request can be routed, its body is read as far as the key.
 
-use std::{pin::Pin, task::Poll};
+use std::task::Poll;
 
 use router_proto::http::{MAX_HEAD, Refusal};
-use tokio::io::AsyncWrite;
 
 use super::{
     HttpService, Request,
     answer::Kind,
     connection::{Connection, ROOM},
-    exchange::{CONTINUE, Transfer},
+    exchange::{Interim, Transfer},
 };
 
 /// Why the body was not read so far.
@@ -56,7 +55,7 @@ impl Connection {
         let buffers = &service.worker.buffers;
         // The framing of chunks may add to the data, within limits of its own.
         let most = MAX_HEAD + 2 * limits.body_key;
-        let mut interim_left = if request.expects_continue { CONTINUE.len() } else { 0 };
+        self.interim = if request.expects_continue { Interim::go_on() } else { Interim::default() };
         self.deadline.arm(limits.head);
         let found = std::future::poll_fn(|cx| {
             loop {
@@ -82,14 +81,9 @@ impl Connection {
                     }
                     Ok(false) => {}
                 }
-                let polled = if interim_left > 0 {
-                    let text = &CONTINUE[CONTINUE.len() - interim_left..];
-                    Pin::new(&mut self.client).poll_write(cx, text).map_ok(|len| {
-                        interim_left -= len;
-                        len
-                    })
-                } else {
-                    self.input.poll_read(&mut self.client, cx, ROOM, buffers)
+                let polled = match self.interim.poll_say(&mut self.client, cx) {
+                    Poll::Ready(true) => self.input.poll_read(&mut self.client, cx, ROOM, buffers),
+                    other => other.map(|_gone| Ok(0)),
                 };
                 match polled {
                     Poll::Ready(Ok(len)) if len > 0 => {}
@@ -102,9 +96,7 @@ impl Connection {
             }
         })
         .await;
-        request.expects_continue &= interim_left > 0;
-        // Behind half a "100 Continue" no answer could be read.
-        let cut_short = interim_left > 0 && interim_left < CONTINUE.len();
-        if cut_short { Err(Unread::Gone) } else { found }
+        request.expects_continue &= !self.interim.is_begun();
+        found
     }
 }

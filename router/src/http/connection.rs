@@ -1,6 +1,7 @@
 //! One client's connection: heads in, attempts at servers, responses out, in the order of the requests.
 
 use std::{
+    cell::Cell,
     mem::MaybeUninit,
     ops::Range,
     pin::{Pin, pin},
@@ -20,10 +21,10 @@ use tokio::{io::AsyncWrite, net::TcpStream};
 use super::{
     HttpService, NotRouted, Place, Request, Target,
     answer::{Answer, Kind},
-    exchange::{CONTINUE, Exchange, Failure, Fault, Head, Transfer},
+    exchange::{Exchange, Failure, Fault, Head, Interim, Transfer},
     hedge::{Sent, Winner},
 };
-use crate::worker::{Buf, ClientStream, Deadline, InFlight, Server, linger};
+use crate::worker::{Buf, ClientStream, Deadline, InFlight, Server, Tunnel, linger};
 
 /// Room for a read.
 pub(super) const ROOM: usize = 4 * 1024;
@@ -40,6 +41,7 @@ pub(super) struct Connection {
     pub(super) outgoing: Buf,
     /// From the server.
     incoming: Buf,
+    pub(super) interim: Interim,
     /// Lines that tell the client where its request was routed.
     labels: Vec<u8>,
     /// Lines that make the client come back to the same clone.
@@ -67,6 +69,8 @@ enum Next {
     Close,
     /// Hang up so that the client notices: a response is incomplete.
     Cut,
+    /// Nothing: whatever followed the last response is over.
+    Over,
 }
 
 impl Next {
@@ -78,10 +82,10 @@ impl Next {
 impl Connection {
     pub fn new(service: Rc<HttpService>, client: ClientStream) -> Self {
         let deadline = Deadline::new(&service.worker.clock);
-        let (input, outgoing, incoming) = Default::default();
+        let (input, outgoing, incoming, interim) = Default::default();
         let search = BodySearch::new(service.worker.limits.body_key);
         let (labels, placed) = Default::default();
-        Self { service, client, deadline, input, outgoing, incoming, labels, placed, search }
+        Self { service, client, deadline, input, outgoing, incoming, interim, labels, placed, search }
     }
 
     pub async fn serve(mut self) {
@@ -106,6 +110,7 @@ impl Connection {
             self.input.rest(buffers);
             match next {
                 Next::Request => {}
+                Next::Over => return,
                 Next::Close => {
                     self.input.clear();
                     return linger(&mut self.client, &self.deadline, &self.service.worker.clock).await;
@@ -168,9 +173,8 @@ impl Connection {
         self.labels.clear();
         self.placed.clear();
         let end = place.end;
-        let source = self.client.source();
         let head = &self.input.bytes()[place];
-        let mut request = match service.prepare(head, source, &mut self.search, &mut self.outgoing) {
+        let mut request = match service.prepare(head, &self.client, &mut self.search, &mut self.outgoing) {
             Ok(request) => request,
             Err(NotRouted::Malformed(refusal)) => {
                 service.counters.refused.add(1);
@@ -217,7 +221,9 @@ impl Connection {
         let mut tried = Tried::default();
         let (mut fresh, mut more) = (false, true);
         let (mut attempts, mut failures) = (0, 0);
-        let mut interim_left = if request.expects_continue && !upload.is_over() { CONTINUE.len() } else { 0 };
+        if request.expects_continue && !upload.is_over() {
+            self.interim = Interim::go_on();
+        }
         // Until when it may wait in all, and its place among those who do.
         let (mut wait_until, mut place): (Option<Instant>, Option<Place<'_>>) = (None, None);
         loop {
@@ -276,7 +282,7 @@ impl Connection {
                 head_len,
                 sent: 0,
                 upload,
-                interim_left: &mut interim_left,
+                interim: &mut self.interim,
                 incoming: &mut self.incoming,
                 method: request.method,
                 scan: HeadScan::default(),
@@ -316,6 +322,7 @@ impl Connection {
                 service.usual.borrow_mut().answered(clock.now() - now);
             }
             let failure = match turned {
+                Ok(head) if head.switches => return self.tunnel(service, request, in_flight, stream).await,
                 Ok(head) => match exchange.relay(&head).await {
                     Ok(()) => {
                         drop(in_flight);
@@ -383,7 +390,7 @@ impl Connection {
             }
         }
         self.deadline.arm(self.service.worker.limits.connect);
-        let _connecting = self.service.connecting();
+        let _watching = self.service.watch();
         let mut seen = self.service.changes.get();
         let mut connecting = pin!(TcpStream::connect(server.addr));
         let connected = std::future::poll_fn(|cx| {
@@ -398,6 +405,31 @@ impl Connection {
         let stream = connected.await?;
         stream.set_nodelay(true).ok()?;
         Some((stream, false))
+    }
+
+    /// The protocol that was asked for begins: from here on bytes pass as they come. What came behind the request
+    /// was held back until now, since the server could have read it as another one.
+    async fn tunnel(
+        &mut self,
+        service: &HttpService,
+        request: &Request,
+        to: InFlight,
+        mut stream: TcpStream,
+    ) -> Next {
+        let worker = &*service.worker;
+        let up = std::mem::take(&mut self.input);
+        let mut down = std::mem::take(&mut self.outgoing);
+        down.extend(self.incoming.bytes(), &worker.buffers);
+        self.incoming.free(&worker.buffers);
+        let _watching = service.watch();
+        let seen = Cell::new(None);
+        let unwanted = || {
+            let changes = Some(service.changes.get());
+            seen.replace(changes) != changes && service.is_deposed(request.racs, to.server().id)
+        };
+        let tunnel = Tunnel::new(worker, &mut self.client, &mut stream, up, down);
+        tunnel.run(&self.deadline, worker.limits.tunnel, unwanted).await;
+        Next::Over
     }
 
     fn keep(&self, server: &Server, stream: TcpStream, head: &Head) {
@@ -444,6 +476,11 @@ impl Connection {
         let mut sent = 0;
         self.deadline.arm(service.worker.limits.stall);
         let written = std::future::poll_fn(|cx| {
+            match self.interim.poll_end(&mut self.client, cx) {
+                Poll::Ready(true) => {}
+                Poll::Pending if !self.deadline.passed(cx) => return Poll::Pending,
+                _ => return Poll::Ready(false),
+            }
             while sent < text.len() {
                 match Pin::new(&mut self.client).poll_write(cx, &text[sent..]) {
                     Poll::Ready(Ok(len)) if len > 0 => sent += len,

@@ -14,6 +14,7 @@ use tokio::{io::AsyncWrite, net::TcpStream};
 use super::{
     Request,
     hedge::{Rival, Sent, Winner},
+    upgrade_lines,
 };
 use crate::worker::{Buf, Buffers, ClientStream, Deadline, Worker};
 
@@ -23,8 +24,50 @@ const ROOM: usize = 4 * 1024;
 const COPIED: usize = 4 * 1024;
 /// Interim responses that a server may send for one request.
 const MAX_INTERIM: u32 = 8;
-pub(super) const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
-const CONTINUE_LEN: usize = CONTINUE.len();
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// What the router itself has to say before the body comes.
+#[derive(Default)]
+pub(super) struct Interim {
+    left: &'static [u8],
+    begun: bool,
+}
+
+impl Interim {
+    /// Asks the client to go on.
+    pub fn go_on() -> Self {
+        Self { left: CONTINUE, begun: false }
+    }
+
+    /// Whether something of it was said.
+    pub fn is_begun(&self) -> bool {
+        self.begun
+    }
+
+    /// Says it. False means that the client does not listen any more.
+    pub fn poll_say(&mut self, client: &mut ClientStream, cx: &mut Context<'_>) -> Poll<bool> {
+        self.begun |= !self.left.is_empty();
+        while !self.left.is_empty() {
+            match ready!(Pin::new(&mut *client).poll_write(cx, self.left)) {
+                Ok(len) if len > 0 => self.left = &self.left[len..],
+                _ => return Poll::Ready(false),
+            }
+        }
+        Poll::Ready(true)
+    }
+
+    /// It need not be said any more, unless a part of it was.
+    fn drop_unless_begun(&mut self) {
+        if !self.begun {
+            self.left = &[];
+        }
+    }
+
+    /// If a part of it was said already, says the rest.
+    pub fn poll_end(&mut self, client: &mut ClientStream, cx: &mut Context<'_>) -> Poll<bool> {
+        if self.left.is_empty() || !self.begun { Poll::Ready(true) } else { self.poll_say(client, cx) }
+    }
+}
 
 /// What is still to come of a body from its sender, and what of it may go on.
 pub(super) struct Transfer {
@@ -137,6 +180,8 @@ pub(super) struct Head {
     pub client_persistent: bool,
     /// Whether the request's body is still on its way to the server.
     pub upload_goes_on: bool,
+    /// Whether the protocol that was asked for begins.
+    pub switches: bool,
 }
 
 /// Both sides of one attempt.
@@ -154,8 +199,8 @@ pub(super) struct Exchange<'a> {
     /// How much of `outgoing` the server's socket has taken.
     pub sent: usize,
     pub upload: &'a mut Transfer,
-    /// Bytes of `100 Continue` that are still to be sent to the client.
-    pub interim_left: &'a mut usize,
+    /// What is still to be said to the client before its body comes.
+    pub interim: &'a mut Interim,
     /// From the server.
     pub incoming: &'a mut Buf,
     pub method: Method,
@@ -275,12 +320,8 @@ impl Exchange<'_> {
                 }
                 continue;
             }
-            while *self.interim_left > 0 {
-                let text = &CONTINUE[CONTINUE.len() - *self.interim_left..];
-                match ready!(Pin::new(&mut *self.client).poll_write(cx, text)) {
-                    Ok(len) if len > 0 => *self.interim_left -= len,
-                    _ => return Poll::Ready(Err(Upload::Client(Failure::Client))),
-                }
+            if !ready!(self.interim.poll_say(self.client, cx)) {
+                return Poll::Ready(Err(Upload::Client(Failure::Client)));
             }
             if self.input.is_empty() {
                 match ready!(self.input.poll_read(self.client, cx, ROOM, &self.worker.buffers)) {
@@ -318,22 +359,26 @@ impl Exchange<'_> {
         placed: &[u8],
     ) -> Result<Head, Failure> {
         let head = &self.incoming.bytes()[..len];
-        let Ok(mut parsed) = ResponseHead::parse(head, request.method) else {
-            return Err(self.fault(false, true));
+        let parsed = match &request.upgrade {
+            None => ResponseHead::parse(head, request.method),
+            Some(protocol) => ResponseHead::parse_upgrade(head, protocol),
         };
+        let Ok(mut parsed) = parsed else { return Err(self.fault(false, true)) };
         if !labels.is_empty() {
             parsed.reserve(head, b"x-phalanx-");
         }
         // From here on "100 Continue" would be read as a part of the response.
-        if !matches!(std::mem::take(self.interim_left), 0 | CONTINUE_LEN) {
-            return Err(Failure::Broken);
-        }
+        self.interim.drop_unless_begun();
         let body = parsed.body();
         let http10 = request.version == Version::Http10;
         if http10 && body == Body::Chunked {
             return Err(self.fault(false, true));
         }
         let sent = self.sent == self.outgoing.len();
+        let switches = parsed.switches();
+        if switches && !sent {
+            return Err(self.fault(false, true));
+        }
         let uploaded = sent && self.upload.is_over();
         let client_persistent =
             request.persistent && uploaded && body != Body::UntilClose && !self.worker.is_draining();
@@ -345,6 +390,11 @@ impl Exchange<'_> {
         self.outgoing.extend(labels, buffers);
         self.outgoing.extend(placed, buffers);
         match (client_persistent, http10) {
+            _ if switches => {
+                let protocol = request.upgrade.as_deref().unwrap_or_default();
+                upgrade_lines(protocol).iter().for_each(|part| self.outgoing.extend(part, buffers));
+                self.outgoing.extend(b"\r\n", buffers);
+            }
             (false, _) => self.outgoing.extend(b"Connection: close\r\n\r\n", buffers),
             (true, true) => self.outgoing.extend(b"Connection: keep-alive\r\n\r\n", buffers),
             (true, false) => self.outgoing.extend(b"\r\n", buffers),
@@ -357,7 +407,15 @@ impl Exchange<'_> {
         // without it, and need not get it.
         let upload_goes_on = sent && !uploaded;
         let status = parsed.status();
-        Ok(Head { status, body, server_persistent, keep_alive_timeout_s, client_persistent, upload_goes_on })
+        Ok(Head {
+            status,
+            body,
+            server_persistent,
+            keep_alive_timeout_s,
+            client_persistent,
+            upload_goes_on,
+            switches,
+        })
     }
 
     /// Passes the response on: the head in `outgoing`, then the body; meanwhile the rest of the request, if
@@ -387,6 +445,9 @@ impl Exchange<'_> {
     }
 
     fn poll_download(&mut self, cx: &mut Context<'_>, download: &mut Transfer) -> Poll<Result<(), Failure>> {
+        if !ready!(self.interim.poll_end(self.client, cx)) {
+            return Poll::Ready(Err(Failure::Client));
+        }
         loop {
             if download.admit(self.incoming).is_err() {
                 return Poll::Ready(Err(Failure::Broken));

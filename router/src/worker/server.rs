@@ -219,6 +219,11 @@ impl InFlight {
             self.server.took(now, stopwatch);
         }
     }
+
+    /// Where it is.
+    pub fn server(&self) -> &Server {
+        &self.server
+    }
 }
 
 impl Drop for InFlight {

@@ -4,13 +4,14 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
+use tokio_rustls::server::TlsStream;
 
 /// A client's connection: what protocols read requests from and write responses to.
 ///
@@ -18,39 +19,94 @@ use tokio::{
 /// is repeated with the same bytes (more may follow them) before anything else is written.
 pub(crate) struct ClientStream {
     io: Io,
-    source: SocketAddr,
+    origin: Origin,
+}
+
+/// Where a client connected from, as far as that is known.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Origin {
+    pub source: SocketAddr,
+    /// Where to, if somebody else passed the connection on.
+    pub destination: Option<SocketAddr>,
+    /// Whether whoever passed it on speaks TLS with the client.
+    pub tls: bool,
 }
 
 /// An enum rather than a trait object: on the plain path it costs a branch that always goes the same way.
 enum Io {
     Tcp(TcpStream),
+    Tls(Box<Tls>),
+}
+
+struct Tls {
+    stream: TlsStream<Metered>,
+    /// Bytes that are encrypted, of which the caller does not know yet because the kernel has not all of them.
+    owed: usize,
 }
 
 impl ClientStream {
-    /// Bytes pass as they are. `source` is where the client connected from.
-    pub fn plain(stream: TcpStream, source: SocketAddr) -> Self {
-        Self { io: Io::Tcp(stream), source }
+    /// Bytes pass as they are.
+    pub fn plain(stream: TcpStream, origin: Origin) -> Self {
+        Self { io: Io::Tcp(stream), origin }
+    }
+
+    /// Bytes pass through a session whose handshake is over.
+    pub fn tls(mut stream: TlsStream<Metered>, origin: Origin) -> Self {
+        stream.get_mut().0.left = usize::MAX;
+        Self { io: Io::Tls(Box::new(Tls { stream, owed: 0 })), origin }
     }
 
     /// Where the client connected from.
     pub fn source(&self) -> SocketAddr {
-        self.source
+        self.origin.source
+    }
+
+    /// Where the client connected from, and to; `None` if it has gone.
+    pub fn ends(&self) -> Option<(SocketAddr, SocketAddr)> {
+        let destination = self.origin.destination.or_else(|| self.socket().local_addr().ok());
+        Some((self.origin.source, destination?))
+    }
+
+    /// Whether TLS ends here.
+    pub fn is_tls(&self) -> bool {
+        matches!(self.io, Io::Tls(_))
+    }
+
+    /// Whether the client speaks TLS, which may end here or at whoever passed it on.
+    pub fn is_secure(&self) -> bool {
+        self.is_tls() || self.origin.tls
+    }
+
+    /// The name that the client asked for when TLS began here.
+    pub fn server_name(&self) -> Option<&str> {
+        match &self.io {
+            Io::Tcp(_) => None,
+            Io::Tls(tls) => tls.stream.get_ref().1.server_name(),
+        }
+    }
+
+    fn socket(&self) -> &TcpStream {
+        match &self.io {
+            Io::Tcp(stream) => stream,
+            Io::Tls(tls) => &tls.stream.get_ref().0.stream,
+        }
     }
 
     /// Whether a read may find something; takes no memory to find out.
     pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &self.io {
             Io::Tcp(stream) => stream.poll_read_ready(cx),
+            Io::Tls(tls) => match tls.stream.get_ref() {
+                // Otherwise there is something decrypted, or the end.
+                (metered, session) if session.wants_read() => metered.stream.poll_read_ready(cx),
+                _ => Poll::Ready(Ok(())),
+            },
         }
     }
 
     /// Sees to it that the client sees a reset, not an end, once this is dropped.
     pub fn reset_on_drop(&self) {
-        match &self.io {
-            Io::Tcp(stream) => {
-                let _ = stream.set_zero_linger(); // one that has failed already is reset as it is
-            }
-        }
+        let _ = self.socket().set_zero_linger(); // one that has failed already is reset as it is
     }
 }
 
@@ -59,6 +115,7 @@ impl AsyncRead for ClientStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match &mut self.get_mut().io {
             Io::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Io::Tls(tls) => Pin::new(&mut tls.stream).poll_read(cx, buf),
         }
     }
 }
@@ -68,6 +125,7 @@ impl AsyncWrite for ClientStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match &mut self.get_mut().io {
             Io::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Io::Tls(tls) => tls.poll_write(cx, |stream, cx| stream.poll_write(cx, buf)),
         }
     }
 
@@ -79,6 +137,7 @@ impl AsyncWrite for ClientStream {
     ) -> Poll<io::Result<usize>> {
         match &mut self.get_mut().io {
             Io::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Io::Tls(tls) => tls.poll_write(cx, |stream, cx| stream.poll_write_vectored(cx, bufs)),
         }
     }
 
@@ -94,6 +153,82 @@ impl AsyncWrite for ClientStream {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.get_mut().io {
             Io::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Io::Tls(tls) => Pin::new(&mut tls.stream).poll_shutdown(cx),
         }
+    }
+}
+
+impl Tls {
+    /// Encrypts what `write` has, unless that was done already, and passes it to the kernel.
+    fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        write: impl FnOnce(Pin<&mut TlsStream<Metered>>, &mut Context<'_>) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if self.owed == 0 {
+            self.owed = ready!(write(Pin::new(&mut self.stream), cx))?;
+        }
+        ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        Poll::Ready(Ok(std::mem::take(&mut self.owed)))
+    }
+}
+
+/// A socket from which only so much is read: before a handshake is over, nobody knows whom it is for.
+pub(crate) struct Metered {
+    stream: TcpStream,
+    left: usize,
+}
+
+impl Metered {
+    pub fn new(stream: TcpStream, most: usize) -> Self {
+        Self { stream, left: most }
+    }
+
+    pub fn into_inner(self) -> TcpStream {
+        self.stream
+    }
+}
+
+impl AsyncRead for Metered {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.left == 0 {
+            return Poll::Ready(Err(io::Error::other("the handshake is too long")));
+        }
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        if self.left != usize::MAX {
+            self.left = self.left.saturating_sub(buf.filled().len() - before);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Metered {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

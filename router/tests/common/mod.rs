@@ -292,6 +292,15 @@ impl Response {
     }
 }
 
+/// The response to a request of this method; `None` if the connection ends before it is whole.
+pub fn read_response(reader: &mut impl BufRead, method: &str) -> Option<Response> {
+    let head = read_head(reader)?;
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    let bodiless = method == "HEAD" || status == 204 || status == 304 || status < 200;
+    let body = if bodiless { vec![] } else { read_body(reader, &head, true)? };
+    Some(Response { status, head, body: String::from_utf8(body).unwrap() })
+}
+
 /// A client that says exactly what it is given.
 pub struct Client {
     pub stream: TcpStream,
@@ -317,11 +326,7 @@ impl Client {
     }
 
     pub fn try_response_to(&mut self, method: &str) -> Option<Response> {
-        let head = read_head(&mut self.reader)?;
-        let status = head.split(' ').nth(1)?.parse().ok()?;
-        let bodiless = method == "HEAD" || status == 204 || status == 304 || status < 200;
-        let body = if bodiless { vec![] } else { read_body(&mut self.reader, &head, true)? };
-        Some(Response { status, head, body: String::from_utf8(body).unwrap() })
+        read_response(&mut self.reader, method)
     }
 
     pub fn response(&mut self) -> Response {

@@ -2,7 +2,7 @@
 
 use super::{
     Refusal, Version,
-    fields::{Fields, is_token, same_name},
+    fields::{Fields, Span, is_token, same_name},
 };
 
 /// How a message's body ends.
@@ -27,9 +27,36 @@ pub(super) struct Said {
     pub close: bool,
     pub keep_alive: bool,
     pub keep_alive_timeout_s: Option<u32>,
+    /// Whether `Connection` says that `Upgrade` is meant for this hop.
     pub upgrade: bool,
-    pub upgrade_to_other_than_h2c: bool,
+    pub offer: Offer,
     pub expects_continue: bool,
+}
+
+/// What `Upgrade` offers, or says was taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Offer {
+    #[default]
+    Nothing,
+    /// HTTP/2 in clear text. To ignore that is every server's right, and clients that offer it expect that.
+    H2c,
+    /// One protocol, at this place.
+    One(Span),
+    /// Several, or something malformed.
+    Unclear,
+}
+
+impl Offer {
+    fn add(&mut self, head: &[u8], value: Span) {
+        let text = value.of(head);
+        let mut parts = text.splitn(2, |&byte| byte == b'/');
+        let is_protocol = parts.all(|part| !part.is_empty() && part.iter().copied().all(is_token));
+        *self = match self {
+            Self::Nothing if same_name(text, b"h2c") => Self::H2c,
+            Self::Nothing if is_protocol => Self::One(value),
+            _ => Self::Unclear,
+        };
+    }
 }
 
 /// The most names that one head's `Connection` fields may have, so that matching them stays cheap.
@@ -63,7 +90,7 @@ pub(super) fn read(
                 fields.drop_field(at);
             }
             7 if same_name(name, b"upgrade") => {
-                said.upgrade_to_other_than_h2c |= !same_name(value, b"h2c");
+                said.offer.add(head, field.value);
                 fields.drop_field(at);
             }
             10 if same_name(name, b"keep-alive") => {

@@ -5,7 +5,7 @@ use core::mem::MaybeUninit;
 use super::{
     Body, MAX_HEAD, Refusal,
     fields::{Fields, Parsed, Span, is_token},
-    framing,
+    framing::{self, Offer},
 };
 
 /// Finds the end of a head in a buffer that grows; looks at every byte once, however it is cut.
@@ -160,6 +160,7 @@ pub struct RequestHead {
     body: Body,
     persistent: bool,
     expects_continue: bool,
+    upgrade: Option<Span>,
 }
 
 impl RequestHead {
@@ -202,19 +203,35 @@ impl RequestHead {
         if method == Method::Connect {
             return Err(Refusal::Connect);
         }
-        // To ignore an offer of HTTP/2 in clear text is every server's right, and clients that make it expect
-        // that.
-        if said.upgrade && said.upgrade_to_other_than_h2c {
-            return Err(Refusal::Upgrade);
-        }
         let body = match said.length {
             _ if said.chunked => Body::Chunked,
             Some(length) if length > 0 => Body::Length(length),
             _ => Body::None,
         };
+        // HTTP/1.0 knows no such thing (RFC 9110, 7.8).
+        let upgrade = match said.offer {
+            Offer::One(protocol) if said.upgrade && version == Version::Http11 => {
+                if method != Method::Get || body != Body::None || said.close {
+                    return Err(Refusal::Upgrade);
+                }
+                Some(protocol)
+            }
+            Offer::Unclear if said.upgrade && version == Version::Http11 => return Err(Refusal::Upgrade),
+            _ => None,
+        };
         let persistent = !said.close && (version == Version::Http11 || said.keep_alive);
         let expects_continue = said.expects_continue && body != Body::None;
-        Ok(Self { fields, method, target, path_and_query, version, body, persistent, expects_continue })
+        Ok(Self {
+            fields,
+            method,
+            target,
+            path_and_query,
+            version,
+            body,
+            persistent,
+            expects_continue,
+            upgrade,
+        })
     }
 
     /// The method.
@@ -248,9 +265,24 @@ impl RequestHead {
         self.expects_continue
     }
 
+    /// The protocol that the client wants to speak from here on, if it does. The fields that say so do not go
+    /// on: they are the router's to say.
+    pub fn upgrade<'a>(&self, head: &'a [u8]) -> Option<&'a [u8]> {
+        self.upgrade.map(|protocol| protocol.of(head))
+    }
+
     /// The fields.
     pub const fn fields(&self) -> &Fields {
         &self.fields
+    }
+
+    /// Keeps back the fields of this name, which is given in lower case: what they say goes on in the router's words.
+    pub fn keep_back(&mut self, head: &[u8], name: &[u8]) {
+        for at in 0..self.fields.len() {
+            if self.fields.get(at).name.of(head).eq_ignore_ascii_case(name) {
+                self.fields.drop_field(at);
+            }
+        }
     }
 
     /// The path, without query; `*` for `OPTIONS *`, empty for an absolute target without path.
@@ -343,6 +375,19 @@ impl ResponseHead {
     /// # Errors
     /// The first thing found wrong with it. The connection it came from ends.
     pub fn parse(head: &[u8], to: Method) -> Result<Self, Refusal> {
+        Self::parse_to(head, to, None)
+    }
+
+    /// As [`ResponseHead::parse`], for a request that asked to speak another protocol, `asked`: the response may
+    /// say that this begins now, if it names the same one.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn parse_upgrade(head: &[u8], asked: &[u8]) -> Result<Self, Refusal> {
+        Self::parse_to(head, Method::Get, Some(asked))
+    }
+
+    fn parse_to(head: &[u8], to: Method, asked: Option<&[u8]>) -> Result<Self, Refusal> {
         let mut space: Parsed<'_> = [MaybeUninit::uninit(); _];
         let mut parsed = httparse::Response::new(&mut []);
         let config = httparse::ParserConfig::default();
@@ -357,12 +402,21 @@ impl ResponseHead {
         if !(100..600).contains(&status) {
             return Err(Refusal::StatusLine);
         }
-        if status == 101 {
+        if status == 101 && asked.is_none() {
             return Err(Refusal::UnaskedUpgrade);
         }
         let version = Version::of(minor);
         let mut fields = Fields::of(head, parsed.headers);
         let said = framing::read(head, &mut fields, version, false)?;
+        if status == 101 {
+            let same = |taken: Span| asked.is_some_and(|asked| taken.of(head).eq_ignore_ascii_case(asked));
+            let taken = matches!(said.offer, Offer::One(taken) if same(taken));
+            // It has no body, and one that says otherwise leaves doubt where the new protocol begins.
+            let framed = said.length.is_some() || said.chunked;
+            if !taken || !said.upgrade || said.close || framed || version == Version::Http10 {
+                return Err(Refusal::UnaskedUpgrade);
+            }
+        }
         let bodiless = status < 200 || status == 204 || status == 304;
         let body = match said.length {
             _ if bodiless || to == Method::Head => Body::None,
@@ -395,7 +449,12 @@ impl ResponseHead {
 
     /// Whether another head follows this one for the same request.
     pub const fn is_interim(&self) -> bool {
-        self.status < 200
+        self.status < 200 && !self.switches()
+    }
+
+    /// Whether the protocol that was asked for begins behind this head.
+    pub const fn switches(&self) -> bool {
+        self.status == 101
     }
 
     /// How the body ends.

@@ -1,0 +1,113 @@
+//! What a service's connections are: under TLS, passed on by somebody, or all that is known of a service.
+
+use toml::Spanned;
+
+use router_proto::{Pmap, extract::NoKey};
+
+use super::{
+    Protocol, TcpKey, TlsFiles,
+    check::{Checked, no_key, wrong},
+    raw,
+};
+
+pub(super) fn tls(written: Option<&Spanned<raw::Certificates>>) -> Checked<Vec<TlsFiles>> {
+    let Some(written) = written else { return Ok(vec![]) };
+    let list = written.get_ref().list();
+    if list.is_empty() {
+        return wrong(written, "`tls` has no certificate: give at least one, or leave it out for no TLS");
+    }
+    for raw::Certificate { cert, key } in list {
+        if cert.is_empty() || key.is_empty() {
+            return wrong(
+                written,
+                "`tls` has an empty file name: give cert = \"chain.pem\", key = \"key.pem\"",
+            );
+        }
+    }
+    Ok(list.iter().map(|pair| TlsFiles { cert: (&pair.cert).into(), key: (&pair.key).into() }).collect())
+}
+
+pub(super) fn tcp(written: &Spanned<raw::Service>, pmap: &Pmap) -> Checked<Protocol> {
+    let raw = written.get_ref();
+    let Some(written_key) = &raw.key else {
+        return wrong(written, "`key` is missing: tcp needs source, sni or bytes:OFFSET+LEN");
+    };
+    let specs: Vec<&str> = written_key.get_ref().iter().collect();
+    let [spec] = specs[..] else {
+        return wrong(written_key, "tcp has one key: give source, sni or bytes:OFFSET+LEN");
+    };
+    let key = match spec.strip_prefix("bytes:") {
+        Some(place) => bytes_key(place),
+        None if spec == "source" => Some(TcpKey::Source),
+        None if spec == "sni" => Some(TcpKey::Sni),
+        None => {
+            let message = format!("unknown key {spec:?} of tcp: use source, sni or bytes:OFFSET+LEN");
+            return wrong(written_key, message);
+        }
+    };
+    let Some(key) = key else {
+        let message = format!(
+            "{spec:?} is no place in the first {MOST_FIRST_BYTES} bytes: write it as bytes:4+8, which are eight \
+             behind the first four"
+        );
+        return wrong(written_key, message);
+    };
+    if let Some(no_key) = &raw.no_key
+        && key == TcpKey::Source
+    {
+        return wrong(no_key, "`no_key` does not apply to the key source: every client has an address");
+    }
+    if let Some(reads) = &raw.reads {
+        return wrong(
+            reads,
+            "`reads` does not apply to tcp: nobody can tell what a connection carries, so `updates` decides",
+        );
+    }
+    if raw.expose {
+        return wrong(written, "`expose` does not apply to tcp: there is nowhere to say it");
+    }
+    let otherwise = no_key(raw.no_key.as_ref(), pmap)?;
+    if let (NoKey::Scatter, Some(written)) = (otherwise, &raw.no_key) {
+        let message = "`no_key = \"scatter\"` does not apply to tcp: nobody could say afterwards where an update \
+                       went; use reject, source or partition:NAME";
+        return wrong(written, message);
+    }
+    Ok(Protocol::Tcp { key, no_key: otherwise })
+}
+
+/// How far into a connection its key may be, so that little of it is held back.
+const MOST_FIRST_BYTES: usize = 4096;
+
+fn bytes_key(place: &str) -> Option<TcpKey> {
+    let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse::<usize>().ok())?;
+    let (offset, len) = place.split_once('+')?;
+    let (offset, len) = (number(offset)?, number(len)?);
+    let end = offset.checked_add(len)?;
+    (len > 0 && end <= MOST_FIRST_BYTES).then_some(TcpKey::Bytes { offset, len })
+}
+
+/// Who shares connections to servers cannot say whom one is for.
+pub(super) fn send_proxy(raw: &raw::Service, protocol: &Protocol) -> Checked<()> {
+    let mut asked = raw.racs.iter().filter_map(|racs| racs.get_ref().send_proxy.as_ref());
+    match asked.find(|asked| *asked.get_ref()) {
+        Some(asked) if !matches!(protocol, Protocol::Tcp { .. }) => {
+            let shared = raw.protocol.get_ref();
+            let message = format!(
+                "`send_proxy` does not apply to {shared}: clients share the connections to its servers; it is \
+                 for protocol = \"tcp\""
+            );
+            wrong(asked, message)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Only HTTP has fields in which to say it.
+pub(super) fn forwarded(written: Option<&Spanned<bool>>, protocol: &Spanned<String>) -> Checked<bool> {
+    match written {
+        Some(asked) if *asked.get_ref() && protocol.get_ref() != "http" => {
+            wrong(asked, format!("`forwarded` does not apply to {}: it has no fields", protocol.get_ref()))
+        }
+        asked => Ok(asked.is_some_and(|asked| *asked.get_ref())),
+    }
+}
