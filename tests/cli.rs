@@ -9,6 +9,8 @@ use std::{
     time::Duration,
 };
 
+use serde_json::{Value, json};
+
 use common::{Dir, Proc, phalanx, run, stderr, stdout};
 
 /// The command fails with this code and says all of this.
@@ -124,15 +126,14 @@ fn broken_configurations_name_file_line_and_key() {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
 }
 
-/// A changed configuration cannot be taken over yet; that is no reason to end.
 #[test]
-fn a_router_says_on_hup_that_it_must_be_restarted_and_serves_on() {
+fn a_router_takes_over_a_changed_file_on_hup_and_says_why_it_does_not() {
     let dir = Dir::new();
     let service = "[[service]]\nname = \"s\"\nlisten = \"127.0.0.1:0\"\nprotocol = \"redis\"\n[service.pmap]\nstyle = \"slots\"\n\
                    partitions = 8\n[[service.racs]]\nname = \"a\"\nservers = [\"127.0.0.1:1\"]\n";
     let config = dir.write("router.toml", service);
     let mut router = phalanx()
-        .args(["router", "--config", &config])
+        .args(["router", "--json", "--config", &config])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -142,18 +143,37 @@ fn a_router_says_on_hup_that_it_must_be_restarted_and_serves_on() {
         let told = Command::new("kill").args([signal, &pid]).status().expect("kill can be run");
         assert!(told.success(), "kill {signal} {pid}");
     };
-    let mut line = String::new();
     let mut out = BufReader::new(router.stdout.take().expect("it is piped"));
-    out.read_line(&mut line).expect("a line");
-    assert!(line.contains("is served on"), "{line}");
     let mut log = BufReader::new(router.stderr.take().expect("it is piped"));
-    for _ in 0..2 {
-        line.clear();
-        tell("-HUP");
-        log.read_line(&mut line).expect("a line");
-        assert!(line.contains("start it again"), "{line}");
-        assert!(line.contains(&config), "{line}");
-    }
+    let line = |from: &mut dyn BufRead| {
+        let mut line = String::new();
+        from.read_line(&mut line).expect("a line");
+        line
+    };
+    let event = |out: &mut dyn BufRead| -> Value { serde_json::from_str(&line(out)).expect("JSON") };
+    let serving = event(&mut out);
+    assert_eq!((&serving["event"], &serving["service"]), (&json!("serving"), &json!("s")));
+
+    dir.write("router.toml", &service.replace("partitions = 8", "partition = 8"));
+    tell("-HUP");
+    let text = line(&mut log);
+    assert!(text.contains(&format!("{config}:7: unknown field `partition`")), "{text}");
+    let failed = event(&mut out);
+    assert_eq!(failed["event"], "not_reloaded");
+    assert!(failed["why"].as_str().is_some_and(|why| why.contains(":7:")), "{failed}");
+
+    let more = service.replace("name = \"s\"", "name = \"t\"").replace("partitions = 8", "partitions = 4");
+    dir.write("router.toml", &format!("lease = \"2s\"\n{service}{more}"));
+    tell("-HUP");
+    let mut seen = [event(&mut out), event(&mut out)];
+    seen.sort_by_key(|event| event["event"].to_string());
+    assert_eq!(
+        (&seen[0]["event"], &seen[0]["added"], &seen[0]["unchanged"]),
+        (&json!("reloaded"), &json!(["t"]), &json!(["s"]))
+    );
+    assert_eq!((&seen[1]["event"], &seen[1]["service"]), (&json!("serving"), &json!("t")));
+    let text = line(&mut log);
+    assert!(text.contains("lease are read at the start only"), "{text}");
     tell("-TERM");
     assert_eq!(router.wait().expect("it is ours").code(), Some(0));
 }
@@ -190,7 +210,7 @@ fn a_seed_replays_byte_for_byte_and_its_trace_passes() {
         let output = run(&["sim", "--seed", "7", "--trace", file, "--json"]);
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
         let last = stdout(&output).lines().last().map(str::to_owned).expect("a summary");
-        let summary: serde_json::Value = serde_json::from_str(&last).expect("JSON");
+        let summary: Value = serde_json::from_str(&last).expect("JSON");
         assert_eq!((&summary["event"], &summary["seed"]), (&"summary".into(), &7.into()));
         assert_eq!(summary["violations"], 0);
     }
@@ -223,7 +243,7 @@ fn scenarios_are_listed_and_run_by_their_names() {
     assert!(list.lines().count() >= 9 && list.contains("rack-lost  "), "{list}");
     let output = run(&["sim", "--scenario", "rack-lost", "--seed", "1", "--json"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    let lines: Vec<serde_json::Value> =
+    let lines: Vec<Value> =
         stdout(&output).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     let (summary, told) = lines.split_last().expect("a summary");
     assert_eq!((&summary["scenario"], &summary["violations"]), (&"rack-lost".into(), &0.into()));
@@ -552,9 +572,8 @@ fn top_shows_members_groups_and_rates_once_or_again_and_again() {
     assert_eq!(row.split_whitespace().skip(3).collect::<Vec<_>>(), ["b", "-", "b"], "{text}");
 
     let seen = tops(&["--admin", &admin, "--interval", "100ms", "--json"], 3, "\"rates\"");
-    let seen: Vec<serde_json::Value> =
-        seen.iter().map(|line| serde_json::from_str(line).expect("JSON")).collect();
-    assert_eq!((&seen[0]["event"], &seen[0]["rates"]), (&"top".into(), &serde_json::Value::Null));
+    let seen: Vec<Value> = seen.iter().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!((&seen[0]["event"], &seen[0]["rates"]), (&"top".into(), &Value::Null));
     assert!(seen[2]["lease_margin_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{}", seen[2]);
     assert!(seen.iter().any(|top| top["rates"]["received"].as_f64() > Some(0.0)), "{seen:?}");
     assert_eq!((&seen[2]["groups"]["known"], &seen[2]["members"][1]["node"]), (&"all".into(), &"b".into()));

@@ -1,5 +1,6 @@
 //! The admin API: HTTP for operators, probes and dashboards, on a thread of its own.
 
+mod bare;
 mod browsers;
 mod groups;
 mod page;
@@ -9,8 +10,11 @@ mod stream;
 use std::{
     collections::BTreeMap,
     convert::Infallible,
+    fmt,
+    future::Future,
     io,
     net::{IpAddr, TcpListener},
+    pin::Pin,
     sync::{Arc, Mutex},
     thread,
     time::Duration,
@@ -27,13 +31,14 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use membership_proto::entry::LEVEL;
 use prometheus_client::registry::Registry;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::oneshot,
     time::timeout,
 };
 
+pub use bare::AdminApi;
 pub(crate) use places::{Place, Places};
 pub(crate) use stream::STREAMS;
 
@@ -110,18 +115,37 @@ impl AdminResponse {
     }
 }
 
-type Handler = Arc<dyn Fn(&AdminRequest) -> AdminResponse + Send + Sync>;
+/// What comes of something that may take a while.
+type Later<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+type Handler = Arc<dyn Fn(AdminRequest) -> Later<AdminResponse> + Send + Sync>;
+type Source<T> = Arc<dyn Fn() -> Later<T> + Send + Sync>;
+
+/// A route that a caller added.
+#[derive(Clone)]
+struct Route {
+    handler: Handler,
+    /// Whether it changes something, which only an operator on this host may.
+    changes: bool,
+}
 
 /// What callers add to a node's admin API. A cheap handle.
 #[derive(Clone)]
 pub struct Extensions {
-    routes: Arc<Mutex<BTreeMap<String, Handler>>>,
+    routes: Arc<Mutex<BTreeMap<String, Route>>>,
     metrics: Arc<Metrics>,
+    more_metrics: Arc<Mutex<Vec<Source<String>>>>,
+    standing: Arc<Mutex<BTreeMap<String, Source<Value>>>>,
+}
+
+impl fmt::Debug for Extensions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(lock(&self.routes).keys()).finish()
+    }
 }
 
 impl Extensions {
     pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
-        Self { routes: Arc::default(), metrics }
+        Self { routes: Arc::default(), metrics, more_metrics: Arc::default(), standing: Arc::default() }
     }
 
     /// Adds a route: `handler` answers requests for `prefix` and for everything below it (`prefix/…`), of any method. The
@@ -133,7 +157,30 @@ impl Extensions {
         prefix: &str,
         handler: impl Fn(&AdminRequest) -> AdminResponse + Send + Sync + 'static,
     ) {
-        lock(&self.routes).insert(prefix.trim_end_matches('/').to_owned(), Arc::new(handler));
+        self.add(prefix, false, move |request| {
+            let answer = handler(&request);
+            async move { answer }
+        });
+    }
+
+    /// Adds a route that changes something: only a POST is answered, of a process on this host that has the header
+    /// `x-phalanx-operator` and is no web page (nothing authenticates who asks).
+    pub fn action<F: Future<Output = AdminResponse> + Send + 'static>(
+        &self,
+        path: &str,
+        handler: impl Fn(AdminRequest) -> F + Send + Sync + 'static,
+    ) {
+        self.add(path, true, handler);
+    }
+
+    fn add<F: Future<Output = AdminResponse> + Send + 'static>(
+        &self,
+        prefix: &str,
+        changes: bool,
+        handler: impl Fn(AdminRequest) -> F + Send + Sync + 'static,
+    ) {
+        let handler: Handler = Arc::new(move |request| Box::pin(handler(request)));
+        lock(&self.routes).insert(prefix.trim_end_matches('/').to_owned(), Route { handler, changes });
     }
 
     /// Lets a caller register its own metrics, which `/metrics` then shows.
@@ -141,16 +188,80 @@ impl Extensions {
         self.metrics.with_registry(with)
     }
 
-    /// What `/metrics` shows.
+    /// Adds metrics that are gathered when `/metrics` is asked: whole families in the text format, each line ended.
+    pub fn metrics<F: Future<Output = String> + Send + 'static>(
+        &self,
+        source: impl Fn() -> F + Send + Sync + 'static,
+    ) {
+        lock(&self.more_metrics).push(Arc::new(move || Box::pin(source())));
+    }
+
+    /// Adds a key to what `/v1/status` says.
+    pub fn status<F: Future<Output = Value> + Send + 'static>(
+        &self,
+        key: &str,
+        source: impl Fn() -> F + Send + Sync + 'static,
+    ) {
+        lock(&self.standing).insert(key.to_owned(), Arc::new(move || Box::pin(source())));
+    }
+
+    /// What `/metrics` shows of what is registered.
     pub fn metrics_text(&self) -> String {
         self.metrics.text()
     }
 
-    fn handler(&self, path: &str) -> Option<Handler> {
+    /// What `/metrics` shows.
+    async fn all_metrics(&self) -> String {
+        const END: &str = "# EOF\n";
+        let mut text = self.metrics.text();
+        let sources = lock(&self.more_metrics).clone();
+        text.truncate(text.trim_end_matches(END).len());
+        for source in sources {
+            text += &source().await;
+        }
+        text + END
+    }
+
+    async fn add_standing(&self, status: &mut Map<String, Value>) {
+        let sources = lock(&self.standing).clone();
+        for (key, source) in sources {
+            status.insert(key, source().await);
+        }
+    }
+
+    fn find(&self, path: &str) -> Option<Route> {
         let routes = lock(&self.routes);
         let found = routes.iter().rev().find(|(prefix, _)| below(path, prefix).is_some());
-        found.map(|(_, handler)| Arc::clone(handler))
+        found.map(|(_, route)| route.clone())
     }
+
+    /// Answers on a path that is none of our own.
+    async fn answer(&self, request: Request<Incoming>, path: &str, from: IpAddr) -> AdminResponse {
+        let Some(route) = self.find(path) else {
+            return AdminResponse::error(404, format!("there is no {path} here; see /v1/status"));
+        };
+        if route.changes
+            && let Some(refusal) =
+                not_by_operator(&request, from, "a POST with the header x-phalanx-operator")
+        {
+            return refusal;
+        }
+        match read(request).await {
+            Ok(request) => (route.handler)(request).await,
+            Err(refusal) => refusal,
+        }
+    }
+}
+
+/// Who answers what is asked on a connection.
+pub(crate) trait Site: Send + Sync + 'static {
+    /// The answer, refusals too.
+    fn told(
+        self: &Arc<Self>,
+        request: Request<Incoming>,
+        from: IpAddr,
+        life: &Life,
+    ) -> impl Future<Output = Response<Answer>> + Send;
 }
 
 /// Serves the admin API on a thread of its own until the node has stopped.
@@ -171,7 +282,7 @@ pub(crate) fn serve(listener: TcpListener, shared: Arc<Shared>) -> io::Result<()
     Ok(())
 }
 
-async fn accept(listener: TcpListener, shared: &Arc<Shared>) {
+async fn accept<T: Site>(listener: TcpListener, site: &Arc<T>) {
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => {
@@ -191,20 +302,20 @@ async fn accept(listener: TcpListener, shared: &Arc<Shared>) {
                 continue;
             }
         };
-        let (shared, place) = (Arc::clone(shared), places.take().await);
-        tokio::spawn(async move { converse(stream, &shared, from, &place).await });
+        let (site, place) = (Arc::clone(site), places.take().await);
+        tokio::spawn(async move { converse(stream, &site, from, &place).await });
     }
 }
 
 /// Answers what comes on one connection, from this address.
-pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
+pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin, T: Site>(
     stream: S,
-    shared: &Arc<Shared>,
+    site: &Arc<T>,
     from: IpAddr,
     place: &Place,
 ) {
     let life = Life::begin();
-    let service = service_fn(|request| answer(request, shared, from, &life, place));
+    let service = service_fn(|request| answer(request, site, from, &life, place));
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(PATIENCE).max_buf_size(HEAD);
     let connection = http.serve_connection(TokioIo::new(stream), service);
@@ -217,11 +328,11 @@ pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
 }
 
 /// All that is known at once, or what happens from now on.
-type Answer = Either<Full<Bytes>, Stream>;
+pub(crate) type Answer = Either<Full<Bytes>, Stream>;
 
-async fn answer(
+async fn answer<T: Site>(
     request: Request<Incoming>,
-    shared: &Arc<Shared>,
+    site: &Arc<T>,
     from: IpAddr,
     life: &Life,
     place: &Place,
@@ -229,31 +340,32 @@ async fn answer(
     place.serves();
     // Who asks so gets no body, of whatever is followed either.
     let is_head = request.method() == Method::HEAD;
-    let answer = told(request, shared, from, life).await;
+    let answer = site.told(request, from, life).await;
     if is_head || matches!(answer.body(), Either::Left(_)) {
         place.waits();
     }
     Ok(answer)
 }
 
-/// What it is told, refusals too.
-async fn told(
-    request: Request<Incoming>,
-    shared: &Arc<Shared>,
-    from: IpAddr,
-    life: &Life,
-) -> Response<Answer> {
-    if let Some(refusal) = browsers::refusal(request.headers(), from) {
-        return respond(refusal).map(Either::Left);
+impl Site for Shared {
+    async fn told(
+        self: &Arc<Self>,
+        request: Request<Incoming>,
+        from: IpAddr,
+        life: &Life,
+    ) -> Response<Answer> {
+        if let Some(refusal) = browsers::refusal(request.headers(), from) {
+            return respond(refusal).map(Either::Left);
+        }
+        let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+        if reads && request.uri().path() == EVENTS_PATH {
+            return match stream::follow(self, life) {
+                Ok(events) => events.map(Either::Right),
+                Err(refusal) => respond(refusal).map(Either::Left),
+            };
+        }
+        whole(request, self, from).await.map(Either::Left)
     }
-    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
-    if reads && request.uri().path() == EVENTS_PATH {
-        return match stream::follow(shared, life) {
-            Ok(events) => events.map(Either::Right),
-            Err(refusal) => respond(refusal).map(Either::Left),
-        };
-    }
-    whole(request, shared, from).await.map(Either::Left)
 }
 
 async fn whole(request: Request<Incoming>, shared: &Shared, from: IpAddr) -> Response<Full<Bytes>> {
@@ -269,22 +381,28 @@ async fn whole(request: Request<Incoming>, shared: &Shared, from: IpAddr) -> Res
     }
     if is_own(&path) {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            let mut response = respond(AdminResponse::error(405, "only GET and HEAD are allowed here"));
-            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-            return response;
+            return only_read();
         }
         if path == "/" {
             return page::page();
         }
         return respond(own_answer(&path, request.uri().query(), shared).await);
     }
-    respond(match shared.extensions.handler(&path) {
-        None => AdminResponse::error(404, format!("there is no {path} here; see /v1/status")),
-        Some(handler) => match read(request).await {
-            Ok(request) => handler(&request),
-            Err(refusal) => refusal,
-        },
-    })
+    respond(shared.extensions.answer(request, &path, from).await)
+}
+
+fn only_read() -> Response<Full<Bytes>> {
+    let mut response = respond(AdminResponse::error(405, "only GET and HEAD are allowed here"));
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+    response
+}
+
+fn prometheus(text: String) -> AdminResponse {
+    AdminResponse {
+        status: 200,
+        content_type: "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        body: text.into_bytes(),
+    }
 }
 
 /// What follows a prefix that ends there, or at a slash.
@@ -292,21 +410,27 @@ fn below<'a>(path: &'a str, prefix: &str) -> Option<&'a str> {
     path.strip_prefix(prefix).filter(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// An operator gives up the lineage. Nothing authenticates who asks, so it must be somebody on this host, and no page in
+/// Why somebody may not change anything. Nothing authenticates who asks, so it must be somebody on this host, and no page in
 /// somebody's browser, which cannot send our header without being allowed to first (and see `browsers.rs`).
-async fn force_new(request: Request<Incoming>, shared: &Shared, from: IpAddr) -> AdminResponse {
+fn not_by_operator(request: &Request<Incoming>, from: IpAddr, instead: &str) -> Option<AdminResponse> {
     let headers = request.headers();
     if request.method() != Method::POST {
-        return AdminResponse::error(405, "only POST is allowed here: use `phalanx force-new --from ADDR`");
+        return Some(AdminResponse::error(405, format!("only POST is allowed here: use {instead}")));
     }
     if !from.is_loopback() {
-        return AdminResponse::error(
-            403,
-            "only a process on the node's own host may force: run `phalanx force-new` there",
-        );
+        let why = format!("only a process on this very host may do this: there, use {instead}");
+        return Some(AdminResponse::error(403, why));
     }
     if is_of_a_page(headers) || !headers.contains_key(OPERATOR) {
-        return AdminResponse::error(403, "not from a web page: use `phalanx force-new --from ADDR`");
+        return Some(AdminResponse::error(403, format!("not from a web page: use {instead}")));
+    }
+    None
+}
+
+/// An operator gives up the lineage.
+async fn force_new(request: Request<Incoming>, shared: &Shared, from: IpAddr) -> AdminResponse {
+    if let Some(refusal) = not_by_operator(&request, from, "`phalanx force-new --from ADDR`") {
+        return refusal;
     }
     let body = match read(request).await {
         Ok(request) => request.body,
@@ -508,16 +632,18 @@ async fn own_answer(path: &str, query: Option<&str>, shared: &Shared) -> AdminRe
             };
             AdminResponse::json(if ready { 200 } else { 503 }, &json!({ "ready": ready, "why": why }))
         }
-        "/metrics" => AdminResponse {
-            status: 200,
-            content_type: "application/openmetrics-text; version=1.0.0; charset=utf-8",
-            body: shared.metrics.text().into_bytes(),
-        },
+        "/metrics" => prometheus(shared.extensions.all_metrics().await),
         "/v1/view" => AdminResponse::json(200, &view_json(&shared.status())),
         _ => match below(path, GROUPS_PATH).map(|below| below.strip_prefix('/').unwrap_or_default()) {
             Some("") => groups::list(shared, query).await,
             Some(name) => groups::one(shared, name).await,
-            None => AdminResponse::json(200, &status_json(shared, &shared.full_status())),
+            None => {
+                let mut status = status_json(shared, &shared.full_status());
+                if let Value::Object(status) = &mut status {
+                    shared.extensions.add_standing(status).await;
+                }
+                AdminResponse::json(200, &status)
+            }
         },
     }
 }
@@ -552,7 +678,7 @@ fn status_json(shared: &Shared, status: &Status) -> Value {
         "lease_until_ns": status.lease_until_ns,
         "now_ns": crate::clock::now_ns(),
         "groups": status.groups.keys().map(|g| g.as_str()).collect::<Vec<_>>(),
-        "states": status.groups.iter().filter_map(|(name, g)| Some((name.to_string(), standing_json(g.state.as_ref()?)))).collect::<serde_json::Map<_, _>>(),
+        "states": status.groups.iter().filter_map(|(name, g)| Some((name.to_string(), standing_json(g.state.as_ref()?)))).collect::<Map<_, _>>(),
         "leading": status.groups.iter().filter(|(_, g)| g.leading.is_some()).map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
     })
 }
@@ -645,19 +771,29 @@ mod tests {
         assert!(!far("PUT", "/c/nodes/k") && !far("PUT", "/c") && !far("PUT", ""), "what is only probed");
     }
 
-    #[test]
-    fn the_longest_route_answers_and_neighbours_do_not() {
+    #[tokio::test]
+    async fn the_longest_route_answers_and_neighbours_do_not() {
         let extensions = Extensions::new(Arc::new(Metrics::new()));
         for prefix in ["/v1/services", "/v1/services/kv"] {
             let body = prefix.to_owned();
             extensions.route(prefix, move |_| AdminResponse::error(200, body.clone()));
         }
-        let request =
-            AdminRequest { method: "GET".into(), path: String::new(), query: None, body: Vec::new() };
-        let body =
-            |path: &str| extensions.handler(path).map(|h| String::from_utf8(h(&request).body).expect("JSON"));
-        assert_eq!(body("/v1/services/kv/pmap").expect("kv"), r#"{"error":"/v1/services/kv"}"#);
-        assert_eq!(body("/v1/services/other").expect("all"), r#"{"error":"/v1/services"}"#);
-        assert_eq!(body("/v1/servicesx"), None);
+        let body = async |path: &str| {
+            let request =
+                AdminRequest { method: "GET".into(), path: String::new(), query: None, body: Vec::new() };
+            let answer = (extensions.find(path)?.handler)(request).await;
+            Some(String::from_utf8(answer.body).expect("JSON"))
+        };
+        assert_eq!(body("/v1/services/kv/pmap").await.expect("kv"), r#"{"error":"/v1/services/kv"}"#);
+        assert_eq!(body("/v1/services/other").await.expect("all"), r#"{"error":"/v1/services"}"#);
+        assert_eq!(body("/v1/servicesx").await, None);
+    }
+
+    #[tokio::test]
+    async fn what_callers_count_stands_before_the_end_of_the_metrics() {
+        let extensions = Extensions::new(Arc::new(Metrics::bare()));
+        assert_eq!(extensions.all_metrics().await, "# EOF\n");
+        extensions.metrics(|| async { "# TYPE x gauge\nx 1\n".to_owned() });
+        assert_eq!(extensions.all_metrics().await, "# TYPE x gauge\nx 1\n# EOF\n");
     }
 }

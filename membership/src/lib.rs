@@ -85,7 +85,7 @@ mod watchdog;
 mod wire;
 mod witness;
 
-pub use admin::{AdminRequest, AdminResponse, Extensions};
+pub use admin::{AdminApi, AdminRequest, AdminResponse, Extensions};
 pub use bytes::Bytes;
 pub use channel::{Delivered, Deliveries, Fence, Message, SendError, StateRequest};
 pub use death::Tree;

@@ -201,6 +201,11 @@ impl Metrics {
         Self { registry: Mutex::new(registry), count }
     }
 
+    /// Where there is no node, nothing of one is counted.
+    pub(crate) fn bare() -> Self {
+        Self { registry: Mutex::default(), count: Counts::default() }
+    }
+
     pub(crate) fn with_registry<T>(&self, with: impl FnOnce(&mut Registry) -> T) -> T {
         with(&mut lock(&self.registry))
     }

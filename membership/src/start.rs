@@ -46,6 +46,19 @@ const BACKLOG: i32 = 4096;
 /// How long host names of founder slots are looked up.
 const LOOKUP: Duration = Duration::from_secs(5);
 
+/// Where an admin API listens.
+pub(crate) fn admin_listener(addr: SocketAddr, insecure: bool) -> Result<TcpListener, StartError> {
+    if !insecure && !addr.ip().is_loopback() {
+        let problem = format!(
+            "{addr} is reachable from other machines, and the admin API authenticates nobody, whatever \
+             --secret-file or --tls-ca say: give a loopback address, and reach it through ssh -L, or --insecure \
+             where the network itself is trusted"
+        );
+        return Err(StartError::setting("admin", problem));
+    }
+    listen("admin", addr)
+}
+
 pub(crate) async fn start(builder: NodeBuilder) -> Result<Node, StartError> {
     check_names(&builder)?;
     let limits = Duration::from_millis(10)..=Duration::from_secs(3600);
@@ -80,15 +93,7 @@ pub(crate) async fn start(builder: NodeBuilder) -> Result<Node, StartError> {
     let admin = match builder.admin {
         None => None,
         Some(addr) => {
-            if !builder.insecure && !addr.ip().is_loopback() {
-                let problem = format!(
-                    "{addr} is reachable from other machines, and the admin API authenticates nobody, whatever \
-                     --secret-file or --tls-ca say: give a loopback address, and reach it through ssh -L, or --insecure \
-                     where the network itself is trusted"
-                );
-                return Err(StartError::setting("admin", problem));
-            }
-            let listener = self::listen("admin", addr)?;
+            let listener = admin_listener(addr, builder.insecure)?;
             let addr = listener.local_addr().map_err(StartError::System)?;
             Some((listener, addr))
         }

@@ -48,8 +48,9 @@ pub struct Surroundings<'a> {
     pub numeric_only: bool,
 }
 
-/// One service: an address, a protocol, a partition map, and the RACS behind it.
-#[derive(Clone, Debug)]
+/// One service: an address, a protocol, a partition map, and the RACS behind it. Equal ones need not be told
+/// that the file was read again.
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Service {
     pub name: Box<str>,
     pub listen: SocketAddr,
@@ -69,11 +70,13 @@ pub(crate) struct Service {
     pub expose: bool,
     /// Passwords, where the protocol has them.
     pub auth: Auth,
+    /// The file of the access log; `-` is standard error.
+    pub access_log: Option<Box<str>>,
     pub pmap: Arc<Pmap>,
     pub racs: Vec<RacsConfig>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Protocol {
     Http {
         extract: Extract,
@@ -119,7 +122,20 @@ pub(crate) struct TlsFiles {
     pub key: PathBuf,
 }
 
-#[derive(Clone, Debug)]
+impl Protocol {
+    /// As the configuration calls it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Http { .. } => "http",
+            Self::Redis => "redis",
+            Self::Frames { .. } => "frames",
+            Self::Memcached => "memcached",
+            Self::Tcp { .. } => "tcp",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct RacsConfig {
     pub name: Box<str>,
     pub source: Source,
@@ -128,7 +144,7 @@ pub(crate) struct RacsConfig {
 }
 
 /// Where a RACS' clones come from.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Source {
     /// From the views of this group.
     Group(Box<str>),

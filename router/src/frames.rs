@@ -39,7 +39,7 @@ use crate::{
     config::{Protocol, Service},
     stats::Counters,
     table::Table,
-    worker::{ClientStream, Placements, Server, Stopwatch, Worker},
+    worker::{ClientStream, Placements, Server, Stopwatch, Succession, Worker},
 };
 
 /// Room for one read, from a client or a server: a batch of requests or answers.
@@ -72,7 +72,8 @@ pub(crate) struct FramesService {
     /// Bytes of large requests that are under way, and clients that wait with theirs.
     held: Cell<usize>,
     crowd: RefCell<Vec<Waker>>,
-    pub counters: Counters,
+    pub counters: Rc<Counters>,
+    pub succession: Succession<Self>,
 }
 
 /// Whom an answer is for, and what is needed to send the request again.
@@ -94,6 +95,9 @@ struct Tag {
     wait_until: Instant,
     /// How long its server takes, if that is measured.
     timed: Option<Stopwatch>,
+    /// When it came in, and when it was last sent.
+    began: Instant,
+    sent: Instant,
     /// Its share of the room for large requests.
     _held: Option<Held>,
 }
@@ -140,7 +144,8 @@ impl FramesService {
         let Protocol::Frames { paths, no_key, reads, stamp } = &service.protocol else {
             unreachable!("only services of this protocol come here");
         };
-        table.load();
+        let counters = worker.counters(&service.name);
+        counters.partitions(table.load().pmap.len().get() as usize);
         Rc::new(Self {
             worker: Rc::clone(worker),
             name: service.name.clone(),
@@ -156,8 +161,14 @@ impl FramesService {
             unread: Cell::new(0),
             held: Cell::new(0),
             crowd: RefCell::default(),
-            counters: Counters::default(),
+            counters,
+            succession: Succession::default(),
         })
+    }
+
+    /// How many requests wait for a view.
+    pub fn waiting(&self) -> u64 {
+        self.waiting.iter().map(|waiting| waiting.borrow().len() as u64).sum()
     }
 
     /// Whether the newest table has this server.
@@ -208,7 +219,7 @@ impl FramesService {
                 };
             }
         };
-        self.counters.requests.add(1);
+        let began = self.counters.begin(partition, &self.worker.clock);
         let until = match request.deadline_ms {
             None => Instant::MAX,
             Some(ms) => {
@@ -229,6 +240,8 @@ impl FramesService {
             until,
             wait_until: Instant::MAX,
             timed: None,
+            began,
+            sent: began,
             _held: held,
         };
         self.send(tag, &frame[request.body.clone()]);
@@ -282,7 +295,8 @@ impl FramesService {
     }
 
     /// Hands a request to its server's connection.
-    fn push(&self, server: &Rc<Server>, body: &[u8], tag: Tag) {
+    fn push(&self, server: &Rc<Server>, body: &[u8], mut tag: Tag) {
+        tag.sent = self.worker.clock.fine();
         let now = self.now();
         if tag.until <= now {
             return tag.late();
@@ -404,11 +418,13 @@ impl Caller {
 impl Tag {
     /// The server's answer: error and result.
     fn deliver(self, body: &[u8]) {
+        self.service.counters.end(self.began, &self.service.worker.clock);
         self.caller.answer(body);
     }
 
     fn complain(self, verdict: Verdict, error: &dyn fmt::Display) {
-        let Self { service, caller, partition, .. } = self;
+        let Self { service, caller, partition, began, .. } = self;
+        service.counters.end(began, &service.worker.clock);
         service.complain(caller, Some(partition), verdict, error);
     }
 

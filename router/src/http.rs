@@ -27,10 +27,11 @@ use router_proto::{
 };
 
 use crate::{
+    access::{AccessLog, Line},
     config::{Protocol, Service},
     stats::Counters,
     table::Table,
-    worker::{Buf, ClientStream, Deadline, DeadlineId, Server, Worker},
+    worker::{Buf, ClientStream, Deadline, DeadlineId, Server, Succession, Worker},
 };
 
 pub(crate) use answer::TOO_MANY_CLIENTS;
@@ -63,7 +64,9 @@ pub(crate) struct HttpService {
     changes: Cell<u64>,
     /// How many want to know of new tables: requests that wait for a connection to be made, and tunnels.
     watching: Cell<usize>,
-    pub counters: Counters,
+    pub counters: Rc<Counters>,
+    pub log: Option<AccessLog>,
+    pub succession: Succession<Self>,
     /// Room for keys that must be decoded.
     scratch: RefCell<Vec<u8>>,
 }
@@ -84,6 +87,39 @@ struct Request {
     racs: RacsId,
     /// Which clones the client was with, where it stays with them.
     session: Option<Session>,
+}
+
+/// What the access log tells of a request; kept for the next one.
+#[derive(Default)]
+struct Told {
+    method: Vec<u8>,
+    path: Vec<u8>,
+    server: Option<SocketAddr>,
+    attempts: u32,
+    status: Option<u16>,
+    /// Bytes from and to the client before it.
+    received: u64,
+    sent: u64,
+}
+
+impl Told {
+    /// Begins with a request as it goes to the server.
+    fn begin(&mut self, head: &[u8]) {
+        let mut words = head.split(|byte| *byte == b' ');
+        let mut next = || words.next().unwrap_or_default();
+        let (method, target) = (next(), next());
+        let path = target.split(|byte| *byte == b'?').next().unwrap_or_default();
+        self.method.clear();
+        self.method.extend_from_slice(method);
+        self.path.clear();
+        self.path.extend_from_slice(path);
+        (self.server, self.attempts, self.status) = (None, 0, None);
+    }
+
+    /// Notes the status of the response that begins so.
+    fn answered(&mut self, head: &[u8]) {
+        self.status = head.get(9..12).and_then(|code| std::str::from_utf8(code).ok()?.parse().ok());
+    }
 }
 
 /// Why a request is not routed.
@@ -112,11 +148,17 @@ pub(crate) async fn serve(service: Rc<HttpService>, stream: ClientStream) {
 }
 
 impl HttpService {
-    pub fn new(worker: &Rc<Worker>, service: &Service, mut table: Reader<Table>) -> Self {
+    pub fn new(
+        worker: &Rc<Worker>,
+        service: &Service,
+        mut table: Reader<Table>,
+        log: Option<AccessLog>,
+    ) -> Self {
         let Protocol::Http { extract, no_key, hedge } = &service.protocol else {
             unreachable!("only services of this protocol come here");
         };
-        table.load();
+        let counters = worker.counters(&service.name);
+        counters.partitions(table.load().pmap.len().get() as usize);
         Self {
             worker: Rc::clone(worker),
             name: service.name.clone(),
@@ -133,7 +175,9 @@ impl HttpService {
             waiting: service.racs.iter().map(|_| RefCell::default()).collect(),
             changes: Cell::new(0),
             watching: Cell::new(0),
-            counters: Counters::default(),
+            counters,
+            log,
+            succession: Succession::default(),
             scratch: RefCell::default(),
         }
     }
@@ -149,6 +193,16 @@ impl HttpService {
         if self.watching.get() > 0 {
             self.worker.clock.wake_all();
         }
+    }
+
+    /// Whether clients are to go once they are answered: the router goes down, or this service does.
+    fn is_draining(&self) -> bool {
+        self.worker.is_draining() || self.succession.has_ended()
+    }
+
+    /// How many requests wait for a view.
+    pub fn waiting(&self) -> u64 {
+        self.waiting.iter().map(|waiting| waiting.borrow().len() as u64).sum()
     }
 
     /// Whether the newest table has this server.
@@ -187,7 +241,7 @@ impl HttpService {
             version: parsed.version(),
             access,
             body: parsed.body(),
-            persistent: parsed.persistent(),
+            persistent: parsed.persistent() && !self.is_draining(),
             expects_continue: parsed.expects_continue(),
             upgrade: upgrade.map(Into::into),
             searching: false,
@@ -201,7 +255,7 @@ impl HttpService {
             found => {
                 let key = if let Search::Key(key) = found { Some(key) } else { None };
                 if !self.place(&mut request, key, client.source()) {
-                    let persistent = parsed.persistent() && parsed.body() == Body::None;
+                    let persistent = request.persistent && parsed.body() == Body::None;
                     return Err(NotRouted::NoKey { persistent, head_only: request.method == Method::Head });
                 }
             }
@@ -338,6 +392,27 @@ impl HttpService {
     fn is_deposed(&self, racs: RacsId, server: PhysicalId) -> bool {
         self.policy.leader_only(Access::Update)
             && self.table.borrow_mut().load().is_led_by_another(racs, server)
+    }
+
+    /// Logs a request that is over, if requests are logged.
+    fn log(&self, client: &ClientStream, began: Instant, told: &Told, partition: PartitionId) {
+        let Some(log) = &self.log else { return };
+        let mut table = self.table.borrow_mut();
+        let line = Line {
+            client: client.source(),
+            method: &told.method,
+            path: &told.path,
+            partition: &table.load().pmap.name(partition),
+            server: told.server,
+            attempts: told.attempts,
+            status: told.status,
+            received: client.received() - told.received,
+            sent: client.sent() - told.sent,
+            took: Duration::from_nanos(self.worker.clock.fine().as_nanos().saturating_sub(began.as_nanos())),
+        };
+        if !log.note(&line) {
+            self.counters.unlogged.add(1);
+        }
     }
 
     fn partition_name(&self, partition: PartitionId) -> String {

@@ -15,10 +15,12 @@
 //! * The k-th response on a connection belongs to the k-th request.
 #![forbid(unsafe_code)]
 
+mod access;
 mod checks;
 mod config;
 mod frames;
 mod http;
+mod latency;
 mod limits;
 mod listen;
 mod memcached;
@@ -35,9 +37,11 @@ mod worker;
 
 pub use checks::ServerHealth;
 pub use config::{Config, ConfigError, Surroundings};
+pub use latency::Latency;
 pub use limits::Limits;
-pub use router::{Options, RouterHandle, Serving, StartError, start};
+pub use router::view::{RacsView, ServiceView};
+pub use router::{Options, ReloadError, Reloaded, RouterHandle, Serving, StartError, start};
 pub use router_proto::l2p::Weight;
-pub use stats::ServiceStats;
+pub use stats::{Measured, ServerStats, ServiceStats};
 pub use table::{CloneAt, GroupClones, UpdateError};
 pub use tls::CertificateError;

@@ -170,11 +170,7 @@ impl MemcachedService {
         let mut decoded = [0; MAX_KEY];
         let key = &command[one.key.clone()];
         let key = if one.binary { decode(key, &mut decoded).unwrap_or(key) } else { key };
-        let racs = {
-            let mut table = self.table.borrow_mut();
-            let table = table.load();
-            table.pmap.racs(table.pmap.locate(key))
-        };
+        let racs = self.locate(key);
         self.counters.requests.add(1);
         let tag = Tag::new(client, seq, one.note, racs, one.access);
         self.dialect.without(command, &one.cut, |command| self.send(tag, command));
@@ -184,11 +180,7 @@ impl MemcachedService {
     fn many(self: &Rc<Self>, client: &Rc<Client>, seq: Seq, command: &[u8], keys: &Keys) {
         self.counters.requests.add(1);
         let mut split = self.dialect.split.borrow_mut();
-        let done = {
-            let mut table = self.table.borrow_mut();
-            let table = table.load();
-            split.split(command, keys, self.racs(), |key| table.pmap.racs(table.pmap.locate(key)))
-        };
+        let done = split.split(command, keys, self.racs(), |key| self.locate(key));
         if done.is_err() {
             let text = format_args!("the keys of one command are in too many places; nothing was done");
             client.answer(seq, |out| push_error(out, text));

@@ -38,7 +38,7 @@ use crate::{
     limits::Limits,
     stats::Counters,
     table::Table,
-    worker::{ClientStream, Server, Worker},
+    worker::{ClientStream, Server, Succession, Worker},
 };
 
 /// Room for one read, from a client or a server: a batch of commands or replies.
@@ -99,6 +99,11 @@ pub(crate) trait Dialect: Sized + 'static {
         command: &[u8],
         input: &[u8],
     ) -> Result<Option<usize>, ()>;
+
+    /// Whether the client may go over to another configuration: nothing that it said before hangs on the old one.
+    fn may_move(_client: &Client<Self>) -> bool {
+        true
+    }
 
     /// Whether a reply to a command with this note may begin before the command was sent whole.
     fn begins_early(_note: Self::Note) -> bool {
@@ -200,7 +205,8 @@ pub(crate) struct Service<D: Dialect> {
     whole: RefCell<Vec<u8>>,
     /// Bytes of replies that clients have not read.
     unread: Cell<usize>,
-    pub counters: Counters,
+    pub counters: Rc<Counters>,
+    pub succession: Succession<Self>,
     /// What the protocol itself keeps.
     pub dialect: D,
 }
@@ -219,6 +225,9 @@ pub(crate) struct Tag<D: Dialect> {
     tried: Tried,
     /// Until when it may wait for a leader; set when it first has to.
     wait_until: Instant,
+    /// When it came in, and when it was last sent.
+    began: Instant,
+    sent: Instant,
 }
 
 /// How many connections may fail under one command.
@@ -240,18 +249,20 @@ pub(crate) async fn serve<D: Dialect>(service: Rc<Service<D>>, stream: ClientStr
 
 impl<D: Dialect> Service<D> {
     pub fn start(worker: &Rc<Worker>, service: &config::Service, mut table: Reader<Table>) -> Rc<Self> {
-        table.load();
+        let counters = worker.counters(&service.name);
+        counters.partitions(table.load().pmap.len().get() as usize);
         Rc::new(Self {
             worker: Rc::clone(worker),
             policy: service.policy,
-            lane: worker.take_lanes(D::LANES),
+            lane: worker.take_lanes(service, D::LANES),
             table: RefCell::new(table),
             waiting: service.racs.iter().map(|_| RefCell::default()).collect(),
             attended: Cell::new(false),
             scratch: RefCell::new(vec![0; READ].into()),
             whole: RefCell::default(),
             unread: Cell::new(0),
-            counters: Counters::default(),
+            counters,
+            succession: Succession::default(),
             dialect: D::new(service, &worker.limits),
         })
     }
@@ -281,6 +292,20 @@ impl<D: Dialect> Service<D> {
         self.worker.random()
     }
 
+    /// Where a key that a command asks for lies. Counts it.
+    pub fn locate(&self, key: &[u8]) -> RacsId {
+        let mut table = self.table.borrow_mut();
+        let pmap = &table.load().pmap;
+        let partition = pmap.locate(key);
+        self.counters.key(partition);
+        pmap.racs(partition)
+    }
+
+    /// How many commands wait for a view.
+    pub fn waiting(&self) -> u64 {
+        self.waiting.iter().map(|waiting| waiting.borrow().len() as u64).sum()
+    }
+
     /// How much the router waits and keeps.
     pub fn limits(&self) -> &Limits {
         &self.worker.limits
@@ -293,7 +318,8 @@ impl<D: Dialect> Service<D> {
 
     /// Sends a command that has just come in. Where others wait for the same leader it queues behind them, so
     /// that a client's updates are not overtaken by its own.
-    pub fn send(self: &Rc<Self>, tag: Tag<D>, command: &[u8]) {
+    pub fn send(self: &Rc<Self>, mut tag: Tag<D>, command: &[u8]) {
+        tag.began = self.worker.clock.fine();
         tag.client.owe(command.len());
         let queue = &self.waiting[tag.racs.get() as usize];
         if self.policy.leader_only(tag.access) && !queue.borrow().is_empty() {
@@ -334,7 +360,8 @@ impl<D: Dialect> Service<D> {
         }
     }
 
-    fn push(&self, server: &Rc<Server>, command: &[u8], tag: Tag<D>) {
+    fn push(&self, server: &Rc<Server>, command: &[u8], mut tag: Tag<D>) {
+        tag.sent = self.worker.clock.fine();
         let lane = D::lane(tag.note);
         let place = self.lane + lane;
         let mut lanes = D::lanes(server).0.borrow_mut();
@@ -373,6 +400,8 @@ impl<D: Dialect> Tag<D> {
             failures: 0,
             tried: Tried::default(),
             wait_until: Instant::MAX,
+            began: Instant::ZERO,
+            sent: Instant::ZERO,
         }
     }
 
@@ -383,7 +412,7 @@ impl<D: Dialect> Tag<D> {
 
     /// Puts a reply into its place; the command had so many bytes.
     fn deliver(self, command_len: usize, reply: &[u8]) {
-        let service = &self.client.service;
+        let service = self.client.service();
         let limits = &service.worker.limits;
         // Who asks for much and reads nothing is held back once that is seen. Where so many do it at once that it is seen too
         // late, they have to go before memory does.
@@ -391,10 +420,14 @@ impl<D: Dialect> Tag<D> {
         let most_unread = if overrun { limits.backlog / 16 } else { limits.unread };
         self.client.pay(command_len);
         match self.part {
-            None => self.client.fill(self.seq, D::shown(self.note, reply), most_unread),
+            None => {
+                service.counters.end(self.began, &service.worker.clock);
+                self.client.fill(self.seq, D::shown(self.note, reply), most_unread);
+            }
             Some((gather, part)) => {
                 let mut whole = service.whole.borrow_mut();
                 if D::gather(&mut gather.borrow_mut(), part, reply, &mut whole) {
+                    service.counters.end(self.began, &service.worker.clock);
                     self.client.fill(self.seq, D::shown(self.note, &whole), most_unread);
                     whole.clear();
                     whole.shrink_to(READ);

@@ -98,6 +98,10 @@ impl Dialect for Redis {
         client.session.is_blocking() && !client.is_answered()
     }
 
+    fn may_move(client: &Client) -> bool {
+        client.session.may_move()
+    }
+
     fn left(client: &Client) {
         client.session.left();
     }

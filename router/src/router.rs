@@ -1,9 +1,12 @@
-//! Starting, feeding and stopping a router.
+//! Starting, feeding, reconfiguring and stopping a router.
+
+mod reload;
+pub(crate) mod view;
 
 use std::{
     io,
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc as channel},
     thread,
     time::Duration,
 };
@@ -11,15 +14,22 @@ use std::{
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
+    access::Logs,
     checks::{Checker, ServerHealth, Target},
-    config::Config,
+    config::{Config, Service},
     limits::Limits,
-    listen,
-    stats::ServiceStats,
+    stats::{Measured, ServiceStats},
     table::{GroupClones, Publisher, UpdateError},
     tls::{CertificateError, Terminators},
-    worker::{self, Control, Door, Entrance, ServiceSetup, Setup},
+    worker::{self, Control, DoorEntry, Entrance, Entry, Lineup, Opening, ServiceSetup, Setup},
 };
+
+pub use reload::Reloaded;
+use reload::{Door, Doors};
+use view::ServiceView;
+
+/// How long workers may take to say what they have counted.
+const ANSWER: Duration = Duration::from_secs(1);
 
 /// How a router runs, besides what it routes.
 #[derive(Clone, Debug, Default)]
@@ -79,9 +89,43 @@ pub enum StartError {
     /// A certificate or its key cannot be used.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
+    /// An access log cannot be written.
+    #[error("the access log {path} cannot be opened: {error}")]
+    AccessLog {
+        /// The file.
+        path: String,
+        /// What the operating system says.
+        #[source]
+        error: io::Error,
+    },
     /// A thread cannot be started.
     #[error("cannot start a worker thread: {0}")]
     Thread(#[source] io::Error),
+}
+
+/// Why a configuration was not taken over. The router goes on as before.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReloadError {
+    /// What a start would fail for too.
+    #[error(transparent)]
+    Start(StartError),
+    /// The new address overlaps one that this router listens on, and that goes with this reload.
+    #[error(
+        "service {service:?} cannot listen on {listen} while this router listens on {holder}: \
+         reload first without the one, then with the other"
+    )]
+    Overlap {
+        /// The service.
+        service: String,
+        /// The address that it is to have.
+        listen: SocketAddr,
+        /// The address that is in its way.
+        holder: SocketAddr,
+    },
+    /// The router is going down, or a worker has failed.
+    #[error("the router does not take over a configuration any more: {0}")]
+    Stopped(String),
 }
 
 fn in_use(error: &io::Error) -> &'static str {
@@ -102,12 +146,20 @@ pub struct RouterHandle {
 }
 
 struct Shared {
-    serving: Vec<Serving>,
-    publisher: Mutex<Publisher>,
-    terminators: Terminators,
+    state: Mutex<State>,
     workers: Vec<mpsc::UnboundedSender<Control>>,
     checker: Mutex<Checker>,
     threads: Mutex<Vec<thread::JoinHandle<()>>>,
+}
+
+/// What is served now, and where.
+struct State {
+    publisher: Publisher,
+    doors: Vec<Door>,
+    logs: Logs,
+    terminators: Terminators,
+    /// The last number that was given to a door.
+    last_door: u64,
 }
 
 /// Starts a router: binds every address, then serves on its own threads.
@@ -139,29 +191,18 @@ pub fn start(config: &Config, options: Options) -> Result<RouterHandle, StartErr
     let count = options.workers.unwrap_or(cores).max(1);
     let publisher = Publisher::new(config);
     let terminators = Terminators::of(config, &Terminators::default())?;
-
-    let mut serving = Vec::new();
-    let mut setups: Vec<Vec<ServiceSetup>> = (0..count).map(|_| Vec::new()).collect();
-    for (at, service) in config.services.iter().enumerate() {
-        let failed =
-            |error| StartError::Listen { service: service.name.to_string(), listen: service.listen, error };
-        let listeners = listen::shared(service.listen, count).map_err(failed)?;
-        let listen = listeners[0].local_addr().map_err(failed)?;
-        serving.push(Serving { service: service.name.to_string(), listen });
-        let entrance = Entrance { tls: terminators.get(&service.name), accept_proxy: service.accept_proxy };
-        for (setup, listener) in setups.iter_mut().zip(listeners) {
-            let table = publisher.readers().swap_remove(at);
-            let door = Door::Network(listener, entrance.clone());
-            setup.push(ServiceSetup { service: Arc::clone(service), door, table });
-        }
-    }
+    let mut last_door = 0;
+    let mut doors = Doors::open(config, &[], count, &mut last_door)?;
+    let mut logs = Logs::default();
+    open_logs(&mut logs, config)?;
+    let lineups = lineups(&publisher, &mut doors, &logs, &terminators, count, |_| true);
 
     let (mut workers, mut threads) = (Vec::new(), Vec::new());
-    for (number, services) in setups.into_iter().enumerate() {
+    for (number, lineup) in lineups.into_iter().enumerate() {
         let (sender, control) = mpsc::unbounded_channel();
         // All requests waiting for one RACS, over all workers, stay within the limit.
         let limits = Limits { waiting: options.limits.waiting.div_ceil(count), ..options.limits.clone() };
-        let setup = Setup { limits, seed: seed(number), services, control };
+        let setup = Setup { limits, seed: seed(number), lineup, control };
         let thread = thread::Builder::new().name(format!("router-{number}")).spawn(move || {
             if let Err(error) = worker::run(setup) {
                 tracing::error!(%error, "worker failed");
@@ -173,10 +214,50 @@ pub fn start(config: &Config, options: Options) -> Result<RouterHandle, StartErr
     let mut checker = Checker::new(&workers);
     checker.look_at(publisher.targets()).map_err(StartError::Thread)?;
     let checker = Mutex::new(checker);
-    let publisher = Mutex::new(publisher);
-    let threads = Mutex::new(threads);
-    let shared = Shared { serving, publisher, terminators, workers, checker, threads };
+    let state = Mutex::new(State { publisher, doors: doors.all, logs, terminators, last_door });
+    let shared = Shared { state, workers, checker, threads: Mutex::new(threads) };
     Ok(RouterHandle { shared: Arc::new(shared) })
+}
+
+/// The access logs that a configuration names.
+fn paths(config: &Config) -> impl Iterator<Item = &str> {
+    config.services.iter().filter_map(|service| service.access_log.as_deref())
+}
+
+fn open_logs(logs: &mut Logs, config: &Config) -> Result<(), StartError> {
+    logs.open(paths(config)).map_err(|(path, error)| StartError::AccessLog { path, error })
+}
+
+/// What each worker is to serve: of the services those as new that `is_new` says.
+fn lineups(
+    publisher: &Publisher,
+    doors: &mut Doors,
+    logs: &Logs,
+    terminators: &Terminators,
+    workers: usize,
+    is_new: impl Fn(&Arc<Service>) -> bool,
+) -> Vec<Lineup> {
+    let one = |_| {
+        let services = publisher.services().iter().map(|published| {
+            let service = &published.service;
+            if is_new(service) {
+                let (service, table, held) =
+                    (Arc::clone(service), published.reader(), Arc::clone(&published.held));
+                let log = service.access_log.as_ref().and_then(|path| logs.handle(path));
+                Entry::New(ServiceSetup { service, table, held, log })
+            } else {
+                Entry::Same(service.name.clone())
+            }
+        });
+        let all = doors.all.iter().zip(&mut doors.sockets).enumerate().map(|(service, (door, sockets))| {
+            let socket = sockets.as_mut().and_then(Vec::pop).map(Opening::Network);
+            let config = &publisher.services()[service].service;
+            let entrance = Entrance { tls: terminators.get(&config.name), accept_proxy: config.accept_proxy };
+            DoorEntry { id: door.id, service, entrance, socket }
+        });
+        Lineup { services: services.collect(), doors: all.collect() }
+    };
+    (0..workers).map(one).collect()
 }
 
 /// A seed that differs between workers and processes. Choices between clones need no more.
@@ -187,8 +268,61 @@ pub(crate) fn seed(worker: usize) -> u64 {
 
 impl RouterHandle {
     /// The services, and where they are served.
-    pub fn serving(&self) -> &[Serving] {
-        &self.shared.serving
+    pub fn serving(&self) -> Vec<Serving> {
+        lock(&self.shared.state).doors.iter().map(Door::serving).collect()
+    }
+
+    /// Goes over to another configuration while requests are under way. Services are matched by name:
+    ///
+    /// * What does not change goes on untouched. A listening socket whose address stays is never closed,
+    ///   whichever service has it; so no connection in its queue is lost.
+    /// * A changed service serves new requests as the new configuration says, those of connected clients too;
+    ///   a request under way ends under the old one. Where the protocol changes, clients are sent away after
+    ///   the request that is under way.
+    /// * A service, or an address, that goes serves those who are in its queue; then it listens no more.
+    /// * What is known of a server (requests in flight, failures, connections) stays with its address.
+    ///
+    /// It is all or nothing. Blocks until all workers have gone over, some milliseconds.
+    ///
+    /// # Errors
+    /// See [`ReloadError`]; then nothing has changed, but where a worker failed.
+    pub fn reload(&self, config: &Config) -> Result<Reloaded, ReloadError> {
+        let mut state = lock(&self.shared.state);
+        let State { publisher, doors, logs, terminators, last_door } = &mut *state;
+        let workers = self.shared.workers.len();
+        if self.shared.workers.iter().any(mpsc::UnboundedSender::is_closed) {
+            return Err(ReloadError::Stopped("it is going down".into()));
+        }
+        let mut opened =
+            Doors::open(config, doors, workers, last_door).map_err(|error| reload::why(error, doors))?;
+        open_logs(logs, config).map_err(ReloadError::Start)?;
+        *terminators =
+            Terminators::of(config, terminators).map_err(|error| ReloadError::Start(error.into()))?;
+        let services = |publisher: &Publisher| -> Vec<Arc<Service>> {
+            publisher.services().iter().map(|published| Arc::clone(&published.service)).collect()
+        };
+        let before = services(publisher);
+        publisher.take_over(config);
+        let told = reload::changes(&before, &services(publisher));
+        self.check(publisher.targets());
+        let lineups =
+            lineups(publisher, &mut opened, logs, terminators, workers, |service| !before.contains(service));
+        let (reply, replies) = channel::channel();
+        for (worker, lineup) in self.shared.workers.iter().zip(lineups) {
+            let _ = worker.send(Control::Lineup(lineup, reply.clone())); // one that has ended does not answer
+        }
+        drop(reply);
+        *doors = opened.all;
+        let mut answers = 0;
+        for outcome in replies {
+            outcome.map_err(|error| ReloadError::Stopped(format!("a socket cannot be served: {error}")))?;
+            answers += 1;
+        }
+        if answers < workers {
+            return Err(ReloadError::Stopped("it is going down".into()));
+        }
+        logs.keep(paths(config));
+        Ok(told)
     }
 
     /// Takes over a view of a group: from now on requests go to its clones, and updates to its leader.
@@ -199,7 +333,8 @@ impl RouterHandle {
     /// # Errors
     /// See [`UpdateError`]; then nothing has changed.
     pub fn update_group(&self, group: &str, clones: &GroupClones) -> Result<(), UpdateError> {
-        let mut publisher = lock(&self.shared.publisher);
+        let mut state = lock(&self.shared.state);
+        let publisher = &mut state.publisher;
         publisher.update_group(group, clones)?;
         self.tell(|| Control::TablesChanged);
         self.check(publisher.targets());
@@ -213,31 +348,56 @@ impl RouterHandle {
     /// # Errors
     /// All services whose files cannot be used, and why.
     pub fn reload_certificates(&self) -> Result<(), Vec<CertificateError>> {
-        let errors = self.shared.terminators.reload();
+        let terminators = lock(&self.shared.state).terminators.clone();
+        let errors = terminators.reload();
         if errors.is_empty() { Ok(()) } else { Err(errors) }
+    }
+
+    /// What is served where, in the order of the configuration.
+    pub fn services(&self) -> Vec<ServiceView> {
+        let state = lock(&self.shared.state);
+        // Doors are in the order of services.
+        state.publisher.services().iter().zip(&state.doors).map(|(one, door)| view::of(one, door)).collect()
     }
 
     /// What was counted, one entry per service. Counters of workers that have ended are missing.
     pub async fn stats(&self) -> Vec<ServiceStats> {
-        let mut replies = Vec::new();
-        for worker in &self.shared.workers {
-            let (sender, receiver) = oneshot::channel();
-            if worker.send(Control::Stats(sender)).is_ok() {
-                replies.push(receiver);
-            }
-        }
-        let mut total: Vec<ServiceStats> = self
-            .shared
-            .serving
-            .iter()
-            .map(|serving| ServiceStats { service: serving.service.clone(), ..ServiceStats::default() })
-            .collect();
+        let (mut all, replies) = self.ask();
         for reply in replies {
-            if let Ok(stats) = reply.await {
-                total.iter_mut().zip(&stats).for_each(|(total, one)| total.merge(one));
+            if let Ok(one) = reply.await {
+                all.add(&one);
             }
         }
-        total
+        all.services
+    }
+
+    /// All that was counted. A worker that does not answer within a second is counted as silent.
+    ///
+    /// Needs a tokio runtime with a timer around it.
+    pub async fn measured(&self) -> Measured {
+        let until = tokio::time::Instant::now() + ANSWER;
+        let (mut all, replies) = self.ask();
+        for reply in replies {
+            match tokio::time::timeout_at(until, reply).await {
+                Ok(Ok(one)) => all.add(&one),
+                Ok(Err(_)) | Err(_) => all.silent += 1,
+            }
+        }
+        all
+    }
+
+    /// Asks all workers what they have counted; what nobody has counted yet, and their answers.
+    fn ask(&self) -> (Measured, Vec<oneshot::Receiver<Measured>>) {
+        let ask = |worker: &mpsc::UnboundedSender<Control>| {
+            let (sender, receiver) = oneshot::channel();
+            let _ = worker.send(Control::Stats(sender)); // one that has ended does not answer
+            receiver
+        };
+        let replies: Vec<_> = self.shared.workers.iter().map(ask).collect();
+        let services = self.serving().into_iter();
+        let services = services.map(|Serving { service, .. }| ServiceStats { service, ..Default::default() });
+        let workers = replies.len();
+        (Measured { services: services.collect(), workers, ..Measured::default() }, replies)
     }
 
     /// What active checks say of each server, for the services that have `[service.health]`.
@@ -256,6 +416,7 @@ impl RouterHandle {
             let _ = thread.join();
         }
         lock(&self.shared.checker).stop();
+        lock(&self.shared.state).logs.end();
     }
 
     fn check(&self, targets: Vec<Target>) {

@@ -1,6 +1,23 @@
 //! What a router has counted.
+//!
+//! Plain numbers of each worker, added up when somebody asks: a request pays a few additions in memory that no
+//! other thread touches, and the worker's clock.
 
-use std::cell::Cell;
+use std::{
+    cell::{Cell, RefCell},
+    net::SocketAddr,
+};
+
+use membership_types::Instant;
+use router_proto::PartitionId;
+
+use crate::{
+    latency::{Histogram, Latency},
+    worker::Clock,
+};
+
+/// Services with more partitions have no counts by partition: half a MiB for each worker is enough.
+const MOST_PARTITIONS: usize = 1 << 16;
 
 /// A worker's own counter: nobody else writes or reads it.
 #[derive(Default)]
@@ -35,9 +52,46 @@ pub(crate) struct Counters {
     pub waited: Count,
     pub unavailable: Count,
     pub unknown: Count,
+    /// Bytes from clients, and to them.
+    pub received: Count,
+    pub sent: Count,
+    /// Lines that the access log had no room for.
+    pub unlogged: Count,
+    pub latency: Histogram,
+    /// Keys asked for, by partition.
+    partitions: RefCell<Box<[u64]>>,
 }
 
 impl Counters {
+    /// A request for a key of this partition comes in: when that was, for [`Counters::end`].
+    pub fn begin(&self, partition: PartitionId, clock: &Clock) -> Instant {
+        self.requests.add(1);
+        self.key(partition);
+        clock.fine()
+    }
+
+    /// Counts a key that a request asks for; [`Counters::begin`] does for one.
+    pub fn key(&self, partition: PartitionId) {
+        if let Some(count) = self.partitions.borrow_mut().get_mut(partition.get() as usize) {
+            *count += 1;
+        }
+    }
+
+    /// A request that came in then is answered, in whatever way.
+    pub fn end(&self, began: Instant, clock: &Clock) {
+        self.latency.record(clock.fine().as_nanos().saturating_sub(began.as_nanos()));
+    }
+
+    /// From now on there are so many partitions. Where there were others, they are counted anew; very many are
+    /// not counted.
+    pub fn partitions(&self, count: usize) {
+        let count = if count > MOST_PARTITIONS { 0 } else { count };
+        let mut partitions = self.partitions.borrow_mut();
+        if partitions.len() != count {
+            *partitions = vec![0; count].into();
+        }
+    }
+
     pub fn read(&self, service: &str) -> ServiceStats {
         ServiceStats {
             service: service.into(),
@@ -53,6 +107,12 @@ impl Counters {
             waited: self.waited.get(),
             unavailable: self.unavailable.get(),
             unknown: self.unknown.get(),
+            waiting: 0,
+            received: self.received.get(),
+            sent: self.sent.get(),
+            unlogged: self.unlogged.get(),
+            latency: self.latency.read(),
+            partitions: self.partitions.borrow().to_vec(),
         }
     }
 }
@@ -87,6 +147,18 @@ pub struct ServiceStats {
     pub unavailable: u64,
     /// Updates whose outcome is unknown.
     pub unknown: u64,
+    /// Requests that wait now.
+    pub waiting: u64,
+    /// Bytes from clients.
+    pub received: u64,
+    /// Bytes to clients.
+    pub sent: u64,
+    /// Lines of the access log that were lost, because what writes it did not keep up.
+    pub unlogged: u64,
+    /// From a request's head to the end of its response.
+    pub latency: Latency,
+    /// Keys asked for, by the position of their partition; none where there are more than 65 536.
+    pub partitions: Vec<u64>,
 }
 
 impl ServiceStats {
@@ -103,5 +175,77 @@ impl ServiceStats {
         self.waited += other.waited;
         self.unavailable += other.unavailable;
         self.unknown += other.unknown;
+        self.waiting += other.waiting;
+        self.received += other.received;
+        self.sent += other.sent;
+        self.unlogged += other.unlogged;
+        self.latency.merge(&other.latency);
+        // A worker that has not gone over to another map yet counts by the old one: later.
+        if self.partitions.is_empty() {
+            self.partitions.clone_from(&other.partitions);
+        } else if self.partitions.len() == other.partitions.len() {
+            self.partitions.iter_mut().zip(&other.partitions).for_each(|(count, more)| *count += more);
+        }
+    }
+}
+
+/// What was counted for one physical server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ServerStats {
+    /// Where it listens.
+    pub addr: SocketAddr,
+    /// Attempts that went there.
+    pub requests: u64,
+    /// Connections and requests that failed there.
+    pub failures: u64,
+    /// Requests sent and not yet answered.
+    pub in_flight: u64,
+    /// Unused connections that are kept.
+    pub idle: u64,
+    /// Workers that avoid it, because it was just seen failing.
+    pub avoided_by: u64,
+    /// From sending a request there to the end of its response.
+    pub latency: Latency,
+}
+
+impl ServerStats {
+    fn merge(&mut self, other: &Self) {
+        self.requests += other.requests;
+        self.failures += other.failures;
+        self.in_flight += other.in_flight;
+        self.idle += other.idle;
+        self.avoided_by += other.avoided_by;
+        self.latency.merge(&other.latency);
+    }
+}
+
+/// All that was counted, over all workers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Measured {
+    /// By service, in the order of the configuration.
+    pub services: Vec<ServiceStats>,
+    /// By physical server, in the order of their addresses.
+    pub servers: Vec<ServerStats>,
+    /// Worker threads.
+    pub workers: usize,
+    /// Workers that did not answer in time: what they have counted is missing.
+    pub silent: usize,
+}
+
+impl Measured {
+    /// Adds what one worker has counted. Services that the configuration does not have are left out.
+    pub(crate) fn add(&mut self, one: &Self) {
+        for service in &one.services {
+            let known = self.services.iter_mut().find(|known| known.service == service.service);
+            known.into_iter().for_each(|known| known.merge(service));
+        }
+        for server in &one.servers {
+            match self.servers.binary_search_by_key(&server.addr, |known| known.addr) {
+                Ok(at) => self.servers[at].merge(server),
+                Err(at) => self.servers.insert(at, server.clone()),
+            }
+        }
     }
 }

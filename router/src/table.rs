@@ -1,6 +1,6 @@
 //! What workers route by: one immutable table per service, replaced as a whole when a view changes.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use membership_sync::{Reader, Snapshot};
 use membership_types::Rank;
@@ -83,34 +83,96 @@ impl Table {
 pub(crate) struct Publisher {
     physicals: Physicals,
     services: Vec<Published>,
+    /// Configurations that were replaced, as long as requests are under way by them: they hear of views too.
+    retired: Vec<Published>,
+    /// The newest view of each group that is followed.
+    views: BTreeMap<Box<str>, GroupClones>,
 }
 
-struct Published {
-    service: Arc<Service>,
+/// One configuration of one service.
+pub(crate) struct Published {
+    pub service: Arc<Service>,
     /// What each RACS consists of, as of its newest view.
     racs: Vec<GroupClones>,
     snapshot: Snapshot<Table>,
+    /// Shared with every worker that still routes by it.
+    pub held: Arc<()>,
+}
+
+impl Published {
+    /// A reader of its tables, for one worker.
+    pub fn reader(&self) -> Reader<Table> {
+        self.snapshot.reader()
+    }
+
+    /// What each RACS consists of, in the order of the configuration.
+    pub fn clones(&self) -> &[GroupClones] {
+        &self.racs
+    }
+
+    fn follows(&self, group: &str) -> bool {
+        self.service.racs.iter().any(|racs| matches!(&racs.source, Source::Group(name) if **name == *group))
+    }
+
+    /// Takes over a group's view in every RACS that follows it. Gives the id of a newer one, if there was one.
+    fn update(&mut self, group: &str, clones: &GroupClones, physicals: &mut Physicals) -> Option<u64> {
+        let (mut changed, mut newer) = (false, None);
+        for (racs, current) in self.service.racs.iter().zip(&mut self.racs) {
+            if !matches!(&racs.source, Source::Group(name) if **name == *group) {
+                continue;
+            }
+            if clones.epoch < current.epoch {
+                newer = Some(current.epoch);
+            } else if clones != current {
+                *current = clones.clone();
+                changed = true;
+            }
+        }
+        if changed {
+            self.snapshot.publish(Arc::new(build(&self.service, &self.racs, physicals)));
+        }
+        newer
+    }
 }
 
 impl Publisher {
     /// Starts with what the configuration says: static RACS have their servers, groups nobody yet.
     pub fn new(config: &Config) -> Self {
-        let mut physicals = Physicals::default();
-        let services = config
-            .services
-            .iter()
-            .map(|service| {
-                let racs: Vec<GroupClones> = service.racs.iter().map(|racs| initial(&racs.source)).collect();
-                let table = build(service, &racs, &mut physicals);
-                Published { service: Arc::clone(service), racs, snapshot: Snapshot::new(Arc::new(table)) }
-            })
-            .collect();
-        Self { physicals, services }
+        let (services, retired, views) = Default::default();
+        let mut publisher = Self { physicals: Physicals::default(), services, retired, views };
+        publisher.take_over(config);
+        publisher
     }
 
-    /// A reader of each service's tables, for one worker.
-    pub fn readers(&self) -> Vec<Reader<Table>> {
-        self.services.iter().map(|published| published.snapshot.reader()).collect()
+    /// The services, in the order of the configuration.
+    pub fn services(&self) -> &[Published] {
+        &self.services
+    }
+
+    /// Goes over to another configuration. Services that it does not change keep their tables, groups that it
+    /// goes on following their views.
+    pub fn take_over(&mut self, config: &Config) {
+        let mut old = std::mem::take(&mut self.services);
+        for service in &config.services {
+            let same = old.iter().position(|published| published.service == *service);
+            let published = same.map(|at| old.swap_remove(at)).unwrap_or_else(|| {
+                let racs = service.racs.iter().map(|racs| initial(&racs.source, &self.views));
+                let racs: Vec<GroupClones> = racs.collect();
+                let table = build(service, &racs, &mut self.physicals);
+                let (service, held) = (Arc::clone(service), Arc::default());
+                Published { service, racs, snapshot: Snapshot::new(Arc::new(table)), held }
+            });
+            self.services.push(published);
+        }
+        self.retired.extend(old);
+        self.forget();
+        let services = &self.services;
+        self.views.retain(|group, _| services.iter().any(|published| published.follows(group)));
+    }
+
+    /// Forgets what no worker holds any more.
+    fn forget(&mut self) {
+        self.retired.retain(|published| Arc::strong_count(&published.held) > 1);
     }
 
     /// The servers that are to be checked, as of the newest tables: each once for each service.
@@ -138,37 +200,32 @@ impl Publisher {
         if clones.leader.is_some_and(|leader| leader >= clones.clones.len()) {
             return Err(UpdateError::Leader(clones.clones.len()));
         }
+        self.forget();
+        for published in &mut self.retired {
+            published.update(group, clones, &mut self.physicals);
+        }
         let (mut followed, mut newer) = (false, None);
-        for published in &mut self.services {
-            let mut changed = false;
-            for (racs, current) in published.service.racs.iter().zip(&mut published.racs) {
-                if !matches!(&racs.source, Source::Group(name) if **name == *group) {
-                    continue;
-                }
-                followed = true;
-                if clones.epoch < current.epoch {
-                    newer = Some(current.epoch);
-                } else if clones != current {
-                    *current = clones.clone();
-                    changed = true;
-                }
-            }
-            if changed {
-                let table = build(&published.service, &published.racs, &mut self.physicals);
-                published.snapshot.publish(Arc::new(table));
-            }
+        for published in self.services.iter_mut().filter(|published| published.follows(group)) {
+            followed = true;
+            newer = newer.or(published.update(group, clones, &mut self.physicals));
         }
         match newer {
             _ if !followed => Err(UpdateError::UnknownGroup),
             Some(epoch) => Err(UpdateError::Stale(epoch)),
-            None => Ok(()),
+            None => {
+                self.views.insert(group.into(), clones.clone());
+                Ok(())
+            }
         }
     }
 }
 
-fn initial(source: &Source) -> GroupClones {
+fn initial(source: &Source, views: &BTreeMap<Box<str>, GroupClones>) -> GroupClones {
     match source {
-        Source::Group(_) => GroupClones { epoch: 0, leader: None, clones: vec![] },
+        Source::Group(group) => {
+            let nobody = || GroupClones { epoch: 0, leader: None, clones: vec![] };
+            views.get(group).cloned().unwrap_or_else(nobody)
+        }
         Source::Servers(servers) => {
             GroupClones { epoch: Epoch::FIRST.get(), leader: Some(0), clones: servers.clone() }
         }
@@ -224,7 +281,7 @@ mod tests {
     #[test]
     fn a_view_replaces_the_clones_and_keeps_what_is_known_of_a_server() {
         let mut publisher = Publisher::new(&config());
-        let mut reader = publisher.readers().remove(0);
+        let mut reader = publisher.services()[0].reader();
         let a = RacsId::new(0);
         assert!(reader.load().racs(a).clones().is_empty());
         assert_eq!(
@@ -259,7 +316,7 @@ mod tests {
     #[test]
     fn old_views_and_strange_ones_change_nothing() {
         let mut publisher = Publisher::new(&config());
-        let mut reader = publisher.readers().remove(0);
+        let mut reader = publisher.services()[0].reader();
         publisher.update_group("g", &view(7, Some(0), &[2, 3])).unwrap();
         let version = {
             reader.load();

@@ -26,7 +26,7 @@ use crate::{
     config::{Protocol, Service, TcpKey},
     stats::Counters,
     table::Table,
-    worker::{Buf, ClientStream, Deadline, InFlight, Server, Tunnel, Worker},
+    worker::{Buf, ClientStream, Deadline, InFlight, Server, Succession, Tunnel, Worker},
 };
 
 /// Room for a read of the bytes that hold the key.
@@ -47,7 +47,8 @@ pub(crate) struct TcpService {
     present: Cell<usize>,
     /// Counts the changes of tables.
     changes: Cell<u64>,
-    pub counters: Counters,
+    pub counters: Rc<Counters>,
+    pub succession: Succession<Self>,
 }
 
 /// Serves one client until it or its server has had enough.
@@ -89,7 +90,8 @@ impl TcpService {
             waiting: service.racs.iter().map(|_| Cell::new(0)).collect(),
             present: Cell::new(0),
             changes: Cell::new(0),
-            counters: Counters::default(),
+            counters: worker.counters(&service.name),
+            succession: Succession::default(),
         }
     }
 
@@ -99,6 +101,11 @@ impl TcpService {
         if self.present.get() > 0 {
             self.worker.clock.wake_all();
         }
+    }
+
+    /// How many connections wait for a view.
+    pub fn waiting(&self) -> u64 {
+        self.waiting.iter().map(|waiting| waiting.get() as u64).sum()
     }
 
     /// Whether the newest table has this server.

@@ -11,15 +11,16 @@ mod linger;
 mod pace;
 mod placements;
 mod server;
+mod services;
 mod stream;
 mod tunnel;
 
 use std::{
     cell::{Cell, RefCell},
     io,
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     rc::Rc,
-    sync::Arc,
+    sync::mpsc::Sender,
     task::Poll,
     time::Duration,
 };
@@ -36,21 +37,32 @@ pub(crate) use linger::linger;
 pub(crate) use pace::{Hold, Pace};
 pub(crate) use placements::Placements;
 pub(crate) use server::{InFlight, Server, Stopwatch};
+pub(crate) use services::{DoorEntry, DoorId, Entry, Lineup, Opening, ServiceSetup, Succession};
 pub(crate) use stream::ClientStream;
 pub(crate) use tunnel::Tunnel;
 
+use services::{Door, Ledger, Services};
+
 use crate::{
-    config::{Protocol, Service},
-    frames::{FramesService, LocalCall, serve_locals},
+    access::AccessLog,
+    config::{Auth, Protocol, Service},
+    frames::FramesService,
     http::HttpService,
     limits::Limits,
     memcached::{Memcached, MemcachedService},
     pipelined::{self, Dialect},
     redis::{Redis, RedisService},
-    stats::{Counters, ServiceStats},
+    stats::{Counters, Measured},
     table::Table,
     tcp::TcpService,
 };
+
+/// The lanes to servers that services have. As many as there ever were services with passwords of their own.
+#[derive(Default)]
+struct Lanes {
+    taken: Vec<(Box<str>, &'static str, Auth, usize)>,
+    count: usize,
+}
 
 /// What all services of one worker share.
 pub(crate) struct Worker {
@@ -62,10 +74,11 @@ pub(crate) struct Worker {
     random: RefCell<Rng>,
     draining: Cell<bool>,
     clients: Cell<usize>,
-    /// How many lanes to each server are taken by services.
-    lanes: Cell<usize>,
+    /// Which lanes to each server are taken, by whom.
+    lanes: RefCell<Lanes>,
     /// Of the clients, how many are still at the entrance.
     handshakes: Cell<usize>,
+    ledger: Ledger,
 }
 
 impl Worker {
@@ -74,11 +87,30 @@ impl Worker {
         self.draining.get()
     }
 
-    /// Takes so many lanes for a service, and returns the first.
-    pub fn take_lanes(&self, count: usize) -> usize {
-        let first = self.lanes.get();
-        self.lanes.set(first + count);
+    /// Takes so many lanes for a service, and returns the first. Another configuration of it has the same ones, unless
+    /// passwords have changed: what goes over a lane is let in by them.
+    pub fn take_lanes(&self, service: &Service, count: usize) -> usize {
+        let mut lanes = self.lanes.borrow_mut();
+        let protocol = service.protocol.name();
+        let known = |(name, spoken, auth, _): &&(Box<str>, &'static str, Auth, usize)| {
+            *name == service.name && *spoken == protocol && *auth == service.auth
+        };
+        if let Some((.., first)) = lanes.taken.iter().find(known) {
+            return *first;
+        }
+        let first = lanes.count;
+        lanes.count += count;
+        lanes.taken.push((service.name.clone(), protocol, service.auth.clone(), first));
         first
+    }
+
+    /// A service's counters on this worker.
+    pub fn counters(&self, service: &str) -> Rc<Counters> {
+        self.ledger.of(service)
+    }
+
+    fn forget_counters(&self, service: &str) {
+        self.ledger.forget(service);
     }
 
     /// 64 random bits, for choices that need no secrecy.
@@ -91,23 +123,8 @@ impl Worker {
 pub(crate) struct Setup {
     pub limits: Limits,
     pub seed: u64,
-    pub services: Vec<ServiceSetup>,
+    pub lineup: Lineup,
     pub control: mpsc::UnboundedReceiver<Control>,
-}
-
-pub(crate) struct ServiceSetup {
-    pub service: Arc<Service>,
-    /// Where clients come from.
-    pub door: Door,
-    pub table: Reader<Table>,
-}
-
-/// Where the clients of a service come from.
-pub(crate) enum Door {
-    /// What they must do first is beside it.
-    Network(TcpListener, Entrance),
-    /// They are tasks of this process. Only frames are served so.
-    Within(mpsc::Receiver<LocalCall>),
 }
 
 /// What a worker is told.
@@ -116,8 +133,10 @@ pub(crate) enum Control {
     TablesChanged,
     /// Active checks found that a server is down, or up again.
     Health { server: PhysicalId, addr: SocketAddr, up: bool },
+    /// Serve this from now on, and say so.
+    Lineup(Lineup, Sender<io::Result<()>>),
     /// Say what you have counted.
-    Stats(oneshot::Sender<Vec<ServiceStats>>),
+    Stats(oneshot::Sender<Measured>),
     /// Finish what is under way, then end; after this long end anyway.
     Shutdown(Duration),
 }
@@ -133,13 +152,91 @@ enum Front {
 }
 
 impl Front {
-    fn counters(&self) -> &Counters {
+    /// Requests are logged to `log`, where the protocol can.
+    fn new(worker: &Rc<Worker>, service: &Service, table: Reader<Table>, log: Option<AccessLog>) -> Self {
+        match &service.protocol {
+            Protocol::Http { .. } => Self::Http(Rc::new(HttpService::new(worker, service, table, log))),
+            Protocol::Redis => Self::Redis(RedisService::start(worker, service, table)),
+            Protocol::Frames { .. } => Self::Frames(FramesService::start(worker, service, table)),
+            Protocol::Memcached => Self::Memcached(MemcachedService::start(worker, service, table)),
+            Protocol::Tcp { .. } => Self::Tcp(Rc::new(TcpService::new(worker, service, table))),
+        }
+    }
+
+    /// Another configuration of the service takes this one's place, or none does. Where the protocol is
+    /// another one, who is connected cannot stay.
+    fn give_way(&self, next: Option<&Self>) {
+        match (self, next) {
+            (Self::Http(service), Some(Self::Http(next))) => service.succession.pass_to(next),
+            (Self::Redis(service), Some(Self::Redis(next))) => service.succession.pass_to(next),
+            (Self::Frames(service), Some(Self::Frames(next))) => service.succession.pass_to(next),
+            (Self::Memcached(service), Some(Self::Memcached(next))) => service.succession.pass_to(next),
+            (Self::Tcp(service), Some(Self::Tcp(next))) => service.succession.pass_to(next),
+            // What passes bytes goes on until its ends do.
+            (Self::Tcp(_), _) => {}
+            (Self::Http(service), _) => service.succession.end(),
+            (Self::Memcached(service), _) => service.succession.end(),
+            (Self::Redis(service), _) => service.succession.end(),
+            (Self::Frames(service), _) => service.succession.end(),
+        }
+    }
+
+    /// What has taken this one's place in the end, itself if nothing has.
+    fn newest(&self) -> Self {
+        fn last<S>(first: &Rc<S>, succession: impl Fn(&S) -> &Succession<S>) -> Rc<S> {
+            let mut at = first;
+            while let Some(next) = succession(at).next() {
+                at = next;
+            }
+            Rc::clone(at)
+        }
+        match self {
+            Self::Http(service) => Self::Http(last(service, |service| &service.succession)),
+            Self::Redis(service) => Self::Redis(last(service, |service| &service.succession)),
+            Self::Frames(service) => Self::Frames(last(service, |service| &service.succession)),
+            Self::Memcached(service) => Self::Memcached(last(service, |service| &service.succession)),
+            Self::Tcp(service) => Self::Tcp(last(service, |service| &service.succession)),
+        }
+    }
+
+    /// Whether anybody but the list of services holds it.
+    fn is_held(&self) -> bool {
+        match self {
+            Self::Http(service) => Rc::strong_count(service) > 1,
+            Self::Redis(service) => Rc::strong_count(service) > 1,
+            Self::Frames(service) => Rc::strong_count(service) > 1,
+            Self::Memcached(service) => Rc::strong_count(service) > 1,
+            Self::Tcp(service) => Rc::strong_count(service) > 1,
+        }
+    }
+
+    fn counters(&self) -> &Rc<Counters> {
         match self {
             Self::Http(service) => &service.counters,
             Self::Redis(service) => &service.counters,
             Self::Frames(service) => &service.counters,
             Self::Memcached(service) => &service.counters,
             Self::Tcp(service) => &service.counters,
+        }
+    }
+
+    /// Hands over what was logged.
+    fn flush_log(&self) {
+        if let Self::Http(service) = self
+            && let Some(log) = &service.log
+        {
+            log.flush();
+        }
+    }
+
+    /// How many requests wait for a view.
+    fn waiting(&self) -> u64 {
+        match self {
+            Self::Http(service) => service.waiting(),
+            Self::Redis(service) => service.waiting(),
+            Self::Memcached(service) => service.waiting(),
+            Self::Tcp(service) => service.waiting(),
+            Self::Frames(service) => service.waiting(),
         }
     }
 
@@ -192,13 +289,14 @@ impl Front {
 /// # Errors
 /// The runtime or a listener cannot be set up.
 pub(crate) fn run(setup: Setup) -> io::Result<()> {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default())?;
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_all().on_thread_unpark(clock::slept);
+    let runtime = runtime.build_local(Default::default())?;
     runtime.block_on(work(setup))
 }
 
 async fn work(setup: Setup) -> io::Result<()> {
-    let Setup { limits, seed, services, mut control } = setup;
+    let Setup { limits, seed, lineup, mut control } = setup;
     let worker = Rc::new(Worker {
         limits,
         clock: Rc::new(Clock::new()),
@@ -208,52 +306,43 @@ async fn work(setup: Setup) -> io::Result<()> {
         random: RefCell::new(Rng::seeded(seed)),
         draining: Cell::new(false),
         clients: Cell::new(0),
-        lanes: Cell::new(0),
+        lanes: RefCell::default(),
         handshakes: Cell::new(0),
+        ledger: Ledger::default(),
     });
     let clock = Rc::clone(&worker.clock);
     tokio::task::spawn_local(async move { clock.run().await });
     let pace = Rc::clone(&worker.pace);
     tokio::task::spawn_local(async move { pace.run().await });
 
-    let mut fronts = Vec::new();
-    for ServiceSetup { service, door, table } in services {
-        let front = match &service.protocol {
-            Protocol::Http { .. } => Front::Http(Rc::new(HttpService::new(&worker, &service, table))),
-            Protocol::Redis => Front::Redis(RedisService::start(&worker, &service, table)),
-            Protocol::Frames { .. } => Front::Frames(FramesService::start(&worker, &service, table)),
-            Protocol::Memcached => Front::Memcached(MemcachedService::start(&worker, &service, table)),
-            Protocol::Tcp { .. } => Front::Tcp(Rc::new(TcpService::new(&worker, &service, table))),
-        };
-        match (door, &front) {
-            (Door::Network(listener, entrance), _) => {
-                let listener = tokio::net::TcpListener::from_std(listener)?;
-                tokio::task::spawn_local(accept(Rc::clone(&worker), listener, front.clone(), entrance));
-            }
-            (Door::Within(calls), Front::Frames(service)) => {
-                tokio::task::spawn_local(serve_locals(Rc::clone(service), calls));
-            }
-            (Door::Within(_), _) => unreachable!("only frames are served to this process"),
-        }
-        fronts.push((service.name.clone(), front));
-    }
-    tokio::task::spawn_local(sweep(
-        Rc::clone(&worker),
-        fronts.iter().map(|(_, front)| front.clone()).collect(),
-    ));
+    let services = Rc::new(Services::default());
+    services.take_over(&worker, lineup)?;
+    tokio::task::spawn_local(sweep(Rc::clone(&worker), Rc::clone(&services)));
+    tokio::task::spawn_local(flush(Rc::clone(&services)));
 
     let tables_changed = || {
-        worker.servers.abandon(|id| fronts.iter().any(|(_, front)| front.names(id)));
-        fronts.iter().for_each(|(_, front)| front.tables_changed());
+        worker.servers.abandon(|id| services.name(id));
+        services.tables_changed();
     };
     let health = |server, addr, up| worker.servers.get(server, addr).found(worker.clock.now(), up);
     let grace = loop {
         match control.recv().await {
             Some(Control::TablesChanged) => tables_changed(),
             Some(Control::Health { server, addr, up }) => health(server, addr, up),
+            Some(Control::Lineup(lineup, reply)) => {
+                let outcome = services.take_over(&worker, lineup);
+                tables_changed();
+                let _ = reply.send(outcome); // whoever asked may have gone
+            }
             Some(Control::Stats(reply)) => {
-                let stats = fronts.iter().map(|(name, front)| front.counters().read(name)).collect();
-                let _ = reply.send(stats); // whoever asked may have gone
+                let mut measured = Measured::default();
+                services.each(|name, front| {
+                    let mut stats = front.counters().read(name);
+                    stats.waiting = front.waiting();
+                    measured.services.push(stats);
+                });
+                measured.servers = worker.servers.read(worker.clock.now());
+                let _ = reply.send(measured); // whoever asked may have gone
             }
             Some(Control::Shutdown(grace)) => break grace,
             // Every handle is gone: nobody can feed views or stop this worker in an orderly way.
@@ -270,7 +359,8 @@ async fn work(setup: Setup) -> io::Result<()> {
             match message {
                 Some(Control::TablesChanged) => tables_changed(),
                 Some(Control::Health { server, addr, up }) => health(server, addr, up),
-                Some(Control::Stats(_)) => {}
+                // Whoever asked hears that there is no answer.
+                Some(Control::Stats(_) | Control::Lineup(..)) => {}
                 Some(Control::Shutdown(_)) => return Poll::Ready(false),
                 None => break,
             }
@@ -305,21 +395,21 @@ async fn race<T>(
     .await
 }
 
-/// Accepts a service's clients on this worker until the router drains; then those that are already in the
+/// Accepts the clients at one door until it closes or the router drains; then those that are already in the
 /// queue.
-async fn accept(worker: Rc<Worker>, listener: tokio::net::TcpListener, front: Front, entrance: Entrance) {
+async fn accept(worker: Rc<Worker>, listener: tokio::net::TcpListener, door: Rc<Door>) {
     let drain = Deadline::new(&worker.clock);
     loop {
         let accepted = std::future::poll_fn(|cx| {
-            drain.passed(cx); // only to be woken when the router drains
+            drain.passed(cx); // only to be woken when the router drains, or the door closes
             match listener.poll_accept(cx) {
-                Poll::Pending if worker.is_draining() => Poll::Ready(None),
+                Poll::Pending if worker.is_draining() || door.is_closing() => Poll::Ready(None),
                 other => other.map(Some),
             }
         });
         match accepted.await {
             None => return,
-            Some(Ok((stream, source))) => admit(&worker, &front, &entrance, stream, source),
+            Some(Ok((stream, source))) => admit(&worker, &door, stream, source),
             Some(Err(error)) => {
                 // Out of descriptors, most likely: pending connections stay in the queue meanwhile.
                 tracing::warn!(%error, "cannot accept");
@@ -329,7 +419,8 @@ async fn accept(worker: Rc<Worker>, listener: tokio::net::TcpListener, front: Fr
     }
 }
 
-fn admit(worker: &Rc<Worker>, front: &Front, entrance: &Entrance, stream: TcpStream, source: SocketAddr) {
+fn admit(worker: &Rc<Worker>, door: &Door, stream: TcpStream, source: SocketAddr) {
+    let (front, entrance) = (&door.front(), door.entrance());
     let counters = front.counters();
     if worker.clients.get() >= worker.limits.clients {
         counters.shed.add(1);
@@ -347,16 +438,19 @@ fn admit(worker: &Rc<Worker>, front: &Front, entrance: &Entrance, stream: TcpStr
         return;
     }
     counters.accepted.add(1);
-    let guard = Present::enter(worker, front);
+    let guard = Present::enter(worker, counters);
     let front = front.clone();
     if !entrance.is_open() {
-        let (worker, entrance) = (Rc::clone(worker), entrance.clone());
+        let worker = Rc::clone(worker);
         worker.handshakes.set(worker.handshakes.get() + 1);
         tokio::task::spawn_local(async move {
             let passed = entrance.pass(&worker, stream, source).await;
             worker.handshakes.set(worker.handshakes.get() - 1);
             match passed {
-                Some(stream) => front.serve(stream).await,
+                Some(stream) => {
+                    let stream = stream.counted(front.counters());
+                    front.serve(stream).await;
+                }
                 None => front.counters().handshakes_failed.add(1),
             }
             drop(guard);
@@ -364,7 +458,7 @@ fn admit(worker: &Rc<Worker>, front: &Front, entrance: &Entrance, stream: TcpStr
         return;
     }
     let origin = stream::Origin { source, destination: None, tls: false };
-    let stream = ClientStream::plain(stream, origin);
+    let stream = ClientStream::plain(stream, origin).counted(counters);
     tokio::task::spawn_local(async move {
         // Begun in here: a future that is moved into another one takes its room twice, for every client.
         front.serve(stream).await;
@@ -375,28 +469,37 @@ fn admit(worker: &Rc<Worker>, front: &Front, entrance: &Entrance, stream: TcpStr
 /// A client that is being served.
 struct Present {
     worker: Rc<Worker>,
-    front: Front,
+    counters: Rc<Counters>,
 }
 
 impl Present {
-    fn enter(worker: &Rc<Worker>, front: &Front) -> Self {
+    fn enter(worker: &Rc<Worker>, counters: &Rc<Counters>) -> Self {
         worker.clients.set(worker.clients.get() + 1);
-        front.counters().clients.add(1);
-        Self { worker: Rc::clone(worker), front: front.clone() }
+        counters.clients.add(1);
+        Self { worker: Rc::clone(worker), counters: Rc::clone(counters) }
     }
 }
 
 impl Drop for Present {
     fn drop(&mut self) {
         self.worker.clients.set(self.worker.clients.get() - 1);
-        self.front.counters().clients.sub(1);
+        self.counters.clients.sub(1);
     }
 }
 
-/// Once a second ends connections that nobody will use again.
-async fn sweep(worker: Rc<Worker>, fronts: Vec<Front>) {
+/// Once a second ends connections that nobody will use again, and forgets what nobody is served by any more.
+async fn sweep(worker: Rc<Worker>, services: Rc<Services>) {
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        worker.servers.sweep(worker.clock.now(), |id| fronts.iter().any(|front| front.names(id)));
+        services.sweep();
+        worker.servers.sweep(worker.clock.now(), |id| services.name(id));
+    }
+}
+
+/// Hands over what was logged now and then.
+async fn flush(services: Rc<Services>) {
+    loop {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        services.flush_logs();
     }
 }

@@ -114,6 +114,13 @@ fn mistakes_are_reported_with_their_line_and_the_remedy() {
         ),
         (
             "protocol = \"redis\"",
+            "protocol = \"redis\"\naccess_log = \"-\"",
+            23,
+            &["`access_log` is not built for redis"],
+        ),
+        ("protocol = \"http\"", "protocol = \"http\"\naccess_log = \"\"", 5, &["names no file"]),
+        (
+            "protocol = \"redis\"",
             "protocol = \"redis\"\nexpose = true",
             19,
             &["`expose` does not apply to redis"],

@@ -211,11 +211,11 @@ pub(crate) struct NodeFlags {
     /// Listen beyond loopback without authentication.
     #[arg(long, env = "PHALANX_INSECURE", value_name = "YES|NO", value_parser = BoolishValueParser::new())]
     #[arg(hide_possible_values = true, num_args = 0..=1, require_equals = true, default_missing_value = "yes")]
-    insecure: Option<bool>,
+    pub(crate) insecure: Option<bool>,
     /// Where to serve the admin API (HTTP: status, groups, events, metrics, and a page for browsers), and the registry for others'
     /// --rendezvous http:.
     #[arg(long, env = "PHALANX_ADMIN", value_name = "ADDR")]
-    admin: Option<SocketAddr>,
+    pub(crate) admin: Option<SocketAddr>,
     /// A directory of this node's own, in which it remembers which tokens may have been given: after the whole cluster
     /// was down they go on growing, whatever the wall clocks say. Under expect=N give all founders one.
     #[arg(long, env = "PHALANX_DATA_DIR", value_name = "DIR")]

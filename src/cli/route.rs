@@ -1,19 +1,28 @@
 //! `router`: the routing proxy, fed with the views of the groups that its configuration names.
 
+mod admin;
+
 use std::{
-    collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, thread::available_parallelism,
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    thread::available_parallelism,
     time::Duration,
 };
 
 use clap::Args;
-use membership::{Node, View, What};
-use router::{CloneAt, Config, GroupClones, Options, RouterHandle, Surroundings};
-use serde_json::json;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use membership::{AdminApi, Event, Node, Observer, View, What};
+use router::{CloneAt, Config, GroupClones, Options, Reloaded, RouterHandle, Serving, Surroundings};
+use serde_json::{Value, json};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+};
 
 use super::{
     Failure, Outcome, events, exit, files,
-    flags::{NodeFlags, read},
+    flags::{self, NodeFlags, read},
     node::{Stops, not_joined, start},
 };
 
@@ -22,8 +31,9 @@ use super::{
 /// Routes requests by their key to the right clone while membership changes. Static servers need no rendezvous; a RACS
 /// with `group =` does.
 ///
-/// A changed configuration is not taken over while it runs: HUP says so in the log, and the router serves on (HUP also has keys and
-/// certificates read again, those of services included). Stop it with TERM, and start it again.
+/// On HUP, or where the admin API is told so (POST /v1/reload), the configuration is read again, and taken over without a request being dropped: services are matched by name. One with a
+/// mistake leaves the running one in place, and the log says why. Settings of the node stay; keys and certificates are read
+/// again on HUP, those of services included.
 ///
 /// If standard output is lost, because its reader went away or a disk is full, the router goes on serving, and exits with 1 at its
 /// end where output was lost.
@@ -79,6 +89,7 @@ impl Router {
             return Ok(0);
         }
         let stops = Stops::new()?;
+        // From now on one does not end the process.
         let hangups = signal(SignalKind::hangup())?;
         let workers = self.workers.unwrap_or_else(|| available_parallelism().map_or(1, usize::from));
         let mut options = Options::new().workers(workers);
@@ -86,38 +97,53 @@ impl Router {
         let most = files::for_clients() / (2 * workers);
         options.limits.clients = options.limits.clients.min(most.max(1));
         let router = router::start(&config, options).map_err(|e| Failure::new(exit::USAGE, e.to_string()))?;
-        tokio::spawn(heed_hangups(hangups, self.config, router.clone()));
-        let mut serving = Vec::new();
-        for at in router.serving() {
-            let (service, listen) = (&at.service, at.listen);
-            let object = json!({"event": "serving", "service": service, "listen": listen});
-            let text = if json { object.to_string() } else { format!("{service} is served on {listen}") };
-            serving.push(text);
-        }
-        // It serves whether anybody reads this or not.
-        tokio::spawn(async move {
-            for text in serving {
-                let _unread = events::say(text).await;
-            }
-        });
-        let groups: Vec<String> = config.groups().into_iter().map(Into::into).collect();
+        announce(router.serving(), json);
+        let api = self.node.admin.filter(|_| !follows_groups);
+        let insecure = self.node.insecure == Some(true);
         let node = if follows_groups {
             let Some(node) = stops.unless(start(self.node, false, true)).await? else { return Ok(0) };
             Some(node)
         } else {
             None
         };
+        // Without a node it is ours alone.
+        let api =
+            api.map(|addr| AdminApi::start(addr, insecure)).transpose().map_err(flags::start_failure)?;
+        let (order, orders) = mpsc::channel(1);
+        let extensions = node.as_ref().map(Node::extensions).or(api.as_ref().map(AdminApi::extensions));
+        if let Some(extensions) = extensions {
+            admin::serve(extensions, &router, order);
+        }
+        if let Some(at) = node.as_ref().and_then(Node::admin_addr).or(api.as_ref().map(AdminApi::addr)) {
+            let object = json!({"event": "admin", "listen": at});
+            let text = if json { object.to_string() } else { format!("the admin API is served on {at}") };
+            tokio::spawn(async move { events::say(text).await });
+        }
         let late = async {
             match &node {
                 Some(node) => not_joined(node).await,
                 None => std::future::pending().await,
             }
         };
+        let groups = config.groups().into_iter().map(Into::into).collect();
+        let file = File { path: self.config, text: self.text, follows_groups };
+        let mut running = Running {
+            router: router.clone(),
+            node: node.clone(),
+            file,
+            json,
+            observers: BTreeMap::new(),
+            views: BTreeMap::new(),
+            ready: false,
+        };
         let outcome = tokio::select! {
-            outcome = feed(node.as_ref(), &router, &groups) => outcome,
+            outcome = running.run(groups, hangups, orders) => outcome,
             failure = late => Err(failure),
             () = stops.told() => Ok(()),
         };
+        if let Some(api) = &api {
+            api.set_ready(false);
+        }
         tokio::task::spawn_blocking(move || router.shutdown(DRAIN)).await?;
         if let Some(node) = node {
             node.leave().await;
@@ -126,46 +152,192 @@ impl Router {
     }
 }
 
-/// HUP asks to take over a changed configuration, and new certificates. The former cannot be done yet, and is no reason to end.
-async fn heed_hangups(mut hangups: Signal, config: PathBuf, router: RouterHandle) {
-    while hangups.recv().await.is_some() {
-        tracing::warn!(config = %config.display(), "HUP: a router that runs cannot take over a changed configuration yet, it \
-            goes on with the old one; stop it with TERM and start it again (`phalanx router --check` says whether the new one \
-            is right)");
-        let router = router.clone();
-        // Files may lie on something slow.
+/// Says where services are served. It serves whether anybody reads this or not.
+fn announce(serving: Vec<Serving>, json: bool) {
+    let line = move |Serving { service, listen }: Serving| {
+        let object = json!({"event": "serving", "service": service, "listen": listen});
+        if json { object.to_string() } else { format!("{service} is served on {listen}") }
+    };
+    tokio::spawn(async move {
+        for serving in serving {
+            let _unread = events::say(line(serving)).await;
+        }
+    });
+}
+
+/// The configuration's file, as it was last taken over.
+struct File {
+    path: PathBuf,
+    text: String,
+    follows_groups: bool,
+}
+
+impl File {
+    /// Reads it again. Gives its text too.
+    fn again(&self) -> Result<(String, Config), Failure> {
+        let text = read(&self.path)?;
+        NodeFlags::default().or_text(&text, &self.path, &["service"])?;
+        let surroundings = Surroundings {
+            follows_groups: self.follows_groups,
+            others_keys: &NodeFlags::KEYS,
+            numeric_only: false,
+        };
+        let config =
+            Config::parse(&text, &self.path, surroundings).map_err(|e| Failure::usage(e.to_string()))?;
+        Ok((text, config))
+    }
+
+    /// The node's settings in which this text differs: they cannot be taken over.
+    fn differs(&self, text: &str) -> Vec<String> {
+        let settings = |text: &str| toml::from_str::<toml::Table>(text).unwrap_or_default();
+        let (old, new) = (settings(&self.text), settings(text));
+        let keys: BTreeSet<&String> = old.keys().chain(new.keys()).filter(|key| *key != "service").collect();
+        keys.into_iter().filter(|key| old.get(*key) != new.get(*key)).cloned().collect()
+    }
+}
+
+/// A router that runs, and what it is fed with.
+struct Running {
+    router: RouterHandle,
+    node: Option<Node>,
+    file: File,
+    json: bool,
+    observers: BTreeMap<String, Observer>,
+    views: BTreeMap<String, Arc<View>>,
+    ready: bool,
+}
+
+impl Running {
+    /// Passes the groups' views on to the router, until the node stops, and goes over to a changed configuration when it is told to.
+    async fn run(
+        &mut self,
+        groups: Vec<String>,
+        mut hangups: Signal,
+        mut orders: mpsc::Receiver<admin::Order>,
+    ) -> Result<(), Failure> {
+        let mut events = self.node.as_ref().map(Node::all_events);
+        self.observe(&groups).await?;
+        loop {
+            let next = async {
+                match &mut events {
+                    Some(events) => events.next().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                event = next => match event {
+                    Some(event) => self.heed(&event),
+                    None => return Ok(()),
+                },
+                Some(()) = hangups.recv() => {
+                    // Whoever sent it reads the log.
+                    let _told = self.reload().await;
+                    self.reload_certificates().await;
+                }
+                // None where there is no admin API.
+                Some(order) = orders.recv() => {
+                    let told = self.reload().await.map(|told| reloaded_json(&told));
+                    let _gone = order.send(told);
+                }
+            }
+        }
+    }
+
+    async fn observe(&mut self, groups: &[String]) -> Result<(), Failure> {
+        let Some(node) = &self.node else { return Ok(()) };
+        for group in groups {
+            if !self.observers.contains_key(group) {
+                let observer = node.observe(group).await.map_err(|e| Failure::usage(e.to_string()))?;
+                self.observers.insert(group.clone(), observer);
+            }
+        }
+        Ok(())
+    }
+
+    fn heed(&mut self, event: &Event) {
+        if let (What::View(view), Some(group)) = (&event.what, &event.group) {
+            self.views.insert(group.to_string(), view.clone());
+            if self.observers.contains_key(group.as_str()) {
+                tell(&self.router, group.as_str(), view, self.ready);
+            }
+        }
+        // Without a valid lease our views may be old: reads go on from the last map, updates wait.
+        let is_ready = self.node.as_ref().is_some_and(|node| node.status().is_ready());
+        if is_ready != self.ready {
+            self.ready = is_ready;
+            self.tell_all();
+        }
+    }
+
+    fn tell_all(&self) {
+        for (group, view) in self.views.iter().filter(|(group, _)| self.observers.contains_key(*group)) {
+            tell(&self.router, group, view, self.ready);
+        }
+    }
+
+    /// Goes over to the configuration that is in the file now; says what came of it, in the log and as an event.
+    async fn reload(&mut self) -> Result<Reloaded, String> {
+        let before = self.router.serving();
+        let outcome = self.take_over().await.map_err(|failure| failure.to_string());
+        match &outcome {
+            Ok(told) => {
+                let Reloaded { added, changed, removed, unchanged, .. } = told;
+                tracing::info!(?added, ?changed, ?removed, ?unchanged, "the configuration was taken over");
+                announce(
+                    self.router.serving().into_iter().filter(|at| !before.contains(at)).collect(),
+                    self.json,
+                );
+            }
+            Err(why) => {
+                let config = self.file.path.display();
+                tracing::error!(%config, "the configuration was not taken over, the router goes on as before: {why}");
+            }
+        }
+        if self.json {
+            let object = match &outcome {
+                Ok(told) => reloaded_json(told),
+                Err(why) => json!({"event": "not_reloaded", "why": why}),
+            };
+            tokio::spawn(async move { events::say(object.to_string()).await });
+        }
+        outcome
+    }
+
+    /// Reads the certificates of services again. Files may lie on something slow.
+    async fn reload_certificates(&self) {
+        let router = self.router.clone();
         let read = tokio::task::spawn_blocking(move || router.reload_certificates()).await;
         for error in read.map(Result::err).unwrap_or_default().unwrap_or_default() {
             tracing::error!("{error}; clients are shown what was read before");
         }
     }
+
+    async fn take_over(&mut self) -> Result<Reloaded, Failure> {
+        let (text, config) = self.file.again()?;
+        let groups: Vec<String> = config.groups().into_iter().map(Into::into).collect();
+        self.observe(&groups).await?;
+        let router = self.router.clone();
+        let reloaded = tokio::task::spawn_blocking(move || router.reload(&config)).await?;
+        let told = reloaded.map_err(|error| Failure::new(exit::FAILED, error.to_string()))?;
+        self.observers.retain(|group, _| groups.contains(group));
+        self.views.retain(|group, _| groups.contains(group));
+        // Views of groups that the router did not follow before may have come already.
+        self.tell_all();
+        let differs = self.file.differs(&text);
+        if !differs.is_empty() {
+            tracing::warn!(
+                "the settings {} are read at the start only: stop the router with TERM and start it again",
+                differs.join(", ")
+            );
+        }
+        self.file.text = text;
+        Ok(told)
+    }
 }
 
-/// Passes the groups' views on to the router, until the node stops.
-async fn feed(node: Option<&Node>, router: &RouterHandle, groups: &[String]) -> Result<(), Failure> {
-    let Some(node) = node else { return std::future::pending().await };
-    let mut events = node.all_events();
-    let mut observers = Vec::new();
-    for group in groups {
-        observers.push(node.observe(group).await.map_err(|e| Failure::usage(e.to_string()))?);
-    }
-    let mut views: BTreeMap<String, Arc<View>> = BTreeMap::new();
-    let mut ready = false;
-    while let Some(event) = events.next().await {
-        if let (What::View(view), Some(group)) = (&event.what, &event.group) {
-            views.insert(group.to_string(), view.clone());
-            tell(router, group.as_str(), view, ready);
-        }
-        // Without a valid lease our views may be old: reads go on from the last map, updates wait.
-        let is_ready = node.status().is_ready();
-        if is_ready != ready {
-            ready = is_ready;
-            for (group, view) in &views {
-                tell(router, group, view, ready);
-            }
-        }
-    }
-    Ok(())
+fn reloaded_json(told: &Reloaded) -> Value {
+    let Reloaded { added, changed, removed, unchanged, .. } = told;
+    json!({"event": "reloaded", "added": added, "changed": changed, "removed": removed, "unchanged": unchanged})
 }
 
 fn tell(router: &RouterHandle, group: &str, view: &View, ready: bool) {

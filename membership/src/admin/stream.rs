@@ -42,7 +42,7 @@ const BEGIN: &str = "retry: 1000\n\n";
 
 /// How long a connection lives: a while, and as much longer as somebody takes events on it.
 #[derive(Clone)]
-pub(super) struct Life(Arc<Mutex<Instant>>);
+pub(crate) struct Life(Arc<Mutex<Instant>>);
 
 impl Life {
     pub(super) fn begin() -> Self {
@@ -65,7 +65,7 @@ impl Life {
 }
 
 /// The events, as they are taken.
-pub(super) struct Stream {
+pub(crate) struct Stream {
     events: Events,
     begun: bool,
     beat: Pin<Box<Sleep>>,

@@ -48,10 +48,10 @@ use path::Template;
 pub const MAX_KEY: usize = 4096;
 
 /// How the key is found in a request of HTTP: one extractor after the other, until one finds a key.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Extract(Box<[Extractor]>);
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 enum Extractor {
     /// The name, in lower case.
     Header(Box<[u8]>),

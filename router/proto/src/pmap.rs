@@ -138,13 +138,13 @@ pub enum PmapError {
 }
 
 /// The partition map of one service at one epoch.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Pmap {
     epoch: Epoch,
     style: Style,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 enum Style {
     Slots(Slots),
     Ranges(Ranges),

@@ -11,7 +11,7 @@ use super::{
 };
 
 /// Who asks whom for which password.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Auth {
     /// What clients have to give.
     pub clients: Option<Password>,
@@ -20,7 +20,7 @@ pub(crate) struct Auth {
 }
 
 /// A user and a password.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Login {
     /// The user `default` if there is none.
     pub user: Option<Box<str>>,

@@ -32,6 +32,7 @@ pub(super) struct Service {
     #[serde(default)]
     pub expose: bool,
     pub auth: Option<Spanned<Auth>>,
+    pub access_log: Option<Spanned<String>>,
     pub pmap: Spanned<Pmap>,
     #[serde(default)]
     pub racs: Vec<Spanned<Racs>>,

@@ -38,7 +38,8 @@ fn complaint<'a>(
 
 /// What servers' tasks see of a client: where its answers go.
 pub(super) struct Client {
-    service: Rc<FramesService>,
+    /// As it was configured when what is under way came in.
+    service: RefCell<Rc<FramesService>>,
     source: IpAddr,
     /// The clone of each RACS that it stays with, where clients do.
     pub placements: Placements,
@@ -110,8 +111,9 @@ impl Client {
         write(&mut state.out);
         let len = state.out.len() - before;
         state.usual = if len > state.usual { len } else { state.usual - (state.usual - len) / 16 };
-        self.service.unread.set(self.service.unread.get() + len);
-        if state.unread() > self.service.worker.limits.unread {
+        let service = self.service.borrow();
+        service.unread.set(service.unread.get() + len);
+        if state.unread() > service.worker.limits.unread {
             state.gone = true;
         }
         // Who is held back waits for answers, too.
@@ -151,7 +153,7 @@ impl Task {
     pub fn new(service: Rc<FramesService>, stream: ClientStream) -> Self {
         let deadline = Deadline::new(&service.worker.clock);
         let client = Client {
-            service: Rc::clone(&service),
+            service: RefCell::new(Rc::clone(&service)),
             source: stream.source().ip(),
             placements: Placements::default(),
             state: RefCell::default(),
@@ -190,7 +192,8 @@ impl Task {
             if self.poll_write(cx).is_err() || self.client.is_gone() {
                 return Poll::Ready(());
             }
-            self.closing |= self.service.worker.is_draining();
+            self.closing |= self.service.worker.is_draining() || self.service.succession.has_ended();
+            self.succeed();
             if self.closing {
                 let state = self.client.state.borrow();
                 if state.under_way == 0 && state.out.is_empty() {
@@ -228,8 +231,28 @@ impl Task {
         if self.deadline.passed(cx) { Poll::Ready(()) } else { Poll::Pending }
     }
 
+    /// Goes over to the newest configuration of the service once nothing is under way.
+    fn succeed(&mut self) {
+        while let Some(next) = self.service.succession.next() {
+            let state = self.client.state.borrow();
+            if !(state.under_way == 0 && state.out.is_empty()) {
+                return;
+            }
+            let next = Rc::clone(next);
+            *self.client.service.borrow_mut() = Rc::clone(&next);
+            drop(state);
+            self.service = next;
+            // Keys may be elsewhere now: what has come of the next request is looked at again.
+            self.scanner = RequestScanner::default();
+            self.backlog = !self.rest.is_empty();
+        }
+    }
+
     /// Whether a further request may be under way.
     fn may_go_on(&self) -> bool {
+        if self.service.succession.next().is_some() {
+            return false;
+        }
         let limits = &self.service.worker.limits;
         let state = self.client.state.borrow();
         let (unread, expected) = (state.unread(), state.expected());

@@ -303,6 +303,7 @@ impl Task {
                 if let Some(stopwatch) = &tag.timed {
                     self.upstream.server.took(self.worker.clock.now(), stopwatch);
                 }
+                self.upstream.server.measured(tag.sent, &self.worker.clock);
                 let body = &next[response.body.clone()];
                 match response.error.and_then(|error| Refusal::read(&next[error])) {
                     Some(refusal) => {

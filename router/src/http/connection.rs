@@ -19,7 +19,7 @@ use router_proto::{
 use tokio::{io::AsyncWrite, net::TcpStream};
 
 use super::{
-    HttpService, NotRouted, Place, Request, Target,
+    HttpService, NotRouted, Place, Request, Target, Told,
     answer::{Answer, Kind},
     exchange::{Exchange, Failure, Fault, Head, Interim, Transfer},
     hedge::{Sent, Winner},
@@ -46,6 +46,8 @@ pub(super) struct Connection {
     labels: Vec<u8>,
     /// Lines that make the client come back to the same clone.
     placed: Vec<u8>,
+    /// For the access log.
+    told: Told,
     /// For keys in bodies.
     pub(super) search: BodySearch,
 }
@@ -85,7 +87,19 @@ impl Connection {
         let (input, outgoing, incoming, interim) = Default::default();
         let search = BodySearch::new(service.worker.limits.body_key);
         let (labels, placed) = Default::default();
-        Self { service, client, deadline, input, outgoing, incoming, interim, labels, placed, search }
+        Self {
+            service,
+            client,
+            deadline,
+            input,
+            outgoing,
+            incoming,
+            interim,
+            labels,
+            placed,
+            search,
+            told: Told::default(),
+        }
     }
 
     pub async fn serve(mut self) {
@@ -126,12 +140,17 @@ impl Connection {
 
     /// Waits for a whole head, which is left in `input`.
     async fn head(&mut self, served: bool) -> Result<Range<usize>, End> {
-        let worker = &self.service.worker;
+        let worker = &*Rc::clone(&self.service.worker);
         let mut scan = HeadScan::default();
         let mut started = !self.input.is_empty();
         let mut last_chance = false;
         self.deadline.arm(if started { worker.limits.head } else { worker.limits.idle });
         std::future::poll_fn(|cx| {
+            // The next request is served as the newest configuration says.
+            while let Some(next) = self.service.succession.next() {
+                let next = Rc::clone(next);
+                self.service = next;
+            }
             loop {
                 match scan.request(self.input.bytes()) {
                     Ok(Some(place)) => return Poll::Ready(Ok(place)),
@@ -149,7 +168,7 @@ impl Connection {
                     Poll::Pending => break,
                 }
             }
-            if worker.is_draining() && !started {
+            if self.service.is_draining() && !started {
                 if served {
                     return Poll::Ready(Err(End::Gone));
                 }
@@ -196,7 +215,11 @@ impl Connection {
             let Some((kind, persistent)) = said else { return Next::Cut };
             return self.say(kind, None, persistent, request.method == Method::Head).await;
         }
-        service.counters.requests.add(1);
+        let clock = &service.worker.clock;
+        let began = service.counters.begin(request.partition, clock);
+        if service.log.is_some() {
+            self.told.begin(self.outgoing.bytes());
+        }
         if let Err(refusal) = upload.admit(&self.input) {
             service.counters.refused.add(1);
             return self.say(Kind::Refused(refusal), Some(&request), false, false).await;
@@ -206,7 +229,11 @@ impl Connection {
         self.input.consume(upload.admitted);
         upload.admitted = 0;
         self.input.rest(buffers);
-        self.attempts(&service, &request, head_len, &mut upload).await
+        let next = self.attempts(&service, &request, head_len, &mut upload).await;
+        service.counters.end(began, clock);
+        service.log(&self.client, began, &self.told, request.partition);
+        (self.told.received, self.told.sent) = (self.client.received(), self.client.sent());
+        next
     }
 
     async fn attempts(
@@ -271,7 +298,9 @@ impl Connection {
             };
             place = None;
             let mut in_flight = InFlight::to(&server, clock.now());
+            let sent_at = clock.fine();
             let patience = service.patience(request, upload);
+            self.told.attempts = attempts;
             let mut exchange = Exchange {
                 worker: &service.worker,
                 deadline: &self.deadline,
@@ -315,8 +344,10 @@ impl Connection {
                 Ok(Sent::Silent) => unreachable!("without patience it waits for the end"),
                 Err(failure) => Err(failure),
             };
+            self.told.server = Some(server.addr);
             if let Ok(head) = &turned {
                 in_flight.answered(clock.now());
+                self.told.status = Some(head.status);
                 let error = matches!(head.status, 502..=504);
                 server.answered(clock.now(), error, limits.avoid);
                 service.usual.borrow_mut().answered(clock.now() - now);
@@ -326,6 +357,7 @@ impl Connection {
                 Ok(head) => match exchange.relay(&head).await {
                     Ok(()) => {
                         drop(in_flight);
+                        server.measured(sent_at, clock);
                         if head.server_persistent && upload.is_over() && self.incoming.is_empty() {
                             self.keep(&server, stream, &head);
                         }
@@ -460,7 +492,7 @@ impl Connection {
         head_only: bool,
     ) -> Next {
         let service = &self.service;
-        let persistent = persistent && !service.worker.is_draining();
+        let persistent = persistent && !service.is_draining();
         let partition = request.map(|request| service.partition_name(request.partition));
         let labels = if request.is_some() { &*self.labels } else { &[] };
         let answer = Answer {
@@ -473,6 +505,7 @@ impl Connection {
         };
         let mut text = Vec::new();
         answer.write(&mut text);
+        self.told.answered(&text);
         let mut sent = 0;
         self.deadline.arm(service.worker.limits.stall);
         let written = std::future::poll_fn(|cx| {

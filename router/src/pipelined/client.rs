@@ -22,7 +22,8 @@ fn follow(usual: &mut usize, len: usize) {
 
 /// What servers' tasks see of a client: where its replies go.
 pub(crate) struct Client<D: Dialect> {
-    pub service: Rc<Service<D>>,
+    /// As it was configured when what is under way came in.
+    service: RefCell<Rc<Service<D>>>,
     /// What the protocol keeps of it.
     pub session: D::Session,
     state: RefCell<State>,
@@ -62,11 +63,16 @@ impl<D: Dialect> Client<D> {
     fn new(service: &Rc<Service<D>>) -> Self {
         Self {
             session: D::session(service),
-            service: Rc::clone(service),
+            service: RefCell::new(Rc::clone(service)),
             state: RefCell::default(),
             waker: RefCell::default(),
             placements: Placements::default(),
         }
+    }
+
+    /// The service as what is under way knows it.
+    pub fn service(&self) -> Rc<Service<D>> {
+        Rc::clone(&self.service.borrow())
     }
 
     /// Whether nobody reads this client's replies any more.
@@ -102,7 +108,8 @@ impl<D: Dialect> Client<D> {
         let before = out.len();
         let len = reply.len();
         follow(usual, len.max(1)); // 0 says that nothing is known yet
-        self.service.unread.set(self.service.unread.get() + len);
+        let service = self.service.borrow();
+        service.unread.set(service.unread.get() + len);
         reorder.fill(seq, reply, out);
         // A reply that is not shown to the client may be all that its task waits for.
         let turn = before == 0 && (!out.is_empty() || (len == 0 && *held));
@@ -200,7 +207,8 @@ impl<D: Dialect> Task<D> {
             if self.poll_write(cx).is_err() || self.client.state.borrow().gone {
                 return Poll::Ready(());
             }
-            self.closing |= self.service.worker.is_draining();
+            self.closing |= self.service.worker.is_draining() || self.service.succession.has_ended();
+            self.succeed();
             if self.closing {
                 let mut state = self.client.state.borrow_mut();
                 if state.reorder.is_empty() && state.out.is_empty() {
@@ -243,8 +251,26 @@ impl<D: Dialect> Task<D> {
         if self.deadline.passed(cx) { Poll::Ready(()) } else { Poll::Pending }
     }
 
+    /// Goes over to the newest configuration of the service once nothing is under way: a client's commands
+    /// are answered in order, so all of them are routed by one configuration.
+    fn succeed(&mut self) {
+        while let Some(next) = self.service.succession.next() {
+            let state = self.client.state.borrow();
+            if !(state.reorder.is_empty() && state.out.is_empty() && D::may_move(&self.client)) {
+                return;
+            }
+            let next = Rc::clone(next);
+            *self.client.service.borrow_mut() = Rc::clone(&next);
+            drop(state);
+            self.service = next;
+        }
+    }
+
     /// Whether a further command may be under way.
     fn may_go_on(&self) -> bool {
+        if self.service.succession.next().is_some() && D::may_move(&self.client) {
+            return false;
+        }
         let limits = &self.service.worker.limits;
         let state = self.client.state.borrow();
         let (unread, expected) = (state.unread(), state.expected());

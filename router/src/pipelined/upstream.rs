@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use super::{Dialect, Failure, MAX_FAILURES, Tag, Target, waiting};
-use crate::worker::{Deadline, Hold, Server, Stopwatch, Worker};
+use crate::worker::{Clock, Deadline, Hold, Server, Stopwatch, Worker};
 
 /// Commands on their way to one server, and whom their replies are for.
 pub(crate) struct Upstream<D: Dialect> {
@@ -229,11 +229,12 @@ impl<D: Dialect> Task<D> {
             self.deadline.disarm();
             let len = buffer.filled().len();
             let delivered = if self.rest.is_empty() {
-                let done = deliver(&self.upstream, &mut self.replies, &self.scratch[..len]);
+                let done =
+                    deliver(&self.upstream, &mut self.replies, &self.scratch[..len], &self.worker.clock);
                 done.map(|done| self.rest.extend_from_slice(&self.scratch[done..len]))
             } else {
                 self.rest.extend_from_slice(&self.scratch[..len]);
-                let done = deliver(&self.upstream, &mut self.replies, &self.rest);
+                let done = deliver(&self.upstream, &mut self.replies, &self.rest, &self.worker.clock);
                 done.map(|done| {
                     self.rest.drain(..done);
                     if self.rest.is_empty() {
@@ -260,7 +261,7 @@ impl<D: Dialect> Task<D> {
         let mut to_wait = Vec::new();
         for (mut tag, command, sent) in left {
             self.upstream.server.settle();
-            let service = Rc::clone(&tag.client.service);
+            let service = tag.client.service();
             if tag.client.is_gone() && tag.access == Access::Read {
                 continue;
             }
@@ -322,7 +323,12 @@ pub(crate) async fn connect<D: Dialect>(addr: SocketAddr, greeting: &[u8]) -> io
 }
 
 /// Delivers the replies at the start of `input`. Returns how many bytes they have.
-fn deliver<D: Dialect>(upstream: &Upstream<D>, replies: &mut D::Replies, input: &[u8]) -> Result<usize, ()> {
+fn deliver<D: Dialect>(
+    upstream: &Upstream<D>,
+    replies: &mut D::Replies,
+    input: &[u8],
+    clock: &Clock,
+) -> Result<usize, ()> {
     let mut done = 0;
     while done < input.len() {
         let len = {
@@ -336,6 +342,7 @@ fn deliver<D: Dialect>(upstream: &Upstream<D>, replies: &mut D::Replies, input: 
         let Some(len) = len else { break };
         let (tag, command_len) = upstream.pipeline.borrow_mut().answered().ok_or(())?;
         upstream.answered();
+        upstream.server.measured(tag.sent, clock);
         tag.deliver(command_len, &input[done..done + len]);
         done += len;
     }

@@ -21,6 +21,10 @@ impl<D: Dialect> Default for Waiting<D> {
 }
 
 impl<D: Dialect> Waiting<D> {
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -32,7 +36,7 @@ const ROUND: Duration = Duration::from_millis(50);
 /// Queues commands that a failed connection has left behind, oldest first, before those that came later.
 pub(super) fn wait_again<D: Dialect>(left: Vec<(Tag<D>, Box<[u8]>)>) {
     for (tag, command) in left.into_iter().rev() {
-        let service = Rc::clone(&tag.client.service);
+        let service = tag.client.service();
         if let Some(entry) = service.admit(tag, command) {
             service.waiting[entry.tag.racs.get() as usize].borrow_mut().0.push_front(entry);
             service.attend();

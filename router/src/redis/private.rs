@@ -103,7 +103,7 @@ impl Private {
     /// Starts to connect to the leader of this RACS, whoever that is. Commands may be pushed at once. `None` if there
     /// are too many such connections.
     pub fn start(client: &Rc<Client>, racs: RacsId, listening: bool) -> Option<Rc<Self>> {
-        let service = Rc::clone(&client.service);
+        let service = client.service();
         let mut all = service.dialect.privates.borrow_mut();
         if all.len() >= service.limits().private {
             return None;

@@ -101,11 +101,7 @@ impl RedisService {
             && known.fits(args.len())
         {
             let key = tagged(args.get(command, at));
-            let racs = {
-                let mut table = self.table.borrow_mut();
-                let table = table.load();
-                table.pmap.racs(table.pmap.locate(key))
-            };
+            let racs = self.locate(key);
             self.counters.requests.add(1);
             let note = Note { replies: 1, proto: client.session.proto() };
             self.send(Tag::new(client, client.open(), note, racs, access), command);
@@ -226,7 +222,9 @@ impl RedisService {
             // Which part each RACS is, if any: one look per key, however many RACS there are.
             let mut part_of: Vec<Option<u16>> = vec![None; self.racs()];
             for key in 0..keys {
-                let id = table.pmap.racs(table.pmap.locate(tagged(sub.key(key))));
+                let partition = table.pmap.locate(tagged(sub.key(key)));
+                self.counters.key(partition);
+                let id = table.pmap.racs(partition);
                 let part = *part_of[id.get() as usize].get_or_insert_with(|| {
                     racs.push(id);
                     u16::try_from(racs.len() - 1).expect("a service has fewer than 2^16 RACS")

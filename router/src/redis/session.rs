@@ -68,6 +68,12 @@ impl Session {
         self.proto.get()
     }
 
+    /// Whether nothing hangs on where keys and channels are: no transaction, and no connection of its own.
+    pub fn may_move(&self) -> bool {
+        let alone = self.private.borrow().is_some() || self.watched.get().is_some() || self.is_subscribed();
+        !(alone || self.in_transaction() || self.blocking.get())
+    }
+
     pub fn in_transaction(&self) -> bool {
         self.transaction.borrow().is_some()
     }

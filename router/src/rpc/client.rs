@@ -17,7 +17,7 @@ use crate::{
     frames::{LocalAnswer, LocalCall},
     router::{Options, lock, seed},
     table::{GroupClones, Publisher, UpdateError},
-    worker::{self, Control, Door, ServiceSetup, Setup},
+    worker::{self, Control, DoorEntry, DoorId, Entrance, Entry, Lineup, Opening, ServiceSetup, Setup},
 };
 
 /// A client of one service that knows its partition map: every request goes straight to a server of the RACS that holds its key.
@@ -125,16 +125,22 @@ impl Client {
             return Err(ClientError::NotFrames(service.name.to_string()));
         }
         let publisher = Publisher::new(&Config { services: vec![Arc::clone(&service)] });
-        let table = publisher.readers().swap_remove(0);
+        let (table, held) = (publisher.services()[0].reader(), Arc::clone(&publisher.services()[0].held));
         let most = options.limits.pipeline.clamp(1, Semaphore::MAX_PERMITS);
         // Never full: a request has its place first.
         let (calls, within) = mpsc::channel(most);
         let (control, receiver) = mpsc::unbounded_channel();
-        let door = Door::Within(within);
+        let door = DoorEntry {
+            id: DoorId(0),
+            service: 0,
+            entrance: Entrance::default(),
+            socket: Some(Opening::Within(within)),
+        };
+        let services = vec![Entry::New(ServiceSetup { service, table, held, log: None })];
         let setup = Setup {
             limits: options.limits,
             seed: seed(0),
-            services: vec![ServiceSetup { service, door, table }],
+            lineup: Lineup { services, doors: vec![door] },
             control: receiver,
         };
         let thread = thread::Builder::new().name("rpc-client".into()).spawn(move || {

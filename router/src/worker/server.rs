@@ -16,7 +16,15 @@ use router_proto::{
 };
 use tokio::net::TcpStream;
 
-use crate::{frames, memcached::Memcached, pipelined::Lanes, redis::Redis};
+use super::Clock;
+use crate::{
+    frames,
+    latency::Histogram,
+    memcached::Memcached,
+    pipelined::Lanes,
+    redis::Redis,
+    stats::{Count, ServerStats},
+};
 
 /// Of the requests to a server, this share may be sent again when it fails; and so many however few there are.
 const RETRIES_PERCENT: u32 = 10;
@@ -27,6 +35,9 @@ pub(crate) struct Server {
     pub id: PhysicalId,
     pub addr: SocketAddr,
     in_flight: Cell<u32>,
+    requests: Count,
+    failures: Count,
+    times: Histogram,
     health: RefCell<Health>,
     retries: RefCell<Budget>,
     /// When it was first chosen or came back; `None` before.
@@ -58,6 +69,9 @@ impl Server {
             id,
             addr,
             in_flight: Cell::new(0),
+            requests: Count::default(),
+            failures: Count::default(),
+            times: Histogram::default(),
             health: RefCell::default(),
             retries: RefCell::new(Budget::new(RETRIES_PERCENT, RETRIES_RESERVE)),
             well_since: Cell::new(None),
@@ -78,6 +92,7 @@ impl Server {
     /// so that under load hardly a request pays for it.
     pub fn engage(&self, now: Instant) -> Option<Stopwatch> {
         self.in_flight.set(self.in_flight.get() + 1);
+        self.requests.add(1);
         if self.timed.replace(now) == now {
             return None;
         }
@@ -135,8 +150,27 @@ impl Server {
         }
     }
 
+    /// Measures a request that was sent then and is answered now.
+    pub fn measured(&self, sent: Instant, clock: &Clock) {
+        self.times.record(clock.fine().as_nanos().saturating_sub(sent.as_nanos()));
+    }
+
+    /// What this worker has counted.
+    fn read(&self, now: Instant) -> ServerStats {
+        ServerStats {
+            addr: self.addr,
+            requests: self.requests.get(),
+            failures: self.failures.get(),
+            in_flight: self.in_flight.get().into(),
+            idle: self.idle.borrow().len() as u64,
+            avoided_by: (self.avoid_until() > now).into(),
+            latency: self.times.read(),
+        }
+    }
+
     /// Notes that a connection or a request there just failed, or that it is silent.
     pub fn failed(&self, now: Instant, avoid: Duration) {
+        self.failures.add(1);
         self.health.borrow_mut().failed(now, avoid);
     }
 
@@ -244,6 +278,11 @@ impl Servers {
             servers.resize_with(id.index() + 1, || None);
         }
         Rc::clone(servers[id.index()].get_or_insert_with(|| Rc::new(Server::new(id, addr))))
+    }
+
+    /// What this worker has counted of each.
+    pub fn read(&self, now: Instant) -> Vec<ServerStats> {
+        self.0.borrow().iter().flatten().map(|server| server.read(now)).collect()
     }
 
     /// Ends unused connections to servers that no table names any more.

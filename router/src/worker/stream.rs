@@ -4,6 +4,7 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
+    rc::Rc,
     task::{Context, Poll, ready},
 };
 
@@ -13,6 +14,8 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 
+use crate::stats::Counters;
+
 /// A client's connection: what protocols read requests from and write responses to.
 ///
 /// What was accepted by a write is with the kernel: nobody needs to flush. In return, a write that was pending
@@ -20,6 +23,10 @@ use tokio_rustls::server::TlsStream;
 pub(crate) struct ClientStream {
     io: Io,
     origin: Origin,
+    /// Where bytes are counted, if anywhere.
+    counters: Option<Rc<Counters>>,
+    received: u64,
+    sent: u64,
 }
 
 /// Where a client connected from, as far as that is known.
@@ -47,13 +54,38 @@ struct Tls {
 impl ClientStream {
     /// Bytes pass as they are.
     pub fn plain(stream: TcpStream, origin: Origin) -> Self {
-        Self { io: Io::Tcp(stream), origin }
+        Self { io: Io::Tcp(stream), origin, counters: None, received: 0, sent: 0 }
     }
 
     /// Bytes pass through a session whose handshake is over.
     pub fn tls(mut stream: TlsStream<Metered>, origin: Origin) -> Self {
         stream.get_mut().0.left = usize::MAX;
-        Self { io: Io::Tls(Box::new(Tls { stream, owed: 0 })), origin }
+        let io = Io::Tls(Box::new(Tls { stream, owed: 0 }));
+        Self { io, origin, counters: None, received: 0, sent: 0 }
+    }
+
+    /// From now on bytes are counted here, as the protocol sees them.
+    pub fn counted(self, counters: &Rc<Counters>) -> Self {
+        Self { counters: Some(Rc::clone(counters)), ..self }
+    }
+
+    /// Bytes that came from the client.
+    pub fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// Bytes that went to it.
+    pub fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    fn note_written(&mut self, written: &Poll<io::Result<usize>>) {
+        if let Poll::Ready(Ok(len)) = written {
+            self.sent += *len as u64;
+            if let Some(counters) = &self.counters {
+                counters.sent.add(*len as u64);
+            }
+        }
     }
 
     /// Where the client connected from.
@@ -113,20 +145,30 @@ impl ClientStream {
 impl AsyncRead for ClientStream {
     #[inline]
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().io {
+        let (this, before) = (self.get_mut(), buf.filled().len());
+        let read = match &mut this.io {
             Io::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Io::Tls(tls) => Pin::new(&mut tls.stream).poll_read(cx, buf),
+        };
+        let len = (buf.filled().len() - before) as u64;
+        this.received += len;
+        if let Some(counters) = &this.counters {
+            counters.received.add(len);
         }
+        read
     }
 }
 
 impl AsyncWrite for ClientStream {
     #[inline]
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().io {
+        let this = self.get_mut();
+        let written = match &mut this.io {
             Io::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
             Io::Tls(tls) => tls.poll_write(cx, |stream, cx| stream.poll_write(cx, buf)),
-        }
+        };
+        this.note_written(&written);
+        written
     }
 
     #[inline]
@@ -135,10 +177,13 @@ impl AsyncWrite for ClientStream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().io {
+        let this = self.get_mut();
+        let written = match &mut this.io {
             Io::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Io::Tls(tls) => tls.poll_write(cx, |stream, cx| stream.poll_write_vectored(cx, bufs)),
-        }
+        };
+        this.note_written(&written);
+        written
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -15,10 +15,10 @@ use crate::http::Refusal;
 const MAX_DEPTH: u32 = 64;
 
 /// Where in a document the key is.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Pointer(Box<[Token]>);
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 struct Token {
     name: Box<str>,
     /// The element that it names in an array; a name that is no number names none.

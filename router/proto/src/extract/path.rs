@@ -6,7 +6,7 @@ use super::ExtractError;
 use crate::http::{Refusal, is_token};
 
 /// A path pattern: literal segments, `{key}` once, `*` for one segment, or, at the end, for any rest.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Template {
     /// The only method that it matches, if it has one.
     method: Option<Box<[u8]>>,

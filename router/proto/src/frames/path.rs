@@ -11,10 +11,10 @@ use alloc::{
 /// `msgpack:/params/0/user` is what the map that is the first parameter has under `user`. A name in a path matches a text
 /// that is the key of a map; a number is a position in an array, or such a text. `~1` stands for `/` and `~0` for `~`, as in a
 /// JSON pointer.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct KeyPaths(Box<[Box<[Step]>]>);
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 struct Step {
     name: Box<[u8]>,
     index: Option<u32>,

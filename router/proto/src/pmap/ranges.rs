@@ -6,7 +6,7 @@ use core::num::NonZeroU32;
 use super::{PartitionId, PmapError, RacsId};
 
 /// One range as configured.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct RangeSpec {
     /// The lowest key of the range; the first range has the empty key.
     pub from: Vec<u8>,
@@ -20,7 +20,7 @@ pub struct RangeSpec {
 ///
 /// A look-up is a binary search over the bounds' first eight bytes, which lie densely in memory; only bounds
 /// that share those eight bytes with the key are compared in full.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Ranges {
     /// First eight bytes of each bound, big-endian, padded with zeros: ordered as the bounds are.
     prefixes: Box<[u64]>,

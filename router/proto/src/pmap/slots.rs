@@ -7,7 +7,7 @@ use super::{PartitionId, PmapError, RacsId, parse_number};
 use crate::key::KeyHash;
 
 /// n partitions named `0` to `n-1`, each a contiguous share of the hash space, and the RACS of each.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Slots {
     owners: Box<[RacsId]>,
     len: NonZeroU32,

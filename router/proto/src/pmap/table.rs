@@ -7,7 +7,7 @@ use super::{PartitionId, PmapError, RacsId};
 use crate::key::KeyHash;
 
 /// One key as configured.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct TableEntry {
     /// The key, whole.
     pub key: Vec<u8>,
@@ -21,7 +21,7 @@ pub struct TableEntry {
 /// one owner here too, and a tenant nobody has heard of goes where its operator said.
 ///
 /// A look-up hashes the key and compares it with the one or two keys whose hashes lead to the same place.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Table {
     entries: Box<[TableEntry]>,
     default: RacsId,

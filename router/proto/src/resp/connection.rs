@@ -110,6 +110,12 @@ impl Password {
     }
 }
 
+impl PartialEq for Password {
+    fn eq(&self, other: &Self) -> bool {
+        self.is(other.bytes())
+    }
+}
+
 impl core::fmt::Debug for Password {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.write_str("Password(..)")

@@ -1,0 +1,178 @@
+//! A router without a node has an admin API of its own: what it serves, what it counts, and the order to reload.
+
+mod common;
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::{TcpListener, TcpStream},
+    process::{Child, ChildStdout, Command, Stdio},
+    thread,
+};
+
+use serde_json::{Value, json};
+
+use common::{Dir, phalanx};
+
+struct Router {
+    child: Child,
+    out: BufReader<ChildStdout>,
+}
+
+impl Drop for Router {
+    fn drop(&mut self) {
+        let _gone = self.child.kill();
+        let _gone = self.child.wait();
+    }
+}
+
+impl Router {
+    fn start(config: &str) -> Self {
+        let mut child = phalanx()
+            .args(["router", "--json", "--workers", "2", "--config", config, "--admin", "127.0.0.1:0"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the binary can be started");
+        let out = BufReader::new(child.stdout.take().expect("it is piped"));
+        Self { child, out }
+    }
+
+    /// The next event of this kind.
+    fn event(&mut self, name: &str) -> Value {
+        loop {
+            let mut line = String::new();
+            assert!(self.out.read_line(&mut line).expect("a line") > 0, "no {name}");
+            let event: Value = serde_json::from_str(&line).expect("JSON");
+            if event["event"] == name {
+                return event;
+            }
+        }
+    }
+}
+
+/// Says this to a server and gives the status and the body of what comes back.
+fn http(addr: &str, request: &str, headers: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(addr).expect("it listens");
+    let host = if headers.contains("host:") { String::new() } else { format!("host: {addr}\r\n") };
+    write!(stream, "{request} HTTP/1.1\r\n{host}connection: close\r\n{headers}\r\n").expect("it reads");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("text");
+    let (head, body) = text.split_once("\r\n\r\n").expect("HTTP");
+    (head.split(' ').nth(1).expect("a status").parse().expect("a number"), body.to_owned())
+}
+
+fn json_of(addr: &str, path: &str) -> Value {
+    let (status, body) = http(addr, &format!("GET {path}"), "");
+    assert_eq!(status, 200, "{path}: {body}");
+    serde_json::from_str(&body).expect("JSON")
+}
+
+/// Answers every request with two bytes.
+fn server() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let addr = listener.local_addr().expect("an address").to_string();
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            thread::spawn(move || {
+                let mut reader = BufReader::new(&stream);
+                let mut line = String::new();
+                while reader.read_line(&mut line).is_ok_and(|len| len > 0) {
+                    if line == "\r\n" {
+                        let _gone = (&stream).write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+                    }
+                    line.clear();
+                }
+            });
+        }
+    });
+    addr
+}
+
+#[test]
+fn what_is_served_and_counted_can_be_asked_and_a_changed_file_taken_over() {
+    let dir = Dir::new();
+    let server = server();
+    let text = format!(
+        "[[service]]\nname = \"shop/web\"\nlisten = \"127.0.0.1:0\"\nprotocol = \"http\"\nkey = \"header:x-key\"\n\
+         [service.pmap]\nstyle = \"slots\"\npartitions = 4\n[[service.racs]]\nname = \"a\"\nservers = [\"{server}\"]\n"
+    );
+    let config = dir.write("router.toml", &text);
+    let mut router = Router::start(&config);
+    let mut at = |name: &str| router.event(name)["listen"].as_str().expect("an address").to_owned();
+    let (service, admin) = (at("serving"), at("admin"));
+    for _ in 0..5 {
+        assert_eq!(http(&service, "GET /x", "x-key: k\r\n"), (200, "ok".into()));
+    }
+
+    assert_eq!(http(&admin, "GET /healthz", "").0, 200);
+    assert_eq!(http(&admin, "GET /readyz", "").0, 200);
+    let services = json_of(&admin, "/v1/services");
+    let one = &services["services"][0];
+    assert_eq!(
+        (&one["name"], &one["protocol"], &one["listen"]),
+        (&json!("shop/web"), &json!("http"), &json!(service))
+    );
+    assert_eq!((&one["racs"][0]["epoch"], &one["racs"][0]["clones"][0]["leader"]), (&json!(1), &json!(true)));
+    let pmap = json_of(&admin, "/v1/services/shop/web/pmap");
+    assert_eq!(pmap["partitions"][3], json!({ "name": "3", "racs": "a" }));
+    assert_eq!(http(&admin, "GET /v1/services/nothing/pmap", "").0, 404);
+    let status = json_of(&admin, "/v1/status");
+    let told = &status["router"]["services"][0];
+    assert_eq!(
+        (&told["requests"], &told["latency"]["count"], &told["busiest"][0]["requests"]),
+        (&json!(5), &json!(5), &json!(5))
+    );
+    let physical = &status["router"]["servers"][0];
+    assert_eq!(
+        (&physical["addr"], &physical["in_flight"], &physical["requests"]),
+        (&json!(server), &json!(0), &json!(5))
+    );
+
+    let (_, metrics) = http(&admin, "GET /metrics", "");
+    for line in [
+        "phalanx_router_requests_total{service=\"shop/web\"} 5".to_owned(),
+        "phalanx_router_request_seconds_count{service=\"shop/web\"} 5".to_owned(),
+        "phalanx_router_request_seconds_bucket{service=\"shop/web\",le=\"+Inf\"} 5".to_owned(),
+        format!("phalanx_router_server_requests_total{{server=\"{server}\"}} 5"),
+        "phalanx_router_workers 2".to_owned(),
+    ] {
+        assert!(metrics.lines().any(|l| l == line), "{line} is missing in {metrics}");
+    }
+    assert!(metrics.contains("phalanx_router_partition_requests_total{service=\"shop/web\",partition="));
+    assert!(metrics.ends_with("# EOF\n") && !metrics.contains("phalanx_cluster_views"), "{metrics}");
+    let explained = include_str!("../ARCHITECTURE.md");
+    for family in metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        let name = family.split(' ').next().expect("a name");
+        assert!(explained.contains(&format!("`{name}`")), "{name} is missing in ARCHITECTURE.md");
+    }
+
+    let operator = "x-phalanx-operator: 1\r\ncontent-length: 0\r\n";
+    assert_eq!(http(&admin, "GET /v1/reload", operator).0, 405);
+    assert_eq!(http(&admin, "POST /v1/reload", "content-length: 0\r\n").0, 403, "a page could say so");
+    assert_eq!(http(&admin, "POST /v1/reload", &format!("{operator}origin: http://127.0.0.1\r\n")).0, 403);
+    assert_eq!(http(&admin, "GET /v1/status", "host: evil.example\r\n").0, 403);
+    dir.write("router.toml", &text.replace("partitions = 4", "partitions = 0"));
+    let (status, why) = http(&admin, "POST /v1/reload", operator);
+    assert!(status == 409 && why.contains("router.toml:8: 0 partitions"), "{status} {why}");
+    dir.write("router.toml", &text.replace("partitions = 4", "partitions = 6"));
+    let (status, told) = http(&admin, "POST /v1/reload", operator);
+    assert!(status == 200 && told.contains("\"changed\":[\"shop/web\"]"), "{status} {told}");
+    assert_eq!(json_of(&admin, "/v1/services/shop/web")["partitions"], 6);
+    assert_eq!(http(&service, "GET /x", "x-key: k\r\n").0, 200);
+
+    let pid = router.child.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill").success());
+    assert_eq!(router.child.wait().expect("it ends").code(), Some(0));
+}
+
+#[test]
+fn an_admin_api_for_all_the_world_is_refused() {
+    let dir = Dir::new();
+    let config = dir.write(
+        "router.toml",
+        "[[service]]\nname = \"s\"\nlisten = \"127.0.0.1:0\"\nprotocol = \"redis\"\n[service.pmap]\nstyle = \"slots\"\n\
+         partitions = 8\n[[service.racs]]\nname = \"a\"\nservers = [\"127.0.0.1:1\"]\n",
+    );
+    let output = common::run(&["router", "--config", &config, "--admin", "0.0.0.0:0"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(common::stderr(&output).contains("ssh -L"), "{}", common::stderr(&output));
+}
