@@ -8,8 +8,8 @@
 //! servers apart where each worker has little in flight, and so sees none of the load that others put on them.
 //! `examples/choice` simulates this beside other ways to choose.
 //!
-//! Clones near the router come first while they are not overloaded ([`spills`]), and a server that is new or
-//! back again gets a growing share of its weight ([`Candidate::share`]).
+//! Clones near the router come first while they are not overloaded (`spills`), and a server that is new or
+//! back again gets a growing share of its weight (`Candidate::share`).
 
 use core::time::Duration;
 
