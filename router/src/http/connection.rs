@@ -329,6 +329,7 @@ impl Connection {
                     Some(mut rival) => match exchange.race(&mut rival).await {
                         Ok((winner, len)) => {
                             if let Winner::Rival = winner {
+                                in_flight.answered(clock.now()); // it would have taken longer still
                                 server = Rc::clone(&rival.server);
                                 std::mem::swap(&mut in_flight, &mut rival.in_flight);
                                 self.labels = std::mem::take(&mut rival.labels);
