@@ -260,13 +260,15 @@ impl Front {
         }
     }
 
-    async fn serve(self, stream: ClientStream) {
+    /// Begins to serve a client. Each protocol has tasks of its own kind: one that could hold any of them would
+    /// be as large as the largest, for every client.
+    fn start(self, stream: ClientStream, guard: Present) {
         match self {
-            Self::Http(service) => crate::http::serve(service, stream).await,
-            Self::Redis(service) => pipelined::serve(service, stream).await,
-            Self::Frames(service) => crate::frames::serve(service, stream).await,
-            Self::Memcached(service) => pipelined::serve(service, stream).await,
-            Self::Tcp(service) => crate::tcp::serve(service, stream).await,
+            Self::Http(service) => start(guard, move || crate::http::serve(service, stream)),
+            Self::Redis(service) => start(guard, move || pipelined::serve(service, stream)),
+            Self::Frames(service) => start(guard, move || crate::frames::serve(service, stream)),
+            Self::Memcached(service) => start(guard, move || pipelined::serve(service, stream)),
+            Self::Tcp(service) => start(guard, move || crate::tcp::serve(service, stream)),
         }
     }
 
@@ -449,19 +451,23 @@ fn admit(worker: &Rc<Worker>, door: &Door, stream: TcpStream, source: SocketAddr
             match passed {
                 Some(stream) => {
                     let stream = stream.counted(front.counters());
-                    front.serve(stream).await;
+                    front.start(stream, guard);
                 }
                 None => front.counters().handshakes_failed.add(1),
             }
-            drop(guard);
         });
         return;
     }
     let origin = stream::Origin { source, destination: None, tls: false };
     let stream = ClientStream::plain(stream, origin).counted(counters);
+    front.start(stream, guard);
+}
+
+/// Serves a client in a task.
+fn start<F: Future<Output = ()> + 'static>(guard: Present, begin: impl FnOnce() -> F + 'static) {
     tokio::task::spawn_local(async move {
-        // Begun in here: a future that is moved into another one takes its room twice, for every client.
-        front.serve(stream).await;
+        // Begun in here: a future that is moved into another one takes its room twice.
+        begin().await;
         drop(guard);
     });
 }
