@@ -215,7 +215,11 @@ impl Connection<'_> {
             // It counts from here on, so that many who come at once do not all go to one clone.
             let in_flight = InFlight::to(&server, clock.now());
             match self.reach(&server).await {
-                Some(stream) => return Ok((in_flight, stream, racs)),
+                Some(stream) => {
+                    // Nobody can tell an answer here: that a connection can be made has to do.
+                    server.answered(clock.now(), false, limits.avoid);
+                    return Ok((in_flight, stream, racs));
+                }
                 None => {
                     server.refused(clock.now(), limits.avoid);
                     more = tried.add(server.id);

@@ -65,6 +65,30 @@ fn reads_move_to_another_clone_and_updates_are_not_repeated() {
 }
 
 #[test]
+fn a_clone_that_is_well_again_gets_its_share_of_reads_again() {
+    let answers = |name: &'static str| {
+        move |peer: &mut Peer| {
+            while peer.command().is_some() {
+                peer.send(&format!("+{name}\r\n"));
+            }
+        }
+    };
+    let (mut a, b) = (FakeServer::start(answers("a")), FakeServer::start(answers("b")));
+    let addr = a.addr;
+    let router = Router::with(&redis(&[&[b.addr, addr]]), 1, |limits| {
+        limits.avoid = Duration::from_millis(10);
+    });
+    let mut client = router.client();
+    let mut ask = |times| (0..times).filter(|_| client.command(&["GET", "k"]) == "+a\r\n").count();
+    assert!(ask(200) > 0);
+    a.kill();
+    assert_eq!(ask(200), 0);
+    let _a = FakeServer::start_at(addr, answers("a"));
+    // Many in a row: if each had to prove anew that it lives, there would be one a second.
+    eventually("it gets reads again", || ask(200) > 20);
+}
+
+#[test]
 fn replies_stay_in_order_when_reads_are_repeated() {
     // Answers three commands of each connection and hangs up: every batch is cut somewhere.
     let flaky = FakeServer::start(|peer| {

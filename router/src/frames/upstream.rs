@@ -300,6 +300,8 @@ impl Task {
             let unasked = |_| format!("nobody waits for an answer under msgid {}", response.msgid);
             if let Answered::To(tag) = answered.map_err(unasked)? {
                 self.upstream.server.settle();
+                let (now, avoid) = (self.worker.clock.now(), self.worker.limits.avoid);
+                self.upstream.server.answered(now, false, avoid);
                 if let Some(stopwatch) = &tag.timed {
                     self.upstream.server.took(self.worker.clock.now(), stopwatch);
                 }

@@ -82,6 +82,8 @@ impl<D: Dialect> Upstream<D> {
     /// A reply has come.
     fn answered(&self) {
         self.server.settle();
+        // What the answer says is between the server and its client: that there is one shows that it lives.
+        self.server.answered(self.worker.clock.now(), false, self.worker.limits.avoid);
         let mut timed = self.timed.borrow_mut();
         if let Some((_, before)) = &mut *timed {
             *before -= 1;
