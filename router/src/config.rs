@@ -62,6 +62,8 @@ pub(crate) struct Service {
     pub forwarded: bool,
     pub protocol: Protocol,
     pub policy: Policy,
+    /// How many in a hundred reads may be sent to a second clone when the first is silent.
+    pub hedge: u32,
     /// How its servers are checked; not at all if `None`.
     pub checks: Option<Arc<Checks>>,
     /// Where the router is: clones there are preferred.
@@ -82,8 +84,6 @@ pub(crate) enum Protocol {
         extract: Extract,
         /// Where requests without a key go.
         no_key: NoKey,
-        /// How many in a hundred reads may be sent to a second clone when the first is silent.
-        hedge: u32,
     },
     Redis,
     Frames {

@@ -39,7 +39,7 @@ use crate::{
     config::{Protocol, Service},
     stats::Counters,
     table::Table,
-    worker::{ClientStream, Placements, Server, Stopwatch, Succession, Worker},
+    worker::{ClientStream, Copies, Hedges, Placements, Rival, Server, Stopwatch, Succession, Worker},
 };
 
 /// Room for one read, from a client or a server: a batch of requests or answers.
@@ -47,6 +47,9 @@ const READ: usize = 64 * 1024;
 
 /// How many connections may fail under one request.
 const MAX_FAILURES: u8 = 3;
+
+const TOO_MANY_RETRIES: &str =
+    "connections to the partition's servers fail, and too many requests are being sent again";
 
 /// How often a request follows what servers say of who leads, before it waits for a view.
 const MAX_HINTS: u8 = 2;
@@ -56,6 +59,7 @@ pub(crate) struct FramesService {
     worker: Rc<Worker>,
     name: Box<str>,
     policy: Policy,
+    hedges: Hedges,
     paths: KeyPaths,
     no_key: NoKey,
     reads: Box<[Box<[u8]>]>,
@@ -89,6 +93,8 @@ struct Tag {
     hints: u8,
     hint: Option<PhysicalId>,
     tried: Tried,
+    /// Whether a second clone was asked because the server that this copy is with is silent.
+    hedged: bool,
     /// Until when the client waits.
     until: Instant,
     /// Until when it may wait for a leader; set when it first has to.
@@ -108,6 +114,8 @@ enum Caller {
     Client { client: Rc<Client>, msgid: u32, len: usize },
     /// A task of this process.
     Local(Local),
+    /// Either, of a read that several servers were asked for.
+    Shared(Rc<Copies<Caller>>),
 }
 
 /// Where a request goes.
@@ -150,6 +158,7 @@ impl FramesService {
             worker: Rc::clone(worker),
             name: service.name.clone(),
             policy: service.policy,
+            hedges: Hedges::new(service.hedge),
             paths: paths.clone(),
             no_key: *no_key,
             reads: reads.clone(),
@@ -237,6 +246,7 @@ impl FramesService {
             hints: 0,
             hint: None,
             tried: Tried::default(),
+            hedged: false,
             until,
             wait_until: Instant::MAX,
             timed: None,
@@ -249,6 +259,9 @@ impl FramesService {
 
     /// Sends a request that has just come in. Where others wait for the same leader it queues behind them.
     fn send(self: &Rc<Self>, tag: Tag, body: &[u8]) {
+        if tag.access == Access::Read {
+            self.hedges.earn();
+        }
         let queue = &self.waiting[tag.racs.get() as usize];
         if self.policy.leader_only(tag.access) && !queue.borrow().is_empty() {
             self.wait(tag, body.into());
@@ -275,11 +288,13 @@ impl FramesService {
         }
         let at = Circumstances { policy: self.policy, l2p: &table.l2p, loads: &worker.servers, now };
         let placements = tag.caller.placements();
-        let before = placements.of(tag.racs);
+        let before = placements.and_then(|placements| placements.of(tag.racs));
         match racs.pick_again(before, tag.access, at, worker.random(), &tag.tried) {
             Pick::Clone(clone) => {
                 let logical = table.l2p.get(clone);
-                if self.policy.sticks(tag.access) {
+                if self.policy.sticks(tag.access)
+                    && let Some(placements) = placements
+                {
                     placements.note(tag.racs, CloneTag::of(logical));
                 }
                 let server = worker.servers.get(logical.physical, logical.addr);
@@ -292,6 +307,37 @@ impl FramesService {
             Pick::Wait => Target::Wait,
             Pick::Exhausted => Target::Exhausted,
         }
+    }
+
+    /// A sound clone to ask, too, about a read that `silent` says nothing about; `hung` says that it has for long.
+    fn rival(&self, tag: &Tag, silent: &Server, hung: bool) -> Rival {
+        // A session may have its state with one clone alone.
+        let bound = self.policy.leader_only(Access::Read) || self.policy.sticks(Access::Read);
+        if tag.access != Access::Read || bound || !self.hedges.are_on() || tag.caller.is_gone() {
+            return Rival::None;
+        }
+        let mut tried = tag.tried;
+        if !tried.add(silent.id) && !tried.contains(silent.id) {
+            return Rival::None;
+        }
+        let (worker, now) = (&*self.worker, self.now());
+        let mut table = self.table.borrow_mut();
+        let table = table.load();
+        let at = Circumstances { policy: self.policy, l2p: &table.l2p, loads: &worker.servers, now };
+        let Pick::Clone(clone) = table.racs(tag.racs).pick(tag.access, at, worker.random(), &tried) else {
+            return Rival::None;
+        };
+        let logical = table.l2p.get(clone);
+        let server = worker.servers.get(logical.physical, logical.addr);
+        let full = server.frames.borrow().as_ref().is_some_and(|upstream| upstream.is_full());
+        if full || server.avoid_until() > now || tag.until <= now {
+            return Rival::None;
+        }
+        if !self.hedges.spend_for(now, hung.then_some(silent)) {
+            return Rival::Later;
+        }
+        server.chosen(now);
+        Rival::Server(server)
     }
 
     /// Hands a request to its server's connection.
@@ -375,16 +421,24 @@ impl Caller {
     fn source(&self) -> IpAddr {
         match self {
             Self::Client { client, .. } => client.source(),
-            Self::Local(_) => Ipv4Addr::LOCALHOST.into(),
+            // Nobody asks about those.
+            Self::Local(_) | Self::Shared(_) => Ipv4Addr::LOCALHOST.into(),
         }
     }
 
-    /// The clones that it stays with, where clients do; all tasks of this process stay with the same.
-    fn placements(&self) -> &Placements {
+    /// The clones that it stays with, where clients do; all tasks of this process stay with the same. Who does asks one
+    /// server alone.
+    fn placements(&self) -> Option<&Placements> {
         match self {
-            Self::Client { client, .. } => &client.placements,
-            Self::Local(local) => &local.placements,
+            Self::Client { client, .. } => Some(&client.placements),
+            Self::Local(local) => Some(&local.placements),
+            Self::Shared(_) => None,
         }
+    }
+
+    /// Whether another copy is answered.
+    fn is_over(&self) -> bool {
+        matches!(self, Self::Shared(copies) if copies.is_over())
     }
 
     /// Whether nobody waits for the answer any more.
@@ -392,6 +446,7 @@ impl Caller {
         match self {
             Self::Client { client, .. } => client.is_gone(),
             Self::Local(local) => local.is_gone(),
+            Self::Shared(copies) => copies.owner(Self::is_gone).unwrap_or(true),
         }
     }
 
@@ -400,6 +455,7 @@ impl Caller {
         match self {
             Self::Client { client, msgid, len } => client.put_answer(len, msgid, body),
             Self::Local(local) => local.answer(body),
+            Self::Shared(copies) => copies.take().into_iter().for_each(|caller| caller.answer(body)),
         }
     }
 
@@ -411,13 +467,47 @@ impl Caller {
                 client.put(len, &answer);
             }
             Self::Local(local) => local.complain(complaint),
+            Self::Shared(copies) => copies.take().into_iter().for_each(|caller| caller.complain(complaint)),
         }
     }
 }
 
 impl Tag {
+    /// Another copy of a read, for another server than the one that is silent about it.
+    fn copy(&mut self, silent: PhysicalId) -> Self {
+        let copies = match &self.caller {
+            Caller::Shared(copies) => Rc::clone(copies),
+            _ => {
+                let copies = Copies::begin();
+                copies.own(std::mem::replace(&mut self.caller, Caller::Shared(Rc::clone(&copies))));
+                copies
+            }
+        };
+        copies.add();
+        self.hedged = true;
+        let mut tried = self.tried;
+        tried.add(silent);
+        Self {
+            service: Rc::clone(&self.service),
+            caller: Caller::Shared(copies),
+            hedged: false,
+            tried,
+            timed: None,
+            _held: None,
+            ..*self
+        }
+    }
+
+    /// Its connection failed, or its answer says nothing: whether that matters to nobody, because of a copy.
+    fn lost(&self) -> bool {
+        matches!(&self.caller, Caller::Shared(copies) if copies.lost())
+    }
+
     /// The server's answer: error and result.
     fn deliver(self, body: &[u8]) {
+        if self.caller.is_over() {
+            return;
+        }
         self.service.counters.end(self.began, &self.service.worker.clock);
         self.caller.answer(body);
     }
@@ -448,6 +538,9 @@ impl Tag {
 
     /// A server's answer that says that nothing was done, and why.
     fn refused(mut self, server: &Server, request: Vec<u8>, answer: &[u8], refusal: Refusal<'_>) {
+        if self.lost() {
+            return;
+        }
         let service = Rc::clone(&self.service);
         let leader_only = service.policy.leader_only(self.access);
         match refusal.verdict {
@@ -477,11 +570,11 @@ impl Tag {
             }
             Verdict::Stopping | Verdict::Busy if !leader_only && self.tried.add(server.id) => {
                 match service.pick(&self) {
-                    Target::Server(next) => {
+                    Target::Server(next) if server.may_retry(service.now()) => {
                         service.counters.retried.add(1);
                         service.push(&next, &request, self);
                     }
-                    Target::Wait | Target::Exhausted => self.deliver(answer),
+                    Target::Server(_) | Target::Wait | Target::Exhausted => self.deliver(answer),
                 }
             }
             _ => self.deliver(answer),

@@ -20,7 +20,7 @@ use membership_types::Instant;
 use router_proto::{
     PartitionId, PhysicalId, RacsId,
     extract::{BodySearch, Extract, NoKey, Search},
-    health::{Budget, Usual},
+    health::Usual,
     http::{Body, Method, Refusal, RequestHead, Version},
     racs::{Access, Circumstances, Pick, Policy, Tried},
     sticky::{CloneTag, Session},
@@ -31,15 +31,12 @@ use crate::{
     config::{Protocol, Service},
     stats::Counters,
     table::Table,
-    worker::{Buf, ClientStream, Deadline, DeadlineId, Server, Succession, Worker},
+    worker::{Buf, ClientStream, Deadline, DeadlineId, Hedges, Server, Succession, Worker},
 };
 
 pub(crate) use answer::TOO_MANY_CLIENTS;
 use exchange::Transfer;
 use hedge::Rival;
-
-/// So many second attempts are possible however few requests there are.
-const HEDGES_RESERVE: u32 = 20;
 
 /// One HTTP service on one worker.
 pub(crate) struct HttpService {
@@ -53,9 +50,7 @@ pub(crate) struct HttpService {
     no_key: NoKey,
     /// The cookie that carries a client's session, where sessions stick.
     cookie: Box<str>,
-    /// How many in a hundred reads may be sent to a second clone when the first is silent.
-    hedge: u32,
-    hedges: RefCell<Budget>,
+    hedges: Hedges,
     usual: RefCell<Usual>,
     table: RefCell<Reader<Table>>,
     /// Who waits for each RACS.
@@ -154,7 +149,7 @@ impl HttpService {
         mut table: Reader<Table>,
         log: Option<AccessLog>,
     ) -> Self {
-        let Protocol::Http { extract, no_key, hedge } = &service.protocol else {
+        let Protocol::Http { extract, no_key } = &service.protocol else {
             unreachable!("only services of this protocol come here");
         };
         let counters = worker.counters(&service.name);
@@ -168,8 +163,7 @@ impl HttpService {
             extract: extract.clone(),
             no_key: *no_key,
             cookie: format!("phalanx-{}", service.name.replace([':', '/'], "_")).into(),
-            hedge: *hedge,
-            hedges: RefCell::new(Budget::new(*hedge, HEDGES_RESERVE)),
+            hedges: Hedges::new(service.hedge),
             usual: RefCell::default(),
             table: RefCell::new(table),
             waiting: service.racs.iter().map(|_| RefCell::default()).collect(),
@@ -364,10 +358,10 @@ impl HttpService {
     fn patience(&self, request: &Request, upload: &Transfer) -> Option<Duration> {
         // A session may have its state with one clone alone.
         let bound = self.policy.leader_only(Access::Read) || request.session.is_some();
-        if self.hedge == 0 || request.access != Access::Read || bound {
+        if !self.hedges.are_on() || request.access != Access::Read || bound {
             return None;
         }
-        self.hedges.borrow_mut().earn();
+        self.hedges.earn();
         (upload.is_over() && !upload.begun)
             .then(|| self.usual.borrow().patience(self.worker.limits.hedge_after))
     }
@@ -382,7 +376,7 @@ impl HttpService {
         let Target::Server(server) = self.pick(request, &tried, &mut labels, &mut placed) else {
             return None;
         };
-        (server.avoid_until() <= now && self.hedges.borrow_mut().spend(now)).then(|| {
+        (server.avoid_until() <= now && self.hedges.spend(now)).then(|| {
             self.counters.hedged.add(1);
             Rival::new(server, labels, now)
         })

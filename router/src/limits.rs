@@ -40,8 +40,8 @@ pub struct Limits {
     pub waiting: usize,
     /// How long a server that was just seen failing is avoided while another clone is left. 250 ms.
     pub avoid: Duration,
-    /// How long a server may be silent about a read before a second clone is asked, too, however quick answers
-    /// usually are. 20 ms; shorter asks twice more often, and is not kept: the clock ticks every 20 ms.
+    /// How long a server may be silent, about a read or on a connection that clients share, before a second clone is
+    /// asked for reads, too, however quick answers usually are. 20 ms; shorter asks twice more often, and is not kept: the clock ticks every 20 ms.
     pub hedge_after: Duration,
     /// Most client connections of one worker. 10 000; the next one is told so and closed. The command
     /// `phalanx router` takes fewer where that many files may not be open.

@@ -38,7 +38,7 @@ use crate::{
     limits::Limits,
     stats::Counters,
     table::Table,
-    worker::{ClientStream, Server, Succession, Worker},
+    worker::{ClientStream, Copies, Hedges, Rival, Server, Succession, Worker},
 };
 
 /// Room for one read, from a client or a server: a batch of commands or replies.
@@ -191,6 +191,7 @@ pub(crate) enum Failure {
 pub(crate) struct Service<D: Dialect> {
     pub worker: Rc<Worker>,
     policy: Policy,
+    hedges: Hedges,
     /// The first of its lanes.
     lane: usize,
     pub table: RefCell<Reader<Table>>,
@@ -223,6 +224,10 @@ pub(crate) struct Tag<D: Dialect> {
     /// Connections that have failed under this command.
     failures: u8,
     tried: Tried,
+    /// What it has in common with its copies, if a second clone was asked.
+    copies: Option<Rc<Copies<()>>>,
+    /// Whether that was because the server that this copy is with is silent.
+    hedged: bool,
     /// Until when it may wait for a leader; set when it first has to.
     wait_until: Instant,
     /// When it came in, and when it was last sent.
@@ -232,6 +237,9 @@ pub(crate) struct Tag<D: Dialect> {
 
 /// How many connections may fail under one command.
 const MAX_FAILURES: u8 = 3;
+
+const TOO_MANY_RETRIES: &str =
+    "connections to the partition's servers fail, and too many commands are being sent again";
 
 /// Where a command goes.
 enum Target {
@@ -254,6 +262,7 @@ impl<D: Dialect> Service<D> {
         Rc::new(Self {
             worker: Rc::clone(worker),
             policy: service.policy,
+            hedges: Hedges::new(service.hedge),
             lane: worker.take_lanes(service, D::LANES),
             table: RefCell::new(table),
             waiting: service.racs.iter().map(|_| RefCell::default()).collect(),
@@ -321,6 +330,9 @@ impl<D: Dialect> Service<D> {
     pub fn send(self: &Rc<Self>, mut tag: Tag<D>, command: &[u8]) {
         tag.began = self.worker.clock.fine();
         tag.client.owe(command.len());
+        if tag.access == Access::Read {
+            self.hedges.earn();
+        }
         let queue = &self.waiting[tag.racs.get() as usize];
         if self.policy.leader_only(tag.access) && !queue.borrow().is_empty() {
             self.wait(tag, command);
@@ -358,6 +370,36 @@ impl<D: Dialect> Service<D> {
             Pick::Wait => Target::Wait,
             Pick::Exhausted => Target::Exhausted,
         }
+    }
+
+    /// A sound clone to ask, too, about a read that `silent` says nothing about; `hung` says that it has for long.
+    fn rival(&self, tag: &Tag<D>, silent: &Server, hung: bool) -> Rival {
+        // A session may have its state with one clone alone.
+        let bound = self.policy.leader_only(Access::Read) || self.policy.sticks(Access::Read);
+        if tag.access != Access::Read || bound || !self.hedges.are_on() || tag.client.is_gone() {
+            return Rival::None;
+        }
+        let mut tried = tag.tried;
+        if !tried.add(silent.id) && !tried.contains(silent.id) {
+            return Rival::None;
+        }
+        let (worker, now) = (&*self.worker, self.now());
+        let mut table = self.table.borrow_mut();
+        let table = table.load();
+        let at = Circumstances { policy: self.policy, l2p: &table.l2p, loads: &worker.servers, now };
+        let Pick::Clone(clone) = table.racs(tag.racs).pick(tag.access, at, worker.random(), &tried) else {
+            return Rival::None;
+        };
+        let logical = table.l2p.get(clone);
+        let server = worker.servers.get(logical.physical, logical.addr);
+        if server.avoid_until() > now {
+            return Rival::None;
+        }
+        if !self.hedges.spend_for(now, hung.then_some(silent)) {
+            return Rival::Later;
+        }
+        server.chosen(now);
+        Rival::Server(server)
     }
 
     fn push(&self, server: &Rc<Server>, command: &[u8], mut tag: Tag<D>) {
@@ -399,6 +441,8 @@ impl<D: Dialect> Tag<D> {
             access,
             failures: 0,
             tried: Tried::default(),
+            copies: None,
+            hedged: false,
             wait_until: Instant::MAX,
             began: Instant::ZERO,
             sent: Instant::ZERO,
@@ -410,8 +454,47 @@ impl<D: Dialect> Tag<D> {
         Self { part: Some((Rc::clone(gather), part)), ..self }
     }
 
+    /// Another copy of a read, for another server than the one that is silent about it.
+    fn copy(&mut self, silent: PhysicalId) -> Self {
+        match &self.copies {
+            Some(copies) => copies.add(),
+            None => {
+                let copies = Copies::begin();
+                copies.own(());
+                copies.add();
+                self.copies = Some(copies);
+            }
+        }
+        self.hedged = true;
+        let mut tried = self.tried;
+        tried.add(silent);
+        Self {
+            client: Rc::clone(&self.client),
+            part: self.part.as_ref().map(|(gather, part)| (Rc::clone(gather), *part)),
+            copies: self.copies.clone(),
+            hedged: false,
+            tried,
+            ..*self
+        }
+    }
+
+    /// Whether another copy of it is answered, or a second clone is asked already.
+    fn is_hedged(&self) -> bool {
+        self.hedged || self.copies.as_ref().is_some_and(|copies| copies.is_over())
+    }
+
+    /// Its connection failed: whether that matters to nobody, because of a copy.
+    fn lost(&self) -> bool {
+        self.copies.as_ref().is_some_and(|copies| copies.lost())
+    }
+
     /// Puts a reply into its place; the command had so many bytes.
     fn deliver(self, command_len: usize, reply: &[u8]) {
+        if let Some(copies) = &self.copies
+            && copies.take().is_none()
+        {
+            return;
+        }
         let service = self.client.service();
         let limits = &service.worker.limits;
         // Who asks for much and reads nothing is held back once that is seen. Where so many do it at once that it is seen too

@@ -7,6 +7,7 @@
 mod buffer;
 mod clock;
 mod entrance;
+mod hedges;
 mod linger;
 mod pace;
 mod placements;
@@ -33,6 +34,7 @@ use tokio::{net::TcpStream, sync::mpsc, sync::oneshot};
 pub(crate) use buffer::{Buf, Buffers};
 pub(crate) use clock::{Clock, Deadline, DeadlineId};
 pub(crate) use entrance::Entrance;
+pub(crate) use hedges::{Copies, HUNG, Hedges, Rival};
 pub(crate) use linger::linger;
 pub(crate) use pace::{Hold, Pace};
 pub(crate) use placements::Placements;

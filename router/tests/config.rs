@@ -50,6 +50,8 @@ fn a_good_configuration_is_taken() {
         parse(&GOOD.replace("header:x-key", key)).expect(key);
     }
     parse(&GOOD.replace("least-loaded", "sticky")).expect("sessions may stick");
+    parse(&GOOD.replace("\"redis\"", "\"redis\"\nhedge = \"off\""))
+        .expect("reads of redis may be hedged, or not");
     for no_key in ["source", "scatter"] {
         parse(&GOOD.replace("\"reject\"", &format!("\"{no_key}\""))).expect(no_key);
     }
@@ -92,6 +94,19 @@ fn mistakes_are_reported_with_their_line_and_the_remedy() {
             &["`key` is missing", "key = \"header:x-key\""],
         ),
         ("[\"header:x-key\", \"path:/items/{key}/*\"]", "[]", 5, &["no extractor"]),
+        (
+            "protocol = \"redis\"",
+            "protocol = \"redis\"\nhedge = \"80%\"",
+            23,
+            &["hedge = \"80%\"", "1% to 50%, or off"],
+        ),
+        (
+            "protocol = \"http\"\nkey      = [\"header:x-key\", \"path:/items/{key}/*\"]\nno_key   = \"reject\"\n\
+             reads    = \"least-loaded\"",
+            "protocol = \"tcp\"\nhedge = \"5%\"\nkey = \"sni\"",
+            5,
+            &["`hedge` does not apply to tcp"],
+        ),
         ("\"header:x-key\"", "\"query:a b\"", 5, &["\"query:a b\" has no name", "visible ASCII"]),
         ("\"header:x-key\"", "\"cookie:\"", 5, &["\"cookie:\" has no name", "letters"]),
         ("\"header:x-key\"", "\"json:id\"", 5, &["JSON pointer \"id\" must start with /", "/user/id"]),

@@ -93,10 +93,11 @@ fn service(written: &Spanned<raw::Service>, surroundings: Surroundings<'_>) -> C
     }
     let pmap = super::pmap::pmap(&raw.pmap, &racs)?;
     let protocol = protocol(written, &pmap)?;
-    if let (Some(hedge), false) = (&raw.hedge, matches!(protocol, Protocol::Http { .. })) {
-        let message = "`hedge` does not apply here: only reads of http are sent to a second clone";
+    if let (Some(hedge), Protocol::Tcp { .. }) = (&raw.hedge, &protocol) {
+        let message = "`hedge` does not apply to tcp: nobody knows what a connection does";
         return wrong(hedge, message);
     }
+    let hedge = hedge(raw.hedge.as_ref())?;
     let (tls, accept_proxy) = (connections::tls(raw.tls.as_ref())?, raw.accept_proxy);
     let forwarded = connections::forwarded(raw.forwarded.as_ref(), &raw.protocol)?;
     connections::send_proxy(raw, &protocol)?;
@@ -122,6 +123,7 @@ fn service(written: &Spanned<raw::Service>, surroundings: Surroundings<'_>) -> C
         forwarded,
         protocol,
         policy,
+        hedge,
         checks,
         zone,
         expose: raw.expose,
@@ -165,7 +167,7 @@ fn protocol(written: &Spanned<raw::Service>, pmap: &Pmap) -> Checked<Protocol> {
                 Err(error) => return wrong(key, error.to_string()),
             };
             let no_key = no_key(raw.no_key.as_ref(), pmap)?;
-            Ok(Protocol::Http { extract, no_key, hedge: hedge(raw.hedge.as_ref())? })
+            Ok(Protocol::Http { extract, no_key })
         }
         name @ ("redis" | "memcached") => {
             if let Some(key) = &raw.key {

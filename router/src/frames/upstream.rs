@@ -17,8 +17,8 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{MAX_FAILURES, READ, Tag, Target, waiting};
-use crate::worker::{Deadline, Server, Worker};
+use super::{MAX_FAILURES, READ, TOO_MANY_RETRIES, Tag, Target, waiting};
+use crate::worker::{Deadline, HUNG, Rival, Server, Worker};
 
 /// Requests on their way to one server, and whom their answers are for.
 pub(crate) struct Upstream {
@@ -26,6 +26,11 @@ pub(crate) struct Upstream {
     calls: RefCell<Calls<Tag>>,
     /// When the next request is due.
     due: Cell<Instant>,
+    /// When the server was last heard, while it is to say something; and when it will be looked at whether it is silent.
+    since: Cell<Instant>,
+    look: Cell<Instant>,
+    /// Whether something was sent since it was last looked at.
+    fresh: Cell<bool>,
     waker: RefCell<Option<Waker>>,
     /// Whether the task knows already that there is something to write.
     told: Cell<bool>,
@@ -40,6 +45,9 @@ impl Upstream {
             server: Rc::clone(server),
             calls: RefCell::default(),
             due: Cell::new(Instant::MAX),
+            since: Cell::default(),
+            look: Cell::new(Instant::MAX),
+            fresh: Cell::default(),
             waker: RefCell::default(),
             told: Cell::new(false),
             retired: Cell::new(false),
@@ -53,6 +61,7 @@ impl Upstream {
             scanner: ResponseScanner::default(),
             request: Vec::new(),
             heard: worker.clock.now(),
+            left: false,
         };
         tokio::task::spawn_local(task.run());
         upstream
@@ -65,12 +74,25 @@ impl Upstream {
 
     /// Appends a request; it is written at the end of this turn of the loop.
     pub(super) fn push(&self, body: &[u8], stamp: Option<&Stamp<'_>>, due: Instant, mut tag: Tag) {
-        tag.timed = self.server.engage(tag.service.now());
-        self.calls.borrow_mut().push(body, stamp, due, tag);
+        let worker = Rc::clone(&tag.service.worker);
+        tag.timed = self.server.engage(worker.clock.now());
+        let mut calls = self.calls.borrow_mut();
+        if calls.is_empty() {
+            self.wait(&worker);
+        }
+        self.fresh.set(true);
+        calls.push(body, stamp, due, tag);
+        drop(calls);
         self.due.set(self.due.get().min(due));
         if !self.told.replace(true) {
             self.wake();
         }
+    }
+
+    /// The server is to say something from now on.
+    fn wait(&self, worker: &Worker) {
+        self.since.set(worker.clock.now());
+        self.look.set(worker.clock.after(self.server.patience(worker.limits.hedge_after)));
     }
 
     /// No table has the server any more: ends the connection once nothing is under way, at once if it is not made yet.
@@ -105,6 +127,8 @@ struct Task {
     request: Vec<u8>,
     /// When the server was last heard.
     heard: Instant,
+    /// Whether there were not enough second attempts for all reads when it was silent.
+    left: bool,
 }
 
 /// How a connection ended.
@@ -149,13 +173,14 @@ impl Task {
             self.upstream.woken_by(cx);
             self.upstream.told.set(false);
             self.expire();
-            self.deadline.arm_at(self.upstream.due.get().min(connecting_until));
+            self.look();
+            self.deadline.arm_at(self.upstream.due.get().min(connecting_until).min(self.upstream.look.get()));
             let passed = self.deadline.passed(cx) && self.worker.clock.now() >= connecting_until;
             if passed || self.upstream.retired.get() { Poll::Ready(None) } else { Poll::Pending }
         });
         let stream = connected.await?;
         stream.set_nodelay(true).ok()?;
-        self.heard = self.worker.clock.now();
+        self.heard();
         Some(stream)
     }
 
@@ -185,6 +210,7 @@ impl Task {
         }
         if upstream.calls.borrow().is_empty() {
             upstream.due.set(Instant::MAX);
+            upstream.look.set(Instant::MAX);
             if upstream.retired.get() {
                 return Poll::Ready(End::Idle);
             }
@@ -194,10 +220,55 @@ impl Task {
             tracing::warn!(%server, "a server has answered nothing for as long as a response may take");
             return Poll::Ready(End::Failed);
         }
-        self.deadline.arm_at(upstream.due.get());
+        self.look();
+        self.deadline.arm_at(upstream.due.get().min(upstream.look.get()));
         // Only to be woken: whoever pushes a request that is due sooner wakes this task, too.
         let _not_yet = self.deadline.passed(cx);
         Poll::Pending
+    }
+
+    /// The server has said something.
+    fn heard(&mut self) {
+        self.heard = self.worker.clock.now();
+        self.left = false;
+        self.upstream.fresh.set(true);
+        self.upstream.wait(&self.worker);
+    }
+
+    /// If the server has been silent for long about all that it was asked, that counts against it, and other clones are
+    /// asked for reads. Its own answers may still come, under ids that nobody else gets: the first one counts.
+    fn look(&mut self) {
+        let Self { worker, upstream, .. } = self;
+        let now = worker.clock.now();
+        if upstream.look.get() > now {
+            return;
+        }
+        let server = &upstream.server;
+        let patience = server.patience(worker.limits.hedge_after);
+        upstream.look.set(worker.clock.after(patience));
+        let fresh = upstream.fresh.replace(false);
+        if fresh {
+            server.silent(upstream.since.get(), now, worker.limits.avoid);
+        }
+        if !fresh && !self.left {
+            return;
+        }
+        self.left = false;
+        let hung = now >= upstream.since.get().after(patience * HUNG);
+        upstream.calls.borrow_mut().waiting(|tag, body| {
+            if self.left || tag.hedged || tag.caller.is_over() {
+                return;
+            }
+            let service = Rc::clone(&tag.service);
+            match service.rival(tag, server, hung) {
+                Rival::Server(rival) => {
+                    service.counters.hedged.add(1);
+                    service.push(&rival, body, tag.copy(server.id));
+                }
+                Rival::Later => self.left = true,
+                Rival::None => {}
+            }
+        });
     }
 
     /// Gives up what is due. Returns whether the server has been silent for so long that nothing is to be expected of it.
@@ -214,6 +285,9 @@ impl Task {
         let mut to_wait = Vec::new();
         for Left { tag, body, sent } in left {
             self.upstream.server.settle();
+            if tag.lost() {
+                continue;
+            }
             if tag.access == Access::Update && sent {
                 tag.unknown("the server did not answer this update in time");
             } else if tag.until <= now {
@@ -229,11 +303,16 @@ impl Task {
     /// Sends a request of which nothing was done, or whose repetition harms nobody, to another server.
     fn elsewhere(&self, mut tag: Tag, body: Vec<u8>, refused: bool) -> Option<(Tag, Vec<u8>)> {
         let service = Rc::clone(&tag.service);
-        service.counters.retried.add(1);
-        tag.hint = None;
         // A leader that cannot be reached is waited for; any other server is one of a few that are tried.
         let leader_only = service.policy.leader_only(tag.access);
-        tag.failures += u8::from(!(refused && leader_only));
+        let free = refused && leader_only;
+        if !free && !self.upstream.server.may_retry(self.worker.clock.now()) {
+            tag.unavailable(TOO_MANY_RETRIES);
+            return None;
+        }
+        service.counters.retried.add(1);
+        (tag.hint, tag.hedged) = (None, false);
+        tag.failures += u8::from(!free);
         let more = tag.tried.add(self.upstream.server.id) || leader_only;
         if tag.failures >= MAX_FAILURES || !more {
             tag.unavailable("connections to the partition's servers fail");
@@ -262,8 +341,8 @@ impl Task {
                     return Poll::Ready(if idle { End::Idle } else { End::Failed });
                 }
             }
-            self.heard = self.worker.clock.now();
             let len = buffer.filled().len();
+            self.heard();
             let delivered = if self.rest.is_empty() {
                 let scratch = std::mem::take(&mut self.scratch);
                 let done = self.deliver(&scratch[..len]);
@@ -328,6 +407,9 @@ impl Task {
         let mut to_wait = Vec::new();
         for Left { tag, body, sent } in left {
             self.upstream.server.settle();
+            if tag.lost() {
+                continue;
+            }
             if sent && tag.access == Access::Update {
                 tag.unknown("the server failed with this update under way");
             } else if !(tag.caller.is_gone() && tag.access == Access::Read) {
@@ -346,7 +428,9 @@ impl Drop for Task {
         let Ok(mut calls) = self.upstream.calls.try_borrow_mut() else { return };
         calls.fail(|Left { tag, .. }| {
             self.upstream.server.settle();
-            tag.unknown("the router failed");
+            if !tag.lost() {
+                tag.unknown("the router failed");
+            }
         });
     }
 }

@@ -7,8 +7,10 @@ use std::{
     pin::{Pin, pin},
     rc::Rc,
     task::{Context, Poll},
+    time::Duration,
 };
 
+use membership_types::Instant;
 use router_proto::{
     pipelined::{Flight, Gathering, Pipeline, Sent},
     racs::Access,
@@ -18,8 +20,8 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{Dialect, Failure, MAX_FAILURES, Tag, Target, waiting};
-use crate::worker::{Clock, Deadline, Hold, Server, Stopwatch, Worker};
+use super::{Dialect, Failure, MAX_FAILURES, TOO_MANY_RETRIES, Tag, Target, waiting};
+use crate::worker::{Clock, Deadline, HUNG, Hold, Rival, Server, Stopwatch, Worker};
 
 /// Commands on their way to one server, and whom their replies are for.
 pub(crate) struct Upstream<D: Dialect> {
@@ -56,6 +58,9 @@ impl<D: Dialect> Upstream<D> {
             rest: Vec::new(),
             replies: D::Replies::default(),
             greeting,
+            since: worker.clock.now(),
+            looked: 0,
+            blamed: 0,
         };
         tokio::task::spawn_local(task.run());
         upstream
@@ -110,6 +115,11 @@ struct Task<D: Dialect> {
     rest: Vec<u8>,
     replies: D::Replies,
     greeting: Vec<u8>,
+    /// When it was last heard, while it is to say something.
+    since: Instant,
+    /// For how many of the commands under way other clones need not be asked any more, and for how many it was blamed.
+    looked: usize,
+    blamed: usize,
 }
 
 /// How a connection ended.
@@ -145,9 +155,10 @@ impl<D: Dialect> Task<D> {
     }
 
     async fn connect(&mut self) -> Option<TcpStream> {
-        self.deadline.arm(self.worker.limits.connect);
-        let mut connecting = pin!(connect::<D>(self.upstream.server.addr, &self.greeting));
-        let upstream = &self.upstream;
+        self.wait();
+        let greeting = std::mem::take(&mut self.greeting);
+        let mut connecting = pin!(connect::<D>(self.upstream.server.addr, &greeting));
+        let upstream = Rc::clone(&self.upstream);
         let connected = std::future::poll_fn(|cx| {
             if let Poll::Ready(result) = connecting.as_mut().poll(cx) {
                 if let Err(error) = &result
@@ -158,10 +169,11 @@ impl<D: Dialect> Task<D> {
                 return Poll::Ready(result.ok());
             }
             upstream.hold.woken_by(cx);
-            if self.deadline.passed(cx) || upstream.retired.get() { Poll::Ready(None) } else { Poll::Pending }
+            let given_up = self.is_given_up(self.worker.limits.connect, cx);
+            if given_up || upstream.retired.get() { Poll::Ready(None) } else { Poll::Pending }
         });
         let stream = connected.await?;
-        self.deadline.disarm();
+        self.heard();
         Some(stream)
     }
 
@@ -192,9 +204,64 @@ impl<D: Dialect> Task<D> {
                 return Poll::Ready(End::Idle);
             }
         } else if !self.deadline.is_armed() {
-            self.deadline.arm(self.worker.limits.response);
+            self.wait();
         }
-        if self.deadline.passed(cx) { Poll::Ready(End::Failed) } else { Poll::Pending }
+        let given_up = self.is_given_up(self.worker.limits.response, cx);
+        if given_up { Poll::Ready(End::Failed) } else { Poll::Pending }
+    }
+
+    /// The server is to say something from now on.
+    fn wait(&mut self) {
+        self.since = self.worker.clock.now();
+        self.deadline.arm(self.upstream.server.patience(self.worker.limits.hedge_after));
+    }
+
+    /// The server has said something.
+    fn heard(&mut self) {
+        self.deadline.disarm();
+        (self.looked, self.blamed) = (0, 0);
+    }
+
+    /// Whether the server has said nothing for `limit`. Before that, it counts against it, and other clones are asked
+    /// for reads, again and again as commands come.
+    fn is_given_up(&mut self, limit: Duration, cx: &Context<'_>) -> bool {
+        while self.deadline.passed(cx) {
+            let (now, until) = (self.worker.clock.now(), self.since.after(limit));
+            if now >= until {
+                return true;
+            }
+            let patience = self.upstream.server.patience(self.worker.limits.hedge_after);
+            self.look(now, patience);
+            self.deadline.arm(patience.min(until - now));
+        }
+        false
+    }
+
+    /// Asks other clones for reads about which the server is silent. Its own answers may still come: they are taken
+    /// off in their turn, as ever, and the first one counts.
+    fn look(&mut self, now: Instant, patience: Duration) {
+        let Upstream { server, pipeline, .. } = &*self.upstream;
+        let mut pipeline = pipeline.borrow_mut();
+        if pipeline.len() > self.blamed {
+            self.blamed = pipeline.len();
+            server.silent(self.since, now, self.worker.limits.avoid);
+        }
+        let hung = now >= self.since.after(patience * HUNG);
+        let mut spent = false;
+        pipeline.latest(self.looked, |tag, command| {
+            if !spent && !tag.is_hedged() {
+                let service = tag.client.service();
+                match service.rival(tag, server, hung) {
+                    Rival::Server(rival) => {
+                        service.counters.hedged.add(1);
+                        service.push(&rival, command, tag.copy(server.id));
+                    }
+                    Rival::Later => spent = true,
+                    Rival::None => {}
+                }
+            }
+            self.looked += usize::from(!spent);
+        });
     }
 
     /// Writes what may be written. Returns whether the socket takes no more.
@@ -227,9 +294,9 @@ impl<D: Dialect> Task<D> {
                     return Poll::Ready(if idle { End::Idle } else { End::Failed });
                 }
             }
-            // Any byte is progress; the next look re-arms if replies are missing.
-            self.deadline.disarm();
             let len = buffer.filled().len();
+            // Any byte is progress; the next look re-arms if replies are missing.
+            self.heard();
             let delivered = if self.rest.is_empty() {
                 let done =
                     deliver(&self.upstream, &mut self.replies, &self.scratch[..len], &self.worker.clock);
@@ -263,6 +330,9 @@ impl<D: Dialect> Task<D> {
         let mut to_wait = Vec::new();
         for (mut tag, command, sent) in left {
             self.upstream.server.settle();
+            if tag.lost() {
+                continue;
+            }
             let service = tag.client.service();
             if tag.client.is_gone() && tag.access == Access::Read {
                 continue;
@@ -273,10 +343,16 @@ impl<D: Dialect> Task<D> {
                 tag.deliver_failure(command.len(), Failure::Unknown(why));
                 continue;
             }
-            service.counters.retried.add(1);
             // A leader that cannot be reached is waited for; any other server is one of a few that are tried.
             let leader_only = service.policy.leader_only(tag.access);
-            tag.failures += u8::from(!(refused && leader_only));
+            let free = refused && leader_only;
+            if !free && !self.upstream.server.may_retry(self.worker.clock.now()) {
+                service.unavailable(tag, command.len(), TOO_MANY_RETRIES);
+                continue;
+            }
+            service.counters.retried.add(1);
+            tag.hedged = false;
+            tag.failures += u8::from(!free);
             let more = !refused || tag.tried.add(self.upstream.server.id) || leader_only;
             if tag.failures >= MAX_FAILURES || !more {
                 service.unavailable(tag, command.len(), "connections to the partition's servers fail");
@@ -302,7 +378,9 @@ impl<D: Dialect> Drop for Task<D> {
         let Ok(mut pipeline) = self.upstream.pipeline.try_borrow_mut() else { return };
         pipeline.fail(|Flight { tag, command, .. }| {
             self.upstream.server.settle();
-            tag.deliver_failure(command.len(), Failure::Unknown("the router failed"));
+            if !tag.lost() {
+                tag.deliver_failure(command.len(), Failure::Unknown("the router failed"));
+            }
         });
     }
 }

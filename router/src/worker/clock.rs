@@ -57,6 +57,11 @@ impl Clock {
         self.now.get()
     }
 
+    /// When `time` will have passed for certain: this clock may be one tick behind.
+    pub fn after(&self, time: Duration) -> Instant {
+        self.now().after(time).after(TICK)
+    }
+
     /// The time as it was when this thread last woke, or a little later: what is measured from one to the other
     /// is right to a few requests' work, for a fraction of the price of the real clock.
     pub fn fine(&self) -> Instant {
@@ -141,8 +146,7 @@ impl Deadline {
 
     /// The deadline passes after `time`, to three ticks; never earlier, as long as the thread gets to its ticks.
     pub fn arm(&self, time: Duration) {
-        // The clock may be one tick behind.
-        self.arm_at(self.clock.now().after(time).after(TICK));
+        self.arm_at(self.clock.after(time));
     }
 
     pub fn arm_at(&self, due: Instant) {

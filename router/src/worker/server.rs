@@ -11,7 +11,7 @@ use std::{
 use membership_types::Instant;
 use router_proto::{
     choice::Latency,
-    health::{Budget, Health},
+    health::{Budget, Health, Usual},
     l2p::{Loads, PhysicalId},
 };
 use tokio::net::TcpStream;
@@ -45,6 +45,8 @@ pub(crate) struct Server {
     /// Whether active checks say so.
     down: Cell<bool>,
     latency: Cell<Latency>,
+    /// Of the requests that are timed.
+    usual: RefCell<Usual>,
     /// The tick in which a request there was timed last.
     timed: Cell<Instant>,
     refused_until: Cell<Instant>,
@@ -77,6 +79,7 @@ impl Server {
             well_since: Cell::new(None),
             down: Cell::new(false),
             latency: Cell::default(),
+            usual: RefCell::default(),
             timed: Cell::new(Instant::ZERO),
             refused_until: Cell::new(Instant::ZERO),
             idle: RefCell::default(),
@@ -104,9 +107,24 @@ impl Server {
 
     /// Notes how long a request took that was timed, up to the start of its answer.
     pub fn took(&self, now: Instant, stopwatch: &Stopwatch) {
+        let elapsed = stopwatch.0.elapsed();
         let mut latency = self.latency.get();
-        latency.measure(now, stopwatch.0.elapsed());
+        latency.measure(now, elapsed);
         self.latency.set(latency);
+        self.usual.borrow_mut().answered(elapsed);
+    }
+
+    /// How long it may say nothing about what it was asked before that counts against it; at least `shortest`.
+    pub fn patience(&self, shortest: Duration) -> Duration {
+        self.usual.borrow().patience(shortest)
+    }
+
+    /// It has said nothing for that long about what it was asked at `since`; unless it answered elsewhere, it is
+    /// taken for hung.
+    pub fn silent(&self, since: Instant, now: Instant, avoid: Duration) {
+        if self.answered_at() <= since {
+            self.failed(now, avoid);
+        }
     }
 
     /// Notes that a request is no longer there.

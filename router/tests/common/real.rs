@@ -5,6 +5,8 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use super::{Router, eventually, nobody, redis};
 
 /// A real redis-server on a free port, with its files in a directory of its own. Killed at the end of the
@@ -51,6 +53,21 @@ impl RealServer {
         };
         eventually("redis-server listens", || std::net::TcpStream::connect(addr).is_ok());
         Some(Self { child, addr, dir })
+    }
+}
+
+impl RealServer {
+    /// Stops it where it stands: sockets stay open, and the kernel goes on taking bytes for it.
+    pub fn stop(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    pub fn go_on(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 }
 

@@ -165,6 +165,15 @@ impl<T> Calls<T> {
         }
     }
 
+    /// Shows every request that waits for its answer: whose it is, method and parameters.
+    pub fn waiting(&mut self, mut each: impl FnMut(&mut T, &[u8])) {
+        for place in &mut self.places {
+            if let State::Waits(tag) = &mut place.state {
+                each(tag, &place.body);
+            }
+        }
+    }
+
     /// Gives up every request that is due, and hands it to `each`. One of which nothing was written is not sent any more; the answer
     /// to any other may still come, for nobody. Returns when the next one is due.
     pub fn expire(&mut self, now: Instant, mut each: impl FnMut(Left<T>)) -> Instant {

@@ -193,6 +193,18 @@ impl<T> Pipeline<T> {
         Some((tag, len))
     }
 
+    /// Shows every command without reply but the `first` oldest, oldest first.
+    pub fn latest(&mut self, first: usize, mut each: impl FnMut(&mut T, &[u8])) {
+        let first = first.min(self.pending.len());
+        let len: usize = self.pending.range(first..).map(|pending| pending.len as usize).sum();
+        let mut start = self.bytes.len() - len;
+        for Pending { tag, len } in self.pending.range_mut(first..) {
+            let end = start + *len as usize;
+            each(tag, &self.bytes[start..end]);
+            start = end;
+        }
+    }
+
     /// The connection failed: hands every unanswered command to `each`, oldest first, and starts anew.
     pub fn fail(&mut self, mut each: impl FnMut(Flight<'_, T>)) {
         let mut start = self.head;
@@ -327,6 +339,27 @@ mod tests {
             [(1, command.clone(), Sent::Perhaps), (2, command.clone(), Sent::Not), (3, command, Sent::Not)]
         );
         assert!(pipeline.is_empty() && pipeline.writable(true).is_empty());
+    }
+
+    #[test]
+    fn the_latest_commands_are_shown_whether_written_or_not() {
+        let mut pipeline = Pipeline::default();
+        for tag in 0..5u8 {
+            pipeline.push(&vec![b'0' + tag; usize::from(tag)], tag);
+        }
+        pipeline.wrote(4);
+        pipeline.answered().unwrap();
+        pipeline.answered().unwrap();
+        let mut shown = vec![];
+        for first in 0..5 {
+            pipeline.latest(first, |tag, command| shown.push((first, *tag, command.to_vec())));
+        }
+        let command = |tag: u8| vec![b'0' + tag; usize::from(tag)];
+        let expected: Vec<_> = [(0, 2), (0, 3), (0, 4), (1, 3), (1, 4), (2, 4)]
+            .into_iter()
+            .map(|(first, tag)| (first, tag, command(tag)))
+            .collect();
+        assert_eq!(shown, expected);
     }
 
     #[test]

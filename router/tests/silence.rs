@@ -1,0 +1,388 @@
+//! Servers that fall silent on a connection that many clients share: reads are answered by other clones, updates are
+//! sent once, and whatever is said late reaches nobody.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use std::{
+    io::Read,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use common::{Client, FakeServer, Router, command, eventually, real::RealServer, service};
+use rmpv::Value;
+
+/// The protocols whose clients share connections.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Speech {
+    Redis,
+    Memcached,
+    Frames,
+}
+
+use Speech::{Frames, Memcached, Redis};
+
+const ALL: [Speech; 3] = [Redis, Memcached, Frames];
+
+fn framed(value: &Value) -> Vec<u8> {
+    let mut message = Vec::new();
+    rmpv::encode::write_value(&mut message, value).unwrap();
+    [&u32::try_from(message.len()).unwrap().to_be_bytes(), &message[..]].concat()
+}
+
+fn read_frame(reader: &mut impl Read) -> Option<Vec<Value>> {
+    let mut len = [0; 4];
+    reader.read_exact(&mut len).ok()?;
+    let mut message = vec![0; u32::from_be_bytes(len) as usize];
+    reader.read_exact(&mut message).ok()?;
+    let value = rmpv::decode::read_value(&mut &message[..]).unwrap();
+    let Value::Array(list) = value else { panic!("{value}") };
+    Some(list)
+}
+
+impl Speech {
+    fn config(self, more: &str, racs: &[&[SocketAddr]]) -> String {
+        let (name, own) = match self {
+            Redis => ("redis", ""),
+            Memcached => ("memcached", ""),
+            Frames => ("frames", "key = \"msgpack:/params/0\"\nread_methods = [\"get\"]\n"),
+        };
+        service(name, &format!("{own}{more}"), racs)
+    }
+
+    /// Answers reads and updates with the key and its own name, but nothing while it is not `well`.
+    fn server(self, name: &'static str, well: &Arc<AtomicBool>) -> FakeServer {
+        let well = Arc::clone(well);
+        FakeServer::start(move |peer| {
+            loop {
+                let (id, is_read, key) = match self {
+                    Redis => {
+                        let Some(args) = peer.command() else { return };
+                        (0, args[0] == "GET", args[1].clone())
+                    }
+                    Memcached => {
+                        let Some(text) = peer.text() else { return };
+                        let key = text.split(' ').nth(1).unwrap().to_owned();
+                        (0, text.starts_with("get"), key)
+                    }
+                    Frames => {
+                        let Some(list) = read_frame(&mut peer.reader) else { return };
+                        let [_, id, method, params, ..] = &list[..] else { panic!("{list:?}") };
+                        let (method, key) = (method.as_str().unwrap(), params[0].as_str().unwrap());
+                        peer.note(format!("{method} {key}"));
+                        (id.as_u64().unwrap(), method == "get", key.to_owned())
+                    }
+                };
+                while !well.load(Ordering::SeqCst) {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                let text = format!("{name}:{key}");
+                match (self, is_read) {
+                    (Redis, _) => peer.send(&format!("${}\r\n{text}\r\n", text.len())),
+                    (Memcached, true) => {
+                        peer.send(&format!("VALUE {key} 0 {}\r\n{text}\r\nEND\r\n", text.len()));
+                    }
+                    (Memcached, false) => peer.send("STORED\r\n"),
+                    (Frames, _) => {
+                        let answer = vec![1.into(), id.into(), Value::Nil, text.into()];
+                        peer.send_bytes(&framed(&Value::Array(answer)));
+                    }
+                }
+            }
+        })
+    }
+
+    fn ask(self, client: &mut Client, read: bool, key: &str) -> String {
+        match self {
+            Redis if read => client.command(&["GET", key]),
+            Redis => client.command(&["SET", key, "v"]),
+            Memcached if read => client.ask(&format!("get {key}\r\n")),
+            Memcached => client.ask(&format!("set {key} 0 0 1\r\nv\r\n")),
+            Frames => {
+                let method = if read { "get" } else { "set" };
+                let params = Value::Array(vec![key.into()]);
+                client.send(framed(&Value::Array(vec![0.into(), 7.into(), method.into(), params])));
+                let list = read_frame(&mut client.reader).expect("an answer");
+                assert_eq!(list[1].as_u64(), Some(7));
+                if list[2].is_nil() { list[3].as_str().unwrap().into() } else { list[2].to_string() }
+            }
+        }
+    }
+
+    /// Whose answer this is; it must be one to a question about `key`.
+    fn whose(self, reply: &str, key: &str) -> String {
+        let text = match self {
+            Redis => reply.lines().nth(1),
+            Memcached => reply.lines().nth(1),
+            Frames => reply.lines().next(),
+        };
+        match text.and_then(|text| text.split_once(':')) {
+            Some((name, asked)) if asked == key => name.into(),
+            _ => panic!("{self:?}: {reply:?} is no answer about {key}"),
+        }
+    }
+
+    fn read(self, client: &mut Client, key: &str) -> String {
+        let reply = self.ask(client, true, key);
+        self.whose(&reply, key)
+    }
+}
+
+fn mood(well: bool) -> Arc<AtomicBool> {
+    Arc::new(AtomicBool::new(well))
+}
+
+/// Several clients ask one question after the other, no two alike, until they are told to stop. Returns how long
+/// answers took, the longest first.
+fn load(router: &Router, clients: usize, meanwhile: impl FnOnce(), ask: Ask<'_>) -> Vec<Duration> {
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let one = |id: usize| {
+            let (stop, mut client) = (&stop, router.client());
+            scope.spawn(move || {
+                let mut times = vec![];
+                for n in 0.. {
+                    if stop.load(Ordering::SeqCst) {
+                        break;
+                    }
+                    let start = Instant::now();
+                    ask(&mut client, &format!("{id}.{n}"));
+                    times.push(start.elapsed());
+                }
+                times
+            })
+        };
+        let threads: Vec<_> = (0..clients).map(one).collect();
+        meanwhile();
+        stop.store(true, Ordering::SeqCst);
+        let mut times: Vec<Duration> = threads.into_iter().flat_map(|one| one.join().unwrap()).collect();
+        times.sort_unstable_by(|a, b| b.cmp(a));
+        times
+    })
+}
+
+type Ask<'a> = &'a (dyn Fn(&mut Client, &str) + Sync);
+
+/// What the load says of itself. The machine may be busy, so that little is asserted of times.
+fn judge(what: &str, times: &[Duration], router: &Router) {
+    let stats = router.stats();
+    let p99 = times[times.len() / 100];
+    println!("{what}: {} reads, p99 {p99:?}, worst {:?}, {} hedged", times.len(), times[0], stats.hedged);
+    assert!(stats.hedged > 0, "{what}");
+    // Twenty, and two a second, are possible however few reads there are.
+    let most = stats.requests as usize / 20 + 30;
+    assert!(stats.hedged as usize <= most, "{what}: {} of {} hedged", stats.hedged, times.len());
+    assert!(times[0] < Duration::from_secs(3), "{what}: {:?}", times[0]);
+    assert!(p99 < Duration::from_millis(150), "{what}: {p99:?}");
+    assert_eq!((stats.unavailable, stats.unknown), (0, 0), "{what}");
+}
+
+const MS: fn(u64) -> Duration = Duration::from_millis;
+
+#[test]
+fn reads_about_which_a_server_is_silent_are_answered_by_another() {
+    for speech in ALL {
+        let hung = mood(true);
+        let servers =
+            [speech.server("a", &hung), speech.server("b", &mood(true)), speech.server("c", &mood(true))];
+        let addrs: Vec<SocketAddr> = servers.iter().map(|server| server.addr).collect();
+        let router = Router::start(&speech.config("", &[&addrs]));
+        let meanwhile = || {
+            thread::sleep(MS(300));
+            hung.store(false, Ordering::SeqCst);
+            thread::sleep(MS(700));
+            // Now it says all that nobody waits for any more.
+            hung.store(true, Ordering::SeqCst);
+            thread::sleep(MS(300));
+        };
+        let times = load(&router, 16, meanwhile, &|client, nonce| {
+            speech.read(client, nonce);
+        });
+        judge(&format!("{speech:?}"), &times, &router);
+        let mut client = router.client();
+        eventually("it is used again", || speech.read(&mut client, "x") == "a");
+    }
+}
+
+#[test]
+fn where_two_of_three_are_silent_the_third_answers() {
+    for speech in ALL {
+        let servers = [
+            speech.server("a", &mood(false)),
+            speech.server("b", &mood(false)),
+            speech.server("c", &mood(true)),
+        ];
+        let addrs: Vec<SocketAddr> = servers.iter().map(|server| server.addr).collect();
+        let router = Router::start(&speech.config("", &[&addrs]));
+        let mut client = router.client();
+        for n in 0..50 {
+            assert_eq!(speech.read(&mut client, &n.to_string()), "c", "{speech:?}");
+        }
+        assert!(router.stats().hedged > 0);
+    }
+}
+
+#[test]
+fn updates_are_sent_once_however_long_their_server_is_silent() {
+    for speech in ALL {
+        let hung = mood(false);
+        let (leader, other) = (speech.server("a", &hung), speech.server("b", &mood(true)));
+        let router = Router::start(&speech.config("", &[&[leader.addr, other.addr]]));
+        thread::scope(|scope| {
+            let updates: Vec<_> = (0..4)
+                .map(|n| {
+                    let mut client = router.client();
+                    scope.spawn(move || speech.ask(&mut client, false, &format!("u{n}")))
+                })
+                .collect();
+            eventually("they are there", || !leader.seen().is_empty());
+            thread::sleep(MS(200));
+            // Reads are answered meanwhile.
+            let mut client = router.client();
+            (0..20).for_each(|n| assert_eq!(speech.read(&mut client, &n.to_string()), "b"));
+            hung.store(true, Ordering::SeqCst);
+            for (n, update) in updates.into_iter().enumerate() {
+                let reply = update.join().unwrap();
+                match speech {
+                    Memcached => assert_eq!(reply, "STORED\r\n"),
+                    _ => assert_eq!(speech.whose(&reply, &format!("u{n}")), "a"),
+                }
+            }
+        });
+        let is_update = |seen: &&String| seen.to_lowercase().starts_with("set");
+        assert_eq!(leader.seen().iter().filter(is_update).count(), 4, "{speech:?}");
+        assert_eq!(other.seen().iter().filter(is_update).count(), 0, "{speech:?}");
+        assert_eq!(router.stats().unknown, 0);
+    }
+}
+
+#[test]
+fn what_becomes_of_an_update_is_unknown_once_its_server_was_silent_for_too_long() {
+    for speech in ALL {
+        let servers = [speech.server("a", &mood(false)), speech.server("b", &mood(true))];
+        let addrs: Vec<SocketAddr> = servers.iter().map(|server| server.addr).collect();
+        let router = Router::with(&speech.config("", &[&addrs]), 1, |limits| limits.response = MS(400));
+        let mut client = router.client();
+        let start = Instant::now();
+        let reply = speech.ask(&mut client, false, "k");
+        assert!(reply.contains("unknown"), "{reply}");
+        assert!((400..2000).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
+        assert_eq!(router.stats().unknown, 1);
+        assert_eq!((servers[0].seen().len(), servers[1].seen().len()), (1, 0));
+    }
+}
+
+#[test]
+fn where_there_is_no_other_clone_the_limits_hold() {
+    for speech in ALL {
+        let hung = mood(false);
+        let alone = speech.server("a", &hung);
+        let router =
+            Router::with(&speech.config("", &[&[alone.addr]]), 1, |limits| limits.response = MS(300));
+        thread::scope(|scope| {
+            let read = scope.spawn(|| speech.ask(&mut router.client(), true, "r"));
+            let update = scope.spawn(|| speech.ask(&mut router.client(), false, "u"));
+            let (read, update) = (read.join().unwrap(), update.join().unwrap());
+            assert!(update.contains("unknown"), "{update}");
+            assert!(!read.contains("unknown") && read.contains("phalanx"), "{read}");
+        });
+        assert_eq!(router.stats().hedged, 0);
+        // It is asked again as soon as it is well: nobody can stand in for it.
+        hung.store(true, Ordering::SeqCst);
+        assert_eq!(speech.read(&mut router.client(), "x"), "a");
+    }
+}
+
+#[test]
+fn without_hedging_reads_wait_for_their_server() {
+    for speech in ALL {
+        let hung = mood(false);
+        let (a, b) = (speech.server("a", &hung), speech.server("b", &mood(true)));
+        let router = Router::start(&speech.config("hedge = \"off\"\n", &[&[a.addr, b.addr]]));
+        thread::scope(|scope| {
+            let asked: Vec<_> = (0..8)
+                .map(|n| {
+                    let router = &router;
+                    scope.spawn(move || speech.read(&mut router.client(), &format!("k{n}")))
+                })
+                .collect();
+            eventually("one is there", || !a.seen().is_empty());
+            thread::sleep(MS(150));
+            hung.store(true, Ordering::SeqCst);
+            assert!(asked.into_iter().any(|one| one.join().unwrap() == "a"));
+        });
+        assert_eq!((a.seen().len() + b.seen().len(), router.stats().hedged), (8, 0), "{speech:?}");
+    }
+}
+
+#[test]
+fn what_fails_again_and_again_is_sent_again_within_a_budget() {
+    const READS: usize = 600;
+    for speech in ALL {
+        // Each takes what comes, and hangs up.
+        let dying = |_: usize| {
+            FakeServer::start(move |peer| {
+                let mut some = [0; 4096];
+                if peer.stream.read(&mut some).is_ok_and(|len| len > 0) {
+                    peer.note(String::new());
+                }
+            })
+        };
+        let servers: Vec<FakeServer> = (0..3).map(dying).collect();
+        let addrs: Vec<SocketAddr> = servers.iter().map(|server| server.addr).collect();
+        let router = Router::start(&speech.config("", &[&addrs]));
+        let start = Instant::now();
+        let mut client = router.client();
+        for n in 0..READS {
+            let reply = speech.ask(&mut client, true, &n.to_string());
+            assert!(reply.contains("phalanx"), "{reply}");
+        }
+        let seconds = usize::try_from(start.elapsed().as_secs()).unwrap() + 1;
+        let stats = router.stats();
+        // Of each server a hundred, and ten a second, and a tenth of what went there: not two more for each.
+        let most = 3 * (100 + 10 * seconds) + READS / 5;
+        assert!((stats.retried as usize) <= most, "{speech:?}: {} sent again of {READS}", stats.retried);
+        assert_eq!(stats.unavailable as usize, READS);
+    }
+}
+
+#[test]
+fn a_stopped_redis_is_not_waited_for() {
+    let Some(servers) = (0..3).map(|_| RealServer::start()).collect::<Option<Vec<_>>>() else { return };
+    let addrs: Vec<SocketAddr> = servers.iter().map(|server| server.addr).collect();
+    for addr in &addrs {
+        let mut client = Client::connect(*addr);
+        for n in 0..1000 {
+            assert_eq!(client.command(&["SET", &n.to_string(), &format!("v{n}")]), "+OK\r\n");
+        }
+    }
+    let router = Router::start(&Redis.config("", &[&addrs]));
+    let meanwhile = || {
+        for _ in 0..2 {
+            thread::sleep(MS(400));
+            servers[1].stop();
+            thread::sleep(MS(600));
+            servers[1].go_on();
+        }
+        thread::sleep(MS(400));
+    };
+    // Eight commands at once, some of them split over partitions; each value says which key it belongs to.
+    let times = load(&router, 16, meanwhile, &|client, nonce| {
+        let n: usize = nonce.replace('.', "").parse().unwrap();
+        let keys: Vec<String> = (0..8).map(|k| ((n + k * 111) % 1000).to_string()).collect();
+        client.send(keys.iter().map(|key| command(&["GET", key])).collect::<String>());
+        client.send(command(&["MGET", &keys[0], &keys[5]]));
+        let value = |key: &String| format!("${}\r\nv{key}\r\n", key.len() + 1);
+        for key in &keys {
+            assert_eq!(client.reply(), value(key));
+        }
+        assert_eq!(client.reply(), format!("*2\r\n{}{}", value(&keys[0]), value(&keys[5])));
+    });
+    judge("stopped redis-server", &times, &router);
+}
