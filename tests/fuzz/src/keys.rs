@@ -1,6 +1,7 @@
-//! Keys in bodies, and the cookies of sessions: what is found must not depend on how the bytes come in, and must be what a
-//! reader of the whole body finds.
+//! Keys in bodies and heads, and the cookies of sessions: what is found must not depend on how the bytes come in, and must be what
+//! a reader of the whole finds.
 
+use data_encoding::BASE64URL_NOPAD;
 use router_proto::{
     extract::{BodySearch, Extract, MAX_KEY, Search},
     http::{Refusal, RequestHead},
@@ -51,8 +52,13 @@ pub(crate) fn json(data: &[u8]) {
     if let (Ok(first), Ok(only)) = (&first, &only) {
         assert_eq!(first, only, "there is only one");
     }
-    match (serde_json::from_slice::<Value>(body), only) {
-        (Ok(document), Ok(key)) => match document.pointer(pointer) {
+    as_serde_reads(body, pointer, only);
+}
+
+/// A reader that makes a tree finds the same key in a document.
+fn as_serde_reads(document: &[u8], pointer: &str, key: Result<Option<Vec<u8>>, Refusal>) {
+    match (serde_json::from_slice::<Value>(document), key) {
+        (Ok(tree), Ok(key)) => match tree.pointer(pointer) {
             None | Some(Value::Null | Value::Array(_) | Value::Object(_)) => assert_eq!(key, None),
             Some(Value::String(text)) => {
                 assert_eq!(key, (!text.is_empty()).then(|| text.as_bytes().to_vec()));
@@ -69,13 +75,13 @@ pub(crate) fn json(data: &[u8]) {
                 Refusal::RepeatedKey | Refusal::JsonDepth | Refusal::KeyTooLong | Refusal::KeyTooFar
             ),
             "{refusal}: {}",
-            body.escape_ascii()
+            document.escape_ascii()
         ),
         // Text that the key is not in is not judged as text, and numbers not by their size.
         (Err(error), Ok(_)) => {
             let why = error.to_string();
             let spared = ["surrogate", "unicode", "hex escape", "out of range", "escape"];
-            assert!(spared.iter().any(|spared| why.contains(spared)), "{why}: {}", body.escape_ascii());
+            assert!(spared.iter().any(|spared| why.contains(spared)), "{why}: {}", document.escape_ascii());
         }
         (Err(_), Err(_)) => {}
     }
@@ -98,11 +104,16 @@ pub(crate) fn form(data: &[u8]) {
 }
 
 fn decoded(text: &[u8]) -> Option<Vec<u8>> {
+    decoded_but(text, b' ')
+}
+
+/// As [`decoded`], where a plus is this.
+fn decoded_but(text: &[u8], plus: u8) -> Option<Vec<u8>> {
     let (mut out, mut rest) = (Vec::new(), text);
     while let Some((byte, more)) = rest.split_first() {
         rest = more;
         out.push(match byte {
-            b'+' => b' ',
+            b'+' => plus,
             b'%' => {
                 let (digits, more) = rest.split_at_checked(2)?;
                 rest = more;
@@ -137,4 +148,112 @@ pub(crate) fn session(data: &[u8]) {
         assert!(written.as_bytes().eq_ignore_ascii_case(data));
         assert_eq!(Session::parse(written.as_bytes()), Some(session));
     }
+}
+
+/// The key in a head, with these extractors, if it is one, and the data are in one line of it.
+fn in_head(specs: &[&str], head: &str, data: &[u8], end: &str) -> Option<Result<Option<Vec<u8>>, Refusal>> {
+    if data.contains(&b'\n') {
+        return None;
+    }
+    let head = [head.as_bytes(), data, end.as_bytes()].concat();
+    let request = RequestHead::parse(&head).ok()?;
+    let extract = Extract::compile(specs.iter().copied()).expect("well-formed");
+    let (mut scratch, mut body) = (Vec::new(), BodySearch::new(0));
+    Some(match extract.search(&request, &head, &mut scratch, &mut body) {
+        Ok(Search::Key(key)) => {
+            assert!(!key.is_empty());
+            Ok(Some(key.to_vec()))
+        }
+        Ok(Search::NoKey) => Ok(None),
+        Ok(Search::InBody) => unreachable!("there is none"),
+        Err(refusal) => Err(refusal),
+    })
+}
+
+const HEAD_ENDS: &str = " HTTP/1.1\r\nHost: h\r\n\r\n";
+
+/// A query: the key is the value of the only pair of that name, whichever separators a server knows.
+pub(crate) fn query(data: &[u8]) {
+    let Some(Ok(key)) = in_head(&["query:id"], "GET /x?", data, HEAD_ENDS) else { return };
+    for separators in [&b"&"[..], b"&;"] {
+        let pairs = data.split(|byte| separators.contains(byte));
+        let mut values = pairs.filter_map(|pair| {
+            let equals = pair.iter().position(|byte| *byte == b'=').unwrap_or(pair.len());
+            (decoded(&pair[..equals])? == b"id").then(|| pair.get(equals + 1..).unwrap_or_default())
+        });
+        let value = values.next().map(|value| decoded(value).expect("a malformed one is refused"));
+        assert!(values.next().is_none(), "there is only one: {}", data.escape_ascii());
+        assert_eq!(key, value.filter(|value| !value.is_empty()), "{}", data.escape_ascii());
+    }
+}
+
+/// A path: the key is the segment that a server finds there, also one that drops dots first.
+pub(crate) fn path(data: &[u8]) {
+    let templates = ["path:/items/{key}/*", "path:POST /other/{key}", "path:/v1/*/{key}"];
+    let Some(Ok(key)) = in_head(&templates, "GET /", data, HEAD_ENDS) else { return };
+    let path = data.split(|byte| *byte == b'?').next().unwrap_or_default();
+    let segments: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();
+    let written = match segments[..] {
+        [b"items", written, ..] => Some(written),
+        [b"v1", _, written] => Some(written),
+        _ => None,
+    };
+    let plain = written.map(|written| decoded_but(written, b'+').expect("a malformed one is refused"));
+    assert_eq!(key, plain.filter(|plain| !plain.is_empty()), "{}", data.escape_ascii());
+    if key.is_some() {
+        let dots = |segment: &&[u8]| matches!(decoded(segment).as_deref(), Some(b"." | b".."));
+        assert!(!segments.iter().any(dots), "{}", data.escape_ascii());
+    }
+}
+
+/// A token: the key is the claim that a reader of its middle part finds.
+pub(crate) fn token(data: &[u8]) {
+    let Some((which, token)) = data.split_first() else { return };
+    let pointer = POINTERS[usize::from(which % 4)];
+    let (head, end) = ("GET / HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer ", "\r\n\r\n");
+    let Some(key) = in_head(&[&format!("jwt:{pointer}")], head, token, end) else { return };
+    let parts: Vec<&[u8]> = token.trim_ascii().split(|byte| *byte == b'.').collect();
+    let [_, claims, _] = parts[..] else { return assert_eq!(key, Ok(None)) };
+    match BASE64URL_NOPAD.decode(claims) {
+        Ok(claims) => as_serde_reads(&claims, pointer, key),
+        Err(error) => assert!(key.is_err(), "{error}: {}", token.escape_ascii()),
+    }
+}
+
+/// What a body is said to be: the key is found by the one reader that it is for.
+pub(crate) fn content_type(data: &[u8]) {
+    let before = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nContent-Type: ";
+    let head = [before, data, b"\r\n\r\n"].concat();
+    if data.contains(&b'\n') {
+        return;
+    }
+    let Ok(request) = RequestHead::parse(&head) else { return };
+    let extract = Extract::compile(["json:/id", "form:id", "multipart:id"]).expect("well-formed");
+    let (mut scratch, mut body) = (Vec::new(), BodySearch::new(4096));
+    let Ok(Search::InBody) = extract.search(&request, &head, &mut scratch, &mut body) else { return };
+    let lower = data.to_ascii_lowercase();
+    let mut boundaries: Vec<&[u8]> = Vec::new();
+    for at in (0..data.len()).filter(|at| lower[*at..].starts_with(b"boundary=")) {
+        let value = &data[at + b"boundary=".len()..];
+        boundaries.push(until(b';', value).trim_ascii());
+        boundaries.push(until(b'"', value.get(1..).unwrap_or_default()));
+    }
+    let part = |boundary: &&[u8]| {
+        let name = &b"\r\nContent-Disposition: form-data; name=id\r\n\r\n7\r\n--"[..];
+        [b"--", *boundary, name, *boundary, b"--"].concat()
+    };
+    let kinds = [br#"{"id":7}"#.to_vec(), b"id=7".to_vec()];
+    let found = |text: Vec<u8>| {
+        let mut body = body.clone();
+        let search =
+            body.feed(&extract, &text).and_then(|over| if over { Ok(()) } else { body.finish(&extract) });
+        search.is_ok() && body.key() == Some(b"7")
+    };
+    let readers = kinds.into_iter().map(found).filter(|found| *found).count();
+    let in_parts = boundaries.iter().map(part).any(found);
+    assert_eq!(readers + usize::from(in_parts), 1, "{}", data.escape_ascii());
+}
+
+fn until(end: u8, text: &[u8]) -> &[u8] {
+    text.split(|byte| *byte == end).next().unwrap_or_default()
 }

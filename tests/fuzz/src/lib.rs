@@ -7,6 +7,7 @@
 //! which see what was covered and so find more. `samples.rs` makes `corpus/` from real frames; `mutate.rs` is the mutations.
 #![forbid(unsafe_code)]
 
+mod connections;
 pub mod forge;
 #[path = "../../../src/cli/inventory/items.rs"]
 mod items;
@@ -45,7 +46,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 35] = [
+pub const TARGETS: [Target; 43] = [
     Target { name: "multicast_frame", run: multicast_frame, tries: 50_000 },
     Target { name: "bulk_units", run: membership::fuzz::bulk_units, tries: 20_000 },
     Target { name: "wire_frame", run: membership::fuzz::wire_frame, tries: 50_000 },
@@ -66,11 +67,19 @@ pub const TARGETS: [Target; 35] = [
     Target { name: "admin", run: admin, tries: 2_000 },
     Target { name: "http_requests", run: traffic::requests, tries: 20_000 },
     Target { name: "http_responses", run: traffic::responses, tries: 20_000 },
+    Target { name: "chunked_body", run: traffic::chunked_body, tries: 20_000 },
     Target { name: "resp_commands", run: traffic::commands, tries: 20_000 },
     Target { name: "resp_replies", run: traffic::replies, tries: 20_000 },
+    Target { name: "resp_transactions", run: traffic::transactions, tries: 20_000 },
+    Target { name: "proxy_header", run: connections::proxy_header, tries: 20_000 },
+    Target { name: "tls_hello", run: connections::tls_hello, tries: 10_000 },
     Target { name: "json_key", run: keys::json, tries: 20_000 },
     Target { name: "form_key", run: keys::form, tries: 20_000 },
     Target { name: "multipart_key", run: keys::multipart, tries: 20_000 },
+    Target { name: "query_key", run: keys::query, tries: 20_000 },
+    Target { name: "path_key", run: keys::path, tries: 20_000 },
+    Target { name: "token_key", run: keys::token, tries: 20_000 },
+    Target { name: "content_type", run: keys::content_type, tries: 20_000 },
     Target { name: "session_cookie", run: keys::session, tries: 20_000 },
     Target { name: "memcached_commands", run: memcached::commands, tries: 20_000 },
     Target { name: "memcached_replies", run: memcached::replies, tries: 20_000 },

@@ -41,6 +41,14 @@ pub fn samples(target: &str) -> Vec<Vec<u8>> {
         "admin" => text(&ADMIN),
         "http_requests" => cut(&REQUESTS, &[0, 6]),
         "http_responses" => cut(&RESPONSES, &[0, 6, 64]),
+        "chunked_body" => cut(&CHUNKED, &[0, 6]),
+        "resp_transactions" => cut(&TRANSACTIONS, &[0, 1, 128, 129]),
+        "proxy_header" => proxied(),
+        "tls_hello" => hellos(),
+        "query_key" => text(&QUERIES),
+        "path_key" => text(&PATHS),
+        "token_key" => cut(&TOKENS, &[0, 1, 2, 3]),
+        "content_type" => text(&TYPES),
         "resp_commands" => cut(&COMMANDS, &[0, 6]),
         "resp_replies" => cut(&REPLIES, &[0, 6]),
         "json_key" => cut(&DOCUMENTS, &[0, 1, 2, 3]),
@@ -231,6 +239,89 @@ const REPLIES: [&str; 4] = [
     "%1\r\n+k\r\n~2\r\n#t\r\n_\r\n|1\r\n+a\r\n:1\r\n,1.5\r\n(123\r\n=7\r\ntxt:abc\r\n!3\r\nERR\r\n",
     "*2\r\n$1\r\na\r\n$-1\r\n*2\r\n$1\r\nb\r\n-ERR y\r\n",
     ":1\r\n:2\r\n:9999999999\r\n",
+];
+
+const CHUNKED: [&str; 3] = [
+    "5\r\nhello\r\n00A;x=\"y\"\r\n0123456789\r\n0\r\n\r\nGET / HTTP/1.1\r\n\r\n",
+    "0\r\nX-Sum: 1\r\nY: a\tb\r\n\r\n0\r\n\r\n",
+    "000000000000002;\r\n\r\n\r\n1\r\n0\r\n0;a=b;c\r\n\r\n",
+];
+
+const TRANSACTIONS: [&str; 3] = [
+    "*3\r\n$3\r\nSET\r\n$1\r\na\r\n$1\r\n1\r\n*2\r\n$3\r\nGET\r\n$3\r\nabc\r\n*1\r\n$4\r\nPING\r\n",
+    "*2\r\n$4\r\nINCR\r\n$1\r\na\r\n*2\r\n$4\r\nINCR\r\n$2\r\nab\r\n",
+    "*1\r\n$4\r\nEXEC\r\n",
+];
+
+/// Headers as HAProxy writes them (plain, and with a checksum and what TLS was), one over IPv6, and one of who speaks for itself.
+fn proxied() -> Vec<Vec<u8>> {
+    let headers: [&[u8]; 6] = [
+        b"!\x11\x00\x0c\x7f\x00\x00\x01\x7f\x00\x00\x01\xa8rpE",
+        b"!\x11\x00%\x7f\x00\x00\x01\x7f\x00\x00\x01\x8dvpG\
+          \x03\x00\x04C\x88$\xd8 \x00\x0f\x01\x00\x00\x00\x00!\x00\x07TLSv1.3GET / HTTP/1.1",
+        b"!!\x00$\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01\
+          \x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\xff\xff\x7f\x00\x00\x01\xe2\xbapE",
+        b" \x00\x00\x00\x16\x03\x01",
+        b"!1\x00\xdc",
+        b"!\x00\x00\x07\x04\x00\x01x\x30\x00\x00",
+    ];
+    headers.iter().map(|header| [b"\r\n\r\n\0\r\nQUIT\n", *header].concat()).collect()
+}
+
+/// Hellos in one record and in several, with a name and without.
+fn hellos() -> Vec<Vec<u8>> {
+    let prefixed = |width: usize, data: &[u8]| [&data.len().to_be_bytes()[8 - width..], data].concat();
+    let extension = |kind: u8, data: &[u8]| [&[0, kind][..], &prefixed(2, data)].concat();
+    let name = |name: &[u8]| extension(0, &prefixed(2, &[&[0][..], &prefixed(2, name)].concat()));
+    let message = |extensions: &[Vec<u8>]| {
+        let parts = [
+            vec![3, 3],
+            vec![7; 32],
+            prefixed(1, &[9; 32]),
+            prefixed(2, &[0x13, 1, 0x13, 2, 0xc0, 0x2f]),
+            prefixed(1, &[0]),
+            if extensions.is_empty() { Vec::new() } else { prefixed(2, &extensions.concat()) },
+        ];
+        [&[1][..], &prefixed(3, &parts.concat())].concat()
+    };
+    let records = |message: &[u8], fragment: usize| -> Vec<u8> {
+        message.chunks(fragment).flat_map(|part| [&[22, 3, 1][..], &prefixed(2, part)].concat()).collect()
+    };
+    // Without these no server goes on: versions, and how signatures may be made.
+    let (versions, schemes) = (extension(43, &[4, 3, 4, 3, 3]), extension(13, &[0, 4, 4, 3, 8, 4]));
+    let named =
+        |text: &[u8]| message(&[versions.clone(), name(text), schemes.clone(), extension(21, &[0; 40])]);
+    let whole = [
+        records(&named(b"A.Example"), 5000),
+        records(&named(b"a_b.xn--4ca.example"), 30),
+        records(&named(b"192.0.2.7"), 5000),
+        records(&message(&[versions.clone(), schemes.clone()]), 7),
+        records(&message(&[]), 5000),
+        records(&message(&[name(b"a"), name(b"b")]), 5000),
+        b"GET / HTTP/1.1\r\n\r\n".to_vec(),
+    ];
+    whole.iter().flat_map(|hello| [0, 6].map(|cut| [&[cut][..], hello].concat())).collect()
+}
+
+const QUERIES: [&str; 4] =
+    ["a=b&id=x%2By&c", "i%64=%c3%a9&id2=1&&=&x=%zz;y", "a;id=1&id=2&id=", "id=a+b?id=1"];
+
+const PATHS: [&str; 4] = ["items/a%2Fb/c/d?id=1", "v1/x/k+1", "items/k/%2e%2E/x", "other/k"];
+
+const TOKENS: [&str; 4] = [
+    "e30.eyJpZCI6NywidXNlciI6eyJpZCI6IngifX0.c2ln",
+    "h.eyJhIjpbMCx7ImIiOiJcdTAwZTkifV0sIjAiOnsifi8iOnRydWV9fQ.",
+    " .eyJpZCI6MSwiaWQiOjJ9.s ",
+    "opaque",
+];
+
+const TYPES: [&str; 6] = [
+    "application/json; charset=utf-8",
+    "application/x-www-form-urlencoded;charset=\"UTF-8\"",
+    "multipart/form-data; a=\"boundary=x;\"; Boundary=\"a b:c\"",
+    "multipart/form-data;boundary=----WebKit0",
+    "application/problem+json",
+    "multipart/form-data",
 ];
 
 const SNAPSHOTS: [&str; 3] = [

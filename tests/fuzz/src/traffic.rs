@@ -1,7 +1,7 @@
 //! What passes through a router: where messages end must not depend on how their bytes come in, and what goes on must mean the
 //! same to its next reader.
 
-use std::{mem, ops::ControlFlow};
+use std::{collections::BTreeSet, mem, ops::ControlFlow};
 
 use membership_types::Rng;
 use router_proto::{
@@ -10,9 +10,12 @@ use router_proto::{
         KeyPaths, Refusal as Refused, RequestScanner, ResponseScanner, Stamp, push_request, push_response,
     },
     http::{Body, ChunkedScanner, HeadScan, Method, Refusal, RequestHead, ResponseHead},
+    key::tagged,
+    pmap::PartitionId,
+    racs::Access,
     resp::{
-        Args, Connection, Cursor, Facts, Family, Gather, Heard, Keys, Limits, Proto, ReplyScanner, Scan,
-        Scanner, Spread, SubCommand, answer, heard, lookup,
+        Args, Connection, Cursor, Facts, Family, Finished, Gather, Heard, Keys, Limits, Proto, ReplyScanner,
+        Scan, Scanner, Spread, SubCommand, Transaction, answer, heard, lookup, pattern_tag,
     },
 };
 
@@ -202,6 +205,53 @@ pub(crate) fn responses(data: &[u8]) {
     however_it_is_cut(cut & 63, stream, |pieces| http(pieces, read));
 }
 
+/// A chunked body: its data are what a reader of the whole finds, and nothing behind it is touched.
+pub(crate) fn chunked_body(data: &[u8]) {
+    let Some((cut, stream)) = data.split_first() else { return };
+    let read = |pieces: &[&[u8]]| {
+        let (mut scanner, mut found, mut passed) = (ChunkedScanner::default(), Vec::new(), 0);
+        for piece in pieces {
+            // Which of two faults is seen first may depend on the cuts. That there is one must not.
+            let step = scanner.advance_data(piece, |data| found.extend_from_slice(data)).map_err(drop)?;
+            passed += step.len;
+            assert!(step.len <= piece.len() && (step.done || step.len == piece.len()));
+            if step.done {
+                return Ok::<_, ()>((passed, Some(found)));
+            }
+        }
+        Ok((passed, None))
+    };
+    however_it_is_cut(*cut, stream, read);
+    if let Ok((len, Some(found))) = read(&[stream]) {
+        let (data, rest) = unchunked(stream).expect("it is well-formed");
+        assert_eq!((data, stream.len() - rest), (found, len), "{}", stream.escape_ascii());
+    }
+}
+
+/// The data of a chunked body, and how many bytes are behind it; by the book, with the whole body at hand.
+fn unchunked(mut rest: &[u8]) -> Option<(Vec<u8>, usize)> {
+    let line = |rest: &[u8]| rest.windows(2).position(|end| end == b"\r\n");
+    let mut data = Vec::new();
+    loop {
+        let (size, more) = rest.split_at(line(rest)?);
+        let digits = size.split(|byte| *byte == b';').next()?;
+        let size = usize::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+        rest = &more[2..];
+        if size == 0 {
+            break;
+        }
+        data.extend_from_slice(rest.get(..size)?);
+        rest = rest.get(size..)?.strip_prefix(b"\r\n")?;
+    }
+    loop {
+        let end = line(rest)?;
+        rest = &rest[end + 2..];
+        if end == 0 {
+            return Some((data, rest.len()));
+        }
+    }
+}
+
 /// Limits that short inputs reach.
 const TIGHT: Limits = Limits { args: 64, bulk: 512, command: 2048 };
 
@@ -245,6 +295,14 @@ fn routed(command: &[u8], args: &Args) {
         return;
     }
     let _refused = known.each_key(command, args, &mut |at| assert!(at > 0 && at < args.len()));
+    for pattern in (1..args.len()).map(|at| args.get(command, at)) {
+        let Some(tag) = pattern_tag(pattern) else { continue };
+        let star = pattern.iter().position(|byte| *byte == b'*').expect("it is a pattern");
+        for element in [&b""[..], b"x", b"{y}", b"}{z}"] {
+            let key = [&pattern[..star], element, &pattern[star + 1..]].concat();
+            assert_eq!(tagged(&key), tag, "{}", key.escape_ascii());
+        }
+    }
     match known.keys {
         Keys::None(local) => {
             for proto in [Proto::Resp2, Proto::Resp3] {
@@ -282,6 +340,56 @@ fn routed(command: &[u8], args: &Args) {
             assert_eq!(together, args.len() - 1, "an argument is lost");
         }
         _ => {}
+    }
+}
+
+/// A transaction that a client of Redis writes: a server reads of what is sent the same commands, and nothing else.
+pub(crate) fn transactions(data: &[u8]) {
+    let Some((first, mut stream)) = data.split_first() else { return };
+    let watched = PartitionId::new(u32::from(first % 2));
+    let mut transaction = if *first < 128 { Transaction::default() } else { Transaction::watching(watched) };
+    let (mut scanner, mut args, mut queued) = (Scanner::default(), Args::default(), Vec::new());
+    let (mut places, mut refused, mut updates) = (BTreeSet::new(), false, false);
+    if *first >= 128 {
+        places.insert(watched);
+    }
+    while let Ok(Scan::Command(len)) = scanner.scan(stream, &mut args, &TIGHT) {
+        let command = &stream[..len];
+        let access = if len % 3 == 0 { Access::Update } else { Access::Read };
+        let partition = (args.len() > 1).then(|| PartitionId::new(args.get(command, 1).len() as u32 % 2));
+        match transaction.queue(command, partition, access, 600) {
+            Ok(()) => {
+                places.extend(partition);
+                updates |= access == Access::Update;
+                queued.push(texts(command, &args));
+            }
+            Err(why) => {
+                assert!(
+                    why.starts_with("CROSSSLOT ")
+                        == partition.is_some_and(|one| !places.is_empty() && !places.contains(&one))
+                );
+                refused = true;
+            }
+        }
+        stream = &stream[len..];
+    }
+    match transaction.finish() {
+        Finished::Refused => assert!(refused),
+        Finished::Empty => assert!(queued.is_empty() && *first < 128 && !refused),
+        Finished::Send { bytes, replies, partition, access } => {
+            assert!(!refused && places.len() < 2 && bytes.len() <= 600 + 14);
+            assert_eq!((partition, access == Access::Update), (places.first().copied(), updates));
+            let (mut rest, mut read) = (&bytes[..], Vec::new());
+            while !rest.is_empty() {
+                let scan = Scanner::default().scan(rest, &mut args, &Limits::default());
+                let Ok(Scan::Command(len)) = scan else { panic!("{scan:?} in {}", bytes.escape_ascii()) };
+                read.push(texts(&rest[..len], &args));
+                rest = &rest[len..];
+            }
+            let word = |word: &[u8]| vec![word.to_vec()];
+            let expected = [vec![word(b"MULTI")], queued, vec![word(b"EXEC")]].concat();
+            assert_eq!((replies as usize, read), (expected.len(), expected));
+        }
     }
 }
 
