@@ -93,7 +93,8 @@ fn what_is_served_and_counted_can_be_asked_and_a_changed_file_taken_over() {
     let server = server();
     let text = format!(
         "[[service]]\nname = \"shop/web\"\nlisten = \"127.0.0.1:0\"\nprotocol = \"http\"\nkey = \"header:x-key\"\n\
-         [service.pmap]\nstyle = \"slots\"\npartitions = 4\n[[service.racs]]\nname = \"a\"\nservers = [\"{server}\"]\n"
+         [service.pmap]\nstyle = \"slots\"\npartitions = 4\n[[service.racs]]\nname = \"a\"\nservers = [\"{server}\"]\n\
+         [service.health]\ncheck = \"tcp\"\n"
     );
     let config = dir.write("router.toml", &text);
     let mut router = Router::start(&config);
@@ -126,6 +127,8 @@ fn what_is_served_and_counted_can_be_asked_and_a_changed_file_taken_over() {
         (&physical["addr"], &physical["in_flight"], &physical["requests"]),
         (&json!(server), &json!(0), &json!(5))
     );
+    let checked = &status["router"]["checked"][0];
+    assert_eq!((&checked["addr"], &checked["up"]), (&json!(server), &json!(true)));
 
     let (_, metrics) = http(&admin, "GET /metrics", "");
     for line in [
@@ -134,6 +137,8 @@ fn what_is_served_and_counted_can_be_asked_and_a_changed_file_taken_over() {
         "phalanx_router_request_seconds_bucket{service=\"shop/web\",le=\"+Inf\"} 5".to_owned(),
         format!("phalanx_router_server_requests_total{{server=\"{server}\"}} 5"),
         "phalanx_router_workers 2".to_owned(),
+        "phalanx_router_handshakes_failed_total{service=\"shop/web\"} 0".to_owned(),
+        format!("phalanx_router_server_up{{service=\"shop/web\",server=\"{server}\"}} 1"),
     ] {
         assert!(metrics.lines().any(|l| l == line), "{line} is missing in {metrics}");
     }

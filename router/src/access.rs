@@ -20,6 +20,8 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use router_proto::trace::Ids;
+
 /// So many bytes are handed over at once; a worker keeps this much more at most while the thread does not take it.
 const BATCH: usize = 32 * 1024;
 const KEPT: usize = 1024 * 1024;
@@ -157,6 +159,7 @@ pub(crate) struct Line<'a> {
     pub method: &'a [u8],
     /// Without its query.
     pub path: &'a [u8],
+    pub ids: Option<&'a Ids>,
     pub partition: &'a dyn fmt::Display,
     /// The server of the last attempt.
     pub server: Option<SocketAddr>,
@@ -228,6 +231,14 @@ fn write_line(out: &mut Vec<u8>, service: &str, now: Duration, line: &Line<'_>) 
         Some(status) => write!(out, "{status}"),
         None => write!(out, "null"),
     };
+    if let Some(ids) = line.ids {
+        let _ = write!(
+            out,
+            ",\"trace_id\":\"{:032x}\",\"request_id\":\"{}\"",
+            ids.parent().trace(),
+            ids.request()
+        );
+    }
     let (received, sent, took) = (line.received, line.sent, line.took.as_micros());
     let _ = writeln!(out, ",\"bytes_in\":{received},\"bytes_out\":{sent},\"duration_us\":{took}}}");
 }
@@ -291,6 +302,7 @@ mod tests {
         let line = Line {
             client: "127.0.0.1:9".parse().unwrap(),
             method: b"GET",
+            ids: None,
             path: b"/a\"b\\c\x01\xff",
             partition: &7,
             server: None,
@@ -319,6 +331,7 @@ mod tests {
         let line = Line {
             client: "127.0.0.1:9".parse().unwrap(),
             method: b"GET",
+            ids: None,
             path: &[b'x'; 1000],
             partition: &0,
             server: None,

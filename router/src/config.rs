@@ -60,6 +60,8 @@ pub(crate) struct Service {
     pub accept_proxy: bool,
     /// Whether servers are told in fields where requests came from.
     pub forwarded: bool,
+    /// Whether requests have ids; how many new traces in a hundred are marked as recorded.
+    pub trace: Option<u32>,
     pub protocol: Protocol,
     pub policy: Policy,
     /// How many in a hundred reads may be sent to a second clone when the first is silent.

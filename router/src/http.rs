@@ -6,6 +6,7 @@ mod body_key;
 mod connection;
 mod exchange;
 mod hedge;
+mod ids;
 
 use std::{
     cell::{Cell, RefCell},
@@ -24,6 +25,7 @@ use router_proto::{
     http::{Body, Method, Refusal, RequestHead, Version},
     racs::{Access, Circumstances, Pick, Policy, Tried},
     sticky::{CloneTag, Session},
+    trace::Ids,
 };
 
 use crate::{
@@ -37,6 +39,7 @@ use crate::{
 pub(crate) use answer::TOO_MANY_CLIENTS;
 use exchange::Transfer;
 use hedge::Rival;
+use ids::Identify;
 
 /// One HTTP service on one worker.
 pub(crate) struct HttpService {
@@ -46,6 +49,8 @@ pub(crate) struct HttpService {
     expose: bool,
     /// Whether servers are told where requests came from.
     forwarded: bool,
+    /// Gives requests ids, where they have some.
+    identify: Option<Identify>,
     extract: Extract,
     no_key: NoKey,
     /// The cookie that carries a client's session, where sessions stick.
@@ -84,9 +89,11 @@ struct Request {
     session: Option<Session>,
 }
 
-/// What the access log tells of a request; kept for the next one.
+/// What is told of a request besides its answer; kept for the next one.
 #[derive(Default)]
 struct Told {
+    /// What it is called. In memory of its own, which idle clients of other services do not pay for.
+    ids: Option<Box<Ids>>,
     method: Vec<u8>,
     path: Vec<u8>,
     server: Option<SocketAddr>,
@@ -109,6 +116,14 @@ impl Told {
         self.path.clear();
         self.path.extend_from_slice(path);
         (self.server, self.attempts, self.status) = (None, 0, None);
+    }
+
+    /// Notes what the request is called, if requests are called anything.
+    fn called(&mut self, ids: Option<Ids>) {
+        match (&mut self.ids, ids) {
+            (Some(kept), Some(ids)) => **kept = ids,
+            (kept, ids) => *kept = ids.map(Box::new),
+        }
     }
 
     /// Notes the status of the response that begins so.
@@ -160,6 +175,7 @@ impl HttpService {
             policy: service.policy,
             expose: service.expose,
             forwarded: service.forwarded,
+            identify: service.trace.map(Identify::new),
             extract: extract.clone(),
             no_key: *no_key,
             cookie: format!("phalanx-{}", service.name.replace([':', '/'], "_")).into(),
@@ -223,9 +239,18 @@ impl HttpService {
         head: &[u8],
         client: &ClientStream,
         search: &mut BodySearch,
+        told: &mut Told,
         outgoing: &mut Buf,
     ) -> Result<Request, NotRouted> {
-        let mut parsed = RequestHead::parse(head).map_err(NotRouted::Malformed)?;
+        let parsed = RequestHead::parse(head);
+        let mut parsed = match parsed {
+            Ok(parsed) => parsed,
+            Err(refusal) => {
+                self.call_anew(told);
+                return Err(NotRouted::Malformed(refusal));
+            }
+        };
+        told.called(self.identify.as_ref().map(|identify| identify.of(&mut parsed, head)));
         let upgrade = parsed.upgrade(head);
         // Nobody can tell what the other protocol carries.
         let is_read = parsed.method().is_safe() && upgrade.is_none();
@@ -263,11 +288,19 @@ impl HttpService {
         if self.forwarded {
             self.tell_source(&parsed, head, client, outgoing);
         }
+        if let Some(ids) = &told.ids {
+            ids::write(ids, outgoing, &self.worker.buffers);
+        }
         if let Some(protocol) = upgrade {
             upgrade_lines(protocol).iter().for_each(|part| outgoing.extend(part, &self.worker.buffers));
         }
         outgoing.extend(b"\r\n", &self.worker.buffers);
         Ok(request)
+    }
+
+    /// Gives ids to what is no request, but gets an answer.
+    fn call_anew(&self, told: &mut Told) {
+        told.called(self.identify.as_ref().map(Identify::anew));
     }
 
     /// Adds the client to the list of those that a request came through; says whether it speaks TLS. What the
@@ -396,6 +429,7 @@ impl HttpService {
             client: client.source(),
             method: &told.method,
             path: &told.path,
+            ids: told.ids.as_deref(),
             partition: &table.load().pmap.name(partition),
             server: told.server,
             attempts: told.attempts,

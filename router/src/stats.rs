@@ -129,7 +129,7 @@ pub struct ServiceStats {
     pub accepted: u64,
     /// Clients that were told that there are too many.
     pub shed: u64,
-    /// Clients with whom no TLS session came about.
+    /// Clients with whom no TLS session came about, or who did not say whom they stand for (PROXY header).
     pub handshakes_failed: u64,
     /// Requests or commands that were routed.
     pub requests: u64,

@@ -113,6 +113,13 @@ fn a_request_in_steady_state_allocates_nothing() {
     let exposed_len = response.len() + lines.len();
     let exposed = allocations(&exposing, request, exposed_len, ROUNDS);
 
+    // Ids are of the same length, whatever they are.
+    let ids = format!("traceparent: {0:055}\r\nX-Request-Id: {0:032}\r\n", 0);
+    let addr = server(request.len() + ids.len(), response);
+    let tracing =
+        Router::start(&common::service("http", "key = \"header:x-key\"\ntrace = \"0%\"", &[&[addr]]));
+    let traced = allocations(&tracing, request, response.len(), ROUNDS);
+
     let post = b"POST /item HTTP/1.1\r\nHost: h\r\nX-Key: abc\r\nContent-Length: 5\r\n\r\nhello";
     let addr = server(post.len(), response);
     let posting = Router::start(&common::service("http", "key = \"header:x-key\"", &[&[addr]]));
@@ -153,9 +160,9 @@ fn a_request_in_steady_state_allocates_nothing() {
     let many = allocations(&memcached, many, b"END\r\n".len(), ROUNDS);
 
     println!(
-        "allocations in {ROUNDS} rounds: http {http}, exposed {exposed}, post {posted}, \
+        "allocations in {ROUNDS} rounds: http {http}, exposed {exposed}, traced {traced}, post {posted}, \
          key in the body {read}, sticky {stuck}, redis {commands}, memcached {gets}, of many keys {many}"
     );
-    assert!(http <= STRAY && exposed <= STRAY && posted <= STRAY && commands <= STRAY);
+    assert!(http <= STRAY && exposed <= STRAY && traced <= STRAY && posted <= STRAY && commands <= STRAY);
     assert!(read <= STRAY && stuck <= STRAY && gets <= STRAY && many <= STRAY);
 }

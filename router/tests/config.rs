@@ -133,6 +133,18 @@ fn mistakes_are_reported_with_their_line_and_the_remedy() {
             23,
             &["`access_log` is not built for redis"],
         ),
+        (
+            "protocol = \"redis\"",
+            "protocol = \"redis\"\ntrace = \"1%\"",
+            23,
+            &["`trace` does not apply to redis"],
+        ),
+        (
+            "protocol = \"http\"",
+            "protocol = \"http\"\ntrace = \"101%\"",
+            5,
+            &["trace = \"101%\"", "0% to 100%, or off"],
+        ),
         ("protocol = \"http\"", "protocol = \"http\"\naccess_log = \"\"", 5, &["names no file"]),
         (
             "protocol = \"redis\"",

@@ -16,6 +16,7 @@
 //! | [`resp`] | the same questions for Redis commands and replies, split by partition |
 //! | [`memcached`] | the same for memcached |
 //! | [`proxy`], [`tls_hello`] | whom is a connection for, and which server does its client want? |
+//! | [`trace`] | which request is this, and which trace does it belong to? |
 //! | [`pipelined`] | whom is this reply for, whose command was sent with those of others, and when is its turn? |
 //! | [`frames`] | the same questions for framed MessagePack-RPC, answered in any order |
 #![no_std]
@@ -40,6 +41,7 @@ pub mod racs;
 pub mod resp;
 pub mod sticky;
 pub mod tls_hello;
+pub mod trace;
 
 pub use key::KeyHash;
 pub use l2p::{L2p, LogicalId, PhysicalId};

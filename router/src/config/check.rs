@@ -100,6 +100,7 @@ fn service(written: &Spanned<raw::Service>, surroundings: Surroundings<'_>) -> C
     let hedge = hedge(raw.hedge.as_ref())?;
     let (tls, accept_proxy) = (connections::tls(raw.tls.as_ref())?, raw.accept_proxy);
     let forwarded = connections::forwarded(raw.forwarded.as_ref(), &raw.protocol)?;
+    let trace = connections::trace(raw.trace.as_ref(), &raw.protocol)?;
     connections::send_proxy(raw, &protocol)?;
     let auth = match &raw.auth {
         Some(auth) if matches!(protocol, Protocol::Redis) => super::auth::auth(auth)?,
@@ -121,6 +122,7 @@ fn service(written: &Spanned<raw::Service>, surroundings: Surroundings<'_>) -> C
         tls,
         accept_proxy,
         forwarded,
+        trace,
         protocol,
         policy,
         hedge,

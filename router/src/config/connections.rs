@@ -111,3 +111,24 @@ pub(super) fn forwarded(written: Option<&Spanned<bool>>, protocol: &Spanned<Stri
         asked => Ok(asked.is_some_and(|asked| *asked.get_ref())),
     }
 }
+
+/// The share of new traces that are marked as recorded, in per cent; none where requests have no ids.
+pub(super) fn trace(written: Option<&Spanned<String>>, protocol: &Spanned<String>) -> Checked<Option<u32>> {
+    let Some(written) = written else { return Ok(None) };
+    if protocol.get_ref() != "http" {
+        let message = format!("`trace` does not apply to {}: it has no fields", protocol.get_ref());
+        return wrong(written, message);
+    }
+    match written.get_ref().as_str() {
+        "off" => Ok(None),
+        text => match text.strip_suffix('%').and_then(|n| n.parse().ok()).filter(|n| *n <= 100) {
+            Some(percent) => Ok(Some(percent)),
+            None => wrong(
+                written,
+                format!(
+                    "trace = {text:?}: give the share of new traces to be marked as recorded, 0% to 100%, or off"
+                ),
+            ),
+        },
+    }
+}

@@ -19,6 +19,7 @@ pub(super) struct Service {
     #[serde(default)]
     pub accept_proxy: bool,
     pub forwarded: Option<Spanned<bool>>,
+    pub trace: Option<Spanned<String>>,
     pub key: Option<Spanned<OneOrMany>>,
     pub no_key: Option<Spanned<String>>,
     pub reads: Option<Spanned<String>>,

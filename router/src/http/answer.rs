@@ -15,6 +15,8 @@ pub(super) struct Answer<'a> {
     pub service: &'a str,
     /// The partition's name, if the request came so far.
     pub partition: Option<&'a str>,
+    /// What the request is called, where requests have ids. Needs no escapes.
+    pub request_id: Option<&'a str>,
     /// Lines that tell where the request was routed.
     pub labels: &'a [u8],
     pub close: bool,
@@ -63,8 +65,9 @@ impl Answer<'_> {
         };
         let error = error.replace('\\', "\\\\").replace('"', "\\\"");
         let partition = self.partition.map_or("null".into(), |name| format!("\"{name}\""));
+        let id = self.request_id.map(|id| format!(",\"request_id\":\"{id}\"")).unwrap_or_default();
         let body = format!(
-            "{{\"error\":\"{error}\",\"service\":\"{}\",\"partition\":{partition},\"retry\":{retry}}}",
+            "{{\"error\":\"{error}\",\"service\":\"{}\",\"partition\":{partition},\"retry\":{retry}{id}}}",
             self.service
         );
         let mut line = |text: std::fmt::Arguments<'_>| write!(out, "{text}\r\n").expect("writing to memory");
@@ -74,6 +77,9 @@ impl Answer<'_> {
         }
         line(format_args!("Content-Type: application/json"));
         line(format_args!("Content-Length: {}", body.len()));
+        if let Some(id) = self.request_id {
+            line(format_args!("X-Request-Id: {id}"));
+        }
         if self.close {
             line(format_args!("Connection: close"));
         }
@@ -108,6 +114,7 @@ mod tests {
                     kind,
                     service: "s",
                     partition: Some("7"),
+                    request_id: Some("7f/3"),
                     labels,
                     close: false,
                     head_only: false,
@@ -123,6 +130,9 @@ mod tests {
             let head = ResponseHead::parse(&out[..end], Method::Get).unwrap();
             let body: serde_json::Value = serde_json::from_slice(&out[end..]).unwrap();
             assert_eq!(head.body(), Body::Length((out.len() - end) as u64));
+            if let Some(id) = head.fields().values(&out, b"x-request-id").next() {
+                assert_eq!(body["request_id"].as_str().map(str::as_bytes), Some(id));
+            }
             assert!(body["error"].is_string() && body["retry"].is_boolean());
             assert_eq!(head.fields().values(&out, b"retry-after").count(), usize::from(head.status() == 503));
         }

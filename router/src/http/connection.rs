@@ -110,10 +110,12 @@ impl Connection {
                 Err(End::Gone) => return,
                 Err(End::Refused(refusal)) => {
                     self.service.counters.refused.add(1);
+                    self.service.call_anew(&mut self.told);
                     self.say(Kind::Refused(refusal), None, false, false).await
                 }
                 Err(End::TimedOut) => {
                     self.service.counters.refused.add(1);
+                    self.service.call_anew(&mut self.told);
                     self.say(Kind::Timeout("the head took too long"), None, false, false).await
                 }
             };
@@ -193,7 +195,8 @@ impl Connection {
         self.placed.clear();
         let end = place.end;
         let head = &self.input.bytes()[place];
-        let mut request = match service.prepare(head, &self.client, &mut self.search, &mut self.outgoing) {
+        let (search, told) = (&mut self.search, &mut self.told);
+        let mut request = match service.prepare(head, &self.client, search, told, &mut self.outgoing) {
             Ok(request) => request,
             Err(NotRouted::Malformed(refusal)) => {
                 service.counters.refused.add(1);
@@ -500,6 +503,7 @@ impl Connection {
             kind,
             service: &service.name,
             partition: partition.as_deref(),
+            request_id: self.told.ids.as_ref().map(|ids| ids.request()),
             labels,
             close: !persistent,
             head_only,

@@ -1,9 +1,9 @@
 //! What `router` adds to the admin API: metrics, what is served where, and the order to read the configuration again.
 
-use std::fmt::Write;
+use std::{fmt::Write, time::UNIX_EPOCH};
 
 use membership::{AdminResponse, Extensions};
-use router::{Latency, Measured, RouterHandle, ServerStats, ServiceStats, ServiceView};
+use router::{Latency, Measured, RouterHandle, ServerHealth, ServerStats, ServiceStats, ServiceView};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
@@ -20,12 +20,12 @@ pub(super) fn serve(extensions: &Extensions, router: &RouterHandle, orders: mpsc
     let of = router.clone();
     extensions.metrics(move || {
         let router = of.clone();
-        async move { text(&router.measured().await, &router.services()) }
+        async move { text(&router.measured().await, &router.services(), &router.health()) }
     });
     let of = router.clone();
     extensions.status("router", move || {
         let router = of.clone();
-        async move { standing(&router.measured().await, &router.services()) }
+        async move { standing(&router.measured().await, &router.services(), &router.health()) }
     });
     let of = router.clone();
     extensions.route("/v1/services", move |request| {
@@ -101,7 +101,7 @@ fn pmap(service: &ServiceView) -> Value {
     json!({ "service": service.name, "epoch": service.epoch, "partitions": partitions })
 }
 
-fn standing(measured: &Measured, views: &[ServiceView]) -> Value {
+fn standing(measured: &Measured, views: &[ServiceView], health: &[ServerHealth]) -> Value {
     let services = measured.services.iter().map(|stats| {
         let view = views.iter().find(|view| view.name == stats.service);
         let mut told = view.map_or_else(|| json!({ "name": stats.service }), service);
@@ -134,11 +134,23 @@ fn standing(measured: &Measured, views: &[ServiceView]) -> Value {
             "latency": latency(&server.latency),
         })
     });
+    let checked = health.iter().map(|one| {
+        let since = one.since.duration_since(UNIX_EPOCH).unwrap_or_default();
+        json!({
+            "service": one.service,
+            "addr": one.addr.to_string(),
+            "up": one.up,
+            "since_unix_s": since.as_secs(),
+            "checks": one.checks,
+            "last_error": one.last_error,
+        })
+    });
     json!({
         "workers": measured.workers,
         "workers_silent": measured.silent,
         "services": services.collect::<Vec<_>>(),
         "servers": servers.collect::<Vec<_>>(),
+        "checked": checked.collect::<Vec<_>>(),
     })
 }
 
@@ -187,10 +199,16 @@ impl Families {
 type Metric<T> = (&'static str, &'static str, &'static str, fn(&T) -> u64);
 
 /// What is counted for each service.
-const BY_SERVICE: [Metric<ServiceStats>; 15] = [
+const BY_SERVICE: [Metric<ServiceStats>; 16] = [
     ("phalanx_router_clients", "gauge", "Clients connected", |s| s.clients),
     ("phalanx_router_clients_accepted", "counter", "Clients that were accepted", |s| s.accepted),
     ("phalanx_router_clients_shed", "counter", "Clients sent away because there were too many", |s| s.shed),
+    (
+        "phalanx_router_handshakes_failed",
+        "counter",
+        "Clients with whom no TLS session came about, or who said no PROXY header",
+        |s| s.handshakes_failed,
+    ),
     ("phalanx_router_requests", "counter", "Requests or commands that were routed", |s| s.requests),
     ("phalanx_router_local", "counter", "Commands that the router answered itself", |s| s.local),
     ("phalanx_router_refused", "counter", "Requests refused as malformed, or without a key", |s| s.refused),
@@ -222,7 +240,13 @@ const BY_SERVER: [Metric<ServerStats>; 5] = [
     }),
 ];
 
-fn text(measured: &Measured, views: &[ServiceView]) -> String {
+/// What active checks say of each server.
+const BY_CHECK: [Metric<ServerHealth>; 2] = [
+    ("phalanx_router_server_up", "gauge", "1 unless active checks say that it is down", |h| h.up.into()),
+    ("phalanx_router_server_checks", "counter", "Active checks of it", |h| h.checks),
+];
+
+fn text(measured: &Measured, views: &[ServiceView], health: &[ServerHealth]) -> String {
     let mut out = Families(String::new());
     let service = |stats: &ServiceStats| format!("service=\"{}\"", stats.service);
     let server = |stats: &ServerStats| format!("server=\"{}\"", stats.addr);
@@ -254,6 +278,10 @@ fn text(measured: &Measured, views: &[ServiceView]) -> String {
         "From sending a request to the end of its response",
         by_server,
     );
+    let checked = |one: &ServerHealth| format!("service=\"{}\",server=\"{}\"", one.service, one.addr);
+    for (name, kind, help, what) in BY_CHECK {
+        out.of(health, name, kind, help, |one| (checked(one), what(one)));
+    }
     out.begin("phalanx_router_workers", "gauge", "Worker threads");
     let _ = writeln!(out.0, "phalanx_router_workers {}", measured.workers);
     out.begin("phalanx_router_workers_silent", "gauge", "Workers that did not say in time what they counted");
