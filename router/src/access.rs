@@ -1,17 +1,23 @@
-//! Access logs: one JSON object a line for each request that was routed.
+//! Access logs: one JSON object a line.
+//!
+//! Of HTTP each request has a line, also one that was refused. Where clients send commands by the hundred thousand
+//! a second, a line for each would serve nobody: there each connection has one at its end, with counts,
+//! and those commands that failed or were slow; of the others, as many as are asked for.
 //!
 //! A worker formats into memory of its own and hands it over when there is a lot, or after a moment; one thread
 //! writes. Whatever the disk does, no worker waits for it: when it does not keep up lines are lost, and counted.
 //! What may be secret is not in a line: neither queries, nor bodies, nor keys by themselves (a path is, as it came).
 
+mod line;
+
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::BTreeMap,
-    fmt,
     fs::{File, OpenOptions},
     io::{self, Write as _},
     net::SocketAddr,
     path::Path,
+    rc::Rc,
     sync::{
         Arc, Mutex, PoisonError,
         mpsc::{Receiver, RecvTimeoutError, SyncSender, channel, sync_channel},
@@ -20,15 +26,24 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use router_proto::trace::Ids;
+use membership_types::Instant;
+
+pub(crate) use line::{Line, What, Word};
+
+use crate::{
+    config,
+    stats::Counters,
+    worker::{ClientStream, Clock},
+};
 
 /// So many bytes are handed over at once; a worker keeps this much more at most while the thread does not take it.
 const BATCH: usize = 32 * 1024;
 const KEPT: usize = 1024 * 1024;
 /// Batches that wait for the disk.
 const WAITING: usize = 64;
-/// No path is longer in a line, in bytes.
-const PATH: usize = 1024;
+/// Most lines about single commands and refused connections between two ticks, five of which are in a second: more
+/// would be a flood that somebody could cause at will.
+const COMMANDS: u32 = 200;
 /// How long the end of a router waits for the disk.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -151,49 +166,73 @@ pub(crate) struct AccessLog {
     handle: LogHandle,
     service: Box<str>,
     lines: RefCell<Vec<u8>>,
-}
-
-/// What is known of a request at its end.
-pub(crate) struct Line<'a> {
-    pub client: SocketAddr,
-    pub method: &'a [u8],
-    /// Without its query.
-    pub path: &'a [u8],
-    pub ids: Option<&'a Ids>,
-    pub partition: &'a dyn fmt::Display,
-    /// The server of the last attempt.
-    pub server: Option<SocketAddr>,
-    pub attempts: u32,
-    /// None if the client got no answer.
-    pub status: Option<u16>,
-    pub received: u64,
-    pub sent: u64,
-    pub took: Duration,
+    /// What lasts so long has a line in any case.
+    slow: Duration,
+    /// Of the others, one in so many; none if 0.
+    every: u32,
+    turn: Cell<u32>,
+    /// How many lines about commands there may be before the next tick.
+    left: Cell<u32>,
+    counters: Rc<Counters>,
 }
 
 impl AccessLog {
-    pub fn new(handle: LogHandle, service: &str) -> Self {
-        Self { handle, service: service.into(), lines: RefCell::default() }
+    pub fn new(handle: LogHandle, service: &str, asked: &config::AccessLog, counters: Rc<Counters>) -> Self {
+        Self {
+            handle,
+            service: service.into(),
+            lines: RefCell::default(),
+            slow: asked.slow,
+            every: asked.every,
+            turn: Cell::new(0),
+            left: Cell::new(COMMANDS),
+            counters,
+        }
     }
 
-    /// Logs a request. Returns false if there is no room.
-    pub fn note(&self, line: &Line<'_>) -> bool {
+    /// Whether what took so long is to have a line.
+    pub fn wants(&self, failed: bool, took: Duration) -> bool {
+        let turn = self.turn.get() + 1;
+        let its_turn = turn == self.every;
+        self.turn.set(if its_turn || self.every == 0 { 0 } else { turn });
+        failed || its_turn || took >= self.slow
+    }
+
+    /// Logs. What there is no room for is counted.
+    pub fn note(&self, line: &Line<'_>) {
         let mut lines = self.lines.borrow_mut();
         if lines.len() >= KEPT {
-            return false;
+            self.counters.unlogged.add(1);
+            return;
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        write_line(&mut lines, &self.service, now, line);
+        line::write(&mut lines, &self.service, now, line);
         let full = lines.len() >= BATCH;
         drop(lines);
         if full {
             self.flush();
         }
-        true
+    }
+
+    /// Logs what anybody could cause very often. What is too much is counted.
+    pub fn note_some(&self, line: &Line<'_>) {
+        match self.left.get().checked_sub(1) {
+            Some(left) => {
+                self.left.set(left);
+                self.note(line);
+            }
+            None => self.counters.unlogged.add(1),
+        }
+    }
+
+    /// Hands over what there is, now and then.
+    pub fn tick(&self) {
+        self.left.set(COMMANDS);
+        self.flush();
     }
 
     /// Hands over what there is, if the thread takes it.
-    pub fn flush(&self) {
+    fn flush(&self) {
         let mut lines = self.lines.borrow_mut();
         if lines.is_empty() {
             return;
@@ -213,69 +252,44 @@ impl Drop for AccessLog {
     }
 }
 
-fn write_line(out: &mut Vec<u8>, service: &str, now: Duration, line: &Line<'_>) {
-    // Writing to memory cannot fail.
-    let _ =
-        write!(out, "{{\"time\":\"{}\",\"service\":\"{service}\",\"client\":\"{}\"", Time(now), line.client);
-    out.extend_from_slice(b",\"method\":\"");
-    push_escaped(out, line.method);
-    out.extend_from_slice(b"\",\"path\":\"");
-    push_escaped(out, &line.path[..line.path.len().min(PATH)]);
-    let _ = write!(out, "\",\"partition\":\"{}\",\"server\":", line.partition);
-    let _ = match line.server {
-        Some(server) => write!(out, "\"{server}\""),
-        None => write!(out, "null"),
-    };
-    let _ = write!(out, ",\"attempts\":{},\"status\":", line.attempts);
-    let _ = match line.status {
-        Some(status) => write!(out, "{status}"),
-        None => write!(out, "null"),
-    };
-    if let Some(ids) = line.ids {
-        let _ = write!(
-            out,
-            ",\"trace_id\":\"{:032x}\",\"request_id\":\"{}\"",
-            ids.parent().trace(),
-            ids.request()
-        );
-    }
-    let (received, sent, took) = (line.received, line.sent, line.took.as_micros());
-    let _ = writeln!(out, ",\"bytes_in\":{received},\"bytes_out\":{sent},\"duration_us\":{took}}}");
+/// What is counted of one client, for the line at its end.
+pub(crate) struct Tally {
+    pub source: SocketAddr,
+    began: Instant,
+    pub commands: Cell<u64>,
+    pub refused: Cell<u64>,
+    pub failed: Cell<u64>,
 }
 
-/// Text inside a JSON string; bytes that are no ASCII stand for themselves as Latin-1.
-fn push_escaped(out: &mut Vec<u8>, text: &[u8]) {
-    for &byte in text {
-        match byte {
-            b'"' | b'\\' => out.extend_from_slice(&[b'\\', byte]),
-            b' '..=b'~' => out.push(byte),
-            _ => {
-                let _ = write!(out, "\\u{byte:04x}");
-            }
-        }
+impl Tally {
+    pub fn new(client: &ClientStream, clock: &Clock) -> Self {
+        let (commands, refused, failed) = Default::default();
+        Self { source: client.source(), began: clock.now(), commands, refused, failed }
     }
-}
 
-/// A time since 1970, as RFC 3339 has it, in UTC.
-struct Time(Duration);
+    /// One more.
+    pub fn add(count: &Cell<u64>) {
+        count.set(count.get() + 1);
+    }
 
-impl fmt::Display for Time {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let seconds = self.0.as_secs();
-        let (days, of_day) = (seconds / 86_400, seconds % 86_400);
-        // Howard Hinnant's civil_from_days, for days since 1970-01-01.
-        let z = days + 719_468;
-        let era = z / 146_097;
-        let of_era = z % 146_097;
-        let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
-        let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-        let from_march = (5 * of_year + 2) / 153;
-        let day = of_year - (153 * from_march + 2) / 5 + 1;
-        let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
-        let year = year_of_era + era * 400 + u64::from(month <= 2);
-        let (hour, minute, second) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
-        let ms = self.0.subsec_millis();
-        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z")
+    /// The client has gone: logs what there was.
+    pub fn end(&self, log: &AccessLog, client: &ClientStream, clock: &Clock, end: &'static str) {
+        log.note(&Line {
+            client: self.source,
+            what: What::Connection {
+                commands: self.commands.get(),
+                refused: self.refused.get(),
+                failed: self.failed.get(),
+                received: client.received(),
+                sent: client.sent(),
+                end,
+            },
+            partition: None,
+            server: None,
+            attempts: 0,
+            error: None,
+            took: clock.now() - self.began,
+        });
     }
 }
 
@@ -284,68 +298,63 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_those_of_the_calendar() {
-        for (seconds, text) in [
-            (0, "1970-01-01T00:00:00.007Z"),
-            (951_782_400, "2000-02-29T00:00:00.007Z"),
-            (951_868_799, "2000-02-29T23:59:59.007Z"),
-            (4_107_542_400, "2100-03-01T00:00:00.007Z"),
-            (1_795_372_800, "2026-11-22T18:40:00.007Z"),
-        ] {
-            assert_eq!(Time(Duration::new(seconds, 7_000_000)).to_string(), text);
-        }
-    }
-
-    #[test]
-    fn a_line_is_one_json_object_whatever_a_client_says() {
-        let mut out = Vec::new();
-        let line = Line {
-            client: "127.0.0.1:9".parse().unwrap(),
-            method: b"GET",
-            ids: None,
-            path: b"/a\"b\\c\x01\xff",
-            partition: &7,
-            server: None,
-            attempts: 0,
-            status: None,
-            received: 1,
-            sent: 2,
-            took: Duration::from_millis(3),
-        };
-        write_line(&mut out, "s", Duration::ZERO, &line);
-        let text = std::str::from_utf8(&out).unwrap();
-        assert!(text.ends_with('\n') && text.matches('\n').count() == 1, "{text}");
-        let value: serde_json::Value = serde_json::from_str(text).unwrap();
-        assert_eq!(
-            (&value["path"], &value["status"]),
-            (&"/a\"b\\c\u{1}\u{ff}".into(), &serde_json::Value::Null)
-        );
-        assert_eq!((&value["partition"], &value["duration_us"]), (&"7".into(), &3_000.into()));
-    }
-
-    #[test]
     fn a_disk_that_stalls_holds_up_nobody_and_costs_lines() {
         let (sender, batches) = sync_channel(1);
         let file = Arc::new(LogFile { path: "-".into(), to: Mutex::new(None) });
-        let log = AccessLog::new(LogHandle { file, sender }, "s");
+        let asked = config::AccessLog { file: "-".into(), slow: Duration::MAX, every: 1 };
+        let counters = Rc::<Counters>::default();
+        let log = AccessLog::new(LogHandle { file, sender }, "s", &asked, Rc::clone(&counters));
         let line = Line {
             client: "127.0.0.1:9".parse().unwrap(),
-            method: b"GET",
-            ids: None,
-            path: &[b'x'; 1000],
-            partition: &0,
+            what: What::Request {
+                method: b"GET",
+                path: &[b'x'; 1000],
+                ids: None,
+                status: Some(200),
+                received: 0,
+                sent: 0,
+            },
+            partition: None,
             server: None,
             attempts: 1,
-            status: Some(200),
-            received: 0,
-            sent: 0,
+            error: None,
             took: Duration::ZERO,
         };
-        let noted = (0..3_000).filter(|_| log.note(&line)).count();
+        (0..3_000).for_each(|_| log.note(&line));
+        let noted = 3_000 - counters.unlogged.get();
         assert!((900..1_100).contains(&noted), "{noted}: a batch, and as much as may be kept");
         let first = batches.recv().unwrap().1;
         log.flush();
-        assert!(log.note(&line), "there is room again");
+        log.note(&line);
+        assert_eq!(3_000 - counters.unlogged.get(), noted, "there is room again");
         assert!(first.len() >= BATCH && batches.recv().unwrap().1.len() >= KEPT);
+    }
+
+    #[test]
+    fn what_failed_or_was_slow_is_logged_and_one_in_so_many_of_the_others_and_never_a_flood() {
+        let (sender, batches) = sync_channel(4);
+        let file = Arc::new(LogFile { path: "-".into(), to: Mutex::new(None) });
+        let asked = config::AccessLog { file: "-".into(), slow: Duration::from_millis(100), every: 10 };
+        let counters = Rc::<Counters>::default();
+        let log = AccessLog::new(LogHandle { file, sender }, "s", &asked, Rc::clone(&counters));
+        let quick = Duration::from_millis(99);
+        assert_eq!((0..100).filter(|_| log.wants(false, quick)).count(), 10);
+        assert!((0..100).all(|at| log.wants(at % 2 == 0, if at % 2 == 0 { quick } else { asked.slow })));
+        let line = Line {
+            client: "127.0.0.1:9".parse().unwrap(),
+            what: What::Command { name: b"GET", racs: None },
+            partition: None,
+            server: None,
+            attempts: 1,
+            error: None,
+            took: quick,
+        };
+        for _ in 0..2 {
+            (0..300).for_each(|_| log.note_some(&line));
+            log.tick();
+        }
+        drop(log);
+        let lines = batches.iter().map(|(_, text)| text.iter().filter(|byte| **byte == b'\n').count());
+        assert_eq!((lines.sum::<usize>(), counters.unlogged.get()), (400, 200));
     }
 }

@@ -3,6 +3,7 @@
 //! Every mistake is reported with file, line, what is wrong and what would be right. A [`Config`] that exists
 //! can be served; what may still fail is the machine (a port in use).
 
+mod access;
 mod auth;
 mod check;
 mod connections;
@@ -16,6 +17,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use crate::tls::{CertificateError, Terminators};
@@ -74,8 +76,7 @@ pub(crate) struct Service {
     pub expose: bool,
     /// Passwords, where the protocol has them.
     pub auth: Auth,
-    /// The file of the access log; `-` is standard error.
-    pub access_log: Option<Box<str>>,
+    pub access_log: Option<AccessLog>,
     pub pmap: Arc<Pmap>,
     pub racs: Vec<RacsConfig>,
 }
@@ -114,6 +115,17 @@ pub(crate) enum TcpKey {
     Sni,
     /// So many bytes behind the first `offset` that the client says.
     Bytes { offset: usize, len: usize },
+}
+
+/// What is logged of requests, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct AccessLog {
+    /// `-` is standard error.
+    pub file: Box<str>,
+    /// What takes so long has a line in any case.
+    pub slow: Duration,
+    /// Of the others, one in so many; none if 0.
+    pub every: u32,
 }
 
 /// Where a certificate and its key are.

@@ -13,9 +13,10 @@ use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
     fmt,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     rc::Rc,
     task::Waker,
+    time::Duration,
 };
 
 use membership_sync::Reader;
@@ -36,6 +37,7 @@ pub(crate) use upstream::Upstream;
 use waiting::Entry;
 
 use crate::{
+    access::{AccessLog, Line, Tally, What, Word},
     config::{Protocol, Service},
     stats::Counters,
     table::Table,
@@ -67,6 +69,8 @@ pub(crate) struct FramesService {
     table: RefCell<Reader<Table>>,
     /// Requests that nobody may take yet, for each RACS.
     waiting: Vec<RefCell<VecDeque<Entry>>>,
+    /// The names of the RACS, for the log.
+    names: Box<[Box<str>]>,
     /// Whether somebody looks after them.
     attended: Cell<bool>,
     /// What every read of a client goes into, so that idle connections hold no buffer.
@@ -77,6 +81,7 @@ pub(crate) struct FramesService {
     held: Cell<usize>,
     crowd: RefCell<Vec<Waker>>,
     pub counters: Rc<Counters>,
+    pub log: Option<AccessLog>,
     pub succession: Succession<Self>,
 }
 
@@ -99,6 +104,9 @@ struct Tag {
     until: Instant,
     /// Until when it may wait for a leader; set when it first has to.
     wait_until: Instant,
+    /// Its method, and its last server, for the access log.
+    method: Word,
+    server: Option<SocketAddr>,
     /// How long its server takes, if that is measured.
     timed: Option<Stopwatch>,
     /// When it came in, and when it was last sent.
@@ -148,7 +156,12 @@ pub(crate) async fn serve(service: Rc<FramesService>, stream: ClientStream) {
 }
 
 impl FramesService {
-    pub fn start(worker: &Rc<Worker>, service: &Service, mut table: Reader<Table>) -> Rc<Self> {
+    pub fn start(
+        worker: &Rc<Worker>,
+        service: &Service,
+        mut table: Reader<Table>,
+        log: Option<AccessLog>,
+    ) -> Rc<Self> {
         let Protocol::Frames { paths, no_key, reads, stamp } = &service.protocol else {
             unreachable!("only services of this protocol come here");
         };
@@ -165,12 +178,14 @@ impl FramesService {
             stamp: *stamp,
             table: RefCell::new(table),
             waiting: service.racs.iter().map(|_| RefCell::default()).collect(),
+            names: service.racs.iter().map(|racs| racs.name.clone()).collect(),
             attended: Cell::new(false),
             scratch: RefCell::new(vec![0; READ].into()),
             unread: Cell::new(0),
             held: Cell::new(0),
             crowd: RefCell::default(),
             counters,
+            log,
             succession: Succession::default(),
         })
     }
@@ -222,10 +237,12 @@ impl FramesService {
             Ok(place) => place,
             Err(error) => {
                 self.counters.refused.add(1);
-                return match error {
-                    Some(error) => self.complain(caller, None, Verdict::Refused, &error),
-                    None => self.complain(caller, None, Verdict::Refused, &"the request has no key"),
-                };
+                let why = error.map_or_else(|| "the request has no key".into(), |error| error.to_string());
+                if let Caller::Client { client, .. } = &caller {
+                    Tally::add(&client.tally.refused);
+                    self.note(client, method, None, None, 0, Some(&why), Duration::ZERO);
+                }
+                return self.complain(caller, None, Verdict::Refused, &why);
             }
         };
         let began = self.counters.begin(partition, &self.worker.clock);
@@ -233,7 +250,7 @@ impl FramesService {
             None => Instant::MAX,
             Some(ms) => {
                 self.worker.clock.refresh();
-                self.now().after(std::time::Duration::from_millis(ms.into()))
+                self.now().after(Duration::from_millis(ms.into()))
             }
         };
         let tag = Tag {
@@ -249,6 +266,8 @@ impl FramesService {
             hedged: false,
             until,
             wait_until: Instant::MAX,
+            method: if self.log.is_some() { Word::of(method) } else { Word::default() },
+            server: None,
             timed: None,
             began,
             sent: began,
@@ -343,6 +362,7 @@ impl FramesService {
     /// Hands a request to its server's connection.
     fn push(&self, server: &Rc<Server>, body: &[u8], mut tag: Tag) {
         tag.sent = self.worker.clock.fine();
+        tag.server = Some(server.addr);
         let now = self.now();
         if tag.until <= now {
             return tag.late();
@@ -374,6 +394,28 @@ impl FramesService {
             update: Some(tag.access == Access::Update),
         };
         upstream.push(body, Some(&stamp), due, tag);
+    }
+
+    /// Logs a request, if requests are logged.
+    #[expect(clippy::too_many_arguments, reason = "a line has so many columns")]
+    fn note(
+        &self,
+        client: &Client,
+        name: &[u8],
+        at: Option<(PartitionId, RacsId)>,
+        server: Option<SocketAddr>,
+        attempts: u32,
+        error: Option<&str>,
+        took: Duration,
+    ) {
+        let Some(log) = &self.log else { return };
+        let mut table = self.table.borrow_mut();
+        let partition = at.map(|(partition, _)| table.load().pmap.name(partition));
+        let partition = partition.as_ref().map(|name| name as &dyn fmt::Display);
+        let client = client.tally.source;
+        let racs = at.map(|(_, racs)| &*self.names[racs.get() as usize]);
+        let what = What::Command { name, racs };
+        log.note_some(&Line { client, what, partition, server, attempts, error, took });
     }
 
     /// Tells a client why there is no result.
@@ -414,6 +456,15 @@ impl Caller {
     fn begin(&self) {
         if let Self::Client { client, len, .. } = self {
             client.owe(*len);
+        }
+    }
+
+    /// Which client it is, unless it is a task of this process, or was answered by another copy.
+    fn client(&self) -> Option<Rc<Client>> {
+        match self {
+            Self::Client { client, .. } => Some(Rc::clone(client)),
+            Self::Local(_) => None,
+            Self::Shared(copies) => copies.owner(Self::client).flatten(),
         }
     }
 
@@ -503,16 +554,39 @@ impl Tag {
         matches!(&self.caller, Caller::Shared(copies) if copies.lost())
     }
 
+    /// Logs it if it failed or was slow, or if it is its turn. Tasks of this process know themselves what they ask.
+    fn note(&self, error: Option<&dyn fmt::Display>) {
+        if error.is_none() && self.service.log.is_none() {
+            return;
+        }
+        let Some(client) = self.caller.client() else { return };
+        if error.is_some() {
+            Tally::add(&client.tally.failed);
+        }
+        let Some(log) = &self.service.log else { return };
+        let now = self.service.worker.clock.fine().as_nanos();
+        let took = Duration::from_nanos(now.saturating_sub(self.began.as_nanos()));
+        if log.wants(error.is_some(), took) {
+            let attempts =
+                u32::from(self.failures) + u32::from(self.hints) + u32::from(self.server.is_some());
+            let (at, error) = (Some((self.partition, self.racs)), error.map(ToString::to_string));
+            let (method, error) = (self.method.bytes(), error.as_deref());
+            self.service.note(&client, method, at, self.server, attempts, error, took);
+        }
+    }
+
     /// The server's answer: error and result.
     fn deliver(self, body: &[u8]) {
         if self.caller.is_over() {
             return;
         }
+        self.note(None);
         self.service.counters.end(self.began, &self.service.worker.clock);
         self.caller.answer(body);
     }
 
     fn complain(self, verdict: Verdict, error: &dyn fmt::Display) {
+        self.note(Some(error));
         let Self { service, caller, partition, began, .. } = self;
         service.counters.end(began, &service.worker.clock);
         service.complain(caller, Some(partition), verdict, error);

@@ -10,6 +10,7 @@ mod ids;
 
 use std::{
     cell::{Cell, RefCell},
+    fmt,
     io::Write,
     net::SocketAddr,
     rc::Rc,
@@ -29,7 +30,7 @@ use router_proto::{
 };
 
 use crate::{
-    access::{AccessLog, Line},
+    access::{AccessLog, Line, What},
     config::{Protocol, Service},
     stats::Counters,
     table::Table,
@@ -99,23 +100,34 @@ struct Told {
     server: Option<SocketAddr>,
     attempts: u32,
     status: Option<u16>,
+    /// Why the router answered in its own name.
+    error: Option<String>,
     /// Bytes from and to the client before it.
     received: u64,
     sent: u64,
 }
 
 impl Told {
-    /// Begins with a request as it goes to the server.
-    fn begin(&mut self, head: &[u8]) {
-        let mut words = head.split(|byte| *byte == b' ');
-        let mut next = || words.next().unwrap_or_default();
-        let (method, target) = (next(), next());
-        let path = target.split(|byte| *byte == b'?').next().unwrap_or_default();
+    /// Begins with a request.
+    fn begin(&mut self, method: &[u8], path: &[u8]) {
         self.method.clear();
         self.method.extend_from_slice(method);
         self.path.clear();
         self.path.extend_from_slice(path);
-        (self.server, self.attempts, self.status) = (None, 0, None);
+        (self.server, self.attempts, self.status, self.error) = (None, 0, None, None);
+    }
+
+    /// Begins with what is no request: of its first line, what cannot be anything but a method and a path.
+    fn begin_malformed(&mut self, input: &[u8]) {
+        let line = input.split(|byte| b"\r\n".contains(byte)).next().unwrap_or_default();
+        let mut words = line.split(|byte| *byte == b' ');
+        let method = words.next().unwrap_or_default();
+        let path =
+            words.next().and_then(|target| target.split(|byte| *byte == b'?').next()).unwrap_or_default();
+        let is_request = method.iter().all(u8::is_ascii_uppercase)
+            && path.starts_with(b"/")
+            && path.iter().all(u8::is_ascii_graphic);
+        if is_request { self.begin(method, path) } else { self.begin(b"", b"") }
     }
 
     /// Notes what the request is called, if requests are called anything.
@@ -126,8 +138,9 @@ impl Told {
         }
     }
 
-    /// Notes the status of the response that begins so.
-    fn answered(&mut self, head: &[u8]) {
+    /// Notes the status of the router's own response, and why there is none of a server.
+    fn answered(&mut self, head: &[u8], error: String) {
+        self.error = Some(error);
         self.status = head.get(9..12).and_then(|code| std::str::from_utf8(code).ok()?.parse().ok());
     }
 }
@@ -246,10 +259,14 @@ impl HttpService {
         let mut parsed = match parsed {
             Ok(parsed) => parsed,
             Err(refusal) => {
-                self.call_anew(told);
+                self.begin_malformed(told, head);
                 return Err(NotRouted::Malformed(refusal));
             }
         };
+        if self.log.is_some() {
+            let path = Some(parsed.path(head)).filter(|path| !path.is_empty()).unwrap_or(b"/");
+            told.begin(parsed.method_name(head), path);
+        }
         told.called(self.identify.as_ref().map(|identify| identify.of(&mut parsed, head)));
         let upgrade = parsed.upgrade(head);
         // Nobody can tell what the other protocol carries.
@@ -298,9 +315,10 @@ impl HttpService {
         Ok(request)
     }
 
-    /// Gives ids to what is no request, but gets an answer.
-    fn call_anew(&self, told: &mut Told) {
+    /// What came is no request, but gets an answer: it is called something, too.
+    fn begin_malformed(&self, told: &mut Told, input: &[u8]) {
         told.called(self.identify.as_ref().map(Identify::anew));
+        told.begin_malformed(input);
     }
 
     /// Adds the client to the list of those that a request came through; says whether it speaks TLS. What the
@@ -421,26 +439,34 @@ impl HttpService {
             && self.table.borrow_mut().load().is_led_by_another(racs, server)
     }
 
-    /// Logs a request that is over, if requests are logged.
-    fn log(&self, client: &ClientStream, began: Instant, told: &Told, partition: PartitionId) {
+    /// Logs a request that is over, if requests are logged. One that was refused may have no partition.
+    fn log(&self, client: &ClientStream, began: Instant, told: &mut Told, partition: Option<PartitionId>) {
+        let before = (told.received, told.sent);
+        (told.received, told.sent) = (client.received(), client.sent());
         let Some(log) = &self.log else { return };
+        let took = Duration::from_nanos(self.worker.clock.fine().as_nanos().saturating_sub(began.as_nanos()));
+        let failed = told.error.is_some() || told.status.is_none_or(|status| status >= 500);
+        if !log.wants(failed, took) {
+            return;
+        }
         let mut table = self.table.borrow_mut();
-        let line = Line {
+        let partition = partition.map(|partition| table.load().pmap.name(partition));
+        log.note(&Line {
             client: client.source(),
-            method: &told.method,
-            path: &told.path,
-            ids: told.ids.as_deref(),
-            partition: &table.load().pmap.name(partition),
+            what: What::Request {
+                method: &told.method,
+                path: &told.path,
+                ids: told.ids.as_deref(),
+                status: told.status,
+                received: told.received - before.0,
+                sent: told.sent - before.1,
+            },
+            partition: partition.as_ref().map(|name| name as &dyn fmt::Display),
             server: told.server,
             attempts: told.attempts,
-            status: told.status,
-            received: client.received() - told.received,
-            sent: client.sent() - told.sent,
-            took: Duration::from_nanos(self.worker.clock.fine().as_nanos().saturating_sub(began.as_nanos())),
-        };
-        if !log.note(&line) {
-            self.counters.unlogged.add(1);
-        }
+            error: told.error.as_deref(),
+            took,
+        });
     }
 
     fn partition_name(&self, partition: PartitionId) -> String {

@@ -66,7 +66,7 @@ impl Dialect for Memcached {
             Ok(Scan::Skipped(len)) => return Taken::Bytes(len),
             Ok(Scan::Request(len, request)) => (len, request),
             Err(error) => {
-                service.counters.refused.add(1);
+                service.refused(client, b"", &error.to_string());
                 client.answer(client.open(), |out| out.extend_from_slice(format!("{error}\r\n").as_bytes()));
                 return Taken::Refused;
             }
@@ -87,12 +87,16 @@ impl Dialect for Memcached {
                 client.answer(seq, |out| service.answer(local, out));
             }
             Request::Refused { line, hush } => {
-                service.counters.refused.add(1);
+                service.refused(client, command, str::from_utf8(line).unwrap_or_default().trim_end());
                 let shown = if hush == Hush::Everything { &[][..] } else { line };
                 client.answer(seq, |out| out.extend_from_slice(shown));
             }
         }
         Taken::Bytes(len)
+    }
+
+    fn name(command: &[u8]) -> &[u8] {
+        command.split(|byte| b" \r\n".contains(byte)).next().unwrap_or_default()
     }
 
     fn scan_reply(

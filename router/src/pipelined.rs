@@ -15,6 +15,7 @@ mod waiting;
 use std::{
     cell::{Cell, RefCell},
     io,
+    net::SocketAddr,
     rc::Rc,
     time::Duration,
 };
@@ -34,6 +35,7 @@ pub(crate) use upstream::{Upstream, connect};
 use waiting::Waiting;
 
 use crate::{
+    access::{AccessLog, Line, Tally, What},
     config,
     limits::Limits,
     stats::Counters,
@@ -61,6 +63,9 @@ pub(crate) trait Dialect: Sized + 'static {
     type Gather;
     /// What is kept of a client between two commands.
     type Session;
+
+    /// The name of a command, for the access log: nothing that could be a key.
+    fn name(command: &[u8]) -> &[u8];
 
     /// How many connections to each server the clients of a service share: one for each way in which servers may
     /// be talked to.
@@ -207,6 +212,9 @@ pub(crate) struct Service<D: Dialect> {
     /// Bytes of replies that clients have not read.
     unread: Cell<usize>,
     pub counters: Rc<Counters>,
+    pub log: Option<AccessLog>,
+    /// The names of the RACS, for the log.
+    names: Box<[Box<str>]>,
     pub succession: Succession<Self>,
     /// What the protocol itself keeps.
     pub dialect: D,
@@ -256,7 +264,12 @@ pub(crate) async fn serve<D: Dialect>(service: Rc<Service<D>>, stream: ClientStr
 }
 
 impl<D: Dialect> Service<D> {
-    pub fn start(worker: &Rc<Worker>, service: &config::Service, mut table: Reader<Table>) -> Rc<Self> {
+    pub fn start(
+        worker: &Rc<Worker>,
+        service: &config::Service,
+        mut table: Reader<Table>,
+        log: Option<AccessLog>,
+    ) -> Rc<Self> {
         let counters = worker.counters(&service.name);
         counters.partitions(table.load().pmap.len().get() as usize);
         Rc::new(Self {
@@ -271,6 +284,8 @@ impl<D: Dialect> Service<D> {
             whole: RefCell::default(),
             unread: Cell::new(0),
             counters,
+            log,
+            names: service.racs.iter().map(|racs| racs.name.clone()).collect(),
             succession: Succession::default(),
             dialect: D::new(service, &worker.limits),
         })
@@ -341,9 +356,7 @@ impl<D: Dialect> Service<D> {
         match self.pick(&tag) {
             Target::Server(server) => self.push(&server, command, tag),
             Target::Wait => self.wait(tag, command),
-            Target::Exhausted => {
-                self.unavailable(tag, command.len(), "no clone of the partition's RACS answers")
-            }
+            Target::Exhausted => self.unavailable(tag, command, "no clone of the partition's RACS answers"),
         }
     }
 
@@ -419,9 +432,47 @@ impl<D: Dialect> Service<D> {
     }
 
     /// Nobody can take the command, and nothing was done.
-    fn unavailable(&self, tag: Tag<D>, command_len: usize, why: &'static str) {
+    fn unavailable(&self, tag: Tag<D>, command: &[u8], why: &'static str) {
         self.counters.unavailable.add(1);
-        tag.deliver_failure(command_len, Failure::Unavailable(why));
+        tag.failed(command, None, why);
+        tag.deliver_failure(command.len(), Failure::Unavailable(why));
+    }
+
+    /// Counts a command that the router itself answers with an error, and logs it.
+    pub fn refused(&self, client: &Client<D>, command: &[u8], why: &str) {
+        self.counters.refused.add(1);
+        Tally::add(&client.tally.refused);
+        if let Some(log) = &self.log {
+            // Whoever says nonsense may have said it to the wrong server: it is none of the log's business.
+            let why = why.split(", with args").next().unwrap_or_default();
+            self.note(log, client, D::name(command), None, None, 0, Some(why), Duration::ZERO);
+        }
+    }
+
+    /// Counts a command whose client hears that nobody has answered it, and logs it.
+    pub fn failed(&self, client: &Client<D>, command: &[u8], racs: RacsId, why: &str) {
+        Tally::add(&client.tally.failed);
+        if let Some(log) = &self.log {
+            self.note(log, client, D::name(command), Some(racs), None, 1, Some(why), Duration::ZERO);
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a line has so many columns")]
+    fn note(
+        &self,
+        log: &AccessLog,
+        client: &Client<D>,
+        name: &[u8],
+        racs: Option<RacsId>,
+        server: Option<SocketAddr>,
+        attempts: u32,
+        error: Option<&str>,
+        took: Duration,
+    ) {
+        let racs = racs.map(|racs| &*self.names[racs.get() as usize]);
+        let what = What::Command { name, racs };
+        let client = client.tally.source;
+        log.note_some(&Line { client, what, partition: None, server, attempts, error, took });
     }
 
     fn now(&self) -> Instant {
@@ -486,6 +537,37 @@ impl<D: Dialect> Tag<D> {
     /// Its connection failed: whether that matters to nobody, because of a copy.
     fn lost(&self) -> bool {
         self.copies.as_ref().is_some_and(|copies| copies.lost())
+    }
+
+    /// Logs a command, or a part of one, that this server has just answered, if it was slow, or it is its turn.
+    fn answered(&self, command: &[u8], server: SocketAddr) {
+        let Some(service) = self.client.logged() else { return };
+        let Some(log) = &service.log else { return };
+        // Another copy of it was answered before.
+        if self.copies.as_ref().is_some_and(|copies| copies.is_over()) {
+            return;
+        }
+        let took = self.took(&service);
+        if log.wants(false, took) {
+            let (name, attempts) = (D::name(command), u32::from(self.failures) + 1);
+            service.note(log, &self.client, name, Some(self.racs), Some(server), attempts, None, took);
+        }
+    }
+
+    /// Counts and logs a command, or a part of one, that the router has to answer.
+    fn failed(&self, command: &[u8], server: Option<SocketAddr>, why: &str) {
+        Tally::add(&self.client.tally.failed);
+        let Some(service) = self.client.logged() else { return };
+        let Some(log) = &service.log else { return };
+        let (name, attempts) = (D::name(command), u32::from(self.failures) + u32::from(server.is_some()));
+        let took = self.took(&service);
+        service.note(log, &self.client, name, Some(self.racs), server, attempts, Some(why), took);
+    }
+
+    /// How long it has been under way.
+    fn took(&self, service: &Service<D>) -> Duration {
+        let now = service.worker.clock.fine().as_nanos();
+        Duration::from_nanos(now.saturating_sub(self.began.as_nanos()))
     }
 
     /// Puts a reply into its place; the command had so many bytes.

@@ -94,6 +94,13 @@ impl Dialect for Redis {
         Session::new(service)
     }
 
+    /// The first argument, whose length stands before it.
+    fn name(command: &[u8]) -> &[u8] {
+        let mut lines = command.split(|byte| *byte == b'\n').map(|line| line.trim_ascii_end());
+        let first = lines.next().unwrap_or_default();
+        if first.starts_with(b"*") { lines.nth(1).unwrap_or_default() } else { &[] }
+    }
+
     fn is_blocked(client: &Client) -> bool {
         client.session.is_blocking() && !client.is_answered()
     }
@@ -213,12 +220,12 @@ impl Dialect for Redis {
 
 impl RedisService {
     fn refuse(&self, client: &Client, error: ProtocolError) {
-        self.refused(client, client.open(), format_args!("ERR {error}"));
+        self.refuse_command(client, client.open(), format_args!("ERR {error}"));
     }
 
     /// Answers with an error of the router's own.
-    fn refused(&self, client: &Client, seq: Seq, text: fmt::Arguments<'_>) {
-        self.counters.refused.add(1);
+    fn refuse_command(&self, client: &Client, seq: Seq, text: fmt::Arguments<'_>) {
+        self.refused(client, b"", &text.to_string());
         client.answer(seq, |out| resp::push_error(out, text));
     }
 
@@ -231,7 +238,7 @@ impl RedisService {
             return self.dispatch(client, line, args);
         }
         let text = format_args!("ERR phalanx: inline commands are not routed: send arrays of bulk strings");
-        self.refused(client, client.open(), text);
+        self.refuse_command(client, client.open(), text);
         client.session.spoil_transaction();
         Next::Continue
     }

@@ -221,7 +221,7 @@ pub fn start(config: &Config, options: Options) -> Result<RouterHandle, StartErr
 
 /// The access logs that a configuration names.
 fn paths(config: &Config) -> impl Iterator<Item = &str> {
-    config.services.iter().filter_map(|service| service.access_log.as_deref())
+    config.services.iter().filter_map(|service| Some(&*service.access_log.as_ref()?.file))
 }
 
 fn open_logs(logs: &mut Logs, config: &Config) -> Result<(), StartError> {
@@ -243,7 +243,7 @@ fn lineups(
             if is_new(service) {
                 let (service, table, held) =
                     (Arc::clone(service), published.reader(), Arc::clone(&published.held));
-                let log = service.access_log.as_ref().and_then(|path| logs.handle(path));
+                let log = service.access_log.as_ref().and_then(|log| logs.handle(&log.file));
                 Entry::New(ServiceSetup { service, table, held, log })
             } else {
                 Entry::Same(service.name.clone())

@@ -6,6 +6,8 @@
 
 use std::{
     cell::{Cell, RefCell},
+    fmt,
+    net::SocketAddr,
     pin::pin,
     rc::Rc,
     task::Poll,
@@ -14,7 +16,7 @@ use std::{
 use membership_sync::Reader;
 use membership_types::Instant;
 use router_proto::{
-    PhysicalId, RacsId,
+    PartitionId, PhysicalId, RacsId,
     extract::NoKey,
     proxy,
     racs::{Access, Circumstances, Pick, Policy, Tried},
@@ -23,10 +25,13 @@ use router_proto::{
 use tokio::net::TcpStream;
 
 use crate::{
+    access::{AccessLog, Line, What},
     config::{Protocol, Service, TcpKey},
     stats::Counters,
     table::Table,
-    worker::{Buf, ClientStream, Deadline, InFlight, Server, Succession, Tunnel, Worker},
+    worker::{
+        Buf, ClientStream, Deadline, InFlight, Server, Succession, Tunnel, TunnelEnded as Ended, Worker,
+    },
 };
 
 /// Room for a read of the bytes that hold the key.
@@ -48,6 +53,7 @@ pub(crate) struct TcpService {
     /// Counts the changes of tables.
     changes: Cell<u64>,
     pub counters: Rc<Counters>,
+    pub log: Option<AccessLog>,
     pub succession: Succession<Self>,
 }
 
@@ -55,7 +61,10 @@ pub(crate) struct TcpService {
 pub(crate) async fn serve(service: Rc<TcpService>, stream: ClientStream) {
     let deadline = Deadline::new(&service.worker.clock);
     let _present = Counted::new(&service.present);
-    Connection { service: &service, client: stream, deadline, input: Buf::default() }.serve().await;
+    let (began, went) = (service.worker.clock.now(), Went::default());
+    Connection { service: &service, client: stream, deadline, input: Buf::default(), began, went }
+        .serve()
+        .await;
 }
 
 /// Counted as long as it lives.
@@ -75,7 +84,12 @@ impl Drop for Counted<'_> {
 }
 
 impl TcpService {
-    pub fn new(worker: &Rc<Worker>, service: &Service, mut table: Reader<Table>) -> Self {
+    pub fn new(
+        worker: &Rc<Worker>,
+        service: &Service,
+        mut table: Reader<Table>,
+        log: Option<AccessLog>,
+    ) -> Self {
         let Protocol::Tcp { key, no_key } = &service.protocol else {
             unreachable!("only services of this protocol come here");
         };
@@ -91,6 +105,7 @@ impl TcpService {
             present: Cell::new(0),
             changes: Cell::new(0),
             counters: worker.counters(&service.name),
+            log,
             succession: Succession::default(),
         }
     }
@@ -148,6 +163,16 @@ struct Connection<'a> {
     deadline: Deadline,
     /// What was read of the client to find its key; it goes to the server first.
     input: Buf,
+    began: Instant,
+    went: Went,
+}
+
+/// Where a connection went, for the access log.
+#[derive(Default)]
+struct Went {
+    partition: Option<PartitionId>,
+    server: Option<SocketAddr>,
+    attempts: u32,
 }
 
 /// Why a connection is not passed on.
@@ -163,18 +188,47 @@ enum Refused {
 impl Connection<'_> {
     async fn serve(mut self) {
         let counters = &self.service.counters;
-        match self.connect().await {
-            Ok((server, stream, racs)) => self.tunnel(server, stream, racs).await,
+        let (end, error) = match self.connect().await {
+            Ok((server, stream, racs)) => match self.tunnel(server, stream, racs).await {
+                Ended::Done => ("done", None),
+                Ended::Failed => ("failed", None),
+                Ended::Cut => ("cut", Some("another server leads now")),
+            },
             Err(refused) => {
-                match refused {
-                    Refused::Gone => {}
-                    Refused::Key => counters.refused.add(1),
-                    Refused::Unavailable => counters.unavailable.add(1),
-                }
                 // A plain end might pass for all that the server had to say.
                 self.client.reset_on_drop();
+                match refused {
+                    Refused::Gone => ("client", None),
+                    Refused::Key => {
+                        counters.refused.add(1);
+                        ("refused", Some("it has no key"))
+                    }
+                    Refused::Unavailable => {
+                        counters.unavailable.add(1);
+                        ("unavailable", Some("no server can take it"))
+                    }
+                }
             }
-        }
+        };
+        self.log(end, error);
+    }
+
+    fn log(&self, end: &'static str, error: Option<&str>) {
+        let service = self.service;
+        let Some(log) = &service.log else { return };
+        let mut table = service.table.borrow_mut();
+        let pmap = &table.load().pmap;
+        let partition = self.went.partition.map(|partition| pmap.name(partition));
+        let (received, sent) = (self.client.received(), self.client.sent());
+        log.note(&Line {
+            client: self.client.source(),
+            what: What::Connection { commands: 0, refused: 0, failed: 0, received, sent, end },
+            partition: partition.as_ref().map(|name| name as &dyn fmt::Display),
+            server: self.went.server,
+            attempts: self.went.attempts,
+            error,
+            took: service.worker.clock.now() - self.began,
+        });
     }
 
     async fn connect(&mut self) -> Result<(InFlight, TcpStream, RacsId), Refused> {
@@ -208,6 +262,7 @@ impl Connection<'_> {
                 }
             };
             attempts += 1;
+            (self.went.attempts, self.went.server) = (attempts, Some(server.addr));
             if attempts > 1 {
                 service.counters.retried.add(1);
             }
@@ -244,6 +299,7 @@ impl Connection<'_> {
             Some(key) => Some(pmap.locate(&key)),
             None => service.no_key.partition(Access::Update, source, random, pmap.len()),
         };
+        self.went.partition = partition;
         partition.map(|partition| pmap.racs(partition)).ok_or(Refused::Key)
     }
 
@@ -327,12 +383,12 @@ impl Connection<'_> {
         Some(stream)
     }
 
-    async fn tunnel(mut self, to: InFlight, mut stream: TcpStream, racs: RacsId) {
+    async fn tunnel(&mut self, to: InFlight, mut stream: TcpStream, racs: RacsId) -> Ended {
         let service = self.service;
         let worker = &*service.worker;
         let mut up = std::mem::take(&mut self.input);
         if service.send_proxy[racs.get() as usize] {
-            let Some((source, destination)) = self.client.ends() else { return };
+            let Some((source, destination)) = self.client.ends() else { return Ended::Failed };
             let mut header = Vec::new();
             proxy::write(source, destination, &mut header);
             let mut both = Buf::default();
@@ -348,7 +404,7 @@ impl Connection<'_> {
             seen.replace(changes) != changes && service.is_deposed(racs, to.server().id)
         };
         let tunnel = Tunnel::new(worker, &mut self.client, &mut stream, up, Buf::default());
-        tunnel.run(&self.deadline, worker.limits.tunnel, unwanted).await;
+        tunnel.run(&self.deadline, worker.limits.tunnel, unwanted).await
     }
 }
 

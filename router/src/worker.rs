@@ -41,12 +41,12 @@ pub(crate) use placements::Placements;
 pub(crate) use server::{InFlight, Server, Stopwatch};
 pub(crate) use services::{DoorEntry, DoorId, Entry, Lineup, Opening, ServiceSetup, Succession};
 pub(crate) use stream::ClientStream;
-pub(crate) use tunnel::Tunnel;
+pub(crate) use tunnel::{Ended as TunnelEnded, Tunnel};
 
 use services::{Door, Ledger, Services};
 
 use crate::{
-    access::AccessLog,
+    access::{AccessLog, Line, What},
     config::{Auth, Protocol, Service},
     frames::FramesService,
     http::HttpService,
@@ -154,14 +154,14 @@ enum Front {
 }
 
 impl Front {
-    /// Requests are logged to `log`, where the protocol can.
+    /// Requests are logged to `log`.
     fn new(worker: &Rc<Worker>, service: &Service, table: Reader<Table>, log: Option<AccessLog>) -> Self {
         match &service.protocol {
             Protocol::Http { .. } => Self::Http(Rc::new(HttpService::new(worker, service, table, log))),
-            Protocol::Redis => Self::Redis(RedisService::start(worker, service, table)),
-            Protocol::Frames { .. } => Self::Frames(FramesService::start(worker, service, table)),
-            Protocol::Memcached => Self::Memcached(MemcachedService::start(worker, service, table)),
-            Protocol::Tcp { .. } => Self::Tcp(Rc::new(TcpService::new(worker, service, table))),
+            Protocol::Redis => Self::Redis(RedisService::start(worker, service, table, log)),
+            Protocol::Frames { .. } => Self::Frames(FramesService::start(worker, service, table, log)),
+            Protocol::Memcached => Self::Memcached(MemcachedService::start(worker, service, table, log)),
+            Protocol::Tcp { .. } => Self::Tcp(Rc::new(TcpService::new(worker, service, table, log))),
         }
     }
 
@@ -222,13 +222,28 @@ impl Front {
         }
     }
 
+    fn log(&self) -> Option<&AccessLog> {
+        match self {
+            Self::Http(service) => service.log.as_ref(),
+            Self::Redis(service) => service.log.as_ref(),
+            Self::Frames(service) => service.log.as_ref(),
+            Self::Memcached(service) => service.log.as_ref(),
+            Self::Tcp(service) => service.log.as_ref(),
+        }
+    }
+
     /// Hands over what was logged.
     fn flush_log(&self) {
-        if let Self::Http(service) = self
-            && let Some(log) = &service.log
-        {
-            log.flush();
-        }
+        self.log().into_iter().for_each(AccessLog::tick);
+    }
+
+    /// Logs a client that was not served.
+    fn log_unserved(&self, client: SocketAddr, error: &str) {
+        let Some(log) = self.log() else { return };
+        let end = "refused";
+        let what = What::Connection { commands: 0, refused: 0, failed: 0, received: 0, sent: 0, end };
+        let (took, error) = (Duration::ZERO, Some(error));
+        log.note_some(&Line { client, what, partition: None, server: None, attempts: 0, error, took });
     }
 
     /// How many requests wait for a view.
@@ -431,10 +446,12 @@ fn admit(worker: &Rc<Worker>, door: &Door, stream: TcpStream, source: SocketAddr
         if entrance.is_open() {
             front.shed(&stream);
         }
+        front.log_unserved(source, "too many clients");
         return;
     }
     if !entrance.is_open() && worker.handshakes.get() >= worker.limits.handshakes {
         counters.shed.add(1);
+        front.log_unserved(source, "too many clients whose handshakes are under way");
         return;
     }
     if let Err(error) = stream.set_nodelay(true) {
@@ -455,7 +472,10 @@ fn admit(worker: &Rc<Worker>, door: &Door, stream: TcpStream, source: SocketAddr
                     let stream = stream.counted(front.counters());
                     front.start(stream, guard);
                 }
-                None => front.counters().handshakes_failed.add(1),
+                None => {
+                    front.counters().handshakes_failed.add(1);
+                    front.log_unserved(source, "no handshake, or none in time");
+                }
             }
         });
         return;

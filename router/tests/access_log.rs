@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, io::Read, path::Path, time::Duration};
 
 use common::*;
 use router::{Config, Options, StartError, Surroundings};
@@ -101,4 +101,183 @@ fn a_log_that_cannot_be_opened_is_refused_before_anything_is_served() {
     assert!(error.to_string().contains("/no/such/directory/access.log"), "{error}");
     let router = Router::start(&http(&[&[nobody()]]));
     assert!(router.handle.reload(&config).is_err());
+}
+
+/// The lines once there are so many.
+fn wait(file: &Path, count: usize) -> Vec<Value> {
+    eventually("they are written", || lines(file).len() >= count);
+    let all = lines(file);
+    assert_eq!(all.len(), count, "{all:?}");
+    all
+}
+
+#[test]
+fn requests_that_are_refused_have_a_line_with_the_reason_and_nothing_that_is_no_request() {
+    let dir = Dir::new("refused");
+    let file = dir.0.join("access.log");
+    let server = FakeServer::echo("a");
+    let text = logged(http(&[&[server.addr]]), &file);
+    let router = Router::with(&text, 1, |limits| {
+        limits.clients = 1;
+        limits.head = Duration::from_millis(50);
+    });
+    let mut client = router.client();
+    client.send("GET /no/key?secret=1 HTTP/1.1\r\nHost: h\r\n\r\n");
+    assert_eq!(client.response().status, 400);
+    assert_eq!(router.client().response().status, 503, "one too many");
+    client.send("GET /x?secret=2 HTTP/1.1\r\nHost : h\r\nX-Key: k\r\n\r\n");
+    assert_eq!(client.response().status, 400);
+    drop(client);
+    eventually("it has gone", || router.stats().clients == 0);
+    for nonsense in
+        ["GARBAGE secret\r\n\r\n", "Authorization: secret\r\n\r\n", "GET /slow HTTP/1.1\r\nX-Secret: "]
+    {
+        let mut client = router.client();
+        client.send(nonsense);
+        assert!(matches!(client.response().status, 400 | 408));
+        drop(client);
+        eventually("it has gone", || router.stats().clients == 0);
+    }
+    let all = wait(&file, 6);
+    let [no_key, shed, malformed, garbage, other, slow] = &all[..] else { unreachable!() };
+    assert_eq!(
+        (&no_key["path"], &no_key["status"], &no_key["partition"]),
+        (&json!("/no/key"), &json!(400), &Value::Null)
+    );
+    assert_eq!(no_key["error"], "the request has no key");
+    assert_eq!((&shed["end"], &shed["error"]), (&json!("refused"), &json!("too many clients")));
+    assert_eq!((&malformed["path"], &malformed["status"]), (&json!("/x"), &json!(400)));
+    assert!(malformed["error"].as_str().unwrap().contains("colon"), "{malformed}");
+    for unreadable in [garbage, other] {
+        assert_eq!(
+            (&unreadable["method"], &unreadable["path"]),
+            (&Value::Null, &Value::Null),
+            "{unreadable}"
+        );
+    }
+    assert_eq!((&slow["path"], &slow["status"]), (&json!("/slow"), &json!(408)));
+    assert!(!fs::read_to_string(&file).unwrap().to_lowercase().contains("secret"));
+    assert_eq!(router.stats().refused, 5);
+}
+
+#[test]
+fn one_request_in_so_many_is_logged_where_that_is_asked_for_but_all_that_fail() {
+    let dir = Dir::new("every");
+    let file = dir.0.join("access.log");
+    let server = FakeServer::echo("a");
+    let more = format!(
+        "key = \"header:x-key\"\naccess_log = {{ file = {:?}, every = 10, slow = \"10s\" }}",
+        file.to_str().unwrap()
+    );
+    let router = Router::start(&service("http", &more, &[&[server.addr]]));
+    let mut client = router.client();
+    for _ in 0..30 {
+        assert_eq!(client.get("k").status, 200);
+    }
+    client.send("GET /x HTTP/1.1\r\nHost: h\r\n\r\n");
+    assert_eq!(client.response().status, 400);
+    let all = wait(&file, 4);
+    assert_eq!(all.iter().filter(|line| line["status"] == 200).count(), 3);
+}
+
+#[test]
+fn a_redis_client_has_a_line_at_its_end_and_commands_that_fail_or_are_slow_have_one_each() {
+    let dir = Dir::new("redis");
+    let file = dir.0.join("access.log");
+    let server = FakeServer::start(|peer| {
+        while let Some(args) = peer.command() {
+            match args[0].as_str() {
+                "SLEEP" | "STRLEN" => std::thread::sleep(Duration::from_millis(120)),
+                "INCR" => return,
+                _ => {}
+            }
+            peer.send("+OK\r\n");
+        }
+    });
+    let text = logged(redis(&[&[server.addr]]), &file);
+    let router = Router::with(&text, 1, |limits| limits.wait = Duration::from_millis(50));
+    let mut client = router.client();
+    for _ in 0..10 {
+        assert_eq!(client.command(&["SET", "private", "secret"]), "+OK\r\n");
+    }
+    assert_eq!(client.command(&["STRLEN", "private"]), "+OK\r\n");
+    assert!(client.command(&["INCR", "private"]).starts_with("-ERR phalanx: outcome unknown"));
+    assert!(client.command(&["NONSENSE", "secret"]).starts_with("-ERR unknown command"));
+    assert!(client.command(&["RENAME", "private", "secret:2"]).starts_with("-CROSSSLOT"));
+    let here = client.stream.local_addr().unwrap();
+    drop(client);
+    let all = wait(&file, 5);
+    let [slow, unknown, nonsense, crossed, end] = &all[..] else { unreachable!() };
+    assert_eq!(
+        (&slow["command"], &slow["racs"], &slow["server"]),
+        (&json!("STRLEN"), &json!("r0"), &json!(server.addr.to_string()))
+    );
+    assert!(slow["duration_us"].as_u64().unwrap() > 100_000 && slow["error"].is_null(), "{slow}");
+    assert_eq!(
+        (&unknown["command"], &unknown["error"]),
+        (&json!("INCR"), &json!("the server failed with this update under way"))
+    );
+    assert_eq!(nonsense["error"], "ERR unknown command 'NONSENSE'");
+    assert!(crossed["error"].as_str().unwrap().starts_with("CROSSSLOT"));
+    assert_eq!((&end["client"], &end["end"]), (&json!(here.to_string()), &json!("client")));
+    assert_eq!((&end["commands"], &end["refused"], &end["failed"]), (&json!(14), &json!(2), &json!(1)));
+    assert_eq!(end["bytes_in"].as_u64(), Some(router.stats().received));
+    let written = fs::read_to_string(&file).unwrap();
+    assert!(!written.contains("private") && !written.contains("secret"), "{written}");
+}
+
+#[test]
+fn memcached_commands_are_logged_as_configured_and_a_client_that_is_sent_away_is_one_line() {
+    let dir = Dir::new("memcached");
+    let file = dir.0.join("access.log");
+    let server = FakeServer::start(|peer| {
+        while peer.text().is_some() {
+            peer.send("END\r\n");
+        }
+    });
+    let more = format!("access_log = {{ file = {:?}, every = 5 }}", file.to_str().unwrap());
+    let router = Router::start(&service("memcached", &more, &[&[server.addr]]));
+    let mut client = router.client();
+    for _ in 0..10 {
+        assert_eq!(client.ask("get private\r\n"), "END\r\n");
+    }
+    assert!(client.ask("slabs reassign 1 2\r\n").contains("ERROR"));
+    drop(client);
+    let all = wait(&file, 4);
+    assert_eq!(all.iter().filter(|line| line["command"] == "get" && line["error"].is_null()).count(), 2);
+    let refused = all.iter().find(|line| line["command"] == "slabs").unwrap();
+    assert!(refused["error"].is_string(), "{refused}");
+    let end = all.last().unwrap();
+    assert_eq!((&end["commands"], &end["refused"], &end["end"]), (&json!(11), &json!(1), &json!("client")));
+    assert!(!fs::read_to_string(&file).unwrap().contains("private"));
+}
+
+#[test]
+fn a_tcp_connection_is_a_line_with_where_it_went_and_how_it_ended() {
+    let dir = Dir::new("tcp");
+    let file = dir.0.join("access.log");
+    let server = FakeServer::echo("a");
+    let text = logged(service("tcp", "key = \"bytes:0+3\"", &[&[server.addr]]), &file);
+    let router = Router::start(&text);
+    let mut client = router.client();
+    let sent = post("k", "hello");
+    client.send(&sent);
+    assert_eq!(client.response().body, "a:hello");
+    client.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    assert!(client.is_closed());
+    let mut client = router.client();
+    client.send("x");
+    client.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    let _reset = client.reader.read(&mut [0]);
+    let all = wait(&file, 2);
+    let [done, refused] = &all[..] else { unreachable!() };
+    assert_eq!(
+        (&done["server"], &done["end"], &done["attempts"]),
+        (&json!(server.addr.to_string()), &json!("done"), &json!(1))
+    );
+    assert!(done["partition"].is_string() && done["bytes_in"] == sent.len(), "{done}");
+    assert_eq!(
+        (&refused["end"], &refused["error"], &refused["server"]),
+        (&json!("refused"), &json!("it has no key"), &Value::Null)
+    );
 }

@@ -129,9 +129,21 @@ fn mistakes_are_reported_with_their_line_and_the_remedy() {
         ),
         (
             "protocol = \"redis\"",
-            "protocol = \"redis\"\naccess_log = \"-\"",
+            "protocol = \"redis\"\naccess_log = { file = \"-\", every = -1 }",
             23,
-            &["`access_log` is not built for redis"],
+            &["every = -1", "1000 for one in a thousand"],
+        ),
+        (
+            "protocol = \"redis\"",
+            "protocol = \"redis\"\naccess_log = { file = \"-\", slow = \"100\" }",
+            23,
+            &["\"100\" is no time"],
+        ),
+        (
+            "protocol = \"redis\"",
+            "protocol = \"redis\"\naccess_log = { path = \"-\" }",
+            23,
+            &["unknown field `path`"],
         ),
         (
             "protocol = \"redis\"",

@@ -708,3 +708,43 @@ fn a_client_reads_from_one_clone_for_as_long_as_it_is_connected() {
     }
     assert_eq!(seen.len(), 3, "clients are spread");
 }
+
+#[test]
+fn requests_that_fail_are_logged_by_method_and_partition_and_each_client_at_its_end() {
+    let file = std::env::temp_dir().join(format!("phalanx-frames-log-{}", std::process::id()));
+    let server = FakeServer::start(|peer| {
+        while let Some(Seen { id, method, .. }) = seen(peer) {
+            if method == "break" {
+                return;
+            }
+            peer.send_bytes(&answer(id, Value::Nil, "ok".into()));
+        }
+    });
+    let more = format!("{READS}\naccess_log = {:?}", file.to_str().unwrap());
+    let router = Router::start(&service("frames", &more, &[&[server.addr]]));
+    let mut client = router.client();
+    assert_eq!(client.call("get", "private"), Ok("ok".into()));
+    assert_eq!(field(&client.call("break", "private").unwrap_err(), "phalanx").as_str(), Some("unknown"));
+    client.send(call(1, "get", &[]));
+    assert_eq!(field(&client.answer().1.unwrap_err(), "phalanx").as_str(), Some("refused"));
+    drop(client);
+    let lines = || -> Vec<serde_json::Value> {
+        let text = std::fs::read_to_string(&file).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    eventually("they are written", || lines().len() == 3);
+    let all = lines();
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(
+        (&all[0]["command"], all[0]["server"].as_str()),
+        (&"break".into(), Some(&*server.addr.to_string()))
+    );
+    assert!(all[0]["partition"].is_string() && all[0]["error"].as_str().unwrap().contains("outcome unknown"));
+    assert_eq!((&all[1]["command"], &all[1]["error"]), (&"get".into(), &"the request has no key".into()));
+    assert_eq!(
+        (&all[2]["commands"], &all[2]["refused"], &all[2]["failed"]),
+        (&3.into(), &1.into(), &1.into())
+    );
+    assert!(!text.contains("private"), "{text}");
+}

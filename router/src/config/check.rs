@@ -113,7 +113,7 @@ fn service(written: &Spanned<raw::Service>, surroundings: Surroundings<'_>) -> C
         updates: updates(raw.updates.as_ref())?,
         slow_start: slow_start.transpose()?.unwrap_or_default(),
     };
-    let access_log = access_log(raw.access_log.as_ref(), &protocol)?;
+    let access_log = super::access::access_log(raw.access_log.as_ref(), &protocol)?;
     let checks = raw.health.as_ref().map(super::health::checks).transpose()?;
     let zone = raw.zone.as_ref().map(self::name).transpose()?;
     Ok(Service {
@@ -134,18 +134,6 @@ fn service(written: &Spanned<raw::Service>, surroundings: Surroundings<'_>) -> C
         pmap: Arc::new(pmap),
         racs,
     })
-}
-
-fn access_log(written: Option<&Spanned<String>>, protocol: &Protocol) -> Checked<Option<Box<str>>> {
-    let Some(written) = written else { return Ok(None) };
-    if !matches!(protocol, Protocol::Http { .. }) {
-        let message = format!("`access_log` is not built for {} yet: leave it out", protocol.name());
-        return wrong(written, message);
-    }
-    if written.get_ref().is_empty() {
-        return wrong(written, "`access_log` names no file: give its path, or \"-\" for standard error");
-    }
-    Ok(Some(written.get_ref().as_str().into()))
 }
 
 fn protocol(written: &Spanned<raw::Service>, pmap: &Pmap) -> Checked<Protocol> {

@@ -1,6 +1,8 @@
 //! The file as it is written: names and types, with the place of each value.
 
-use serde::Deserialize;
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, de};
 use toml::Spanned;
 
 #[derive(Deserialize)]
@@ -33,7 +35,7 @@ pub(super) struct Service {
     #[serde(default)]
     pub expose: bool,
     pub auth: Option<Spanned<Auth>>,
-    pub access_log: Option<Spanned<String>>,
+    pub access_log: Option<Spanned<AccessLog>>,
     pub pmap: Spanned<Pmap>,
     #[serde(default)]
     pub racs: Vec<Spanned<Racs>>,
@@ -130,4 +132,40 @@ pub(super) struct Racs {
     pub group: Option<Spanned<String>>,
     pub servers: Option<Spanned<Vec<Spanned<super::servers::Written>>>>,
     pub send_proxy: Option<Spanned<bool>>,
+}
+
+/// An access log as it is written: a file, or a table with more.
+pub(super) struct AccessLog {
+    pub file: String,
+    pub slow: Option<Spanned<String>>,
+    pub every: Option<Spanned<i64>>,
+}
+
+impl<'de> Deserialize<'de> for AccessLog {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Table {
+            file: String,
+            slow: Option<Spanned<String>>,
+            every: Option<Spanned<i64>>,
+        }
+
+        struct Visitor;
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = AccessLog;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a file, or { file = \"access.log\", slow = \"100ms\", every = 1000 }")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<AccessLog, E> {
+                Ok(AccessLog { file: text.into(), slow: None, every: None })
+            }
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<AccessLog, A::Error> {
+                let Table { file, slow, every } =
+                    Table::deserialize(de::value::MapAccessDeserializer::new(map))?;
+                Ok(AccessLog { file, slow, every })
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
 }

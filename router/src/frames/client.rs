@@ -6,6 +6,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use router_proto::frames::{
@@ -14,7 +15,10 @@ use router_proto::frames::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{Caller, FramesService, Held, READ};
-use crate::worker::{ClientStream, Deadline, Placements, linger};
+use crate::{
+    access::Tally,
+    worker::{ClientStream, Deadline, Placements, linger},
+};
 
 /// How many requests of a client may be under way before its first answer.
 const FIRST: usize = 64;
@@ -40,7 +44,8 @@ fn complaint<'a>(
 pub(super) struct Client {
     /// As it was configured when what is under way came in.
     service: RefCell<Rc<FramesService>>,
-    source: IpAddr,
+    /// For the access log.
+    pub tally: Tally,
     /// The clone of each RACS that it stays with, where clients do.
     pub placements: Placements,
     state: RefCell<State>,
@@ -75,7 +80,7 @@ impl State {
 impl Client {
     /// Where it connected from.
     pub fn source(&self) -> IpAddr {
-        self.source
+        self.tally.source.ip()
     }
 
     /// Whether nobody reads this client's answers any more.
@@ -147,6 +152,8 @@ pub(super) struct Task {
     closing: bool,
     /// It was sent away for what it said.
     refused: bool,
+    /// Why it ends.
+    end: &'static str,
 }
 
 impl Task {
@@ -154,7 +161,7 @@ impl Task {
         let deadline = Deadline::new(&service.worker.clock);
         let client = Client {
             service: RefCell::new(Rc::clone(&service)),
-            source: stream.source().ip(),
+            tally: Tally::new(&stream, &service.worker.clock),
             placements: Placements::default(),
             state: RefCell::default(),
             waker: RefCell::default(),
@@ -170,6 +177,7 @@ impl Task {
             held: None,
             closing: false,
             refused: false,
+            end: "router",
         }
     }
 
@@ -189,7 +197,12 @@ impl Task {
         }
         let mut crowded = false;
         loop {
-            if self.poll_write(cx).is_err() || self.client.is_gone() {
+            if self.poll_write(cx).is_err() {
+                self.end = "client";
+                return Poll::Ready(());
+            }
+            if self.client.is_gone() {
+                self.end = "unread";
                 return Poll::Ready(());
             }
             self.closing |= self.service.worker.is_draining() || self.service.succession.has_ended();
@@ -215,7 +228,7 @@ impl Task {
             match self.poll_read(cx) {
                 Poll::Ready(true) => {}
                 // The client may only have shut down its sending side: it gets the answers that it still waits for.
-                Poll::Ready(false) => self.closing = true,
+                Poll::Ready(false) => (self.closing, self.end) = (true, "client"),
                 Poll::Pending => break,
             }
         }
@@ -228,7 +241,11 @@ impl Task {
         } else if !self.deadline.is_armed() {
             self.deadline.arm(self.service.worker.limits.stall);
         }
-        if self.deadline.passed(cx) { Poll::Ready(()) } else { Poll::Pending }
+        if self.deadline.passed(cx) {
+            self.end = "stalled";
+            return Poll::Ready(());
+        }
+        Poll::Pending
     }
 
     /// Goes over to the newest configuration of the service once nothing is under way.
@@ -355,6 +372,7 @@ impl Task {
             match self.scanner.scan(next, MAX_FRAME, Some(&self.service.paths)) {
                 Ok(None) => break,
                 Ok(Some(request)) => {
+                    Tally::add(&self.client.tally.commands);
                     let (client, msgid, len) = (Rc::clone(&self.client), request.msgid, request.len);
                     let caller = Caller::Client { client, msgid, len };
                     self.service.dispatch(caller, &next[..request.len], &request, self.held.take());
@@ -371,6 +389,8 @@ impl Task {
 
     fn refuse(&mut self, error: FrameError) {
         self.service.counters.refused.add(1);
+        Tally::add(&self.client.tally.refused);
+        self.service.note(&self.client, b"", None, None, 0, Some(&error.to_string()), Duration::ZERO);
         let complaint = complaint(Verdict::Refused, &error, Some(&self.service.name));
         let mut text = Vec::new();
         match self.scanner.msgid() {
@@ -381,11 +401,15 @@ impl Task {
         self.client.put(0, &text);
         self.closing = true;
         self.refused = true;
+        self.end = "refused";
     }
 }
 
 impl Drop for Task {
     fn drop(&mut self) {
+        if let Some(log) = &self.service.log {
+            self.client.tally.end(log, &self.stream, &self.service.worker.clock, self.end);
+        }
         let mut state = self.client.state.borrow_mut();
         self.service.unread.set(self.service.unread.get() - state.unread());
         // Answers to what is under way come later, to nobody.

@@ -38,8 +38,8 @@ pub(super) enum Kind {
 }
 
 impl Answer<'_> {
-    /// Appends the whole response.
-    pub fn write(&self, out: &mut Vec<u8>) {
+    /// Appends the whole response. Returns what it says is wrong.
+    pub fn write(&self, out: &mut Vec<u8>) -> String {
         let (status, reason, error, retry) = match &self.kind {
             Kind::Refused(refusal) => {
                 let reason = match refusal.status() {
@@ -63,11 +63,11 @@ impl Answer<'_> {
             ),
             Kind::BadGateway(why) => (502, "Bad Gateway", (*why).into(), true),
         };
-        let error = error.replace('\\', "\\\\").replace('"', "\\\"");
+        let escaped = error.replace('\\', "\\\\").replace('"', "\\\"");
         let partition = self.partition.map_or("null".into(), |name| format!("\"{name}\""));
         let id = self.request_id.map(|id| format!(",\"request_id\":\"{id}\"")).unwrap_or_default();
         let body = format!(
-            "{{\"error\":\"{error}\",\"service\":\"{}\",\"partition\":{partition},\"retry\":{retry}{id}}}",
+            "{{\"error\":\"{escaped}\",\"service\":\"{}\",\"partition\":{partition},\"retry\":{retry}{id}}}",
             self.service
         );
         let mut line = |text: std::fmt::Arguments<'_>| write!(out, "{text}\r\n").expect("writing to memory");
@@ -88,6 +88,7 @@ impl Answer<'_> {
         if !self.head_only {
             out.extend_from_slice(body.as_bytes());
         }
+        error
     }
 }
 

@@ -109,14 +109,12 @@ impl Connection {
                 Ok(place) => self.request(place).await,
                 Err(End::Gone) => return,
                 Err(End::Refused(refusal)) => {
-                    self.service.counters.refused.add(1);
-                    self.service.call_anew(&mut self.told);
-                    self.say(Kind::Refused(refusal), None, false, false).await
+                    self.service.begin_malformed(&mut self.told, self.input.bytes());
+                    self.refuse(Kind::Refused(refusal), None, false, false).await
                 }
                 Err(End::TimedOut) => {
-                    self.service.counters.refused.add(1);
-                    self.service.call_anew(&mut self.told);
-                    self.say(Kind::Timeout("the head took too long"), None, false, false).await
+                    self.service.begin_malformed(&mut self.told, self.input.bytes());
+                    self.refuse(Kind::Timeout("the head took too long"), None, false, false).await
                 }
             };
             served = true;
@@ -199,13 +197,11 @@ impl Connection {
         let mut request = match service.prepare(head, &self.client, search, told, &mut self.outgoing) {
             Ok(request) => request,
             Err(NotRouted::Malformed(refusal)) => {
-                service.counters.refused.add(1);
-                return self.say(Kind::Refused(refusal), None, false, false).await;
+                return self.refuse(Kind::Refused(refusal), None, false, false).await;
             }
             Err(NotRouted::NoKey { persistent, head_only }) => {
-                service.counters.refused.add(1);
                 self.input.consume(end);
-                return self.say(Kind::NoKey, None, persistent, head_only).await;
+                return self.refuse(Kind::NoKey, None, persistent, head_only).await;
             }
         };
         self.input.consume(end);
@@ -214,18 +210,16 @@ impl Connection {
         if request.searching
             && let Err(said) = self.route_by_body(&service, &mut request, &mut upload).await
         {
-            service.counters.refused.add(1);
-            let Some((kind, persistent)) = said else { return Next::Cut };
-            return self.say(kind, None, persistent, request.method == Method::Head).await;
+            let Some((kind, persistent)) = said else {
+                service.counters.refused.add(1);
+                return Next::Cut;
+            };
+            return self.refuse(kind, None, persistent, request.method == Method::Head).await;
         }
         let clock = &service.worker.clock;
         let began = service.counters.begin(request.partition, clock);
-        if service.log.is_some() {
-            self.told.begin(self.outgoing.bytes());
-        }
         if let Err(refusal) = upload.admit(&self.input) {
-            service.counters.refused.add(1);
-            return self.say(Kind::Refused(refusal), Some(&request), false, false).await;
+            return self.refuse(Kind::Refused(refusal), Some(&request), false, false).await;
         }
         // What has come of the body rides with the head, and can be sent again with it.
         self.outgoing.extend(&self.input.bytes()[..upload.admitted], buffers);
@@ -234,8 +228,7 @@ impl Connection {
         self.input.rest(buffers);
         let next = self.attempts(&service, &request, head_len, &mut upload).await;
         service.counters.end(began, clock);
-        service.log(&self.client, began, &self.told, request.partition);
-        (self.told.received, self.told.sent) = (self.client.received(), self.client.sent());
+        service.log(&self.client, began, &mut self.told, Some(request.partition));
         next
     }
 
@@ -487,6 +480,22 @@ impl Connection {
         self.say(Kind::Unavailable(why), Some(request), persistent, head_only).await
     }
 
+    /// Answers what goes to no server, and logs it.
+    async fn refuse(
+        &mut self,
+        kind: Kind,
+        request: Option<&Request>,
+        persistent: bool,
+        head_only: bool,
+    ) -> Next {
+        let service = Rc::clone(&self.service);
+        service.counters.refused.add(1);
+        let began = service.worker.clock.fine();
+        let next = self.say(kind, request, persistent, head_only).await;
+        service.log(&self.client, began, &mut self.told, request.map(|request| request.partition));
+        next
+    }
+
     /// Answers in the router's own name.
     async fn say(
         &mut self,
@@ -509,8 +518,8 @@ impl Connection {
             head_only,
         };
         let mut text = Vec::new();
-        answer.write(&mut text);
-        self.told.answered(&text);
+        let error = answer.write(&mut text);
+        self.told.answered(&text, error);
         let mut sent = 0;
         self.deadline.arm(service.worker.limits.stall);
         let written = std::future::poll_fn(|cx| {

@@ -11,7 +11,10 @@ use router_proto::pipelined::{Reorder, Seq};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{Dialect, Service, Taken};
-use crate::worker::{ClientStream, Deadline, Placements, linger};
+use crate::{
+    access::Tally,
+    worker::{ClientStream, Deadline, Placements, linger},
+};
 
 /// How many commands of a client may be under way before its first reply.
 const FIRST: usize = 64;
@@ -26,6 +29,8 @@ pub(crate) struct Client<D: Dialect> {
     service: RefCell<Rc<Service<D>>>,
     /// What the protocol keeps of it.
     pub session: D::Session,
+    /// For the access log.
+    pub tally: Tally,
     state: RefCell<State>,
     waker: RefCell<Option<Waker>>,
     /// The clone of each RACS that it stays with, where clients do.
@@ -60,8 +65,9 @@ impl State {
 }
 
 impl<D: Dialect> Client<D> {
-    fn new(service: &Rc<Service<D>>) -> Self {
+    fn new(service: &Rc<Service<D>>, stream: &ClientStream) -> Self {
         Self {
+            tally: Tally::new(stream, &service.worker.clock),
             session: D::session(service),
             service: RefCell::new(Rc::clone(service)),
             state: RefCell::default(),
@@ -73,6 +79,12 @@ impl<D: Dialect> Client<D> {
     /// The service as what is under way knows it.
     pub fn service(&self) -> Rc<Service<D>> {
         Rc::clone(&self.service.borrow())
+    }
+
+    /// The same, if it logs.
+    pub fn logged(&self) -> Option<Rc<Service<D>>> {
+        let service = self.service.borrow();
+        service.log.is_some().then(|| Rc::clone(&service))
     }
 
     /// Whether nobody reads this client's replies any more.
@@ -87,6 +99,7 @@ impl<D: Dialect> Client<D> {
 
     /// Takes the next place in the order of replies.
     pub fn open(&self) -> Seq {
+        Tally::add(&self.tally.commands);
         self.state.borrow_mut().reorder.open()
     }
 
@@ -126,7 +139,8 @@ impl<D: Dialect> Client<D> {
     /// than this.
     pub fn tell(&self, message: &[u8], most_unread: usize) {
         if !self.is_gone() {
-            self.fill(self.open(), message, most_unread);
+            let seq = self.state.borrow_mut().reorder.open();
+            self.fill(seq, message, most_unread);
         }
     }
 
@@ -169,13 +183,15 @@ pub(super) struct Task<D: Dialect> {
     closing: bool,
     /// It was sent away for what it said.
     refused: bool,
+    /// Why it ends.
+    end: &'static str,
 }
 
 impl<D: Dialect> Task<D> {
     pub fn new(service: Rc<Service<D>>, stream: ClientStream) -> Self {
         let deadline = Deadline::new(&service.worker.clock);
         Self {
-            client: Rc::new(Client::new(&service)),
+            client: Rc::new(Client::new(&service, &stream)),
             service,
             stream,
             deadline,
@@ -185,6 +201,7 @@ impl<D: Dialect> Task<D> {
             draining: false,
             closing: false,
             refused: false,
+            end: "router",
         }
     }
 
@@ -204,7 +221,12 @@ impl<D: Dialect> Task<D> {
         }
         self.client.state.borrow_mut().held = false;
         loop {
-            if self.poll_write(cx).is_err() || self.client.state.borrow().gone {
+            if self.poll_write(cx).is_err() {
+                self.end = "client";
+                return Poll::Ready(());
+            }
+            if self.client.state.borrow().gone {
+                self.end = "unread";
                 return Poll::Ready(());
             }
             self.closing |= self.service.worker.is_draining() || self.service.succession.has_ended();
@@ -221,7 +243,10 @@ impl<D: Dialect> Task<D> {
             if blocked && self.rest.len() < super::READ {
                 match self.poll_ahead(cx) {
                     Poll::Ready(true) => continue,
-                    Poll::Ready(false) => return Poll::Ready(()),
+                    Poll::Ready(false) => {
+                        self.end = "client";
+                        return Poll::Ready(());
+                    }
                     Poll::Pending => {}
                 }
             }
@@ -237,7 +262,7 @@ impl<D: Dialect> Task<D> {
                 Poll::Ready(true) => {}
                 // The client may only have shut down its sending side: it gets the replies that it still
                 // waits for.
-                Poll::Ready(false) => self.closing = true,
+                Poll::Ready(false) => (self.closing, self.end) = (true, "client"),
                 Poll::Pending => break,
             }
         }
@@ -248,7 +273,11 @@ impl<D: Dialect> Task<D> {
         if stuck && !self.deadline.is_armed() {
             self.deadline.arm(self.service.worker.limits.stall);
         }
-        if self.deadline.passed(cx) { Poll::Ready(()) } else { Poll::Pending }
+        if self.deadline.passed(cx) {
+            self.end = "stalled";
+            return Poll::Ready(());
+        }
+        Poll::Pending
     }
 
     /// Goes over to the newest configuration of the service once nothing is under way: a client's commands
@@ -375,7 +404,7 @@ impl<D: Dialect> Task<D> {
                 Taken::Incomplete => break,
                 Taken::Bytes(len) => done += len,
                 Taken::Last(len) => {
-                    self.closing = true;
+                    (self.closing, self.end) = (true, "client");
                     done += len;
                 }
                 Taken::Later => {
@@ -383,7 +412,7 @@ impl<D: Dialect> Task<D> {
                     break;
                 }
                 Taken::Refused => {
-                    (self.closing, self.refused) = (true, true);
+                    (self.closing, self.refused, self.end) = (true, true, "refused");
                     return input.len();
                 }
             }
@@ -395,6 +424,9 @@ impl<D: Dialect> Task<D> {
 impl<D: Dialect> Drop for Task<D> {
     fn drop(&mut self) {
         D::left(&self.client);
+        if let Some(log) = &self.service.log {
+            self.client.tally.end(log, &self.stream, &self.service.worker.clock, self.end);
+        }
         let mut state = self.client.state.borrow_mut();
         self.service.unread.set(self.service.unread.get() - state.unread());
         // Replies to what is under way come later, to nobody.

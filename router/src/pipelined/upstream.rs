@@ -340,6 +340,7 @@ impl<D: Dialect> Task<D> {
             if sent == Sent::Perhaps && tag.access == Access::Update {
                 service.counters.unknown.add(1);
                 let why = "the server failed with this update under way";
+                tag.failed(&command, Some(self.upstream.server.addr), why);
                 tag.deliver_failure(command.len(), Failure::Unknown(why));
                 continue;
             }
@@ -347,7 +348,7 @@ impl<D: Dialect> Task<D> {
             let leader_only = service.policy.leader_only(tag.access);
             let free = refused && leader_only;
             if !free && !self.upstream.server.may_retry(self.worker.clock.now()) {
-                service.unavailable(tag, command.len(), TOO_MANY_RETRIES);
+                service.unavailable(tag, &command, TOO_MANY_RETRIES);
                 continue;
             }
             service.counters.retried.add(1);
@@ -355,13 +356,13 @@ impl<D: Dialect> Task<D> {
             tag.failures += u8::from(!free);
             let more = !refused || tag.tried.add(self.upstream.server.id) || leader_only;
             if tag.failures >= MAX_FAILURES || !more {
-                service.unavailable(tag, command.len(), "connections to the partition's servers fail");
+                service.unavailable(tag, &command, "connections to the partition's servers fail");
                 continue;
             }
             match service.pick(&tag) {
                 Target::Server(server) => service.push(&server, &command, tag),
                 Target::Exhausted => {
-                    service.unavailable(tag, command.len(), "no clone of the partition's RACS answers");
+                    service.unavailable(tag, &command, "no clone of the partition's RACS answers");
                 }
                 Target::Wait => to_wait.push((tag, command)),
             }
@@ -414,7 +415,13 @@ fn deliver<D: Dialect>(
         let len = {
             let pipeline = upstream.pipeline.borrow();
             match (pipeline.oldest(), pipeline.front()) {
-                (Some((tag, command)), _) => D::scan_reply(replies, tag.note, command, &input[done..])?,
+                (Some((tag, command)), _) => {
+                    let len = D::scan_reply(replies, tag.note, command, &input[done..])?;
+                    if len.is_some() {
+                        tag.answered(command, upstream.server.addr);
+                    }
+                    len
+                }
                 (None, Some(tag)) if D::begins_early(tag.note) => None,
                 _ => return Err(()),
             }

@@ -55,7 +55,7 @@ impl<D: Dialect> Service<D> {
 
     fn admit(&self, mut tag: Tag<D>, command: Box<[u8]>) -> Option<Entry<D>> {
         if self.waiting[tag.racs.get() as usize].borrow().0.len() >= self.worker.limits.waiting {
-            self.unavailable(tag, command.len(), "too many commands wait for a leader");
+            self.unavailable(tag, &command, "too many commands wait for a leader");
             return None;
         }
         if tag.wait_until == Instant::MAX {
@@ -81,11 +81,8 @@ impl<D: Dialect> Service<D> {
                         queue.borrow_mut().0.push_back(entry);
                     }
                     Target::Wait | Target::Exhausted => {
-                        self.unavailable(
-                            entry.tag,
-                            entry.command.len(),
-                            "the partition's RACS has no leader",
-                        );
+                        let why = "the partition's RACS has no leader";
+                        self.unavailable(entry.tag, &entry.command, why);
                     }
                 }
             }

@@ -418,6 +418,10 @@ impl Private {
                     End::Failed | End::Idle => "the connection to the partition's leader failed",
                 })
             };
+            let (Failure::Unknown(why) | Failure::Unavailable(why)) = failure;
+            if let Some(client) = self.client.upgrade() {
+                self.service.failed(&client, b"", self.racs, why);
+            }
             let mut text = Vec::new();
             Redis::push_failure(&mut text, failure);
             self.answer(expected, Some(&text));

@@ -110,7 +110,7 @@ impl RedisService {
         match meant(command, args) {
             Meant::Command(known) => self.route(client, known, command, args),
             Meant::Not(why) => {
-                self.refused(client, client.open(), format_args!("{why}"));
+                self.refuse_command(client, client.open(), format_args!("{why}"));
                 Next::Continue
             }
         }
@@ -155,7 +155,7 @@ impl RedisService {
                     None => {
                         let name = known.name;
                         let text = format_args!("ERR wrong number of arguments for '{name}' command");
-                        self.refused(client, seq, text);
+                        self.refuse_command(client, seq, text);
                     }
                 }
             }
@@ -169,8 +169,8 @@ impl RedisService {
                     Ok(Place::Nowhere) => {
                         self.forward(client, seq, self.racs_of(self.partition(b"")), access, command);
                     }
-                    Ok(Place::Crossed) => self.refused(client, seq, format_args!("{CROSSED}")),
-                    Err(malformed) => self.refused(client, seq, format_args!("{malformed}")),
+                    Ok(Place::Crossed) => self.refuse_command(client, seq, format_args!("{CROSSED}")),
+                    Err(malformed) => self.refuse_command(client, seq, format_args!("{malformed}")),
                 }
             }
             Keys::Any(access) => self.forward(client, seq, self.any_racs(), access, command),
@@ -180,7 +180,7 @@ impl RedisService {
                 let container = resp::lookup(args.get(command, 0)).map_or(known.name, |first| first.name);
                 let sub = if container == known.name { String::new() } else { format!("|{}", known.name) };
                 let name = format!("{container}{sub}");
-                self.refused(client, seq, format_args!("ERR phalanx: '{name}' is refused: {why}"));
+                self.refuse_command(client, seq, format_args!("ERR phalanx: '{name}' is refused: {why}"));
             }
             Keys::None(_) | Keys::Transaction(_) | Keys::Subscribe(..) | Keys::Sub(_) => {
                 unreachable!("dealt with before")
@@ -268,7 +268,7 @@ impl RedisService {
     fn scan(self: &Rc<Self>, client: &Rc<Client>, seq: Seq, command: &[u8], args: &Args) {
         let racs = u32::try_from(self.racs()).expect("a service has fewer than 2^16 RACS");
         let Some(cursor) = Cursor::parse(args.get(command, 1), racs) else {
-            self.refused(client, seq, format_args!("ERR invalid cursor"));
+            self.refuse_command(client, seq, format_args!("ERR invalid cursor"));
             return;
         };
         self.counters.requests.add(1);

@@ -192,7 +192,7 @@ impl RedisService {
             if always || matches!(keys, Some(Keys::None(Local::Auth | Local::Hello))) {
                 return None;
             }
-            self.refused(client, client.open(), format_args!("NOAUTH Authentication required."));
+            self.refuse_command(client, client.open(), format_args!("NOAUTH Authentication required."));
             return Some(Next::Continue);
         }
         if session.in_transaction() {
@@ -214,7 +214,7 @@ impl RedisService {
                  in this context",
                 name.to_lowercase()
             );
-            self.refused(client, client.open(), text);
+            self.refuse_command(client, client.open(), text);
             return Some(Next::Continue);
         }
         // These see to their turn themselves.
@@ -249,7 +249,7 @@ impl RedisService {
         }
         if local == Local::Hello && (session.is_subscribed() || session.watched.get().is_some()) {
             let text = "ERR phalanx: 'hello' is refused while channels are subscribed or keys watched";
-            self.refused(client, client.open(), format_args!("{text}"));
+            self.refuse_command(client, client.open(), format_args!("{text}"));
             return Next::Continue;
         }
         if local == Local::Reset {
@@ -289,7 +289,7 @@ impl RedisService {
         let racs = self.racs_of(partition);
         if client.session.watching().is_some_and(|private| private.racs != racs) {
             let text = "ERR phalanx: keys of another partition are watched: UNWATCH them first";
-            self.refused(client, seq, format_args!("{text}"));
+            self.refuse_command(client, seq, format_args!("{text}"));
             return Next::Continue;
         }
         self.counters.requests.add(1);
@@ -303,6 +303,7 @@ impl RedisService {
     /// Refuses what would need one more connection of a client's own.
     pub(super) fn too_many(&self, client: &Client, seq: router_proto::pipelined::Seq) {
         self.counters.unavailable.add(1);
+        crate::access::Tally::add(&client.tally.failed);
         let text = "TRYAGAIN phalanx: too many clients have connections of their own; nothing was done";
         client.answer(seq, |out| resp::push_error(out, format_args!("{text}")));
     }

@@ -95,7 +95,7 @@ impl RedisService {
         let seq = client.open();
         let proto = client.session.proto();
         if on && listening.subscriptions.bytes() + name.len() > self.limits().subscriptions {
-            self.refused(client, seq, format_args!("ERR phalanx: too many subscriptions"));
+            self.refuse_command(client, seq, format_args!("ERR phalanx: too many subscriptions"));
             return;
         }
         let changed = listening.subscriptions.set(channels, name, on);

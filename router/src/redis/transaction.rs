@@ -50,7 +50,7 @@ impl RedisService {
         };
         match queued {
             Ok(()) => client.answer(seq, |out| out.extend_from_slice(b"+QUEUED\r\n")),
-            Err(why) => self.refused(client, seq, format_args!("{why}")),
+            Err(why) => self.refuse_command(client, seq, format_args!("{why}")),
         }
     }
 
@@ -113,7 +113,7 @@ impl RedisService {
         let session = &client.session;
         let begun = session.in_transaction();
         let refused = |text: &str| {
-            self.refused(client, client.open(), format_args!("{text}"));
+            self.refuse_command(client, client.open(), format_args!("{text}"));
             Next::Continue
         };
         let next = match (step, begun) {
@@ -149,7 +149,7 @@ impl RedisService {
                 partition
             }
             _ => {
-                self.refused(client, seq, format_args!("{CROSSED}"));
+                self.refuse_command(client, seq, format_args!("{CROSSED}"));
                 return Next::Continue;
             }
         };
@@ -201,7 +201,7 @@ impl RedisService {
                 if let Some(private) = private {
                     private.finish();
                 }
-                self.refused(client, seq, format_args!("{ABORTED}"));
+                self.refuse_command(client, seq, format_args!("{ABORTED}"));
             }
             Finished::Empty => client.answer(seq, |out| out.extend_from_slice(b"*0\r\n")),
             Finished::Send { bytes, replies, partition, access } => {

@@ -152,7 +152,9 @@ impl Services {
             match entry {
                 Entry::Same(name) => current.extend(take(&name)),
                 Entry::New(ServiceSetup { service, table, held, log }) => {
-                    let log = log.map(|handle| AccessLog::new(handle, &service.name));
+                    let log = log.zip(service.access_log.as_ref()).map(|(handle, asked)| {
+                        AccessLog::new(handle, &service.name, asked, worker.counters(&service.name))
+                    });
                     let front = Front::new(worker, &service, table, log);
                     if let Some(before) = take(&service.name) {
                         before.front.give_way(Some(&front));

@@ -1,0 +1,55 @@
+//! What is logged of requests.
+
+use std::time::Duration;
+
+use toml::Spanned;
+
+use super::{
+    AccessLog, Protocol,
+    check::{Checked, wrong},
+    raw,
+    servers::duration,
+};
+
+/// What is logged in any case takes at least so long, unless said otherwise.
+const SLOW: Duration = Duration::from_millis(100);
+/// Nothing that is answered takes longer.
+const SLOWEST: Duration = Duration::from_secs(3600);
+/// Fewer lines are none.
+const FEWEST: i64 = 1_000_000_000;
+
+pub(super) fn access_log(
+    written: Option<&Spanned<raw::AccessLog>>,
+    protocol: &Protocol,
+) -> Checked<Option<AccessLog>> {
+    let Some(written) = written else { return Ok(None) };
+    let raw::AccessLog { file, slow, every } = written.get_ref();
+    if file.is_empty() {
+        return wrong(written, "`access_log` names no file: give its path, or \"-\" for standard error");
+    }
+    if let Protocol::Tcp { .. } = protocol {
+        let asked = slow.as_ref().map(Spanned::span).or(every.as_ref().map(Spanned::span));
+        if let Some(at) = asked {
+            let message = "`slow` and `every` do not apply to tcp: each connection has a line";
+            return wrong(&Spanned::new(at, ()), message);
+        }
+    }
+    let slow = slow.as_ref().map(|slow| duration(slow, Duration::from_millis(1), SLOWEST)).transpose()?;
+    // A line for each request costs what a request over HTTP can bear, and a command cannot.
+    let usual = if matches!(protocol, Protocol::Http { .. }) { 1 } else { 0 };
+    let every = match every {
+        None => usual,
+        Some(every) => match u32::try_from(*every.get_ref()) {
+            Ok(number) if i64::from(number) <= FEWEST => number,
+            _ => {
+                let message = format!(
+                    "every = {}: give 1 for a line for each request, 1000 for one in a thousand, or 0 for none \
+                     but of those that fail or are slow",
+                    every.get_ref()
+                );
+                return wrong(every, message);
+            }
+        },
+    };
+    Ok(Some(AccessLog { file: file.as_str().into(), slow: slow.unwrap_or(SLOW), every }))
+}
