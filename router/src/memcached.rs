@@ -1,6 +1,6 @@
 //! The memcached side: where a command's keys are decides where it goes.
 
-use std::{cell::RefCell, collections::VecDeque, fmt::Write as _, rc::Rc};
+use std::{cell::RefCell, fmt::Write as _, rc::Rc};
 
 use router_proto::{
     memcached::{
@@ -13,12 +13,9 @@ use router_proto::{
 
 use crate::{
     config, limits,
-    pipelined::{self, Dialect, Failure, Lanes, Service, Tag, Taken},
+    pipelined::{self, Dialect, Failure, Lanes, Service, Spare, Tag, Taken},
     worker::Server,
 };
-
-/// How many [`Gather`]s are kept for later commands.
-const GATHERS: usize = 256;
 
 /// The memcached protocol.
 pub(crate) struct Memcached {
@@ -26,8 +23,7 @@ pub(crate) struct Memcached {
     /// Where a command is put together that does not go on as it came.
     command: RefCell<Vec<u8>>,
     split: RefCell<Split>,
-    /// The one used longest ago is at the front. Those that nobody else holds are free.
-    gathers: RefCell<VecDeque<Rc<RefCell<Gather>>>>,
+    gathers: Spare<Gather>,
 }
 
 /// One memcached service on one worker.
@@ -51,7 +47,7 @@ impl Dialect for Memcached {
             limits: Limits { value: limits.value, ..Limits::default() },
             command: RefCell::default(),
             split: RefCell::default(),
-            gathers: RefCell::default(),
+            gathers: Spare::default(),
         }
     }
 
@@ -136,24 +132,6 @@ impl Dialect for Memcached {
 }
 
 impl Memcached {
-    /// A [`Gather`] that nobody uses.
-    fn gather(&self) -> Rc<RefCell<Gather>> {
-        let mut kept = self.gathers.borrow_mut();
-        for _ in 0..kept.len().min(4) {
-            let oldest = kept.pop_front().expect("there are some");
-            kept.push_back(Rc::clone(&oldest));
-            // This one and the list's.
-            if Rc::strong_count(&oldest) == 2 {
-                return oldest;
-            }
-        }
-        let fresh = Rc::<RefCell<Gather>>::default();
-        if kept.len() < GATHERS {
-            kept.push_back(Rc::clone(&fresh));
-        }
-        fresh
-    }
-
     /// A command without some of its bytes, if any.
     fn without<T>(&self, command: &[u8], cut: &std::ops::Range<usize>, then: impl FnOnce(&[u8]) -> T) -> T {
         if cut.is_empty() {
@@ -194,7 +172,7 @@ impl MemcachedService {
         if let (1, Some((racs, text))) = (split.parts().len(), split.parts().next()) {
             self.send(tag(racs), text);
         } else {
-            let gather = self.dialect.gather();
+            let gather = self.dialect.gathers.take();
             gather.borrow_mut().values(command, keys, &split);
             for (part, (racs, text)) in (0..).zip(split.parts()) {
                 self.send(tag(racs).part(&gather, part), text);
@@ -214,7 +192,7 @@ impl MemcachedService {
     ) {
         debug_assert_eq!(note.kind, Kind::Ok);
         self.counters.requests.add(1);
-        let gather = self.dialect.gather();
+        let gather = self.dialect.gathers.take();
         gather.borrow_mut().oks(self.racs());
         self.dialect.without(command, cut, |command| {
             for (part, racs) in (0..).zip(self.all_racs()) {

@@ -9,6 +9,7 @@
 //! What commands and replies look like is a [`Dialect`]'s business.
 
 mod client;
+mod spare;
 mod upstream;
 mod waiting;
 
@@ -31,6 +32,7 @@ use router_proto::{
 
 pub(crate) use client::Client;
 use client::Task;
+pub(crate) use spare::Spare;
 pub(crate) use upstream::{Upstream, connect};
 use waiting::Waiting;
 

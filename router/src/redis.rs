@@ -28,7 +28,7 @@ use router_proto::{
 use crate::{
     config::{self, Auth},
     limits::Limits,
-    pipelined::{self, Dialect, Failure, Lanes, Service, Taken},
+    pipelined::{self, Dialect, Failure, Lanes, Service, Spare, Taken},
     worker::Server,
 };
 use private::Private;
@@ -40,6 +40,9 @@ pub(crate) struct Redis {
     auth: Auth,
     /// The connections that clients have for themselves.
     privates: RefCell<Vec<Weak<Private>>>,
+    gathers: Spare<Gather>,
+    /// Where a command is taken apart.
+    split: RefCell<route::Split>,
 }
 
 /// One Redis service on one worker.
@@ -87,7 +90,13 @@ impl Dialect for Redis {
     const LANES: usize = 2;
 
     fn new(service: &config::Service, _limits: &Limits) -> Self {
-        Self { limits: resp::Limits::default(), auth: service.auth.clone(), privates: RefCell::default() }
+        Self {
+            limits: resp::Limits::default(),
+            auth: service.auth.clone(),
+            privates: RefCell::default(),
+            gathers: Spare::default(),
+            split: RefCell::default(),
+        }
     }
 
     fn session(service: &RedisService) -> Session {
@@ -167,6 +176,7 @@ impl Dialect for Redis {
         if all {
             whole.reserve(gather.kept());
             gather.write(whole);
+            gather.shrink();
         }
         all
     }

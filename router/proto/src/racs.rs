@@ -178,6 +178,9 @@ impl Racs {
             return Pick::Wait;
         }
         let untried = |clone| !tried.contains(l2p.get(clone).physical);
+        if let [only] = *self.clones {
+            return if untried(only) { Pick::Clone(only) } else { Pick::Exhausted };
+        }
         let sound = |clone| untried(clone) && loads.avoid_until(l2p.get(clone).physical) <= now;
         let perhaps = |clone| untried(clone) && !loads.is_down(l2p.get(clone).physical);
         let chosen = choose(&self.clones, sound, &at, random);

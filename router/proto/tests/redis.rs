@@ -283,7 +283,8 @@ fn how_long_a_command_may_wait_is_in_it() {
 #[test]
 fn one_reply_comes_of_those_of_all_servers() {
     let all = |spread, random, replies: &[&str]| {
-        let mut gather = Gather::all(spread, replies.len() as u16, random);
+        let mut gather = Gather::default();
+        gather.all(spread, replies.len() as u16, random);
         for (part, reply) in (0..).zip(replies) {
             gather.put(part, reply.as_bytes());
         }
@@ -354,7 +355,8 @@ fn commands_over_many_keys_are_split_with_their_keys_in_order() {
 #[test]
 fn replies_are_put_together_in_the_order_of_the_keys() {
     let gather = |family, parts: &[u16], count, replies: &[(u16, &str)]| {
-        let mut gather = Gather::new(family, parts.to_vec(), count);
+        let mut gather = Gather::default();
+        gather.keys(family, parts, count);
         for (at, (part, reply)) in replies.iter().enumerate() {
             assert_eq!(gather.put(*part, reply.as_bytes()), at + 1 == replies.len());
         }
@@ -399,7 +401,8 @@ fn split_and_gather_are_inverse_over_random_keys() {
         let mut all = vec!["MGET"];
         all.extend(words.iter().map(String::as_str));
         let subs = split(&all, Family::Mget, &parts, count);
-        let mut gather = Gather::new(Family::Mget, parts, count);
+        let mut gather = Gather::default();
+        gather.keys(Family::Mget, &parts, count);
         for (part, sub) in (0u16..).zip(&subs) {
             // A server whose value for each key is the key.
             let mut args = Args::default();

@@ -3,7 +3,7 @@
 //! Keys that must be together must be in one *partition*, not only in one RACS: partitions may move one day, and
 //! what a client may do must not hang on where they are just now.
 
-use std::{cell::RefCell, rc::Rc};
+use std::rc::Rc;
 
 use router_proto::{
     Pmap, RacsId,
@@ -11,7 +11,7 @@ use router_proto::{
     pipelined::Seq,
     pmap::PartitionId,
     racs::Access,
-    resp::{self, Args, Command, Cursor, Family, Find, Found, Gather, Keys, Malformed, Spread, SubCommand},
+    resp::{self, Args, Command, Cursor, Family, Find, Found, Keys, Malformed, Spread, SubCommand},
 };
 
 use super::{Client, Next, Note, RedisService};
@@ -85,6 +85,27 @@ pub(super) fn together(find: Find, command: &[u8], args: &Args, pmap: &Pmap) -> 
         Some(partition) => Place::Partition(partition),
         None => Place::Nowhere,
     })
+}
+
+/// A command over many keys that is taken apart, in room that is used again and again.
+#[derive(Default)]
+pub(super) struct Split {
+    /// Which part each RACS is, if any: one look per key, however many RACS there are.
+    part_of_racs: Vec<Option<u16>>,
+    /// Where each part goes.
+    parts: Vec<RacsId>,
+    part_of_key: Vec<u16>,
+    /// The command of the part in hand.
+    text: Vec<u8>,
+}
+
+impl Split {
+    /// Gives memory back that only a large command needed.
+    fn shrink(&mut self) {
+        self.part_of_key.shrink_to(4096);
+        self.text.clear();
+        self.text.shrink_to(64 * 1024);
+    }
 }
 
 impl RedisService {
@@ -214,49 +235,49 @@ impl RedisService {
         keys: usize,
         command: &[u8],
     ) {
-        let mut racs: Vec<RacsId> = Vec::new();
-        let mut parts: Vec<u16> = Vec::with_capacity(keys);
+        let mut split = self.dialect.split.borrow_mut();
+        let Split { part_of_racs, parts, part_of_key, text } = &mut *split;
+        part_of_racs.clear();
+        part_of_racs.resize(self.racs(), None);
+        parts.clear();
+        part_of_key.clear();
         {
             let mut table = self.table.borrow_mut();
-            let table = table.load();
-            // Which part each RACS is, if any: one look per key, however many RACS there are.
-            let mut part_of: Vec<Option<u16>> = vec![None; self.racs()];
+            let pmap = &table.load().pmap;
             for key in 0..keys {
-                let partition = table.pmap.locate(tagged(sub.key(key)));
+                let partition = pmap.locate(tagged(sub.key(key)));
                 self.counters.key(partition);
-                let id = table.pmap.racs(partition);
-                let part = *part_of[id.get() as usize].get_or_insert_with(|| {
-                    racs.push(id);
-                    u16::try_from(racs.len() - 1).expect("a service has fewer than 2^16 RACS")
+                let racs = pmap.racs(partition);
+                let part = *part_of_racs[racs.get() as usize].get_or_insert_with(|| {
+                    parts.push(racs);
+                    u16::try_from(parts.len() - 1).expect("a service has fewer than 2^16 RACS")
                 });
-                parts.push(part);
+                part_of_key.push(part);
             }
         }
-        if let [only] = racs[..] {
+        if let [only] = parts[..] {
             self.forward(client, seq, only, family.access(), command);
             return;
         }
         self.counters.requests.add(1);
-        let count = u16::try_from(racs.len()).expect("checked above");
-        let mut texts: Vec<Vec<u8>> = Vec::with_capacity(racs.len());
-        for part in 0..count {
-            let mut text = Vec::new();
-            sub.write(&parts, part, &mut text);
-            texts.push(text);
-        }
-        let gather = Rc::new(RefCell::new(Gather::new(family, parts, count)));
+        let gather = self.dialect.gathers.take();
+        gather.borrow_mut().keys(family, part_of_key, u16::try_from(parts.len()).expect("checked above"));
         let note = Note { replies: 1, proto: client.session.proto() };
-        for ((part, racs), text) in (0..count).zip(racs).zip(texts) {
-            let tag = Tag::new(client, seq, note, racs, family.access());
-            self.send(tag.part(&gather, part), &text);
+        for (part, racs) in (0..).zip(&*parts) {
+            text.clear();
+            sub.write(part_of_key, part, text);
+            let tag = Tag::new(client, seq, note, *racs, family.access());
+            self.send(tag.part(&gather, part), text);
         }
+        split.shrink();
     }
 
     /// Sends a command to every RACS.
     fn dispatch_all(self: &Rc<Self>, client: &Rc<Client>, seq: Seq, spread: Spread, command: &[u8]) {
         self.counters.requests.add(1);
         let count = u16::try_from(self.racs()).expect("a service has fewer than 2^16 RACS");
-        let gather = Rc::new(RefCell::new(Gather::all(spread, count, self.random())));
+        let gather = self.dialect.gathers.take();
+        gather.borrow_mut().all(spread, count, self.random());
         let note = Note { replies: 1, proto: client.session.proto() };
         for part in 0..count {
             let tag = Tag::new(client, seq, note, RacsId::new(part.into()), spread.access());
@@ -274,7 +295,8 @@ impl RedisService {
         self.counters.requests.add(1);
         let mut text = Vec::new();
         cursor.write(command, args, &mut text);
-        let gather = Rc::new(RefCell::new(Gather::scan(cursor, racs)));
+        let gather = self.dialect.gathers.take();
+        gather.borrow_mut().scan(cursor, racs);
         let note = Note { replies: 1, proto: client.session.proto() };
         let tag = Tag::new(client, seq, note, RacsId::new(cursor.racs), Access::Update);
         self.send(tag.part(&gather, 0), &text);

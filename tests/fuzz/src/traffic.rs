@@ -412,8 +412,9 @@ pub(crate) fn replies(data: &[u8]) {
         if count == 0 {
             break;
         }
-        let parts = (0..2 * count).map(|key| key % count).collect();
-        let mut gather = Gather::new(family, parts, count);
+        let parts: Vec<u16> = (0..2 * count).map(|key| key % count).collect();
+        let mut gather = Gather::default();
+        gather.keys(family, &parts, count);
         for (part, reply) in (0..count).zip(&replies) {
             assert_eq!(gather.put(part, reply), part + 1 == count);
         }
@@ -424,7 +425,8 @@ pub(crate) fn replies(data: &[u8]) {
         if count == 0 {
             break;
         }
-        let mut gather = Gather::all(spread, count, 5);
+        let mut gather = Gather::default();
+        gather.all(spread, count, 5);
         for (part, reply) in (0..count).zip(&replies) {
             gather.put(part, reply);
         }
@@ -438,7 +440,8 @@ pub(crate) fn replies(data: &[u8]) {
             ReplyScanner::default().scan_many(&[&reply[..]; 3].concat(), 3),
             Ok(Some(3 * reply.len()))
         );
-        let mut gather = Gather::scan(Cursor { racs: 1, server: 9 }, 3);
+        let mut gather = Gather::default();
+        gather.scan(Cursor { racs: 1, server: 9 }, 3);
         gather.put(0, reply);
         one_reply(&gather);
     }

@@ -72,7 +72,22 @@ impl ReplyScanner {
     fn walk(&mut self, input: &[u8], pushed: bool) -> Result<Option<usize>, ReplyError> {
         while self.open > 0 {
             let Some(&kind) = input.get(self.at) else { return Ok(None) };
-            let known = b"+-:$*,#(_=!~%|".contains(&kind) || pushed && kind == b'>' && self.at == 0;
+            let known = matches!(
+                kind,
+                b'+' | b'-'
+                    | b':'
+                    | b'$'
+                    | b'*'
+                    | b','
+                    | b'#'
+                    | b'('
+                    | b'_'
+                    | b'='
+                    | b'!'
+                    | b'~'
+                    | b'%'
+                    | b'|'
+            ) || pushed && kind == b'>' && self.at == 0;
             if !known {
                 return Err(ReplyError::Type(kind.into()));
             }
@@ -124,7 +139,10 @@ impl ReplyScanner {
     /// The offset of the LF that ends the line in hand.
     fn line_end(&mut self, input: &[u8]) -> Result<Option<usize>, ReplyError> {
         let from = self.searched.max(self.at);
-        match memchr::memchr(b'\n', &input[from..]) {
+        let rest = &input[from..];
+        // Most lines are lengths, of a few bytes.
+        let near = rest[..rest.len().min(8)].iter().position(|&byte| byte == b'\n');
+        match near.or_else(|| memchr::memchr(b'\n', rest)) {
             Some(lf) if from + lf > self.at && input[from + lf - 1] == b'\r' => Ok(Some(from + lf)),
             Some(_) => Err(ReplyError::End),
             None => {

@@ -40,6 +40,7 @@ impl<'a> SubCommand<'a> {
     /// Appends the sub-command of `part`: that of the keys whose entry in `parts` says so, in their order.
     pub fn write(&self, parts: &[u16], part: u16, out: &mut Vec<u8>) {
         let step = self.family.step();
+        out.reserve(self.command.len());
         let count = parts.iter().filter(|&&of| of == part).count();
         push_header(out, b'*', (1 + count * step) as u64);
         out.extend_from_slice(self.args.raw(self.command, 0));
@@ -51,43 +52,59 @@ impl<'a> SubCommand<'a> {
     }
 }
 
-/// The replies to the parts of one command, until all are there.
-#[derive(Clone, Debug)]
+/// The replies to the parts of one command, until all are there; in room that is used again and again.
+#[derive(Clone, Debug, Default)]
 pub struct Gather {
     how: How,
-    replies: Vec<Option<Vec<u8>>>,
+    /// Of each key, in the order of the keys: which part it went to.
+    parts: Vec<u16>,
+    /// The replies, in the order in which they came.
+    bytes: Vec<u8>,
+    /// Where each part's reply is in `bytes`.
+    replies: Vec<Option<(usize, usize)>>,
     missing: usize,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 enum How {
-    /// Of each key, in the order of the keys: which part it went to.
-    Keys(Family, Vec<u16>),
+    Keys(Family),
     /// With random bits, for a choice.
     All(Spread, u64),
     /// One reply of the RACS that is being walked, of so many.
     Scan(Cursor, u32),
 }
 
+impl Default for How {
+    fn default() -> Self {
+        Self::Keys(Family::Mget)
+    }
+}
+
 impl Gather {
     /// Waits for `count` replies; `parts` says which part each key belongs to.
-    pub fn new(family: Family, parts: Vec<u16>, count: u16) -> Self {
+    pub fn keys(&mut self, family: Family, parts: &[u16], count: u16) {
         debug_assert!(parts.iter().all(|&part| part < count));
-        Self::of(How::Keys(family, parts), count)
+        self.start(How::Keys(family), count);
+        self.parts.extend_from_slice(parts);
     }
 
     /// Waits for `count` replies to the same command. `random` is 64 fresh random bits.
-    pub fn all(spread: Spread, count: u16, random: u64) -> Self {
-        Self::of(How::All(spread, random), count)
+    pub fn all(&mut self, spread: Spread, count: u16, random: u64) {
+        self.start(How::All(spread, random), count);
     }
 
     /// Waits for the reply to one step of a walk over so many RACS.
-    pub fn scan(cursor: Cursor, racs: u32) -> Self {
-        Self::of(How::Scan(cursor, racs), 1)
+    pub fn scan(&mut self, cursor: Cursor, racs: u32) {
+        self.start(How::Scan(cursor, racs), 1);
     }
 
-    fn of(how: How, count: u16) -> Self {
-        Self { how, replies: alloc::vec![None; count.into()], missing: count.into() }
+    fn start(&mut self, how: How, count: u16) {
+        self.how = how;
+        self.parts.clear();
+        self.bytes.clear();
+        self.replies.clear();
+        self.replies.resize(count.into(), None);
+        self.missing = count.into();
     }
 
     /// Takes the reply to one part. Returns whether all are there.
@@ -95,15 +112,21 @@ impl Gather {
     /// # Panics
     /// If the part has its reply already.
     pub fn put(&mut self, part: u16, reply: &[u8]) -> bool {
-        let place = &mut self.replies[usize::from(part)];
-        assert!(place.replace(reply.to_vec()).is_none(), "a second reply for one part");
+        let start = self.bytes.len();
+        if start == 0 {
+            // The others will be about as long.
+            self.bytes.reserve(reply.len() * self.missing);
+        }
+        self.bytes.extend_from_slice(reply);
+        let before = self.replies[usize::from(part)].replace((start, self.bytes.len()));
+        assert!(before.is_none(), "a second reply for one part");
         self.missing -= 1;
         self.missing == 0
     }
 
     /// Bytes of the replies so far.
     pub fn kept(&self) -> usize {
-        self.replies.iter().flatten().map(Vec::len).sum()
+        self.bytes.len()
     }
 
     /// Appends the one reply that the client waits for.
@@ -115,20 +138,29 @@ impl Gather {
     /// # Panics
     /// If a reply is missing.
     pub fn write(&self, out: &mut Vec<u8>) {
-        let replies: Vec<&[u8]> =
-            self.replies.iter().map(|reply| reply.as_deref().expect("all replies are there")).collect();
-        match &self.how {
-            How::Scan(cursor, racs) => cursor.translate(replies[0], *racs, out),
-            How::All(how, random) => spread::write(*how, *random, &replies, out),
-            How::Keys(Family::Mget, parts) => write_array(parts, &replies, out),
-            How::Keys(Family::Mset, _) => match replies.iter().find(|reply| **reply != b"+OK\r\n") {
+        let replies = self.replies.iter().map(|reply| {
+            let (start, end) = reply.expect("all replies are there");
+            &self.bytes[start..end]
+        });
+        let replies: Vec<&[u8]> = replies.collect();
+        match self.how {
+            How::Scan(cursor, racs) => cursor.translate(replies[0], racs, out),
+            How::All(how, random) => spread::write(how, random, &replies, out),
+            How::Keys(Family::Mget) => write_array(&self.parts, &replies, out),
+            How::Keys(Family::Mset) => match replies.iter().find(|reply| **reply != b"+OK\r\n") {
                 None => out.extend_from_slice(b"+OK\r\n"),
                 Some(other) => push_failure(other, "MSET", out),
             },
-            How::Keys(Family::CountUpdate | Family::CountRead, _) => {
+            How::Keys(Family::CountUpdate | Family::CountRead) => {
                 spread::write(Spread::Sum, 0, &replies, out);
             }
         }
+    }
+
+    /// Gives memory back that only a large command needed.
+    pub fn shrink(&mut self) {
+        self.bytes.shrink_to(64 * 1024);
+        self.parts.shrink_to(4096);
     }
 }
 
