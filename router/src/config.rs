@@ -155,6 +155,8 @@ pub(crate) struct RacsConfig {
     pub source: Source,
     /// Whether its servers are told where a client connected from.
     pub send_proxy: bool,
+    /// How many reads of a worker may be under way on one connection to a server; 0 if each has one of its own.
+    pub pipeline: usize,
 }
 
 /// Where a RACS' clones come from.

@@ -7,6 +7,7 @@ mod connection;
 mod exchange;
 mod hedge;
 mod ids;
+mod lane;
 
 use std::{
     cell::{Cell, RefCell},
@@ -41,6 +42,7 @@ pub(crate) use answer::TOO_MANY_CLIENTS;
 use exchange::Transfer;
 use hedge::Rival;
 use ids::Identify;
+pub(crate) use lane::LaneSlot;
 
 /// One HTTP service on one worker.
 pub(crate) struct HttpService {
@@ -61,6 +63,8 @@ pub(crate) struct HttpService {
     table: RefCell<Reader<Table>>,
     /// Who waits for each RACS.
     waiting: Vec<RefCell<Vec<DeadlineId>>>,
+    /// Connections that reads share, where they do.
+    lanes: lane::Lanes,
     /// Counts the changes of tables, so that who waits sees one even if it was woken for something else.
     changes: Cell<u64>,
     /// How many want to know of new tables: requests that wait for a connection to be made, and tunnels.
@@ -196,6 +200,7 @@ impl HttpService {
             usual: RefCell::default(),
             table: RefCell::new(table),
             waiting: service.racs.iter().map(|_| RefCell::default()).collect(),
+            lanes: lane::Lanes::new(service),
             changes: Cell::new(0),
             watching: Cell::new(0),
             counters,

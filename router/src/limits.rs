@@ -43,6 +43,18 @@ pub struct Limits {
     /// How long a server may be silent, about a read or on a connection that clients share, before a second clone is
     /// asked for reads, too, however quick answers usually are. 20 ms; shorter asks twice more often, and is not kept: the clock ticks every 20 ms.
     pub hedge_after: Duration,
+    /// Longest head of a request that may share a connection with others (`pipeline = N`). 8 KiB; a longer one has a
+    /// connection of its own.
+    pub lane_head: usize,
+    /// Bytes of an answer on such a connection that are kept until it is whole, so that it can still come from elsewhere.
+    /// 64 KiB; of a larger one the client gets what there is.
+    pub lane_held: usize,
+    /// Largest answer on such a connection, however slowly its client takes it. 1 MiB; a larger one has the connection
+    /// for itself, and what is behind it goes elsewhere.
+    pub lane_answer: usize,
+    /// How long no such connection is made to a server on which one has just failed, or was of little use. 1 s; until
+    /// then each request has a connection of its own.
+    pub lane_rest: Duration,
     /// Most client connections of one worker. 10 000; the next one is told so and closed. The command
     /// `phalanx router` takes fewer where that many files may not be open.
     pub clients: usize,
@@ -52,7 +64,7 @@ pub struct Limits {
     /// input waits. 1 MiB; one command or reply may be larger.
     pub backlog: usize,
     /// Bytes of replies that all such clients of a service on one worker may leave unread before those of them that
-    /// have much unread send nothing more. 64 MiB. At four times as much, those who have more than a sixteenth of
+    /// have much unread send nothing more, and before HTTP requests share no connections any more. 64 MiB. At four times as much, those who have more than a sixteenth of
     /// [`Limits::backlog`] unread are cut off.
     pub unread_in_all: usize,
     /// Bytes of requests of more than 64 KiB that all clients of a frames service on one worker may have under way; then further
@@ -95,6 +107,10 @@ impl Default for Limits {
             waiting: 1000,
             avoid: Duration::from_millis(250),
             hedge_after: Duration::from_millis(20),
+            lane_head: 8 << 10,
+            lane_held: 64 << 10,
+            lane_answer: 1 << 20,
+            lane_rest: Duration::from_secs(1),
             clients: 10_000,
             pipeline: 1024,
             backlog: 1 << 20,

@@ -455,3 +455,42 @@ fn mistakes_about_frames_are_reported_too() {
     let stamp = FRAMES.replace("\"frames\"", "\"redis\"").replace("read_methods = [\"get\", \"list\"]\n", "");
     assert!(parse(&stamp).unwrap_err().message().contains("`stamp` does not apply to redis"));
 }
+
+#[test]
+fn how_many_reads_may_share_a_connection_is_a_small_number_for_http_alone() {
+    let with = |most: &str| {
+        GOOD.replace("group = \"inventory-a\"", &format!("group = \"inventory-a\"\npipeline = {most}"))
+    };
+    for good in ["1", "32", "256"] {
+        parse(&with(good)).expect(good);
+    }
+    for bad in ["0", "-1", "257", "99999999999"] {
+        let error = parse(&with(bad)).unwrap_err();
+        assert_eq!(error.line(), Some(15), "{error}");
+        assert!(error.message().starts_with(&format!("pipeline = {bad}: give how many reads")), "{error}");
+        assert!(error.message().contains("1 to 256, or leave it out"), "{error}");
+    }
+    let error = parse(&with("\"32\"")).unwrap_err();
+    assert!(error.line() == Some(15) && error.message().contains("invalid type"), "{error}");
+    for (protocol, why) in
+        [("redis", "its clients share connections"), ("memcached", "its clients share connections")]
+    {
+        let text = GOOD
+            .replace("[::1]:6379\"] }", "[::1]:6379\"], pipeline = 8 }")
+            .replace("\"redis\"", &format!("{protocol:?}"));
+        let error = parse(&text).unwrap_err();
+        assert_eq!(error.line(), Some(24));
+        assert!(
+            error.message().contains(&format!("`pipeline` does not apply to {protocol}: {why}")),
+            "{error}"
+        );
+    }
+    let tcp = "[[service]]\nname = \"t\"\nlisten = \"127.0.0.1:1\"\nprotocol = \"tcp\"\nkey = \"source\"\n\
+               pmap = { style = \"slots\", partitions = 4 }\n[[service.racs]]\nname = \"a\"\nservers = [\"127.0.0.1:2\"]\n";
+    parse(tcp).unwrap();
+    let error = parse(&format!("{tcp}pipeline = 2\n")).unwrap_err();
+    assert!(
+        error.line() == Some(10) && error.message().contains("nobody can tell its requests apart"),
+        "{error}"
+    );
+}

@@ -5,11 +5,13 @@
 //! a typed [`Refusal`]. Heads are described by offsets and forwarded as slices of the bytes that came in,
 //! minus the fields that concern one hop only.
 
+mod answers;
 mod chunked;
 mod fields;
 mod framing;
 mod head;
 
+pub use answers::{Answers, Doubt, Listener, Read};
 pub use chunked::{Advance, ChunkedScanner};
 pub(crate) use fields::is_token;
 pub use fields::{Field, Fields, Span};

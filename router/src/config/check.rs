@@ -102,6 +102,7 @@ fn service(written: &Spanned<raw::Service>, surroundings: Surroundings<'_>) -> C
     let forwarded = connections::forwarded(raw.forwarded.as_ref(), &raw.protocol)?;
     let trace = connections::trace(raw.trace.as_ref(), &raw.protocol)?;
     connections::send_proxy(raw, &protocol)?;
+    connections::shared(raw, &protocol)?;
     let auth = match &raw.auth {
         Some(auth) if matches!(protocol, Protocol::Redis) => super::auth::auth(auth)?,
         Some(auth) => return wrong(auth, "`auth` applies to redis alone: leave it out"),
@@ -312,7 +313,8 @@ fn racs(written: &Spanned<raw::Racs>, surroundings: Surroundings<'_>) -> Checked
         (None, Some(servers)) => Source::Servers(super::servers::servers(servers, &name, surroundings)?),
     };
     let send_proxy = raw.send_proxy.as_ref().is_some_and(|asked| *asked.get_ref());
-    Ok(RacsConfig { name, source, send_proxy })
+    let pipeline = raw.pipeline.as_ref().map(connections::pipeline).transpose()?.unwrap_or_default();
+    Ok(RacsConfig { name, source, send_proxy, pipeline })
 }
 
 /// The names of services, RACS and partitions appear in headers, JSON and metrics: they are as group names

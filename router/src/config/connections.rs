@@ -102,6 +102,40 @@ pub(super) fn send_proxy(raw: &raw::Service, protocol: &Protocol) -> Checked<()>
     }
 }
 
+/// Most requests on one shared connection: those behind one that takes long wait for it.
+const MOST_SHARED: usize = 256;
+
+/// How many requests may be under way on one shared connection.
+pub(super) fn pipeline(written: &Spanned<i64>) -> Checked<usize> {
+    match usize::try_from(*written.get_ref()) {
+        Ok(most @ 1..=MOST_SHARED) => Ok(most),
+        _ => {
+            let message = format!(
+                "pipeline = {}: give how many reads may be under way on one connection to a server, 1 to \
+                 {MOST_SHARED}, or leave it out so that each has a connection of its own",
+                written.get_ref()
+            );
+            wrong(written, message)
+        }
+    }
+}
+
+/// Only HTTP has connections that may be shared or not.
+pub(super) fn shared(raw: &raw::Service, protocol: &Protocol) -> Checked<()> {
+    match raw.racs.iter().find_map(|racs| racs.get_ref().pipeline.as_ref()) {
+        Some(asked) if !matches!(protocol, Protocol::Http { .. }) => {
+            let name = protocol.name();
+            let why = if name == "tcp" {
+                "nobody can tell its requests apart"
+            } else {
+                "its clients share connections as it is"
+            };
+            wrong(asked, format!("`pipeline` does not apply to {name}: {why}; leave it out"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Only HTTP has fields in which to say it.
 pub(super) fn forwarded(written: Option<&Spanned<bool>>, protocol: &Spanned<String>) -> Checked<bool> {
     match written {

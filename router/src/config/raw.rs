@@ -132,6 +132,7 @@ pub(super) struct Racs {
     pub group: Option<Spanned<String>>,
     pub servers: Option<Spanned<Vec<Spanned<super::servers::Written>>>>,
     pub send_proxy: Option<Spanned<bool>>,
+    pub pipeline: Option<Spanned<i64>>,
 }
 
 /// An access log as it is written: a file, or a table with more.

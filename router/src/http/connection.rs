@@ -23,6 +23,7 @@ use super::{
     answer::{Answer, Kind},
     exchange::{Exchange, Failure, Fault, Head, Interim, Transfer},
     hedge::{Sent, Winner},
+    lane::Left,
 };
 use crate::worker::{Buf, ClientStream, Deadline, InFlight, Server, Tunnel, linger};
 
@@ -43,11 +44,11 @@ pub(super) struct Connection {
     incoming: Buf,
     pub(super) interim: Interim,
     /// Lines that tell the client where its request was routed.
-    labels: Vec<u8>,
+    pub(super) labels: Vec<u8>,
     /// Lines that make the client come back to the same clone.
-    placed: Vec<u8>,
+    pub(super) placed: Vec<u8>,
     /// For the access log.
-    told: Told,
+    pub(super) told: Told,
     /// For keys in bodies.
     pub(super) search: BodySearch,
 }
@@ -65,7 +66,7 @@ enum End {
 
 /// Whether the client's connection goes on.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Next {
+pub(super) enum Next {
     Request,
     /// Hang up once everything written has arrived.
     Close,
@@ -76,7 +77,7 @@ enum Next {
 }
 
 impl Next {
-    fn persistent(persistent: bool) -> Self {
+    pub fn persistent(persistent: bool) -> Self {
         if persistent { Self::Request } else { Self::Close }
     }
 }
@@ -244,6 +245,7 @@ impl Connection {
         let mut tried = Tried::default();
         let (mut fresh, mut more) = (false, true);
         let (mut attempts, mut failures) = (0, 0);
+        let mut may_share = true;
         if request.expects_continue && !upload.is_over() {
             self.interim = Interim::go_on();
         }
@@ -282,6 +284,27 @@ impl Connection {
             attempts += 1;
             if attempts > 1 {
                 service.counters.retried.add(1);
+            }
+            if may_share && let Some(lane) = service.lane(request, &server, head_len) {
+                (place, may_share) = (None, false);
+                self.told.attempts = attempts;
+                let left = match self.share(service, request, &server, &lane).await {
+                    Ok(next) => return next,
+                    Err(left) => left,
+                };
+                // Whatever became of the lane, the server may serve a connection well that is not shared.
+                let charged = match left {
+                    Left::Unbegun | Left::Silent => false,
+                    Left::Failed => true,
+                    Left::Refused => {
+                        more = tried.add(server.id);
+                        !service.policy.leader_only(request.access)
+                    }
+                };
+                if charged && !server.may_retry(clock.now()) {
+                    return self.unavailable(request, upload, TOO_MANY_RETRIES).await;
+                }
+                continue;
             }
             let (mut server, now) = (server, clock.now());
             let Some((mut stream, reused)) = self.connect(&server, fresh, request.access).await else {

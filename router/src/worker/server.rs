@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 use super::Clock;
 use crate::{
     frames,
+    http::LaneSlot,
     latency::Histogram,
     memcached::Memcached,
     pipelined::Lanes,
@@ -52,6 +53,8 @@ pub(crate) struct Server {
     refused_until: Cell<Instant>,
     /// Unused connections for HTTP; the one used last is taken first.
     idle: RefCell<Vec<Idle>>,
+    /// The connection that reads of its HTTP clients share, where they do.
+    pub lane: LaneSlot,
     /// The connections that Redis clients of this worker share.
     pub redis: Lanes<Redis>,
     /// The connection that all clients of its services of frames share on this worker.
@@ -83,6 +86,7 @@ impl Server {
             timed: Cell::new(Instant::ZERO),
             refused_until: Cell::new(Instant::ZERO),
             idle: RefCell::default(),
+            lane: LaneSlot::default(),
             redis: Lanes::default(),
             frames: RefCell::default(),
             memcached: Lanes::default(),
@@ -165,6 +169,7 @@ impl Server {
         }
         if !up {
             self.idle.borrow_mut().clear();
+            self.lane.retire();
         }
     }
 
@@ -307,6 +312,7 @@ impl Servers {
     pub fn abandon(&self, named: impl Fn(PhysicalId) -> bool) {
         for server in self.0.borrow().iter().flatten().filter(|server| !named(server.id)) {
             server.idle.borrow_mut().clear();
+            server.lane.retire();
             server.redis.retire();
             if let Some(upstream) = &*server.frames.borrow() {
                 upstream.retire();

@@ -178,6 +178,11 @@ impl<T> Pipeline<T> {
         self.pending.front().map(|pending| &pending.tag)
     }
 
+    /// The tags of all commands without reply, oldest first.
+    pub fn tags_mut(&mut self) -> impl DoubleEndedIterator<Item = &mut T> {
+        self.pending.iter_mut().map(|pending| &mut pending.tag)
+    }
+
     /// Takes the oldest command off, because its reply is there, and returns its tag and its length. `None`
     /// if no command was written whole that could be answered: the server speaks unasked.
     pub fn answered(&mut self) -> Option<(T, usize)> {
