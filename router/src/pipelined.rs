@@ -17,6 +17,7 @@ use std::{
     cell::{Cell, RefCell},
     io,
     net::SocketAddr,
+    ops::Range,
     rc::Rc,
     time::Duration,
 };
@@ -164,6 +165,14 @@ impl<D: Dialect> Lanes<D> {
         self.0.borrow().iter().flatten().for_each(|upstream| upstream.retire());
     }
 
+    /// The same of these lanes alone, which others may take from now on.
+    pub fn retire_some(&self, lanes: Range<usize>) {
+        let mut all = self.0.borrow_mut();
+        for upstream in all.iter_mut().take(lanes.end).skip(lanes.start).filter_map(Option::take) {
+            upstream.retire();
+        }
+    }
+
     fn forget(&self, upstream: &Rc<Upstream<D>>) {
         for lane in &mut *self.0.borrow_mut() {
             lane.take_if(|current| Rc::ptr_eq(current, upstream));
@@ -199,8 +208,9 @@ pub(crate) struct Service<D: Dialect> {
     pub worker: Rc<Worker>,
     policy: Policy,
     hedges: Hedges,
-    /// The first of its lanes.
+    /// The first of its lanes, which it has for as long as it holds the other one.
     lane: usize,
+    _lanes: Rc<()>,
     pub table: RefCell<Reader<Table>>,
     /// Commands that nobody may take yet, for each RACS.
     waiting: Vec<RefCell<Waiting<D>>>,
@@ -274,11 +284,13 @@ impl<D: Dialect> Service<D> {
     ) -> Rc<Self> {
         let counters = worker.counters(&service.name);
         counters.partitions(table.load().pmap.len().get() as usize);
+        let (lane, lanes) = worker.take_lanes(service, D::LANES);
         Rc::new(Self {
             worker: Rc::clone(worker),
             policy: service.policy,
             hedges: Hedges::new(service.hedge),
-            lane: worker.take_lanes(service, D::LANES),
+            lane,
+            _lanes: lanes,
             table: RefCell::new(table),
             waiting: service.racs.iter().map(|_| RefCell::default()).collect(),
             attended: Cell::new(false),

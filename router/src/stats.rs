@@ -232,11 +232,14 @@ pub struct Measured {
     pub workers: usize,
     /// Workers that did not answer in time: what they have counted is missing.
     pub silent: usize,
+    /// Tasks of the workers: one for each client, one for each shared connection to a server, and some that are always there.
+    pub tasks: usize,
 }
 
 impl Measured {
     /// Adds what one worker has counted. Services that the configuration does not have are left out.
     pub(crate) fn add(&mut self, one: &Self) {
+        self.tasks += one.tasks;
         for service in &one.services {
             let known = self.services.iter_mut().find(|known| known.service == service.service);
             known.into_iter().for_each(|known| known.merge(service));

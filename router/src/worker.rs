@@ -20,7 +20,7 @@ use std::{
     cell::{Cell, RefCell},
     io,
     net::SocketAddr,
-    rc::Rc,
+    rc::{Rc, Weak},
     sync::mpsc::Sender,
     task::Poll,
     time::Duration,
@@ -59,11 +59,15 @@ use crate::{
     tcp::TcpService,
 };
 
-/// The lanes to servers that services have. As many as there ever were services with passwords of their own.
-#[derive(Default)]
+/// The lanes to servers that a service has, with one set of passwords.
 struct Lanes {
-    taken: Vec<(Box<str>, &'static str, Auth, usize)>,
+    service: Box<str>,
+    protocol: &'static str,
+    auth: Auth,
+    first: usize,
     count: usize,
+    /// Nobody sends anything over them any more once this is gone.
+    held: Weak<()>,
 }
 
 /// What all services of one worker share.
@@ -77,7 +81,7 @@ pub(crate) struct Worker {
     draining: Cell<bool>,
     clients: Cell<usize>,
     /// Which lanes to each server are taken, by whom.
-    lanes: RefCell<Lanes>,
+    lanes: RefCell<Vec<Lanes>>,
     /// Of the clients, how many are still at the entrance.
     handshakes: Cell<usize>,
     ledger: Ledger,
@@ -89,21 +93,38 @@ impl Worker {
         self.draining.get()
     }
 
-    /// Takes so many lanes for a service, and returns the first. Another configuration of it has the same ones, unless
-    /// passwords have changed: what goes over a lane is let in by them.
-    pub fn take_lanes(&self, service: &Service, count: usize) -> usize {
-        let mut lanes = self.lanes.borrow_mut();
+    /// Takes so many lanes for a service, for as long as it holds what is returned with the first. Another configuration of
+    /// it has the same ones, unless passwords have changed: what goes over a lane is let in by them.
+    pub fn take_lanes(&self, service: &Service, count: usize) -> (usize, Rc<()>) {
+        let mut all = self.lanes.borrow_mut();
         let protocol = service.protocol.name();
-        let known = |(name, spoken, auth, _): &&(Box<str>, &'static str, Auth, usize)| {
-            *name == service.name && *spoken == protocol && *auth == service.auth
+        let known = |lanes: &&mut Lanes| {
+            lanes.service == service.name && lanes.protocol == protocol && lanes.auth == service.auth
         };
-        if let Some((.., first)) = lanes.taken.iter().find(known) {
-            return *first;
+        if let Some(lanes) = all.iter_mut().find(known) {
+            let held = lanes.held.upgrade().unwrap_or_default();
+            lanes.held = Rc::downgrade(&held);
+            return (lanes.first, held);
         }
-        let first = lanes.count;
-        lanes.count += count;
-        lanes.taken.push((service.name.clone(), protocol, service.auth.clone(), first));
-        first
+        let is_free = |first: &usize| {
+            all.iter().all(|other| first + count <= other.first || other.first + other.count <= *first)
+        };
+        let first = (0..).find(is_free).expect("there are more numbers than lanes");
+        let held = Rc::default();
+        let (service, auth) = (service.name.clone(), service.auth.clone());
+        all.push(Lanes { service, protocol, auth, first, count, held: Rc::downgrade(&held) });
+        (first, held)
+    }
+
+    /// Ends the connections of lanes that nobody holds any more; their numbers may be taken again.
+    fn release_lanes(&self) {
+        self.lanes.borrow_mut().retain(|lanes| {
+            let held = lanes.held.strong_count() > 0;
+            if !held {
+                self.servers.retire_lanes(lanes.first..lanes.first + lanes.count);
+            }
+            held
+        });
     }
 
     /// A service's counters on this worker.
@@ -361,6 +382,7 @@ async fn work(setup: Setup) -> io::Result<()> {
                     measured.services.push(stats);
                 });
                 measured.servers = worker.servers.read(worker.clock.now());
+                measured.tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
                 let _ = reply.send(measured); // whoever asked may have gone
             }
             Some(Control::Shutdown(grace)) => break grace,
@@ -520,6 +542,7 @@ async fn sweep(worker: Rc<Worker>, services: Rc<Services>) {
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
         services.sweep();
+        worker.release_lanes();
         worker.servers.sweep(worker.clock.now(), |id| services.name(id));
     }
 }

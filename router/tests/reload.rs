@@ -5,9 +5,10 @@ mod common;
 
 use std::{
     net::{SocketAddr, TcpListener, TcpStream},
+    os::unix::fs::PermissionsExt,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -196,6 +197,53 @@ fn another_protocol_at_the_same_address_sends_away_who_spoke_the_old_one() {
     reload(&router, &one("s", at, "http", KEY, 4, &[web.addr]));
     assert!(client.is_closed());
     assert_eq!(router.client().get("k").body, "web:");
+}
+
+#[test]
+fn connections_that_were_let_in_by_an_old_password_end() {
+    let open = Arc::new(AtomicUsize::new(0));
+    let counted = open.clone();
+    let server = FakeServer::start(move |peer| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        let mut password = String::new();
+        while let Some(args) = peer.command() {
+            match args[0].as_str() {
+                "AUTH" => {
+                    password.clone_from(&args[1]);
+                    peer.send("+OK\r\n");
+                }
+                _ => peer.send(&format!("+{password}\r\n")),
+            }
+        }
+        counted.fetch_sub(1, Ordering::SeqCst);
+    });
+    let file = std::env::temp_dir().join(format!("router-reload-{}", std::process::id()));
+    let text = |n: usize| {
+        std::fs::write(&file, format!("p{n}\n")).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let auth = format!("auth = {{ server_password_file = \"{}\" }}", file.display());
+        one("kv", any(), "redis", &auth, 4, &[server.addr])
+            + &one("other", any(), "redis", "", 4, &[server.addr])
+    };
+    let router = Router::with(&text(0), 1, |_| {});
+    let (mut client, mut other) = (router.client(), Client::connect(where_is(&router.handle, "other")));
+    for n in 1..12 {
+        let text = text(n);
+        reload(&router, &text);
+        assert_eq!(client.command(&["GET", "k"]), format!("+p{n}\r\n"));
+        assert_eq!(other.command(&["GET", "k"]), "+\r\n");
+    }
+    assert!(open.load(Ordering::SeqCst) > 2, "the test must have tested something");
+    eventually("one for each service is left", || open.load(Ordering::SeqCst) == 2);
+    // The numbers of lanes that were given back are taken again, by whoever comes.
+    for n in 12..15 {
+        reload(&router, &text(n));
+        assert_eq!(client.command(&["GET", "k"]), format!("+p{n}\r\n"));
+        assert_eq!(other.command(&["GET", "k"]), "+\r\n");
+        thread::sleep(Duration::from_millis(1_200));
+    }
+    eventually("one for each service is left", || open.load(Ordering::SeqCst) == 2);
+    std::fs::remove_file(&file).unwrap();
 }
 
 /// The `n`th of a series of configurations that all serve `web` and `kv` where the first one does.

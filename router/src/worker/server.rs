@@ -3,6 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     net::SocketAddr,
+    ops::Range,
     rc::Rc,
     task::{Context, Poll, Waker},
     time::Duration,
@@ -318,6 +319,15 @@ impl Servers {
                 upstream.retire();
             }
             server.memcached.retire();
+        }
+    }
+
+    /// Ends the connections that have these lanes, once nothing is under way there. Whoever takes one of the lanes from now on
+    /// gets another connection.
+    pub fn retire_lanes(&self, lanes: Range<usize>) {
+        for server in self.0.borrow().iter().flatten() {
+            server.redis.retire_some(lanes.clone());
+            server.memcached.retire_some(lanes.clone());
         }
     }
 

@@ -284,6 +284,12 @@ fn text(measured: &Measured, views: &[ServiceView], health: &[ServerHealth]) -> 
     }
     out.begin("phalanx_router_workers", "gauge", "Worker threads");
     let _ = writeln!(out.0, "phalanx_router_workers {}", measured.workers);
+    out.begin(
+        "phalanx_router_tasks",
+        "gauge",
+        "Tasks of the workers, most of them clients and shared connections to servers",
+    );
+    let _ = writeln!(out.0, "phalanx_router_tasks {}", measured.tasks);
     out.begin("phalanx_router_workers_silent", "gauge", "Workers that did not say in time what they counted");
     let _ = writeln!(out.0, "phalanx_router_workers_silent {}", measured.silent);
     out.0

@@ -5,20 +5,14 @@ use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
-
-use membership_types::Rng;
 
 use crate::{
     attack::Kind,
     field::{Field, Process},
-    honest::{Crowd, Seen},
+    honest::{Crowd, Seen, Speaks},
 };
 
 /// What honest clients notice of attackers.
@@ -67,8 +61,7 @@ impl fmt::Display for Slow {
 pub fn slow(binary: &Path, count: usize, flood: usize, rounds: usize, time: Duration) -> Slow {
     let field = Field::start(binary);
     let crowd = Crowd {
-        http: field.http,
-        redis: field.redis,
+        services: [Speaks::Http, Speaks::Redis].map(|speaks| (speaks, field.service(speaks))).into(),
         clients: 8,
         every: Duration::from_millis(5),
         updates: false,
@@ -106,9 +99,9 @@ pub fn idle(binary: &Path, count: usize) -> Idle {
     let one = |redis: bool| {
         let field = Field::start(binary);
         let (addr, ask): (SocketAddr, &[u8]) = if redis {
-            (field.redis, b"*2\r\n$3\r\nGET\r\n$1\r\nk\r\n")
+            (field.service(Speaks::Redis), b"*2\r\n$3\r\nGET\r\n$1\r\nk\r\n")
         } else {
-            (field.http, b"GET /x HTTP/1.1\r\nHost: h\r\nX-Key: k\r\nX-Nonce: k\r\n\r\n")
+            (field.service(Speaks::Http), b"GET /x HTTP/1.1\r\nHost: h\r\nX-Key: k\r\nX-Nonce: k\r\n\r\n")
         };
         let connect = |count: usize| -> Vec<TcpStream> {
             (0..count).map(|_| TcpStream::connect(addr).expect("it listens")).collect()
@@ -134,83 +127,4 @@ pub fn idle(binary: &Path, count: usize) -> Idle {
         (each(silent), each(asked))
     };
     Idle { http: one(false), redis: one(true) }
-}
-
-/// What came of a long run under steady load, with servers that are killed.
-#[derive(Debug)]
-pub struct Soak {
-    /// What the clients saw.
-    pub seen: Seen,
-    /// How often a server was killed.
-    pub kills: u64,
-    /// The router's memory, sampled.
-    pub resident: Vec<u64>,
-}
-
-impl Soak {
-    /// The most memory in the second quarter of the run, and in the last.
-    pub fn grown(&self) -> (u64, u64) {
-        let quarter = self.resident.len() / 4;
-        let most = |part: &[u64]| part.iter().copied().max().unwrap_or(0);
-        (most(&self.resident[quarter..2 * quarter]), most(&self.resident[3 * quarter..]))
-    }
-
-    /// Whether nothing failed and memory is flat, to a twentieth and a MiB.
-    pub fn is_good(&self) -> bool {
-        let (early, late) = self.grown();
-        self.seen.failed == 0 && late <= early + early / 20 + (1 << 20)
-    }
-}
-
-impl fmt::Display for Soak {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (early, late) = self.grown();
-        writeln!(
-            f,
-            "{} requests answered, {} updates unknown, {} failed {:?}, {} kills",
-            self.seen.took.len(),
-            self.seen.unknown,
-            self.seen.failed,
-            self.seen.why,
-            self.kills
-        )?;
-        write!(
-            f,
-            "the router's memory: {} KiB in the second quarter, {} KiB in the last",
-            early / 1024,
-            late / 1024
-        )
-    }
-}
-
-/// Steady load on both services for so long, while a server is killed and started again about every `pace`.
-pub fn soak(binary: &Path, time: Duration, pace: Duration, seed: u64) -> Soak {
-    let mut field = Field::start(binary);
-    let crowd = Crowd {
-        http: field.http,
-        redis: field.redis,
-        clients: 16,
-        every: Duration::from_millis(10),
-        updates: true,
-    };
-    let stop = Arc::new(AtomicBool::new(false));
-    let stopped = Arc::clone(&stop);
-    let killer = thread::spawn(move || {
-        let (mut rng, mut kills, mut resident) = (Rng::seeded(seed), 0, Vec::new());
-        let mut next = Instant::now() + pace;
-        while !stopped.load(Ordering::SeqCst) {
-            thread::sleep(Duration::from_millis(100).min(pace / 4));
-            resident.push(field.router.resident());
-            if Instant::now() >= next {
-                field.bounce(rng.below(2) as usize, Duration::from_millis(rng.below(300)));
-                kills += 1;
-                next = Instant::now() + pace;
-            }
-        }
-        (kills, resident)
-    });
-    let seen = crowd.ask(time);
-    stop.store(true, Ordering::SeqCst);
-    let (kills, resident) = killer.join().expect("servers come back");
-    Soak { seen, kills, resident }
 }

@@ -2,18 +2,20 @@
 
 use std::{
     env,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Write},
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdout, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
 };
 
-use crate::attack::Kind;
+use crate::{attack::Kind, honest::Speaks, variant};
 
 /// A process of this binary; it ends with this value, or with the process that started it.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
+    out: BufReader<ChildStdout>,
     /// What it said first.
     pub said: Vec<SocketAddr>,
 }
@@ -24,10 +26,19 @@ impl Process {
         command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("this binary can be started");
         let mut line = String::new();
-        let out = child.stdout.as_mut().expect("piped");
-        BufReader::new(out).read_line(&mut line).expect("it says where it is");
+        let mut out = BufReader::new(child.stdout.take().expect("piped"));
+        out.read_line(&mut line).expect("it says where it is");
         let said = line.split_whitespace().map(|addr| addr.parse().expect("an address")).collect();
-        Self { child, said }
+        Self { child, out, said }
+    }
+
+    /// Gives an order of one line, and returns what it says to that.
+    fn order(&mut self, line: &str) -> String {
+        let input = self.child.stdin.as_mut().expect("piped");
+        writeln!(input, "{line}").expect("it lives");
+        let mut answer = String::new();
+        self.out.read_line(&mut answer).expect("it answers");
+        answer.trim_end().to_owned()
     }
 
     /// How much memory of it is resident, in bytes.
@@ -51,46 +62,81 @@ impl Drop for Process {
     }
 }
 
-/// A router with two services, and two clones behind each.
+/// A router with a service of each protocol, and clones behind each. Some servers may be killed; those of plain TCP may not,
+/// since connections end with their server.
 #[derive(Debug)]
 pub struct Field {
     binary: PathBuf,
     /// The router.
     pub router: Process,
     servers: Vec<Process>,
-    /// The address of the HTTP service.
-    pub http: SocketAddr,
-    /// The address of the Redis service.
-    pub redis: SocketAddr,
+    /// The addresses of the services, in the order of [`Speaks::ALL`].
+    pub services: [SocketAddr; 5],
+    /// Where passwords are.
+    directory: PathBuf,
+}
+
+/// How many servers may be killed, and how many there are.
+pub const MORTAL: usize = 3;
+const SERVERS: usize = 5;
+
+/// What a router has now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Holds {
+    /// Clients.
+    pub clients: u64,
+    /// Tasks.
+    pub tasks: u64,
+    /// Open files, sockets above all.
+    pub files: u64,
 }
 
 impl Field {
     /// Puts it up. `binary` is this crate's.
     pub fn start(binary: &Path) -> Self {
-        let server = |_| Process::start(binary, &["be-server", "127.0.0.1:0", "127.0.0.1:0"]);
-        let servers: Vec<Process> = (0..2).map(server).collect();
-        let mut text = String::new();
-        for (at, (protocol, key)) in
-            [("http", "key = [\"header:x-key\", \"path:/items/{key}/*\"]\n"), ("redis", "")]
-                .iter()
-                .enumerate()
-        {
-            let addrs: Vec<String> =
-                servers.iter().map(|server| format!("\"{}\"", server.said[at])).collect();
-            text += &format!(
-                "[[service]]\nname = \"{protocol}\"\nlisten = \"127.0.0.1:0\"\nprotocol = \"{protocol}\"\n{key}[service.pmap]\n\
-                 style = \"slots\"\npartitions = 16\n[[service.racs]]\nname = \"r\"\nservers = [{}]\n",
-                addrs.join(", ")
-            );
-        }
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::SeqCst);
+        let directory = env::temp_dir().join(format!("siege-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&directory).expect("a place for a file");
+        let any = "127.0.0.1:0";
+        let servers = (0..SERVERS).map(|_| Process::start(binary, &["be-server", any, any, any, any]));
+        let servers: Vec<Process> = servers.collect();
+        let text = variant::text(0, &Self::said(&servers), &directory);
         let router = Process::start(binary, &["be-router", &text]);
-        let (http, redis) = (router.said[0], router.said[1]);
-        Self { binary: binary.into(), router, servers, http, redis }
+        let services = router.said[..5].try_into().expect("one of each");
+        Self { binary: binary.into(), router, servers, services, directory }
+    }
+
+    fn said(servers: &[Process]) -> Vec<Vec<SocketAddr>> {
+        servers.iter().map(|server| server.said.clone()).collect()
+    }
+
+    /// The address of the service of this protocol.
+    pub fn service(&self, speaks: Speaks) -> SocketAddr {
+        self.services[Speaks::ALL.iter().position(|one| *one == speaks).expect("one of all")]
+    }
+
+    /// Has the router go over to the `n`th of a series of configurations.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub fn reload(&mut self, n: u64) -> Result<(), String> {
+        let text = variant::text(n, &Self::said(&self.servers), &self.directory);
+        let said = self.router.order(&format!("reload {}", text.replace('\n', LINE_END)));
+        if said == "ok" { Ok(()) } else { Err(said) }
+    }
+
+    /// What the router has now.
+    pub fn holds(&mut self) -> Holds {
+        let said = self.router.order("count");
+        let mut numbers = said.split(' ').map(|number| number.parse().expect("a number"));
+        let mut next = || numbers.next().expect("three numbers");
+        Holds { clients: next(), tasks: next(), files: next() }
     }
 
     /// Starts so many attackers, in a process of their own.
     pub fn attack(&self, kind: Kind, count: usize) -> Process {
-        let addr = if kind.is_redis() { self.redis } else { self.http };
+        let addr = self.service(if kind.is_redis() { Speaks::Redis } else { Speaks::Http });
         Process::start(&self.binary, &["be-attacker", kind.name(), &addr.to_string(), &count.to_string()])
     }
 
@@ -100,10 +146,20 @@ impl Field {
         let _ = self.servers[server].child.kill();
         let _ = self.servers[server].child.wait();
         std::thread::sleep(pause);
-        let args = ["be-server".to_owned(), said[0].to_string(), said[1].to_string()];
-        self.servers[server] = Process::start(&self.binary, &args.each_ref().map(String::as_str));
+        let args: Vec<String> = said.iter().map(SocketAddr::to_string).collect();
+        let args: Vec<&str> = std::iter::once("be-server").chain(args.iter().map(String::as_str)).collect();
+        self.servers[server] = Process::start(&self.binary, &args);
     }
 }
+
+impl Drop for Field {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// Stands for the end of a line inside an order.
+pub const LINE_END: &str = "\u{1f}";
 
 /// This binary, where it runs as such.
 pub fn this_binary() -> PathBuf {

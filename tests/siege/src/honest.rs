@@ -2,6 +2,7 @@
 
 use std::{
     cell::RefCell,
+    collections::BTreeMap,
     net::SocketAddr,
     rc::Rc,
     time::{Duration, Instant},
@@ -13,6 +14,8 @@ use tokio::{
     time::{MissedTickBehavior, interval, timeout},
 };
 
+use crate::message::{self, Frame};
+
 /// Longer than a request may take before it is taken for lost: updates wait for a leader.
 const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -21,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(15);
 pub struct Seen {
     /// How long each request took that was answered as it should be.
     pub took: Vec<Duration>,
+    /// How many of them there were, by service.
+    pub answered: BTreeMap<&'static str, u64>,
     /// Updates of which nobody knows whether they were carried out.
     pub unknown: u64,
     /// Requests that were refused, broke off or took too long; the first few, in words.
@@ -53,13 +58,47 @@ enum Answer {
     Unknown,
 }
 
+/// What clients speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Speaks {
+    /// HTTP/1.1.
+    Http,
+    /// Redis' protocol.
+    Redis,
+    /// memcached's text protocol.
+    Memcached,
+    /// MessagePack-RPC in frames.
+    Frames,
+    /// Redis' protocol, through a service of plain TCP.
+    Tcp,
+}
+
+impl Speaks {
+    /// All, in the order of services.
+    pub const ALL: [Self; 5] = [Self::Http, Self::Redis, Self::Memcached, Self::Frames, Self::Tcp];
+
+    /// As services and configurations call it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Redis => "redis",
+            Self::Memcached => "memcached",
+            Self::Frames => "frames",
+            Self::Tcp => "tcp",
+        }
+    }
+
+    /// After how many requests a client comes anew.
+    const fn stay(self) -> u64 {
+        if matches!(self, Self::Tcp) { 50 } else { 500 }
+    }
+}
+
 /// Whom and how many.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Crowd {
-    /// The HTTP service.
-    pub http: SocketAddr,
-    /// The Redis service.
-    pub redis: SocketAddr,
+    /// The services.
+    pub services: Vec<(Speaks, SocketAddr)>,
     /// How many clients each gets.
     pub clients: usize,
     /// How often each client asks.
@@ -70,14 +109,20 @@ pub struct Crowd {
 
 impl Crowd {
     /// Asks for so long. Runs on the thread that calls it.
-    pub fn ask(self, time: Duration) -> Seen {
+    pub fn ask(&self, time: Duration) -> Seen {
         let seen = Rc::new(RefCell::new(Seen::default()));
         let until = Instant::now() + time;
         let result = Rc::clone(&seen);
+        let all = self.clients * self.services.len();
         crate::block_on(async move {
-            let clients = (0..self.clients * 2).map(|id| {
-                let seen = Rc::clone(&seen);
-                tokio::task::spawn_local(async move { self.one(id, until, &seen).await })
+            let clients = (0..all).map(|id| {
+                let (seen, service) = (Rc::clone(&seen), self.services[id % self.services.len()]);
+                let (every, updates) = (self.every, self.updates);
+                let first = every.mul_f64(id as f64 / all as f64);
+                tokio::task::spawn_local(async move {
+                    tokio::time::sleep(first).await;
+                    one(id, service, every, updates, until, &seen).await;
+                })
             });
             for client in clients.collect::<Vec<_>>() {
                 client.await.expect("no client panics");
@@ -85,46 +130,58 @@ impl Crowd {
         });
         result.take()
     }
+}
 
-    async fn one(self, id: usize, until: Instant, seen: &RefCell<Seen>) {
-        let redis = id % 2 == 1;
-        let addr = if redis { self.redis } else { self.http };
-        let mut ticks = interval(self.every);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        tokio::time::sleep(self.every.mul_f64(id as f64 / (2 * self.clients) as f64)).await;
-        let (mut stream, mut number) = (None, 0_u64);
-        while Instant::now() < until {
-            ticks.tick().await;
-            number += 1;
-            let update = self.updates && number.is_multiple_of(10);
-            let nonce = format!("n{id}.{number}");
-            let started = Instant::now();
-            let asked = timeout(PATIENCE, async {
-                if stream.is_none() {
-                    let fresh = TcpStream::connect(addr).await?;
-                    fresh.set_nodelay(true)?;
-                    stream = Some(BufReader::new(fresh));
-                }
-                let stream = stream.as_mut().expect("just connected");
-                if redis {
-                    ask_redis(stream, update, &nonce).await
-                } else {
-                    ask_http(stream, update, &nonce).await
-                }
-            });
-            let answer = asked.await;
-            let mut seen = seen.borrow_mut();
-            match answer {
-                Ok(Ok(Answer::Good)) => seen.took.push(started.elapsed()),
-                Ok(Ok(Answer::Unknown)) => seen.unknown += 1,
-                Ok(Err(error)) => {
-                    seen.fail(format!("{nonce}: {error}"));
-                    stream = None;
-                }
-                Err(_) => {
-                    seen.fail(format!("{nonce}: no answer in {PATIENCE:?}"));
-                    stream = None;
-                }
+async fn one(
+    id: usize,
+    (speaks, addr): (Speaks, SocketAddr),
+    every: Duration,
+    updates: bool,
+    until: Instant,
+    seen: &RefCell<Seen>,
+) {
+    let mut ticks = interval(every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut stream, mut number) = (None, 0_u64);
+    while Instant::now() < until {
+        ticks.tick().await;
+        number += 1;
+        let update = updates && number.is_multiple_of(10);
+        let nonce = format!("n{id}.{number}");
+        let started = Instant::now();
+        if number.is_multiple_of(speaks.stay()) {
+            stream = None;
+        }
+        let asked = timeout(PATIENCE, async {
+            if stream.is_none() {
+                let fresh = TcpStream::connect(addr).await?;
+                fresh.set_nodelay(true)?;
+                stream = Some(BufReader::new(fresh));
+            }
+            let stream = stream.as_mut().expect("just connected");
+            match speaks {
+                Speaks::Http => ask_http(stream, update, &nonce).await,
+                Speaks::Redis | Speaks::Tcp => ask_redis(stream, update, &nonce).await,
+                Speaks::Memcached => ask_memcached(stream, update, &nonce).await,
+                Speaks::Frames => ask_frames(stream, update, number as u32, &nonce).await,
+            }
+        });
+        let answer = asked.await;
+        let mut seen = seen.borrow_mut();
+        let name = speaks.name();
+        match answer {
+            Ok(Ok(Answer::Good)) => {
+                seen.took.push(started.elapsed());
+                *seen.answered.entry(name).or_default() += 1;
+            }
+            Ok(Ok(Answer::Unknown)) => seen.unknown += 1,
+            Ok(Err(error)) => {
+                seen.fail(format!("{name} {nonce}: {error}"));
+                stream = None;
+            }
+            Err(_) => {
+                seen.fail(format!("{name} {nonce}: no answer in {PATIENCE:?}"));
+                stream = None;
             }
         }
     }
@@ -163,11 +220,7 @@ async fn ask_redis(stream: &mut BufReader<TcpStream>, update: bool, nonce: &str)
     };
     let text = format!("*{}\r\n$3\r\n{name}\r\n{more}", if update { 3 } else { 2 });
     stream.write_all(text.as_bytes()).await?;
-    let mut line = Vec::new();
-    while !line.ends_with(b"\r\n") {
-        line.push(stream.read_u8().await?);
-    }
-    let line = String::from_utf8_lossy(&line).trim().to_owned();
+    let line = message::line(stream).await?;
     let Some(length) = line.strip_prefix('$').and_then(|length| length.parse::<usize>().ok()) else {
         return match update && line.contains("outcome unknown") {
             true => Ok(Answer::Unknown),
@@ -177,5 +230,45 @@ async fn ask_redis(stream: &mut BufReader<TcpStream>, update: bool, nonce: &str)
     let mut value = vec![0; length + 2];
     stream.read_exact(&mut value).await?;
     assert_eq!(String::from_utf8_lossy(&value[..length]), nonce, "a reply that was meant for another");
+    Ok(Answer::Good)
+}
+
+async fn ask_memcached(
+    stream: &mut BufReader<TcpStream>,
+    update: bool,
+    nonce: &str,
+) -> std::io::Result<Answer> {
+    let text = if update { format!("ms {nonce} 2 k\r\nof\r\n") } else { format!("get {nonce}\r\n") };
+    stream.write_all(text.as_bytes()).await?;
+    let line = message::line(stream).await?;
+    let meant = |key: &str| assert_eq!(key, nonce, "a reply that was meant for another");
+    match line.split(' ').collect::<Vec<_>>()[..] {
+        ["HD", key] if update => meant(key.strip_prefix('k').unwrap_or(key)),
+        ["VALUE", key, "0", _] if !update => {
+            meant(key);
+            meant(&message::line(stream).await?);
+            assert_eq!(message::line(stream).await?, "END");
+        }
+        _ if update && line.contains("outcome unknown") => return Ok(Answer::Unknown),
+        _ => return Err(std::io::Error::other(line)),
+    }
+    Ok(Answer::Good)
+}
+
+async fn ask_frames(
+    stream: &mut BufReader<TcpStream>,
+    update: bool,
+    id: u32,
+    nonce: &str,
+) -> std::io::Result<Answer> {
+    let method = if update { "set" } else { "get" };
+    stream.write_all(&message::request(id, method, nonce)).await?;
+    let answer = Frame::read(stream).await?;
+    assert_eq!(answer.id, id.into(), "an answer that was meant for another");
+    match answer.failed {
+        false => assert_eq!(answer.text, nonce, "an answer that was meant for another"),
+        true if update && answer.text.contains("unknown") => return Ok(Answer::Unknown),
+        true => return Err(std::io::Error::other(answer.text)),
+    }
     Ok(Answer::Good)
 }

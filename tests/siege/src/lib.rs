@@ -4,26 +4,33 @@
 //!
 //! The router, its servers and its attackers are processes of their own, all of this binary ([`Role`]), so that one's memory is
 //! not the other's and attackers can be told to be nice. [`field`] puts them up; [`honest`] are clients that measure and check;
-//! [`attack`] are the others; [`command`] are the measurements.
+//! [`attack`] are the others; [`command`] are the measurements, [`soak`] the long one; [`variant`] are the configurations that the
+//! router goes over to meanwhile.
 #![forbid(unsafe_code)]
 
 pub mod attack;
 pub mod command;
 pub mod field;
 pub mod honest;
+mod message;
 mod server;
+pub mod soak;
+pub mod variant;
 
-use std::{io::Read, net::SocketAddr};
+use std::{
+    io::{BufRead, Read},
+    net::SocketAddr,
+};
 
-use router::{Config, Limits, Options, Surroundings};
+use router::{Config, Limits, Options, RouterHandle, Surroundings};
 
 /// What a process of this binary can be told to be.
 #[derive(Debug)]
 pub enum Role {
     /// A router with this configuration.
     Router(String),
-    /// Servers at these addresses, the first for HTTP and the second for Redis.
-    Server(SocketAddr, SocketAddr),
+    /// Servers at these addresses, for HTTP, Redis, memcached and frames.
+    Server([SocketAddr; 4]),
     /// So many attackers of this kind against an address.
     Attacker(attack::Kind, SocketAddr, usize),
 }
@@ -34,7 +41,12 @@ impl Role {
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         Some(match args[..] {
             ["be-router", config] => Self::Router(config.into()),
-            ["be-server", http, redis] => Self::Server(http.parse().ok()?, redis.parse().ok()?),
+            ["be-server", http, redis, memcached, frames] => Self::Server([
+                http.parse().ok()?,
+                redis.parse().ok()?,
+                memcached.parse().ok()?,
+                frames.parse().ok()?,
+            ]),
             ["be-attacker", kind, addr, count] => {
                 Self::Attacker(attack::Kind::of(kind)?, addr.parse().ok()?, count.parse().ok()?)
             }
@@ -47,19 +59,19 @@ impl Role {
         more_files();
         match self {
             Self::Router(text) => {
-                let config =
-                    Config::parse(&text, "siege.toml".as_ref(), Surroundings::default()).expect("our own");
+                let config = parse(&text).expect("our own");
                 let mut limits = Limits::default();
                 limits.clients = 100_000;
                 let router =
                     router::start(&config, Options::new().workers(1).limits(limits)).expect("it starts");
                 let said: Vec<String> = router.serving().iter().map(|one| one.listen.to_string()).collect();
                 println!("{}", said.join(" "));
-                until_input_ends();
+                for order in std::io::stdin().lock().lines().map_while(Result::ok) {
+                    println!("{}", obey(&router, &order));
+                }
             }
-            Self::Server(http, redis) => {
-                let said = server::start(http, redis);
-                println!("{} {}", said[0], said[1]);
+            Self::Server(at) => {
+                println!("{}", server::start(at).map(|addr| addr.to_string()).join(" "));
                 until_input_ends();
             }
             Self::Attacker(kind, addr, count) => {
@@ -71,6 +83,25 @@ impl Role {
             }
         }
     }
+}
+
+fn parse(text: &str) -> Result<Config, String> {
+    Config::parse(text, "siege.toml".as_ref(), Surroundings::default()).map_err(|error| error.to_string())
+}
+
+/// What a router says to an order.
+fn obey(router: &RouterHandle, order: &str) -> String {
+    if let Some(text) = order.strip_prefix("reload ") {
+        let reload = |config: Config| router.reload(&config).map_err(|error| error.to_string());
+        return match parse(&text.replace(field::LINE_END, "\n")).and_then(reload) {
+            Ok(_) => "ok".into(),
+            Err(why) => why,
+        };
+    }
+    let measured = block_on(router.measured());
+    let clients: u64 = measured.services.iter().map(|service| service.clients).sum();
+    let files = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+    format!("{clients} {} {files}", measured.tasks)
 }
 
 fn until_input_ends() {

@@ -2,10 +2,11 @@
 
 use std::{env, process::ExitCode, time::Duration};
 
-use siege::{Role, command, field::this_binary, more_files};
+use siege::{Role, command, field::this_binary, more_files, soak};
 
 const USAGE: &str = "give `slow [CLIENTS [CONNECTIONS-A-SECOND [SECONDS]]]` (what 2000 slow clients and a flood of 1000 do to honest \
-                     ones), `idle [CLIENTS]` (what 10000 silent ones cost), or `soak [SECONDS [SEED]]` (1800 of steady load, servers killed)";
+                     ones), `idle [CLIENTS]` (what 10000 silent ones cost), or `soak [SECONDS [SEED]]` (1800 of steady \
+                     load on all protocols, servers killed, the configuration changed each second)";
 
 fn main() -> ExitCode {
     let args: Vec<String> = env::args().skip(1).collect();
@@ -34,12 +35,8 @@ fn main() -> ExitCode {
             [idle.http.0, idle.http.1, idle.redis.0, idle.redis.1].iter().all(|each| *each <= 4096)
         }
         Some("soak") => {
-            let soak = command::soak(
-                &this_binary(),
-                Duration::from_secs(or(one, 1800)),
-                Duration::from_secs(2),
-                or(two, 1),
-            );
+            let time = Duration::from_secs(or(one, 1800));
+            let soak = soak::soak(&this_binary(), time, Duration::from_secs(2), or(two, 1));
             println!("{soak}");
             soak.is_good()
         }

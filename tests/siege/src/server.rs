@@ -7,28 +7,42 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
+use crate::message;
+
 /// The size of what ends in `/big`. A quarter of it is what Redis has under keys that begin with `big`.
 pub const BIG: usize = 1 << 20;
 
-/// Serves HTTP at one address and Redis at another, on a thread of its own. Returns where.
-pub fn start(http: SocketAddr, redis: SocketAddr) -> [SocketAddr; 2] {
+/// Serves HTTP, Redis, memcached and frames at these addresses, on a thread of its own. Returns where.
+pub fn start(at: [SocketAddr; 4]) -> [SocketAddr; 4] {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         crate::block_on(async move {
-            let (http, redis) = (bind(http).await, bind(redis).await);
-            let said = [&http, &redis].map(|listener| listener.local_addr().expect("it is bound"));
+            let [http, redis, memcached, frames] =
+                [bind(at[0]).await, bind(at[1]).await, bind(at[2]).await, bind(at[3]).await];
+            let said = [&http, &redis, &memcached, &frames]
+                .map(|listener| listener.local_addr().expect("it is bound"));
             sender.send(said).expect("somebody waits for it");
-            tokio::task::spawn_local(async move {
-                while let Ok((stream, _)) = redis.accept().await {
-                    tokio::task::spawn_local(serve_redis(stream));
-                }
-            });
-            while let Ok((stream, _)) = http.accept().await {
-                tokio::task::spawn_local(serve_http(stream));
-            }
+            tokio::join!(
+                each(http, serve_http),
+                each(redis, serve_redis),
+                each(memcached, serve_memcached),
+                each(frames, serve_frames)
+            );
         });
     });
     receiver.recv().expect("it listens")
+}
+
+/// Serves whoever connects.
+async fn each<F: Future<Output = Option<()>> + 'static>(
+    listener: TcpListener,
+    serve: impl Fn(BufReader<TcpStream>) -> F,
+) {
+    while let Ok((stream, _)) = listener.accept().await {
+        if stream.set_nodelay(true).is_ok() {
+            tokio::task::spawn_local(serve(BufReader::new(stream)));
+        }
+    }
 }
 
 /// The address of a server that was just killed may be free only in a moment.
@@ -41,9 +55,7 @@ async fn bind(addr: SocketAddr) -> TcpListener {
     }
 }
 
-async fn serve_http(stream: TcpStream) -> Option<()> {
-    stream.set_nodelay(true).ok()?;
-    let mut stream = BufReader::new(stream);
+async fn serve_http(mut stream: BufReader<TcpStream>) -> Option<()> {
     loop {
         let (mut head, mut byte) = (Vec::new(), [0]);
         while !head.ends_with(b"\r\n\r\n") {
@@ -64,9 +76,7 @@ async fn serve_http(stream: TcpStream) -> Option<()> {
     }
 }
 
-async fn serve_redis(stream: TcpStream) -> Option<()> {
-    stream.set_nodelay(true).ok()?;
-    let mut stream = BufReader::new(stream);
+async fn serve_redis(mut stream: BufReader<TcpStream>) -> Option<()> {
     loop {
         let count = number(&mut stream, b'*').await?;
         let mut args = Vec::new();
@@ -97,5 +107,31 @@ async fn number(stream: &mut BufReader<TcpStream>, kind: u8) -> Option<usize> {
             b'\r' => {}
             _ => return Some(number),
         }
+    }
+}
+
+/// `get`, whose value is its key, and `ms`, which is told the key again.
+async fn serve_memcached(mut stream: BufReader<TcpStream>) -> Option<()> {
+    loop {
+        let line = message::line(&mut stream).await.ok()?;
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let reply = match words[..] {
+            ["get", key] => format!("VALUE {key} 0 {}\r\n{key}\r\nEND\r\n", key.len()),
+            ["ms", key, len, ..] => {
+                let mut value = vec![0; len.parse::<usize>().ok()? + 2];
+                stream.read_exact(&mut value).await.ok()?;
+                format!("HD k{key}\r\n")
+            }
+            _ => return None,
+        };
+        stream.write_all(reply.as_bytes()).await.ok()?;
+    }
+}
+
+/// Every method's result is its first parameter.
+async fn serve_frames(mut stream: BufReader<TcpStream>) -> Option<()> {
+    loop {
+        let request = message::Frame::read(&mut stream).await.ok()?;
+        stream.write_all(&message::answer(request.id, &request.text)).await.ok()?;
     }
 }
