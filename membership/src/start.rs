@@ -46,8 +46,12 @@ const BACKLOG: i32 = 4096;
 /// How long host names of founder slots are looked up.
 const LOOKUP: Duration = Duration::from_secs(5);
 
-/// Where an admin API listens.
-pub(crate) fn admin_listener(addr: SocketAddr, insecure: bool) -> Result<TcpListener, StartError> {
+/// Where an admin API listens: there, on this socket if one is given.
+pub(crate) fn admin_listener(
+    addr: SocketAddr,
+    insecure: bool,
+    given: Option<TcpListener>,
+) -> Result<TcpListener, StartError> {
     if !insecure && !addr.ip().is_loopback() {
         let problem = format!(
             "{addr} is reachable from other machines, and the admin API authenticates nobody, whatever \
@@ -56,7 +60,10 @@ pub(crate) fn admin_listener(addr: SocketAddr, insecure: bool) -> Result<TcpList
         );
         return Err(StartError::setting("admin", problem));
     }
-    listen("admin", addr)
+    match given {
+        Some(listener) => Ok(listener),
+        None => listen("admin", addr),
+    }
 }
 
 pub(crate) async fn start(builder: NodeBuilder) -> Result<Node, StartError> {
@@ -90,10 +97,12 @@ pub(crate) async fn start(builder: NodeBuilder) -> Result<Node, StartError> {
     let listener = listen("listen", builder.listen)?;
     let listen = listener.local_addr().map_err(StartError::System)?;
     let advertise = advertised(&builder, listen)?;
+    let given = builder.admin_socket.as_deref().map(TcpListener::try_clone).transpose();
+    let given = given.map_err(StartError::System)?;
     let admin = match builder.admin {
         None => None,
         Some(addr) => {
-            let listener = admin_listener(addr, builder.insecure)?;
+            let listener = admin_listener(addr, builder.insecure, given)?;
             let addr = listener.local_addr().map_err(StartError::System)?;
             Some((listener, addr))
         }

@@ -155,7 +155,15 @@ pub(crate) async fn serve(service: Rc<FramesService>, stream: ClientStream) {
     Task::new(service, stream).serve().await;
 }
 
+/// As [`serve`], for a client that another process had; its next request begins so.
+pub(crate) async fn resume(service: Rc<FramesService>, stream: ClientStream, input: Vec<u8>) {
+    Task::new(service, stream).after(input).serve().await;
+}
+
 impl FramesService {
+    /// As the configuration calls it.
+    pub const PROTOCOL: &'static str = "frames";
+
     pub fn start(
         worker: &Rc<Worker>,
         service: &Service,

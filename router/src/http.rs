@@ -174,7 +174,15 @@ pub(crate) async fn serve(service: Rc<HttpService>, stream: ClientStream) {
     connection::Connection::new(service, stream).serve().await;
 }
 
+/// As [`serve`], for a client that another process had; its next request begins so.
+pub(crate) async fn resume(service: Rc<HttpService>, stream: ClientStream, input: Vec<u8>) {
+    connection::Connection::new(service, stream).after(&input).serve().await;
+}
+
 impl HttpService {
+    /// As the configuration calls it.
+    pub const PROTOCOL: &'static str = "http";
+
     pub fn new(
         worker: &Rc<Worker>,
         service: &Service,
@@ -223,9 +231,9 @@ impl HttpService {
         }
     }
 
-    /// Whether clients are to go once they are answered: the router goes down, or this service does.
-    fn is_draining(&self) -> bool {
-        self.worker.is_draining() || self.succession.has_ended()
+    /// Whether this client is to go once it is answered: the router goes down, or this service does.
+    fn sends_away(&self, client: &ClientStream) -> bool {
+        self.worker.sends_away(client) || self.succession.has_ended()
     }
 
     /// How many requests wait for a view.
@@ -282,7 +290,7 @@ impl HttpService {
             version: parsed.version(),
             access,
             body: parsed.body(),
-            persistent: parsed.persistent() && !self.is_draining(),
+            persistent: parsed.persistent() && !self.sends_away(client),
             expects_continue: parsed.expects_continue(),
             upgrade: upgrade.map(Into::into),
             searching: false,

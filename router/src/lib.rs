@@ -19,6 +19,7 @@ mod access;
 mod checks;
 mod config;
 mod frames;
+pub mod handover;
 mod http;
 mod latency;
 mod limits;

@@ -35,6 +35,26 @@ pub(crate) fn shared(addr: SocketAddr, count: usize) -> io::Result<Vec<std::net:
     Ok(all)
 }
 
+/// Deals sockets out to so many workers. None is left out: who waits in the queue of a socket that nobody accepts at waits for
+/// ever. Where there are fewer than workers some share one, rather than that new ones are opened: those would have queues of
+/// their own from the first moment on, and whoever is in them is lost if this process does not come to serve.
+///
+/// # Errors
+/// Too many files are open.
+pub(crate) fn deal(
+    sockets: Vec<std::net::TcpListener>,
+    workers: usize,
+) -> io::Result<Vec<Vec<std::net::TcpListener>>> {
+    let mut dealt: Vec<Vec<std::net::TcpListener>> = (0..workers).map(|_| Vec::new()).collect();
+    for worker in sockets.len()..workers {
+        dealt[worker].push(sockets[worker % sockets.len()].try_clone()?);
+    }
+    for (at, socket) in sockets.into_iter().enumerate() {
+        dealt[at % workers].push(socket);
+    }
+    Ok(dealt)
+}
+
 fn socket(addr: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     // So that a restarted router need not wait until its old connections have left TIME_WAIT.
@@ -75,6 +95,15 @@ mod tests {
         let port = held[0].local_addr().unwrap().port();
         let wildcard = SocketAddr::new("0.0.0.0".parse().unwrap(), port);
         assert_eq!(shared(wildcard, 2).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn every_socket_is_dealt_to_somebody_and_everybody_gets_one() {
+        for (count, workers, dealt) in [(1, 3, [1, 1, 1]), (3, 3, [1, 1, 1]), (4, 3, [2, 1, 1])] {
+            let sockets = deal(shared(any(), count).unwrap(), workers).unwrap();
+            assert_eq!(sockets.iter().map(Vec::len).collect::<Vec<_>>(), dealt);
+        }
+        assert_eq!(deal(shared(any(), 5).unwrap(), 1).unwrap()[0].len(), 5);
     }
 
     #[test]

@@ -31,6 +31,7 @@ pub(crate) type MemcachedService = Service<Memcached>;
 type Client = pipelined::Client<Memcached>;
 
 impl Dialect for Memcached {
+    const PROTOCOL: &'static str = "memcached";
     const NAME: &'static str = "memcached's";
     /// memcached's own words.
     const TOO_MANY_CLIENTS: &'static [u8] = b"ERROR Too many open connections\r\n";

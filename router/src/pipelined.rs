@@ -51,6 +51,8 @@ pub(crate) const READ: usize = 64 * 1024;
 
 /// One protocol: where its commands and replies end, where commands go, how replies combine.
 pub(crate) trait Dialect: Sized + 'static {
+    /// As the configuration calls it.
+    const PROTOCOL: &'static str;
     /// How its replies are called where one is none.
     const NAME: &'static str;
     /// What a client hears that is not served at all.
@@ -79,6 +81,14 @@ pub(crate) trait Dialect: Sized + 'static {
 
     /// What is known of a client that has said nothing yet.
     fn session(service: &Service<Self>) -> Self::Session;
+
+    /// What another process has to know of a client that goes over to it between two commands.
+    fn told(_client: &Client<Self>) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// Takes over what was told.
+    fn heard(_client: &Client<Self>, _told: &[u8]) {}
 
     /// Whether the client's last command may take as long as it likes, so that the client may be gone before it is
     /// answered; then it is given up.
@@ -206,6 +216,7 @@ pub(crate) enum Failure {
 /// One service of a protocol on one worker.
 pub(crate) struct Service<D: Dialect> {
     pub worker: Rc<Worker>,
+    name: Box<str>,
     policy: Policy,
     hedges: Hedges,
     /// The first of its lanes, which it has for as long as it holds the other one.
@@ -275,6 +286,16 @@ pub(crate) async fn serve<D: Dialect>(service: Rc<Service<D>>, stream: ClientStr
     Task::new(service, stream).serve().await;
 }
 
+/// As [`serve`], for a client that another process had: what that told of it, and how its next command begins.
+pub(crate) async fn resume<D: Dialect>(
+    service: Rc<Service<D>>,
+    stream: ClientStream,
+    session: Vec<u8>,
+    input: Vec<u8>,
+) {
+    Task::new(service, stream).after(&session, input).serve().await;
+}
+
 impl<D: Dialect> Service<D> {
     pub fn start(
         worker: &Rc<Worker>,
@@ -287,6 +308,7 @@ impl<D: Dialect> Service<D> {
         let (lane, lanes) = worker.take_lanes(service, D::LANES);
         Rc::new(Self {
             worker: Rc::clone(worker),
+            name: service.name.clone(),
             policy: service.policy,
             hedges: Hedges::new(service.hedge),
             lane,

@@ -76,6 +76,7 @@ enum Next {
 }
 
 impl Dialect for Redis {
+    const PROTOCOL: &'static str = "redis";
     const NAME: &'static str = "RESP";
     /// Redis' own words.
     const TOO_MANY_CLIENTS: &'static [u8] = b"-ERR max number of clients reached\r\n";
@@ -108,6 +109,14 @@ impl Dialect for Redis {
         let mut lines = command.split(|byte| *byte == b'\n').map(|line| line.trim_ascii_end());
         let first = lines.next().unwrap_or_default();
         if first.starts_with(b"*") { lines.nth(1).unwrap_or_default() } else { &[] }
+    }
+
+    fn told(client: &Client) -> Vec<u8> {
+        client.session.told()
+    }
+
+    fn heard(client: &Client, told: &[u8]) {
+        client.session.heard(told);
     }
 
     fn is_blocked(client: &Client) -> bool {

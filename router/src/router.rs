@@ -6,7 +6,11 @@ pub(crate) mod view;
 use std::{
     io,
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc as channel},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+        mpsc as channel,
+    },
     thread,
     time::Duration,
 };
@@ -21,9 +25,12 @@ use crate::{
     stats::{Measured, ServiceStats},
     table::{GroupClones, Publisher, UpdateError},
     tls::{CertificateError, Terminators},
-    worker::{self, Control, DoorEntry, Entrance, Entry, Lineup, Opening, ServiceSetup, Setup},
+    worker::{
+        self, Control, DoorEntry, DoorId, Entrance, Entry, Guest, Heir, Lineup, Opening, ServiceSetup, Setup,
+    },
 };
 
+pub(crate) use reload::Inherited;
 pub use reload::Reloaded;
 use reload::{Door, Doors};
 use view::ServiceView;
@@ -150,6 +157,8 @@ struct Shared {
     workers: Vec<mpsc::UnboundedSender<Control>>,
     checker: Mutex<Checker>,
     threads: Mutex<Vec<thread::JoinHandle<()>>>,
+    /// How many clients were taken over from another process.
+    adopted: AtomicUsize,
 }
 
 /// What is served now, and where.
@@ -187,12 +196,22 @@ struct State {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn start(config: &Config, options: Options) -> Result<RouterHandle, StartError> {
+    begin(config, options, &mut Vec::new(), true)
+}
+
+/// As [`start`], with sockets that another process listens on so far. Accepts nobody before [`RouterHandle::open`] unless `open`.
+pub(crate) fn begin(
+    config: &Config,
+    options: Options,
+    inherited: &mut Vec<Inherited>,
+    open: bool,
+) -> Result<RouterHandle, StartError> {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let count = options.workers.unwrap_or(cores).max(1);
     let publisher = Publisher::new(config);
     let terminators = Terminators::of(config, &Terminators::default())?;
     let mut last_door = 0;
-    let mut doors = Doors::open(config, &[], count, &mut last_door)?;
+    let mut doors = Doors::open(config, &[], inherited, count, &mut last_door)?;
     let mut logs = Logs::default();
     open_logs(&mut logs, config)?;
     let lineups = lineups(&publisher, &mut doors, &logs, &terminators, count, |_| true);
@@ -202,7 +221,7 @@ pub fn start(config: &Config, options: Options) -> Result<RouterHandle, StartErr
         let (sender, control) = mpsc::unbounded_channel();
         // All requests waiting for one RACS, over all workers, stay within the limit.
         let limits = Limits { waiting: options.limits.waiting.div_ceil(count), ..options.limits.clone() };
-        let setup = Setup { limits, seed: seed(number), lineup, control };
+        let setup = Setup { limits, seed: seed(number), lineup, open, control };
         let thread = thread::Builder::new().name(format!("router-{number}")).spawn(move || {
             if let Err(error) = worker::run(setup) {
                 tracing::error!(%error, "worker failed");
@@ -215,7 +234,8 @@ pub fn start(config: &Config, options: Options) -> Result<RouterHandle, StartErr
     checker.look_at(publisher.targets()).map_err(StartError::Thread)?;
     let checker = Mutex::new(checker);
     let state = Mutex::new(State { publisher, doors: doors.all, logs, terminators, last_door });
-    let shared = Shared { state, workers, checker, threads: Mutex::new(threads) };
+    let adopted = AtomicUsize::default();
+    let shared = Shared { state, workers, checker, threads: Mutex::new(threads), adopted };
     Ok(RouterHandle { shared: Arc::new(shared) })
 }
 
@@ -293,8 +313,8 @@ impl RouterHandle {
         if self.shared.workers.iter().any(mpsc::UnboundedSender::is_closed) {
             return Err(ReloadError::Stopped("it is going down".into()));
         }
-        let mut opened =
-            Doors::open(config, doors, workers, last_door).map_err(|error| reload::why(error, doors))?;
+        let mut opened = Doors::open(config, doors, &mut Vec::new(), workers, last_door)
+            .map_err(|error| reload::why(error, doors))?;
         open_logs(logs, config).map_err(ReloadError::Start)?;
         *terminators =
             Terminators::of(config, terminators).map_err(|error| ReloadError::Start(error.into()))?;
@@ -400,6 +420,44 @@ impl RouterHandle {
         (Measured { services: services.collect(), workers, ..Measured::default() }, replies)
     }
 
+    /// Begins to accept clients, where it was started without that.
+    pub(crate) fn open(&self) {
+        self.tell(|| Control::Open);
+    }
+
+    /// The sockets that are listened on, once more.
+    pub(crate) fn sockets(&self) -> Vec<Inherited> {
+        let state = lock(&self.shared.state);
+        let (reply, replies) = channel::channel();
+        self.tell(|| Control::Sockets(reply.clone()));
+        drop(reply);
+        let doors = state.doors.iter();
+        let nothing = |door: &Door| {
+            let (service, configured) = (door.service.clone(), door.configured);
+            (door.id, Inherited { service, configured, sockets: Vec::new() })
+        };
+        let mut all: Vec<(DoorId, Inherited)> = doors.map(nothing).collect();
+        for (id, socket) in replies {
+            let of = all.iter_mut().find(|(door, _)| *door == id);
+            if let Some((_, door)) = of {
+                door.sockets.push(socket.into());
+            }
+        }
+        all.into_iter().map(|(_, door)| door).filter(|door| !door.sockets.is_empty()).collect()
+    }
+
+    /// Serves a client that another process had so far.
+    pub(crate) fn adopt(&self, guest: Guest) {
+        let turn = self.shared.adopted.fetch_add(1, Ordering::Relaxed);
+        let worker = &self.shared.workers[turn % self.shared.workers.len()];
+        let _ = worker.send(Control::Adopt(guest)); // one that has ended serves nobody
+    }
+
+    /// As [`RouterHandle::shutdown`], but clients pass to somebody else where they can, between two requests.
+    pub(crate) fn bequeath(&self, heir: &Heir, grace: Duration) {
+        self.end(|| Control::GiveWay(heir.clone(), grace));
+    }
+
     /// What active checks say of each server, for the services that have `[service.health]`.
     pub fn health(&self) -> Vec<ServerHealth> {
         lock(&self.shared.checker).health()
@@ -409,7 +467,11 @@ impl RouterHandle {
     /// `Connection: close`), closes idle connections; whatever is left after `grace` is cut. Blocks until all
     /// workers have ended; a second call, from another thread, cuts at once.
     pub fn shutdown(&self, grace: Duration) {
-        self.tell(|| Control::Shutdown(grace));
+        self.end(|| Control::Shutdown(grace));
+    }
+
+    fn end(&self, order: impl Fn() -> Control) {
+        self.tell(order);
         let threads = std::mem::take(&mut *lock(&self.shared.threads));
         for thread in threads {
             // A worker that panicked has said so; the others end all the same.

@@ -338,7 +338,9 @@ impl Connection<'_> {
                     }
                     Poll::Ready(Err(_)) => return Poll::Ready(Err(Refused::Gone)),
                     // Until it has a server it is nobody's business that a router that stops should wait for.
-                    Poll::Pending if self.deadline.passed(cx) || worker.is_draining() => {
+                    Poll::Pending
+                        if self.deadline.passed(cx) || worker.is_draining() && !worker.gives_way() =>
+                    {
                         return Poll::Ready(Err(Refused::Gone));
                     }
                     Poll::Pending => return Poll::Pending,

@@ -4,6 +4,7 @@
 //! tokio's `LocalRuntime` and not a `LocalSet`: waking a task of a `LocalSet` from the I/O driver wakes the
 //! set through the runtime's eventfd, one system call per turn of the loop.
 
+mod bequest;
 mod buffer;
 mod clock;
 mod entrance;
@@ -20,6 +21,7 @@ use std::{
     cell::{Cell, RefCell},
     io,
     net::SocketAddr,
+    os::fd::OwnedFd,
     rc::{Rc, Weak},
     sync::mpsc::Sender,
     task::Poll,
@@ -31,6 +33,7 @@ use membership_types::Rng;
 use router_proto::PhysicalId;
 use tokio::{net::TcpStream, sync::mpsc, sync::oneshot};
 
+pub(crate) use bequest::{Guest, Heir, MOST_INPUT};
 pub(crate) use buffer::{Buf, Buffers};
 pub(crate) use clock::{Clock, Deadline, DeadlineId};
 pub(crate) use entrance::Entrance;
@@ -40,7 +43,7 @@ pub(crate) use pace::{Hold, Pace};
 pub(crate) use placements::Placements;
 pub(crate) use server::{InFlight, Server, Stopwatch};
 pub(crate) use services::{DoorEntry, DoorId, Entry, Lineup, Opening, ServiceSetup, Succession};
-pub(crate) use stream::ClientStream;
+pub(crate) use stream::{ClientStream, Origin};
 pub(crate) use tunnel::{Ended as TunnelEnded, Tunnel};
 
 use services::{Door, Ledger, Services};
@@ -78,7 +81,11 @@ pub(crate) struct Worker {
     pub buffers: Buffers,
     pub servers: server::Servers,
     random: RefCell<Rng>,
+    /// Whether it accepts clients.
+    open: Cell<bool>,
     draining: Cell<bool>,
+    gives_way: Cell<bool>,
+    heir: RefCell<Option<Heir>>,
     clients: Cell<usize>,
     /// Which lanes to each server are taken, by whom.
     lanes: RefCell<Vec<Lanes>>,
@@ -147,6 +154,8 @@ pub(crate) struct Setup {
     pub limits: Limits,
     pub seed: u64,
     pub lineup: Lineup,
+    /// Whether clients are accepted at once; if not, once it is told so.
+    pub open: bool,
     pub control: mpsc::UnboundedReceiver<Control>,
 }
 
@@ -158,10 +167,18 @@ pub(crate) enum Control {
     Health { server: PhysicalId, addr: SocketAddr, up: bool },
     /// Serve this from now on, and say so.
     Lineup(Lineup, Sender<io::Result<()>>),
+    /// Accept clients.
+    Open,
+    /// A client that another process had.
+    Adopt(Guest),
+    /// Say which sockets you listen on.
+    Sockets(Sender<(DoorId, OwnedFd)>),
     /// Say what you have counted.
     Stats(oneshot::Sender<Measured>),
     /// Finish what is under way, then end; after this long end anyway.
     Shutdown(Duration),
+    /// The same, but clients pass to somebody else.
+    GiveWay(Heir, Duration),
 }
 
 /// The protocol's side of a service on one worker.
@@ -310,6 +327,31 @@ impl Front {
         }
     }
 
+    /// As [`Front::start`], for a client of whom something is known already.
+    fn resume(self, stream: ClientStream, guard: Present, session: Vec<u8>, input: Vec<u8>) {
+        match self {
+            Self::Http(service) => start(guard, move || crate::http::resume(service, stream, input)),
+            Self::Redis(service) => start(guard, move || pipelined::resume(service, stream, session, input)),
+            Self::Frames(service) => start(guard, move || crate::frames::resume(service, stream, input)),
+            Self::Memcached(service) => {
+                start(guard, move || pipelined::resume(service, stream, session, input));
+            }
+            // Connections of plain TCP have no place between two requests: nobody hands them over.
+            Self::Tcp(_) => {}
+        }
+    }
+
+    /// As the configuration calls it.
+    fn protocol(&self) -> &'static str {
+        match self {
+            Self::Http(_) => HttpService::PROTOCOL,
+            Self::Redis(_) => Redis::PROTOCOL,
+            Self::Frames(_) => FramesService::PROTOCOL,
+            Self::Memcached(_) => Memcached::PROTOCOL,
+            Self::Tcp(_) => "tcp",
+        }
+    }
+
     /// Tells a client that there are too many, if that can be said at once.
     fn shed(&self, stream: &TcpStream) {
         let text: &[u8] = match self {
@@ -336,7 +378,7 @@ pub(crate) fn run(setup: Setup) -> io::Result<()> {
 }
 
 async fn work(setup: Setup) -> io::Result<()> {
-    let Setup { limits, seed, lineup, mut control } = setup;
+    let Setup { limits, seed, lineup, open, mut control } = setup;
     let worker = Rc::new(Worker {
         limits,
         clock: Rc::new(Clock::new()),
@@ -344,7 +386,10 @@ async fn work(setup: Setup) -> io::Result<()> {
         buffers: Buffers::default(),
         servers: server::Servers::default(),
         random: RefCell::new(Rng::seeded(seed)),
+        open: Cell::new(open),
         draining: Cell::new(false),
+        gives_way: Cell::new(false),
+        heir: RefCell::default(),
         clients: Cell::new(0),
         lanes: RefCell::default(),
         handshakes: Cell::new(0),
@@ -385,7 +430,18 @@ async fn work(setup: Setup) -> io::Result<()> {
                 measured.tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
                 let _ = reply.send(measured); // whoever asked may have gone
             }
+            Some(Control::Open) => {
+                worker.open.set(true);
+                worker.clock.wake_all();
+            }
+            Some(Control::Adopt(guest)) => adopt(&worker, &services, guest),
+            Some(Control::Sockets(reply)) => services.sockets(&reply),
             Some(Control::Shutdown(grace)) => break grace,
+            Some(Control::GiveWay(heir, grace)) => {
+                *worker.heir.borrow_mut() = Some(heir);
+                worker.gives_way.set(true);
+                break grace;
+            }
             // Every handle is gone: nobody can feed views or stop this worker in an orderly way.
             None => break Duration::ZERO,
         }
@@ -401,8 +457,10 @@ async fn work(setup: Setup) -> io::Result<()> {
                 Some(Control::TablesChanged) => tables_changed(),
                 Some(Control::Health { server, addr, up }) => health(server, addr, up),
                 // Whoever asked hears that there is no answer.
-                Some(Control::Stats(_) | Control::Lineup(..)) => {}
-                Some(Control::Shutdown(_)) => return Poll::Ready(false),
+                Some(Control::Stats(_) | Control::Lineup(..) | Control::Sockets(_)) => {}
+                // A connection that cannot go on.
+                Some(Control::Open | Control::Adopt(_)) => {}
+                Some(Control::Shutdown(_) | Control::GiveWay(..)) => return Poll::Ready(false),
                 None => break,
             }
         }
@@ -438,11 +496,14 @@ async fn race<T>(
 
 /// Accepts the clients at one door until it closes or the router drains; then those that are already in the
 /// queue.
-async fn accept(worker: Rc<Worker>, listener: tokio::net::TcpListener, door: Rc<Door>) {
+async fn accept(worker: Rc<Worker>, listener: Rc<tokio::net::TcpListener>, door: Rc<Door>) {
     let drain = Deadline::new(&worker.clock);
     loop {
         let accepted = std::future::poll_fn(|cx| {
             drain.passed(cx); // only to be woken when the router drains, or the door closes
+            if !worker.open.get() {
+                return if worker.is_draining() { Poll::Ready(None) } else { Poll::Pending };
+            }
             match listener.poll_accept(cx) {
                 Poll::Pending if worker.is_draining() || door.is_closing() => Poll::Ready(None),
                 other => other.map(Some),
@@ -502,9 +563,32 @@ fn admit(worker: &Rc<Worker>, door: &Door, stream: TcpStream, source: SocketAddr
         });
         return;
     }
-    let origin = stream::Origin { source, destination: None, tls: false };
+    let origin = Origin { source, destination: None, tls: false };
     let stream = ClientStream::plain(stream, origin).counted(counters);
     front.start(stream, guard);
+}
+
+/// Serves a client that another process had, between two of its requests.
+fn adopt(worker: &Rc<Worker>, services: &Services, guest: Guest) {
+    let Guest { service, protocol, origin, session, input, stream } = guest;
+    let mut front = None;
+    services.each(|name, found| {
+        if *name == *service && found.protocol() == &*protocol {
+            front = Some(found.clone());
+        }
+    });
+    // Of a service that this configuration does not have: it is sent away as a reload would.
+    let Some(front) = front else { return };
+    let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+    let stream = match stream {
+        Ok(stream) => ClientStream::plain(stream, origin).counted(front.counters()),
+        Err(error) => {
+            tracing::warn!(%error, "a client cannot be taken over, and is closed");
+            return;
+        }
+    };
+    let guard = Present::enter(worker, front.counters());
+    front.resume(stream, guard, session, input);
 }
 
 /// Serves a client in a task.

@@ -1,10 +1,11 @@
 //! `router`: the routing proxy, fed with the views of the groups that its configuration names.
 
 mod admin;
+mod upgrade;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener},
     path::PathBuf,
     sync::Arc,
     thread::available_parallelism,
@@ -13,17 +14,21 @@ use std::{
 
 use clap::Args;
 use membership::{AdminApi, Event, Node, Observer, View, What};
-use router::{CloneAt, Config, GroupClones, Options, Reloaded, RouterHandle, Serving, Surroundings};
+use router::{
+    CloneAt, Config, GroupClones, Options, Reloaded, RouterHandle, Serving, Surroundings,
+    handover::{Predecessor, Successor},
+};
 use serde_json::{Value, json};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
+    task::JoinHandle,
 };
 
 use super::{
     Failure, Outcome, events, exit, files,
-    flags::{self, NodeFlags, read},
-    node::{Stops, not_joined, start},
+    flags::{self, NodeFlags, Time, read},
+    node::{Stops, not_joined, start_built},
 };
 
 /// The routing proxy.
@@ -34,6 +39,10 @@ use super::{
 /// On HUP, or where the admin API is told so (POST /v1/reload), the configuration is read again, and taken over without a request being dropped: services are matched by name. One with a
 /// mistake leaves the running one in place, and the log says why. Settings of the node stay; keys and certificates are read
 /// again on HUP, those of services included.
+///
+/// Another binary takes over without a connection being refused or dropped where it is started with the same --upgrade-socket: it
+/// is given the listening sockets, then the clients, and the process before it ends with 0. Where the new one does not come to
+/// serve, the old one goes on.
 ///
 /// If standard output is lost, because its reader went away or a disk is full, the router goes on serving, and exits with 1 at its
 /// end where output was lost.
@@ -50,6 +59,14 @@ pub(crate) struct Router {
     /// Worker threads, 1 to 256 [default: one per core].
     #[arg(long, value_name = "N", value_parser = workers)]
     workers: Option<usize>,
+    /// Where a router that runs hands over to a new one: a Unix socket, which this process makes, and at which only its user is heard.
+    /// If a router waits there already, this one takes its sockets and clients over.
+    #[arg(long, value_name = "PATH")]
+    upgrade_socket: Option<PathBuf>,
+    /// How long requests and connections under way may take when the router stops [default: 5s; 10m where another one takes
+    /// over, to which most clients pass at once].
+    #[arg(long, value_name = "DUR")]
+    drain: Option<Time>,
     /// Only say whether the configuration is right.
     #[arg(long)]
     check: bool,
@@ -65,8 +82,14 @@ fn workers(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|n| (1..=MOST_WORKERS).contains(n)).ok_or_else(wrong)
 }
 
-/// How long requests in flight may take when the router stops.
+/// How long requests in flight may take when the router stops; and where another one took over, when it is about tunnels, and
+/// about clients who cannot be handed over.
 const DRAIN: Duration = Duration::from_secs(5);
+const LAST: Duration = Duration::from_secs(600);
+/// How long the node of a router that gave way stays: longer than updates wait for a leader.
+const STAYS: Duration = Duration::from_secs(6);
+/// How long a router that takes over may be without the views that it needs, once its node is in the cluster.
+const BLIND: Duration = Duration::from_secs(60);
 
 impl Router {
     pub(crate) fn configure(&mut self) -> Result<Option<tracing::Level>, Failure> {
@@ -75,7 +98,7 @@ impl Router {
         Ok(self.node.log)
     }
 
-    pub(crate) async fn run(self, json: bool) -> Outcome {
+    pub(crate) async fn run(mut self, json: bool) -> Outcome {
         let follows_groups = !self.node.rendezvous.is_empty();
         let surroundings =
             Surroundings { follows_groups, others_keys: &NodeFlags::KEYS, numeric_only: false };
@@ -96,19 +119,41 @@ impl Router {
         // Each client may take a connection to a server, too.
         let most = files::for_clients() / (2 * workers);
         options.limits.clients = options.limits.clients.min(most.max(1));
-        let router = router::start(&config, options).map_err(|e| Failure::new(exit::USAGE, e.to_string()))?;
-        announce(router.serving(), json);
-        let api = self.node.admin.filter(|_| !follows_groups);
-        let insecure = self.node.insecure == Some(true);
-        let node = if follows_groups {
-            let Some(node) = stops.unless(start(self.node, false, true)).await? else { return Ok(0) };
-            Some(node)
-        } else {
-            None
+        let mut predecessor = match &self.upgrade_socket {
+            Some(path) => match stops.unless(upgrade::find(path)).await? {
+                Some(found) => found,
+                None => return Ok(0),
+            },
+            None => None,
         };
-        // Without a node it is ours alone.
-        let api =
-            api.map(|addr| AdminApi::start(addr, insecure)).transpose().map_err(flags::start_failure)?;
+        let started = match &mut predecessor {
+            None => router::start(&config, options),
+            Some(predecessor) => predecessor.start(&config, options),
+        };
+        let router = started.map_err(|e| Failure::new(exit::USAGE, e.to_string()))?;
+        if predecessor.is_none() {
+            announce(router.serving(), json);
+        }
+        let insecure = self.node.insecure == Some(true);
+        let mut socket = None;
+        if let Some(addr) = self.node.admin.take() {
+            let given = upgrade::admin_of(predecessor.as_mut(), addr);
+            socket = Some(AdminApi::socket(addr, insecure, given).map_err(flags::start_failure)?);
+        }
+        let again = socket.as_ref().map(TcpListener::try_clone).transpose()?;
+        let (mut node, mut api) = (None, None);
+        if follows_groups {
+            let reads_again = self.node.reads_again();
+            let mut builder = self.node.builder(false).rejoin(true);
+            if let Some(socket) = socket {
+                builder = builder.admin_socket(socket);
+            }
+            let Some(started) = stops.unless(start_built(builder, reads_again)).await? else { return Ok(0) };
+            node = Some(started);
+        } else if let Some(socket) = socket {
+            // Without a node it is ours alone.
+            api = Some(AdminApi::start_on(socket).map_err(flags::start_failure)?);
+        }
         let (order, orders) = mpsc::channel(1);
         let extensions = node.as_ref().map(Node::extensions).or(api.as_ref().map(AdminApi::extensions));
         if let Some(extensions) = extensions {
@@ -127,6 +172,9 @@ impl Router {
         };
         let groups = config.groups().into_iter().map(Into::into).collect();
         let file = File { path: self.config, text: self.text, follows_groups };
+        let (successor, successors) = mpsc::channel(1);
+        let place = self.upgrade_socket.map(|path| (upgrade::Place::new(path), again, successor));
+        let drain = self.drain.map(|time| time.0);
         let mut running = Running {
             router: router.clone(),
             node: node.clone(),
@@ -135,16 +183,20 @@ impl Router {
             observers: BTreeMap::new(),
             views: BTreeMap::new(),
             ready: false,
+            api,
+            predecessor,
+            place,
+            last: drain.unwrap_or(LAST),
         };
         let outcome = tokio::select! {
-            outcome = running.run(groups, hangups, orders) => outcome,
+            outcome = running.run(groups, (hangups, orders, successors)) => outcome,
             failure = late => Err(failure),
             () = stops.told() => Ok(()),
         };
-        if let Some(api) = &api {
+        if let Some(api) = &running.api {
             api.set_ready(false);
         }
-        tokio::task::spawn_blocking(move || router.shutdown(DRAIN)).await?;
+        tokio::task::spawn_blocking(move || router.shutdown(drain.unwrap_or(DRAIN))).await?;
         if let Some(node) = node {
             node.leave().await;
         }
@@ -205,19 +257,49 @@ struct Running {
     observers: BTreeMap<String, Observer>,
     views: BTreeMap<String, Arc<View>>,
     ready: bool,
+    /// The admin API of a router without a node.
+    api: Option<AdminApi>,
+    /// Who serves as long as this router does not.
+    predecessor: Option<Predecessor>,
+    /// Where the next one comes, and what it is given, once this one serves.
+    place: Option<(upgrade::Place, Option<TcpListener>, mpsc::Sender<Successor>)>,
+    /// How long clients may stay that do not pass to the next one.
+    last: Duration,
 }
 
 impl Running {
-    /// Passes the groups' views on to the router, until the node stops, and goes over to a changed configuration when it is told to.
+    /// Passes the groups' views on to the router, until the node stops or another router has taken over, and goes over to a changed
+    /// configuration when it is told to.
     async fn run(
         &mut self,
         groups: Vec<String>,
-        mut hangups: Signal,
-        mut orders: mpsc::Receiver<admin::Order>,
+        (mut hangups, mut orders, mut successors): (
+            Signal,
+            mpsc::Receiver<admin::Order>,
+            mpsc::Receiver<Successor>,
+        ),
     ) -> Result<(), Failure> {
         let mut events = self.node.as_ref().map(Node::all_events);
+        if let (Some(_), Some(node)) = (&self.predecessor, &self.node) {
+            // A node that is in already is told of groups without members, too. Whoever waits beside this ends it if it is not let in.
+            if node.joined().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
         self.observe(&groups).await?;
+        let blind = tokio::time::sleep(BLIND);
+        let mut blind = std::pin::pin!(blind);
+        let mut taken: Option<JoinHandle<()>> = None;
         loop {
+            if self.predecessor.is_none() || self.sees_all() {
+                self.serve()?;
+            }
+            let all_passed = async {
+                match &mut taken {
+                    Some(taken) => taken.await,
+                    None => std::future::pending().await,
+                }
+            };
             let next = async {
                 match &mut events {
                     Some(events) => events.next().await,
@@ -227,8 +309,16 @@ impl Running {
             tokio::select! {
                 event = next => match event {
                     Some(event) => self.heed(&event),
+                    None if taken.is_some() => events = None,
                     None => return Ok(()),
                 },
+                // None where no router may take over.
+                Some(successor) = successors.recv() => taken = Some(self.give_way(successor)),
+                outcome = all_passed => return Ok(outcome?),
+                () = &mut blind, if self.predecessor.is_some() => {
+                    let why = "no view of some group that the router follows has come: the router that runs goes on";
+                    return Err(Failure::new(exit::FAILED, why));
+                }
                 Some(()) = hangups.recv() => {
                     // Whoever sent it reads the log.
                     let _told = self.reload().await;
@@ -241,6 +331,50 @@ impl Running {
                 }
             }
         }
+    }
+
+    /// Whether the node has told of all groups: from then on requests are routed as they are where clients are now.
+    fn sees_all(&self) -> bool {
+        self.observers.keys().all(|group| self.views.contains_key(group))
+            && (self.ready || self.node.is_none())
+    }
+
+    /// Takes clients in, if that is still to be done, and waits for the next router from then on.
+    fn serve(&mut self) -> Result<(), Failure> {
+        if let Some(predecessor) = self.predecessor.take() {
+            let pid = predecessor.pid();
+            predecessor.relieve(&self.router)?;
+            tracing::info!(pid, "this router serves in place of the one that ran before");
+            announce(self.router.serving(), self.json);
+            let object = json!({"event": "took_over", "from": pid});
+            let text = format!("this router serves in place of process {pid}");
+            let text = if self.json { object.to_string() } else { text };
+            tokio::spawn(async move { events::say(text).await });
+        }
+        match self.place.take() {
+            Some((place, admin, successor)) => place.open(&self.router, admin, successor),
+            None => Ok(()),
+        }
+    }
+
+    /// Hands the clients over to a router that serves. That has been done once what is returned ends.
+    fn give_way(&mut self, successor: Successor) -> JoinHandle<()> {
+        let pid = successor.pid();
+        tracing::info!(pid, "another router serves; this one passes its clients on, and ends");
+        let object = json!({"event": "gave_way", "to": pid});
+        let text = format!("process {pid} serves in place of this one, which ends");
+        let text = if self.json { object.to_string() } else { text };
+        tokio::spawn(async move { events::say(text).await });
+        // Who asks how this router does means the new one.
+        self.api = None;
+        if let Some(node) = self.node.clone() {
+            tokio::spawn(async move {
+                tokio::time::sleep(STAYS).await;
+                node.leave().await;
+            });
+        }
+        let (router, last) = (self.router.clone(), self.last);
+        tokio::task::spawn_blocking(move || successor.take(&router, last))
     }
 
     async fn observe(&mut self, groups: &[String]) -> Result<(), Failure> {

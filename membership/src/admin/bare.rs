@@ -41,7 +41,26 @@ impl AdminApi {
     /// # Errors
     /// The address is not to be had, or reachable from elsewhere.
     pub fn start(addr: SocketAddr, insecure: bool) -> Result<Self, StartError> {
-        let listener = start::admin_listener(addr, insecure)?;
+        Self::start_on(Self::socket(addr, insecure, None)?)
+    }
+
+    /// The socket that an admin API is served on at this address: one that another process listens on so far, if it is given.
+    ///
+    /// # Errors
+    /// As [`AdminApi::start`].
+    pub fn socket(
+        addr: SocketAddr,
+        insecure: bool,
+        given: Option<TcpListener>,
+    ) -> Result<TcpListener, StartError> {
+        start::admin_listener(addr, insecure, given)
+    }
+
+    /// As [`AdminApi::start`], on such a socket.
+    ///
+    /// # Errors
+    /// The system has no room for it.
+    pub fn start_on(listener: TcpListener) -> Result<Self, StartError> {
         let addr = listener.local_addr().map_err(StartError::System)?;
         let extensions = Extensions::new(Arc::new(Metrics::bare()));
         let bare = Arc::new(Bare { extensions, ready: AtomicBool::new(true) });

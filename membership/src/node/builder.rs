@@ -1,6 +1,12 @@
 //! How a node is configured.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{SocketAddr, TcpListener},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use membership_proto::Bootstrap;
 
@@ -36,6 +42,7 @@ pub struct NodeBuilder {
     pub(crate) tls_cert: Option<PathBuf>,
     pub(crate) tls_key: Option<PathBuf>,
     pub(crate) admin: Option<SocketAddr>,
+    pub(crate) admin_socket: Option<Arc<TcpListener>>,
     pub(crate) trace: Option<PathBuf>,
     pub(crate) data_dir: Option<PathBuf>,
     pub(crate) witness: Option<Witness>,
@@ -66,6 +73,7 @@ impl Default for NodeBuilder {
             tls_cert: None,
             tls_key: None,
             admin: None,
+            admin_socket: None,
             trace: None,
             data_dir: None,
             witness: None,
@@ -205,6 +213,13 @@ impl NodeBuilder {
     /// is for links between nodes, the admin API asks nobody for anything.
     pub fn admin(mut self, addr: SocketAddr) -> Self {
         self.admin = Some(addr);
+        self
+    }
+
+    /// Serves the admin API on this socket, which listens already; see [`AdminApi::socket`](crate::AdminApi::socket).
+    pub fn admin_socket(mut self, socket: TcpListener) -> Self {
+        self.admin = socket.local_addr().ok();
+        self.admin_socket = Some(Arc::new(socket));
         self
     }
 

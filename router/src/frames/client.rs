@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::{Caller, FramesService, Held, READ};
 use crate::{
     access::Tally,
-    worker::{ClientStream, Deadline, Placements, linger},
+    worker::{ClientStream, Deadline, MOST_INPUT, Placements, linger},
 };
 
 /// How many requests of a client may be under way before its first answer.
@@ -181,6 +181,12 @@ impl Task {
         }
     }
 
+    /// What the client has said already.
+    pub fn after(mut self, input: Vec<u8>) -> Self {
+        (self.backlog, self.rest) = (!input.is_empty(), input);
+        self
+    }
+
     pub async fn serve(mut self) {
         std::future::poll_fn(|cx| self.poll(cx)).await;
         if self.refused && !self.client.is_gone() {
@@ -205,8 +211,17 @@ impl Task {
                 self.end = "unread";
                 return Poll::Ready(());
             }
-            self.closing |= self.service.worker.is_draining() || self.service.succession.has_ended();
+            let worker = &self.service.worker;
+            let sent_away = worker.is_draining() && !worker.gives_way();
+            self.closing |= sent_away || self.service.succession.has_ended();
             self.succeed();
+            if self.leaves(self.rest.len()) && self.is_answered() && !self.closing {
+                self.closing = self.stream.is_tls();
+                if !self.closing {
+                    self.bequeath();
+                    return Poll::Ready(());
+                }
+            }
             if self.closing {
                 let state = self.client.state.borrow();
                 if state.under_way == 0 && state.out.is_empty() {
@@ -214,7 +229,7 @@ impl Task {
                 }
                 break;
             }
-            if !self.may_go_on() {
+            if !self.may_go_on(self.rest.len()) {
                 break;
             }
             if self.backlog {
@@ -265,9 +280,27 @@ impl Task {
         }
     }
 
-    /// Whether a further request may be under way.
-    fn may_go_on(&self) -> bool {
-        if self.service.succession.next().is_some() {
+    /// Whether the client is to pass to another process before its next request, of which so much has come. Who speaks TLS
+    /// cannot, and has to go; but not before it had an answer.
+    fn leaves(&self, ahead: usize) -> bool {
+        let is_new = || self.client.state.borrow().usual == 0;
+        self.service.worker.gives_way() && ahead <= MOST_INPUT && !(self.stream.is_tls() && is_new())
+    }
+
+    fn is_answered(&self) -> bool {
+        let state = self.client.state.borrow();
+        state.under_way == 0 && state.out.is_empty()
+    }
+
+    fn bequeath(&self) {
+        let service = &self.service;
+        let whom = (&*service.name, FramesService::PROTOCOL);
+        service.worker.bequeath(whom, &self.stream, Vec::new(), &self.rest);
+    }
+
+    /// Whether a further request may be under way; so much of what follows has come.
+    fn may_go_on(&self, ahead: usize) -> bool {
+        if self.service.succession.next().is_some() || self.leaves(ahead) {
             return false;
         }
         let limits = &self.service.worker.limits;
@@ -364,7 +397,7 @@ impl Task {
         let mut done = 0;
         self.backlog = false;
         while done < input.len() {
-            if !self.may_go_on() {
+            if !self.may_go_on(input.len() - done) {
                 self.backlog = true;
                 break;
             }

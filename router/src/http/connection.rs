@@ -25,7 +25,7 @@ use super::{
     hedge::{Sent, Winner},
     lane::Left,
 };
-use crate::worker::{Buf, ClientStream, Deadline, InFlight, Server, Tunnel, linger};
+use crate::worker::{Buf, ClientStream, Deadline, InFlight, MOST_INPUT, Server, Tunnel, linger};
 
 /// Room for a read.
 pub(super) const ROOM: usize = 4 * 1024;
@@ -60,6 +60,8 @@ const TOO_MANY_RETRIES: &str =
 enum End {
     /// The client has nothing more to say, or need not be told.
     Gone,
+    /// Another process goes on.
+    Bequest,
     Refused(Refusal),
     TimedOut,
 }
@@ -103,12 +105,23 @@ impl Connection {
         }
     }
 
+    /// What the client has said already.
+    pub fn after(mut self, input: &[u8]) -> Self {
+        self.input.extend(input, &self.service.worker.buffers);
+        self
+    }
+
     pub async fn serve(mut self) {
         let mut served = false;
         loop {
             let next = match self.head(served).await {
                 Ok(place) => self.request(place).await,
                 Err(End::Gone) => return,
+                Err(End::Bequest) => {
+                    let (service, input) = (&self.service, self.input.bytes());
+                    let whom = (&*service.name, HttpService::PROTOCOL);
+                    return service.worker.bequeath(whom, &self.client, Vec::new(), input);
+                }
                 Err(End::Refused(refusal)) => {
                     self.service.begin_malformed(&mut self.told, self.input.bytes());
                     self.refuse(Kind::Refused(refusal), None, false, false).await
@@ -169,7 +182,13 @@ impl Connection {
                     Poll::Pending => break,
                 }
             }
-            if self.service.is_draining() && !started {
+            if worker.may_bequeath(&self.client) && self.input.len() <= MOST_INPUT {
+                return Poll::Ready(Err(End::Bequest));
+            }
+            // Who speaks TLS cannot be handed over, but need not be sent away between two requests either: the next answer says
+            // that it is the last.
+            let hurry = !worker.gives_way() || self.service.succession.has_ended();
+            if self.service.sends_away(&self.client) && !started && hurry {
                 if served {
                     return Poll::Ready(Err(End::Gone));
                 }
@@ -528,7 +547,7 @@ impl Connection {
         head_only: bool,
     ) -> Next {
         let service = &self.service;
-        let persistent = persistent && !service.is_draining();
+        let persistent = persistent && !service.sends_away(&self.client);
         let partition = request.map(|request| service.partition_name(request.partition));
         let labels = if request.is_some() { &*self.labels } else { &[] };
         let answer = Answer {

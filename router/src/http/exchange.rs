@@ -380,8 +380,10 @@ impl Exchange<'_> {
             return Err(self.fault(false, true));
         }
         let uploaded = sent && self.upload.is_over();
-        let client_persistent =
-            request.persistent && uploaded && body != Body::UntilClose && !self.worker.is_draining();
+        let client_persistent = request.persistent
+            && uploaded
+            && body != Body::UntilClose
+            && !self.worker.sends_away(self.client);
         let buffers = &self.worker.buffers;
         self.outgoing.clear();
         for slice in parsed.forward(head) {

@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::{Dialect, Service, Taken};
 use crate::{
     access::Tally,
-    worker::{ClientStream, Deadline, Placements, linger},
+    worker::{ClientStream, Deadline, MOST_INPUT, Placements, linger},
 };
 
 /// How many commands of a client may be under way before its first reply.
@@ -205,6 +205,13 @@ impl<D: Dialect> Task<D> {
         }
     }
 
+    /// What the client has said already.
+    pub fn after(mut self, session: &[u8], input: Vec<u8>) -> Self {
+        D::heard(&self.client, session);
+        (self.backlog, self.rest) = (!input.is_empty(), input);
+        self
+    }
+
     pub async fn serve(mut self) {
         std::future::poll_fn(|cx| self.poll(cx)).await;
         if self.refused && !self.client.state.borrow().gone {
@@ -229,8 +236,17 @@ impl<D: Dialect> Task<D> {
                 self.end = "unread";
                 return Poll::Ready(());
             }
-            self.closing |= self.service.worker.is_draining() || self.service.succession.has_ended();
+            let worker = &self.service.worker;
+            let sent_away = worker.is_draining() && !worker.gives_way();
+            self.closing |= sent_away || self.service.succession.has_ended();
             self.succeed();
+            if self.leaves(self.rest.len()) && self.is_answered() && !self.closing {
+                self.closing = self.stream.is_tls();
+                if !self.closing {
+                    self.bequeath();
+                    return Poll::Ready(());
+                }
+            }
             if self.closing {
                 let mut state = self.client.state.borrow_mut();
                 if state.reorder.is_empty() && state.out.is_empty() {
@@ -250,7 +266,7 @@ impl<D: Dialect> Task<D> {
                     Poll::Pending => {}
                 }
             }
-            if blocked || !self.may_go_on() {
+            if blocked || !self.may_go_on(self.rest.len()) {
                 self.client.state.borrow_mut().held = true;
                 break;
             }
@@ -295,9 +311,30 @@ impl<D: Dialect> Task<D> {
         }
     }
 
-    /// Whether a further command may be under way.
-    fn may_go_on(&self) -> bool {
-        if self.service.succession.next().is_some() && D::may_move(&self.client) {
+    /// Whether the client is to pass to another process before its next command, of which so much has come. Who speaks TLS
+    /// cannot, and has to go; but not before it had an answer.
+    fn leaves(&self, ahead: usize) -> bool {
+        self.service.worker.gives_way()
+            && ahead <= MOST_INPUT
+            && D::may_move(&self.client)
+            && !(self.stream.is_tls() && self.client.state.borrow().usual == 0)
+    }
+
+    fn is_answered(&self) -> bool {
+        let state = self.client.state.borrow();
+        state.reorder.is_empty() && state.out.is_empty()
+    }
+
+    fn bequeath(&self) {
+        let service = &self.service;
+        let session = D::told(&self.client);
+        service.worker.bequeath((&service.name, D::PROTOCOL), &self.stream, session, &self.rest);
+    }
+
+    /// Whether a further command may be under way; so much of what follows has come.
+    fn may_go_on(&self, ahead: usize) -> bool {
+        let moves = self.service.succession.next().is_some() && D::may_move(&self.client);
+        if moves || self.leaves(ahead) {
             return false;
         }
         let limits = &self.service.worker.limits;
@@ -395,7 +432,7 @@ impl<D: Dialect> Task<D> {
         let mut done = 0;
         self.backlog = false;
         while done < input.len() && !self.closing {
-            if !self.may_go_on() {
+            if !self.may_go_on(input.len() - done) {
                 self.backlog = true;
                 break;
             }

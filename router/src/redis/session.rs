@@ -4,6 +4,7 @@
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use router_proto::{
@@ -12,6 +13,7 @@ use router_proto::{
     racs::Access,
     resp::{self, After, Args, Connection, Facts, Keys, Local, Proto, Step, Transaction},
 };
+use serde::{Deserialize, Serialize};
 
 use super::{
     Client, Next, RedisService,
@@ -132,11 +134,39 @@ impl Session {
     }
 }
 
+/// What another process is told of a client that it takes over. Fields that come later need a default.
+#[derive(Serialize, Deserialize)]
+struct Told {
+    id: u64,
+    resp3: bool,
+    admitted: bool,
+    name: Vec<u8>,
+    library: [Vec<u8>; 2],
+}
+
+impl Session {
+    /// What the client has said about its connection; nothing else hangs on it when it goes over to another process.
+    pub fn told(&self) -> Vec<u8> {
+        let Connection { id, proto, admitted, name, library } = self.connection.borrow().clone();
+        let told = Told { id, resp3: proto == Proto::Resp3, admitted, name, library };
+        rmp_serde::to_vec_named(&told).unwrap_or_default() // numbers and bytes can be written
+    }
+
+    /// Goes on from there. If that cannot be read the client is as one that just came.
+    pub fn heard(&self, told: &[u8]) {
+        let Ok(Told { id, resp3, admitted, name, library }) = rmp_serde::from_slice(told) else { return };
+        NEXT_ID.fetch_max(id.saturating_add(1), Ordering::Relaxed);
+        let proto = if resp3 { Proto::Resp3 } else { Proto::Resp2 };
+        *self.connection.borrow_mut() = Connection { id, proto, admitted, name, library };
+        self.update();
+    }
+}
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
 /// A number for each client, over all workers.
 fn next_id() -> u64 {
-    use std::sync::atomic::{AtomicU64, Ordering};
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    NEXT.fetch_add(1, Ordering::Relaxed)
+    NEXT_ID.fetch_add(1, Ordering::Relaxed)
 }
 
 impl Client {

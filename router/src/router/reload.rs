@@ -1,6 +1,10 @@
 //! What a configuration changes in a router that runs: which services, and which listening sockets.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+};
 
 use super::{ReloadError, Serving, StartError};
 use crate::{
@@ -29,9 +33,17 @@ pub(super) struct Door {
     pub id: DoorId,
     pub service: Box<str>,
     /// The address as the configuration has it.
-    configured: SocketAddr,
+    pub configured: SocketAddr,
     /// The address with the port that was chosen.
-    listen: SocketAddr,
+    pub listen: SocketAddr,
+}
+
+/// The sockets of an address that another process has listened on so far.
+#[derive(Debug)]
+pub(crate) struct Inherited {
+    pub service: Box<str>,
+    pub configured: SocketAddr,
+    pub sockets: Vec<TcpListener>,
 }
 
 impl Door {
@@ -42,20 +54,30 @@ impl Door {
     /// Whether this is where the service is to listen. Any free port is one service's own; every other
     /// address passes from service to service with its socket.
     fn is_for(&self, service: &Service) -> bool {
-        self.configured == service.listen && (service.listen.port() != 0 || self.service == service.name)
+        is_for(&self.service, self.configured, service)
     }
+}
+
+fn is_for(owner: &str, configured: SocketAddr, service: &Service) -> bool {
+    configured == service.listen && (service.listen.port() != 0 || *owner == *service.name)
 }
 
 /// The doors of a configuration: one for each service, in their order.
 pub(super) struct Doors {
     pub all: Vec<Door>,
-    /// The sockets of those that are new, one for each worker.
-    pub sockets: Vec<Option<Vec<std::net::TcpListener>>>,
+    /// The sockets of those that are new, for each worker.
+    pub sockets: Vec<Option<Vec<Vec<TcpListener>>>>,
 }
 
 impl Doors {
-    /// Opens what is not open yet. If that fails nothing is.
-    pub fn open(config: &Config, old: &[Door], workers: usize, next: &mut u64) -> Result<Self, StartError> {
+    /// Opens what is not open yet, here or where it is inherited from. If that fails nothing is.
+    pub fn open(
+        config: &Config,
+        old: &[Door],
+        inherited: &mut Vec<Inherited>,
+        workers: usize,
+        next: &mut u64,
+    ) -> Result<Self, StartError> {
         let mut doors = Self { all: Vec::new(), sockets: Vec::new() };
         for service in &config.services {
             let name = service.name.clone();
@@ -69,8 +91,13 @@ impl Doors {
                 listen: service.listen,
                 error,
             };
-            let sockets = listen::shared(service.listen, workers).map_err(failed)?;
+            let known = inherited.iter().position(|one| is_for(&one.service, one.configured, service));
+            let sockets = match known {
+                Some(at) => inherited.swap_remove(at).sockets,
+                None => listen::shared(service.listen, workers).map_err(failed)?,
+            };
             let listen = sockets[0].local_addr().map_err(failed)?;
+            let sockets = listen::deal(sockets, workers).map_err(failed)?;
             *next += 1;
             doors.all.push(Door { id: DoorId(*next), service: name, configured: service.listen, listen });
             doors.sockets.push(Some(sockets));

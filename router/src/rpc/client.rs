@@ -141,6 +141,7 @@ impl Client {
             limits: options.limits,
             seed: seed(0),
             lineup: Lineup { services, doors: vec![door] },
+            open: true,
             control: receiver,
         };
         let thread = thread::Builder::new().name("rpc-client".into()).spawn(move || {

@@ -117,7 +117,7 @@ async fn in_time<T>(worker: &Worker, deadline: &Deadline, step: impl Future<Outp
         if let Poll::Ready(done) = step.as_mut().poll(cx) {
             return Poll::Ready(Some(done));
         }
-        if worker.is_draining() && !std::mem::replace(&mut hurried, true) {
+        if worker.is_draining() && !worker.gives_way() && !std::mem::replace(&mut hurried, true) {
             deadline.arm(LAST_CHANCE);
         }
         if deadline.passed(cx) { Poll::Ready(None) } else { Poll::Pending }

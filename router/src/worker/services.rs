@@ -8,8 +8,9 @@ use std::{
     cell::{Cell, OnceCell, RefCell},
     io,
     net::TcpListener,
-    rc::Rc,
-    sync::Arc,
+    os::fd::{AsFd, OwnedFd},
+    rc::{Rc, Weak},
+    sync::{Arc, mpsc::Sender},
 };
 
 use membership_sync::Reader;
@@ -63,7 +64,7 @@ pub(crate) struct DoorEntry {
 
 /// Where clients come from.
 pub(crate) enum Opening {
-    Network(TcpListener),
+    Network(Vec<TcpListener>),
     /// They are tasks of this process. Only frames are served so.
     Within(mpsc::Receiver<LocalCall>),
 }
@@ -107,6 +108,8 @@ pub(super) struct Door {
     entrance: RefCell<Entrance>,
     /// Whether it closes once its queue is empty.
     closing: Cell<bool>,
+    /// Owned by the tasks that accept there.
+    sockets: Vec<Weak<tokio::net::TcpListener>>,
 }
 
 impl Door {
@@ -193,16 +196,23 @@ impl Services {
                     unreachable!("only frames are served to this process")
                 };
                 tokio::task::spawn_local(serve_locals(service, calls));
-            } else if let Some(Opening::Network(socket)) = socket {
-                match tokio::net::TcpListener::from_std(socket) {
-                    Ok(socket) => {
+            } else if let Some(Opening::Network(sockets)) = socket {
+                let sockets: io::Result<Vec<_>> = sockets
+                    .into_iter()
+                    .map(|socket| tokio::net::TcpListener::from_std(socket).map(Rc::new))
+                    .collect();
+                match sockets {
+                    Ok(sockets) => {
                         let door = Rc::new(Door {
                             id,
                             front: RefCell::new(front),
                             entrance: RefCell::new(entrance),
                             closing: Cell::new(false),
+                            sockets: sockets.iter().map(Rc::downgrade).collect(),
                         });
-                        tokio::task::spawn_local(accept(Rc::clone(worker), socket, Rc::clone(&door)));
+                        for socket in sockets {
+                            tokio::task::spawn_local(accept(Rc::clone(worker), socket, Rc::clone(&door)));
+                        }
                         doors.push(door);
                     }
                     Err(error) => outcome = Err(error),
@@ -217,6 +227,18 @@ impl Services {
         }
         *self.doors.borrow_mut() = doors;
         outcome
+    }
+
+    /// Gives all sockets that are listened on, once more.
+    pub fn sockets(&self, to: &Sender<(DoorId, OwnedFd)>) {
+        for door in &*self.doors.borrow() {
+            for socket in door.sockets.iter().filter_map(Weak::upgrade) {
+                match socket.as_fd().try_clone_to_owned() {
+                    Ok(socket) => drop(to.send((door.id, socket))), // whoever asked may have gone
+                    Err(error) => tracing::warn!(%error, "a listening socket cannot be handed over"),
+                }
+            }
+        }
     }
 
     /// Every service that serves now.

@@ -3,6 +3,7 @@
 use std::{
     io,
     net::SocketAddr,
+    os::fd::AsFd,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
@@ -86,6 +87,16 @@ impl ClientStream {
                 counters.sent.add(*len as u64);
             }
         }
+    }
+
+    /// Where it came from, for whoever takes it over.
+    pub fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    /// The same connection once more, as plain as it is.
+    pub fn duplicate(&self) -> io::Result<std::net::TcpStream> {
+        self.socket().as_fd().try_clone_to_owned().map(Into::into)
     }
 
     /// Where the client connected from.

@@ -65,6 +65,7 @@ pub fn slow(binary: &Path, count: usize, flood: usize, rounds: usize, time: Dura
         clients: 8,
         every: Duration::from_millis(5),
         updates: false,
+        stay: u64::MAX,
     };
     crowd.ask(time.min(Duration::from_secs(1)));
     let before = field.router.resident();

@@ -88,9 +88,9 @@ impl Speaks {
         }
     }
 
-    /// After how many requests a client comes anew.
+    /// After how many requests a client comes anew at the latest: nobody else can end a connection of plain TCP between two.
     const fn stay(self) -> u64 {
-        if matches!(self, Self::Tcp) { 50 } else { 500 }
+        if matches!(self, Self::Tcp) { 50 } else { u64::MAX }
     }
 }
 
@@ -105,23 +105,32 @@ pub struct Crowd {
     pub every: Duration,
     /// Whether a tenth of the requests are updates.
     pub updates: bool,
+    /// After how many requests each client comes anew.
+    pub stay: u64,
 }
 
 impl Crowd {
     /// Asks for so long. Runs on the thread that calls it.
     pub fn ask(&self, time: Duration) -> Seen {
-        let seen = Rc::new(RefCell::new(Seen::default()));
         let until = Instant::now() + time;
+        self.ask_until(move || Instant::now() >= until)
+    }
+
+    /// The same, until it is over.
+    pub fn ask_until(&self, over: impl Fn() -> bool + 'static) -> Seen {
+        let seen = Rc::new(RefCell::new(Seen::default()));
+        let over = Rc::new(over);
         let result = Rc::clone(&seen);
         let all = self.clients * self.services.len();
         crate::block_on(async move {
             let clients = (0..all).map(|id| {
-                let (seen, service) = (Rc::clone(&seen), self.services[id % self.services.len()]);
-                let (every, updates) = (self.every, self.updates);
-                let first = every.mul_f64(id as f64 / all as f64);
+                let (seen, over) = (Rc::clone(&seen), Rc::clone(&over));
+                let service = self.services[id % self.services.len()];
+                let ways = (self.every, self.updates, self.stay);
+                let first = self.every.mul_f64(id as f64 / all as f64);
                 tokio::task::spawn_local(async move {
                     tokio::time::sleep(first).await;
-                    one(id, service, every, updates, until, &seen).await;
+                    one(id, service, ways, &*over, &seen).await;
                 })
             });
             for client in clients.collect::<Vec<_>>() {
@@ -135,21 +144,20 @@ impl Crowd {
 async fn one(
     id: usize,
     (speaks, addr): (Speaks, SocketAddr),
-    every: Duration,
-    updates: bool,
-    until: Instant,
+    (every, updates, stay): (Duration, bool, u64),
+    over: &impl Fn() -> bool,
     seen: &RefCell<Seen>,
 ) {
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut stream, mut number) = (None, 0_u64);
-    while Instant::now() < until {
+    while !over() {
         ticks.tick().await;
         number += 1;
         let update = updates && number.is_multiple_of(10);
         let nonce = format!("n{id}.{number}");
         let started = Instant::now();
-        if number.is_multiple_of(speaks.stay()) {
+        if number.is_multiple_of(stay.min(speaks.stay())) {
             stream = None;
         }
         let asked = timeout(PATIENCE, async {

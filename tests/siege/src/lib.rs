@@ -13,7 +13,7 @@ pub mod command;
 pub mod field;
 pub mod honest;
 mod message;
-mod server;
+pub mod server;
 pub mod soak;
 pub mod variant;
 

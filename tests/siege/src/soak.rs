@@ -109,6 +109,7 @@ pub fn soak(binary: &Path, time: Duration, pace: Duration, seed: u64) -> Soak {
         clients: 8,
         every: Duration::from_millis(25),
         updates: true,
+        stay: 500,
     };
     let early = crowd.ask(WARM);
     thread::sleep(REST);

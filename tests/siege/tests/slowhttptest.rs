@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use siege::{field::Field, honest::Crowd};
+use siege::{
+    field::Field,
+    honest::{Crowd, Speaks},
+};
 
 /// One at a time: each is to be seen by itself.
 static TURN: Mutex<()> = Mutex::new(());
@@ -19,7 +22,7 @@ fn survives(mode: &[&str], path: &str) {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     siege::more_files();
     let field = Field::start(Path::new(env!("CARGO_BIN_EXE_siege")));
-    let url = format!("http://{}/items/7{path}", field.http);
+    let url = format!("http://{}/items/7{path}", field.service(Speaks::Http));
     let attacker = Command::new("slowhttptest")
         .args(mode)
         .args(["-c", "200", "-r", "100", "-l", "5", "-i", "2", "-p", "3", "-u", &url])
@@ -35,7 +38,8 @@ fn survives(mode: &[&str], path: &str) {
     };
     thread::sleep(Duration::from_millis(500));
     let every = Duration::from_millis(10);
-    let crowd = Crowd { http: field.http, redis: field.redis, clients: 4, every, updates: true };
+    let services = [Speaks::Http, Speaks::Redis].map(|speaks| (speaks, field.service(speaks)));
+    let crowd = Crowd { services: services.into(), clients: 4, every, updates: true, stay: u64::MAX };
     let seen = crowd.ask(Duration::from_secs(4));
     let output = attacker.wait_with_output().expect("it ends");
     let said = String::from_utf8_lossy(&output.stdout);
