@@ -60,6 +60,22 @@ fn push_bulk(out: &mut alloc::vec::Vec<u8>, text: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
+/// Where the bytes of the bulk that starts at `at` begin and end, if it has fewer than 100 of them, which nearly all have, and
+/// is there whole with the line end behind it. Anything else wants a closer look.
+#[inline]
+fn short_bulk(input: &[u8], at: usize) -> Option<(usize, usize)> {
+    let digit = |byte: u8| usize::from(byte - b'0');
+    let (start, len) = match *input.get(at..at + 5)? {
+        [b'$', ones @ b'0'..=b'9', b'\r', b'\n', _] => (at + 4, digit(ones)),
+        [b'$', tens @ b'1'..=b'9', ones @ b'0'..=b'9', b'\r', b'\n'] => {
+            (at + 5, 10 * digit(tens) + digit(ones))
+        }
+        _ => return None,
+    };
+    let end = start + len;
+    (input.get(end..end + 2)? == b"\r\n").then_some((start, end))
+}
+
 /// Appends an error reply: `-`, the text with line ends made harmless, CRLF.
 pub fn push_error(out: &mut alloc::vec::Vec<u8>, text: core::fmt::Arguments<'_>) {
     struct OneLine<'a>(&'a mut alloc::vec::Vec<u8>);

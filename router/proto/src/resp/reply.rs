@@ -1,5 +1,7 @@
 //! Replies as servers send them: only their ends are sought, their bytes pass as they are.
 
+use super::short_bulk;
+
 /// The server does not speak RESP. The connection ends: which reply belongs to which command is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -71,6 +73,11 @@ impl ReplyScanner {
 
     fn walk(&mut self, input: &[u8], pushed: bool) -> Result<Option<usize>, ReplyError> {
         while self.open > 0 {
+            if let Some(next) = short_value(input, self.at) {
+                (self.at, self.searched) = (next, next);
+                self.open -= 1;
+                continue;
+            }
             let Some(&kind) = input.get(self.at) else { return Ok(None) };
             let known = matches!(
                 kind,
@@ -150,6 +157,15 @@ impl ReplyScanner {
                 Ok(None)
             }
         }
+    }
+}
+
+/// Where the value at `at` ends that a read of a key mostly gets: a short bulk, or none.
+#[inline]
+pub(super) fn short_value(input: &[u8], at: usize) -> Option<usize> {
+    match short_bulk(input, at) {
+        Some((_, end)) => Some(end + 2),
+        None => input.get(at..)?.starts_with(b"$-1\r\n").then_some(at + 5),
     }
 }
 

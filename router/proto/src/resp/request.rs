@@ -3,6 +3,8 @@
 use alloc::vec::Vec;
 use core::ops::Range;
 
+use super::short_bulk;
+
 /// How large a command may be. Nothing is reserved ahead of the bytes that have arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -55,7 +57,11 @@ impl Args {
     pub fn raw<'a>(&self, command: &'a [u8], at: usize) -> &'a [u8] {
         let (start, end) = self.0[at];
         let len = end - start;
-        let digits = len.checked_ilog10().unwrap_or(0) + 1; // lengths are written without leading zeros
+        let digits = match len {
+            0..10 => 1,
+            10..100 => 2,
+            _ => len.ilog10() + 1, // lengths are written without leading zeros
+        };
         let header = digits + 3;
         &command[(start - header) as usize..end as usize + 2]
     }
@@ -139,6 +145,15 @@ impl Scanner {
             self.at = next;
         }
         while self.left > 0 {
+            if let Some((start, end)) = short_bulk(input, self.at)
+                && end - start <= limits.bulk
+                && end + 2 <= limits.command
+            {
+                args.0.push((start as u32, end as u32));
+                self.at = end + 2;
+                self.left -= 1;
+                continue;
+            }
             match input.get(self.at) {
                 None => return Ok(Scan::Incomplete),
                 Some(b'$') => {}

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use super::{
     Args, Cursor, Family, Spread, push_error, push_header,
-    reply::{ReplyScanner, length},
+    reply::{ReplyScanner, length, short_value},
     spread,
 };
 
@@ -209,7 +209,8 @@ impl<'a> Iterator for Elements<'a> {
     type Item = &'a [u8];
 
     fn next(&mut self) -> Option<&'a [u8]> {
-        let len = ReplyScanner::default().scan(self.rest).ok().flatten()?;
+        let scan = || ReplyScanner::default().scan(self.rest).ok().flatten();
+        let len = short_value(self.rest, 0).or_else(scan)?;
         let (element, rest) = self.rest.split_at(len);
         self.rest = rest;
         Some(element)
