@@ -6,6 +6,7 @@ use router_proto::{
     extract::{BodySearch, Extract, MAX_KEY, Search},
     http::{Refusal, RequestHead},
     sticky::Session,
+    trace::{Draw, Ids, Parent},
 };
 use serde_json::Value;
 
@@ -256,4 +257,33 @@ pub(crate) fn content_type(data: &[u8]) {
 
 fn until(end: u8, text: &[u8]) -> &[u8] {
     text.split(|byte| *byte == end).next().unwrap_or_default()
+}
+
+/// The ids of a request with these fields: what goes on can be read in one way, and what was sane is kept.
+pub(crate) fn ids(data: &[u8]) {
+    let head = [&b"GET / HTTP/1.1\r\nHost: h\r\n"[..], data, b"\r\n"].concat();
+    let Ok(mut parsed) = RequestHead::parse(&head) else { return };
+    let own =
+        |name: &[u8]| -> Vec<Vec<u8>> { parsed.fields().values(&head, name).map(<[u8]>::to_vec).collect() };
+    let (parents, requests) = (own(b"traceparent"), own(b"x-request-id"));
+    let ids = Ids::of(&mut parsed, &head, &mut Draw::seeded([1, 2, 3, 4]), 50);
+    let said = match &parents[..] {
+        [one] => Parent::parse(one),
+        _ => None,
+    };
+    if let Some(said) = said {
+        assert_eq!((said.trace(), said.is_sampled()), (ids.parent().trace(), ids.parent().is_sampled()));
+        assert_ne!(said.caller(), ids.parent().caller());
+    }
+    assert_eq!(
+        Parent::parse(&ids.parent().write()),
+        Some(*ids.parent()),
+        "what goes on is what it should be"
+    );
+    assert!(requests.len() == 1 && requests[0] == ids.request().as_bytes() || ids.request().len() == 32);
+    let left: Vec<u8> =
+        [&parsed.forward(&head).flatten().copied().collect::<Vec<u8>>()[..], b"\r\n"].concat();
+    let left_parsed = RequestHead::parse(&left).expect("what goes on is a head");
+    let gone = |name: &[u8]| left_parsed.fields().values(&left, name).next().is_none();
+    assert!(gone(b"traceparent") && gone(b"x-request-id") && (said.is_some() || gone(b"tracestate")));
 }

@@ -46,7 +46,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 43] = [
+pub const TARGETS: [Target; 44] = [
     Target { name: "multicast_frame", run: multicast_frame, tries: 50_000 },
     Target { name: "bulk_units", run: membership::fuzz::bulk_units, tries: 20_000 },
     Target { name: "wire_frame", run: membership::fuzz::wire_frame, tries: 50_000 },
@@ -81,6 +81,7 @@ pub const TARGETS: [Target; 43] = [
     Target { name: "token_key", run: keys::token, tries: 20_000 },
     Target { name: "content_type", run: keys::content_type, tries: 20_000 },
     Target { name: "session_cookie", run: keys::session, tries: 20_000 },
+    Target { name: "request_ids", run: keys::ids, tries: 20_000 },
     Target { name: "memcached_commands", run: memcached::commands, tries: 20_000 },
     Target { name: "memcached_replies", run: memcached::replies, tries: 20_000 },
     Target { name: "frame_requests", run: traffic::frame_requests, tries: 20_000 },

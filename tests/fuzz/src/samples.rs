@@ -55,6 +55,7 @@ pub fn samples(target: &str) -> Vec<Vec<u8>> {
         "form_key" => cut(&FORMS, &[0, 6]),
         "multipart_key" => cut(&PARTS, &[0, 6]),
         "session_cookie" => text(&SESSIONS),
+        "request_ids" => text(&IDS),
         "memcached_commands" => cut(&TEXT_COMMANDS, &[0, 6]),
         "memcached_replies" => text(&TEXT_REPLIES),
         "frame_requests" => cut_bytes(&FRAMES, &[0, 6]),
@@ -216,6 +217,14 @@ const PARTS: [&str; 3] = [
     "--x-y\r\nContent-Disposition: form-data; name=\"id\"\r\n\r\n1\r\n\
      --x-y\r\nContent-Disposition: form-data; name=\"id\"\r\n\r\n2\r\n--x-y--",
     "--x-y--\r\n",
+];
+
+/// Fields that name a request, as they stand in a head.
+const IDS: [&str; 4] = [
+    "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\ntracestate: a=b\r\nX-Request-Id: 7f-3/a\r\n",
+    "traceparent: cc-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-ff-more\r\n",
+    "x-request-id: a\r\nx-request-id: b\r\n",
+    "traceparent: 00-00000000000000000000000000000000-b7ad6b7169203331-00\r\nX-Request-Id: \r\n",
 ];
 
 const SESSIONS: [&str; 3] = [
