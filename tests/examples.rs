@@ -35,3 +35,8 @@ fn routed_counter() {
 fn observe_views() {
     runs_to_its_end("observe_views", "the desk is closed");
 }
+
+#[test]
+fn follow_one_request() {
+    runs_to_its_end("follow_one_request", "That is all.");
+}

@@ -127,6 +127,15 @@ fn what_is_served_and_counted_can_be_asked_and_a_changed_file_taken_over() {
         (&physical["addr"], &physical["in_flight"], &physical["requests"]),
         (&json!(server), &json!(0), &json!(5))
     );
+    let hottest = &told["hot_keys"][0];
+    assert_eq!(
+        (&hottest["key"], &hottest["requests"], &hottest["share"]),
+        (&Value::Null, &json!(5), &json!(1.0))
+    );
+    assert_eq!(hottest["id"].as_str().map(str::len), Some(16));
+    let hot = json_of(&admin, "/v1/services/shop/web/hot");
+    assert_eq!((&hot["requests"], &hot["partitions"][0]["keys"][0]), (&json!(5), hottest));
+    assert_eq!(http(&admin, "GET /v1/services/nothing/hot", "").0, 404);
     let checked = &status["router"]["checked"][0];
     assert_eq!((&checked["addr"], &checked["up"]), (&json!(server), &json!(true)));
 
@@ -143,6 +152,13 @@ fn what_is_served_and_counted_can_be_asked_and_a_changed_file_taken_over() {
         assert!(metrics.lines().any(|l| l == line), "{line} is missing in {metrics}");
     }
     assert!(metrics.contains("phalanx_router_partition_requests_total{service=\"shop/web\",partition="));
+    let hot =
+        metrics.lines().find(|line| line.starts_with("phalanx_router_hot_key_share{")).expect("a hot key");
+    assert!(
+        hot.starts_with("phalanx_router_hot_key_share{service=\"shop/web\",rank=\"1\",partition="),
+        "{hot}"
+    );
+    assert!(hot.ends_with(" 1") && !hot.contains("key=\""), "keys are hidden unless asked for: {hot}");
     assert!(metrics.ends_with("# EOF\n") && !metrics.contains("phalanx_cluster_views"), "{metrics}");
     let explained = include_str!("../ARCHITECTURE.md");
     for family in metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
@@ -162,6 +178,15 @@ fn what_is_served_and_counted_can_be_asked_and_a_changed_file_taken_over() {
     let (status, told) = http(&admin, "POST /v1/reload", operator);
     assert!(status == 200 && told.contains("\"changed\":[\"shop/web\"]"), "{status} {told}");
     assert_eq!(json_of(&admin, "/v1/services/shop/web")["partitions"], 6);
+    let shown = text.replace("key = ", "hot_keys = \"shown\"\nkey = ");
+    dir.write("router.toml", &shown);
+    assert_eq!(http(&admin, "POST /v1/reload", operator).0, 200);
+    assert_eq!(http(&service, "GET /x", "x-key: a\"b\\'\r\n").0, 200);
+    let (_, metrics) = http(&admin, "GET /metrics", "");
+    let quoted = r#"key="a\\\"b\\\\\\'"} 1"#;
+    assert!(metrics.contains(quoted), "{quoted} is missing in {metrics}");
+    let hot = json_of(&admin, "/v1/services/shop/web/hot");
+    assert_eq!(hot["partitions"][0]["keys"][0]["key"], json!(r#"a\"b\\\'"#));
     assert_eq!(http(&service, "GET /x", "x-key: k\r\n").0, 200);
 
     let pid = router.child.id().to_string();

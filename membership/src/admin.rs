@@ -163,6 +163,15 @@ impl Extensions {
         });
     }
 
+    /// The same, for a handler that has to ask others first.
+    pub fn question<F: Future<Output = AdminResponse> + Send + 'static>(
+        &self,
+        prefix: &str,
+        handler: impl Fn(AdminRequest) -> F + Send + Sync + 'static,
+    ) {
+        self.add(prefix, false, handler);
+    }
+
     /// Adds a route that changes something: only a POST is answered, of a process on this host that has the header
     /// `x-phalanx-operator` and is no web page (nothing authenticates who asks).
     pub fn action<F: Future<Output = AdminResponse> + Send + 'static>(

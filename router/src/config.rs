@@ -20,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+use crate::hot::Watch;
 use crate::tls::{CertificateError, Terminators};
 pub(crate) use auth::Auth;
 use router_proto::{
@@ -77,6 +78,8 @@ pub(crate) struct Service {
     /// Passwords, where the protocol has them.
     pub auth: Auth,
     pub access_log: Option<AccessLog>,
+    /// What is told of the keys that are asked for most.
+    pub hot_keys: Watch,
     pub pmap: Arc<Pmap>,
     pub racs: Vec<RacsConfig>,
 }

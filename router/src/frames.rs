@@ -174,7 +174,9 @@ impl FramesService {
             unreachable!("only services of this protocol come here");
         };
         let counters = worker.counters(&service.name);
-        counters.partitions(table.load().pmap.len().get() as usize);
+        let partitions = table.load().pmap.len().get() as usize;
+        counters.partitions(partitions);
+        counters.hot.watch(service.hot_keys, partitions);
         Rc::new(Self {
             worker: Rc::clone(worker),
             name: service.name.clone(),
@@ -232,7 +234,13 @@ impl FramesService {
             let mut table = self.table.borrow_mut();
             let pmap = &table.load().pmap;
             let partition = match &request.key {
-                Ok(Some(key)) => Ok(pmap.locate(key.bytes(frame, &mut Digits::default()))),
+                Ok(Some(key)) => {
+                    let mut digits = Digits::default();
+                    let key = key.bytes(frame, &mut digits);
+                    let partition = pmap.locate(key);
+                    self.counters.hot.note(partition, key);
+                    Ok(partition)
+                }
                 Ok(None) => {
                     let source = caller.source();
                     self.no_key.partition(access, source, self.worker.random(), pmap.len()).ok_or(None)

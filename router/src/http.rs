@@ -193,7 +193,9 @@ impl HttpService {
             unreachable!("only services of this protocol come here");
         };
         let counters = worker.counters(&service.name);
-        counters.partitions(table.load().pmap.len().get() as usize);
+        let partitions = table.load().pmap.len().get() as usize;
+        counters.partitions(partitions);
+        counters.hot.watch(service.hot_keys, partitions);
         Self {
             worker: Rc::clone(worker),
             name: service.name.clone(),
@@ -359,7 +361,11 @@ impl HttpService {
         let mut table = self.table.borrow_mut();
         let pmap = &table.load().pmap;
         let partition = match key {
-            Some(key) => Some(pmap.locate(key)),
+            Some(key) => {
+                let partition = pmap.locate(key);
+                self.counters.hot.note(partition, key);
+                Some(partition)
+            }
             None if self.no_key == NoKey::Reject => None,
             None => self.no_key.partition(request.access, source.ip(), self.worker.random(), pmap.len()),
         };

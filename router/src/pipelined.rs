@@ -304,7 +304,9 @@ impl<D: Dialect> Service<D> {
         log: Option<AccessLog>,
     ) -> Rc<Self> {
         let counters = worker.counters(&service.name);
-        counters.partitions(table.load().pmap.len().get() as usize);
+        let partitions = table.load().pmap.len().get() as usize;
+        counters.partitions(partitions);
+        counters.hot.watch(service.hot_keys, partitions);
         let (lane, lanes) = worker.take_lanes(service, D::LANES);
         Rc::new(Self {
             worker: Rc::clone(worker),
@@ -358,6 +360,7 @@ impl<D: Dialect> Service<D> {
         let pmap = &table.load().pmap;
         let partition = pmap.locate(key);
         self.counters.key(partition);
+        self.counters.hot.note(partition, key);
         pmap.racs(partition)
     }
 

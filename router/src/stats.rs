@@ -9,9 +9,10 @@ use std::{
 };
 
 use membership_types::Instant;
-use router_proto::PartitionId;
+use router_proto::{PartitionId, hot::HotKeys};
 
 use crate::{
+    hot::Hot,
     latency::{Histogram, Latency},
     worker::Clock,
 };
@@ -58,6 +59,8 @@ pub(crate) struct Counters {
     /// Lines that the access log had no room for.
     pub unlogged: Count,
     pub latency: Histogram,
+    /// The keys that are asked for most.
+    pub hot: Hot,
     /// Keys asked for, by partition.
     partitions: RefCell<Box<[u64]>>,
 }
@@ -112,6 +115,7 @@ impl Counters {
             sent: self.sent.get(),
             unlogged: self.unlogged.get(),
             latency: self.latency.read(),
+            hot: self.hot.read(),
             partitions: self.partitions.borrow().to_vec(),
         }
     }
@@ -157,6 +161,8 @@ pub struct ServiceStats {
     pub unlogged: u64,
     /// From a request's head to the end of its response.
     pub latency: Latency,
+    /// The keys that were asked for most in the last minutes, by partition; nothing where that is not watched.
+    pub hot: HotKeys,
     /// Keys asked for, by the position of their partition; none where there are more than 65 536.
     pub partitions: Vec<u64>,
 }
@@ -180,6 +186,7 @@ impl ServiceStats {
         self.sent += other.sent;
         self.unlogged += other.unlogged;
         self.latency.merge(&other.latency);
+        self.hot.merge(&other.hot);
         // A worker that has not gone over to another map yet counts by the old one: later.
         if self.partitions.is_empty() {
             self.partitions.clone_from(&other.partitions);

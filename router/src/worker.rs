@@ -621,10 +621,14 @@ impl Drop for Present {
     }
 }
 
-/// Once a second ends connections that nobody will use again, and forgets what nobody is served by any more.
+/// Once a second ends connections that nobody will use again, and forgets what nobody is served by any more; once a
+/// minute forgets a half of which keys were asked for.
 async fn sweep(worker: Rc<Worker>, services: Rc<Services>) {
-    loop {
+    for second in 1u64.. {
         tokio::time::sleep(Duration::from_secs(1)).await;
+        if second % 60 == 0 {
+            services.each(|_, front| front.counters().hot.minute());
+        }
         services.sweep();
         worker.release_lanes();
         worker.servers.sweep(worker.clock.now(), |id| services.name(id));

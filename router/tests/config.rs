@@ -153,6 +153,12 @@ fn mistakes_are_reported_with_their_line_and_the_remedy() {
         ),
         (
             "protocol = \"http\"",
+            "protocol = \"http\"\nhot_keys = \"yes\"",
+            5,
+            &["hot_keys = \"yes\"", "use hidden"],
+        ),
+        (
+            "protocol = \"http\"",
             "protocol = \"http\"\ntrace = \"101%\"",
             5,
             &["trace = \"101%\"", "0% to 100%, or off"],

@@ -46,6 +46,8 @@ racs = [{ name = "a", servers = ["127.0.0.1:1"], send_proxy = true }]
         ("\"sni\"", "\"source\"", 6, "every client has an address"),
         ("partition:0", "scatter", 6, "use reject, source or partition:NAME"),
         ("updates = \"any\"", "reads = \"leader\"", 7, "`reads` does not apply to tcp"),
+        ("updates = \"any\"", "hot_keys = \"shown\"", 7, "`hot_keys` does not apply to tcp"),
+        ("updates = \"any\"", "access_log = { file = \"-\", every = 2 }", 7, "do not apply to tcp"),
         ("updates = \"any\"", "expose = true", 1, "`expose` does not apply to tcp"),
     ] {
         assert_eq!(good.matches(from).count(), 1, "{from}");

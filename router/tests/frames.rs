@@ -748,3 +748,21 @@ fn requests_that_fail_are_logged_by_method_and_partition_and_each_client_at_its_
     );
     assert!(!text.contains("private"), "{text}");
 }
+
+#[test]
+fn keys_that_are_asked_for_most_are_known_however_they_are_encoded() {
+    let server = FakeServer::start(|peer| {
+        while let Some(Seen { id, .. }) = seen(peer) {
+            peer.send_bytes(&answer(id, Value::Nil, "ok".into()));
+        }
+    });
+    let router =
+        Router::start(&service("frames", &format!("{READS}\nhot_keys = \"shown\""), &[&[server.addr]]));
+    let mut client = router.client();
+    for key in [Value::from(42), "42".into(), "other".into()] {
+        client.send(call(1, "get", &[key]));
+        assert!(client.answer().1.is_ok());
+    }
+    let hot = router.stats().hot;
+    assert_eq!((hot.total(), hot.top(1)[0].count, hot.top(1)[0].prefix.unwrap().bytes()), (3, 2, &b"42"[..]));
+}

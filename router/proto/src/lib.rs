@@ -16,6 +16,7 @@
 //! | [`resp`] | the same questions for Redis commands and replies, split by partition |
 //! | [`memcached`] | the same for memcached |
 //! | [`proxy`], [`tls_hello`] | whom is a connection for, and which server does its client want? |
+//! | [`hot`] | which keys are asked for most? |
 //! | [`trace`] | which request is this, and which trace does it belong to? |
 //! | [`pipelined`] | whom is this reply for, whose command was sent with those of others, and when is its turn? |
 //! | [`frames`] | the same questions for framed MessagePack-RPC, answered in any order |
@@ -30,6 +31,7 @@ pub mod choice;
 pub mod extract;
 pub mod frames;
 pub mod health;
+pub mod hot;
 pub mod http;
 pub mod key;
 pub mod l2p;

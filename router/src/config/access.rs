@@ -1,8 +1,10 @@
-//! What is logged of requests.
+//! What is logged of requests, and told of their keys.
 
 use std::time::Duration;
 
 use toml::Spanned;
+
+use crate::hot::Watch;
 
 use super::{
     AccessLog, Protocol,
@@ -52,4 +54,24 @@ pub(super) fn access_log(
         },
     };
     Ok(Some(AccessLog { file: file.as_str().into(), slow: slow.unwrap_or(SLOW), every }))
+}
+
+/// What is told of the keys that are asked for most. Keys may be names of people, so nothing is shown unless asked for.
+pub(super) fn hot_keys(written: Option<&Spanned<String>>, protocol: &Protocol) -> Checked<Watch> {
+    let is_tcp = matches!(protocol, Protocol::Tcp { .. });
+    let Some(written) = written else { return Ok(if is_tcp { Watch::Off } else { Watch::Hidden }) };
+    match written.get_ref().as_str() {
+        "off" => Ok(Watch::Off),
+        "hidden" | "shown" if is_tcp => {
+            wrong(written, "`hot_keys` does not apply to tcp: its keys are addresses and names of servers")
+        }
+        "hidden" => Ok(Watch::Hidden),
+        "shown" => Ok(Watch::Shown),
+        other => wrong(
+            written,
+            format!(
+                "hot_keys = {other:?}: use hidden (how hot, and where), shown (their first bytes, too) or off"
+            ),
+        ),
+    }
 }

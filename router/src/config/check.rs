@@ -115,6 +115,7 @@ fn service(written: &Spanned<raw::Service>, surroundings: Surroundings<'_>) -> C
         slow_start: slow_start.transpose()?.unwrap_or_default(),
     };
     let access_log = super::access::access_log(raw.access_log.as_ref(), &protocol)?;
+    let hot_keys = super::access::hot_keys(raw.hot_keys.as_ref(), &protocol)?;
     let checks = raw.health.as_ref().map(super::health::checks).transpose()?;
     let zone = raw.zone.as_ref().map(self::name).transpose()?;
     Ok(Service {
@@ -131,6 +132,7 @@ fn service(written: &Spanned<raw::Service>, surroundings: Surroundings<'_>) -> C
         zone,
         expose: raw.expose,
         access_log,
+        hot_keys,
         auth,
         pmap: Arc::new(pmap),
         racs,

@@ -36,6 +36,7 @@ pub(super) struct Service {
     pub expose: bool,
     pub auth: Option<Spanned<Auth>>,
     pub access_log: Option<Spanned<AccessLog>>,
+    pub hot_keys: Option<Spanned<String>>,
     pub pmap: Spanned<Pmap>,
     #[serde(default)]
     pub racs: Vec<Spanned<Racs>>,

@@ -245,8 +245,10 @@ impl RedisService {
             let mut table = self.table.borrow_mut();
             let pmap = &table.load().pmap;
             for key in 0..keys {
-                let partition = pmap.locate(tagged(sub.key(key)));
+                let key = tagged(sub.key(key));
+                let partition = pmap.locate(key);
                 self.counters.key(partition);
+                self.counters.hot.note(partition, key);
                 let racs = pmap.racs(partition);
                 let part = *part_of_racs[racs.get() as usize].get_or_insert_with(|| {
                     parts.push(racs);

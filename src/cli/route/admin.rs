@@ -1,5 +1,7 @@
 //! What `router` adds to the admin API: metrics, what is served where, and the order to read the configuration again.
 
+mod hot;
+
 use std::{fmt::Write, time::UNIX_EPOCH};
 
 use membership::{AdminResponse, Extensions};
@@ -28,11 +30,21 @@ pub(super) fn serve(extensions: &Extensions, router: &RouterHandle, orders: mpsc
         async move { standing(&router.measured().await, &router.services(), &router.health()) }
     });
     let of = router.clone();
-    extensions.route("/v1/services", move |request| {
-        if request.method != "GET" && request.method != "HEAD" {
-            return AdminResponse::error(405, "only GET and HEAD are allowed here");
+    extensions.question("/v1/services", move |request| {
+        let router = of.clone();
+        async move {
+            if request.method != "GET" && request.method != "HEAD" {
+                return AdminResponse::error(405, "only GET and HEAD are allowed here");
+            }
+            let below = request.path.strip_prefix("/v1/services").unwrap_or_default();
+            // A service may be called so itself.
+            if let Some(name) = below.trim_matches('/').strip_suffix("/hot")
+                && let Some(one) = router.services().iter().find(|service| service.name == name)
+            {
+                return AdminResponse::json(200, &hot::of(one, &router.measured().await));
+            }
+            services(&router.services(), below)
         }
-        services(&of.services(), request.path.strip_prefix("/v1/services").unwrap_or_default())
     });
     extensions.action("/v1/reload", move |_| {
         let orders = orders.clone();
@@ -121,6 +133,7 @@ fn standing(measured: &Measured, views: &[ServiceView], health: &[ServerHealth])
         told["unknown"] = stats.unknown.into();
         told["latency"] = latency(&stats.latency);
         told["busiest"] = busiest.into();
+        told["hot_keys"] = hot::hottest(view, &stats.hot, BUSIEST);
         told
     });
     let servers = measured.servers.iter().map(|server| {
@@ -278,6 +291,7 @@ fn text(measured: &Measured, views: &[ServiceView], health: &[ServerHealth]) -> 
         "From sending a request to the end of its response",
         by_server,
     );
+    hot::metrics(&mut out, measured, views);
     let checked = |one: &ServerHealth| format!("service=\"{}\",server=\"{}\"", one.service, one.addr);
     for (name, kind, help, what) in BY_CHECK {
         out.of(health, name, kind, help, |one| (checked(one), what(one)));
