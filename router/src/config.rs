@@ -69,6 +69,11 @@ pub(crate) struct Service {
     pub policy: Policy,
     /// How many in a hundred reads may be sent to a second clone when the first is silent.
     pub hedge: u32,
+    /// Most requests under way, and most at one server, and most that wait for one RACS; the router's limits where it
+    /// does not say.
+    pub max_in_flight: Option<u32>,
+    pub max_in_flight_per_server: Option<u32>,
+    pub max_waiting: Option<u32>,
     /// How its servers are checked; not at all if `None`.
     pub checks: Option<Arc<Checks>>,
     /// Where the router is: clones there are preferred.

@@ -41,7 +41,10 @@ use crate::{
     config::{Protocol, Service},
     stats::Counters,
     table::Table,
-    worker::{ClientStream, Copies, Hedges, Placements, Rival, Server, Stopwatch, Succession, Worker},
+    worker::{
+        Admission, ClientStream, Copies, Hedges, Placements, Rival, SERVERS_FULL, Server, Stopwatch,
+        Succession, TOO_MANY, Worker,
+    },
 };
 
 /// Room for one read, from a client or a server: a batch of requests or answers.
@@ -62,6 +65,7 @@ pub(crate) struct FramesService {
     name: Box<str>,
     policy: Policy,
     hedges: Hedges,
+    pub admission: Admission,
     paths: KeyPaths,
     no_key: NoKey,
     reads: Box<[Box<[u8]>]>,
@@ -131,6 +135,8 @@ enum Target {
     Server(Rc<Server>),
     /// Nowhere before the RACS' next view.
     Wait,
+    /// Nowhere now: the servers have enough.
+    Full,
     /// Nowhere any more.
     Exhausted,
 }
@@ -180,7 +186,8 @@ impl FramesService {
         Rc::new(Self {
             worker: Rc::clone(worker),
             name: service.name.clone(),
-            policy: service.policy,
+            policy: worker.policy(service),
+            admission: worker.admission(service),
             hedges: Hedges::new(service.hedge),
             paths: paths.clone(),
             no_key: *no_key,
@@ -294,6 +301,9 @@ impl FramesService {
 
     /// Sends a request that has just come in. Where others wait for the same leader it queues behind them.
     fn send(self: &Rc<Self>, tag: Tag, body: &[u8]) {
+        if !self.admission.enter() {
+            return tag.overloaded(TOO_MANY);
+        }
         if tag.access == Access::Read {
             self.hedges.earn();
         }
@@ -305,6 +315,7 @@ impl FramesService {
         match self.pick(&tag) {
             Target::Server(server) => self.push(&server, body, tag),
             Target::Wait => self.wait(tag, body.into()),
+            Target::Full => tag.overloaded(SERVERS_FULL),
             Target::Exhausted => tag.unavailable("no clone of the partition's RACS answers"),
         }
     }
@@ -340,6 +351,7 @@ impl FramesService {
                 Target::Server(server)
             }
             Pick::Wait => Target::Wait,
+            Pick::Full => Target::Full,
             Pick::Exhausted => Target::Exhausted,
         }
     }
@@ -597,6 +609,7 @@ impl Tag {
             return;
         }
         self.note(None);
+        self.service.admission.leave();
         self.service.counters.end(self.began, &self.service.worker.clock);
         self.caller.answer(body);
     }
@@ -604,6 +617,7 @@ impl Tag {
     fn complain(self, verdict: Verdict, error: &dyn fmt::Display) {
         self.note(Some(error));
         let Self { service, caller, partition, began, .. } = self;
+        service.admission.leave();
         service.counters.end(began, &service.worker.clock);
         service.complain(caller, Some(partition), verdict, error);
     }
@@ -612,6 +626,12 @@ impl Tag {
     fn unavailable(self, why: &str) {
         self.service.counters.unavailable.add(1);
         self.complain(Verdict::Unavailable, &format_args!("{why}; nothing was done"));
+    }
+
+    /// Too many requests are under way, and nothing was done.
+    fn overloaded(self, why: &str) {
+        self.service.counters.overloaded.add(1);
+        self.complain(Verdict::Busy, &format_args!("{why}; nothing was done"));
     }
 
     /// Nobody knows whether the update was carried out.
@@ -664,7 +684,9 @@ impl Tag {
                         service.counters.retried.add(1);
                         service.push(&next, &request, self);
                     }
-                    Target::Server(_) | Target::Wait | Target::Exhausted => self.deliver(answer),
+                    Target::Server(_) | Target::Wait | Target::Full | Target::Exhausted => {
+                        self.deliver(answer)
+                    }
                 }
             }
             _ => self.deliver(answer),

@@ -35,7 +35,7 @@ use crate::{
     config::{Protocol, Service},
     stats::Counters,
     table::Table,
-    worker::{Buf, ClientStream, Deadline, DeadlineId, Hedges, Server, Succession, Worker},
+    worker::{Admission, Buf, ClientStream, Deadline, DeadlineId, Hedges, Server, Succession, Worker},
 };
 
 pub(crate) use answer::TOO_MANY_CLIENTS;
@@ -59,6 +59,7 @@ pub(crate) struct HttpService {
     /// The cookie that carries a client's session, where sessions stick.
     cookie: Box<str>,
     hedges: Hedges,
+    pub admission: Admission,
     usual: RefCell<Usual>,
     table: RefCell<Reader<Table>>,
     /// Who waits for each RACS.
@@ -165,6 +166,8 @@ enum Target {
     Server(Rc<Server>),
     /// Nowhere before the RACS' next view.
     Wait,
+    /// Nowhere now: the servers have enough.
+    Full,
     /// Nowhere any more.
     Exhausted,
 }
@@ -199,7 +202,8 @@ impl HttpService {
         Self {
             worker: Rc::clone(worker),
             name: service.name.clone(),
-            policy: service.policy,
+            policy: worker.policy(service),
+            admission: worker.admission(service),
             expose: service.expose,
             forwarded: service.forwarded,
             identify: service.trace.map(Identify::new),
@@ -420,6 +424,7 @@ impl HttpService {
                 Target::Server(server)
             }
             Pick::Wait => Target::Wait,
+            Pick::Full => Target::Full,
             Pick::Exhausted => Target::Exhausted,
         }
     }
@@ -495,7 +500,7 @@ impl HttpService {
     /// Takes a place among those who wait for a RACS; `None` if there are too many.
     fn queue(&self, racs: RacsId, deadline: &Deadline) -> Option<Place<'_>> {
         let queue = &self.waiting[racs.get() as usize];
-        if queue.borrow().len() >= self.worker.limits.waiting {
+        if queue.borrow().len() >= self.admission.waiting {
             return None;
         }
         queue.borrow_mut().push(deadline.id());

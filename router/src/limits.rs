@@ -38,6 +38,12 @@ pub struct Limits {
     pub wait: Duration,
     /// Most requests that wait for one RACS, over all workers. 1000; the next one is refused at once.
     pub waiting: usize,
+    /// Most requests of one service that are under way, over all workers, where the service does not say. 262 144; the next one is refused
+    /// at once. A TCP connection is one.
+    pub in_flight: usize,
+    /// Most requests that one server has in flight, over all workers, where the service does not say. 65 536; others go to other clones, or
+    /// are refused at once.
+    pub in_flight_per_server: usize,
     /// How long a server that was just seen failing is avoided while another clone is left. 250 ms.
     pub avoid: Duration,
     /// How long a server may be silent, about a read or on a connection that clients share, before a second clone is
@@ -105,6 +111,8 @@ impl Default for Limits {
             pool_size: 128,
             wait: Duration::from_secs(5),
             waiting: 1000,
+            in_flight: 1 << 18,
+            in_flight_per_server: 1 << 16,
             avoid: Duration::from_millis(250),
             hedge_after: Duration::from_millis(20),
             lane_head: 8 << 10,

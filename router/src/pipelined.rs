@@ -43,7 +43,9 @@ use crate::{
     limits::Limits,
     stats::Counters,
     table::Table,
-    worker::{ClientStream, Copies, Hedges, Rival, Server, Succession, Worker},
+    worker::{
+        Admission, ClientStream, Copies, Hedges, Rival, SERVERS_FULL, Server, Succession, TOO_MANY, Worker,
+    },
 };
 
 /// Room for one read, from a client or a server: a batch of commands or replies.
@@ -219,6 +221,7 @@ pub(crate) struct Service<D: Dialect> {
     name: Box<str>,
     policy: Policy,
     hedges: Hedges,
+    pub admission: Admission,
     /// The first of its lanes, which it has for as long as it holds the other one.
     lane: usize,
     _lanes: Rc<()>,
@@ -277,6 +280,8 @@ enum Target {
     Server(Rc<Server>),
     /// Nowhere before the RACS' next view.
     Wait,
+    /// Nowhere now: the servers have enough.
+    Full,
     /// Nowhere any more.
     Exhausted,
 }
@@ -311,7 +316,8 @@ impl<D: Dialect> Service<D> {
         Rc::new(Self {
             worker: Rc::clone(worker),
             name: service.name.clone(),
-            policy: service.policy,
+            policy: worker.policy(service),
+            admission: worker.admission(service),
             hedges: Hedges::new(service.hedge),
             lane,
             _lanes: lanes,
@@ -384,6 +390,9 @@ impl<D: Dialect> Service<D> {
     pub fn send(self: &Rc<Self>, mut tag: Tag<D>, command: &[u8]) {
         tag.began = self.worker.clock.fine();
         tag.client.owe(command.len());
+        if !self.admission.enter() {
+            return self.overloaded(tag, command, TOO_MANY);
+        }
         if tag.access == Access::Read {
             self.hedges.earn();
         }
@@ -395,6 +404,7 @@ impl<D: Dialect> Service<D> {
         match self.pick(&tag) {
             Target::Server(server) => self.push(&server, command, tag),
             Target::Wait => self.wait(tag, command),
+            Target::Full => self.overloaded(tag, command, SERVERS_FULL),
             Target::Exhausted => self.unavailable(tag, command, "no clone of the partition's RACS answers"),
         }
     }
@@ -420,6 +430,7 @@ impl<D: Dialect> Service<D> {
                 Target::Server(server)
             }
             Pick::Wait => Target::Wait,
+            Pick::Full => Target::Full,
             Pick::Exhausted => Target::Exhausted,
         }
     }
@@ -512,6 +523,13 @@ impl<D: Dialect> Service<D> {
         let what = What::Command { name, racs };
         let client = client.tally.source;
         log.note_some(&Line { client, what, partition: None, server, attempts, error, took });
+    }
+
+    /// As [`Service::unavailable`], because too many commands are under way.
+    fn overloaded(&self, tag: Tag<D>, command: &[u8], why: &'static str) {
+        self.counters.overloaded.add(1);
+        tag.failed(command, None, why);
+        tag.deliver_failure(command.len(), Failure::Unavailable(why));
     }
 
     fn now(&self) -> Instant {
@@ -617,6 +635,7 @@ impl<D: Dialect> Tag<D> {
             return;
         }
         let service = self.client.service();
+        service.admission.leave();
         let limits = &service.worker.limits;
         // Who asks for much and reads nothing is held back once that is seen. Where so many do it at once that it is seen too
         // late, they have to go before memory does.

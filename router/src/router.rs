@@ -219,9 +219,15 @@ pub(crate) fn begin(
     let (mut workers, mut threads) = (Vec::new(), Vec::new());
     for (number, lineup) in lineups.into_iter().enumerate() {
         let (sender, control) = mpsc::unbounded_channel();
-        // All requests waiting for one RACS, over all workers, stay within the limit.
-        let limits = Limits { waiting: options.limits.waiting.div_ceil(count), ..options.limits.clone() };
-        let setup = Setup { limits, seed: seed(number), lineup, open, control };
+        // What is under way or waits over all workers stays within the limits.
+        let all = options.limits.clone();
+        let limits = Limits {
+            waiting: all.waiting.div_ceil(count),
+            in_flight: all.in_flight.div_ceil(count),
+            in_flight_per_server: all.in_flight_per_server.div_ceil(count),
+            ..all
+        };
+        let setup = Setup { limits, workers: count, seed: seed(number), lineup, open, control };
         let thread = thread::Builder::new().name(format!("router-{number}")).spawn(move || {
             if let Err(error) = worker::run(setup) {
                 tracing::error!(%error, "worker failed");

@@ -52,6 +52,7 @@ pub(crate) struct Counters {
     pub hedged: Count,
     pub waited: Count,
     pub unavailable: Count,
+    pub overloaded: Count,
     pub unknown: Count,
     /// Bytes from clients, and to them.
     pub received: Count,
@@ -109,6 +110,8 @@ impl Counters {
             hedged: self.hedged.get(),
             waited: self.waited.get(),
             unavailable: self.unavailable.get(),
+            overloaded: self.overloaded.get(),
+            in_flight: 0,
             unknown: self.unknown.get(),
             waiting: 0,
             received: self.received.get(),
@@ -149,6 +152,10 @@ pub struct ServiceStats {
     pub waited: u64,
     /// Requests that nobody could answer; nothing was done.
     pub unavailable: u64,
+    /// Requests that were refused because too many were under way; nothing was done.
+    pub overloaded: u64,
+    /// Requests under way now, wherever.
+    pub in_flight: u64,
     /// Updates whose outcome is unknown.
     pub unknown: u64,
     /// Requests that wait now.
@@ -180,6 +187,8 @@ impl ServiceStats {
         self.hedged += other.hedged;
         self.waited += other.waited;
         self.unavailable += other.unavailable;
+        self.overloaded += other.overloaded;
+        self.in_flight += other.in_flight;
         self.unknown += other.unknown;
         self.waiting += other.waiting;
         self.received += other.received;

@@ -30,7 +30,8 @@ use crate::{
     stats::Counters,
     table::Table,
     worker::{
-        Buf, ClientStream, Deadline, InFlight, Server, Succession, Tunnel, TunnelEnded as Ended, Worker,
+        Admission, Buf, ClientStream, Deadline, InFlight, Server, Succession, Tunnel, TunnelEnded as Ended,
+        Worker,
     },
 };
 
@@ -41,6 +42,7 @@ const ROOM: usize = 4 * 1024;
 pub(crate) struct TcpService {
     worker: Rc<Worker>,
     policy: Policy,
+    pub admission: Admission,
     key: TcpKey,
     no_key: NoKey,
     /// For each RACS, whether its servers are told where a client connected from.
@@ -96,7 +98,8 @@ impl TcpService {
         table.load();
         Self {
             worker: Rc::clone(worker),
-            policy: service.policy,
+            policy: worker.policy(service),
+            admission: worker.admission(service),
             key: *key,
             no_key: *no_key,
             send_proxy: service.racs.iter().map(|racs| racs.send_proxy).collect(),
@@ -128,9 +131,8 @@ impl TcpService {
         self.table.borrow_mut().load().l2p.iter().any(|logical| logical.physical == id)
     }
 
-    /// Chooses where a connection goes. `Err(true)` means nowhere before the next view, `Err(false)` nowhere any
-    /// more.
-    fn pick(&self, racs: RacsId, tried: &Tried) -> Result<Rc<Server>, bool> {
+    /// Chooses where a connection goes; the error says why nowhere.
+    fn pick(&self, racs: RacsId, tried: &Tried) -> Result<Rc<Server>, Pick> {
         let mut table = self.table.borrow_mut();
         let table = table.load();
         let worker = &*self.worker;
@@ -141,12 +143,11 @@ impl TcpService {
                 let logical = table.l2p.get(clone);
                 let server = worker.servers.get(logical.physical, logical.addr);
                 if self.policy.leader_only(Access::Update) && server.refused_until() > now {
-                    return Err(true);
+                    return Err(Pick::Wait);
                 }
                 Ok(server)
             }
-            Pick::Wait => Err(true),
-            Pick::Exhausted => Err(false),
+            nowhere => Err(nowhere),
         }
     }
 
@@ -183,12 +184,19 @@ enum Refused {
     Key,
     /// Nobody can take it.
     Unavailable,
+    /// Too many are there.
+    Overloaded,
 }
 
 impl Connection<'_> {
     async fn serve(mut self) {
         let counters = &self.service.counters;
-        let (end, error) = match self.connect().await {
+        let admitted = self.service.admission.admit();
+        let connected = match &admitted {
+            Some(_) => self.connect().await,
+            None => Err(Refused::Overloaded),
+        };
+        let (end, error) = match connected {
             Ok((server, stream, racs)) => match self.tunnel(server, stream, racs).await {
                 Ended::Done => ("done", None),
                 Ended::Failed => ("failed", None),
@@ -206,6 +214,10 @@ impl Connection<'_> {
                     Refused::Unavailable => {
                         counters.unavailable.add(1);
                         ("unavailable", Some("no server can take it"))
+                    }
+                    Refused::Overloaded => {
+                        counters.overloaded.add(1);
+                        ("unavailable", Some("too many connections are under way"))
                     }
                 }
             }
@@ -242,10 +254,10 @@ impl Connection<'_> {
         loop {
             let server = match service.pick(racs, &tried) {
                 Ok(server) if more => server,
-                Ok(_) | Err(false) => return Err(Refused::Unavailable),
-                Err(true) => {
+                Err(Pick::Full) => return Err(Refused::Overloaded),
+                Err(Pick::Wait) => {
                     let waiting = &service.waiting[racs.get() as usize];
-                    if place.is_none() && waiting.get() >= limits.waiting {
+                    if place.is_none() && waiting.get() >= service.admission.waiting {
                         return Err(Refused::Unavailable);
                     }
                     place.get_or_insert_with(|| Counted::new(waiting));
@@ -260,6 +272,7 @@ impl Connection<'_> {
                     (tried, more) = (Tried::default(), true);
                     continue;
                 }
+                Ok(_) | Err(_) => return Err(Refused::Unavailable),
             };
             attempts += 1;
             (self.went.attempts, self.went.server) = (attempts, Some(server.addr));

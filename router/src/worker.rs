@@ -4,6 +4,7 @@
 //! tokio's `LocalRuntime` and not a `LocalSet`: waking a task of a `LocalSet` from the I/O driver wakes the
 //! set through the runtime's eventfd, one system call per turn of the loop.
 
+mod admission;
 mod bequest;
 mod buffer;
 mod clock;
@@ -30,9 +31,10 @@ use std::{
 
 use membership_sync::Reader;
 use membership_types::Rng;
-use router_proto::PhysicalId;
+use router_proto::{PhysicalId, racs::Policy};
 use tokio::{net::TcpStream, sync::mpsc, sync::oneshot};
 
+pub(crate) use admission::{Admission, SERVERS_FULL, TOO_MANY};
 pub(crate) use bequest::{Guest, Heir, MOST_INPUT};
 pub(crate) use buffer::{Buf, Buffers};
 pub(crate) use clock::{Clock, Deadline, DeadlineId};
@@ -76,6 +78,8 @@ struct Lanes {
 /// What all services of one worker share.
 pub(crate) struct Worker {
     pub limits: Limits,
+    /// How many workers there are.
+    count: usize,
     pub clock: Rc<Clock>,
     pub pace: Rc<Pace>,
     pub buffers: Buffers,
@@ -134,6 +138,16 @@ impl Worker {
         });
     }
 
+    /// How many requests of a service may be under way here.
+    pub fn admission(&self, service: &Service) -> Admission {
+        Admission::new(service, &self.limits, self.count)
+    }
+
+    /// How clones are chosen for a service here.
+    pub fn policy(&self, service: &Service) -> Policy {
+        admission::policy(service, &self.limits, self.count)
+    }
+
     /// A service's counters on this worker.
     pub fn counters(&self, service: &str) -> Rc<Counters> {
         self.ledger.of(service)
@@ -152,6 +166,8 @@ impl Worker {
 /// What a worker is started with.
 pub(crate) struct Setup {
     pub limits: Limits,
+    /// How many workers there are.
+    pub workers: usize,
     pub seed: u64,
     pub lineup: Lineup,
     /// Whether clients are accepted at once; if not, once it is told so.
@@ -295,6 +311,17 @@ impl Front {
         }
     }
 
+    /// How many requests are under way.
+    fn under_way(&self) -> u64 {
+        match self {
+            Self::Http(service) => service.admission.under_way(),
+            Self::Redis(service) => service.admission.under_way(),
+            Self::Memcached(service) => service.admission.under_way(),
+            Self::Tcp(service) => service.admission.under_way(),
+            Self::Frames(service) => service.admission.under_way(),
+        }
+    }
+
     fn tables_changed(&self) {
         match self {
             Self::Http(service) => service.tables_changed(),
@@ -378,9 +405,10 @@ pub(crate) fn run(setup: Setup) -> io::Result<()> {
 }
 
 async fn work(setup: Setup) -> io::Result<()> {
-    let Setup { limits, seed, lineup, open, mut control } = setup;
+    let Setup { limits, workers, seed, lineup, open, mut control } = setup;
     let worker = Rc::new(Worker {
         limits,
+        count: workers,
         clock: Rc::new(Clock::new()),
         pace: Rc::new(Pace::new()?),
         buffers: Buffers::default(),
@@ -424,6 +452,7 @@ async fn work(setup: Setup) -> io::Result<()> {
                 services.each(|name, front| {
                     let mut stats = front.counters().read(name);
                     stats.waiting = front.waiting();
+                    stats.in_flight = front.under_way();
                     measured.services.push(stats);
                 });
                 measured.servers = worker.servers.read(worker.clock.now());

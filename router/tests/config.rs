@@ -52,6 +52,8 @@ fn a_good_configuration_is_taken() {
     parse(&GOOD.replace("least-loaded", "sticky")).expect("sessions may stick");
     parse(&GOOD.replace("\"redis\"", "\"redis\"\nhedge = \"off\""))
         .expect("reads of redis may be hedged, or not");
+    let limits = "max_in_flight = 1000\nmax_in_flight_per_server = 1\nmax_waiting = 0\n";
+    parse(&GOOD.replace("reads ", &format!("{limits}reads "))).expect("or how many may be under way");
     for no_key in ["source", "scatter"] {
         parse(&GOOD.replace("\"reject\"", &format!("\"{no_key}\""))).expect(no_key);
     }
@@ -106,6 +108,24 @@ fn mistakes_are_reported_with_their_line_and_the_remedy() {
             "protocol = \"tcp\"\nhedge = \"5%\"\nkey = \"sni\"",
             5,
             &["`hedge` does not apply to tcp"],
+        ),
+        (
+            "protocol = \"redis\"",
+            "protocol = \"redis\"\nmax_in_flight = 0",
+            23,
+            &["0 requests", "1 to 10000000"],
+        ),
+        (
+            "protocol = \"redis\"",
+            "protocol = \"redis\"\nmax_in_flight_per_server = -1",
+            23,
+            &["-1 requests", "1 to 10000000"],
+        ),
+        (
+            "protocol = \"redis\"",
+            "protocol = \"redis\"\nmax_waiting = 10000001",
+            23,
+            &["10000001 requests", "0 to 10000000"],
         ),
         ("\"header:x-key\"", "\"query:a b\"", 5, &["\"query:a b\" has no name", "visible ASCII"]),
         ("\"header:x-key\"", "\"cookie:\"", 5, &["\"cookie:\" has no name", "letters"]),

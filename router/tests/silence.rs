@@ -15,123 +15,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Client, FakeServer, Router, command, eventually, real::RealServer, service};
-use rmpv::Value;
+use common::{
+    Client, FakeServer, Router, command, eventually,
+    real::RealServer,
+    speech::{Speech, Speech::Memcached, Speech::Redis},
+};
 
 /// The protocols whose clients share connections.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Speech {
-    Redis,
-    Memcached,
-    Frames,
-}
+const SHARED: [Speech; 3] = [Redis, Memcached, Speech::Frames];
 
-use Speech::{Frames, Memcached, Redis};
-
-const ALL: [Speech; 3] = [Redis, Memcached, Frames];
-
-fn framed(value: &Value) -> Vec<u8> {
-    let mut message = Vec::new();
-    rmpv::encode::write_value(&mut message, value).unwrap();
-    [&u32::try_from(message.len()).unwrap().to_be_bytes(), &message[..]].concat()
-}
-
-fn read_frame(reader: &mut impl Read) -> Option<Vec<Value>> {
-    let mut len = [0; 4];
-    reader.read_exact(&mut len).ok()?;
-    let mut message = vec![0; u32::from_be_bytes(len) as usize];
-    reader.read_exact(&mut message).ok()?;
-    let value = rmpv::decode::read_value(&mut &message[..]).unwrap();
-    let Value::Array(list) = value else { panic!("{value}") };
-    Some(list)
-}
-
-impl Speech {
-    fn config(self, more: &str, racs: &[&[SocketAddr]]) -> String {
-        let (name, own) = match self {
-            Redis => ("redis", ""),
-            Memcached => ("memcached", ""),
-            Frames => ("frames", "key = \"msgpack:/params/0\"\nread_methods = [\"get\"]\n"),
-        };
-        service(name, &format!("{own}{more}"), racs)
-    }
-
-    /// Answers reads and updates with the key and its own name, but nothing while it is not `well`.
-    fn server(self, name: &'static str, well: &Arc<AtomicBool>) -> FakeServer {
-        let well = Arc::clone(well);
-        FakeServer::start(move |peer| {
-            loop {
-                let (id, is_read, key) = match self {
-                    Redis => {
-                        let Some(args) = peer.command() else { return };
-                        (0, args[0] == "GET", args[1].clone())
-                    }
-                    Memcached => {
-                        let Some(text) = peer.text() else { return };
-                        let key = text.split(' ').nth(1).unwrap().to_owned();
-                        (0, text.starts_with("get"), key)
-                    }
-                    Frames => {
-                        let Some(list) = read_frame(&mut peer.reader) else { return };
-                        let [_, id, method, params, ..] = &list[..] else { panic!("{list:?}") };
-                        let (method, key) = (method.as_str().unwrap(), params[0].as_str().unwrap());
-                        peer.note(format!("{method} {key}"));
-                        (id.as_u64().unwrap(), method == "get", key.to_owned())
-                    }
-                };
-                while !well.load(Ordering::SeqCst) {
-                    thread::sleep(Duration::from_millis(1));
-                }
-                let text = format!("{name}:{key}");
-                match (self, is_read) {
-                    (Redis, _) => peer.send(&format!("${}\r\n{text}\r\n", text.len())),
-                    (Memcached, true) => {
-                        peer.send(&format!("VALUE {key} 0 {}\r\n{text}\r\nEND\r\n", text.len()));
-                    }
-                    (Memcached, false) => peer.send("STORED\r\n"),
-                    (Frames, _) => {
-                        let answer = vec![1.into(), id.into(), Value::Nil, text.into()];
-                        peer.send_bytes(&framed(&Value::Array(answer)));
-                    }
-                }
-            }
-        })
-    }
-
-    fn ask(self, client: &mut Client, read: bool, key: &str) -> String {
-        match self {
-            Redis if read => client.command(&["GET", key]),
-            Redis => client.command(&["SET", key, "v"]),
-            Memcached if read => client.ask(&format!("get {key}\r\n")),
-            Memcached => client.ask(&format!("set {key} 0 0 1\r\nv\r\n")),
-            Frames => {
-                let method = if read { "get" } else { "set" };
-                let params = Value::Array(vec![key.into()]);
-                client.send(framed(&Value::Array(vec![0.into(), 7.into(), method.into(), params])));
-                let list = read_frame(&mut client.reader).expect("an answer");
-                assert_eq!(list[1].as_u64(), Some(7));
-                if list[2].is_nil() { list[3].as_str().unwrap().into() } else { list[2].to_string() }
-            }
+/// As [`Speech::server`]; says nothing while it is not `well`.
+fn server(speech: Speech, name: &'static str, well: &Arc<AtomicBool>) -> FakeServer {
+    let well = Arc::clone(well);
+    speech.server(name, move || {
+        while !well.load(Ordering::SeqCst) {
+            thread::sleep(MS(1));
         }
-    }
-
-    /// Whose answer this is; it must be one to a question about `key`.
-    fn whose(self, reply: &str, key: &str) -> String {
-        let text = match self {
-            Redis => reply.lines().nth(1),
-            Memcached => reply.lines().nth(1),
-            Frames => reply.lines().next(),
-        };
-        match text.and_then(|text| text.split_once(':')) {
-            Some((name, asked)) if asked == key => name.into(),
-            _ => panic!("{self:?}: {reply:?} is no answer about {key}"),
-        }
-    }
-
-    fn read(self, client: &mut Client, key: &str) -> String {
-        let reply = self.ask(client, true, key);
-        self.whose(&reply, key)
-    }
+    })
 }
 
 fn mood(well: bool) -> Arc<AtomicBool> {
@@ -187,10 +87,10 @@ const MS: fn(u64) -> Duration = Duration::from_millis;
 
 #[test]
 fn reads_about_which_a_server_is_silent_are_answered_by_another() {
-    for speech in ALL {
+    for speech in SHARED {
         let hung = mood(true);
         let servers =
-            [speech.server("a", &hung), speech.server("b", &mood(true)), speech.server("c", &mood(true))];
+            [server(speech, "a", &hung), server(speech, "b", &mood(true)), server(speech, "c", &mood(true))];
         let addrs: Vec<SocketAddr> = servers.iter().map(|server| server.addr).collect();
         let router = Router::start(&speech.config("", &[&addrs]));
         let meanwhile = || {
@@ -212,11 +112,11 @@ fn reads_about_which_a_server_is_silent_are_answered_by_another() {
 
 #[test]
 fn where_two_of_three_are_silent_the_third_answers() {
-    for speech in ALL {
+    for speech in SHARED {
         let servers = [
-            speech.server("a", &mood(false)),
-            speech.server("b", &mood(false)),
-            speech.server("c", &mood(true)),
+            server(speech, "a", &mood(false)),
+            server(speech, "b", &mood(false)),
+            server(speech, "c", &mood(true)),
         ];
         let addrs: Vec<SocketAddr> = servers.iter().map(|server| server.addr).collect();
         let router = Router::start(&speech.config("", &[&addrs]));
@@ -230,9 +130,9 @@ fn where_two_of_three_are_silent_the_third_answers() {
 
 #[test]
 fn updates_are_sent_once_however_long_their_server_is_silent() {
-    for speech in ALL {
+    for speech in SHARED {
         let hung = mood(false);
-        let (leader, other) = (speech.server("a", &hung), speech.server("b", &mood(true)));
+        let (leader, other) = (server(speech, "a", &hung), server(speech, "b", &mood(true)));
         let router = Router::start(&speech.config("", &[&[leader.addr, other.addr]]));
         thread::scope(|scope| {
             let updates: Vec<_> = (0..4)
@@ -264,8 +164,8 @@ fn updates_are_sent_once_however_long_their_server_is_silent() {
 
 #[test]
 fn what_becomes_of_an_update_is_unknown_once_its_server_was_silent_for_too_long() {
-    for speech in ALL {
-        let servers = [speech.server("a", &mood(false)), speech.server("b", &mood(true))];
+    for speech in SHARED {
+        let servers = [server(speech, "a", &mood(false)), server(speech, "b", &mood(true))];
         let addrs: Vec<SocketAddr> = servers.iter().map(|server| server.addr).collect();
         let router = Router::with(&speech.config("", &[&addrs]), 1, |limits| limits.response = MS(400));
         let mut client = router.client();
@@ -280,9 +180,9 @@ fn what_becomes_of_an_update_is_unknown_once_its_server_was_silent_for_too_long(
 
 #[test]
 fn where_there_is_no_other_clone_the_limits_hold() {
-    for speech in ALL {
+    for speech in SHARED {
         let hung = mood(false);
-        let alone = speech.server("a", &hung);
+        let alone = server(speech, "a", &hung);
         let router =
             Router::with(&speech.config("", &[&[alone.addr]]), 1, |limits| limits.response = MS(300));
         thread::scope(|scope| {
@@ -301,9 +201,9 @@ fn where_there_is_no_other_clone_the_limits_hold() {
 
 #[test]
 fn without_hedging_reads_wait_for_their_server() {
-    for speech in ALL {
+    for speech in SHARED {
         let hung = mood(false);
-        let (a, b) = (speech.server("a", &hung), speech.server("b", &mood(true)));
+        let (a, b) = (server(speech, "a", &hung), server(speech, "b", &mood(true)));
         let router = Router::start(&speech.config("hedge = \"off\"\n", &[&[a.addr, b.addr]]));
         thread::scope(|scope| {
             let asked: Vec<_> = (0..8)
@@ -324,7 +224,7 @@ fn without_hedging_reads_wait_for_their_server() {
 #[test]
 fn what_fails_again_and_again_is_sent_again_within_a_budget() {
     const READS: usize = 600;
-    for speech in ALL {
+    for speech in SHARED {
         // Each takes what comes, and hangs up.
         let dying = |_: usize| {
             FakeServer::start(move |peer| {

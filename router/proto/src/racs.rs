@@ -1,7 +1,7 @@
 //! One RACS: ranked clones, who of them acts as leader, and which clone a request goes to.
 
 use alloc::{boxed::Box, vec::Vec};
-use core::time::Duration;
+use core::{num::NonZeroU32, time::Duration};
 
 use membership_types::{Instant, Rank};
 
@@ -62,6 +62,8 @@ pub struct Policy {
     pub updates: Updates,
     /// How long the share of a server grows that is new or well again.
     pub slow_start: Duration,
+    /// How many requests a server may have in flight before no more are sent there; any number if `None`.
+    pub most_in_flight: Option<NonZeroU32>,
 }
 
 impl Policy {
@@ -124,6 +126,8 @@ pub enum Pick {
     /// Nowhere yet: the leader is unknown or was tried in vain, or the RACS has no clone at all. The next
     /// view may tell.
     Wait,
+    /// Nowhere now: those who could take it have as many requests in flight as they may.
+    Full,
     /// Nowhere: every clone was tried in vain.
     Exhausted,
 }
@@ -160,6 +164,7 @@ impl Racs {
     ///
     /// Servers that were tried are never chosen again. Servers just seen failing are avoided while another
     /// clone is left, those that are down even more; the leader is never avoided, because nobody can stand in for it.
+    /// Where all others have as much in flight as they may, those to be avoided do not stand in for them.
     pub fn pick<L: Loads>(
         &self,
         access: Access,
@@ -170,8 +175,10 @@ impl Racs {
         let Circumstances { policy, l2p, loads, now } = at;
         if policy.leader_only(access) {
             return match self.leader() {
-                Some(leader) if !tried.contains(l2p.get(leader).physical) => Pick::Clone(leader),
-                _ => Pick::Wait,
+                Some(leader) if tried.contains(l2p.get(leader).physical) => Pick::Wait,
+                Some(leader) if is_full(leader, &at) => Pick::Full,
+                Some(leader) => Pick::Clone(leader),
+                None => Pick::Wait,
             };
         }
         if self.clones.is_empty() {
@@ -183,13 +190,26 @@ impl Racs {
         }
         let sound = |clone| untried(clone) && loads.avoid_until(l2p.get(clone).physical) <= now;
         let perhaps = |clone| untried(clone) && !loads.is_down(l2p.get(clone).physical);
-        let chosen = choose(&self.clones, sound, &at, random);
-        let chosen = chosen.or_else(|| choose(&self.clones, perhaps, &at, random));
+        let picked = self.pick_of(sound, &at, random);
+        let picked = picked.or_else(|| self.pick_of(perhaps, &at, random));
         // All are down: checks may be wrong, and an attempt costs less than a refusal.
-        match chosen.or_else(|| choose(&self.clones, untried, &at, random)) {
-            Some(clone) => Pick::Clone(clone),
-            None => Pick::Exhausted,
+        picked.or_else(|| self.pick_of(untried, &at, random)).unwrap_or(Pick::Exhausted)
+    }
+
+    /// Chooses among those that fit, if there are any.
+    fn pick_of<L: Loads>(
+        &self,
+        fits: impl Fn(LogicalId) -> bool,
+        at: &Circumstances<'_, L>,
+        random: u64,
+    ) -> Option<Pick> {
+        let chosen = choose(&self.clones, &fits, at, random)?;
+        if !is_full(chosen, at) {
+            return Some(Pick::Clone(chosen));
         }
+        // Rare: the better of two is full, but perhaps not all are.
+        let free = choose(&self.clones, |clone| fits(clone) && !is_full(clone, at), at, random);
+        Some(free.map_or(Pick::Full, Pick::Clone))
     }
 
     /// As [`Racs::pick`], for a client that was with the clone `session` before. It stays there, where the
@@ -204,6 +224,7 @@ impl Racs {
     ) -> Pick {
         let session = session.filter(|_| at.policy.sticks(access));
         match session.and_then(|session| self.stay(session, &at, tried)) {
+            Some(clone) if is_full(clone, &at) => Pick::Full,
             Some(clone) => Pick::Clone(clone),
             None => self.pick(access, at, random, tried),
         }
@@ -223,6 +244,11 @@ impl Racs {
                 && loads.avoid_until(logical.physical) <= now
         })
     }
+}
+
+fn is_full<L: Loads>(clone: LogicalId, at: &Circumstances<'_, L>) -> bool {
+    let most = at.policy.most_in_flight;
+    most.is_some_and(|most| at.loads.in_flight(at.l2p.get(clone).physical) >= most.get())
 }
 
 #[cfg(test)]
@@ -325,6 +351,28 @@ mod tests {
         loads.down = vec![true; 3];
         let all = hits(&loads, Access::Read);
         assert!(all.iter().all(|&n| n > 800), "all down is as good as none: {all:?}");
+    }
+
+    #[test]
+    fn who_has_as_much_as_it_may_gets_no_more() {
+        let (racs, l2p, mut loads) = three();
+        let policy = Policy { most_in_flight: NonZeroU32::new(5), ..Policy::default() };
+        let pick = |loads: &Fixed, access, random| {
+            let picked = racs.pick(access, circumstances(policy, &l2p, loads), random, &Tried::default());
+            if let Pick::Clone(clone) = picked { Ok(l2p.get(clone).physical.index()) } else { Err(picked) }
+        };
+        let mut rng = Rng::seeded(3);
+        loads.in_flight = vec![5, 4, 7];
+        assert!((0..100).all(|_| pick(&loads, Access::Read, rng.next_u64()) == Ok(1)));
+        assert_eq!(pick(&loads, Access::Update, 0), Err(Pick::Full), "nobody stands in for the leader");
+        loads.in_flight = vec![4, 5, 5];
+        assert_eq!(pick(&loads, Access::Update, 0), Ok(0));
+        loads.avoid_until[0] = NOW.after(Duration::from_millis(1));
+        assert_eq!(pick(&loads, Access::Read, 0), Err(Pick::Full), "not to the one that has just failed");
+        loads.avoid_until = vec![NOW.after(Duration::from_millis(1)); 3];
+        assert!((0..100).all(|_| pick(&loads, Access::Read, rng.next_u64()) == Ok(0)));
+        loads.in_flight = vec![5; 3];
+        assert_eq!(pick(&loads, Access::Read, 0), Err(Pick::Full));
     }
 
     #[test]

@@ -21,6 +21,9 @@ use super::{
     Auth, Config, Protocol, RacsConfig, Service, Source, Surroundings, connections, raw, servers::duration,
 };
 
+/// More requests than this fit nowhere.
+const MOST_REQUESTS: u32 = 10_000_000;
+
 /// The longest time over which a server's share may grow.
 const SLOWEST_START: Duration = Duration::from_secs(3600);
 
@@ -113,6 +116,7 @@ fn service(written: &Spanned<raw::Service>, surroundings: Surroundings<'_>) -> C
         reads: reads(raw.reads.as_ref())?,
         updates: updates(raw.updates.as_ref())?,
         slow_start: slow_start.transpose()?.unwrap_or_default(),
+        ..Policy::default()
     };
     let access_log = super::access::access_log(raw.access_log.as_ref(), &protocol)?;
     let hot_keys = super::access::hot_keys(raw.hot_keys.as_ref(), &protocol)?;
@@ -128,6 +132,9 @@ fn service(written: &Spanned<raw::Service>, surroundings: Surroundings<'_>) -> C
         protocol,
         policy,
         hedge,
+        max_in_flight: most(raw.max_in_flight.as_ref(), 1)?,
+        max_in_flight_per_server: most(raw.max_in_flight_per_server.as_ref(), 1)?,
+        max_waiting: most(raw.max_waiting.as_ref(), 0)?,
         checks,
         zone,
         expose: raw.expose,
@@ -262,6 +269,18 @@ fn hedge(written: Option<&Spanned<String>>) -> Checked<u32> {
                 written.get_ref()
             ),
         ),
+    }
+}
+
+/// A limit of requests.
+fn most(written: Option<&Spanned<i64>>, least: u32) -> Checked<Option<u32>> {
+    let Some(written) = written else { return Ok(None) };
+    match u32::try_from(*written.get_ref()).ok().filter(|most| (least..=MOST_REQUESTS).contains(most)) {
+        Some(most) => Ok(Some(most)),
+        None => {
+            let message = format!("{} requests: give {least} to {MOST_REQUESTS}", written.get_ref());
+            wrong(written, message)
+        }
     }
 }
 

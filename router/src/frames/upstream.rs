@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::{MAX_FAILURES, READ, TOO_MANY_RETRIES, Tag, Target, waiting};
-use crate::worker::{Deadline, HUNG, Rival, Server, Worker};
+use crate::worker::{Deadline, HUNG, Rival, SERVERS_FULL, Server, Worker};
 
 /// Requests on their way to one server, and whom their answers are for.
 pub(crate) struct Upstream {
@@ -324,6 +324,7 @@ impl Task {
         match service.pick(&tag) {
             Target::Server(server) => service.push(&server, &body, tag),
             Target::Exhausted => tag.unavailable("no clone of the partition's RACS answers"),
+            Target::Full => tag.overloaded(SERVERS_FULL),
             Target::Wait => return Some((tag, body)),
         }
         None
@@ -412,7 +413,9 @@ impl Task {
             }
             if sent && tag.access == Access::Update {
                 tag.unknown("the server failed with this update under way");
-            } else if !(tag.caller.is_gone() && tag.access == Access::Read) {
+            } else if tag.caller.is_gone() && tag.access == Access::Read {
+                tag.service.admission.leave();
+            } else {
                 to_wait.extend(self.elsewhere(tag, body, refused));
             }
         }

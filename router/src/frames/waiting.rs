@@ -4,7 +4,7 @@ use std::{rc::Rc, time::Duration};
 
 use membership_types::Instant;
 
-use super::{FramesService, Tag, Target};
+use super::{FramesService, SERVERS_FULL, Tag, Target};
 
 /// A request that waits: method and parameters.
 pub(super) struct Entry {
@@ -36,7 +36,7 @@ impl FramesService {
     }
 
     fn admit(&self, mut tag: Tag, body: Box<[u8]>) -> Option<Entry> {
-        if self.waiting[tag.racs.get() as usize].borrow().len() >= self.worker.limits.waiting {
+        if self.waiting[tag.racs.get() as usize].borrow().len() >= self.admission.waiting {
             tag.unavailable("too many requests wait for a leader");
             return None;
         }
@@ -53,6 +53,7 @@ impl FramesService {
     pub(super) fn send_again(self: &Rc<Self>, tag: Tag, body: Vec<u8>) {
         match self.pick(&tag) {
             Target::Server(server) => self.push(&server, &body, tag),
+            Target::Full => tag.overloaded(SERVERS_FULL),
             Target::Wait | Target::Exhausted => self.wait(tag, body.into()),
         }
     }
@@ -72,6 +73,7 @@ impl FramesService {
                         entry.tag.unavailable("no server of the partition's RACS says that it leads");
                     }
                     Target::Server(server) => self.push(&server, &entry.body, entry.tag),
+                    Target::Full => entry.tag.overloaded(SERVERS_FULL),
                     Target::Wait | Target::Exhausted if entry.tag.wait_until > now => {
                         queue.borrow_mut().push_back(entry);
                     }

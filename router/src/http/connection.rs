@@ -25,7 +25,9 @@ use super::{
     hedge::{Sent, Winner},
     lane::Left,
 };
-use crate::worker::{Buf, ClientStream, Deadline, InFlight, MOST_INPUT, Server, Tunnel, linger};
+use crate::worker::{
+    Buf, ClientStream, Deadline, InFlight, MOST_INPUT, SERVERS_FULL, Server, TOO_MANY, Tunnel, linger,
+};
 
 /// Room for a read.
 pub(super) const ROOM: usize = 4 * 1024;
@@ -246,7 +248,12 @@ impl Connection {
         self.input.consume(upload.admitted);
         upload.admitted = 0;
         self.input.rest(buffers);
-        let next = self.attempts(&service, &request, head_len, &mut upload).await;
+        let admitted = service.admission.admit();
+        let next = match &admitted {
+            Some(_) => self.attempts(&service, &request, head_len, &mut upload).await,
+            None => self.overloaded(&request, &upload, TOO_MANY).await,
+        };
+        drop(admitted);
         service.counters.end(began, clock);
         service.log(&self.client, began, &mut self.told, Some(request.partition));
         next
@@ -273,6 +280,7 @@ impl Connection {
         loop {
             let server = match service.pick(request, &tried, &mut self.labels, &mut self.placed) {
                 Target::Server(server) if more => server,
+                Target::Full => return self.overloaded(request, upload, SERVERS_FULL).await,
                 Target::Server(_) | Target::Exhausted => {
                     return self
                         .unavailable(request, upload, "no clone of the partition's RACS answers")
@@ -326,6 +334,8 @@ impl Connection {
                 continue;
             }
             let (mut server, now) = (server, clock.now());
+            // It counts from here on, so that many who come at once do not all go to one clone.
+            let mut in_flight = InFlight::to(&server, now);
             let Some((mut stream, reused)) = self.connect(&server, fresh, request.access).await else {
                 server.refused(clock.now(), limits.avoid);
                 more = tried.add(server.id);
@@ -335,7 +345,6 @@ impl Connection {
                 continue;
             };
             place = None;
-            let mut in_flight = InFlight::to(&server, clock.now());
             let sent_at = clock.fine();
             let patience = service.patience(request, upload);
             self.told.attempts = attempts;
@@ -517,6 +526,17 @@ impl Connection {
 
     async fn unavailable(&mut self, request: &Request, upload: &Transfer, why: &'static str) -> Next {
         self.service.counters.unavailable.add(1);
+        self.not_now(request, upload, why).await
+    }
+
+    /// As [`Connection::unavailable`], because too many requests are under way.
+    async fn overloaded(&mut self, request: &Request, upload: &Transfer, why: &'static str) -> Next {
+        self.service.counters.overloaded.add(1);
+        self.not_now(request, upload, why).await
+    }
+
+    /// Nothing was done, and the client may try again.
+    async fn not_now(&mut self, request: &Request, upload: &Transfer, why: &'static str) -> Next {
         let persistent = request.persistent && upload.is_over();
         let head_only = request.method == Method::Head;
         self.say(Kind::Unavailable(why), Some(request), persistent, head_only).await

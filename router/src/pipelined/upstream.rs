@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use super::{Dialect, Failure, MAX_FAILURES, TOO_MANY_RETRIES, Tag, Target, waiting};
-use crate::worker::{Clock, Deadline, HUNG, Hold, Rival, Server, Stopwatch, Worker};
+use crate::worker::{Clock, Deadline, HUNG, Hold, Rival, SERVERS_FULL, Server, Stopwatch, Worker};
 
 /// Commands on their way to one server, and whom their replies are for.
 pub(crate) struct Upstream<D: Dialect> {
@@ -335,6 +335,7 @@ impl<D: Dialect> Task<D> {
             }
             let service = tag.client.service();
             if tag.client.is_gone() && tag.access == Access::Read {
+                service.admission.leave();
                 continue;
             }
             if sent == Sent::Perhaps && tag.access == Access::Update {
@@ -364,6 +365,7 @@ impl<D: Dialect> Task<D> {
                 Target::Exhausted => {
                     service.unavailable(tag, &command, "no clone of the partition's RACS answers");
                 }
+                Target::Full => service.overloaded(tag, &command, SERVERS_FULL),
                 Target::Wait => to_wait.push((tag, command)),
             }
         }

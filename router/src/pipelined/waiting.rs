@@ -4,7 +4,7 @@ use std::{collections::VecDeque, rc::Rc, time::Duration};
 
 use membership_types::Instant;
 
-use super::{Dialect, Service, Tag, Target};
+use super::{Dialect, SERVERS_FULL, Service, Tag, Target};
 
 /// The commands that wait for one RACS.
 pub(super) struct Waiting<D: Dialect>(VecDeque<Entry<D>>);
@@ -54,7 +54,7 @@ impl<D: Dialect> Service<D> {
     }
 
     fn admit(&self, mut tag: Tag<D>, command: Box<[u8]>) -> Option<Entry<D>> {
-        if self.waiting[tag.racs.get() as usize].borrow().0.len() >= self.worker.limits.waiting {
+        if self.waiting[tag.racs.get() as usize].borrow().0.len() >= self.admission.waiting {
             self.unavailable(tag, &command, "too many commands wait for a leader");
             return None;
         }
@@ -77,6 +77,7 @@ impl<D: Dialect> Service<D> {
                 entry.tag.tried = Default::default();
                 match self.pick(&entry.tag) {
                     Target::Server(server) => self.push(&server, &entry.command, entry.tag),
+                    Target::Full => self.overloaded(entry.tag, &entry.command, SERVERS_FULL),
                     Target::Wait | Target::Exhausted if entry.tag.wait_until > self.now() => {
                         queue.borrow_mut().0.push_back(entry);
                     }

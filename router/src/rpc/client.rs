@@ -138,6 +138,7 @@ impl Client {
         };
         let services = vec![Entry::New(ServiceSetup { service, table, held, log: None })];
         let setup = Setup {
+            workers: 1,
             limits: options.limits,
             seed: seed(0),
             lineup: Lineup { services, doors: vec![door] },
@@ -230,7 +231,8 @@ impl<T: DeserializeOwned> Call<T> {
         };
         let ended = |_| CallError::Unavailable("the client has ended; nothing was done".into());
         let place = place.map_err(|_| ended(()))?;
-        let left = within.map(|within| within.saturating_sub(begun.elapsed()).as_millis());
+        // Rounded up: nobody is to hear that it is late before it is.
+        let left = within.map(|within| within.saturating_sub(begun.elapsed()).as_nanos().div_ceil(1_000_000));
         let stamp = left
             .map(|ms| Stamp { deadline_ms: Some(u32::try_from(ms).unwrap_or(u32::MAX)), ..Stamp::default() });
         let mut frame = Vec::with_capacity(body.len() + 32);

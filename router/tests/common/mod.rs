@@ -3,6 +3,7 @@
 #![allow(dead_code, clippy::unwrap_used, reason = "every test uses a part, and may panic")]
 
 pub mod real;
+pub mod speech;
 
 use std::{
     io::{BufRead, BufReader, Read, Write},

@@ -129,7 +129,9 @@ fn standing(measured: &Measured, views: &[ServiceView], health: &[ServerHealth])
         told["clients"] = stats.clients.into();
         told["requests"] = stats.requests.into();
         told["waiting"] = stats.waiting.into();
+        told["in_flight"] = stats.in_flight.into();
         told["unavailable"] = stats.unavailable.into();
+        told["overloaded"] = stats.overloaded.into();
         told["unknown"] = stats.unknown.into();
         told["latency"] = latency(&stats.latency);
         told["busiest"] = busiest.into();
@@ -212,7 +214,7 @@ impl Families {
 type Metric<T> = (&'static str, &'static str, &'static str, fn(&T) -> u64);
 
 /// What is counted for each service.
-const BY_SERVICE: [Metric<ServiceStats>; 16] = [
+const BY_SERVICE: [Metric<ServiceStats>; 18] = [
     ("phalanx_router_clients", "gauge", "Clients connected", |s| s.clients),
     ("phalanx_router_clients_accepted", "counter", "Clients that were accepted", |s| s.accepted),
     ("phalanx_router_clients_shed", "counter", "Clients sent away because there were too many", |s| s.shed),
@@ -234,6 +236,10 @@ const BY_SERVICE: [Metric<ServiceStats>; 16] = [
     ("phalanx_router_unavailable", "counter", "Requests that nobody could answer, nothing was done", |s| {
         s.unavailable
     }),
+    ("phalanx_router_overloaded", "counter", "Requests refused because too many were under way", |s| {
+        s.overloaded
+    }),
+    ("phalanx_router_in_flight", "gauge", "Requests under way", |s| s.in_flight),
     ("phalanx_router_unknown", "counter", "Updates whose outcome is unknown", |s| s.unknown),
     ("phalanx_router_unlogged", "counter", "Lines of the access log that were lost", |s| s.unlogged),
     ("phalanx_router_received_bytes", "counter", "Bytes from clients", |s| s.received),

@@ -1,0 +1,168 @@
+//! More requests than servers can answer: some are answered, in the time that is promised, and the others hear at
+//! once that they are too many. None is lost, and none is done in secret.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use std::{
+    sync::{Arc, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+use common::{
+    FakeServer, Router, eventually,
+    speech::{ALL, Speech},
+    view,
+};
+
+const MS: fn(u64) -> Duration = Duration::from_millis;
+
+/// Works on one request at a time, `each` long.
+fn slow(speech: Speech, name: &'static str, each: Duration) -> FakeServer {
+    let one = Mutex::new(());
+    speech.server(name, move || {
+        let _turn = one.lock().unwrap();
+        thread::sleep(each);
+    })
+}
+
+/// Whether the answer says, in the protocol's own way, that nothing was done and that the client may try again.
+fn is_refusal(speech: Speech, reply: &str) -> bool {
+    let text = match speech {
+        Speech::Http => {
+            assert!(reply.starts_with("503 Some(\"1\")") && reply.contains("\"retry\":true"), "{reply}");
+            reply
+        }
+        Speech::Redis => reply.strip_prefix("-TRYAGAIN phalanx: ").unwrap_or_default(),
+        Speech::Memcached => reply.strip_prefix("SERVER_ERROR phalanx: ").unwrap_or_default(),
+        Speech::Frames => {
+            assert!(reply.contains("\"phalanx\": \"busy\"") && reply.contains("\"retry\": true"), "{reply}");
+            reply
+        }
+    };
+    text.contains("as many requests under way as they may")
+        || text.contains("too many requests are under way")
+}
+
+/// Two servers that answer 50 requests a second each, and forty clients without patience.
+fn overload(speech: Speech, limit: &str, most: usize) {
+    let servers = [slow(speech, "a", MS(20)), slow(speech, "b", MS(20))];
+    let addrs = [servers[0].addr, servers[1].addr];
+    let router = Router::start(&speech.config(&format!("{limit}\nhedge = \"off\"\n"), &[&addrs]));
+    let outcomes: Vec<(bool, Duration)> = thread::scope(|scope| {
+        let one = |id: usize| {
+            let mut client = router.client();
+            scope.spawn(move || {
+                let mut outcomes = vec![];
+                for n in 0..12 {
+                    let (key, start) = (format!("{id}.{n}"), Instant::now());
+                    let reply = speech.ask(&mut client, !(id + n).is_multiple_of(3), &key);
+                    let answered = speech.answered(&reply, &key).is_some();
+                    assert!(answered || is_refusal(speech, &reply), "{reply}");
+                    outcomes.push((answered, start.elapsed()));
+                    if !answered {
+                        thread::sleep(MS(20));
+                    }
+                }
+                outcomes
+            })
+        };
+        let threads: Vec<_> = (0..40).map(one).collect();
+        threads.into_iter().flat_map(|one| one.join().unwrap()).collect()
+    });
+    let times = |answered| {
+        let mut times: Vec<Duration> =
+            outcomes.iter().filter(|one| one.0 == answered).map(|one| one.1).collect();
+        times.sort_unstable();
+        times
+    };
+    let (answered, refused) = (times(true), times(false));
+    let stats = router.stats();
+    println!(
+        "{speech:?} {limit}: {} answered, median {:?}, worst {:?}; {} refused, median {:?}",
+        answered.len(),
+        answered[answered.len() / 2],
+        answered.last().unwrap(),
+        refused.len(),
+        refused[refused.len() / 2],
+    );
+    assert!(answered.len() > 12 && refused.len() > 40, "{} {}", answered.len(), refused.len());
+    // Without limit all forty would be there at once, and wait for 400 ms or, if they are updates, twice that.
+    assert!(answered[answered.len() / 2] < MS(20 * most as u64 + 150), "{:?}", answered[answered.len() / 2]);
+    assert!(refused[refused.len() / 2] < MS(20), "{:?}", refused[refused.len() / 2]);
+    assert_eq!(stats.overloaded as usize, refused.len());
+    assert_eq!((stats.unavailable, stats.unknown, stats.in_flight), (0, 0, 0));
+    // Each server saw what was answered, once.
+    assert_eq!(servers[0].seen().len() + servers[1].seen().len(), answered.len());
+    // When the load is gone, everybody is served.
+    let mut client = router.client();
+    assert!((0..10).all(|n| speech.answered(&speech.ask(&mut client, n & 1 == 0, "k"), "k").is_some()));
+}
+
+#[test]
+fn a_server_gets_no_more_than_it_may_have() {
+    for speech in ALL {
+        overload(speech, "max_in_flight_per_server = 4", 4);
+    }
+}
+
+#[test]
+fn a_service_takes_no_more_than_it_may_have() {
+    for speech in ALL {
+        overload(speech, "max_in_flight = 6", 6);
+    }
+}
+
+#[test]
+fn a_queue_for_a_leader_is_as_long_as_the_service_says() {
+    for speech in ALL {
+        let router = Router::start(&speech.grouped("max_waiting = 2\n"));
+        router.handle.update_group("g", &view(7, None, &[])).unwrap();
+        let server = speech.server("a", || {});
+        thread::scope(|scope| {
+            let waiting: Vec<_> = (0..2)
+                .map(|n| {
+                    let router = &router;
+                    scope.spawn(move || speech.ask(&mut router.client(), false, &format!("w{n}")))
+                })
+                .collect();
+            eventually("two wait", || router.stats().waiting == 2);
+            let start = Instant::now();
+            let reply = speech.ask(&mut router.client(), false, "k");
+            assert!(speech.answered(&reply, "k").is_none() && reply.contains("wait for a leader"), "{reply}");
+            assert!(start.elapsed() < MS(1000));
+            router.handle.update_group("g", &view(8, Some(0), &[server.addr])).unwrap();
+            for (n, one) in waiting.into_iter().enumerate() {
+                speech.whose(&one.join().unwrap(), &format!("w{n}"));
+            }
+        });
+    }
+}
+
+#[test]
+fn reads_go_to_the_clone_that_has_room() {
+    for speech in ALL {
+        let held = Arc::new(Mutex::new(()));
+        let guard = held.lock().unwrap();
+        let gate = Arc::clone(&held);
+        let (full, free) =
+            (speech.server("full", move || drop(gate.lock().unwrap())), speech.server("free", || {}));
+        let config =
+            speech.config("max_in_flight_per_server = 1\nhedge = \"off\"\n", &[&[full.addr, free.addr]]);
+        let router = Router::start(&config);
+        thread::scope(|scope| {
+            let update = scope.spawn(|| speech.ask(&mut router.client(), false, "u"));
+            eventually("the leader is busy", || full.seen().len() == 1);
+            let mut client = router.client();
+            for n in 0..20 {
+                assert_eq!(speech.read(&mut client, &n.to_string()), "free");
+            }
+            let reply = speech.ask(&mut client, false, "other");
+            assert!(is_refusal(speech, &reply), "nobody stands in for the leader: {reply}");
+            drop(guard);
+            speech.whose(&update.join().unwrap(), "u");
+        });
+        assert!(!full.seen().iter().any(|seen| seen.contains("other")), "a refused update is never sent");
+    }
+}
