@@ -67,6 +67,8 @@ pub(crate) struct Service {
     pub trace: Option<u32>,
     pub protocol: Protocol,
     pub policy: Policy,
+    /// The header in which requests say how long their clients wait.
+    pub deadline: Option<Box<str>>,
     /// How many in a hundred reads may be sent to a second clone when the first is silent.
     pub hedge: u32,
     /// Most requests under way, and most at one server, and most that wait for one RACS; the router's limits where it

@@ -4,6 +4,7 @@
 mod answer;
 mod body_key;
 mod connection;
+mod deadline;
 mod exchange;
 mod hedge;
 mod ids;
@@ -39,6 +40,7 @@ use crate::{
 };
 
 pub(crate) use answer::TOO_MANY_CLIENTS;
+use deadline::{DeadlineField, Due};
 use exchange::Transfer;
 use hedge::Rival;
 use ids::Identify;
@@ -54,6 +56,8 @@ pub(crate) struct HttpService {
     forwarded: bool,
     /// Gives requests ids, where they have some.
     identify: Option<Identify>,
+    /// Where requests say how long their clients wait.
+    deadline: Option<DeadlineField>,
     extract: Extract,
     no_key: NoKey,
     /// The cookie that carries a client's session, where sessions stick.
@@ -85,6 +89,8 @@ struct Request {
     body: Body,
     persistent: bool,
     expects_continue: bool,
+    /// Until when the client waits.
+    due: Option<Due>,
     /// The protocol that the client wants to go over to.
     upgrade: Option<Box<[u8]>>,
     /// Whether the key is still to be found, in the body. Until then it has no partition but the first.
@@ -207,6 +213,7 @@ impl HttpService {
             expose: service.expose,
             forwarded: service.forwarded,
             identify: service.trace.map(Identify::new),
+            deadline: service.deadline.as_deref().map(DeadlineField::new),
             extract: extract.clone(),
             no_key: *no_key,
             cookie: format!("phalanx-{}", service.name.replace([':', '/'], "_")).into(),
@@ -287,6 +294,10 @@ impl HttpService {
             told.begin(parsed.method_name(head), path);
         }
         told.called(self.identify.as_ref().map(|identify| identify.of(&mut parsed, head)));
+        let mut due = match &self.deadline {
+            None => None,
+            Some(field) => field.read(&mut parsed, head, &self.worker).map_err(NotRouted::Malformed)?,
+        };
         let upgrade = parsed.upgrade(head);
         // Nobody can tell what the other protocol carries.
         let is_read = parsed.method().is_safe() && upgrade.is_none();
@@ -298,6 +309,7 @@ impl HttpService {
             body: parsed.body(),
             persistent: parsed.persistent() && !self.sends_away(client),
             expects_continue: parsed.expects_continue(),
+            due: None,
             upgrade: upgrade.map(Into::into),
             searching: false,
             partition: PartitionId::new(0),
@@ -323,6 +335,10 @@ impl HttpService {
         }
         if self.forwarded {
             self.tell_source(&parsed, head, client, outgoing);
+        }
+        if let (Some(field), Some(due)) = (&self.deadline, &mut due) {
+            field.write(due, outgoing, &self.worker);
+            request.due = Some(*due);
         }
         if let Some(ids) = &told.ids {
             ids::write(ids, outgoing, &self.worker.buffers);

@@ -54,6 +54,9 @@ fn a_good_configuration_is_taken() {
         .expect("reads of redis may be hedged, or not");
     let limits = "max_in_flight = 1000\nmax_in_flight_per_server = 1\nmax_waiting = 0\n";
     parse(&GOOD.replace("reads ", &format!("{limits}reads "))).expect("or how many may be under way");
+    for deadline in ["X-Request-Timeout", "grpc-timeout"] {
+        parse(&GOOD.replace("reads ", &format!("deadline = \"header:{deadline}\"\nreads "))).expect(deadline);
+    }
     for no_key in ["source", "scatter"] {
         parse(&GOOD.replace("\"reject\"", &format!("\"{no_key}\""))).expect(no_key);
     }
@@ -126,6 +129,30 @@ fn mistakes_are_reported_with_their_line_and_the_remedy() {
             "protocol = \"redis\"\nmax_waiting = 10000001",
             23,
             &["10000001 requests", "0 to 10000000"],
+        ),
+        (
+            "protocol = \"redis\"",
+            "protocol = \"redis\"\ndeadline = \"header:x-t\"",
+            23,
+            &["`deadline` does not apply to redis"],
+        ),
+        (
+            "protocol = \"http\"",
+            "protocol = \"http\"\ndeadline = \"x-t\"",
+            5,
+            &["name a header", "header:X-Request-Timeout"],
+        ),
+        (
+            "protocol = \"http\"",
+            "protocol = \"http\"\ndeadline = \"header:Connection\"",
+            5,
+            &["name a header"],
+        ),
+        (
+            "protocol = \"http\"",
+            "protocol = \"http\"\ndeadline = \"header:Traceparent\"",
+            5,
+            &["for this alone"],
         ),
         ("\"header:x-key\"", "\"query:a b\"", 5, &["\"query:a b\" has no name", "visible ASCII"]),
         ("\"header:x-key\"", "\"cookie:\"", 5, &["\"cookie:\" has no name", "letters"]),

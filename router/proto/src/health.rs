@@ -65,6 +65,15 @@ impl Health {
         };
     }
 
+    /// The client's time was over before an answer came. That may be the client's fault; but where it is all that
+    /// happens, the server is avoided.
+    pub fn missed(&mut self, now: Instant, avoid: Duration) {
+        self.errors += 1;
+        if self.errors >= MOST_ERRORS || self.on_trial {
+            self.failed(now, avoid);
+        }
+    }
+
     /// An answer came; `error` says that it was one of the server itself (HTTP 502 to 504). Who gives nothing
     /// but such answers is avoided, too.
     pub fn answered(&mut self, now: Instant, error: bool, avoid: Duration) {
@@ -76,10 +85,7 @@ impl Health {
             }
             return;
         }
-        self.errors += 1;
-        if self.errors >= MOST_ERRORS || self.on_trial {
-            self.failed(now, avoid);
-        }
+        self.missed(now, avoid);
     }
 }
 
@@ -220,6 +226,18 @@ mod tests {
         health.chosen(at(255));
         health.answered(at(256), true, AVOID);
         assert_eq!(health.avoid_until(), at(756), "still no better");
+    }
+
+    #[test]
+    fn deadlines_that_pass_in_a_row_count_against_the_server() {
+        let mut health = Health::default();
+        for _ in 0..100 {
+            (1..MOST_ERRORS).for_each(|_| health.missed(at(5), AVOID));
+            health.answered(at(5), false, AVOID);
+        }
+        assert_eq!(health.avoid_until(), Instant::ZERO);
+        (0..MOST_ERRORS).for_each(|_| health.missed(at(5), AVOID));
+        assert_eq!(health.avoid_until(), at(255));
     }
 
     #[test]

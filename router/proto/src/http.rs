@@ -7,12 +7,14 @@
 
 mod answers;
 mod chunked;
+mod deadline;
 mod fields;
 mod framing;
 mod head;
 
 pub use answers::{Answers, Doubt, Listener, Read};
 pub use chunked::{Advance, ChunkedScanner};
+pub use deadline::Notation;
 pub(crate) use fields::is_token;
 pub use fields::{Field, Fields, Span};
 pub use framing::Body;
@@ -127,6 +129,11 @@ pub enum Refusal {
     /// The trailer section is malformed, too long, or has a field that frames or addresses a message.
     #[error("malformed, oversized or forbidden trailer field")]
     Trailer,
+    /// The field that says how long the client waits is given twice, or is no time.
+    #[error(
+        "the deadline is no time as its field has it (milliseconds in digits; grpc-timeout: digits and a unit), or is given more than once"
+    )]
+    Deadline,
     /// What holds the key is given twice, so which one the server reads is anybody's guess.
     #[error("the key is given more than once")]
     RepeatedKey,

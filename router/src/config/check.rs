@@ -132,6 +132,7 @@ fn service(written: &Spanned<raw::Service>, surroundings: Surroundings<'_>) -> C
         protocol,
         policy,
         hedge,
+        deadline: connections::deadline(raw.deadline.as_ref(), &raw.protocol)?,
         max_in_flight: most(raw.max_in_flight.as_ref(), 1)?,
         max_in_flight_per_server: most(raw.max_in_flight_per_server.as_ref(), 1)?,
         max_waiting: most(raw.max_waiting.as_ref(), 0)?,

@@ -2,7 +2,10 @@
 
 use toml::Spanned;
 
-use router_proto::{Pmap, extract::NoKey};
+use router_proto::{
+    Pmap,
+    extract::{Extract, NoKey},
+};
 
 use super::{
     Protocol, TcpKey, TlsFiles,
@@ -164,5 +167,43 @@ pub(super) fn trace(written: Option<&Spanned<String>>, protocol: &Spanned<String
                 ),
             ),
         },
+    }
+}
+
+/// The header in which requests say how long their clients wait.
+pub(super) fn deadline(
+    written: Option<&Spanned<String>>,
+    protocol: &Spanned<String>,
+) -> Checked<Option<Box<str>>> {
+    /// What the router writes itself.
+    const OURS: [&str; 4] = ["x-forwarded-for", "x-forwarded-proto", "traceparent", "x-request-id"];
+    let Some(written) = written else { return Ok(None) };
+    let spec = written.get_ref().as_str();
+    match protocol.get_ref().as_str() {
+        "http" => {}
+        "frames" => {
+            let message =
+                "`deadline` does not apply to frames: a request's fifth element says it, as deadline_ms";
+            return wrong(written, message);
+        }
+        other => {
+            return wrong(written, format!("`deadline` does not apply to {other}: requests cannot say one"));
+        }
+    }
+    // What may hold a key concerns the whole way, and so may a deadline.
+    match spec.strip_prefix("header:") {
+        Some(name)
+            if Extract::compile([spec]).is_ok()
+                && !OURS.iter().any(|ours| ours.eq_ignore_ascii_case(name)) =>
+        {
+            Ok(Some(name.into()))
+        }
+        _ => wrong(
+            written,
+            format!(
+                "deadline = {spec:?}: name a header that is for this alone, such as \"header:X-Request-Timeout\" \
+                 (milliseconds) or \"header:grpc-timeout\""
+            ),
+        ),
     }
 }

@@ -27,6 +27,7 @@ pub(super) struct Service {
     pub reads: Option<Spanned<String>>,
     pub updates: Option<Spanned<String>>,
     pub hedge: Option<Spanned<String>>,
+    pub deadline: Option<Spanned<String>>,
     pub max_in_flight: Option<Spanned<i64>>,
     pub max_in_flight_per_server: Option<Spanned<i64>>,
     pub max_waiting: Option<Spanned<i64>>,

@@ -31,6 +31,8 @@ pub(super) enum Kind {
     Timeout(&'static str),
     /// Nobody may answer now, and nothing was done.
     Unavailable(&'static str),
+    /// The client's time is over, and nothing was changed.
+    Late,
     /// An update may have been carried out, or not.
     Unknown,
     /// A read failed in a way that another attempt by the router could not mend.
@@ -55,6 +57,9 @@ impl Answer<'_> {
             Kind::NoKey => (400, "Bad Request", "the request has no key".into(), false),
             Kind::Timeout(what) => (408, "Request Timeout", (*what).into(), true),
             Kind::Unavailable(why) => (503, "Service Unavailable", (*why).into(), true),
+            Kind::Late => {
+                (504, "Gateway Timeout", "the deadline has passed, and nothing was changed".into(), true)
+            }
             Kind::Unknown => (
                 502,
                 "Bad Gateway",
@@ -104,6 +109,7 @@ mod tests {
             Kind::NoKey,
             Kind::Timeout("x"),
             Kind::Unavailable("no leader"),
+            Kind::Late,
             Kind::Unknown,
             Kind::BadGateway("x"),
         ];

@@ -277,7 +277,12 @@ impl Connection {
         }
         // Until when it may wait in all, and its place among those who do.
         let (mut wait_until, mut place): (Option<Instant>, Option<Place<'_>>) = (None, None);
+        // Until when the client waits. Nothing is begun after that.
+        let due = request.due.map_or(Instant::MAX, |due| due.at);
         loop {
+            if clock.now() >= due {
+                return self.late(request, upload).await;
+            }
             let server = match service.pick(request, &tried, &mut self.labels, &mut self.placed) {
                 Target::Server(server) if more => server,
                 Target::Full => return self.overloaded(request, upload, SERVERS_FULL).await,
@@ -300,7 +305,7 @@ impl Connection {
                         clock.refresh();
                         clock.now().after(limits.wait)
                     });
-                    if !service.next_try(&self.deadline, until).await {
+                    if !service.next_try(&self.deadline, until.min(due)).await && clock.now() < due {
                         return self.unavailable(request, upload, "the partition's RACS has no leader").await;
                     }
                     // Nothing was sent, and the servers may be other ones now, or well again.
@@ -312,7 +317,10 @@ impl Connection {
             if attempts > 1 {
                 service.counters.retried.add(1);
             }
-            if may_share && let Some(lane) = service.lane(request, &server, head_len) {
+            if may_share
+                && request.due.is_none()
+                && let Some(lane) = service.lane(request, &server, head_len)
+            {
                 (place, may_share) = (None, false);
                 self.told.attempts = attempts;
                 let left = match self.share(service, request, &server, &lane).await {
@@ -336,7 +344,10 @@ impl Connection {
             let (mut server, now) = (server, clock.now());
             // It counts from here on, so that many who come at once do not all go to one clone.
             let mut in_flight = InFlight::to(&server, now);
-            let Some((mut stream, reused)) = self.connect(&server, fresh, request.access).await else {
+            let Some((mut stream, reused)) = self.connect(&server, fresh, request.access, due).await else {
+                if clock.now() >= due {
+                    continue;
+                }
                 server.refused(clock.now(), limits.avoid);
                 more = tried.add(server.id);
                 if !service.policy.leader_only(request.access) && !server.may_retry(clock.now()) {
@@ -348,9 +359,13 @@ impl Connection {
             let sent_at = clock.fine();
             let patience = service.patience(request, upload);
             self.told.attempts = attempts;
+            if let Some(due) = &request.due {
+                due.tell(&mut self.outgoing, clock);
+            }
             let mut exchange = Exchange {
                 worker: &service.worker,
                 deadline: &self.deadline,
+                due,
                 client: &mut self.client,
                 server: &mut stream,
                 input: &mut self.input,
@@ -370,6 +385,11 @@ impl Connection {
                 if server.answered_at() <= now {
                     // Not this request is slow, the server is: it has answered nobody since.
                     server.failed(clock.now(), limits.avoid);
+                }
+                if let Some(due) = &request.due
+                    && exchange.sent == exchange.outgoing.len()
+                {
+                    due.tell(exchange.outgoing, clock);
                 }
                 sent = match service.rival(request, &tried, &server) {
                     None => exchange.send(None).await,
@@ -432,7 +452,13 @@ impl Connection {
                     self.incoming.clear();
                     failures += 1;
                     let stale = reused && !fault.answered && !fault.late;
-                    if !stale {
+                    let late = fault.late && clock.now() >= due;
+                    if late {
+                        server.missed(clock.now(), limits.avoid);
+                        if request.access == Access::Read || !fault.delivered {
+                            return self.late(request, upload).await;
+                        }
+                    } else if !stale {
                         server.failed(clock.now(), limits.avoid);
                     }
                     if let Some(kind) = verdict(request, upload, fault, failures) {
@@ -461,7 +487,13 @@ impl Connection {
     }
 
     /// A connection to a server, and whether it was used before; `None` if none can be made.
-    async fn connect(&mut self, server: &Server, fresh: bool, access: Access) -> Option<(TcpStream, bool)> {
+    async fn connect(
+        &mut self,
+        server: &Server,
+        fresh: bool,
+        access: Access,
+        due: Instant,
+    ) -> Option<(TcpStream, bool)> {
         while !fresh && let Some(stream) = server.take_idle() {
             // A read that meets a connection just closed is repeated. An update is not, so for it the kernel
             // is asked once more: what is left is the time that a FIN takes from there to here.
@@ -469,7 +501,8 @@ impl Connection {
                 return Some((stream, true));
             }
         }
-        self.deadline.arm(self.service.worker.limits.connect);
+        let worker = &self.service.worker;
+        self.deadline.arm_at(worker.clock.after(worker.limits.connect).min(due));
         let _watching = self.service.watch();
         let mut seen = self.service.changes.get();
         let mut connecting = pin!(TcpStream::connect(server.addr));
@@ -533,6 +566,13 @@ impl Connection {
     async fn overloaded(&mut self, request: &Request, upload: &Transfer, why: &'static str) -> Next {
         self.service.counters.overloaded.add(1);
         self.not_now(request, upload, why).await
+    }
+
+    /// The client's time is over, and nothing was changed.
+    async fn late(&mut self, request: &Request, upload: &Transfer) -> Next {
+        self.service.counters.unavailable.add(1);
+        let persistent = request.persistent && upload.is_over();
+        self.say(Kind::Late, Some(request), persistent, request.method == Method::Head).await
     }
 
     /// Nothing was done, and the client may try again.

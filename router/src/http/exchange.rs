@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use membership_types::Instant;
 use router_proto::http::{Body, ChunkedScanner, HeadScan, Method, Refusal, ResponseHead, Version};
 use tokio::{io::AsyncWrite, net::TcpStream};
 
@@ -188,6 +189,8 @@ pub(super) struct Head {
 pub(super) struct Exchange<'a> {
     pub worker: &'a Worker,
     pub deadline: &'a Deadline,
+    /// Until when the client waits for the response to begin.
+    pub due: Instant,
     pub client: &'a mut ClientStream,
     pub server: &'a mut TcpStream,
     /// From the client, behind the head.
@@ -218,12 +221,12 @@ impl Exchange<'_> {
     /// `outgoing` stays as it was, so that the request can be sent again if this fails.
     pub async fn send(&mut self, mut patience: Option<Duration>) -> Result<Sent, Failure> {
         let response = self.worker.limits.response;
-        self.deadline.arm(patience.unwrap_or(response));
+        self.arm(patience.unwrap_or(response));
         std::future::poll_fn(|cx| {
             let before = self.moved;
             let requested = self.poll_request(cx);
             if self.moved > before {
-                self.deadline.arm(patience.unwrap_or(response));
+                self.arm(patience.unwrap_or(response));
             }
             let server_failed = match requested {
                 Poll::Ready(Err(Upload::Client(failure))) => return Poll::Ready(Err(failure)),
@@ -236,11 +239,14 @@ impl Exchange<'_> {
                     Poll::Ready(result) => Poll::Ready(result.map(Sent::Answered)),
                     Poll::Pending if server_failed => Poll::Ready(Err(self.fault(false, false))),
                     Poll::Pending if !self.deadline.passed(cx) => Poll::Pending,
+                    Poll::Pending if self.worker.clock.now() >= self.due => {
+                        Poll::Ready(Err(self.fault(true, false)))
+                    }
                     Poll::Pending if patience.take().is_some() => {
                         if self.incoming.is_empty() {
                             return Poll::Ready(Ok(Sent::Silent));
                         }
-                        self.deadline.arm(response);
+                        self.arm(response);
                         continue;
                     }
                     Poll::Pending if self.waits_for_client() => Poll::Ready(Err(Failure::SlowClient)),
@@ -254,7 +260,7 @@ impl Exchange<'_> {
     /// Waits for whoever answers first: the server that has the request, or a second one. The loser's
     /// connection is left with `rival`; the winner is `server`, its answer in `incoming`.
     pub async fn race(&mut self, rival: &mut Rival) -> Result<(Winner, usize), Failure> {
-        self.deadline.arm(self.worker.limits.response);
+        self.arm(self.worker.limits.response);
         let mut first_failed = None;
         std::future::poll_fn(|cx| {
             if first_failed.is_none() {
@@ -281,6 +287,11 @@ impl Exchange<'_> {
             if self.deadline.passed(cx) { Poll::Ready(Err(self.fault(true, false))) } else { Poll::Pending }
         })
         .await
+    }
+
+    /// The deadline passes after `time`, or when the client waits no more.
+    fn arm(&self, time: Duration) {
+        self.deadline.arm_at(self.worker.clock.after(time).min(self.due));
     }
 
     fn fault(&self, late: bool, garbled: bool) -> Failure {

@@ -110,6 +110,13 @@ impl Buf {
         self.end += bytes.len();
     }
 
+    /// Writes over what is there.
+    pub fn overwrite(&mut self, at: usize, bytes: &[u8]) {
+        let at = self.start + at;
+        assert!(at + bytes.len() <= self.end, "there is not so much");
+        self.data[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
     /// Reads once into the free room, of which there is at least `room`. Zero bytes mean that the peer is
     /// done.
     pub fn poll_read(

@@ -198,6 +198,11 @@ impl Server {
         self.health.borrow_mut().failed(now, avoid);
     }
 
+    /// Notes that a client's time was over before an answer came.
+    pub fn missed(&self, now: Instant, avoid: Duration) {
+        self.health.borrow_mut().missed(now, avoid);
+    }
+
     /// Notes that no connection can be made: nobody needs to try for a while.
     pub fn refused(&self, now: Instant, avoid: Duration) {
         self.failed(now, avoid);
