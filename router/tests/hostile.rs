@@ -222,7 +222,11 @@ fn honest(id: u64, addr: std::net::SocketAddr, stop: &AtomicBool) -> (u64, u64) 
             let length = if body > 0 { format!("Content-Length: {body}\r\n") } else { String::new() };
             let head = format!("{method} /x HTTP/1.1\r\nHost: h\r\nX-Key: {number}\r\nX-Nonce: {nonce}\r\n");
             client.send(format!("{head}{length}\r\n{}", "b".repeat(body)));
-            let Some(response) = client.try_response_to(method) else {
+            let mut response = client.try_response_to(method);
+            while response.as_ref().is_some_and(|response| matches!(response.status, 102 | 103)) {
+                response = client.try_response_to(method);
+            }
+            let Some(response) = response else {
                 counts.1 += 1;
                 break;
             };

@@ -186,18 +186,91 @@ fn expect_continue_is_answered_by_the_router() {
 }
 
 #[test]
-fn interim_responses_stay_behind() {
+fn interim_responses_of_servers_are_passed_on_to_clients_that_know_them() {
     let server = FakeServer::start(|peer| {
         while peer.request().is_some() {
-            peer.send("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n");
+            peer.send("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\nConnection: close, x-hop\r\n");
+            peer.send("X-Hop: 1\r\nX-Phalanx-Server: me\r\nContent-Length: 5\r\n\r\n");
+            thread::sleep(Duration::from_millis(20));
+            peer.send("HTTP/1.1 102 Processing\r\n\r\n");
             peer.respond("ok");
         }
     });
     let router = Router::start(&http(&[&[server.addr]]));
     let mut client = router.client();
     for _ in 0..3 {
-        let response = client.post("k", "body");
+        client.send("POST / HTTP/1.1\r\nHost: h\r\nX-Key: k\r\nContent-Length: 1\r\n\r\nx");
+        // 100 is said by the router itself, to those who ask for it.
+        let hints = client.response();
+        assert_eq!((hints.status, hints.body.as_str()), (103, ""));
+        assert_eq!(hints.field("link"), Some("x"));
+        for gone in ["connection", "x-hop", "x-phalanx-server", "content-length"] {
+            assert_eq!(hints.field(gone), None, "{gone}");
+        }
+        assert_eq!(client.response().status, 102);
+        let response = client.response();
         assert_eq!((response.status, response.body.as_str()), (200, "ok"));
+    }
+    let mut old = router.client();
+    for _ in 0..2 {
+        old.send("GET / HTTP/1.0\r\nX-Key: k\r\nConnection: keep-alive\r\n\r\n");
+        let response = old.response();
+        assert_eq!((response.status, response.body.as_str()), (200, "ok"));
+    }
+}
+
+#[test]
+fn interim_responses_stay_in_order_around_a_body_that_is_waited_for() {
+    let server = FakeServer::start(|peer| {
+        while let Some(head) = peer.head() {
+            let hints = format!("HTTP/1.1 103 Early Hints\r\nLink: {}\r\n\r\n", "l".repeat(3000));
+            peer.send(&hints.repeat(3));
+            let mut body = [0; 5];
+            if peer.reader.read_exact(&mut body).is_err() {
+                return;
+            }
+            peer.send(&hints);
+            peer.respond(if head.contains("X-Key") { "ok" } else { "no" });
+        }
+    });
+    let router = Router::start(&http(&[&[server.addr]]));
+    let mut client = router.client();
+    for _ in 0..20 {
+        client.send(
+            "POST / HTTP/1.1\r\nHost: h\r\nX-Key: k\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n",
+        );
+        let mut early: Vec<u16> = (0..4).map(|_| client.response().status).collect();
+        early.sort_unstable();
+        assert_eq!(early, [100, 103, 103, 103]);
+        client.send("hello");
+        assert_eq!(client.response().status, 103);
+        let response = client.response();
+        assert_eq!((response.status, response.body.as_str()), (200, "ok"));
+    }
+}
+
+#[test]
+fn interim_responses_are_few_and_short_and_come_to_an_end() {
+    let server = FakeServer::start(|peer| {
+        while let Some(head) = peer.head() {
+            let (count, len) = if head.contains("/many") { (9, 1) } else { (8, 6000) };
+            let one = format!("HTTP/1.1 103 Early Hints\r\nLink: {}\r\n\r\n", "l".repeat(len));
+            peer.send(&one.repeat(count));
+            peer.respond("ok");
+        }
+    });
+    let router = Router::start(&http(&[&[server.addr]]));
+    // Too many of them are no answer. A read may be asked again, and is refused as often.
+    let mut client = router.client();
+    client.send("POST /many HTTP/1.1\r\nHost: h\r\nX-Key: k\r\nContent-Length: 0\r\n\r\n");
+    let last = (0..9).map(|_| client.response()).find(|response| response.status >= 200).unwrap();
+    assert_eq!(last.status, 502);
+    // What does not fit while others wait for the client is left out, and the response comes all the same.
+    let mut client = router.client();
+    for _ in 0..3 {
+        client.send("GET /long HTTP/1.1\r\nHost: h\r\nX-Key: k\r\n\r\n");
+        let hints = (0..9).take_while(|_| client.response().status == 103).count();
+        assert!((2..=8).contains(&hints), "{hints}");
     }
 }
 

@@ -168,7 +168,7 @@ fn the_router_answers_what_concerns_the_connection() {
         client.reply(),
         "-ERR phalanx: inline commands are not routed: send arrays of bulk strings\r\n"
     );
-    client.send("*0\r\n*-1\r\n*1\r\n$4\r\nQUIT\r\n*1\r\n$4\r\nPING\r\n");
+    client.send("*0\r\n*-1\r\n*-10\r\n*1\r\n$4\r\nQUIT\r\n*1\r\n$4\r\nPING\r\n");
     assert_eq!(client.reply(), "+OK\r\n", "empty arrays are not answered");
     assert!(client.is_closed(), "nothing after QUIT is");
     assert_eq!(server.connections(), 0);

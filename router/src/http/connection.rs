@@ -13,7 +13,7 @@ use std::{
 use membership_types::Instant;
 use router_proto::{
     extract::BodySearch,
-    http::{HeadScan, Method, Refusal},
+    http::{HeadScan, Method, Refusal, Version},
     racs::{Access, Tried},
 };
 use tokio::{io::AsyncWrite, net::TcpStream};
@@ -374,6 +374,7 @@ impl Connection {
                 sent: 0,
                 upload,
                 interim: &mut self.interim,
+                hints: request.version == Version::Http11,
                 incoming: &mut self.incoming,
                 method: request.method,
                 scan: HeadScan::default(),
@@ -622,6 +623,8 @@ impl Connection {
         let mut text = Vec::new();
         let error = answer.write(&mut text);
         self.told.answered(&text, error);
+        // A server that failed may have said something before.
+        text.splice(..0, self.interim.take_hints());
         let mut sent = 0;
         self.deadline.arm(service.worker.limits.stall);
         let written = std::future::poll_fn(|cx| {

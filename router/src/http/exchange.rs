@@ -25,19 +25,25 @@ const ROOM: usize = 4 * 1024;
 const COPIED: usize = 4 * 1024;
 /// Interim responses that a server may send for one request.
 const MAX_INTERIM: u32 = 8;
+/// Most bytes of them that wait for a client; further ones are left out, as they are only hints.
+const MAX_HINTS: usize = 16 * 1024;
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// What the router itself has to say before the body comes.
+/// What the client is told before its response: to go on, by the router itself; and what a server has to say.
 #[derive(Default)]
 pub(super) struct Interim {
     left: &'static [u8],
     begun: bool,
+    /// Interim responses of servers. Once a write of them has been tried they go before all else.
+    hints: Vec<u8>,
+    said: usize,
+    hinting: bool,
 }
 
 impl Interim {
     /// Asks the client to go on.
     pub fn go_on() -> Self {
-        Self { left: CONTINUE, begun: false }
+        Self { left: CONTINUE, ..Self::default() }
     }
 
     /// Whether something of it was said.
@@ -47,6 +53,9 @@ impl Interim {
 
     /// Says it. False means that the client does not listen any more.
     pub fn poll_say(&mut self, client: &mut ClientStream, cx: &mut Context<'_>) -> Poll<bool> {
+        if self.hinting && !ready!(self.poll_hints(client, cx)) {
+            return Poll::Ready(false);
+        }
         self.begun |= !self.left.is_empty();
         while !self.left.is_empty() {
             match ready!(Pin::new(&mut *client).poll_write(cx, self.left)) {
@@ -54,6 +63,41 @@ impl Interim {
                 _ => return Poll::Ready(false),
             }
         }
+        Poll::Ready(true)
+    }
+
+    /// Passes on an interim response, if there is room for it.
+    fn hint(&mut self, head: &[u8], parsed: &ResponseHead) {
+        if self.hints.len() + head.len() <= MAX_HINTS {
+            parsed.forward(head).for_each(|slice| self.hints.extend_from_slice(slice));
+            self.hints.extend_from_slice(b"\r\n");
+        }
+    }
+
+    /// What of them is not said yet. Whoever takes it says it before anything else.
+    pub fn take_hints(&mut self) -> Vec<u8> {
+        let mut hints = std::mem::take(&mut self.hints);
+        hints.drain(..std::mem::take(&mut self.said));
+        self.hinting = false;
+        hints
+    }
+
+    /// Says what servers have said. False means that the client does not listen any more.
+    fn poll_hints(&mut self, client: &mut ClientStream, cx: &mut Context<'_>) -> Poll<bool> {
+        if self.hints.is_empty() {
+            return Poll::Ready(true);
+        }
+        if !self.hinting && !ready!(self.poll_end(client, cx)) {
+            return Poll::Ready(false);
+        }
+        self.hinting = true;
+        while self.said < self.hints.len() {
+            match ready!(Pin::new(&mut *client).poll_write(cx, &self.hints[self.said..])) {
+                Ok(len) if len > 0 => self.said += len,
+                _ => return Poll::Ready(false),
+            }
+        }
+        drop(self.take_hints());
         Poll::Ready(true)
     }
 
@@ -202,8 +246,10 @@ pub(super) struct Exchange<'a> {
     /// How much of `outgoing` the server's socket has taken.
     pub sent: usize,
     pub upload: &'a mut Transfer,
-    /// What is still to be said to the client before its body comes.
+    /// What is still to be said to the client before its body comes, and before its response.
     pub interim: &'a mut Interim,
+    /// Whether the client may hear what servers say before their response: those of HTTP/1.0 would not understand.
+    pub hints: bool,
     /// From the server.
     pub incoming: &'a mut Buf,
     pub method: Method,
@@ -235,7 +281,11 @@ impl Exchange<'_> {
                 Poll::Ready(Ok(())) | Poll::Pending => false,
             };
             loop {
-                return match self.poll_head(cx) {
+                let head = self.poll_head(cx);
+                if head.is_pending() && self.interim.poll_hints(self.client, cx) == Poll::Ready(false) {
+                    return Poll::Ready(Err(Failure::Client));
+                }
+                return match head {
                     Poll::Ready(result) => Poll::Ready(result.map(Sent::Answered)),
                     Poll::Pending if server_failed => Poll::Ready(Err(self.fault(false, false))),
                     Poll::Pending if !self.deadline.passed(cx) => Poll::Pending,
@@ -268,6 +318,9 @@ impl Exchange<'_> {
                     Poll::Ready(Ok(len)) => return Poll::Ready(Ok((Winner::First, len))),
                     Poll::Ready(Err(failure)) => first_failed = Some(failure),
                     Poll::Pending => {}
+                }
+                if self.interim.poll_hints(self.client, cx) == Poll::Ready(false) {
+                    return Poll::Ready(Err(Failure::Client));
                 }
             }
             match rival.poll(cx, self.outgoing.bytes(), self.method, self.worker) {
@@ -356,6 +409,7 @@ impl Exchange<'_> {
             &mut self.interims,
             self.method,
             &self.worker.buffers,
+            self.hints.then_some(&mut *self.interim),
         );
         head.map_err(|garbled| self.fault(false, garbled))
     }
@@ -397,6 +451,7 @@ impl Exchange<'_> {
             && !self.worker.sends_away(self.client);
         let buffers = &self.worker.buffers;
         self.outgoing.clear();
+        self.outgoing.extend(&self.interim.take_hints(), buffers);
         for slice in parsed.forward(head) {
             self.outgoing.extend(slice, buffers);
         }
@@ -516,8 +571,9 @@ fn looks_interim(head: &[u8]) -> bool {
     head.get(8..10) == Some(b" 1") && head.get(9..12) != Some(b"101")
 }
 
-/// Reads from a server until the head of its response, interim ones left out, is in `incoming`; returns the
-/// head's length. The error says whether what came was not HTTP.
+/// Reads from a server until the head of its response is in `incoming`; returns the head's length. Interim ones
+/// go to `hints`, if anybody may hear them. The error says whether what came was not HTTP.
+#[expect(clippy::too_many_arguments, reason = "both attempts at a request read so, with what is theirs")]
 pub(super) fn poll_head(
     cx: &mut Context<'_>,
     server: &mut TcpStream,
@@ -526,16 +582,22 @@ pub(super) fn poll_head(
     interims: &mut u32,
     method: Method,
     buffers: &Buffers,
+    mut hints: Option<&mut Interim>,
 ) -> Poll<Result<usize, bool>> {
     loop {
         match scan.response(incoming.bytes()) {
             Err(_) => return Poll::Ready(Err(true)),
             Ok(Some(len)) if looks_interim(&incoming.bytes()[..len]) => {
-                // The router has told the client to continue by itself; other news of this kind can be missed.
-                let parsed = ResponseHead::parse(&incoming.bytes()[..len], method);
+                let head = &incoming.bytes()[..len];
                 *interims += 1;
-                if parsed.is_err() || *interims > MAX_INTERIM {
-                    return Poll::Ready(Err(true));
+                let mut parsed = match ResponseHead::parse(head, method) {
+                    Ok(parsed) if *interims <= MAX_INTERIM => parsed,
+                    _ => return Poll::Ready(Err(true)),
+                };
+                // The router has told the client to continue by itself.
+                if let Some(hints) = hints.as_deref_mut().filter(|_| parsed.status() != 100) {
+                    parsed.reserve(head, b"x-phalanx-");
+                    hints.hint(head, &parsed);
                 }
                 incoming.consume(len);
                 *scan = HeadScan::default();

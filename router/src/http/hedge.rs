@@ -106,7 +106,8 @@ impl Rival {
         }
         let (incoming, buffers) = (&mut self.incoming, &worker.buffers);
         let head =
-            exchange::poll_head(cx, stream, incoming, &mut self.scan, &mut self.interims, method, buffers);
+            // Nobody hears its hints: it may yet be the loser.
+            exchange::poll_head(cx, stream, incoming, &mut self.scan, &mut self.interims, method, buffers, None);
         head.map(Result::ok)
     }
 

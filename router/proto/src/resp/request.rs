@@ -138,7 +138,7 @@ impl Scanner {
             };
             args.clear();
             match count {
-                Number::MinusOne | Number::Is(0) => return Ok(Scan::Empty(next)),
+                Number::Negative | Number::Is(0) => return Ok(Scan::Empty(next)),
                 Number::Is(count) if count <= limits.args => self.left = count,
                 Number::Is(_) => return Err(ProtocolError::ArgCount),
             }
@@ -194,13 +194,15 @@ impl Scanner {
 }
 
 enum Number {
-    MinusOne,
+    Negative,
     Is(usize),
 }
 
 /// Reads a canonical number and its CRLF. Returns the number and the offset behind the CRLF, `None` while
 /// bytes are missing.
 fn number(input: &[u8], from: usize, error: ProtocolError) -> Result<Option<(Number, usize)>, ProtocolError> {
+    let negative = input.get(from) == Some(&b'-');
+    let from = from + usize::from(negative);
     let mut at = from;
     let mut value = 0usize;
     loop {
@@ -209,20 +211,16 @@ fn number(input: &[u8], from: usize, error: ProtocolError) -> Result<Option<(Num
             // 2^31 is beyond every limit and far from overflow.
             Some(digit @ b'0'..=b'9') if value < 1 << 31 => value = value * 10 + usize::from(digit - b'0'),
             Some(b'\r') if at > from => break,
-            Some(b'-') if at == from => match input.get(from..(from + 4).min(input.len())) {
-                Some(b"-1\r\n") => return Ok(Some((Number::MinusOne, from + 4))),
-                Some(part) if b"-1\r\n".starts_with(part) => return Ok(None),
-                _ => return Err(error),
-            },
             Some(_) => return Err(error),
         }
         at += 1;
     }
-    if at > from + 1 && input[from] == b'0' {
+    if input[from] == b'0' && (at > from + 1 || negative) {
         return Err(error);
     }
     match input.get(at + 1) {
         None => Ok(None),
+        Some(b'\n') if negative => Ok(Some((Number::Negative, at + 2))),
         Some(b'\n') => Ok(Some((Number::Is(value), at + 2))),
         Some(_) => Err(error),
     }
