@@ -30,7 +30,11 @@ fn what_is_not_resp_is_refused_for_the_right_reason() {
     for (bytes, reason) in [
         (&b"*x\r\n"[..], ArgCount),
         (b"*\r\n", ArgCount),
-        (b"*-2\r\n", ArgCount),
+        (b"*-x\r\n", ArgCount),
+        (b"*-\r\n", ArgCount),
+        (b"*-0\r\n", ArgCount),
+        (b"*-02\r\n", ArgCount),
+        (b"*--2\r\n", ArgCount),
         (b"*1001\r\n", ArgCount),
         (b"*99999999999999999999\r\n", ArgCount),
         (b"*01\r\n$1\r\na\r\n", ArgCount),
@@ -50,6 +54,11 @@ fn what_is_not_resp_is_refused_for_the_right_reason() {
     ] {
         assert_eq!(scan(bytes).0, Err(reason), "{:?}", String::from_utf8_lossy(bytes));
     }
+    // Redis answers nothing to so few arguments.
+    for (bytes, len) in [(&b"*-1\r\n"[..], 5), (b"*-20\r\n$1\r\n", 6), (b"*0\r\n", 4)] {
+        assert_eq!(scan(bytes).0, Ok(Scan::Empty(len)));
+    }
+    assert_eq!(scan(b"*-1").0, Ok(Scan::Incomplete));
     let long = format!("*3\r\n$100\r\n{0}\r\n$100\r\n{0}\r\n$100\r\n", "x".repeat(100));
     assert_eq!(
         scan(long.as_bytes()).0,
@@ -230,6 +239,10 @@ fn keys_are_where_the_server_sees_them() {
         ("EVAL x 01 a b", "ERR value is not an integer or out of range"),
         ("EVAL x 99999999999999999999 a b", "ERR value is not an integer or out of range"),
         ("LMPOP 0 a LEFT", "ERR numkeys should be greater than 0"),
+        ("ZUNION 0 a", "ERR at least 1 input key is needed for 'zunion' command"),
+        ("zdiff x a", "ERR value is not an integer or out of range"),
+        ("SINTERCARD 2 a", "ERR Number of keys can't be greater than number of args"),
+        ("FCALL f x a", "ERR Bad number of keys provided"),
         ("ZUNION 3 a b", "ERR syntax error"),
         ("XREAD COUNT STREAMS a 0", "ERR syntax error"),
         ("XREAD GROUP g c STREAMS a 0", "ERR syntax error"),

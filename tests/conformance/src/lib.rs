@@ -3,11 +3,13 @@
 //!
 //! # Map
 //!
-//! [`payloads`] makes streams of requests: those that have made parsers disagree, and mutations of them. [`reading`] is what the
+//! [`payloads`] makes streams of requests: those that have made parsers disagree, and mutations of them; [`families`] those of which
+//! public collections consist, by kind. [`reading`] is what the
 //! router's parser reads in one, and the bytes that go on. [`peers`] are other parsers, in the servers that they are made for:
 //! hyper, llhttp (in Node, strict and lenient), h11, nginx and HAProxy. [`compare`] gives them what goes on.
 #![forbid(unsafe_code)]
 
+pub mod families;
 pub mod payloads;
 pub mod peers;
 pub mod reading;

@@ -2,11 +2,10 @@
 
 use std::{env, fs, io, process::ExitCode};
 
-use conformance::{compare, payloads, peers};
+use conformance::{compare, families::FAMILIES, payloads, peers};
 use membership_types::Rng;
 
-const USAGE: &str =
-    "give how many streams to draw (100000) and a seed (1); or --files and files, each of which is a stream";
+const USAGE: &str = "give how many streams to draw (100000) and a seed (1); or --files and files, each of which is a stream; or --families";
 /// How many streams are made at a time.
 const BATCH: u64 = 5_000;
 
@@ -17,6 +16,14 @@ fn main() -> io::Result<ExitCode> {
     if args.first().is_some_and(|arg| arg == "--files") {
         let streams: io::Result<Vec<Vec<u8>>> = args[1..].iter().map(fs::read).collect();
         return Ok(judge(&peers, &streams?));
+    }
+    if args.first().is_some_and(|arg| arg == "--families") {
+        let judged = FAMILIES.iter().map(|family| {
+            println!("{}:", family.name);
+            judge(&peers, &(family.streams)())
+        });
+        let bad = judged.filter(|code| *code == ExitCode::FAILURE).count();
+        return Ok(if bad == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
     let number = |at: usize, default: u64| args.get(at).map_or(Ok(default), |text| text.parse::<u64>());
     let (Ok(count), Ok(seed)) = (number(0, 100_000), number(1, 1)) else {

@@ -231,7 +231,7 @@ const ENDS: [&str; 16] = [
 ];
 
 /// What may follow a request.
-const LAST: &str = "GET /last HTTP/1.1\r\nHost: h\r\nX-Key: l\r\n\r\n";
+pub(crate) const LAST: &str = "GET /last HTTP/1.1\r\nHost: h\r\nX-Key: l\r\n\r\n";
 
 /// A body that ends at one place by its chunks, at another by a length of `n`: in between is what is smuggled.
 fn both(fields: &str, line: &str, chunks: &str) -> Vec<u8> {
@@ -253,7 +253,7 @@ fn early(fields: &str, line: &str) -> Vec<u8> {
 }
 
 /// Characters below 256 as single bytes, others in UTF-8.
-fn latin(text: &str) -> Vec<u8> {
+pub(crate) fn latin(text: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     for c in text.chars() {
         match u8::try_from(u32::from(c)) {

@@ -131,8 +131,8 @@ pub(super) fn read(
                 said.chunked = true;
             }
             // Gateways that turn names into variables read these as the fields they imitate.
-            14 if same_name(name, b"content_length") => return Err(Refusal::FieldName),
-            17 if same_name(name, b"transfer_encoding") => return Err(Refusal::FieldName),
+            14 if imitates(name, b"content", b"length") => return Err(Refusal::FieldName),
+            17 if imitates(name, b"transfer", b"encoding") => return Err(Refusal::FieldName),
             14 if same_name(name, b"http2-settings") => fields.drop_field(at),
             16 if same_name(name, b"proxy-connection") => fields.drop_field(at),
             18 if same_name(name, b"proxy-authenticate") => fields.drop_field(at),
@@ -165,6 +165,12 @@ fn drop_what_connection_names(head: &[u8], fields: &mut Fields) -> Result<(), Re
         }
     }
     Ok(())
+}
+
+/// Whether a name is these two words with anything between that some gateway takes for a hyphen: `_`, `.`, `~`.
+fn imitates(name: &[u8], one: &[u8], other: &[u8]) -> bool {
+    let (first, rest) = name.split_at(one.len());
+    same_name(first, one) && !rest[0].is_ascii_alphanumeric() && same_name(&rest[1..], other)
 }
 
 /// A number written in ASCII digits and nothing else.

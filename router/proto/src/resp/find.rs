@@ -80,9 +80,12 @@ impl Find {
                 (first..=last).step_by(step).for_each(|at| visit(Found::Key(at)));
             }
             Self::Count { at, to, script } => {
-                let count = count(args.get(command, at), script)?;
+                let count = match count(args.get(command, at), script) {
+                    Ok(count) => count,
+                    Err(malformed) => return Err(few(command, args, at).unwrap_or(malformed)),
+                };
                 if count > len - at - 1 {
-                    return Err(if script {
+                    return Err(if script || is(0, "sintercard") {
                         Malformed("ERR Number of keys can't be greater than number of args")
                     } else {
                         SYNTAX
@@ -184,6 +187,27 @@ pub(super) fn streams(command: &[u8], args: &Args, group: bool) -> Result<(usize
         }
     }
     Err(SYNTAX)
+}
+
+/// What some commands say in words of their own of a number of keys that is too small, or no number.
+fn few(command: &[u8], args: &Args, at: usize) -> Option<Malformed> {
+    const SAYS: [(&str, &str); 7] = [
+        ("zunion", "ERR at least 1 input key is needed for 'zunion' command"),
+        ("zunionstore", "ERR at least 1 input key is needed for 'zunionstore' command"),
+        ("zinter", "ERR at least 1 input key is needed for 'zinter' command"),
+        ("zinterstore", "ERR at least 1 input key is needed for 'zinterstore' command"),
+        ("zintercard", "ERR at least 1 input key is needed for 'zintercard' command"),
+        ("zdiff", "ERR at least 1 input key is needed for 'zdiff' command"),
+        ("zdiffstore", "ERR at least 1 input key is needed for 'zdiffstore' command"),
+    ];
+    let name = args.get(command, 0);
+    let malformed = count(args.get(command, at), true).err();
+    if [&b"fcall"[..], b"fcall_ro"].iter().any(|known| name.eq_ignore_ascii_case(known)) {
+        return malformed
+            .map(|why| if why == NOT_A_NUMBER { Malformed("ERR Bad number of keys provided") } else { why });
+    }
+    let (_, says) = SAYS.iter().find(|(known, _)| name.eq_ignore_ascii_case(known.as_bytes()))?;
+    Some(malformed.filter(|why| *why == NOT_A_NUMBER).unwrap_or(Malformed(says)))
 }
 
 /// How many keys there are to follow. A script may have none, and says so in other words.
