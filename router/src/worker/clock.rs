@@ -28,6 +28,9 @@ const TOLD: u32 = 8;
 /// How often deadlines are looked at.
 const TICK: Duration = Duration::from_millis(20);
 
+/// A thread that has not ticked for so long has stood still.
+const STALL: Duration = Duration::from_millis(100);
+
 /// The time, to one tick, and the deadlines.
 pub(crate) struct Clock {
     zero: std::time::Instant,
@@ -80,9 +83,17 @@ impl Clock {
         Instant::from_nanos(elapsed.max(1))
     }
 
-    /// Reads the real clock.
+    /// Reads the real clock. If this thread did not get to that for long, deadlines move by that time: what a stopped process, or one
+    /// without a processor, did not see cannot be held against others. One that was armed just now was armed by a clock that
+    /// stood still, and would pass at once.
     pub fn refresh(&self) {
-        self.now.set(self.real());
+        let now = self.real();
+        let lost = now - self.now.replace(now);
+        if lost > STALL {
+            for slot in self.slots.borrow_mut().iter_mut().filter(|slot| slot.due != Instant::MAX) {
+                slot.due = slot.due.after(lost);
+            }
+        }
     }
 
     /// Ticks for ever.
@@ -175,5 +186,43 @@ impl Drop for Deadline {
     fn drop(&mut self) {
         self.clock.slots.borrow_mut()[self.slot] = Slot { due: Instant::MAX, waker: None };
         self.clock.free.borrow_mut().push(self.slot);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread::sleep;
+
+    const MS: fn(u64) -> Duration = Duration::from_millis;
+
+    #[test]
+    fn a_thread_that_stood_still_holds_that_against_nobody() {
+        let clock = Rc::new(Clock::new());
+        clock.refresh();
+        let (before, after) = (Deadline::new(&clock), Deadline::new(&clock));
+        let never = Deadline::new(&clock);
+        before.arm(MS(300));
+        sleep(MS(400));
+        // By a clock that stood still.
+        after.arm(MS(300));
+        clock.refresh();
+        let cx = Context::from_waker(Waker::noop());
+        assert!(![&before, &after, &never].iter().any(|deadline| deadline.passed(&cx)));
+        assert!(clock.now() >= Instant::from_nanos(400_000_000), "the time itself is right");
+        let until = clock.after(MS(300));
+        while clock.now() <= until {
+            sleep(MS(10));
+            clock.refresh();
+        }
+        // On a machine so busy that it stands still here, too, they are later still.
+        for _ in 0..1000 {
+            if before.passed(&cx) && after.passed(&cx) {
+                break;
+            }
+            sleep(MS(10));
+            clock.refresh();
+        }
+        assert!(before.passed(&cx) && after.passed(&cx) && !never.passed(&cx));
     }
 }

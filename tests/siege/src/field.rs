@@ -7,7 +7,10 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
 };
+
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{attack::Kind, honest::Speaks, variant};
 
@@ -39,6 +42,14 @@ impl Process {
         let mut answer = String::new();
         self.out.read_line(&mut answer).expect("it answers");
         answer.trim_end().to_owned()
+    }
+
+    /// Stops it for a while.
+    fn stall(&self, time: Duration) {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, Signal::STOP).expect("it lives");
+        std::thread::sleep(time);
+        kill_process(pid, Signal::CONT).expect("it lives");
     }
 
     /// How much memory of it is resident, in bytes.
@@ -140,11 +151,15 @@ impl Field {
         Process::start(&self.binary, &["be-attacker", kind.name(), &addr.to_string(), &count.to_string()])
     }
 
-    /// Kills a server, and starts it anew at the same place after a while.
-    pub fn bounce(&mut self, server: usize, pause: std::time::Duration) {
+    /// Kills a server, and starts it anew at the same place after a while. For the first part of that the router stands still: it
+    /// gets no processor.
+    pub fn bounce(&mut self, server: usize, stall: Duration, pause: Duration) {
         let said = self.servers[server].said.clone();
         let _ = self.servers[server].child.kill();
         let _ = self.servers[server].child.wait();
+        if !stall.is_zero() {
+            self.router.stall(stall);
+        }
         std::thread::sleep(pause);
         let args: Vec<String> = said.iter().map(SocketAddr::to_string).collect();
         let args: Vec<&str> = std::iter::once("be-server").chain(args.iter().map(String::as_str)).collect();

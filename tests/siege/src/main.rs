@@ -5,8 +5,8 @@ use std::{env, process::ExitCode, time::Duration};
 use siege::{Role, command, field::this_binary, more_files, soak};
 
 const USAGE: &str = "give `slow [CLIENTS [CONNECTIONS-A-SECOND [SECONDS]]]` (what 2000 slow clients and a flood of 1000 do to honest \
-                     ones), `idle [CLIENTS]` (what 10000 silent ones cost), or `soak [SECONDS [SEED]]` (1800 of steady \
-                     load on all protocols, servers killed, the configuration changed each second)";
+                     ones), `idle [CLIENTS]` (what 10000 silent ones cost), or `soak [SECONDS [SEED [MS]]]` (1800 of steady \
+                     load on all protocols, servers killed, the configuration changed each second; each of 40 clients asks every 25 ms)";
 
 fn main() -> ExitCode {
     let args: Vec<String> = env::args().skip(1).collect();
@@ -36,7 +36,8 @@ fn main() -> ExitCode {
         }
         Some("soak") => {
             let time = Duration::from_secs(or(one, 1800));
-            let soak = soak::soak(&this_binary(), time, Duration::from_secs(2), or(two, 1));
+            let every = Duration::from_millis(or(three, 25));
+            let soak = soak::soak(&this_binary(), time, every, Duration::from_secs(2), or(two, 1));
             println!("{soak}");
             soak.is_good()
         }

@@ -1,4 +1,5 @@
-//! A long run under steady load, while servers are killed and the configuration changes each second.
+//! A long run under steady load, while servers are killed, the configuration changes each second, and the router itself stands
+//! still now and then.
 
 use std::{
     fmt,
@@ -20,6 +21,8 @@ use crate::{
 
 /// How often the configuration changes.
 const RELOAD: Duration = Duration::from_secs(1);
+/// How long the router gets no processor now and then: longer than a connection to a server may take to be made.
+const STALL: Duration = Duration::from_millis(1_200);
 /// How long clients ask before what the router holds is looked at for the first time, and how long everything rests before each
 /// look: connections that nobody uses any more have ended then.
 const WARM: Duration = Duration::from_secs(3);
@@ -100,14 +103,14 @@ impl fmt::Display for Soak {
     }
 }
 
-/// Steady load on all services for so long, while a server is killed and started again about every `pace`, and the
+/// Steady load on all services for so long, each client asking so often, while a server is killed and started again about every `pace`, and the
 /// configuration changes.
-pub fn soak(binary: &Path, time: Duration, pace: Duration, seed: u64) -> Soak {
+pub fn soak(binary: &Path, time: Duration, every: Duration, pace: Duration, seed: u64) -> Soak {
     let mut field = Field::start(binary);
     let crowd = Crowd {
         services: Speaks::ALL.map(|speaks| (speaks, field.service(speaks))).into(),
         clients: 8,
-        every: Duration::from_millis(25),
+        every,
         updates: true,
         stay: 500,
     };
@@ -124,8 +127,9 @@ pub fn soak(binary: &Path, time: Duration, pace: Duration, seed: u64) -> Soak {
             thread::sleep(Duration::from_millis(100).min(pace / 4));
             resident.push(field.router.resident());
             if Instant::now() >= kill {
-                field.bounce(rng.below(MORTAL as u64) as usize, Duration::from_millis(rng.below(300)));
                 kills += 1;
+                let stall = if kills % 5 == 0 { STALL } else { Duration::ZERO };
+                field.bounce(rng.below(MORTAL as u64) as usize, stall, Duration::from_millis(rng.below(300)));
                 kill = Instant::now() + pace;
             }
             if Instant::now() >= reload {

@@ -31,7 +31,8 @@ fn honest_clients_hardly_notice_slow_ones_and_a_flood() {
 
 #[test]
 fn under_steady_load_nothing_fails_and_memory_stays_while_servers_are_killed_and_the_configuration_changes() {
-    let soak = soak::soak(binary(), Duration::from_secs(20), Duration::from_secs(1), 7);
+    let soak =
+        soak::soak(binary(), Duration::from_secs(20), Duration::from_millis(25), Duration::from_secs(1), 7);
     println!("{soak}");
     assert!(soak.is_good() && soak.kills >= 5 && soak.reloads >= 10, "{soak}");
     assert!(soak.seen.answered.values().all(|answered| *answered > 1_000), "{soak}");
