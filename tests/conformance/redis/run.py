@@ -36,24 +36,26 @@ def listening(port):
 
 
 class Servers:
-    """A redis-server, and another one behind a router. One partition holds everything, as in a single server."""
+    """A redis-server, and others behind a router, each with a partition. One holds everything, as a single server does."""
 
-    def __init__(self, work):
+    def __init__(self, work, count=1):
         self.work, self.children = work, []
-        self.direct, self.behind, self.router = free_port(), free_port(), free_port()
+        self.direct, self.router = free_port(), free_port()
+        self.behind = [free_port() for _ in range(count)]
 
     def __enter__(self):
-        for port in self.direct, self.behind:
+        for port in self.direct, *self.behind:
             command = f"redis-server --port {port} --bind 127.0.0.1 --enable-debug-command yes --appendonly no".split()
             self.start(command + ["--save", "", "--dir", str(self.work)], port)
         config = self.work / "router.toml"
+        racs = ", ".join(f'{{ name = "r{port}", servers = ["127.0.0.1:{port}"] }}' for port in self.behind)
         config.write_text(
             f"""[[service]]
             name = "redis"
             listen = "127.0.0.1:{self.router}"
             protocol = "redis"
-            pmap = {{ style = "slots", partitions = 1 }}
-            racs = [{{ name = "a", servers = ["127.0.0.1:{self.behind}"] }}]
+            pmap = {{ style = "slots", partitions = {len(self.behind)} }}
+            racs = [{racs}]
             """
         )
         self.start([str(ROUTER), "--config", str(config)], self.router)

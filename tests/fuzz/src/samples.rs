@@ -41,7 +41,6 @@ pub fn samples(target: &str) -> Vec<Vec<u8>> {
         "admin" => text(&ADMIN),
         "http_requests" => cut(&REQUESTS, &[0, 6]),
         "http_responses" => cut(&RESPONSES, &[0, 6, 64]),
-        "trace_ids" => text(&TRACED),
         "chunked_body" => cut(&CHUNKED, &[0, 6]),
         "resp_transactions" => cut(&TRANSACTIONS, &[0, 1, 128, 129]),
         "proxy_header" => proxied(),
@@ -249,13 +248,6 @@ const REPLIES: [&str; 4] = [
     "%1\r\n+k\r\n~2\r\n#t\r\n_\r\n|1\r\n+a\r\n:1\r\n,1.5\r\n(123\r\n=7\r\ntxt:abc\r\n!3\r\nERR\r\n",
     "*2\r\n$1\r\na\r\n$-1\r\n*2\r\n$1\r\nb\r\n-ERR y\r\n",
     ":1\r\n:2\r\n:9999999999\r\n",
-];
-
-const TRACED: [&str; 4] = [
-    "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\ntracestate: a=b,c=d\r\nX-Request-Id: 6f1e-2~x/=:@",
-    "Traceparent: 01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-03-more\r\nX-Request-Id: a b",
-    "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\ntraceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-    "traceparent: ff-00000000000000000000000000000000-0000000000000000-00\r\nConnection: tracestate\r\nTraceState: x\r\nX: y",
 ];
 
 const CHUNKED: [&str; 3] = [

@@ -17,7 +17,6 @@ use router_proto::{
         Args, Connection, Cursor, Facts, Family, Finished, Gather, Heard, Keys, Limits, Proto, ReplyScanner,
         Scan, Scanner, Spread, SubCommand, Transaction, answer, heard, lookup, pattern_tag,
     },
-    trace::{Draw, Ids, Parent},
 };
 
 /// Reads a stream that comes in at once, in equal pieces, and in pieces of any size. All must come to the same.
@@ -183,32 +182,6 @@ pub(crate) fn requests(data: &[u8]) {
         Ok(Some((Part::Head(forwarded, found), request.body(), place.end)))
     };
     however_it_is_cut(*cut, stream, |pieces| http(pieces, read));
-}
-
-/// The fields that say which request this is: a server sees exactly one of each, and the next router takes them as they are.
-pub(crate) fn ids(data: &[u8]) {
-    let head = [b"GET / HTTP/1.1\r\nHost: h\r\n", data, b"\r\n\r\n"].concat();
-    let Ok(mut request) = RequestHead::parse(&head) else { return };
-    let only = |request: &RequestHead, head: &[u8], name: &[u8]| {
-        let values: Vec<Vec<u8>> = request.fields().values(head, name).map(<[u8]>::to_vec).collect();
-        (values.len() == 1).then(|| values.concat())
-    };
-    let brought = only(&request, &head, b"traceparent");
-    let mut draw = Draw::seeded([1, 2, 3, 4]);
-    let ids = Ids::of(&mut request, &head, &mut draw, 50);
-    let forwarded = request.forward(&head).collect::<Vec<_>>().concat();
-    let lines =
-        [b"traceparent: ", &ids.parent().write()[..], b"\r\nx-request-id: ", ids.request().as_bytes()];
-    let again = [&forwarded[..], &lines.concat(), b"\r\n\r\n"].concat();
-    let mut reread = RequestHead::parse(&again).expect("what goes on is well-formed");
-    assert_eq!(only(&reread, &again, b"traceparent").as_deref(), Some(&ids.parent().write()[..]));
-    assert_eq!(only(&reread, &again, b"x-request-id").as_deref(), Some(ids.request().as_bytes()));
-    if reread.fields().values(&again, b"tracestate").next().is_some() {
-        let parent = brought.as_deref().and_then(Parent::parse).expect("a state belongs to a trace");
-        assert_eq!(parent.trace(), ids.parent().trace());
-    }
-    let next = Ids::of(&mut reread, &again, &mut draw, 50);
-    assert_eq!((next.parent().trace(), next.request()), (ids.parent().trace(), ids.request()));
 }
 
 /// What a server answers on a connection, to requests of one method.
