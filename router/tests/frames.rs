@@ -720,7 +720,7 @@ fn requests_that_fail_are_logged_by_method_and_partition_and_each_client_at_its_
             peer.send_bytes(&answer(id, Value::Nil, "ok".into()));
         }
     });
-    let more = format!("{READS}\naccess_log = {:?}", file.to_str().unwrap());
+    let more = format!("{READS}\naccess_log = {{ file = {:?}, slow = \"60s\" }}", file.to_str().unwrap());
     let router = Router::start(&service("frames", &more, &[&[server.addr]]));
     let mut client = router.client();
     assert_eq!(client.call("get", "private"), Ok("ok".into()));

@@ -219,6 +219,7 @@ impl Task {
                 self.closing = self.stream.is_tls();
                 if !self.closing {
                     self.bequeath();
+                    self.end = "passed on";
                     return Poll::Ready(());
                 }
             }

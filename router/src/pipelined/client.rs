@@ -244,6 +244,7 @@ impl<D: Dialect> Task<D> {
                 self.closing = self.stream.is_tls();
                 if !self.closing {
                     self.bequeath();
+                    self.end = "passed on";
                     return Poll::Ready(());
                 }
             }
