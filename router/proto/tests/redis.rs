@@ -403,6 +403,18 @@ fn replies_are_put_together_in_the_order_of_the_keys() {
     assert!(count(&[(0, ":1\r\n"), (1, "+OK\r\n")]).starts_with("-ERR phalanx"));
 }
 
+/// Room for all parts was once reserved by the length of the first reply: one command took terabytes.
+#[test]
+fn a_long_reply_to_one_part_takes_no_room_for_the_others() {
+    let (count, long) = (u16::MAX, vec![b'x'; 16 << 20]);
+    let parts: Vec<u16> = (0..count).collect();
+    let mut gather = Gather::default();
+    gather.keys(Family::Mget, &parts, count);
+    assert!(!gather.put(0, &long));
+    assert!(!gather.put(1, b"$-1\r\n"));
+    assert_eq!(gather.kept(), long.len() + 5);
+}
+
 #[test]
 fn split_and_gather_are_inverse_over_random_keys() {
     let mut rng = Rng::seeded(11);

@@ -259,6 +259,7 @@ impl RedisService {
         }
         if let [only] = parts[..] {
             self.forward(client, seq, only, family.access(), command);
+            split.shrink();
             return;
         }
         self.counters.requests.add(1);

@@ -52,6 +52,9 @@ impl<'a> SubCommand<'a> {
     }
 }
 
+/// Bytes that a [`Gather`] may hold on to between two commands.
+const KEPT: usize = 64 * 1024;
+
 /// The replies to the parts of one command, until all are there; in room that is used again and again.
 #[derive(Clone, Debug, Default)]
 pub struct Gather {
@@ -102,6 +105,7 @@ impl Gather {
         self.how = how;
         self.parts.clear();
         self.bytes.clear();
+        self.shrink(); // of one whose replies never came all
         self.replies.clear();
         self.replies.resize(count.into(), None);
         self.missing = count.into();
@@ -114,8 +118,8 @@ impl Gather {
     pub fn put(&mut self, part: u16, reply: &[u8]) -> bool {
         let start = self.bytes.len();
         if start == 0 {
-            // The others will be about as long.
-            self.bytes.reserve(reply.len() * self.missing);
+            // The others will be about as long; but one long reply says nothing.
+            self.bytes.reserve(reply.len().saturating_mul(self.missing).min(KEPT));
         }
         self.bytes.extend_from_slice(reply);
         let before = self.replies[usize::from(part)].replace((start, self.bytes.len()));
@@ -159,7 +163,7 @@ impl Gather {
 
     /// Gives memory back that only a large command needed.
     pub fn shrink(&mut self) {
-        self.bytes.shrink_to(64 * 1024);
+        self.bytes.shrink_to(KEPT);
         self.parts.shrink_to(4096);
     }
 }
