@@ -7,6 +7,7 @@ use std::{
     net::{TcpListener, TcpStream},
     process::{Child, ChildStdout, Command, Stdio},
     thread,
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -27,8 +28,13 @@ impl Drop for Router {
 
 impl Router {
     fn start(config: &str) -> Self {
+        Self::start_with(config, &[])
+    }
+
+    fn start_with(config: &str, more: &[&str]) -> Self {
         let mut child = phalanx()
             .args(["router", "--json", "--workers", "2", "--config", config, "--admin", "127.0.0.1:0"])
+            .args(more)
             .stdout(Stdio::piped())
             .spawn()
             .expect("the binary can be started");
@@ -68,6 +74,11 @@ fn json_of(addr: &str, path: &str) -> Value {
 
 /// Answers every request with two bytes.
 fn server() -> String {
+    server_that_says("ok")
+}
+
+/// Answers every request with these two bytes.
+fn server_that_says(said: &'static str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let addr = listener.local_addr().expect("an address").to_string();
     thread::spawn(move || {
@@ -77,7 +88,9 @@ fn server() -> String {
                 let mut line = String::new();
                 while reader.read_line(&mut line).is_ok_and(|len| len > 0) {
                     if line == "\r\n" {
-                        let _gone = (&stream).write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+                        let _gone = (&stream).write_all(
+                            format!("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{said}").as_bytes(),
+                        );
                     }
                     line.clear();
                 }
@@ -205,4 +218,50 @@ fn an_admin_api_for_all_the_world_is_refused() {
     let output = common::run(&["router", "--config", &config, "--admin", "0.0.0.0:0"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(common::stderr(&output).contains("ssh -L"), "{}", common::stderr(&output));
+}
+
+#[test]
+fn members_in_the_zone_of_the_router_are_asked_first() {
+    let dir = Dir::new();
+    let runtime = tokio::runtime::Runtime::new().expect("threads");
+    let members: Vec<_> = [("eu1", "e1"), ("eu2", "e2")]
+        .into_iter()
+        .map(|(zone, said)| {
+            let at = server_that_says(said);
+            let node = membership::Node::builder().rendezvous(dir.rendezvous().parse().expect("a place"));
+            let node = node.label("zone", zone).lease(Duration::from_secs(5));
+            runtime.block_on(async {
+                let node = node.start().await.expect("it starts");
+                (node.join("g", Some(at)).await.expect("it joins"), node)
+            })
+        })
+        .collect();
+    let text = "[[service]]\nname = \"web\"\nlisten = \"127.0.0.1:0\"\nprotocol = \"http\"\nkey = \"header:x-key\"\n\
+         [service.pmap]\nstyle = \"slots\"\npartitions = 4\n[[service.racs]]\nname = \"a\"\ngroup = \"g\"\n";
+    let config = dir.write("router.toml", text);
+    let rendezvous = dir.rendezvous();
+    let more = ["--label", "zone=eu2", "--rendezvous", &rendezvous, "--lease", "5s"];
+    let mut router = Router::start_with(&config, &more);
+    let mut at = |name: &str| router.event(name)["listen"].as_str().expect("an address").to_owned();
+    let (service, admin) = (at("serving"), at("admin"));
+    let deadline = Instant::now() + common::PATIENCE;
+    let clones = loop {
+        let services = json_of(&admin, "/v1/services");
+        let clones = services["services"][0]["racs"][0]["clones"].as_array().cloned().unwrap_or_default();
+        if clones.len() == 2 && clones[0]["leader"] == true {
+            break clones;
+        }
+        assert!(Instant::now() < deadline, "it hears of the group: {services}");
+        thread::sleep(Duration::from_millis(50));
+    };
+    let mut zones: Vec<&str> = clones.iter().filter_map(|clone| clone["zone"].as_str()).collect();
+    let leader = if zones[0] == "eu1" { "e1" } else { "e2" };
+    zones.sort_unstable();
+    assert_eq!(zones, ["eu1", "eu2"]);
+    for _ in 0..30 {
+        assert_eq!(http(&service, "GET /x", "x-key: k\r\n"), (200, "e2".into()));
+    }
+    // Who leads is not a matter of place.
+    assert_eq!(http(&service, "POST /x", "x-key: k\r\ncontent-length: 0\r\n"), (200, leader.into()));
+    drop(members);
 }

@@ -443,6 +443,8 @@ impl Driver {
         self.counts.views.inc();
         self.counts.members.set(i64::try_from(view.members.len()).unwrap_or(i64::MAX));
         self.set_names(shown_names(&view));
+        let zone = |node: &membership_proto::NodeInfo| Some((node.id, node.domains.zone.as_deref()?.into()));
+        self.shared.zones.set(view.members.iter().filter_map(zone).collect());
         self.bulk.set_addresses(view.members.iter().map(|node| (node.id, node.addr)).collect());
         // A death that was proved before the dead was in our view counts now.
         let last = |node| self.view.as_ref().is_some_and(|last| last.contains(node));

@@ -25,7 +25,7 @@ use crate::{
     bulk::Bulk,
     channel::{Deliveries, Mailbox, Posted},
     error::{GroupError, JoinError},
-    event::{Events, Names, NodeBus, NodeSubscription, Said, Standing, Topic, View, What},
+    event::{Events, Names, NodeBus, NodeSubscription, Said, Standing, Topic, View, What, Zones},
     group::{DRAIN, Membership, MembershipInner, Observer, ObserverInner},
     metrics::Metrics,
     rendezvous::Registrar,
@@ -103,6 +103,7 @@ pub(crate) struct Shared {
     pub(crate) bus: Mutex<Option<NodeBus>>,
     pub(crate) status: Reader<Status>,
     pub(crate) names: Names,
+    pub(crate) zones: Zones,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) bulk: Bulk,
     /// What proves that this node belongs to the cluster.
@@ -283,6 +284,11 @@ impl Node {
     /// The address by which others reach it.
     pub fn advertise_addr(&self) -> SocketAddr {
         self.inner.shared.advertise
+    }
+
+    /// The zone of a node of the present cluster view, if it has a label `zone` or `dc`; of both, it is `DC/ZONE`.
+    pub fn zone_of(&self, node: NodeId) -> Option<Arc<str>> {
+        self.inner.shared.zones.of(node)
     }
 
     /// Where the admin API listens, if there is one.

@@ -25,7 +25,7 @@ use crate::{
     death::{Acts, Door},
     disk::{self, DataDir},
     error::StartError,
-    event::{Names, NodeBus},
+    event::{Names, NodeBus, Zones},
     metrics::Metrics,
     node::{Node, NodeBuilder, Shared},
     rendezvous::{Finder, Registrar, Registry, Rendezvous},
@@ -209,6 +209,7 @@ fn share(
         bus: Mutex::new(Some(bus.clone())),
         status: status.reader(),
         names: Names::default(),
+        zones: Zones::default(),
         pats: builder.watchdog.map(Pats::new),
         extensions: Extensions::new(Arc::clone(&metrics)),
         registrar: Arc::new(Mutex::new(registrar)),
@@ -524,7 +525,7 @@ pub(crate) fn random() -> io::Result<u64> {
 }
 
 /// What a node's labels say about what may fail together with it.
-fn domains(labels: &BTreeMap<String, String>) -> Domains {
+pub(crate) fn domains(labels: &BTreeMap<String, String>) -> Domains {
     let label = |key: &str| labels.get(key).map(|value| value.as_str().into());
     // Zones of two data centres are different ones, whatever their names.
     let zone = match (labels.get("dc"), labels.get("zone")) {

@@ -104,6 +104,11 @@ impl Router {
             Surroundings { follows_groups, others_keys: &NodeFlags::KEYS, numeric_only: false };
         let config = Config::parse(&self.text, &self.config, surroundings)
             .map_err(|e| Failure::usage(e.to_string()))?;
+        let (admin, reads_again) = (self.node.admin.take(), self.node.reads_again());
+        let insecure = self.node.insecure == Some(true);
+        let builder = self.node.builder(false).rejoin(true);
+        let zone = builder.zone();
+        let config = placed(config, zone.as_deref());
         if self.check {
             config.check_certificates().map_err(|e| Failure::usage(e.to_string()))?;
             let services: Vec<&str> = config.services().collect();
@@ -134,20 +139,18 @@ impl Router {
         if predecessor.is_none() {
             announce(router.serving(), json);
         }
-        let insecure = self.node.insecure == Some(true);
         let mut socket = None;
-        if let Some(addr) = self.node.admin.take() {
+        if let Some(addr) = admin {
             let given = upgrade::admin_of(predecessor.as_mut(), addr);
             socket = Some(AdminApi::socket(addr, insecure, given).map_err(flags::start_failure)?);
         }
         let again = socket.as_ref().map(TcpListener::try_clone).transpose()?;
         let (mut node, mut api) = (None, None);
         if follows_groups {
-            let reads_again = self.node.reads_again();
-            let mut builder = self.node.builder(false).rejoin(true);
-            if let Some(socket) = socket {
-                builder = builder.admin_socket(socket);
-            }
+            let builder = match socket {
+                Some(socket) => builder.admin_socket(socket),
+                None => builder,
+            };
             let Some(started) = stops.unless(start_built(builder, reads_again)).await? else { return Ok(0) };
             node = Some(started);
         } else if let Some(socket) = socket {
@@ -171,7 +174,7 @@ impl Router {
             }
         };
         let groups = config.groups().into_iter().map(Into::into).collect();
-        let file = File { path: self.config, text: self.text, follows_groups };
+        let file = File { path: self.config, text: self.text, follows_groups, zone };
         let (successor, successors) = mpsc::channel(1);
         let place = self.upgrade_socket.map(|path| (upgrade::Place::new(path), again, successor));
         let drain = self.drain.map(|time| time.0);
@@ -217,11 +220,21 @@ fn announce(serving: Vec<Serving>, json: bool) {
     });
 }
 
+/// The configuration of a router in this zone: services that do not say where they are are there.
+fn placed(config: Config, zone: Option<&str>) -> Config {
+    match zone {
+        Some(zone) => config.in_zone(zone),
+        None => config,
+    }
+}
+
 /// The configuration's file, as it was last taken over.
 struct File {
     path: PathBuf,
     text: String,
     follows_groups: bool,
+    /// Where this router is.
+    zone: Option<String>,
 }
 
 impl File {
@@ -236,7 +249,7 @@ impl File {
         };
         let config =
             Config::parse(&text, &self.path, surroundings).map_err(|e| Failure::usage(e.to_string()))?;
-        Ok((text, config))
+        Ok((text, placed(config, self.zone.as_deref())))
     }
 
     /// The node's settings in which this text differs: they cannot be taken over.
@@ -392,7 +405,7 @@ impl Running {
         if let (What::View(view), Some(group)) = (&event.what, &event.group) {
             self.views.insert(group.to_string(), view.clone());
             if self.observers.contains_key(group.as_str()) {
-                tell(&self.router, group.as_str(), view, self.ready);
+                self.tell(group.as_str(), view);
             }
         }
         // Without a valid lease our views may be old: reads go on from the last map, updates wait.
@@ -405,7 +418,32 @@ impl Running {
 
     fn tell_all(&self) {
         for (group, view) in self.views.iter().filter(|(group, _)| self.observers.contains_key(*group)) {
-            tell(&self.router, group, view, self.ready);
+            self.tell(group, view);
+        }
+    }
+
+    fn tell(&self, group: &str, view: &View) {
+        let mut clones = Vec::new();
+        for member in &view.members {
+            let Some(endpoint) = &member.endpoint else { continue };
+            match endpoint.parse::<SocketAddr>() {
+                Ok(addr) => {
+                    let zone = self.node.as_ref().and_then(|node| node.zone_of(member.node));
+                    let zone = zone.as_deref().map(Into::into);
+                    clones.push((member.node, CloneAt { zone, ..CloneAt::new(&member.name, addr) }));
+                }
+                Err(_) => {
+                    let name = &member.name;
+                    tracing::warn!("{group}: the endpoint {endpoint} of {name} is no IP:PORT: left out");
+                }
+            }
+        }
+        let leads = view.leader().map(|leader| leader.node);
+        let leader = clones.iter().position(|(node, _)| self.ready && leads == Some(*node));
+        let clones = clones.into_iter().map(|(_, clone)| clone).collect();
+        let clones = GroupClones { epoch: view.id.get(), leader, clones };
+        if let Err(error) = self.router.update_group(group, &clones) {
+            tracing::warn!("{group}: {error}");
         }
     }
 
@@ -472,24 +510,4 @@ impl Running {
 fn reloaded_json(told: &Reloaded) -> Value {
     let Reloaded { added, changed, removed, unchanged, .. } = told;
     json!({"event": "reloaded", "added": added, "changed": changed, "removed": removed, "unchanged": unchanged})
-}
-
-fn tell(router: &RouterHandle, group: &str, view: &View, ready: bool) {
-    let mut clones = Vec::new();
-    for member in &view.members {
-        let Some(endpoint) = &member.endpoint else { continue };
-        match endpoint.parse::<SocketAddr>() {
-            Ok(addr) => clones.push((member.node, CloneAt::new(&member.name, addr))),
-            Err(_) => {
-                tracing::warn!("{group}: the endpoint {endpoint} of {} is no IP:PORT: left out", member.name)
-            }
-        }
-    }
-    let leads = view.leader().map(|leader| leader.node);
-    let leader = clones.iter().position(|(node, _)| ready && leads == Some(*node));
-    let clones = clones.into_iter().map(|(_, clone)| clone).collect();
-    let clones = GroupClones { epoch: view.id.get(), leader, clones };
-    if let Err(error) = router.update_group(group, &clones) {
-        tracing::warn!("{group}: {error}");
-    }
 }

@@ -209,6 +209,11 @@ impl NodeBuilder {
         self
     }
 
+    /// The zone that its labels say it is in, as others are told it: see [`Node::zone_of`].
+    pub fn zone(&self) -> Option<String> {
+        start::domains(&self.labels).zone.map(Into::into)
+    }
+
     /// Where to serve the admin API (HTTP); default nowhere. Beyond loopback only with [`insecure`](Self::insecure): a secret
     /// is for links between nodes, the admin API asks nobody for anything.
     pub fn admin(mut self, addr: SocketAddr) -> Self {

@@ -91,6 +91,7 @@ fn service(service: &ServiceView) -> Value {
                     "rank": rank,
                     "name": clone.name,
                     "addr": clone.addr.to_string(),
+                    "zone": clone.zone,
                     "leader": racs.leader == Some(rank),
                 })
             })
