@@ -59,7 +59,7 @@ pub struct Limits {
     /// for itself, and what is behind it goes elsewhere.
     pub lane_answer: usize,
     /// How long no such connection is made to a server on which one has just failed, or was of little use. 1 s; until
-    /// then each request has a connection of its own.
+    /// then each request has a connection of its own. After silence it is [`Limits::avoid`].
     pub lane_rest: Duration,
     /// Most client connections of one worker. 10 000; the next one is told so and closed. The command
     /// `phalanx router` takes fewer where that many files may not be open.

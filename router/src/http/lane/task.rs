@@ -37,6 +37,7 @@ pub(super) fn start(lane: &Rc<Lane>) {
         count: 0,
         afresh: false,
         pace: Pace::Idle,
+        comes_last: false,
         left: 0,
         keep: lane.worker.limits.pool_idle,
     };
@@ -58,6 +59,8 @@ struct Task {
     /// been answered since: the server may have closed it for want of use.
     afresh: bool,
     pace: Pace,
+    /// Whether it has let all others go first that had something to do.
+    comes_last: bool,
     /// How many still wait for a server that was silent: the oldest.
     left: usize,
     /// How long to keep the connection without use.
@@ -111,11 +114,10 @@ impl Task {
         self.lane.server.lane.forget(&self.lane);
     }
 
-    /// As above, and for a while that is one of its own.
-    fn rest(&self) {
+    /// As above, and for this long that is one of its own.
+    fn rest(&self, time: Duration) {
         self.detach();
-        let worker = &self.lane.worker;
-        self.lane.server.lane.rests_until.set(worker.clock.now().after(worker.limits.lane_rest));
+        self.lane.server.lane.rests_until.set(self.lane.worker.clock.now().after(time));
     }
 
     fn end(&mut self, end: &End) {
@@ -136,8 +138,8 @@ impl Task {
             End::Idle | End::Closed => Left::Unbegun,
         };
         match end {
-            End::Failed => self.rest(),
-            End::Closed if self.count < WORTHWHILE => self.rest(),
+            End::Failed => self.rest(worker.limits.lane_rest),
+            End::Closed if self.count < WORTHWHILE => self.rest(worker.limits.lane_rest),
             _ => self.detach(),
         }
         self.give_up(left);
@@ -171,6 +173,12 @@ impl Task {
     fn poll(&mut self, stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<End> {
         let lane = Rc::clone(&self.lane);
         lane.hold.woken_by(cx);
+        // Clients first: what they send meanwhile leaves with this batch, and what the server sends comes with one read.
+        self.comes_last = !self.comes_last;
+        if self.comes_last {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         lane.told.set(false);
         loop {
             if self.mode == Mode::Exclusive {
@@ -234,8 +242,8 @@ impl Task {
 
     /// The server says nothing. Who may be sent again goes elsewhere; the others wait as long as anybody would.
     fn silent(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        self.rest();
         let (server, worker) = (&self.lane.server, &self.lane.worker);
+        self.rest(worker.limits.avoid);
         let now = worker.clock.now();
         // The newest first: the oldest have the best prospects here.
         for tag in self.lane.pipeline.borrow_mut().tags_mut().rev() {
@@ -257,7 +265,7 @@ impl Task {
     /// The answer in hand is too large to be kept, or too slow to be waited for: it has the connection for itself. The
     /// server answers in order, so it has not begun with what is behind.
     fn hand_over(&mut self) {
-        self.rest();
+        self.rest(self.lane.worker.limits.avoid);
         self.mode = Mode::Exclusive;
         let mut pipeline = self.lane.pipeline.borrow_mut();
         pipeline.tags_mut().skip(1).for_each(|tag| release(tag, Left::Unbegun));
