@@ -6,7 +6,7 @@ mod common;
 mod tls;
 
 use std::{
-    io::{Read, Write},
+    io::{BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
     sync::Arc,
     thread,
@@ -192,6 +192,36 @@ fn large_bodies_pass_both_ways_whoever_is_slow() {
     let response = read_response(&mut client.reader, "POST").unwrap();
     assert!(response.body.strip_prefix("s:").is_some_and(|echo| echo == body));
     assert_eq!(client.get("k").body, "s:", "and the connection goes on");
+}
+
+#[test]
+fn who_sends_much_right_behind_the_handshake_is_heard() {
+    let (authority, server) = (Authority::new(), FakeServer::echo("s"));
+    let router = one(&authority, &server);
+    let config = Arc::new(authority.client_config(false));
+    for _ in 0..5 {
+        let mut stream = TcpStream::connect(router.addr()).unwrap();
+        let name = "a.example".try_into().unwrap();
+        let mut session = rustls::ClientConnection::new(config.clone(), name).unwrap();
+        while session.is_handshaking() {
+            while session.wants_write() {
+                session.write_tls(&mut stream).unwrap();
+            }
+            session.read_tls(&mut stream).unwrap();
+            session.process_new_packets().unwrap();
+        }
+        // The handshake's last message and whole records of 16 KiB come in one piece.
+        let body = "b".repeat(40_000);
+        session.writer().write_all(post("k", &body).as_bytes()).unwrap();
+        let mut bytes = Vec::new();
+        while session.wants_write() {
+            session.write_tls(&mut bytes).unwrap();
+        }
+        stream.write_all(&bytes).unwrap();
+        let mut reader = BufReader::new(rustls::StreamOwned::new(session, stream));
+        let response = read_response(&mut reader, "POST").unwrap();
+        assert!(response.body.strip_prefix("s:").is_some_and(|echo| echo == body));
+    }
 }
 
 #[test]

@@ -24,7 +24,7 @@ use super::{
 use crate::tls::Terminator;
 
 /// The most that is read of a client before its handshake is over. Hellos have one or two KiB, and one read
-/// may take the first request along.
+/// may take the first request along. What is more waits in the socket; a handshake that needs more comes to its deadline.
 const MOST_HANDSHAKE: usize = 16 * 1024;
 /// The most bytes that wait in a session to be encrypted or sent.
 const SESSION_BUFFER: usize = 32 * 1024;

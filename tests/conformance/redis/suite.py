@@ -133,7 +133,7 @@ def main():
     parser.add_argument("--work", type=Path, help="keep what was fetched, and the logs, in this directory")
     parser.add_argument("--units", help="only these, with commas between")
     parser.add_argument("--servers", type=int, default=1, help="over how many servers, each with a partition")
-    parser.add_argument("--timeout", type=int, default=120, help="seconds without progress after which a unit is given up")
+    parser.add_argument("--timeout", type=int, default=600, help="seconds without progress after which a unit is given up")
     options = parser.parse_args()
     if not ROUTER.exists():
         sys.exit(f"{ROUTER} is missing: cargo build -p router --example static_router")
