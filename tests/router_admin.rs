@@ -137,9 +137,10 @@ fn what_is_served_and_counted_can_be_asked_and_a_changed_file_taken_over() {
     );
     let physical = &status["router"]["servers"][0];
     assert_eq!(
-        (&physical["addr"], &physical["in_flight"], &physical["requests"]),
-        (&json!(server), &json!(0), &json!(5))
+        (&physical["addr"], &physical["in_flight"], &physical["requests"], &physical["circuit"]),
+        (&json!(server), &json!(0), &json!(5), &json!("closed"))
     );
+    assert_eq!((&told["in_flight"], &told["overloaded"]), (&json!(0), &json!(0)));
     let hottest = &told["hot_keys"][0];
     assert_eq!(
         (&hottest["key"], &hottest["requests"], &hottest["share"]),

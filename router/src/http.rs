@@ -445,6 +445,20 @@ impl HttpService {
         }
     }
 
+    /// Whether an answer of this status counts against its server: it says that the server cannot serve, and enough other
+    /// clones can.
+    fn is_failure(&self, status: u16, racs: RacsId, server: &Server) -> bool {
+        if !matches!(status, 502..=504) {
+            return false;
+        }
+        let mut table = self.table.borrow_mut();
+        let table = table.load();
+        let (loads, now) = (&self.worker.servers, self.worker.clock.now());
+        table
+            .racs(racs)
+            .can_spare(server.id, Circumstances { policy: self.policy, l2p: &table.l2p, loads, now })
+    }
+
     /// How long to wait for a response before a second clone is asked, too; `None` if none may be.
     fn patience(&self, request: &Request, upload: &Transfer) -> Option<Duration> {
         // A session may have its state with one clone alone.

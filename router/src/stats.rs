@@ -221,6 +221,10 @@ pub struct ServerStats {
     pub idle: u64,
     /// Workers that avoid it, because it was just seen failing.
     pub avoided_by: u64,
+    /// Workers whose circuit to it is open, so that none of their requests go there while another clone is left.
+    pub open_by: u64,
+    /// Workers whose circuit to it is half open: one request tries it.
+    pub half_open_by: u64,
     /// From sending a request there to the end of its response.
     pub latency: Latency,
 }
@@ -232,6 +236,8 @@ impl ServerStats {
         self.in_flight += other.in_flight;
         self.idle += other.idle;
         self.avoided_by += other.avoided_by;
+        self.open_by += other.open_by;
+        self.half_open_by += other.half_open_by;
         self.latency.merge(&other.latency);
     }
 }

@@ -427,3 +427,42 @@ fn a_view_frees_requests_from_a_leader_that_does_not_even_refuse() {
     }
     assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
 }
+
+#[test]
+fn who_says_that_it_cannot_serve_is_avoided_while_half_of_the_clones_are_left() {
+    let with = |status: &'static str| {
+        FakeServer::start(move |peer| {
+            while peer.request().is_some() {
+                peer.send(&format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n"));
+            }
+        })
+    };
+    // How many answers were good, and at how many servers the circuit is open, by which are good.
+    let run = |statuses: &[&'static str]| {
+        let servers: Vec<FakeServer> = statuses.iter().map(|status| with(status)).collect();
+        let addrs: Vec<std::net::SocketAddr> = servers.iter().map(|server| server.addr).collect();
+        let config = service("http", "key = \"header:x-key\"\nhedge = \"off\"", &[&addrs]);
+        let router = Router::with(&config, 1, |limits| limits.avoid = Duration::from_secs(600));
+        let mut client = router.client();
+        let good = (0..300).filter(|_| client.get("k").status == 200).count();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let measured = runtime.block_on(router.handle.measured());
+        let open = |addr| measured.servers.iter().any(|server| server.addr == addr && server.open_by == 1);
+        (good, addrs.into_iter().map(open).collect::<Vec<bool>>())
+    };
+    const GOOD: &str = "200 OK";
+    const BAD: &str = "503 Service Unavailable";
+    let (good, open) = run(&[BAD, GOOD, GOOD]);
+    assert!(good >= 295, "five in a row are enough: {good}");
+    assert_eq!(open, [true, false, false]);
+    let (good, open) = run(&[BAD, BAD, GOOD]);
+    assert!((60..298).contains(&good), "one of the bad ones stays: {good}");
+    assert_eq!(open.iter().filter(|open| **open).count(), 1);
+    assert!(!open[2], "{open:?}");
+    let (_, open) = run(&[BAD, BAD]);
+    assert_eq!(open.iter().filter(|open| **open).count(), 1, "not all");
+    // What is the request's fault as likely as the server's counts for nothing.
+    let (good, open) = run(&["500 Internal Server Error", GOOD, GOOD]);
+    assert!(good < 290, "{good}");
+    assert_eq!(open, [false, false, false]);
+}

@@ -36,6 +36,16 @@ impl Health {
         self.avoid_until
     }
 
+    /// Whether it failed and has not answered since, but its time is over: one request tries it, or will.
+    pub fn is_half_open(&self, now: Instant) -> bool {
+        self.times > 0 && (self.on_trial || self.avoid_until <= now)
+    }
+
+    /// Whether no request goes there while another clone is left.
+    pub fn is_open(&self, now: Instant) -> bool {
+        self.avoid_until > now && !self.on_trial
+    }
+
     /// When the last answer came.
     pub fn answered_at(&self) -> Instant {
         self.answered_at
@@ -183,12 +193,14 @@ mod tests {
             health.failed(at(now), AVOID);
             let avoided = (250 << times).min(10_000);
             assert_eq!(health.avoid_until(), at(now + avoided));
+            assert!(health.is_open(at(now)) && health.is_half_open(at(now + avoided)));
             // Those that were under way with it tell nothing new.
             health.failed(at(now + 1), AVOID);
             assert_eq!(health.avoid_until(), at(now + avoided));
             now += avoided;
             health.chosen(at(now));
             assert!(health.avoid_until() > at(now), "the others wait for the one");
+            assert!(health.is_half_open(at(now)) && !health.is_open(at(now)));
         }
         health.answered(at(now), false, AVOID);
         assert_eq!(health.avoid_until(), Instant::ZERO);

@@ -196,6 +196,16 @@ impl Racs {
         picked.or_else(|| self.pick_of(untried, &at, random)).unwrap_or(Pick::Exhausted)
     }
 
+    /// Whether enough clones are left if this server is avoided although it answers: at least half of them, and one. Who
+    /// gives bad answers is better than nobody, and better than others that have more to do than they can.
+    pub fn can_spare<L: Loads>(&self, server: PhysicalId, at: Circumstances<'_, L>) -> bool {
+        let sound = |clone: &&LogicalId| {
+            let other = at.l2p.get(**clone).physical;
+            other != server && at.loads.avoid_until(other) <= at.now
+        };
+        self.clones.iter().filter(sound).count() >= self.clones.len().div_ceil(2).max(1)
+    }
+
     /// Chooses among those that fit, if there are any.
     fn pick_of<L: Loads>(
         &self,
@@ -351,6 +361,23 @@ mod tests {
         loads.down = vec![true; 3];
         let all = hits(&loads, Access::Read);
         assert!(all.iter().all(|&n| n > 800), "all down is as good as none: {all:?}");
+    }
+
+    #[test]
+    fn half_of_the_clones_and_at_least_one_are_not_spared() {
+        let (racs, l2p, mut loads) = three();
+        let physical = |at: usize| l2p.get(racs.clones()[at]).physical;
+        let spare = |racs: &Racs, loads: &Fixed, at: usize| {
+            racs.can_spare(physical(at), circumstances(Policy::default(), &l2p, loads))
+        };
+        assert!((0..3).all(|at| spare(&racs, &loads, at)));
+        loads.avoid_until[1] = NOW.after(Duration::from_millis(1));
+        assert_eq!([0, 1, 2].map(|at| spare(&racs, &loads, at)), [false, true, false]);
+        let of = |count: usize| Racs::new("r", racs.clones()[..count].to_vec(), None, Epoch::new(8));
+        loads.avoid_until[1] = NOW;
+        assert!(spare(&of(2), &loads, 0) && !spare(&of(1), &loads, 0));
+        loads.down[1] = true;
+        assert!(!spare(&of(2), &loads, 0));
     }
 
     #[test]

@@ -417,7 +417,7 @@ impl Connection {
             if let Ok(head) = &turned {
                 in_flight.answered(clock.now());
                 self.told.status = Some(head.status);
-                let error = matches!(head.status, 502..=504);
+                let error = service.is_failure(head.status, request.racs, &server);
                 server.answered(clock.now(), error, limits.avoid);
                 service.usual.borrow_mut().answered(clock.now() - now);
             }

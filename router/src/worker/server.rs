@@ -188,6 +188,8 @@ impl Server {
             in_flight: self.in_flight.get().into(),
             idle: self.idle.borrow().len() as u64,
             avoided_by: (self.avoid_until() > now).into(),
+            open_by: (self.down.get() || self.health.borrow().is_open(now)).into(),
+            half_open_by: (!self.down.get() && self.health.borrow().is_half_open(now)).into(),
             latency: self.times.read(),
         }
     }

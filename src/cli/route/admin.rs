@@ -144,6 +144,7 @@ fn standing(measured: &Measured, views: &[ServiceView], health: &[ServerHealth])
             "addr": server.addr.to_string(),
             "in_flight": server.in_flight,
             "idle": server.idle,
+            "circuit": circuit(server),
             "avoided_by": server.avoided_by,
             "requests": server.requests,
             "failures": server.failures,
@@ -173,6 +174,15 @@ fn standing(measured: &Measured, views: &[ServiceView], health: &[ServerHealth])
 fn latency(latency: &Latency) -> Value {
     let us = |share| latency.quantile(share).map(|time| time.as_micros() as u64);
     json!({ "count": latency.count(), "p50_us": us(0.5), "p90_us": us(0.9), "p99_us": us(0.99) })
+}
+
+/// Whether requests go to this server, as circuit breakers have it: over all workers, each of which finds out for itself.
+fn circuit(server: &ServerStats) -> &'static str {
+    match (server.open_by, server.half_open_by) {
+        (0, 0) => "closed",
+        (0, _) => "half-open",
+        _ => "open",
+    }
 }
 
 /// Families of metrics, one after the other.
