@@ -6,6 +6,7 @@
 use std::{
     cell::{Cell, RefCell},
     net::SocketAddr,
+    rc::Rc,
 };
 
 use membership_types::Instant;
@@ -41,6 +42,8 @@ impl Count {
 /// One service's counters on one worker.
 #[derive(Default)]
 pub(crate) struct Counters {
+    /// Requests that are under way here.
+    pub under_way: Rc<Cell<usize>>,
     pub clients: Count,
     pub accepted: Count,
     pub shed: Count,

@@ -140,7 +140,7 @@ impl Worker {
 
     /// How many requests of a service may be under way here.
     pub fn admission(&self, service: &Service) -> Admission {
-        Admission::new(service, &self.limits, self.count)
+        Admission::new(service, &self.limits, self.count, &self.counters(&service.name))
     }
 
     /// How clones are chosen for a service here.

@@ -4,6 +4,7 @@
 mod common;
 
 use std::{
+    io::Read,
     net::{SocketAddr, TcpListener, TcpStream},
     os::unix::fs::PermissionsExt,
     sync::{
@@ -345,4 +346,30 @@ fn no_request_fails_while_the_configuration_changes_all_the_time() {
         clients.into_iter().map(|client| client.join().expect("no request fails")).collect();
     println!("{reloads} reloads, {answered:?} answers");
     assert!(reloads >= 20 && answered.iter().all(|answered| *answered > 100), "{reloads} {answered:?}");
+}
+
+/// A changed configuration once began to count at nothing: each reload let as many again through.
+#[test]
+fn what_is_under_way_counts_in_the_next_configuration_too() {
+    let server = FakeServer::start(|peer| {
+        let _ = peer.reader.read(&mut [0]); // says nothing until the client goes
+    });
+    let text = |partitions| {
+        one("s", any(), "tcp", "key = \"source\"\nmax_in_flight = 2", partitions, &[server.addr])
+    };
+    let router = Router::with(&text(4), 1, |_| {});
+    let under_way = || router.stats().in_flight;
+    let tunnels = [Client::connect(router.addr()), Client::connect(router.addr())];
+    eventually("two are under way", || under_way() == 2);
+    reload(&router, &text(8));
+    let mut third = TcpStream::connect(router.addr()).unwrap();
+    third.set_read_timeout(Some(PATIENCE)).unwrap();
+    match third.read(&mut [0]) {
+        Ok(0) => {}
+        Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),
+        Ok(_) => panic!("nobody says anything"),
+    }
+    assert_eq!(under_way(), 2);
+    drop(tunnels);
+    eventually("none is under way", || under_way() == 0);
 }

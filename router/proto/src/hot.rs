@@ -10,6 +10,8 @@ use core::cmp::Reverse;
 
 use crate::{KeyHash, PartitionId};
 
+/// A key that stands for many requests each time is hot only once it was seen so often.
+const SEEN: u64 = 4;
 /// Keys that are counted at once for each partition.
 pub const KEYS: usize = 16;
 /// Services with more partitions have several of them share a sketch: so the sketches of one worker have a MiB at most.
@@ -59,12 +61,19 @@ pub struct HotKey {
     pub count: u64,
     /// How many of these may have been for other keys.
     pub over: u64,
+    /// How often it was looked at: where each time stands for many requests, one says nothing.
+    pub seen: u64,
 }
 
 impl HotKey {
-    /// How many requests there were for it lately: not fewer than this.
+    /// How many requests there were for it lately: not fewer than this, where each of them was looked at.
     pub fn at_least(&self) -> u64 {
         self.count - self.over
+    }
+
+    /// Whether that is exact, or an estimate from enough of its requests.
+    fn is_known(&self) -> bool {
+        self.seen >= SEEN.min(self.at_least())
     }
 }
 
@@ -84,18 +93,19 @@ impl Sketch {
         self.total += weight;
         if let Some(known) = self.keys.iter_mut().find(|known| known.hash == hash) {
             known.count += weight;
+            known.seen += 1;
             return;
         }
         let prefix = show.then(|| Prefix::of(key));
         if self.keys.len() < KEYS {
             let (count, over) = (self.floor + weight, self.floor);
-            self.keys.push(HotKey { partition, hash, prefix, count, over });
+            self.keys.push(HotKey { partition, hash, prefix, count, over, seen: 1 });
             return;
         }
         // The one with the fewest makes room, and leaves its count behind: nobody knows which of them were the new one's.
         let fewest = self.keys.iter_mut().min_by_key(|known| known.count).expect("there are some");
         let over = fewest.count;
-        *fewest = HotKey { partition, hash, prefix, count: over + weight, over };
+        *fewest = HotKey { partition, hash, prefix, count: over + weight, over, seen: 1 };
         self.floor = self.floor.max(over);
     }
 
@@ -104,6 +114,7 @@ impl Sketch {
             let at_least = key.at_least() / 2;
             key.count = key.count.div_ceil(2);
             key.over = key.count - at_least;
+            key.seen = key.seen.div_ceil(2);
         }
         self.keys.retain(|key| key.count > 1 || key.over == 0 && key.count > 0);
         self.total /= 2;
@@ -122,6 +133,7 @@ impl Sketch {
                 Some(known) => {
                     known.count += key.count;
                     known.over += key.over;
+                    known.seen += key.seen;
                 }
                 None => self.keys.push(HotKey {
                     count: key.count + self.floor,
@@ -221,7 +233,7 @@ impl HotKeys {
 /// By what is certain: a count that is all inherited says nothing of the key that has it.
 fn sorted(mut keys: Vec<HotKey>, most: usize) -> Vec<HotKey> {
     // A key that came last has its own requests alone for certain; those that mean something have more than half.
-    keys.retain(|key| key.at_least() > key.over);
+    keys.retain(|key| key.at_least() > key.over && key.is_known());
     keys.sort_by_key(|key| (Reverse(key.at_least()), key.partition.get(), key.hash.get()));
     keys.truncate(most);
     keys
@@ -320,13 +332,19 @@ mod tests {
         let [hot] = keys.top(10)[..] else { panic!("{:?}", keys.top(10)) };
         assert_eq!((hot.hash, hot.prefix.unwrap().bytes()), (KeyHash::of(b"hot"), &b"hot"[..]));
         assert_eq!(hot.at_least(), 2_000);
+        // One that stands for many was met by chance; four of them were not.
+        let mut keys = HotKeys::new(4);
+        (0..3).for_each(|_| keys.note(P, b"often", 64, true));
+        assert_eq!(keys.top(10), []);
+        keys.note(P, b"often", 64, true);
+        assert_eq!(keys.top(10)[0].at_least(), 256);
     }
 
     #[test]
     fn hidden_keys_are_not_kept_and_long_ones_are_cut() {
         let mut keys = HotKeys::new(4);
         keys.note(P, b"private", 1, false);
-        keys.note(P, &[b'x'; 100], 2, true);
+        (0..2).for_each(|_| keys.note(P, &[b'x'; 100], 1, true));
         let [long, hidden] = keys.top(10)[..] else { unreachable!() };
         assert_eq!((hidden.prefix, hidden.hash), (None, KeyHash::of(b"private")));
         assert_eq!((long.prefix.unwrap().bytes(), long.prefix.unwrap().is_cut()), (&[b'x'; SHOWN][..], true));

@@ -4,15 +4,16 @@
 //! nobody can take it back, so all that is left to decide is whether one more goes there. By Little's law the limit,
 //! divided by how many answers come in a second, is the longest that a request waits.
 
-use std::{cell::Cell, num::NonZeroU32};
+use std::{cell::Cell, num::NonZeroU32, rc::Rc};
 
 use router_proto::racs::Policy;
 
-use crate::{config::Service, limits::Limits};
+use crate::{config::Service, limits::Limits, stats::Counters};
 
 /// One service's requests under way on one worker.
 pub(crate) struct Admission {
-    under_way: Cell<usize>,
+    /// Shared with the configurations before and after this one: what began under them is under way all the same.
+    under_way: Rc<Cell<usize>>,
     most: usize,
     /// Most that wait for one RACS.
     pub waiting: usize,
@@ -25,10 +26,10 @@ pub(crate) const SERVERS_FULL: &str = "the partition's servers have as many requ
 
 impl Admission {
     /// Of the limits that the service sets, this worker takes its share.
-    pub fn new(service: &Service, limits: &Limits, workers: usize) -> Self {
+    pub fn new(service: &Service, limits: &Limits, workers: usize, counters: &Counters) -> Self {
         let share = |set: Option<u32>, usual| set.map_or(usual, |set| (set as usize).div_ceil(workers));
         Self {
-            under_way: Cell::new(0),
+            under_way: Rc::clone(&counters.under_way),
             most: share(service.max_in_flight, limits.in_flight),
             waiting: share(service.max_waiting, limits.waiting),
         }

@@ -509,9 +509,17 @@ pub fn view(epoch: u64, leader: Option<usize>, addrs: &[SocketAddr]) -> GroupClo
     GroupClones { epoch, leader, clones: addrs.iter().enumerate().map(clone).collect() }
 }
 
-/// An address at which nobody listens.
+/// An address at which nobody listens; another one each time.
 pub fn nobody() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    static GIVEN: Mutex<Vec<SocketAddr>> = Mutex::new(Vec::new());
+    loop {
+        let addr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let mut given = GIVEN.lock().unwrap();
+        if !given.contains(&addr) {
+            given.push(addr);
+            return addr;
+        }
+    }
 }
 
 /// Waits until a condition holds.

@@ -40,7 +40,7 @@ pub(super) fn hottest(view: Option<&ServiceView>, hot: &HotKeys, most: usize) ->
 /// Appends the hottest keys of each service.
 pub(super) fn metrics(out: &mut Families, measured: &Measured, views: &[ServiceView]) {
     let family = "phalanx_router_hot_key_share";
-    out.begin(family, "gauge", "Share of the requests of a service that ask for its hottest keys, at least");
+    out.begin(family, "gauge", "Share of the requests of a service that ask for its hottest keys, estimated");
     for stats in &measured.services {
         let view = views.iter().find(|view| view.name == stats.service);
         for (rank, key) in (1..).zip(stats.hot.top(IN_METRICS)) {
