@@ -198,6 +198,42 @@ fn a_client_passes_over_with_what_it_has_said_and_a_tunnel_ends_where_it_is() {
     assert_eq!((line(&mut transaction), line(&mut transaction)), ("$1\r\n".into(), "d\r\n".into()));
 }
 
+/// The rest of a value that was refused for its size, and is thrown away, are no commands, whoever reads it.
+#[test]
+fn a_value_that_is_thrown_away_ends_where_it_began() {
+    let dir = Dir::new();
+    let servers = servers();
+    let port = free_port();
+    let text = service("m", Speaks::Memcached, port, &servers);
+    let (config, socket) = (dir.write("router.toml", &text), dir.file("upgrade"));
+    let mut old = start(&config, &socket, &[]);
+    old.until_event("serving");
+    let stream = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+    stream.set_read_timeout(Some(common::PATIENCE)).expect("a socket");
+    let mut client = BufReader::new(stream);
+    let len = 9 << 20;
+    let begin = vec![b'x'; 100_000];
+    client.get_mut().write_all(format!("set big 0 0 {len}\r\n").as_bytes()).expect("it reads");
+    client.get_mut().write_all(&begin).expect("it reads");
+    assert_eq!(line(&mut client), "SERVER_ERROR object too large for cache\r\n");
+    pause();
+
+    let mut new = start(&config, &socket, &[]);
+    new.until_event("took_over");
+    old.until_event("gave_way");
+    pause();
+    let hidden = b"\r\nget hidden\r\n";
+    client.get_mut().write_all(hidden).expect("it reads");
+    client.get_mut().write_all(&vec![b'x'; len - begin.len() - hidden.len()]).expect("it reads");
+    client.get_mut().write_all(b"\r\nget plain\r\n").expect("it reads");
+    assert_eq!(line(&mut client), "VALUE plain 0 5\r\n");
+    // It went over then.
+    assert_eq!(old.end(), Some(0));
+    assert_eq!((line(&mut client), line(&mut client)), ("plain\r\n".into(), "END\r\n".into()));
+    client.get_mut().write_all(b"get after\r\n").expect("it reads");
+    assert_eq!(line(&mut client), "VALUE after 0 5\r\n");
+}
+
 #[test]
 fn a_new_router_that_fails_changes_nothing() {
     let dir = Dir::new();

@@ -96,6 +96,11 @@ impl Dialect for Memcached {
         command.split(|byte| b" \r\n".contains(byte)).next().unwrap_or_default()
     }
 
+    /// Of data that are thrown away nothing is kept but how much is still to come.
+    fn is_between(scanner: &Scanner) -> bool {
+        !scanner.is_skipping()
+    }
+
     fn scan_reply(
         replies: &mut ReplyScanner,
         note: Note,

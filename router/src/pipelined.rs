@@ -89,6 +89,12 @@ pub(crate) trait Dialect: Sized + 'static {
         Vec::new()
     }
 
+    /// Whether nothing but the input that is kept says what comes next: only then another process can go on from
+    /// there.
+    fn is_between(_commands: &Self::Commands) -> bool {
+        true
+    }
+
     /// Takes over what was told.
     fn heard(_client: &Client<Self>, _told: &[u8]) {}
 

@@ -317,6 +317,7 @@ impl<D: Dialect> Task<D> {
     fn leaves(&self, ahead: usize) -> bool {
         self.service.worker.gives_way()
             && ahead <= MOST_INPUT
+            && D::is_between(&self.commands)
             && D::may_move(&self.client)
             && !(self.stream.is_tls() && self.client.state.borrow().usual == 0)
     }

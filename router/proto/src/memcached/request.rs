@@ -250,6 +250,12 @@ impl Scanner {
         }
     }
 
+    /// Whether data of a refused command are still to come, whose begin is not in the input any more: another scanner
+    /// would take them for commands.
+    pub const fn is_skipping(&self) -> bool {
+        self.skip > 0
+    }
+
     fn skip(&mut self, input: &[u8]) -> Result<Scan, ProtocolError> {
         let data = (self.skip - 2).min(input.len());
         if data > 0 {
