@@ -261,7 +261,7 @@ fn a_new_router_that_fails_changes_nothing() {
     // One that dies with the sockets in its hands, twice as soon as it has them.
     for _ in 0..2 {
         let mut found = Predecessor::find(Path::new(&socket)).expect("it hands over").expect("it is there");
-        assert_eq!(found.pid().unsigned_abs(), old.pid());
+        assert_eq!(found.pid().map(i32::unsigned_abs), Some(old.pid()));
         let config =
             router::Config::parse(&text, "t".as_ref(), router::Surroundings::default()).expect("right");
         let held = found.start(&config, router::Options::new().workers(3)).expect("it starts");
@@ -271,6 +271,168 @@ fn a_new_router_that_fails_changes_nothing() {
     pause();
     load.end();
     old.signal("TERM");
+    assert_eq!(old.end(), Some(0));
+}
+
+/// Lets a Redis client ask something.
+fn answers(port: u16) {
+    let mut client = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+    client.set_read_timeout(Some(common::PATIENCE)).expect("a socket");
+    client.write_all(b"*2\r\n$3\r\nGET\r\n$1\r\na\r\n").expect("it reads");
+    let mut answer = [0; 7];
+    client.read_exact(&mut answer).expect("an answer");
+    assert_eq!(&answer, b"$1\r\na\r\n");
+}
+
+#[test]
+fn a_socket_behind_a_link_is_replaced_where_it_is() {
+    let dir = Dir::new();
+    let port = free_port();
+    let config = dir.write("router.toml", &service("s", Speaks::Redis, port, &servers()));
+    let (real, link) = (dir.file("real"), dir.file("link"));
+    std::os::unix::fs::symlink("real", &link).expect("a link");
+    let mut router = start(&config, &link, &[]);
+    router.until_event("serving");
+    for at in [&link, &real, &link] {
+        let mut next = start(&config, at, &[]);
+        next.until_event("took_over");
+        assert_eq!(router.end(), Some(0));
+        router = next;
+        answers(port);
+        assert!(fs::symlink_metadata(&link).expect("it is there").file_type().is_symlink());
+    }
+    let of_ours = |name: &str| name.starts_with("real.") || name.starts_with("link.");
+    let names = fs::read_dir(dir.path()).expect("a directory");
+    let mut names = names.map(|entry| entry.expect("an entry").file_name().into_string().expect("a name"));
+    assert!(!names.any(|name| of_ours(&name)), "nothing is left behind");
+}
+
+#[test]
+fn a_router_that_cannot_make_its_socket_takes_nothing_over_and_announces_nothing() {
+    let dir = Dir::new();
+    let port = free_port();
+    let config = dir.write("router.toml", &service("s", Speaks::Redis, port, &servers()));
+    let output = run(&["--json", "router", "--config", &config, "--upgrade-socket", &dir.file("none/up")]);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(!common::stdout(&output).contains("serving"), "{}", common::stdout(&output));
+
+    // The same place, but by a name that is as long as it may be: there is no room for another one beside it.
+    let room = 107 - dir.file("").len() - "/up".len();
+    let long = dir.file(&"d".repeat(room));
+    fs::create_dir(&long).expect("a directory");
+    std::os::unix::fs::symlink(&long, dir.file("short")).expect("a link");
+    let (long, short) = (format!("{long}/up"), dir.file("short/up"));
+    let mut old = start(&config, &short, &[]);
+    old.until_event("serving");
+    let output = run(&["router", "--config", &config, "--upgrade-socket", &long]);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("give a shorter one"), "{}", stderr(&output));
+    answers(port);
+    let mut new = start(&config, &short, &[]);
+    assert_eq!(new.until_event("took_over")["from"], old.pid());
+    assert_eq!(old.end(), Some(0));
+    answers(port);
+}
+
+/// Lets a process have no descriptors of this number or above.
+fn limit_files(process: &Proc, most: u32) {
+    let status = Command::new("prlimit")
+        .args([&format!("--pid={}", process.pid()), &format!("--nofile={most}:")])
+        .status()
+        .expect("prlimit can be run");
+    assert!(status.success());
+}
+
+#[test]
+fn a_router_without_descriptors_hands_over_once_it_has_some_and_never_in_part() {
+    if !common::has("prlimit") {
+        return;
+    }
+    let dir = Dir::new();
+    let port = free_port();
+    let config = dir.write("router.toml", &service("s", Speaks::Redis, port, &servers()));
+    let socket = dir.file("upgrade");
+    let mut old = start(&config, &socket, &["--workers", "3"]);
+    old.until_event("serving");
+    answers(port);
+    while !Path::new(&socket).exists() {
+        pause();
+    }
+    pause();
+    let is_free = |n: &u32| !Path::new(&format!("/proc/{}/fd/{n}", old.pid())).exists();
+    let free = (0..).find(is_free).expect("there is no end of numbers");
+    // Whoever asks first has a descriptor already, as it was waited for, but there are none for the sockets that it is to be given.
+    limit_files(&old, free);
+    let output = run(&["router", "--config", &config, "--upgrade-socket", &socket, "--workers", "3"]);
+    assert!(!output.status.success());
+    assert!(stderr(&output).contains("Too many open files"), "{}", stderr(&output));
+    // Not even for whoever asks.
+    let mut new = start(&config, &socket, &["--workers", "3"]);
+    pause();
+    assert!(new.drain().is_empty(), "it waits");
+    limit_files(&old, 1024);
+    assert_eq!(new.until_event("took_over")["from"], old.pid());
+    assert_eq!(old.end(), Some(0));
+    answers(port);
+}
+
+#[test]
+fn processes_that_do_not_see_each_other_hand_over() {
+    let hidden = |program: &str| {
+        let mut command = Command::new("unshare");
+        command.args(["--pid", "--fork", "--kill-child", program]);
+        command
+    };
+    let can = common::has("unshare") && hidden("true").output().is_ok_and(|output| output.status.success());
+    if !needs(can, "no PID namespaces for this user (root, unshare)") {
+        return;
+    }
+    let dir = Dir::new();
+    let port = free_port();
+    let config = dir.write("router.toml", &service("s", Speaks::Redis, port, &servers()));
+    let socket = dir.file("upgrade");
+    let start = || {
+        let mut command = hidden(env!("CARGO_BIN_EXE_phalanx"));
+        command.args(["--json", "router", "--config", &config, "--upgrade-socket", &socket]);
+        Proc::of(command)
+    };
+    let mut router = start();
+    router.until_event("serving");
+    for _ in 0..2 {
+        let mut next = start();
+        assert_eq!(next.until_event("took_over")["from"], serde_json::Value::Null);
+        assert_eq!(router.until_event("gave_way")["to"], serde_json::Value::Null);
+        assert_eq!(router.end(), Some(0));
+        router = next;
+        answers(port);
+    }
+}
+
+#[test]
+fn a_router_that_gave_way_reads_no_configuration_any_more() {
+    let dir = Dir::new();
+    let servers = servers();
+    let (port, other) = (free_port(), free_port());
+    let text = service("s", Speaks::Tcp, port, &servers);
+    let (config, socket) = (dir.write("router.toml", &text), dir.file("upgrade"));
+    let mut old = start(&config, &socket, &[]);
+    old.until_event("serving");
+    let mut tunnel = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+    tunnel.write_all(b"*2\r\n$3\r\nGET\r\n$1\r\na\r\n").expect("it reads");
+    tunnel.read_exact(&mut [0; 7]).expect("an answer");
+    let mut new = start(&config, &socket, &[]);
+    new.until_event("took_over");
+    old.until_event("gave_way");
+    dir.write("router.toml", &(text + &service("more", Speaks::Redis, other, &servers)));
+    old.signal("HUP");
+    let told =
+        old.until("an answer", |event| event["event"] == "not_reloaded" || event["event"] == "reloaded");
+    assert!(told["why"].as_str().is_some_and(|why| why.contains("in place of this one")), "{told}");
+    TcpStream::connect(("127.0.0.1", other)).expect_err("nobody listens");
+    new.signal("HUP");
+    new.until_event("reloaded");
+    answers(other);
+    drop(tunnel);
     assert_eq!(old.end(), Some(0));
 }
 
@@ -318,7 +480,7 @@ fn a_stranger_is_not_heard() {
     router.until_event("serving");
     fs::write(dir.file("none"), "").expect("a file");
     let output = run(&["router", "--config", &config, "--upgrade-socket", &dir.file("none")]);
-    assert!(stderr(&output).contains("cannot listen"), "it is another place: {}", stderr(&output));
+    assert!(stderr(&output).contains("is no socket"), "it is another place: {}", stderr(&output));
     let other = |mode: u32| {
         fs::set_permissions(&socket, fs::Permissions::from_mode(mode)).expect("it is ours");
         let mut command = Command::new("setpriv");

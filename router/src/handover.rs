@@ -5,37 +5,41 @@
 //! fails at that it ends, and nothing has happened. Once it accepts it says so; from then on the old one ([`Successor`]) passes
 //! each client on, connection and all, as soon as the client is between two requests, and ends when nobody is left.
 
+mod place;
 mod wire;
 
 use std::{
-    fs, io,
+    fmt, io,
+    mem::replace,
     net::{SocketAddr, TcpListener, TcpStream},
-    os::{
-        fd::OwnedFd,
-        unix::fs::{FileTypeExt, PermissionsExt},
-    },
     path::Path,
     sync::mpsc,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen, socket_with,
-    sockopt::socket_peercred,
-};
+use rustix::net::{SocketAddrUnix, SocketFlags, accept_with, connect};
+use tokio::runtime::Runtime;
 
 use crate::{
     config::Config,
     router::{self, Inherited, Options, RouterHandle, StartError},
     worker::{Guest, Origin},
 };
-use wire::{FILES, Line, Message, VERSION, borrowed};
+use place::{Place, unix_socket};
+use wire::{FILES, Line, Message, PATIENCE, Peer, VERSION, borrowed};
 
-/// How long the other side may take for an answer that it has at hand.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long it is waited until what failed for want of something is tried again.
+const AGAIN: Duration = Duration::from_millis(500);
+/// How long somebody who came at the wrong time may take to say so.
+const MOMENT: Duration = Duration::from_secs(1);
 /// How long a new process may take until it serves. A node of it may have to join a cluster first.
 const START: Duration = Duration::from_secs(300);
+
+/// What somebody is told who comes while another one takes over.
+const LATE: &str = "another process has just taken over from it: start this one again, if it is still wanted";
+const HUNG_UP: &str =
+    "it hung up; another process may have taken over from it: start this one again, if it is still wanted";
 
 /// Why nothing is taken over.
 #[derive(Debug, thiserror::Error)]
@@ -52,30 +56,42 @@ pub enum HandoverError {
     },
     /// Somebody else waits there, whom nobody should trust.
     #[error(
-        "{path}: the process {pid} that waits there is of another user ({uid}): ask for a place where only this user may write"
+        "{path}: {} that waits there is of another user ({uid}): ask for a place where only this user may write", Named(*.pid)
     )]
     Stranger {
         /// The socket.
         path: String,
-        /// The process.
-        pid: i32,
+        /// The process, if it has a number here.
+        pid: Option<i32>,
         /// Its user.
         uid: u32,
     },
     /// The running process does not hand over.
-    #[error("the running process {pid} does not hand over: {why}")]
+    #[error("{} that runs does not hand over: {why}", Named(*.pid))]
     Refused {
-        /// The process.
-        pid: i32,
+        /// The process, if it has a number here.
+        pid: Option<i32>,
         /// Why.
         why: String,
     },
 }
 
+/// A process, as messages name it.
+struct Named(Option<i32>);
+
+impl fmt::Display for Named {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(pid) => write!(f, "the process {pid}"),
+            None => f.write_str("the process (it has no number here, as in another container)"),
+        }
+    }
+}
+
 /// Where a process that runs waits for one that takes over.
 #[derive(Debug)]
 pub struct Handover {
-    socket: OwnedFd,
+    place: Place,
     beside: Vec<(String, TcpListener)>,
 }
 
@@ -83,20 +99,16 @@ pub struct Handover {
 #[derive(Debug)]
 pub struct Successor {
     line: Line,
-    pid: i32,
+    pid: Option<i32>,
 }
 
 /// A process that serves so far, and what it listens on.
 #[derive(Debug)]
 pub struct Predecessor {
     line: Line,
-    pid: i32,
+    pid: Option<i32>,
     doors: Vec<Inherited>,
     beside: Vec<(String, TcpListener)>,
-}
-
-fn unix_socket() -> io::Result<OwnedFd> {
-    Ok(socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }
 
 fn failed(path: &Path) -> impl FnOnce(io::Error) -> HandoverError {
@@ -104,30 +116,42 @@ fn failed(path: &Path) -> impl FnOnce(io::Error) -> HandoverError {
     move |error| HandoverError::Socket { path, error }
 }
 
+/// Tries until it succeeds: what was missing, descriptors for instance, may be there in a moment.
+fn insist<T>(mut what: impl FnMut() -> io::Result<T>) -> T {
+    let mut told = false;
+    loop {
+        match what() {
+            Ok(done) => return done,
+            Err(error) => {
+                if !replace(&mut told, true) {
+                    tracing::warn!(%error, "no process can take over from this one at the moment: it is tried again");
+                }
+                thread::sleep(AGAIN);
+            }
+        }
+    }
+}
+
+/// Tells whoever is there why nothing comes of it.
+fn refuse(line: &Line, why: String) -> io::Result<()> {
+    line.say(&Message::Refused { why: why.clone() }, &[])?;
+    Err(io::Error::other(why))
+}
+
+fn nonsense<T>() -> io::Result<T> {
+    Err(io::Error::other("it said something else than expected"))
+}
+
 impl Handover {
-    /// Waits at `path`, where only this user may connect. Whoever waited there before is not found any more. What is left of the
-    /// socket at the end of the process does no harm.
+    /// Makes the socket for `path`, where only this user may connect. Nobody finds it before [`Handover::wait`], or before this
+    /// router serves in place of another one ([`Predecessor::relieve`]). Links are followed, as by who connects. What is left of
+    /// the socket at the end of the process does no harm.
     ///
     /// # Errors
     /// The socket cannot be made.
-    pub fn listen(path: &Path) -> Result<Self, HandoverError> {
-        let make = || {
-            if fs::symlink_metadata(path).is_ok_and(|there| !there.file_type().is_socket()) {
-                return Err(io::Error::other("something is there that is no socket: give another place"));
-            }
-            let socket = unix_socket()?;
-            let mut fresh = path.as_os_str().to_owned();
-            fresh.push(format!(".{}", std::process::id()));
-            // Of an earlier process of this number.
-            let _ = fs::remove_file(&fresh);
-            bind(&socket, &SocketAddrUnix::new(&fresh)?)?;
-            fs::set_permissions(&fresh, fs::Permissions::from_mode(0o600))?;
-            listen(&socket, 8)?;
-            // At every moment somebody is found there.
-            fs::rename(&fresh, path)?;
-            Ok(Self { socket, beside: Vec::new() })
-        };
-        make().map_err(failed(path))
+    pub fn prepare(path: &Path) -> Result<Self, HandoverError> {
+        let place = Place::make(path).map_err(failed(path))?;
+        Ok(Self { place, beside: Vec::new() })
     }
 
     /// Passes another listening socket on, too.
@@ -137,29 +161,40 @@ impl Handover {
         self
     }
 
-    /// Waits until a new process serves on this router's sockets. Whoever fails at that, and strangers, are told in the log.
-    ///
-    /// # Errors
-    /// Nobody can be accepted.
-    pub fn wait(self, router: &RouterHandle) -> io::Result<Successor> {
+    /// Lets others find it.
+    fn show(&mut self) {
+        if let Err(error) = self.place.show() {
+            tracing::error!(%error, "the upgrade socket cannot be put in its place: no process can take over from this one");
+        }
+    }
+
+    fn accept(&self) -> io::Result<Line> {
+        Ok(Line(accept_with(&self.place.socket, SocketFlags::CLOEXEC)?))
+    }
+
+    /// Waits until a new process serves on this router's sockets. Whoever fails at that, strangers, and what the operating system
+    /// does not give at the moment are told in the log.
+    pub fn wait(mut self, router: &RouterHandle) -> Successor {
+        self.show();
+        let kernel = insist(wire::kernel);
         loop {
-            let line = match accept_with(&self.socket, SocketFlags::CLOEXEC) {
-                Ok(line) => Line(line),
-                Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => continue,
-                Err(error) => return Err(error.into()),
+            let line = insist(|| self.accept());
+            let (line, Peer { pid, uid }) = match line.peer(&kernel) {
+                Ok(known) => known,
+                Err(error) => {
+                    tracing::warn!(%error, "nobody can say who wants to take over: it is not heard");
+                    continue;
+                }
             };
-            let peer = socket_peercred(&line.0)?;
-            let (pid, uid) = (peer.pid.as_raw_nonzero().get(), peer.uid);
-            if uid != rustix::process::geteuid() && !uid.is_root() {
-                tracing::warn!(
-                    pid,
-                    uid = uid.as_raw(),
-                    "a process of another user wants to take over: it is not heard"
-                );
+            if uid != rustix::process::geteuid().as_raw() && uid != 0 {
+                tracing::warn!(pid, uid, "a process of another user wants to take over: it is not heard");
                 continue;
             }
             match self.offer(&line, router) {
-                Ok(()) => return Ok(Successor { line, pid }),
+                Ok(()) => {
+                    self.send_away();
+                    return Successor { line, pid };
+                }
                 Err(why) => tracing::warn!(
                     pid,
                     "a process wanted to take over, and does not, this one goes on: {why}"
@@ -174,15 +209,18 @@ impl Handover {
             Some((Message::Hello { version: VERSION }, _)) => {}
             Some((Message::Hello { version }, _)) => {
                 let why = format!(
-                    "it speaks version {VERSION} of the handover, not {version}: stop it, and start the new one"
+                    "it speaks version {VERSION} of the handover, the new one version {version}: stop it, and start the new one"
                 );
-                line.say(&Message::Refused { why }, &[])?;
-                return Err(io::Error::other(format!("it speaks version {version} of the handover")));
+                return refuse(line, why);
             }
-            Some(_) => return Err(io::Error::other("it said something else than expected")),
+            Some(_) => return nonsense(),
             None => return Err(io::Error::other("it said nothing")),
         }
-        for Inherited { service, configured, sockets } in router.sockets() {
+        let doors = match router.sockets() {
+            Ok(doors) => doors,
+            Err(error) => return refuse(line, format!("a listening socket cannot be handed over: {error}")),
+        };
+        for Inherited { service, configured, sockets } in doors {
             for some in sockets.chunks(FILES) {
                 line.say(&Message::Door { service: service.clone(), configured }, &borrowed(some))?;
             }
@@ -193,16 +231,38 @@ impl Handover {
         line.say(&Message::Doors, &[])?;
         line.set_patience(Some(START))?;
         match line.hear()? {
-            Some((Message::Serving, _)) => Ok(()),
-            Some(_) => Err(io::Error::other("it said something else than expected")),
-            None => Err(io::Error::other("it ended before it served")),
+            Some((Message::Serving, _)) => {}
+            Some(_) => return nonsense(),
+            None => return Err(io::Error::other("it ended before it served")),
+        }
+        line.set_patience(Some(PATIENCE))?;
+        line.say(&Message::Yours, &[])?;
+        match line.hear() {
+            Ok(Some((Message::Found, _))) => Ok(()),
+            Ok(None) => Err(io::Error::other("it ended as it began to serve")),
+            // It has its turn, and is slow at that.
+            Ok(Some(_)) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Others who came to take over learn that they are late.
+    fn send_away(&self) {
+        let pending = || rustix::io::ioctl_fionbio(&self.place.socket, true);
+        if let Err(error) = pending() {
+            tracing::warn!(%error, "whoever wanted to take over, too, is hung up on");
+            return;
+        }
+        while let Ok(line) = self.accept() {
+            // What is not read takes the answer along when it is hung up.
+            let told = line.set_patience(Some(MOMENT)).and_then(|()| line.hear());
+            let _late = told.and_then(|_| refuse(&line, LATE.into()));
         }
     }
 }
 
 impl Successor {
-    /// Its process id.
-    pub fn pid(&self) -> i32 {
+    /// Its process id, if it has one here: none between containers.
+    pub fn pid(&self) -> Option<i32> {
         self.pid
     }
 
@@ -211,11 +271,17 @@ impl Successor {
     pub fn take(self, router: &RouterHandle, grace: Duration) {
         let (heir, guests) = mpsc::channel();
         let Self { line, pid } = self;
+        // A new process that stands still is not waited for for ever.
+        let (begun, most) = (Instant::now(), grace.saturating_add(MOMENT));
         let passes = thread::Builder::new().name("router-handover".into()).spawn(move || {
             let mut count: u64 = 0;
             for guest in guests {
-                match pass(&line, guest) {
+                match pass(&line, guest, most.saturating_sub(begun.elapsed())) {
                     Ok(()) => count += 1,
+                    Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                        tracing::warn!(pid, "the process that serves takes no client over: they are closed");
+                        break;
+                    }
                     Err(error) => tracing::warn!(pid, %error, "a client was not handed over, and is closed"),
                 }
             }
@@ -230,11 +296,11 @@ impl Successor {
     }
 }
 
-fn pass(line: &Line, guest: Guest) -> io::Result<()> {
+fn pass(line: &Line, guest: Guest, patience: Duration) -> io::Result<()> {
     let Guest { service, protocol, origin, session, input, stream } = guest;
     let Origin { source, destination, tls } = origin;
     let client = Message::Client { service, protocol, source, destination, tls, session, input };
-    line.say(&client, &borrowed(&[stream]))
+    line.say_within(patience, &client, &borrowed(&[stream]))
 }
 
 impl Predecessor {
@@ -251,13 +317,13 @@ impl Predecessor {
             Err(rustix::io::Errno::NOENT | rustix::io::Errno::CONNREFUSED) => return Ok(None),
             Err(error) => return Err(failed(path)(error.into())),
         }
-        let peer = socket_peercred(&socket).map_err(|error| failed(path)(error.into()))?;
-        let (pid, uid) = (peer.pid.as_raw_nonzero().get(), peer.uid);
-        if uid != rustix::process::geteuid() {
+        let peer = |kernel: Runtime| Line(socket).peer(&kernel);
+        let (line, Peer { pid, uid }) = wire::kernel().and_then(peer).map_err(failed(path))?;
+        if uid != rustix::process::geteuid().as_raw() {
             let path = path.display().to_string();
-            return Err(HandoverError::Stranger { path, pid, uid: uid.as_raw() });
+            return Err(HandoverError::Stranger { path, pid, uid });
         }
-        let mut found = Self { line: Line(socket), pid, doors: Vec::new(), beside: Vec::new() };
+        let mut found = Self { line, pid, doors: Vec::new(), beside: Vec::new() };
         found.ask().map_err(|error| HandoverError::Refused { pid, why: error.to_string() })?;
         Ok(Some(found))
     }
@@ -265,7 +331,8 @@ impl Predecessor {
     fn ask(&mut self) -> io::Result<()> {
         // Another one may be about to take over: it is heard out first.
         self.line.set_patience(Some(START + PATIENCE))?;
-        self.line.say(&Message::Hello { version: VERSION }, &[])?;
+        let hello = self.line.say(&Message::Hello { version: VERSION }, &[]);
+        hello.map_err(|_| io::Error::other(HUNG_UP))?;
         loop {
             match self.line.hear()? {
                 Some((Message::Door { service, configured }, sockets)) => {
@@ -282,16 +349,14 @@ impl Predecessor {
                 }
                 Some((Message::Doors, _)) => return Ok(()),
                 Some((Message::Refused { why }, _)) => return Err(io::Error::other(why)),
-                Some(_) => return Err(io::Error::other("it said something else than expected")),
-                None => {
-                    return Err(io::Error::other("it hung up; another process may have taken over from it"));
-                }
+                Some(_) => return nonsense(),
+                None => return Err(io::Error::other(HUNG_UP)),
             }
         }
     }
 
-    /// Its process id.
-    pub fn pid(&self) -> i32 {
+    /// Its process id, if it has one here: none between containers.
+    pub fn pid(&self) -> Option<i32> {
         self.pid
     }
 
@@ -314,60 +379,90 @@ impl Predecessor {
         router::begin(config, options, &mut self.doors, false)
     }
 
-    /// Begins to serve, and takes the clients over that the predecessor has. Returns at once.
+    /// Begins to serve once the predecessor agrees, takes the clients over that it has, and is found at `next` in its place.
+    /// Returns when this router serves.
     ///
     /// # Errors
-    /// No thread can be started.
-    pub fn relieve(self, router: &RouterHandle) -> io::Result<()> {
+    /// The predecessor has given up waiting, or no thread can be started. It goes on then; this process has accepted nobody.
+    pub fn relieve(self, router: &RouterHandle, next: &mut Handover) -> Result<(), HandoverError> {
         let Self { line, pid, doors, beside } = self;
         // What nobody serves here is closed by the predecessor, once its queue is empty.
         drop((doors, beside));
-        line.set_patience(None)?;
+        let refused = |error: io::Error| HandoverError::Refused { pid, why: error.to_string() };
+        let (adopt, line_to_hear) = mpsc::channel();
+        let adopts = router.clone();
+        let adopts = move || {
+            if let Ok(line) = line_to_hear.recv() {
+                take_in(&line, pid, &adopts);
+            }
+        };
+        thread::Builder::new().name("router-adoption".into()).spawn(adopts).map_err(refused)?;
+        turn(&line).map_err(refused)?;
         router.open();
-        let router = router.clone();
-        thread::Builder::new().name("router-adoption".into()).spawn(move || {
-            if let Err(error) = line.say(&Message::Serving, &[]) {
-                tracing::warn!(pid, %error, "the process that served so far is gone");
-            }
-            let mut count: u64 = 0;
-            loop {
-                match line.hear() {
-                    Ok(Some((client, mut sockets))) => match (client, sockets.pop()) {
-                        (
-                            Message::Client { service, protocol, source, destination, tls, session, input },
-                            Some(socket),
-                        ) => {
-                            let origin = Origin { source, destination, tls };
-                            let stream = TcpStream::from(socket);
-                            router.adopt(Guest { service, protocol, origin, session, input, stream });
-                            count += 1;
-                        }
-                        _ => tracing::warn!(
-                            pid,
-                            "the process that served so far says something else than expected"
-                        ),
-                    },
-                    Ok(None) => break,
-                    Err(error) => {
-                        tracing::warn!(pid, %error, "a client was not taken over");
-                        // Nothing more is to be heard where it is not the message that is wrong.
-                        if error.raw_os_error().is_some() {
-                            break;
-                        }
-                    }
-                }
-            }
-            tracing::info!(pid, count, "the process that served so far has ended; clients were taken over");
-        })?;
+        next.show();
+        if let Err(error) = line.say(&Message::Found, &[]).and_then(|()| line.set_patience(None)) {
+            tracing::warn!(pid, %error, "the process that served so far is gone");
+        }
+        let _hears = adopt.send(line);
         Ok(())
     }
 }
 
+/// Asks for this process's turn. Both would serve for ever if it began without an answer.
+fn turn(line: &Line) -> io::Result<()> {
+    let too_late = || {
+        let most = START.as_secs();
+        io::Error::other(format!("it hung up before this one could serve; it waits for {most} s at most"))
+    };
+    line.set_patience(Some(PATIENCE))?;
+    line.say(&Message::Serving, &[]).map_err(|_| too_late())?;
+    match line.hear()? {
+        Some((Message::Yours, _)) => Ok(()),
+        Some(_) => nonsense(),
+        None => Err(too_late()),
+    }
+}
+
+/// Takes clients in until the predecessor has ended.
+fn take_in(line: &Line, pid: Option<i32>, router: &RouterHandle) {
+    let mut count: u64 = 0;
+    loop {
+        match line.hear() {
+            Ok(Some((client, mut sockets))) => match (client, sockets.pop()) {
+                (
+                    Message::Client { service, protocol, source, destination, tls, session, input },
+                    Some(socket),
+                ) => {
+                    let origin = Origin { source, destination, tls };
+                    let stream = TcpStream::from(socket);
+                    router.adopt(Guest { service, protocol, origin, session, input, stream });
+                    count += 1;
+                }
+                _ => {
+                    tracing::warn!(pid, "the process that served so far says something else than expected");
+                }
+            },
+            Ok(None) => break,
+            Err(error) => {
+                tracing::warn!(pid, %error, "a client was not taken over");
+                // Nothing more is to be heard where it is not the message that is wrong.
+                if error.raw_os_error().is_some() {
+                    break;
+                }
+            }
+        }
+    }
+    tracing::info!(pid, count, "the process that served so far has ended; clients were taken over");
+}
+
 #[cfg(test)]
 mod tests {
-    use std::io::IoSlice;
+    use std::{fs, io::IoSlice, path::PathBuf};
 
-    use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
+    use rustix::net::{
+        AddressFamily, SendAncillaryBuffer, SendFlags, SocketType, bind, listen, sendmsg, socketpair,
+        sockopt::set_socket_send_buffer_size,
+    };
 
     use super::*;
     use crate::Surroundings;
@@ -388,18 +483,76 @@ mod tests {
         Line(socket)
     }
 
+    fn directory(name: &str) -> PathBuf {
+        let directory = std::env::temp_dir().join(format!("router-{name}-{}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        directory
+    }
+
+    #[test]
+    fn who_may_not_begin_before_the_other_gives_up_does_not_begin() {
+        let directory = directory("late");
+        let path = directory.join("socket");
+        let impatient = unix_socket().unwrap();
+        bind(&impatient, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        listen(&impatient, 1).unwrap();
+        let hangs_up = thread::spawn(move || {
+            let line = Line(accept_with(&impatient, SocketFlags::CLOEXEC).unwrap());
+            assert!(matches!(line.hear().unwrap(), Some((Message::Hello { .. }, _))));
+            line.say(&Message::Doors, &[]).unwrap();
+        });
+        let mut new = Predecessor::find(&path).unwrap().unwrap();
+        let mut place = Handover::prepare(&path).unwrap();
+        let (config, other) = router("127.0.0.1:0".parse().unwrap());
+        let router = new.start(&config, Options::new().workers(1)).unwrap();
+        hangs_up.join().unwrap();
+        let error = new.relieve(&router, &mut place).unwrap_err().to_string();
+        assert!(error.contains("300 s at most"), "{error}");
+        drop(place);
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 1, "nothing else is left there");
+        let mut client = TcpStream::connect(router.serving()[0].listen).unwrap();
+        client.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        io::Write::write_all(&mut client, b"PING\r\n").unwrap();
+        io::Read::read(&mut client, &mut [0]).expect_err("nobody accepts");
+        router.shutdown(Duration::ZERO);
+        other.shutdown(Duration::ZERO);
+        fs::remove_dir_all(&directory).unwrap();
+    }
+
+    #[test]
+    fn who_takes_no_client_is_not_waited_for() {
+        let (_, old) = router("127.0.0.1:0".parse().unwrap());
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        set_socket_send_buffer_size(&ours, 1).unwrap();
+        let at = old.serving()[0].listen;
+        let mut clients: Vec<_> = (0..60).map(|_| TcpStream::connect(at).unwrap()).collect();
+        for client in &mut clients {
+            io::Write::write_all(client, b"PING\r\n").unwrap();
+            io::Read::read(client, &mut [0; 16]).unwrap();
+        }
+        let (done, ends) = mpsc::channel();
+        thread::spawn(move || {
+            Successor { line: Line(ours), pid: None }.take(&old, Duration::from_millis(100));
+            done.send(())
+        });
+        ends.recv_timeout(Duration::from_secs(30)).expect("it ends");
+        drop((theirs, clients));
+    }
+
     #[test]
     fn whoever_talks_nonsense_gets_nothing_and_the_next_one_is_heard() {
-        let directory = std::env::temp_dir().join(format!("router-handover-{}", std::process::id()));
-        fs::create_dir_all(&directory).unwrap();
+        let directory = directory("handover");
         let path = directory.join("socket");
         assert!(Predecessor::find(&path).unwrap().is_none(), "nobody is there");
         fs::write(&path, "").unwrap();
-        assert!(Handover::listen(&path).unwrap_err().to_string().contains("no socket"));
+        assert!(Handover::prepare(&path).unwrap_err().to_string().contains("no socket"));
         fs::remove_file(&path).unwrap();
 
         let (config, old) = router("127.0.0.1:0".parse().unwrap());
-        let handover = Handover::listen(&path).unwrap();
+        let mut handover = Handover::prepare(&path).unwrap();
+        assert!(Predecessor::find(&path).unwrap().is_none(), "it is not shown");
+        handover.show();
         let waiting = old.clone();
         let waits = thread::spawn(move || handover.wait(&waiting));
 
@@ -428,9 +581,15 @@ mod tests {
         assert_eq!((new.doors.len(), new.doors[0].sockets.len()), (1, 3));
         let router = new.start(&config, Options::new().workers(1)).unwrap();
         assert_eq!(router.serving(), old.serving(), "any free port stays the same one");
-        new.relieve(&router).unwrap();
-        let successor = waits.join().unwrap().unwrap();
-        assert_eq!(successor.pid().unsigned_abs(), std::process::id());
+        let late = connected(&path);
+        late.say(&Message::Hello { version: VERSION }, &[]).unwrap();
+        let mut next = Handover::prepare(&path).unwrap();
+        new.relieve(&router, &mut next).unwrap();
+        let successor = waits.join().unwrap();
+        assert_eq!(successor.pid().map(i32::unsigned_abs), Some(std::process::id()));
+        assert!(matches!(late.hear().unwrap(), Some((Message::Refused { why }, _)) if why == LATE));
+        connected(&path);
+        drop(next);
         successor.take(&old, Duration::from_secs(5));
         assert!(TcpStream::connect(router.serving()[0].listen).is_ok());
         assert!(Predecessor::find(&path).unwrap().is_none(), "a socket that is left over is nobody");

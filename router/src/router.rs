@@ -431,8 +431,8 @@ impl RouterHandle {
         self.tell(|| Control::Open);
     }
 
-    /// The sockets that are listened on, once more.
-    pub(crate) fn sockets(&self) -> Vec<Inherited> {
+    /// The sockets that are listened on, once more: all, or none.
+    pub(crate) fn sockets(&self) -> io::Result<Vec<Inherited>> {
         let state = lock(&self.shared.state);
         let (reply, replies) = channel::channel();
         self.tell(|| Control::Sockets(reply.clone()));
@@ -443,13 +443,19 @@ impl RouterHandle {
             (door.id, Inherited { service, configured, sockets: Vec::new() })
         };
         let mut all: Vec<(DoorId, Inherited)> = doors.map(nothing).collect();
-        for (id, socket) in replies {
-            let of = all.iter_mut().find(|(door, _)| *door == id);
-            if let Some((_, door)) = of {
-                door.sockets.push(socket.into());
+        let mut answers = 0;
+        for sockets in replies {
+            for (id, socket) in sockets? {
+                if let Some((_, door)) = all.iter_mut().find(|(door, _)| *door == id) {
+                    door.sockets.push(socket.into());
+                }
             }
+            answers += 1;
         }
-        all.into_iter().map(|(_, door)| door).filter(|door| !door.sockets.is_empty()).collect()
+        if answers < self.shared.workers.len() {
+            return Err(io::Error::other("a worker has ended"));
+        }
+        Ok(all.into_iter().map(|(_, door)| door).filter(|door| !door.sockets.is_empty()).collect())
     }
 
     /// Serves a client that another process had so far.

@@ -188,7 +188,7 @@ pub(crate) enum Control {
     /// A client that another process had.
     Adopt(Guest),
     /// Say which sockets you listen on.
-    Sockets(Sender<(DoorId, OwnedFd)>),
+    Sockets(Sender<io::Result<Vec<(DoorId, OwnedFd)>>>),
     /// Say what you have counted.
     Stats(oneshot::Sender<Measured>),
     /// Finish what is under way, then end; after this long end anyway.
@@ -464,7 +464,7 @@ async fn work(setup: Setup) -> io::Result<()> {
                 worker.clock.wake_all();
             }
             Some(Control::Adopt(guest)) => adopt(&worker, &services, guest),
-            Some(Control::Sockets(reply)) => services.sockets(&reply),
+            Some(Control::Sockets(reply)) => drop(reply.send(services.sockets())), // whoever asked may have gone
             Some(Control::Shutdown(grace)) => break grace,
             Some(Control::GiveWay(heir, grace)) => {
                 *worker.heir.borrow_mut() = Some(heir);

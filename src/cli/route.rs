@@ -16,7 +16,7 @@ use clap::Args;
 use membership::{AdminApi, Event, Node, Observer, View, What};
 use router::{
     CloneAt, Config, GroupClones, Options, Reloaded, RouterHandle, Serving, Surroundings,
-    handover::{Predecessor, Successor},
+    handover::{Handover, Predecessor, Successor},
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -124,12 +124,12 @@ impl Router {
         // Each client may take a connection to a server, too.
         let most = files::for_clients() / (2 * workers);
         options.limits.clients = options.limits.clients.min(most.max(1));
-        let mut predecessor = match &self.upgrade_socket {
+        let (mut predecessor, handover) = match &self.upgrade_socket {
             Some(path) => match stops.unless(upgrade::find(path)).await? {
-                Some(found) => found,
+                Some((found, handover)) => (found, Some(handover)),
                 None => return Ok(0),
             },
-            None => None,
+            None => (None, None),
         };
         let started = match &mut predecessor {
             None => router::start(&config, options),
@@ -176,7 +176,7 @@ impl Router {
         let groups = config.groups().into_iter().map(Into::into).collect();
         let file = File { path: self.config, text: self.text, follows_groups, zone };
         let (successor, successors) = mpsc::channel(1);
-        let place = self.upgrade_socket.map(|path| (upgrade::Place::new(path), again, successor));
+        let next = handover.map(|handover| (upgrade::with_admin(handover, again), successor));
         let drain = self.drain.map(|time| time.0);
         let mut running = Running {
             router: router.clone(),
@@ -188,7 +188,8 @@ impl Router {
             ready: false,
             api,
             predecessor,
-            place,
+            next,
+            gave_way: false,
             last: drain.unwrap_or(LAST),
         };
         let outcome = tokio::select! {
@@ -205,6 +206,11 @@ impl Router {
         }
         outcome.map(|()| 0)
     }
+}
+
+/// A process beside this one, which may have no number here.
+fn process(pid: Option<i32>) -> String {
+    pid.map_or_else(|| "a process without a number here".into(), |pid| format!("process {pid}"))
 }
 
 /// Says where services are served. It serves whether anybody reads this or not.
@@ -274,8 +280,10 @@ struct Running {
     api: Option<AdminApi>,
     /// Who serves as long as this router does not.
     predecessor: Option<Predecessor>,
-    /// Where the next one comes, and what it is given, once this one serves.
-    place: Option<(upgrade::Place, Option<TcpListener>, mpsc::Sender<Successor>)>,
+    /// Where the next one comes once this one serves.
+    next: Option<(Handover, mpsc::Sender<Successor>)>,
+    /// Whether the next one serves: what is under way is all that is left here.
+    gave_way: bool,
     /// How long clients may stay that do not pass to the next one.
     last: Duration,
 }
@@ -305,7 +313,7 @@ impl Running {
         let mut taken: Option<JoinHandle<()>> = None;
         loop {
             if self.predecessor.is_none() || self.sees_all() {
-                self.serve()?;
+                self.serve().await?;
             }
             let all_passed = async {
                 match &mut taken {
@@ -353,21 +361,20 @@ impl Running {
     }
 
     /// Takes clients in, if that is still to be done, and waits for the next router from then on.
-    fn serve(&mut self) -> Result<(), Failure> {
+    async fn serve(&mut self) -> Result<(), Failure> {
+        let Some((mut next, successor)) = self.next.take() else { return Ok(()) };
         if let Some(predecessor) = self.predecessor.take() {
             let pid = predecessor.pid();
-            predecessor.relieve(&self.router)?;
+            next = upgrade::relieve(predecessor, self.router.clone(), next).await?;
             tracing::info!(pid, "this router serves in place of the one that ran before");
             announce(self.router.serving(), self.json);
             let object = json!({"event": "took_over", "from": pid});
-            let text = format!("this router serves in place of process {pid}");
+            let text = format!("this router serves in place of {}", process(pid));
             let text = if self.json { object.to_string() } else { text };
             tokio::spawn(async move { events::say(text).await });
         }
-        match self.place.take() {
-            Some((place, admin, successor)) => place.open(&self.router, admin, successor),
-            None => Ok(()),
-        }
+        upgrade::open(next, &self.router, successor);
+        Ok(())
     }
 
     /// Hands the clients over to a router that serves. That has been done once what is returned ends.
@@ -375,9 +382,10 @@ impl Running {
         let pid = successor.pid();
         tracing::info!(pid, "another router serves; this one passes its clients on, and ends");
         let object = json!({"event": "gave_way", "to": pid});
-        let text = format!("process {pid} serves in place of this one, which ends");
+        let text = format!("{} serves in place of this one, which ends", process(pid));
         let text = if self.json { object.to_string() } else { text };
         tokio::spawn(async move { events::say(text).await });
+        self.gave_way = true;
         // Who asks how this router does means the new one.
         self.api = None;
         if let Some(node) = self.node.clone() {
@@ -485,6 +493,10 @@ impl Running {
     }
 
     async fn take_over(&mut self) -> Result<Reloaded, Failure> {
+        if self.gave_way {
+            // It would open addresses again that only the next one may have.
+            return Err(Failure::new(exit::FAILED, "another router serves in place of this one: ask that"));
+        }
         let (text, config) = self.file.again()?;
         let groups: Vec<String> = config.groups().into_iter().map(Into::into).collect();
         self.observe(&groups).await?;

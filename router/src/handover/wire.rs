@@ -5,8 +5,11 @@ use std::{
     io::{self, IoSlice, IoSliceMut},
     mem::MaybeUninit,
     net::SocketAddr,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
-    time::Duration,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    time::{Duration, Instant},
 };
 
 use rustix::net::{
@@ -15,9 +18,13 @@ use rustix::net::{
     sockopt::{Timeout, set_socket_timeout},
 };
 use serde::{Deserialize, Serialize};
+use tokio::runtime::{Builder, Runtime};
 
 /// What this build says. Fields that come later need a default; what changes the meaning of a message is another version.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
+
+/// How long the other side may take for an answer that it has at hand, and for what it only has to take.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Most bytes of a message: of a client's next request little goes over, and its name may be long.
 const MOST: usize = 128 * 1024;
@@ -36,8 +43,12 @@ pub(super) enum Message {
     Beside { name: String },
     /// Those were all.
     Doors,
-    /// The new process serves.
+    /// The new process can serve, and asks for its turn.
     Serving,
+    /// It has it.
+    Yours,
+    /// The new process serves, and the next one finds it.
+    Found,
     /// A client, with its connection.
     Client {
         service: Box<str>,
@@ -50,6 +61,23 @@ pub(super) enum Message {
     },
 }
 
+/// Who is at the other side, as the kernel says.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Peer {
+    /// None where its processes have no numbers here, as between containers.
+    pub pid: Option<i32>,
+    pub uid: u32,
+}
+
+/// What asks the kernel about peers.
+pub(super) fn kernel() -> io::Result<Runtime> {
+    Builder::new_current_thread().enable_io().build()
+}
+
+fn late() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "it takes too long")
+}
+
 /// One side of a conversation.
 #[derive(Debug)]
 pub(super) struct Line(pub OwnedFd);
@@ -60,7 +88,30 @@ impl Line {
         Ok(set_socket_timeout(&self.0, Timeout::Recv, patience)?)
     }
 
+    /// Who is at the other side. Takes the line along for a moment, as tokio wants sockets to be its own.
+    pub fn peer(self, kernel: &Runtime) -> io::Result<(Self, Peer)> {
+        let socket = UnixStream::from(self.0);
+        socket.set_nonblocking(true)?;
+        let _here = kernel.enter();
+        let socket = tokio::net::UnixStream::from_std(socket)?;
+        let told = socket.peer_cred()?;
+        let peer = Peer { pid: told.pid().filter(|pid| *pid != 0), uid: told.uid() };
+        let socket = socket.into_std()?;
+        socket.set_nonblocking(false)?;
+        Ok((Self(socket.into()), peer))
+    }
+
     pub fn say(&self, message: &Message, files: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.say_within(PATIENCE, message, files)
+    }
+
+    /// Fails as [`io::ErrorKind::TimedOut`] if the other side does not take it so long.
+    pub fn say_within(
+        &self,
+        patience: Duration,
+        message: &Message,
+        files: &[BorrowedFd<'_>],
+    ) -> io::Result<()> {
         let text = rmp_serde::to_vec_named(message).map_err(io::Error::other)?;
         if text.len() > MOST {
             return Err(io::Error::other("more is known of it than fits into a message"));
@@ -70,11 +121,20 @@ impl Line {
         if !files.is_empty() && !with.push(SendAncillaryMessage::ScmRights(files)) {
             return Err(io::Error::other("too many files for one message"));
         }
+        let begun = Instant::now();
         loop {
+            let left = patience.saturating_sub(begun.elapsed());
+            // None at all would mean for ever, and the kernel counts up to some number only.
+            let wait = left.clamp(Duration::from_millis(1), Duration::from_secs(24 * 60 * 60));
+            set_socket_timeout(&self.0, Timeout::Send, Some(wait))?;
             match sendmsg(&self.0, &[IoSlice::new(&text)], &mut with, SendFlags::NOSIGNAL) {
                 Ok(_) => return Ok(()),
+                Err(rustix::io::Errno::AGAIN) => return Err(late()),
                 // As many files are on their way as may be: until the other side has taken some.
                 Err(rustix::io::Errno::TOOMANYREFS | rustix::io::Errno::NOBUFS) => {
+                    if left.is_zero() {
+                        return Err(late());
+                    }
                     std::thread::sleep(Duration::from_millis(1));
                 }
                 Err(rustix::io::Errno::INTR) => {}
@@ -92,6 +152,9 @@ impl Line {
             match recvmsg(&self.0, &mut [IoSliceMut::new(&mut text)], &mut with, RecvFlags::CMSG_CLOEXEC) {
                 Ok(heard) => break heard,
                 Err(rustix::io::Errno::INTR) => {}
+                // It hung up before it read what it was told.
+                Err(rustix::io::Errno::CONNRESET) => return Ok(None),
+                Err(rustix::io::Errno::AGAIN) => return Err(late()),
                 Err(error) => return Err(error.into()),
             }
         };

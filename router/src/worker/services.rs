@@ -10,7 +10,7 @@ use std::{
     net::TcpListener,
     os::fd::{AsFd, OwnedFd},
     rc::{Rc, Weak},
-    sync::{Arc, mpsc::Sender},
+    sync::Arc,
 };
 
 use membership_sync::Reader;
@@ -229,16 +229,15 @@ impl Services {
         outcome
     }
 
-    /// Gives all sockets that are listened on, once more.
-    pub fn sockets(&self, to: &Sender<(DoorId, OwnedFd)>) {
+    /// All sockets that are listened on, once more.
+    pub fn sockets(&self) -> io::Result<Vec<(DoorId, OwnedFd)>> {
+        let mut all = Vec::new();
         for door in &*self.doors.borrow() {
             for socket in door.sockets.iter().filter_map(Weak::upgrade) {
-                match socket.as_fd().try_clone_to_owned() {
-                    Ok(socket) => drop(to.send((door.id, socket))), // whoever asked may have gone
-                    Err(error) => tracing::warn!(%error, "a listening socket cannot be handed over"),
-                }
+                all.push((door.id, socket.as_fd().try_clone_to_owned()?));
             }
         }
+        Ok(all)
     }
 
     /// Every service that serves now.
