@@ -177,7 +177,7 @@ impl MemcachedService {
         let tag = |racs| Tag::new(client, seq, keys.note, racs, keys.access);
         if let (1, Some((racs, text))) = (split.parts().len(), split.parts().next()) {
             self.send(tag(racs), text);
-        } else {
+        } else if self.admits(client, seq, keys.note, command) {
             let gather = self.dialect.gathers.take();
             gather.borrow_mut().values(command, keys, &split);
             for (part, (racs, text)) in (0..).zip(split.parts()) {
@@ -198,6 +198,9 @@ impl MemcachedService {
     ) {
         debug_assert_eq!(note.kind, Kind::Ok);
         self.counters.requests.add(1);
+        if !self.admits(client, seq, note, command) {
+            return;
+        }
         let gather = self.dialect.gathers.take();
         gather.borrow_mut().oks(self.racs());
         self.dialect.without(command, cut, |command| {

@@ -396,7 +396,8 @@ impl<D: Dialect> Service<D> {
     pub fn send(self: &Rc<Self>, mut tag: Tag<D>, command: &[u8]) {
         tag.began = self.worker.clock.fine();
         tag.client.owe(command.len());
-        if !self.admission.enter() {
+        // Of a command in parts all are let in, or none: see `admits`.
+        if !self.admission.enter() && tag.part.is_none() {
             return self.overloaded(tag, command, TOO_MANY);
         }
         if tag.access == Access::Read {
@@ -413,6 +414,25 @@ impl<D: Dialect> Service<D> {
             Target::Full => self.overloaded(tag, command, SERVERS_FULL),
             Target::Exhausted => self.unavailable(tag, command, "no clone of the partition's RACS answers"),
         }
+    }
+
+    /// Whether a command in several parts may go on: it is let in as a whole, before any part of it is sent, and then
+    /// counts as its parts. Even those may be more than the limit, or such a command would never be let in. If not, its
+    /// client hears so.
+    #[must_use]
+    pub fn admits(&self, client: &Client<D>, seq: Seq, note: D::Note, command: &[u8]) -> bool {
+        if self.admission.has_room() {
+            return true;
+        }
+        self.counters.overloaded.add(1);
+        Tally::add(&client.tally.failed);
+        if let Some(log) = &self.log {
+            self.note(log, client, D::name(command), None, None, 0, Some(TOO_MANY), Duration::ZERO);
+        }
+        let mut reply = Vec::new();
+        D::push_failure(&mut reply, Failure::Unavailable(TOO_MANY));
+        client.fill(seq, D::shown(note, &reply), usize::MAX);
+        false
     }
 
     fn pick(&self, tag: &Tag<D>) -> Target {

@@ -138,7 +138,7 @@ impl Dialect for Redis {
 
     fn take(service: &Rc<RedisService>, client: &Rc<Client>, commands: &mut Commands, input: &[u8]) -> Taken {
         let Commands { scanner, args } = commands;
-        let limits = if client.session.is_admitted() { &service.dialect.limits } else { &STRANGERS };
+        let limits = if client.session.is_admitted(service) { &service.dialect.limits } else { &STRANGERS };
         let (len, next) = match scanner.scan(input, args, limits) {
             Ok(Scan::Incomplete) => return Taken::Incomplete,
             Ok(Scan::Empty(len)) => (len, Next::Continue),

@@ -11,7 +11,7 @@ use std::{
 };
 
 use common::{
-    FakeServer, Router, eventually,
+    FakeServer, Router, command, eventually, service,
     speech::{ALL, Speech},
     view,
 };
@@ -165,4 +165,110 @@ fn reads_go_to_the_clone_that_has_room() {
         });
         assert!(!full.seen().iter().any(|seen| seen.contains("other")), "a refused update is never sent");
     }
+}
+
+/// A server that takes every update of Redis' and memcached's here, and keeps whoever asks it for `held` waiting.
+fn taker(redis: bool, held: &Arc<Mutex<()>>) -> FakeServer {
+    let held = Arc::clone(held);
+    FakeServer::start(move |peer| {
+        if !redis {
+            while peer.text().is_some() {
+                peer.send("OK\r\n");
+            }
+            return;
+        }
+        while let Some(args) = peer.command() {
+            match args[0].as_str() {
+                "DEL" => peer.send(&format!(":{}\r\n", args.len() - 1)),
+                "MGET" => peer.send(&format!("*{}\r\n{}", args.len() - 1, "$-1\r\n".repeat(args.len() - 1))),
+                "INCR" => {
+                    drop(held.lock().unwrap());
+                    peer.send(":1\r\n");
+                }
+                _ => peer.send("+OK\r\n"),
+            }
+        }
+    })
+}
+
+#[test]
+fn a_command_in_parts_is_let_in_as_a_whole_or_not_at_all() {
+    let held = Arc::new(Mutex::new(()));
+    let keys: Vec<String> = (0..20).map(|n| format!("k{n}")).collect();
+    let with_keys = |name: &str, value: bool| {
+        let mut words = vec![name];
+        for key in &keys {
+            words.push(key);
+            words.extend(value.then_some("v"));
+        }
+        command(&words)
+    };
+    for limit in [1, 2u64] {
+        let servers = [true; 3].map(|redis| taker(redis, &held));
+        let racs: Vec<_> = servers.iter().map(|server| vec![server.addr]).collect();
+        let racs: Vec<_> = racs.iter().map(|racs| &racs[..]).collect();
+        let router = Router::start(&service("redis", &format!("max_in_flight = {limit}"), &racs));
+        let mut client = router.client();
+        // The limit is less than their parts are.
+        for (text, reply) in [
+            (with_keys("DEL", false), ":20\r\n"),
+            (with_keys("MSET", true), "+OK\r\n"),
+            (command(&["FLUSHALL"]), "+OK\r\n"),
+        ] {
+            client.send(&text);
+            assert_eq!(client.reply(), reply);
+        }
+        client.send(with_keys("MGET", false));
+        assert!(client.reply().starts_with("*20\r\n$-1\r\n"));
+        // Others have all the room there is.
+        let guard = held.lock().unwrap();
+        let mut others: Vec<_> = (0..limit).map(|_| router.client()).collect();
+        others.iter_mut().for_each(|other| other.send(command(&["INCR", "n"])));
+        eventually("they are under way", || router.stats().in_flight == limit);
+        let seen = || servers.iter().map(|server| server.seen().len()).sum::<usize>();
+        eventually("one has it", || servers.iter().any(|server| server.seen().contains(&"INCR n".into())));
+        let before = seen();
+        for text in [
+            with_keys("DEL", false),
+            with_keys("MSET", true),
+            command(&["FLUSHALL"]),
+            command(&["SCAN", "0"]),
+        ] {
+            client.send(&text);
+            let reply = client.reply();
+            assert_eq!(reply, "-TRYAGAIN phalanx: too many requests are under way; nothing was done\r\n");
+        }
+        assert!(seen() < before + limit as usize, "of these nothing was sent");
+        assert_eq!(router.stats().overloaded, 4);
+        drop(guard);
+        others.iter_mut().for_each(|other| assert_eq!(other.reply(), ":1\r\n"));
+        eventually("all is over", || router.stats().in_flight == 0);
+    }
+    let servers = [false; 3].map(|redis| taker(redis, &held));
+    let racs: Vec<_> = servers.iter().map(|server| vec![server.addr]).collect();
+    let racs: Vec<_> = racs.iter().map(|racs| &racs[..]).collect();
+    let router = Router::start(&service("memcached", "max_in_flight = 2", &racs));
+    let mut client = router.client();
+    client.send("flush_all\r\n");
+    assert_eq!(client.line(), "OK\r\n");
+}
+
+#[test]
+fn an_update_of_which_a_part_was_done_is_not_called_undone() {
+    let held = Arc::new(Mutex::new(()));
+    let servers = [taker(true, &held), taker(true, &held)];
+    let config = service("redis", "max_in_flight_per_server = 1", &[&[servers[0].addr], &[servers[1].addr]]);
+    let router = Router::start(&config);
+    let guard = held.lock().unwrap();
+    let mut other = router.client();
+    other.send(command(&["INCR", "n"]));
+    eventually("one is busy", || servers.iter().any(|server| !server.seen().is_empty()));
+    let mut client = router.client();
+    assert_eq!(
+        client.command(&["FLUSHALL"]),
+        "-ERR phalanx: a part of it was done: the partition's servers have as many requests under way as they may\r\n"
+    );
+    assert!(servers.iter().any(|server| server.seen() == ["FLUSHALL"]));
+    drop(guard);
+    assert_eq!(other.reply(), ":1\r\n");
 }

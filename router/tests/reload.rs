@@ -247,6 +247,29 @@ fn connections_that_were_let_in_by_an_old_password_end() {
     std::fs::remove_file(&file).unwrap();
 }
 
+#[test]
+fn who_gave_no_password_is_let_in_once_none_is_asked_for() {
+    let server = FakeServer::start(|peer| {
+        while peer.command().is_some() {
+            peer.send("+OK\r\n");
+        }
+    });
+    let file = std::env::temp_dir().join(format!("router-admitted-{}", std::process::id()));
+    std::fs::write(&file, "secret\n").unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let auth = format!("auth = {{ client_password_file = \"{}\" }}", file.display());
+    let router = Router::start(&one("kv", any(), "redis", &auth, 4, &[server.addr]));
+    let mut clients = [router.client(), router.client()];
+    for client in &mut clients {
+        assert_eq!(client.command(&["GET", "k"]), "-NOAUTH Authentication required.\r\n");
+    }
+    reload(&router, &one("kv", any(), "redis", "", 4, &[server.addr]));
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(clients[0].command(&["GET", "k"]), "+OK\r\n");
+    let large = "v".repeat(100_000);
+    assert_eq!(clients[1].command(&["SET", "k", &large]), "+OK\r\n", "it has the room of all others, too");
+}
+
 /// The `n`th of a series of configurations that all serve `web` and `kv` where the first one does.
 fn variant(
     n: usize,

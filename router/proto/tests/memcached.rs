@@ -362,7 +362,33 @@ fn all_must_say_ok() {
     let mut gather = Gather::default();
     for (replies, expected) in [
         (["OK\r\n", "OK\r\n"], "OK\r\n"),
-        (["OK\r\n", "CLIENT_ERROR flush_all not allowed\r\n"], "CLIENT_ERROR flush_all not allowed\r\n"),
+        (
+            ["CLIENT_ERROR flush_all not allowed\r\n", "CLIENT_ERROR flush_all not allowed\r\n"],
+            "CLIENT_ERROR flush_all not allowed\r\n",
+        ),
+        // Who hears that nothing was done must be able to believe it.
+        (
+            ["OK\r\n", "CLIENT_ERROR flush_all not allowed\r\n"],
+            "SERVER_ERROR phalanx: a part of it was done: CLIENT_ERROR flush_all not allowed\r\n",
+        ),
+        (
+            ["SERVER_ERROR phalanx: busy; nothing was done\r\n", "OK\r\n"],
+            "SERVER_ERROR phalanx: a part of it was done: busy\r\n",
+        ),
+        (
+            [
+                "SERVER_ERROR phalanx: busy; nothing was done\r\n",
+                "SERVER_ERROR phalanx: outcome unknown: x\r\n",
+            ],
+            "SERVER_ERROR phalanx: outcome unknown: x\r\n",
+        ),
+        (
+            [
+                "SERVER_ERROR phalanx: busy; nothing was done\r\n",
+                "SERVER_ERROR phalanx: no leader; nothing was done\r\n",
+            ],
+            "SERVER_ERROR phalanx: busy; nothing was done\r\n",
+        ),
     ] {
         gather.oks(2);
         assert!(!gather.put(1, replies[1].as_bytes()));

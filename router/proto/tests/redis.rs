@@ -399,8 +399,59 @@ fn replies_are_put_together_in_the_order_of_the_keys() {
     assert_eq!(mset(&[(1, "-ERR b\r\n"), (0, "-ERR a\r\n")]), "-ERR a\r\n", "the first by order of keys");
     let count = |replies: &[(u16, &str)]| gather(Family::CountUpdate, &[0, 1, 1], 2, replies);
     assert_eq!(count(&[(0, ":1\r\n"), (1, ":2\r\n")]), ":3\r\n");
-    assert_eq!(count(&[(0, ":1\r\n"), (1, "-MOVED 1 a\r\n")]), "-MOVED 1 a\r\n");
+    assert_eq!(
+        count(&[(0, ":1\r\n"), (1, "-MOVED 1 a\r\n")]),
+        "-ERR phalanx: a part of it was done: MOVED 1 a\r\n"
+    );
     assert!(count(&[(0, ":1\r\n"), (1, "+OK\r\n")]).starts_with("-ERR phalanx"));
+}
+
+#[test]
+fn an_update_of_which_a_part_was_done_says_so() {
+    let gather = |family: Option<Family>, replies: [&str; 3]| {
+        let mut gather = Gather::default();
+        match family {
+            Some(family) => gather.keys(family, &[0, 1, 2], 3),
+            None => gather.all(Spread::Same, 3, 0),
+        }
+        for (part, reply) in (0..).zip(replies) {
+            gather.put(part, reply.as_bytes());
+        }
+        let mut out = vec![];
+        gather.write(&mut out);
+        assert_eq!(ReplyScanner::default().scan(&out), Ok(Some(out.len())));
+        String::from_utf8(out).unwrap()
+    };
+    let refused = "-TRYAGAIN phalanx: too many requests are under way; nothing was done\r\n";
+    let unknown = "-ERR phalanx: outcome unknown: it failed\r\n";
+    for (family, ok) in
+        [(Some(Family::Mset), "+OK\r\n"), (Some(Family::CountUpdate), ":1\r\n"), (None, "+OK\r\n")]
+    {
+        for replies in [[ok, refused, refused], [refused, refused, ok], [refused, ok, unknown]] {
+            assert_eq!(
+                gather(family, replies),
+                "-ERR phalanx: a part of it was done: too many requests are under way\r\n"
+            );
+        }
+        assert_eq!(
+            gather(family, [unknown, ok, refused]),
+            "-ERR phalanx: a part of it was done: outcome unknown: it failed\r\n"
+        );
+        let partly = gather(family, [ok, "!6\r\nOOM no\r\n", ok]);
+        assert_eq!(partly, "-ERR phalanx: a part of it was done: OOM no\r\n");
+        // A server may be a router, too.
+        assert_eq!(gather(family, [refused, &partly, refused]).matches("was done").count(), 1);
+        assert_eq!(gather(family, [&partly, ok, ok]), partly);
+        assert_eq!(gather(family, [refused, unknown, refused]), unknown, "who may have been done is told of");
+        assert_eq!(gather(family, [refused; 3]), refused, "nothing was done");
+        let long = format!("-ERR {}\r\n", "x".repeat(100_000));
+        assert!(gather(family, [ok, ok, &long]).len() < 600);
+    }
+    assert_eq!(
+        gather(Some(Family::CountRead), [":1\r\n", refused, ":1\r\n"]),
+        refused,
+        "a read does nothing"
+    );
 }
 
 /// Room for all parts was once reserved by the length of the first reply: one command took terabytes.

@@ -263,9 +263,13 @@ impl RedisService {
             return;
         }
         self.counters.requests.add(1);
+        let note = Note { replies: 1, proto: client.session.proto() };
+        if !self.admits(client, seq, note, command) {
+            split.shrink();
+            return;
+        }
         let gather = self.dialect.gathers.take();
         gather.borrow_mut().keys(family, part_of_key, u16::try_from(parts.len()).expect("checked above"));
-        let note = Note { replies: 1, proto: client.session.proto() };
         for (part, racs) in (0..).zip(&*parts) {
             text.clear();
             sub.write(part_of_key, part, text);
@@ -279,9 +283,12 @@ impl RedisService {
     fn dispatch_all(self: &Rc<Self>, client: &Rc<Client>, seq: Seq, spread: Spread, command: &[u8]) {
         self.counters.requests.add(1);
         let count = u16::try_from(self.racs()).expect("a service has fewer than 2^16 RACS");
+        let note = Note { replies: 1, proto: client.session.proto() };
+        if !self.admits(client, seq, note, command) {
+            return;
+        }
         let gather = self.dialect.gathers.take();
         gather.borrow_mut().all(spread, count, self.random());
-        let note = Note { replies: 1, proto: client.session.proto() };
         for part in 0..count {
             let tag = Tag::new(client, seq, note, RacsId::new(part.into()), spread.access());
             self.send(tag.part(&gather, part), command);
@@ -296,11 +303,14 @@ impl RedisService {
             return;
         };
         self.counters.requests.add(1);
+        let note = Note { replies: 1, proto: client.session.proto() };
+        if !self.admits(client, seq, note, command) {
+            return;
+        }
         let mut text = Vec::new();
         cursor.write(command, args, &mut text);
         let gather = self.dialect.gathers.take();
         gather.borrow_mut().scan(cursor, racs);
-        let note = Note { replies: 1, proto: client.session.proto() };
         let tag = Tag::new(client, seq, note, RacsId::new(cursor.racs), Access::Update);
         self.send(tag.part(&gather, 0), &text);
     }

@@ -60,9 +60,17 @@ impl Session {
         self.special.get()
     }
 
-    /// Whether it gave the password, or none is asked for.
-    pub fn is_admitted(&self) -> bool {
-        !self.special.get() || self.connection.borrow().admitted
+    /// Whether it gave the password, or none is asked for (any more): then it is let in for good.
+    pub fn is_admitted(&self, service: &RedisService) -> bool {
+        if !self.special.get() || self.connection.borrow().admitted {
+            return true;
+        }
+        let admitted = service.dialect.auth.clients.is_none();
+        if admitted {
+            self.connection.borrow_mut().admitted = true;
+            self.update();
+        }
+        admitted
     }
 
     /// The protocol that the client speaks.

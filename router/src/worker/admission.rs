@@ -42,6 +42,11 @@ impl Admission {
         self.under_way.get() <= self.most
     }
 
+    /// Whether one more request may come in.
+    pub fn has_room(&self) -> bool {
+        self.under_way.get() < self.most
+    }
+
     /// A request that came in is over.
     pub fn leave(&self) {
         self.under_way.set(self.under_way.get() - 1);

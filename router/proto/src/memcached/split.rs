@@ -1,7 +1,7 @@
 //! A command over many keys whose keys live on several servers: one command per server, one reply out of
 //! theirs.
 
-use alloc::vec::Vec;
+use alloc::{string::String, vec::Vec};
 
 use super::{
     is_error,
@@ -9,7 +9,7 @@ use super::{
     push_error,
     request::{Keys, MAX_LINE},
 };
-use crate::pmap::RacsId;
+use crate::{pmap::RacsId, racs::Access};
 
 /// The longest line of one part of a `get`: some hundreds of keys, so that nobody waits long behind it.
 const MAX_PART: usize = 16 * 1024;
@@ -110,22 +110,30 @@ pub struct Gather {
     /// Where each part's reply, or what is left of it, is in `bytes`.
     replies: Vec<(usize, usize)>,
     missing: usize,
+    /// Whether the command changes data.
+    update: bool,
 }
+
+/// What some updates' answers begin with, as errors of the router's do.
+const OURS: &str = "SERVER_ERROR phalanx: ";
+/// Follows that where one part of an update was done and another one was not.
+const PARTLY: &str = "a part of it was done: ";
 
 impl Gather {
     /// Waits for the replies to these parts of a command.
     pub fn values(&mut self, command: &[u8], keys: &Keys, split: &Split) {
-        self.start(split.used);
+        self.start(split.used, keys.access == Access::Update);
         self.keys.extend_from_slice(&command[keys.head..keys.end]);
         self.part_of.extend_from_slice(&split.part_of);
     }
 
     /// Waits for so many times `OK`.
     pub fn oks(&mut self, count: usize) {
-        self.start(count);
+        self.start(count, true);
     }
 
-    fn start(&mut self, count: usize) {
+    fn start(&mut self, count: usize, update: bool) {
+        self.update = update;
         self.keys.clear();
         self.part_of.clear();
         self.bytes.clear();
@@ -151,14 +159,14 @@ impl Gather {
     ///
     /// The values stand in the order of the keys, as from one server. If a part failed its error is all there
     /// is: without it the keys of that part would look as if they were not there, which nobody knows, and a
-    /// client might go on to store over them.
+    /// client might go on to store over them. Of an update of which some part was done all the same, the client hears
+    /// that.
     pub fn write(&mut self, out: &mut Vec<u8>) {
         debug_assert_eq!(self.missing, 0);
-        let Self { keys, part_of, bytes, replies, .. } = self;
-        if let Some(&(start, end)) = replies.iter().find(|(start, end)| is_error(&bytes[*start..*end])) {
-            out.extend_from_slice(&bytes[start..end]);
+        if self.push_first_error(out) {
             return;
         }
+        let Self { keys, part_of, bytes, replies, .. } = self;
         if keys.is_empty() {
             out.extend_from_slice(b"OK\r\n");
             return;
@@ -181,6 +189,30 @@ impl Gather {
             out.truncate(from);
             push_error(out, format_args!("a server's reply to its part of a command does not fit"));
         }
+    }
+
+    /// Appends the first error, if there is one. Of an update that says no less than what was done.
+    fn push_first_error(&self, out: &mut Vec<u8>) -> bool {
+        let replies = || self.replies.iter().map(|&(start, end)| &self.bytes[start..end]);
+        let Some(first) = replies().find(|reply| is_error(reply)) else { return false };
+        let says = |reply: &[u8], text: &str| {
+            reply.strip_prefix(OURS.as_bytes()).is_some_and(|rest| rest.starts_with(text.as_bytes()))
+        };
+        if self.update && replies().any(|reply| !is_error(reply) || says(reply, PARTLY)) {
+            let text = String::from_utf8_lossy(first);
+            let text = text.trim_end();
+            let text = match text.strip_prefix(OURS) {
+                Some(text) => text.trim_start_matches(PARTLY).trim_end_matches("; nothing was done"),
+                None => text,
+            };
+            let shown = text.char_indices().nth(500).map_or(text, |(end, _)| &text[..end]);
+            push_error(out, format_args!("{PARTLY}{shown}"));
+            return true;
+        }
+        // Nobody knows of one part: that the first one was not done is not all there is to say.
+        let unknown = replies().find(|reply| self.update && says(reply, "outcome unknown"));
+        out.extend_from_slice(unknown.unwrap_or(first));
+        true
     }
 
     /// Gives memory back that only a large command needed.

@@ -1,7 +1,7 @@
 //! A command that goes to several servers, as its keys live there or because it concerns all: one command per
 //! server, one reply out of theirs.
 
-use alloc::vec::Vec;
+use alloc::{string::String, vec::Vec};
 
 use super::{
     Args, Cursor, Family, Spread, push_error, push_header,
@@ -139,6 +139,9 @@ impl Gather {
     /// of its keys. `MSET`: `OK`, or the first error. The counting ones: the sum, or the first error. Commands
     /// to all: see [`Spread`]; if one failed, its error.
     ///
+    /// The error of one part says nothing about the others: where some part of an update was done all the same,
+    /// the client hears that.
+    ///
     /// # Panics
     /// If a reply is missing.
     pub fn write(&self, out: &mut Vec<u8>) {
@@ -149,14 +152,22 @@ impl Gather {
         let replies: Vec<&[u8]> = replies.collect();
         match self.how {
             How::Scan(cursor, racs) => cursor.translate(replies[0], racs, out),
-            How::All(how, random) => spread::write(how, random, &replies, out),
+            How::All(how, random) => {
+                let update = how == Spread::Same;
+                spread::write(how, random, update, &replies, out);
+            }
             How::Keys(Family::Mget) => write_array(&self.parts, &replies, out),
-            How::Keys(Family::Mset) => match replies.iter().find(|reply| **reply != b"+OK\r\n") {
-                None => out.extend_from_slice(b"+OK\r\n"),
-                Some(other) => push_failure(other, "MSET", out),
-            },
-            How::Keys(Family::CountUpdate | Family::CountRead) => {
-                spread::write(Spread::Sum, 0, &replies, out);
+            How::Keys(Family::Mset) => {
+                if !push_first_error(true, &replies, out) {
+                    match replies.iter().find(|reply| **reply != b"+OK\r\n") {
+                        None => out.extend_from_slice(b"+OK\r\n"),
+                        Some(other) => push_failure(other, "MSET", out),
+                    }
+                }
+            }
+            How::Keys(family @ (Family::CountUpdate | Family::CountRead)) => {
+                let update = family == Family::CountUpdate;
+                spread::write(Spread::Sum, 0, update, &replies, out);
             }
         }
     }
@@ -232,4 +243,37 @@ pub(super) fn push_failure(reply: &[u8], what: &str, out: &mut Vec<u8>) {
     } else {
         push_error(out, format_args!("ERR phalanx: a server's reply to its part of a {what} does not fit"));
     }
+}
+
+/// Begins what the client hears of an update of which one part was done and another one was not.
+const PARTLY: &str = "ERR phalanx: a part of it was done: ";
+
+/// Appends the first error among the replies, if there is one. Of an update that says no less than what was done.
+pub(super) fn push_first_error(update: bool, replies: &[&[u8]], out: &mut Vec<u8>) -> bool {
+    let is_error = |reply: &&&[u8]| matches!(reply.first(), Some(b'-' | b'!'));
+    let begins =
+        |reply: &[u8], text: &str| reply.get(1..).is_some_and(|rest| rest.starts_with(text.as_bytes()));
+    let Some(&first) = replies.iter().find(is_error) else { return false };
+    let done = replies.iter().any(|reply| !is_error(&reply) || begins(reply, PARTLY));
+    if update && done {
+        // A bulk error has its length on a line before.
+        let text = if first.starts_with(b"!") {
+            first.splitn(2, |&byte| byte == b'\n').last()
+        } else {
+            first.get(1..)
+        };
+        let text = String::from_utf8_lossy(text.unwrap_or_default());
+        let text = text.trim_end().trim_start_matches(PARTLY).trim_start_matches("ERR phalanx: ");
+        let text = match text.strip_prefix("TRYAGAIN phalanx: ") {
+            Some(text) => text.trim_end_matches("; nothing was done"),
+            None => text,
+        };
+        let shown = text.char_indices().nth(500).map_or(text, |(end, _)| &text[..end]);
+        push_error(out, format_args!("{PARTLY}{shown}"));
+        return true;
+    }
+    // Nobody knows of one part: that the first one was not done is not all there is to say.
+    let unknown = replies.iter().find(|reply| begins(reply, "ERR phalanx: outcome unknown"));
+    out.extend_from_slice(unknown.filter(|_| update).unwrap_or(&first));
+    true
 }

@@ -4,13 +4,13 @@ use alloc::vec::Vec;
 
 use super::{
     Spread, push_header,
-    split::{Elements, integer, push_failure},
+    split::{Elements, integer, push_failure, push_first_error},
 };
 
-/// Appends the one reply; if one of them is an error or does not fit, an error.
-pub(super) fn write(how: Spread, random: u64, replies: &[&[u8]], out: &mut Vec<u8>) {
-    if let Some(error) = replies.iter().find(|reply| matches!(reply.first(), Some(b'-' | b'!'))) {
-        out.extend_from_slice(error);
+/// Appends the one reply; if one of them is an error or does not fit, an error. `update` says that the command
+/// changes data.
+pub(super) fn write(how: Spread, random: u64, update: bool, replies: &[&[u8]], out: &mut Vec<u8>) {
+    if push_first_error(update, replies, out) {
         return;
     }
     let written = match how {
