@@ -93,6 +93,8 @@ struct Request {
     due: Option<Due>,
     /// The protocol that the client wants to go over to.
     upgrade: Option<Box<[u8]>>,
+    /// Whether its answer always has the body that it speaks of, so that it may come among others' answers.
+    plain: bool,
     /// Whether the key is still to be found, in the body. Until then it has no partition but the first.
     searching: bool,
     partition: PartitionId,
@@ -311,6 +313,7 @@ impl HttpService {
             expects_continue: parsed.expects_continue(),
             due: None,
             upgrade: upgrade.map(Into::into),
+            plain: self.lanes.takes(&parsed, head),
             searching: false,
             partition: PartitionId::new(0),
             racs: RacsId::new(0),

@@ -21,7 +21,7 @@ use std::{
 
 use membership_types::Instant;
 use router_proto::{
-    http::{Body, Listener, Method, ResponseHead},
+    http::{Body, Listener, Method, RequestHead, ResponseHead},
     pipelined::{Gathering, Pipeline},
 };
 
@@ -57,6 +57,7 @@ impl LaneSlot {
             hold: Rc::default(),
             told: Cell::new(false),
             patience: Cell::new(Duration::ZERO),
+            silent_since: Cell::new(None),
             retired: Cell::new(false),
         });
         task::start(&lane);
@@ -88,6 +89,8 @@ pub(super) struct Lane {
     told: Cell<bool>,
     /// For how long the server may be silent.
     patience: Cell<Duration>,
+    /// Since when the server has been silent, until one of those who left for that has told of it.
+    silent_since: Cell<Option<Instant>>,
     /// No request comes any more.
     retired: Cell<bool>,
 }
@@ -155,6 +158,8 @@ struct Waiter {
     /// Whether the client means to go on after this, and whether it hears where it was routed.
     persistent: Cell<bool>,
     labelled: Cell<bool>,
+    /// Whether another process could take the client over.
+    movable: Cell<bool>,
     /// Lines that the router adds to the head.
     lines: RefCell<Vec<u8>>,
     known: Cell<Known>,
@@ -171,6 +176,7 @@ impl Waiter {
             state: Cell::new(State::Waiting),
             persistent: Cell::new(false),
             labelled: Cell::new(false),
+            movable: Cell::new(false),
             lines: RefCell::default(),
             known: Cell::default(),
             out: RefCell::default(),
@@ -228,7 +234,8 @@ impl Listener for Turn<'_> {
         if waiter.labelled.get() {
             parsed.reserve(head, b"x-phalanx-");
         }
-        let persistent = waiter.persistent.get() && !self.worker.is_draining();
+        let moves = waiter.movable.get() && self.worker.gives_way();
+        let persistent = waiter.persistent.get() && (moves || !self.worker.is_draining());
         waiter.known.set(Known { status: parsed.status(), persistent });
         let (mut out, buffers) = (waiter.out.borrow_mut(), &self.worker.buffers);
         for slice in parsed.forward(head) {
@@ -261,6 +268,21 @@ impl Lanes {
     pub fn new(service: &Service) -> Self {
         let most = service.racs.iter().map(|racs| racs.pipeline).collect();
         Self { most, waiters: RefCell::default(), unread: Cell::new(0) }
+    }
+
+    /// Whether this request's answer always has the body that it speaks of.
+    ///
+    /// Others' answers follow it. Were it HEAD, or 304 to what has a condition, a server that sends a body all the same
+    /// would have that read as the next client's answer; and who may store things there says what is in it. A
+    /// part of something is asked for seldom, and its length is what servers get wrong.
+    pub fn takes(&self, parsed: &RequestHead, head: &[u8]) -> bool {
+        let odd = |name: &[u8]| {
+            let conditional = matches!(name, [b'i' | b'I', b'f' | b'F', b'-' | b'_', ..]);
+            conditional || name.eq_ignore_ascii_case(b"range")
+        };
+        self.most.iter().any(|most| *most > 0)
+            && parsed.method() == Method::Get
+            && !parsed.fields().iter().any(|field| odd(field.name.of(head)))
     }
 
     fn waiter(&self) -> Rc<Waiter> {

@@ -44,7 +44,8 @@ pub trait Listener {
 pub struct Read {
     /// Bytes of the input that are dealt with.
     pub len: usize,
-    /// If the answer ends with them: whether the connection goes on.
+    /// If the answer ends with them: whether the connection goes on. It does not behind an answer that must have no
+    /// body whatever it says, for there could be one all the same.
     pub whole: Option<bool>,
 }
 
@@ -99,7 +100,9 @@ impl Answers {
                     if parsed.is_interim() {
                         *interims += 1;
                         // 102 (Processing) and 103 (Early Hints) come unasked, and say nothing that must be passed on.
-                        if !matches!(parsed.status(), 102 | 103) || *interims > MAX_INTERIM {
+                        // One that speaks of a body may have one.
+                        let passes = matches!(parsed.status(), 102 | 103) && parsed.persistent();
+                        if !passes || *interims > MAX_INTERIM {
                             return Err(Doubt::Interim);
                         }
                         *scan = HeadScan::default();
@@ -115,7 +118,10 @@ impl Answers {
                         Body::UntilClose => return Err(Doubt::UntilClose),
                     };
                     listener.head(head, &mut parsed);
-                    let persistent = parsed.persistent();
+                    // Servers that send a body where there must be none are many, and what is in it a stranger may
+                    // have put there: nothing behind such an answer is known to be one.
+                    let bodiless = to == Method::Head || matches!(parsed.status(), 204 | 205 | 304);
+                    let persistent = parsed.persistent() && !bodiless;
                     match rest {
                         Some(rest) => self.0 = State::Body { rest, persistent },
                         None => {
@@ -155,7 +161,7 @@ impl Answers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::{string::String, vec::Vec};
+    use alloc::{format, string::String, vec::Vec};
     use membership_types::Rng;
 
     /// Statuses and bodies.
@@ -219,6 +225,22 @@ mod tests {
     }
 
     #[test]
+    fn behind_an_answer_that_must_have_no_body_nothing_is_believed() {
+        for (to, status, goes_on) in [
+            (Method::Get, "200 OK", true),
+            (Method::Get, "404 Not Found", true),
+            (Method::Head, "200 OK", false),
+            (Method::Get, "204 No Content", false),
+            (Method::Get, "205 Reset Content", false),
+            (Method::Get, "304 Not Modified", false),
+        ] {
+            let wire = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
+            let read = Answers::default().read(wire.as_bytes(), to, &mut Heard::default());
+            assert_eq!(read, Ok(Read { len: wire.len(), whole: Some(goes_on) }), "{status}");
+        }
+    }
+
+    #[test]
     fn whatever_leaves_doubt_ends_the_connection() {
         let good = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
         for (bad, doubt) in [
@@ -227,6 +249,7 @@ mod tests {
             ("HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n", Doubt::NoRequest),
             ("HTTP/1.1 100 Continue\r\n\r\n", Doubt::Interim),
             ("HTTP/1.1 199 Odd\r\n\r\n", Doubt::Interim),
+            ("HTTP/1.1 103 Early Hints\r\nContent-Length: 2\r\n\r\nok", Doubt::Interim),
             (
                 "HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n",
                 Doubt::Refused(Refusal::UnaskedUpgrade),

@@ -3,7 +3,7 @@
 use std::{pin::Pin, rc::Rc, task::Poll};
 
 use router_proto::{
-    http::{Body, Method, Version},
+    http::{Body, Version},
     racs::Access,
 };
 use tokio::io::AsyncWrite;
@@ -26,8 +26,8 @@ enum Cut {
 }
 
 impl HttpService {
-    /// The lane that this request may take to `server`, if it may take one: a plain GET or HEAD, which nothing
-    /// follows, whose answer can be made out among others.
+    /// The lane that this request may take to `server`, if it may take one: a plain GET, which nothing follows, whose
+    /// answer can be made out among others.
     pub(in crate::http) fn lane(
         &self,
         request: &Request,
@@ -37,7 +37,7 @@ impl HttpService {
         let most = self.lanes.most[request.racs.get() as usize];
         let limits = &self.worker.limits;
         let fits = most > 0
-            && matches!(request.method, Method::Get | Method::Head)
+            && request.plain
             && request.version == Version::Http11
             && request.body == Body::None
             && request.upgrade.is_none()
@@ -62,6 +62,7 @@ impl Connection {
         let (sent, sent_at) = (clock.now(), clock.fine());
         let waiter = service.lanes.waiter();
         waiter.begin(request.persistent, &self.labels, &self.placed);
+        waiter.movable.set(!self.client.is_tls());
         let in_flight = InFlight::to(server, sent);
         lane.patience.set(service.usual.borrow().patience(limits.hedge_after));
         let tag = Tag { waiter: Some(Rc::clone(&waiter)), method: request.method };
@@ -136,8 +137,11 @@ impl Connection {
             Err(left) => {
                 // Who stays with one clone asks it again.
                 let bound = service.policy.leader_only(Access::Read) || request.session.is_some();
-                if left == Left::Silent && !bound {
-                    server.silent(sent, clock.now(), limits.avoid);
+                if left == Left::Silent
+                    && !bound
+                    && let Some(since) = lane.silent_since.take()
+                {
+                    server.silent(since, clock.now(), limits.avoid);
                 }
                 Err(left)
             }

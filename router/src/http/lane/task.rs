@@ -8,7 +8,7 @@ use std::{
 };
 
 use router_proto::{
-    http::Answers,
+    http::{Answers, Doubt},
     pipelined::{Flight, Gathering},
 };
 use tokio::{
@@ -97,6 +97,8 @@ enum End {
     Idle,
     /// The server ended it in an orderly way, before it began with what is still under way.
     Closed,
+    /// An answer ends with the connection, as it may.
+    Unshared,
     Failed,
 }
 
@@ -135,10 +137,10 @@ impl Task {
                 server.failed(now, avoid);
                 Left::Failed
             }
-            End::Idle | End::Closed => Left::Unbegun,
+            End::Idle | End::Closed | End::Unshared => Left::Unbegun,
         };
         match end {
-            End::Failed => self.rest(worker.limits.lane_rest),
+            End::Failed | End::Unshared => self.rest(worker.limits.lane_rest),
             End::Closed if self.count < WORTHWHILE => self.rest(worker.limits.lane_rest),
             _ => self.detach(),
         }
@@ -236,7 +238,10 @@ impl Task {
                 Poll::Pending
             }
             Mode::Shared => self.silent(cx),
-            Mode::Silent | Mode::Exclusive => Poll::Ready(End::Failed),
+            Mode::Silent | Mode::Exclusive => {
+                self.spare();
+                Poll::Ready(End::Failed)
+            }
         }
     }
 
@@ -245,6 +250,8 @@ impl Task {
         let (server, worker) = (&self.lane.server, &self.lane.worker);
         self.rest(worker.limits.avoid);
         let now = worker.clock.now();
+        // What was answered last may have been noted a moment later.
+        self.lane.silent_since.set(Some(now.before(self.lane.patience.get() / 2)));
         // The newest first: the oldest have the best prospects here.
         for tag in self.lane.pipeline.borrow_mut().tags_mut().rev() {
             if server.may_retry(now) {
@@ -262,14 +269,22 @@ impl Task {
         Poll::Pending
     }
 
-    /// The answer in hand is too large to be kept, or too slow to be waited for: it has the connection for itself. The
-    /// server answers in order, so it has not begun with what is behind.
+    /// The answer in hand is too large to be kept, or too slow to be waited for: it has the connection for itself.
     fn hand_over(&mut self) {
         self.rest(self.lane.worker.limits.avoid);
         self.mode = Mode::Exclusive;
-        let mut pipeline = self.lane.pipeline.borrow_mut();
-        pipeline.tags_mut().skip(1).for_each(|tag| release(tag, Left::Unbegun));
+        self.spare();
+        // What has come of it is shown now: the rest may be long in coming, as that of a stream of events.
+        if let Some(waiter) = self.lane.pipeline.borrow().front().and_then(|tag| tag.waiter.as_ref()) {
+            waiter.turn(State::Begun);
+        }
         self.deadline.arm(self.lane.worker.limits.stall);
+    }
+
+    /// Sends everybody elsewhere but the oldest: the server answers in order, so it has not begun with them, and what
+    /// is wrong is wrong with one answer.
+    fn spare(&self) {
+        self.lane.pipeline.borrow_mut().tags_mut().skip(1).for_each(|tag| release(tag, Left::Unbegun));
     }
 
     /// Passes one answer on, no faster than its client takes it.
@@ -375,7 +390,10 @@ impl Task {
             };
             let read = match self.answers.read(&input[done..], method, &mut turn) {
                 Ok(read) => read,
-                Err(doubt) => return Err(self.doubt(&doubt)),
+                Err(doubt) => {
+                    let end = self.doubt(&doubt);
+                    return Err(if doubt == Doubt::UntilClose { End::Unshared } else { end });
+                }
             };
             let keep_alive_s = *turn.keep_alive_s;
             if let Some(seconds) = keep_alive_s {
@@ -431,6 +449,7 @@ impl Task {
     fn doubt(&self, why: &(impl std::fmt::Display + ?Sized)) -> End {
         let server = self.lane.server.addr;
         tracing::warn!(%server, "requests that share a connection go on without it: {why}");
+        self.spare();
         End::Failed
     }
 
@@ -441,6 +460,7 @@ impl Task {
         } else if self.afresh && self.rest.is_empty() && !self.answers.is_within() {
             End::Closed
         } else {
+            self.spare();
             End::Failed
         }
     }
