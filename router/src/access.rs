@@ -28,7 +28,7 @@ use std::{
 
 use membership_types::Instant;
 
-pub(crate) use line::{Line, What, Word};
+pub(crate) use line::{Line, PATH, TEXT, What, Word};
 
 use crate::{
     config,

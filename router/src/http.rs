@@ -32,7 +32,7 @@ use router_proto::{
 };
 
 use crate::{
-    access::{AccessLog, Line, What},
+    access::{AccessLog, Line, PATH, TEXT, What},
     config::{Protocol, Service},
     stats::Counters,
     table::Table,
@@ -120,13 +120,17 @@ struct Told {
     sent: u64,
 }
 
+/// Keeps what a line shows of a text: an idle client is not to hold more.
+fn keep(kept: &mut Vec<u8>, text: &[u8], most: usize) {
+    kept.clear();
+    kept.extend_from_slice(&text[..text.len().min(most)]);
+}
+
 impl Told {
     /// Begins with a request.
     fn begin(&mut self, method: &[u8], path: &[u8]) {
-        self.method.clear();
-        self.method.extend_from_slice(method);
-        self.path.clear();
-        self.path.extend_from_slice(path);
+        keep(&mut self.method, method, TEXT);
+        keep(&mut self.path, path, PATH);
         (self.server, self.attempts, self.status, self.error) = (None, 0, None, None);
     }
 
@@ -576,5 +580,20 @@ struct Place<'a> {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.queue.borrow_mut().retain(|id| *id != self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_client_keeps_no_more_of_its_last_request_than_a_line_shows() {
+        let mut told = Told::default();
+        told.begin(&[b'M'; 9000], &[b'/'; 30_000]);
+        assert_eq!((told.method.len(), told.path.len()), (TEXT, PATH));
+        assert!(told.method.capacity() + told.path.capacity() <= 2 * (TEXT + PATH));
+        told.begin(b"GET", b"/");
+        assert_eq!((&*told.method, &*told.path), (&b"GET"[..], &b"/"[..]));
     }
 }

@@ -658,6 +658,38 @@ fn a_slow_reader_of_a_large_answer_holds_up_nobody() {
 }
 
 #[test]
+fn no_more_is_kept_for_clients_than_their_service_may() {
+    let server = FakeServer::start(|peer| {
+        while let Some(request) = peer.request() {
+            let nonce = asked(&request.head).1;
+            thread::sleep(Duration::from_millis(if peer.number == 0 && nonce == "big-0" { 300 } else { 0 }));
+            let body = if nonce.starts_with("big") { large(nonce, 900_000) } else { nonce.to_owned() };
+            peer.send(&format!(
+                "HTTP/1.1 200 OK\r\nX-Nonce: {nonce}\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            ));
+        }
+    });
+    let router = Router::with(&pipelined(64, "", &[&[server.addr]]), 1, |limits| {
+        (limits.hedge_after, limits.unread_in_all) = (PATIENCE, 2 << 20);
+    });
+    ask(&mut router.client(), "first");
+    let mut clients: Vec<Client> = (0..20).map(|_| router.client()).collect();
+    for (n, client) in clients.iter_mut().enumerate() {
+        client.send(request("GET", &format!("big-{n}")));
+        if n == 0 {
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+    // Whoever is behind what would be too much has a connection of its own, at its client's pace.
+    eventually("most are elsewhere", || server.connections() > 10);
+    for (n, client) in clients.iter_mut().enumerate() {
+        assert!(client.response().body == large(&format!("big-{n}"), 900_000), "all of it comes");
+    }
+    assert_eq!(router.stats().unavailable, 0);
+}
+
+#[test]
 fn an_answer_that_comes_in_drops_is_shown_as_it_comes_and_holds_up_nobody() {
     let server = FakeServer::start(|peer| {
         while let Some(request) = peer.request() {

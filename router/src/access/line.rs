@@ -5,8 +5,8 @@ use std::{fmt, io::Write as _, net::SocketAddr, time::Duration};
 use router_proto::trace::Ids;
 
 /// No path, and no other text of a client's, is longer in a line, in bytes.
-const PATH: usize = 1024;
-const TEXT: usize = 256;
+pub(crate) const PATH: usize = 1024;
+pub(crate) const TEXT: usize = 256;
 
 /// What is known of a request, a command or a connection at its end.
 pub(crate) struct Line<'a> {

@@ -27,7 +27,7 @@ use router_proto::{
 
 use crate::{
     config::Service,
-    worker::{Buf, Hold, Server, Worker},
+    worker::{Buf, Buffers, Hold, Server, Worker},
 };
 
 /// How many waiters a service keeps for later requests.
@@ -165,14 +165,17 @@ struct Waiter {
     known: Cell<Known>,
     /// What is there of the answer, as the client gets it.
     out: RefCell<Buf>,
+    /// How much of that its service has, for all such clients.
+    held: Rc<Cell<usize>>,
     /// The client has gone.
     gone: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
 
 impl Waiter {
-    fn new() -> Self {
+    fn new(held: &Rc<Cell<usize>>) -> Self {
         Self {
+            held: Rc::clone(held),
             state: Cell::new(State::Waiting),
             persistent: Cell::new(false),
             labelled: Cell::new(false),
@@ -183,6 +186,17 @@ impl Waiter {
             gone: Cell::new(false),
             waker: RefCell::default(),
         }
+    }
+
+    /// More of the answer.
+    fn put(&self, bytes: &[u8], buffers: &Buffers) {
+        self.out.borrow_mut().extend(bytes, buffers);
+        self.held.set(self.held.get() + bytes.len());
+    }
+
+    /// So much has gone to the client, or to nobody.
+    fn gone_out(&self, len: usize) {
+        self.held.set(self.held.get() - len);
     }
 
     fn woken_by(&self, cx: &Context<'_>) {
@@ -203,6 +217,12 @@ impl Waiter {
     fn leave(&self, left: Left) {
         let begun = self.state.get() == State::Begun;
         self.turn(if begun { State::Broken } else { State::Left(left) });
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        self.gone_out(self.out.borrow().len());
     }
 }
 
@@ -237,12 +257,12 @@ impl Listener for Turn<'_> {
         let moves = waiter.movable.get() && self.worker.gives_way();
         let persistent = waiter.persistent.get() && (moves || !self.worker.is_draining());
         waiter.known.set(Known { status: parsed.status(), persistent });
-        let (mut out, buffers) = (waiter.out.borrow_mut(), &self.worker.buffers);
+        let buffers = &self.worker.buffers;
         for slice in parsed.forward(head) {
-            out.extend(slice, buffers);
+            waiter.put(slice, buffers);
         }
-        out.extend(&waiter.lines.borrow(), buffers);
-        out.extend(if persistent { b"\r\n" } else { b"Connection: close\r\n\r\n" }, buffers);
+        waiter.put(&waiter.lines.borrow(), buffers);
+        waiter.put(if persistent { b"\r\n" } else { b"Connection: close\r\n\r\n" }, buffers);
     }
 
     fn body(&mut self, bytes: &[u8]) {
@@ -250,7 +270,7 @@ impl Listener for Turn<'_> {
             self.size.bytes += bytes.len() as u64;
         }
         if let Some(waiter) = self.waiter {
-            waiter.out.borrow_mut().extend(bytes, &self.worker.buffers);
+            waiter.put(bytes, &self.worker.buffers);
         }
     }
 }
@@ -260,14 +280,14 @@ pub(super) struct Lanes {
     /// How many requests each RACS' servers may have on one; 0 for no lane.
     most: Box<[usize]>,
     waiters: RefCell<Vec<Rc<Waiter>>>,
-    /// Bytes of answers that slow clients have not read.
-    unread: Cell<usize>,
+    /// Bytes of answers that wait for clients to take them.
+    held: Rc<Cell<usize>>,
 }
 
 impl Lanes {
     pub fn new(service: &Service) -> Self {
         let most = service.racs.iter().map(|racs| racs.pipeline).collect();
-        Self { most, waiters: RefCell::default(), unread: Cell::new(0) }
+        Self { most, waiters: RefCell::default(), held: Rc::default() }
     }
 
     /// Whether this request's answer always has the body that it speaks of.
@@ -286,12 +306,15 @@ impl Lanes {
     }
 
     fn waiter(&self) -> Rc<Waiter> {
-        self.waiters.borrow_mut().pop().unwrap_or_else(|| Rc::new(Waiter::new()))
+        self.waiters.borrow_mut().pop().unwrap_or_else(|| Rc::new(Waiter::new(&self.held)))
     }
 
     /// Keeps a waiter for later, unless its lane still knows it.
     fn give_back(&self, waiter: Rc<Waiter>, worker: &Worker) {
-        waiter.out.borrow_mut().free(&worker.buffers);
+        let mut out = waiter.out.borrow_mut();
+        waiter.gone_out(out.len());
+        out.free(&worker.buffers);
+        drop(out);
         let mut kept = self.waiters.borrow_mut();
         if Rc::strong_count(&waiter) == 1 && kept.len() < KEPT {
             kept.push(waiter);

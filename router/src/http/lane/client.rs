@@ -42,7 +42,7 @@ impl HttpService {
             && request.body == Body::None
             && request.upgrade.is_none()
             && head_len <= limits.lane_head
-            && self.lanes.unread.get() <= limits.unread_in_all;
+            && self.lanes.held.get() <= limits.unread_in_all;
         if fits { server.lane.take(&self.worker, server, most) } else { None }
     }
 }
@@ -70,7 +70,7 @@ impl Connection {
         self.told.server = Some(server.addr);
         // Until there is something to write, the lane's own deadlines hold.
         self.deadline.disarm();
-        let (mut noted, mut unread) = (false, Unread { service, len: 0 });
+        let mut noted = false;
         let ended = std::future::poll_fn(|cx| {
             waiter.woken_by(cx);
             let state = waiter.state.get();
@@ -95,11 +95,11 @@ impl Connection {
                 match Pin::new(&mut self.client).poll_write(cx, out.bytes()) {
                     Poll::Ready(Ok(len)) if len > 0 => {
                         out.consume(len);
+                        waiter.gone_out(len);
                         moved = true;
                     }
                     Poll::Ready(_) => return Poll::Ready(Ok(Err(Cut::Client))),
                     Poll::Pending => {
-                        unread.note(out.len());
                         if moved || !self.deadline.is_armed() {
                             self.deadline.arm(limits.stall);
                         }
@@ -114,13 +114,12 @@ impl Connection {
             if state == State::Whole {
                 return Poll::Ready(Ok(Ok(())));
             }
-            unread.note(0);
             self.deadline.disarm();
             lane.hold.wake();
             Poll::Pending
         })
         .await;
-        drop((in_flight, unread));
+        drop(in_flight);
         let persistent = waiter.known.get().persistent;
         service.lanes.give_back(waiter, worker);
         match ended {
@@ -160,25 +159,5 @@ impl Waiter {
         lines.extend_from_slice(labels);
         lines.extend_from_slice(placed);
         self.gone.set(false);
-    }
-}
-
-/// What one slow client has not read, as its service counts it.
-struct Unread<'a> {
-    service: &'a HttpService,
-    len: usize,
-}
-
-impl Unread<'_> {
-    fn note(&mut self, len: usize) {
-        let all = &self.service.lanes.unread;
-        all.set(all.get() - self.len + len);
-        self.len = len;
-    }
-}
-
-impl Drop for Unread<'_> {
-    fn drop(&mut self) {
-        self.note(0);
     }
 }

@@ -269,7 +269,7 @@ impl Task {
         Poll::Pending
     }
 
-    /// The answer in hand is too large to be kept, or too slow to be waited for: it has the connection for itself.
+    /// The answer in hand is too large to be kept, or all are, or too slow to be waited for: it has the connection for itself.
     fn hand_over(&mut self) {
         self.rest(self.lane.worker.limits.avoid);
         self.mode = Mode::Exclusive;
@@ -440,7 +440,9 @@ impl Task {
         {
             waiter.turn(State::Begun);
         }
-        if self.mode != Mode::Exclusive && size > limits.lane_answer as u64 {
+        // Nor do many that wait for their clients become more than is kept for all of them.
+        let full = waiter.is_some_and(|waiter| waiter.held.get() > limits.unread_in_all);
+        if self.mode != Mode::Exclusive && (full || size > limits.lane_answer as u64) {
             self.hand_over();
         }
     }
