@@ -63,8 +63,8 @@ pub(crate) struct Router {
     /// If a router waits there already, this one takes its sockets and clients over.
     #[arg(long, value_name = "PATH")]
     upgrade_socket: Option<PathBuf>,
-    /// How long requests and connections under way may take when the router stops [default: 5s; 10m where another one takes
-    /// over, to which most clients pass at once].
+    /// How long requests and connections under way may take when the router stops; up to 8760h [default: 5s; 10m where another
+    /// one takes over, to which most clients pass at once].
     #[arg(long, value_name = "DUR")]
     drain: Option<Time>,
     /// Only say whether the configuration is right.
