@@ -44,7 +44,8 @@ use crate::{
     stats::Counters,
     table::Table,
     worker::{
-        Admission, ClientStream, Copies, Hedges, Rival, SERVERS_FULL, Server, Succession, TOO_MANY, Worker,
+        Admission, ClientStream, Copies, Hedges, Rival, SERVERS_FULL, Server, Succession, TOO_MANY,
+        Unanswered, Worker,
     },
 };
 
@@ -463,32 +464,18 @@ impl<D: Dialect> Service<D> {
 
     /// A sound clone to ask, too, about a read that `silent` says nothing about; `hung` says that it has for long.
     fn rival(&self, tag: &Tag<D>, silent: &Server, hung: bool) -> Rival {
-        // A session may have its state with one clone alone.
-        let bound = self.policy.leader_only(Access::Read) || self.policy.sticks(Access::Read);
-        if tag.access != Access::Read || bound || !self.hedges.are_on() || tag.client.is_gone() {
+        if tag.client.is_gone() {
             return Rival::None;
         }
-        let mut tried = tag.tried;
-        if !tried.add(silent.id) && !tried.contains(silent.id) {
-            return Rival::None;
-        }
-        let (worker, now) = (&*self.worker, self.now());
-        let mut table = self.table.borrow_mut();
-        let table = table.load();
-        let at = Circumstances { policy: self.policy, l2p: &table.l2p, loads: &worker.servers, now };
-        let Pick::Clone(clone) = table.racs(tag.racs).pick(tag.access, at, worker.random(), &tried) else {
-            return Rival::None;
+        let read = Unanswered {
+            policy: self.policy,
+            access: tag.access,
+            racs: tag.racs,
+            tried: tag.tried,
+            silent,
+            hung,
         };
-        let logical = table.l2p.get(clone);
-        let server = worker.servers.get(logical.physical, logical.addr);
-        if server.avoid_until() > now {
-            return Rival::None;
-        }
-        if !self.hedges.spend_for(now, hung.then_some(silent)) {
-            return Rival::Later;
-        }
-        server.chosen(now);
-        Rival::Server(server)
+        self.hedges.rival(&self.worker, self.table.borrow_mut().load(), &read, |_| true)
     }
 
     fn push(&self, server: &Rc<Server>, command: &[u8], mut tag: Tag<D>) {

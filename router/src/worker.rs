@@ -39,7 +39,7 @@ pub(crate) use bequest::{Guest, Heir, MOST_INPUT};
 pub(crate) use buffer::{Buf, Buffers};
 pub(crate) use clock::{Clock, Deadline, DeadlineId};
 pub(crate) use entrance::Entrance;
-pub(crate) use hedges::{Copies, HUNG, Hedges, Rival};
+pub(crate) use hedges::{Copies, HUNG, Hedges, Rival, Unanswered};
 pub(crate) use linger::linger;
 pub(crate) use pace::{Hold, Pace};
 pub(crate) use placements::Placements;

@@ -16,7 +16,7 @@ use router_proto::{
     racs::Access,
 };
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf},
     net::TcpStream,
 };
 
@@ -182,7 +182,7 @@ impl<D: Dialect> Task<D> {
         upstream.hold.woken_by(cx);
         upstream.told.set(false);
         loop {
-            let Ok(full) = self.write(stream, cx) else {
+            let Ok(full) = upstream.hold.write(&mut upstream.pipeline.borrow_mut(), stream, cx) else {
                 // What has arrived is still worth reading: replies that came before the connection failed.
                 let _ = self.poll_replies(stream, cx);
                 return Poll::Ready(End::Failed);
@@ -262,24 +262,6 @@ impl<D: Dialect> Task<D> {
             }
             self.looked += usize::from(!spent);
         });
-    }
-
-    /// Writes what may be written. Returns whether the socket takes no more.
-    fn write(&self, stream: &mut TcpStream, cx: &mut Context<'_>) -> Result<bool, ()> {
-        let mut pipeline = self.upstream.pipeline.borrow_mut();
-        let hold = &self.upstream.hold;
-        loop {
-            let bytes = pipeline.writable(hold.is_overdue());
-            if bytes.is_empty() {
-                return Ok(false);
-            }
-            hold.end();
-            match Pin::new(&mut *stream).poll_write(cx, bytes) {
-                Poll::Ready(Ok(len)) if len > 0 => pipeline.wrote(len),
-                Poll::Ready(_) => return Err(()),
-                Poll::Pending => return Ok(true),
-            }
-        }
     }
 
     /// Reads and delivers until nothing more is there.

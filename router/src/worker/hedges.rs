@@ -6,9 +6,14 @@ use std::{
 };
 
 use membership_types::Instant;
-use router_proto::health::Budget;
+use router_proto::{
+    RacsId,
+    health::Budget,
+    racs::{Access, Circumstances, Pick, Policy, Tried},
+};
 
-use super::Server;
+use super::{Server, Worker};
+use crate::table::Table;
 
 /// So many second attempts are possible however few requests there are.
 const RESERVE: u32 = 20;
@@ -48,6 +53,52 @@ impl Hedges {
     pub fn spend_for(&self, now: Instant, hung: Option<&Server>) -> bool {
         self.spend(now) || self.are_on() && hung.is_some_and(|server| server.may_retry(now))
     }
+
+    /// A sound clone to ask, too, that has room.
+    pub fn rival(
+        &self,
+        worker: &Worker,
+        table: &Table,
+        read: &Unanswered<'_>,
+        has_room: impl FnOnce(&Server) -> bool,
+    ) -> Rival {
+        let Unanswered { policy, access, racs, mut tried, silent, hung } = *read;
+        // A session may have its state with one clone alone.
+        let bound = policy.leader_only(Access::Read) || policy.sticks(Access::Read);
+        if access != Access::Read || bound || !self.are_on() {
+            return Rival::None;
+        }
+        if !tried.add(silent.id) && !tried.contains(silent.id) {
+            return Rival::None;
+        }
+        let now = worker.clock.now();
+        let at = Circumstances { policy, l2p: &table.l2p, loads: &worker.servers, now };
+        let Pick::Clone(clone) = table.racs(racs).pick(access, at, worker.random(), &tried) else {
+            return Rival::None;
+        };
+        let logical = table.l2p.get(clone);
+        let server = worker.servers.get(logical.physical, logical.addr);
+        if !has_room(&server) || server.avoid_until() > now {
+            return Rival::None;
+        }
+        if !self.spend_for(now, hung.then_some(silent)) {
+            return Rival::Later;
+        }
+        server.chosen(now);
+        Rival::Server(server)
+    }
+}
+
+/// A read about which its server says nothing.
+pub(crate) struct Unanswered<'a> {
+    pub policy: Policy,
+    pub access: Access,
+    pub racs: RacsId,
+    /// Whom it was sent to before, in vain.
+    pub tried: Tried,
+    pub silent: &'a Server,
+    /// Whether it has been silent for long.
+    pub hung: bool,
 }
 
 /// Whether another clone may be asked.

@@ -5,15 +5,20 @@ use std::{
     cell::{Cell, RefCell},
     io,
     os::fd::OwnedFd,
+    pin::Pin,
     rc::Rc,
-    task::{Context, Waker},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
+use router_proto::pipelined::Pipeline;
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::{
+    io::{AsyncWrite, Interest, unix::AsyncFd},
+    net::TcpStream,
+};
 
 /// Between two looks at those who wait: who is seen by two of them has waited long enough.
 const LOOK: Duration = Duration::from_micros(100);
@@ -48,6 +53,27 @@ impl Hold {
     pub fn end(&self) {
         self.waits.set(false);
         self.overdue.set(false);
+    }
+
+    /// Writes what may be written. Returns whether the socket takes no more; an error means that it failed.
+    pub fn write<T>(
+        &self,
+        pipeline: &mut Pipeline<T>,
+        stream: &mut TcpStream,
+        cx: &mut Context<'_>,
+    ) -> Result<bool, ()> {
+        loop {
+            let bytes = pipeline.writable(self.is_overdue());
+            if bytes.is_empty() {
+                return Ok(false);
+            }
+            self.end();
+            match Pin::new(&mut *stream).poll_write(cx, bytes) {
+                Poll::Ready(Ok(len)) if len > 0 => pipeline.wrote(len),
+                Poll::Ready(_) => return Err(()),
+                Poll::Pending => return Ok(true),
+            }
+        }
     }
 
     /// Wakes the task that writes.

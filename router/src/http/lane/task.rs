@@ -12,7 +12,7 @@ use router_proto::{
     pipelined::{Flight, Gathering},
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, ReadBuf},
     net::TcpStream,
 };
 
@@ -186,7 +186,7 @@ impl Task {
             if self.mode == Mode::Exclusive {
                 return self.poll_exclusive(stream, cx);
             }
-            let Ok(full) = self.write(stream, cx) else {
+            let Ok(full) = lane.hold.write(&mut lane.pipeline.borrow_mut(), stream, cx) else {
                 // What has arrived is still worth reading: answers that came before the connection failed.
                 return Poll::Ready(match self.poll_answers(stream, cx) {
                     Poll::Ready(end) => end,
@@ -313,24 +313,6 @@ impl Task {
             }
             Poll::Pending if self.deadline.passed(cx) => Poll::Ready(End::Idle),
             Poll::Pending => Poll::Pending,
-        }
-    }
-
-    /// Writes what may be written. Returns whether the socket takes no more.
-    fn write(&self, stream: &mut TcpStream, cx: &mut Context<'_>) -> Result<bool, ()> {
-        let mut pipeline = self.lane.pipeline.borrow_mut();
-        let hold = &self.lane.hold;
-        loop {
-            let bytes = pipeline.writable(hold.is_overdue());
-            if bytes.is_empty() {
-                return Ok(false);
-            }
-            hold.end();
-            match Pin::new(&mut *stream).poll_write(cx, bytes) {
-                Poll::Ready(Ok(len)) if len > 0 => pipeline.wrote(len),
-                Poll::Ready(_) => return Err(()),
-                Poll::Pending => return Ok(true),
-            }
         }
     }
 
