@@ -36,4 +36,4 @@ pub use router::{
     self,
     rpc::{CallError, Client, Failure, Reply, Request, serve},
 };
-pub use rpc::{Leads, follow};
+pub use rpc::{Leads, clones, follow};

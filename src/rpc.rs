@@ -85,20 +85,21 @@ pub async fn follow<G: AsRef<str>>(
         if let (What::View(view), Some(group)) = (&event.what, &event.group)
             && observers.iter().any(|observer| observer.group() == group)
         {
-            tell(group.as_str(), &clones(view, is_ready));
+            tell(group.as_str(), &clones(node, view, is_ready));
             views.insert(group.to_string(), Arc::clone(view));
         }
         let ready = node.status().is_ready();
         if ready != is_ready {
             is_ready = ready;
-            views.iter().for_each(|(group, view)| tell(group, &clones(view, is_ready)));
+            views.iter().for_each(|(group, view)| tell(group, &clones(node, view, is_ready)));
         }
     }
     Ok(())
 }
 
-/// A view as a router sees it.
-fn clones(view: &View, is_ready: bool) -> GroupClones {
+/// A view as a router sees it: members that have an endpoint of the form `IP:PORT`, in rank order, each in the zone of its node;
+/// while the node has no valid lease nobody leads.
+pub fn clones(node: &Node, view: &View, is_ready: bool) -> GroupClones {
     let mut clones = Vec::new();
     let mut leader = None;
     for (rank, member) in view.members.iter().enumerate() {
@@ -107,7 +108,8 @@ fn clones(view: &View, is_ready: bool) -> GroupClones {
         if rank == 0 && is_ready {
             leader = Some(clones.len());
         }
-        clones.push(CloneAt::new(&member.name, addr));
+        let zone = node.zone_of(member.node).map(|zone| (*zone).into());
+        clones.push(CloneAt { zone, ..CloneAt::new(&member.name, addr) });
     }
     GroupClones { epoch: view.id.get(), leader, clones }
 }

@@ -13,9 +13,9 @@ use std::{
 };
 
 use clap::Args;
-use membership::{AdminApi, Event, Node, Observer, View, What};
+use membership::{AdminApi, Event, Member, Node, Observer, View, What};
 use router::{
-    CloneAt, Config, GroupClones, Options, Reloaded, RouterHandle, Serving, Surroundings,
+    Config, Options, Reloaded, RouterHandle, Serving, Surroundings,
     handover::{Handover, Predecessor, Successor},
 };
 use serde_json::{Value, json};
@@ -431,26 +431,16 @@ impl Running {
     }
 
     fn tell(&self, group: &str, view: &View) {
-        let mut clones = Vec::new();
-        for member in &view.members {
-            let Some(endpoint) = &member.endpoint else { continue };
-            match endpoint.parse::<SocketAddr>() {
-                Ok(addr) => {
-                    let zone = self.node.as_ref().and_then(|node| node.zone_of(member.node));
-                    let zone = zone.as_deref().map(Into::into);
-                    clones.push((member.node, CloneAt { zone, ..CloneAt::new(&member.name, addr) }));
-                }
-                Err(_) => {
-                    let name = &member.name;
-                    tracing::warn!("{group}: the endpoint {endpoint} of {name} is no IP:PORT: left out");
-                }
+        // Without a node there is no view.
+        let Some(node) = &self.node else { return };
+        for Member { name, endpoint, .. } in &view.members {
+            if let Some(endpoint) = endpoint
+                && endpoint.parse::<SocketAddr>().is_err()
+            {
+                tracing::warn!("{group}: the endpoint {endpoint} of {name} is no IP:PORT: left out");
             }
         }
-        let leads = view.leader().map(|leader| leader.node);
-        let leader = clones.iter().position(|(node, _)| self.ready && leads == Some(*node));
-        let clones = clones.into_iter().map(|(_, clone)| clone).collect();
-        let clones = GroupClones { epoch: view.id.get(), leader, clones };
-        if let Err(error) = self.router.update_group(group, &clones) {
+        if let Err(error) = self.router.update_group(group, &phalanx::clones(node, view, self.ready)) {
             tracing::warn!("{group}: {error}");
         }
     }
