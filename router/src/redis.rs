@@ -22,7 +22,7 @@ use std::{
 
 use router_proto::{
     pipelined::Seq,
-    resp::{self, Args, Gather, Proto, ProtocolError, ReplyScanner, Scan, Scanner},
+    resp::{self, Args, Gather, Proto, ProtocolError, ReplyScanner, Scan, Scanner, Split},
 };
 
 use crate::{
@@ -42,7 +42,7 @@ pub(crate) struct Redis {
     privates: RefCell<Vec<Weak<Private>>>,
     gathers: Spare<Gather>,
     /// Where a command is taken apart.
-    split: RefCell<route::Split>,
+    split: RefCell<Split>,
 }
 
 /// One Redis service on one worker.

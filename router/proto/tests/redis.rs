@@ -2,9 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use membership_types::Rng;
+use router_proto::pmap::RacsId;
 use router_proto::resp::{
     After, Args, Connection, Facts, Family, Found, Gather, Keys, Limits, Password, Proto, ProtocolError,
-    ReplyError, ReplyScanner, Scan, Scanner, Spread, SubCommand, answer, greeting, lookup, pattern_tag,
+    ReplyError, ReplyScanner, Scan, Scanner, Split, Spread, answer, greeting, lookup, pattern_tag,
 };
 
 fn scan(bytes: &[u8]) -> (Result<Scan, ProtocolError>, Args) {
@@ -73,9 +74,9 @@ fn what_is_not_resp_is_refused_for_the_right_reason() {
 fn arguments_come_out_raw_and_plain() {
     let (text, args) = command(&["SET", "key", "", "0123456789"]);
     assert_eq!(args.get(&text, 1), b"key");
-    assert_eq!(args.raw(&text, 1), b"$3\r\nkey\r\n");
-    assert_eq!(args.raw(&text, 2), b"$0\r\n\r\n");
-    assert_eq!(args.raw(&text, 3), b"$10\r\n0123456789\r\n");
+    assert_eq!(args.raw(&text, 1..2), b"$3\r\nkey\r\n");
+    assert_eq!(args.raw(&text, 2..3), b"$0\r\n\r\n");
+    assert_eq!(args.raw(&text, 3..4), b"$10\r\n0123456789\r\n");
 }
 
 #[test]
@@ -335,41 +336,58 @@ fn one_reply_comes_of_those_of_all_servers() {
     }
 }
 
-fn split(words: &[&str], family: Family, parts: &[u16], count: u16) -> Vec<String> {
+/// Splits a command whose keys are in these RACS; the parts as text, or where the whole goes.
+fn split(room: &mut Split, words: &[&str], family: Family, racs: &[u32]) -> Result<Vec<(u32, String)>, u32> {
     let (text, args) = command(words);
-    let sub = SubCommand::of(&text, &args, family);
-    assert_eq!(sub.keys(), Some(parts.len()));
-    (0..count)
-        .map(|part| {
-            let mut out = vec![];
-            sub.write(parts, part, &mut out);
-            String::from_utf8(out).unwrap()
-        })
-        .collect()
+    assert_eq!(family.keys(&args), Some(racs.len()));
+    let count = racs.iter().max().map_or(0, |most| *most as usize + 1);
+    let mut next = racs.iter();
+    let only = room.split(&text, &args, family, count, |_| RacsId::new(*next.next().unwrap()));
+    assert_eq!(next.next(), None, "each key is located once");
+    let Some(only) = only else {
+        let shown = |(racs, text): (RacsId, &[u8])| (racs.get(), String::from_utf8(text.to_vec()).unwrap());
+        return Ok(room.parts().map(shown).collect());
+    };
+    Err(only.get())
+}
+
+/// Waits for the replies to the parts of a command whose keys are in these RACS.
+fn gather(family: Family, racs: &[u32]) -> Gather {
+    let (mut gather, mut room) = (Gather::default(), Split::default());
+    let words: Vec<&str> = std::iter::once("X").chain(vec!["k"; racs.len() * family.step()]).collect();
+    split(&mut room, &words, family, racs).unwrap();
+    gather.keys(family, &room);
+    gather
 }
 
 #[test]
 fn commands_over_many_keys_are_split_with_their_keys_in_order() {
-    assert_eq!(
-        split(&["mGET", "a", "bb", "c"], Family::Mget, &[1, 0, 1], 2),
-        ["*2\r\n$4\r\nmGET\r\n$2\r\nbb\r\n", "*3\r\n$4\r\nmGET\r\n$1\r\na\r\n$1\r\nc\r\n"]
-    );
-    assert_eq!(
-        split(&["MSET", "a", "1", "b", "", "c", "3"], Family::Mset, &[0, 1, 0], 2),
-        [
-            "*5\r\n$4\r\nMSET\r\n$1\r\na\r\n$1\r\n1\r\n$1\r\nc\r\n$1\r\n3\r\n",
-            "*3\r\n$4\r\nMSET\r\n$1\r\nb\r\n$0\r\n\r\n"
-        ]
-    );
-    let (text, args) = command(&["MSET", "a", "1", "b"]);
-    assert_eq!(SubCommand::of(&text, &args, Family::Mset).keys(), None, "a key without a value");
+    let mut room = Split::default();
+    // The same room again and again: nothing of the one before is left.
+    for _ in 0..2 {
+        let (one, other) = ("*3\r\n$4\r\nmGET\r\n$1\r\na\r\n$1\r\nc\r\n", "*2\r\n$4\r\nmGET\r\n$2\r\nbb\r\n");
+        assert_eq!(
+            split(&mut room, &["mGET", "a", "bb", "c"], Family::Mget, &[8, 3, 8]),
+            Ok(vec![(8, one.into()), (3, other.into())])
+        );
+        let one = "*5\r\n$4\r\nMSET\r\n$1\r\na\r\n$1\r\n1\r\n$1\r\nc\r\n$12\r\n333333333333\r\n";
+        let other = "*3\r\n$4\r\nMSET\r\n$1\r\nb\r\n$0\r\n\r\n";
+        assert_eq!(
+            split(&mut room, &["MSET", "a", "1", "b", "", "c", "333333333333"], Family::Mset, &[0, 1, 0]),
+            Ok(vec![(0, one.into()), (1, other.into())])
+        );
+        assert_eq!(split(&mut room, &["MGET", "a", "bb"], Family::Mget, &[2, 2]), Err(2));
+        assert_eq!(split(&mut room, &["DEL", "a"], Family::CountUpdate, &[0]), Err(0));
+        room.shrink();
+    }
+    let (_, args) = command(&["MSET", "a", "1", "b"]);
+    assert_eq!(Family::Mset.keys(&args), None, "a key without a value");
 }
 
 #[test]
 fn replies_are_put_together_in_the_order_of_the_keys() {
-    let gather = |family, parts: &[u16], count, replies: &[(u16, &str)]| {
-        let mut gather = Gather::default();
-        gather.keys(family, parts, count);
+    let gather = |family: Family, parts: &[u32], replies: &[(u16, &str)]| {
+        let mut gather = gather(family, parts);
         for (at, (part, reply)) in replies.iter().enumerate() {
             assert_eq!(gather.put(*part, reply.as_bytes()), at + 1 == replies.len());
         }
@@ -378,7 +396,7 @@ fn replies_are_put_together_in_the_order_of_the_keys() {
         assert_eq!(ReplyScanner::default().scan(&out), Ok(Some(out.len())));
         String::from_utf8(out).unwrap()
     };
-    let mget = |replies: &[(u16, &str)]| gather(Family::Mget, &[0, 1, 0, 1], 2, replies);
+    let mget = |replies: &[(u16, &str)]| gather(Family::Mget, &[0, 1, 0, 1], replies);
     assert_eq!(
         mget(&[(1, "*2\r\n$2\r\nb1\r\n$-1\r\n"), (0, "*2\r\n$2\r\na1\r\n$2\r\na2\r\n")]),
         "*4\r\n$2\r\na1\r\n$2\r\nb1\r\n$2\r\na2\r\n$-1\r\n"
@@ -394,10 +412,10 @@ fn replies_are_put_together_in_the_order_of_the_keys() {
         assert_eq!(all.matches("-ERR phalanx: a server's reply").count(), 2, "{all}");
         assert!(all.starts_with("*4\r\n$1\r\na\r\n-ERR"), "{all}");
     }
-    let mset = |replies: &[(u16, &str)]| gather(Family::Mset, &[0, 1], 2, replies);
+    let mset = |replies: &[(u16, &str)]| gather(Family::Mset, &[0, 1], replies);
     assert_eq!(mset(&[(0, "+OK\r\n"), (1, "+OK\r\n")]), "+OK\r\n");
     assert_eq!(mset(&[(1, "-ERR b\r\n"), (0, "-ERR a\r\n")]), "-ERR a\r\n", "the first by order of keys");
-    let count = |replies: &[(u16, &str)]| gather(Family::CountUpdate, &[0, 1, 1], 2, replies);
+    let count = |replies: &[(u16, &str)]| gather(Family::CountUpdate, &[0, 1, 1], replies);
     assert_eq!(count(&[(0, ":1\r\n"), (1, ":2\r\n")]), ":3\r\n");
     assert_eq!(
         count(&[(0, ":1\r\n"), (1, "-MOVED 1 a\r\n")]),
@@ -409,11 +427,14 @@ fn replies_are_put_together_in_the_order_of_the_keys() {
 #[test]
 fn an_update_of_which_a_part_was_done_says_so() {
     let gather = |family: Option<Family>, replies: [&str; 3]| {
-        let mut gather = Gather::default();
-        match family {
-            Some(family) => gather.keys(family, &[0, 1, 2], 3),
-            None => gather.all(Spread::Same, 3, 0),
-        }
+        let mut gather = match family {
+            Some(family) => gather(family, &[0, 1, 2]),
+            None => {
+                let mut gather = Gather::default();
+                gather.all(Spread::Same, 3, 0);
+                gather
+            }
+        };
         for (part, reply) in (0..).zip(replies) {
             gather.put(part, reply.as_bytes());
         }
@@ -457,10 +478,9 @@ fn an_update_of_which_a_part_was_done_says_so() {
 /// Room for all parts was once reserved by the length of the first reply: one command took terabytes.
 #[test]
 fn a_long_reply_to_one_part_takes_no_room_for_the_others() {
-    let (count, long) = (u16::MAX, vec![b'x'; 16 << 20]);
-    let parts: Vec<u16> = (0..count).collect();
-    let mut gather = Gather::default();
-    gather.keys(Family::Mget, &parts, count);
+    let long = vec![b'x'; 16 << 20];
+    let parts: Vec<u32> = (0..u16::MAX.into()).collect();
+    let mut gather = gather(Family::Mget, &parts);
     assert!(!gather.put(0, &long));
     assert!(!gather.put(1, b"$-1\r\n"));
     assert_eq!(gather.kept(), long.len() + 5);
@@ -468,23 +488,23 @@ fn a_long_reply_to_one_part_takes_no_room_for_the_others() {
 
 #[test]
 fn split_and_gather_are_inverse_over_random_keys() {
-    let mut rng = Rng::seeded(11);
+    let (mut rng, mut room) = (Rng::seeded(11), Split::default());
     for _ in 0..200 {
         let keys = rng.between(1, 60) as usize;
-        let count = rng.between(1, 5) as u16;
-        let parts: Vec<u16> = (0..keys).map(|_| rng.below(count.into()) as u16).collect();
+        let count = rng.between(1, 5);
+        let racs: Vec<u32> = (0..keys).map(|_| rng.below(count) as u32).collect();
         let words: Vec<String> = (0..keys).map(|key| format!("k{key}")).collect();
         let mut all = vec!["MGET"];
         all.extend(words.iter().map(String::as_str));
-        let subs = split(&all, Family::Mget, &parts, count);
+        let Ok(parts) = split(&mut room, &all, Family::Mget, &racs) else { continue };
         let mut gather = Gather::default();
-        gather.keys(Family::Mget, &parts, count);
-        for (part, sub) in (0u16..).zip(&subs) {
+        gather.keys(Family::Mget, &room);
+        for (part, (_, sub)) in (0u16..).zip(&parts) {
             // A server whose value for each key is the key.
             let mut args = Args::default();
             Scanner::default().scan(sub.as_bytes(), &mut args, &Limits::default()).unwrap();
             let mut reply = format!("*{}\r\n", args.len() - 1).into_bytes();
-            (1..args.len()).for_each(|at| reply.extend_from_slice(args.raw(sub.as_bytes(), at)));
+            reply.extend_from_slice(args.raw(sub.as_bytes(), 1..args.len()));
             gather.put(part, &reply);
         }
         let mut out = vec![];

@@ -11,7 +11,7 @@ use router_proto::{
     pipelined::Seq,
     pmap::PartitionId,
     racs::Access,
-    resp::{self, Args, Command, Cursor, Family, Find, Found, Keys, Malformed, Spread, SubCommand},
+    resp::{self, Args, Command, Cursor, Family, Find, Found, Keys, Malformed, Spread},
 };
 
 use super::{Client, Next, Note, RedisService};
@@ -87,27 +87,6 @@ pub(super) fn together(find: Find, command: &[u8], args: &Args, pmap: &Pmap) -> 
     })
 }
 
-/// A command over many keys that is taken apart, in room that is used again and again.
-#[derive(Default)]
-pub(super) struct Split {
-    /// Which part each RACS is, if any: one look per key, however many RACS there are.
-    part_of_racs: Vec<Option<u16>>,
-    /// Where each part goes.
-    parts: Vec<RacsId>,
-    part_of_key: Vec<u16>,
-    /// The command of the part in hand.
-    text: Vec<u8>,
-}
-
-impl Split {
-    /// Gives memory back that only a large command needed.
-    fn shrink(&mut self) {
-        self.part_of_key.shrink_to(4096);
-        self.text.clear();
-        self.text.shrink_to(64 * 1024);
-    }
-}
-
 impl RedisService {
     /// Routes one command, whose arguments are given, or answers it.
     pub(super) fn dispatch(self: &Rc<Self>, client: &Rc<Client>, command: &[u8], args: &Args) -> Next {
@@ -170,14 +149,12 @@ impl RedisService {
                 self.forward(client, seq, racs, access, command);
             }
             Keys::Many(family) => {
-                let sub = SubCommand::of(command, args, family);
-                match sub.keys() {
-                    Some(keys) => self.dispatch_many(client, seq, family, sub, keys, command),
-                    None => {
-                        let name = known.name;
-                        let text = format_args!("ERR wrong number of arguments for '{name}' command");
-                        self.refuse_command(client, seq, text);
-                    }
+                if family.keys(args).is_some() {
+                    self.dispatch_many(client, seq, family, command, args);
+                } else {
+                    let name = known.name;
+                    let text = format_args!("ERR wrong number of arguments for '{name}' command");
+                    self.refuse_command(client, seq, text);
                 }
             }
             Keys::Together(find, access) | Keys::Blocking(find, access, _) => {
@@ -231,34 +208,23 @@ impl RedisService {
         client: &Rc<Client>,
         seq: Seq,
         family: Family,
-        sub: SubCommand<'_>,
-        keys: usize,
         command: &[u8],
+        args: &Args,
     ) {
         let mut split = self.dialect.split.borrow_mut();
-        let Split { part_of_racs, parts, part_of_key, text } = &mut *split;
-        part_of_racs.clear();
-        part_of_racs.resize(self.racs(), None);
-        parts.clear();
-        part_of_key.clear();
-        {
+        let only = {
             let mut table = self.table.borrow_mut();
             let pmap = &table.load().pmap;
-            for key in 0..keys {
-                let key = tagged(sub.key(key));
+            split.split(command, args, family, self.racs(), |key| {
+                let key = tagged(key);
                 let partition = pmap.locate(key);
                 self.counters.key(partition);
                 self.counters.hot.note(partition, key);
-                let racs = pmap.racs(partition);
-                let part = *part_of_racs[racs.get() as usize].get_or_insert_with(|| {
-                    parts.push(racs);
-                    u16::try_from(parts.len() - 1).expect("a service has fewer than 2^16 RACS")
-                });
-                part_of_key.push(part);
-            }
-        }
-        if let [only] = parts[..] {
-            self.forward(client, seq, only, family.access(), command);
+                pmap.racs(partition)
+            })
+        };
+        if let Some(racs) = only {
+            self.forward(client, seq, racs, family.access(), command);
             split.shrink();
             return;
         }
@@ -269,11 +235,9 @@ impl RedisService {
             return;
         }
         let gather = self.dialect.gathers.take();
-        gather.borrow_mut().keys(family, part_of_key, u16::try_from(parts.len()).expect("checked above"));
-        for (part, racs) in (0..).zip(&*parts) {
-            text.clear();
-            sub.write(part_of_key, part, text);
-            let tag = Tag::new(client, seq, note, *racs, family.access());
+        gather.borrow_mut().keys(family, &split);
+        for (part, (racs, text)) in (0..).zip(split.parts()) {
+            let tag = Tag::new(client, seq, note, racs, family.access());
             self.send(tag.part(&gather, part), text);
         }
         split.shrink();

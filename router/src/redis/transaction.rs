@@ -7,7 +7,7 @@ use router_proto::{
     key::tagged,
     pmap::PartitionId,
     racs::Access,
-    resp::{Args, Command, Find, Finished, Keys, Local, Proto, Step, SubCommand, Transaction},
+    resp::{Args, Command, Find, Finished, Keys, Local, Proto, Step, Transaction},
 };
 
 use super::{
@@ -67,13 +67,13 @@ impl RedisService {
         match known.keys {
             Keys::One { at, access } => Queued::Yes(Some(locate(args.get(command, at))), access),
             Keys::Many(family) => {
-                let sub = SubCommand::of(command, args, family);
-                let Some(keys) = sub.keys() else {
+                let Some(keys) = family.keys(args) else {
                     let name = known.name;
                     return Queued::No(format!("ERR wrong number of arguments for '{name}' command"));
                 };
-                let first = locate(sub.key(0));
-                if (1..keys).any(|key| locate(sub.key(key)) != first) {
+                let place = |key: usize| locate(args.get(command, 1 + key * family.step()));
+                let first = place(0);
+                if (1..keys).any(|key| place(key) != first) {
                     return Queued::No(CROSSED.into());
                 }
                 Queued::Yes(Some(first), family.access())

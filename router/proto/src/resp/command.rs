@@ -81,6 +81,12 @@ impl Family {
     pub const fn step(self) -> usize {
         if matches!(self, Self::Mset) { 2 } else { 1 }
     }
+
+    /// How many keys a command with these arguments has, or `None` if they do not come out even.
+    pub fn keys(self, args: &Args) -> Option<usize> {
+        let (rest, step) = (args.len() - 1, self.step());
+        (rest > 0 && rest.is_multiple_of(step)).then_some(rest / step)
+    }
 }
 
 /// A command to every RACS: how its replies combine, and thereby what it does.

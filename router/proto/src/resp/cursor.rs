@@ -27,11 +27,13 @@ impl Cursor {
     /// The command for the server: the client's, with the server's cursor.
     pub fn write(self, command: &[u8], args: &Args, out: &mut Vec<u8>) {
         push_header(out, b'*', args.len() as u64);
-        out.extend_from_slice(args.raw(command, 0));
+        out.extend_from_slice(args.raw(command, 0..1));
         let mut digits = Vec::new();
         super::push_number(&mut digits, self.server);
         push_bulk(out, &digits);
-        (2..args.len()).for_each(|at| out.extend_from_slice(args.raw(command, at)));
+        if args.len() > 2 {
+            out.extend_from_slice(args.raw(command, 2..args.len()));
+        }
     }
 
     /// The reply for the client: the server's, with the cursor that comes next, of so many RACS. Errors pass.

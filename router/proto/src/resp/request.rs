@@ -50,20 +50,19 @@ impl Args {
         &command[start as usize..end as usize]
     }
 
-    /// The bytes of an argument with its `$len` line and its line end, ready to go into another command.
+    /// The bytes of these arguments, of which there is at least one, with their `$len` lines and line ends, ready to go into
+    /// another command.
     ///
     /// # Panics
-    /// If there is no such argument.
-    pub fn raw<'a>(&self, command: &'a [u8], at: usize) -> &'a [u8] {
-        let (start, end) = self.0[at];
-        let len = end - start;
-        let digits = match len {
-            0..10 => 1,
-            10..100 => 2,
-            _ => len.ilog10() + 1, // lengths are written without leading zeros
+    /// If there are no such arguments.
+    pub fn raw<'a>(&self, command: &'a [u8], at: Range<usize>) -> &'a [u8] {
+        let start = match at.start.checked_sub(1) {
+            // Behind the line that says how many arguments there are.
+            None => command.iter().position(|&byte| byte == b'\n').map_or(0, |lf| lf + 1),
+            // Each follows the line end of the one before.
+            Some(before) => self.0[before].1 as usize + 2,
         };
-        let header = digits + 3;
-        &command[(start - header) as usize..end as usize + 2]
+        &command[start..self.0[at.end - 1].1 as usize + 2]
     }
 
     /// Forgets the arguments, keeps the room.

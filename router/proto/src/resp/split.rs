@@ -1,58 +1,111 @@
 //! A command that goes to several servers, as its keys live there or because it concerns all: one command per
 //! server, one reply out of theirs.
 
-use alloc::{string::String, vec::Vec};
+use alloc::{string::String, vec, vec::Vec};
 
 use super::{
     Args, Cursor, Family, Spread, push_error, push_header,
     reply::{ReplyScanner, length, short_value},
     spread,
 };
+use crate::pmap::RacsId;
 
-/// The part of a split command that goes to one server.
-#[derive(Clone, Copy, Debug)]
-pub struct SubCommand<'a> {
-    command: &'a [u8],
-    args: &'a Args,
-    family: Family,
+/// The parts of one command over many keys at a time, in room that is used again and again.
+#[derive(Clone, Debug, Default)]
+pub struct Split {
+    parts: Vec<Part>,
+    used: usize,
+    /// Which part each key is in.
+    part_of: Vec<u16>,
+    /// The part of the keys of each RACS; `NONE` if it has none.
+    part_of_racs: Vec<u16>,
 }
 
-impl<'a> SubCommand<'a> {
-    /// Parts of this command, as it was scanned.
-    pub const fn of(command: &'a [u8], args: &'a Args, family: Family) -> Self {
-        Self { command, args, family }
-    }
+#[derive(Clone, Debug)]
+struct Part {
+    racs: RacsId,
+    keys: usize,
+    text: Vec<u8>,
+}
 
-    /// How many keys the whole command has, or `None` if its arguments do not come out even.
-    pub fn keys(&self) -> Option<usize> {
-        let (rest, step) = (self.args.len() - 1, self.family.step());
-        (rest > 0 && rest.is_multiple_of(step)).then_some(rest / step)
-    }
+const NONE: u16 = u16::MAX;
 
-    /// The key at this position, from 0.
+impl Split {
+    /// Splits a command, as it was scanned, by where its keys are among so many RACS: fewer than 2^16. Looks at
+    /// each key twice, however many RACS there are.
+    ///
+    /// Returns the RACS that has all of them, if one has: then the command goes there as it is, and there are no
+    /// parts.
     ///
     /// # Panics
-    /// If there is none.
-    pub fn key(&self, at: usize) -> &'a [u8] {
-        self.args.get(self.command, 1 + at * self.family.step())
+    /// If the arguments do not come out even: see [`Family::keys`].
+    pub fn split(
+        &mut self,
+        command: &[u8],
+        args: &Args,
+        family: Family,
+        racs: usize,
+        mut locate: impl FnMut(&[u8]) -> RacsId,
+    ) -> Option<RacsId> {
+        let keys = family.keys(args).expect("the caller has seen that they come out even");
+        let step = family.step();
+        self.used = 0;
+        self.part_of.clear();
+        self.part_of_racs.clear();
+        self.part_of_racs.resize(racs, NONE);
+        for key in 0..keys {
+            let id = locate(args.get(command, 1 + key * step));
+            let part = match self.part_of_racs[id.get() as usize] {
+                NONE => self.open(id),
+                part => part,
+            };
+            self.parts[usize::from(part)].keys += 1;
+            self.part_of.push(part);
+        }
+        if let [only] = &self.parts[..self.used] {
+            return Some(only.racs);
+        }
+        for part in &mut self.parts[..self.used] {
+            push_header(&mut part.text, b'*', (1 + part.keys * step) as u64);
+            part.text.extend_from_slice(args.raw(command, 0..1));
+        }
+        for (key, &part) in self.part_of.iter().enumerate() {
+            let at = 1 + key * step;
+            self.parts[usize::from(part)].text.extend_from_slice(args.raw(command, at..at + step));
+        }
+        None
     }
 
-    /// Appends the sub-command of `part`: that of the keys whose entry in `parts` says so, in their order.
-    pub fn write(&self, parts: &[u16], part: u16, out: &mut Vec<u8>) {
-        let step = self.family.step();
-        out.reserve(self.command.len());
-        let count = parts.iter().filter(|&&of| of == part).count();
-        push_header(out, b'*', (1 + count * step) as u64);
-        out.extend_from_slice(self.args.raw(self.command, 0));
-        for (at, _) in parts.iter().enumerate().filter(|&(_, &of)| of == part) {
-            for arg in 0..step {
-                out.extend_from_slice(self.args.raw(self.command, 1 + at * step + arg));
-            }
+    fn open(&mut self, racs: RacsId) -> u16 {
+        if self.used == self.parts.len() {
+            self.parts.push(Part { racs, keys: 0, text: Vec::new() });
+        }
+        let part = &mut self.parts[self.used];
+        (part.racs, part.keys) = (racs, 0);
+        part.text.clear();
+        let at = u16::try_from(self.used).ok().filter(|at| *at != NONE);
+        let at = at.expect("a service has fewer than 2^16 RACS");
+        self.part_of_racs[racs.get() as usize] = at;
+        self.used += 1;
+        at
+    }
+
+    /// The parts: where each goes, and its text.
+    pub fn parts(&self) -> impl ExactSizeIterator<Item = (RacsId, &[u8])> {
+        self.parts[..self.used].iter().map(|part| (part.racs, &part.text[..]))
+    }
+
+    /// Gives memory back that only a large command needed.
+    pub fn shrink(&mut self) {
+        self.part_of.shrink_to(4096);
+        for part in &mut self.parts {
+            part.text.clear();
+            part.text.shrink_to(KEPT);
         }
     }
 }
 
-/// Bytes that a [`Gather`] may hold on to between two commands.
+/// Bytes that a part, or a [`Gather`], may hold on to between two commands.
 const KEPT: usize = 64 * 1024;
 
 /// The replies to the parts of one command, until all are there; in room that is used again and again.
@@ -84,16 +137,15 @@ impl Default for How {
 }
 
 impl Gather {
-    /// Waits for `count` replies; `parts` says which part each key belongs to.
-    pub fn keys(&mut self, family: Family, parts: &[u16], count: u16) {
-        debug_assert!(parts.iter().all(|&part| part < count));
-        self.start(How::Keys(family), count);
-        self.parts.extend_from_slice(parts);
+    /// Waits for the replies to these parts of a command.
+    pub fn keys(&mut self, family: Family, split: &Split) {
+        self.start(How::Keys(family), split.used);
+        self.parts.extend_from_slice(&split.part_of);
     }
 
     /// Waits for `count` replies to the same command. `random` is 64 fresh random bits.
     pub fn all(&mut self, spread: Spread, count: u16, random: u64) {
-        self.start(How::All(spread, random), count);
+        self.start(How::All(spread, random), count.into());
     }
 
     /// Waits for the reply to one step of a walk over so many RACS.
@@ -101,14 +153,14 @@ impl Gather {
         self.start(How::Scan(cursor, racs), 1);
     }
 
-    fn start(&mut self, how: How, count: u16) {
+    fn start(&mut self, how: How, count: usize) {
         self.how = how;
         self.parts.clear();
         self.bytes.clear();
         self.shrink(); // of one whose replies never came all
         self.replies.clear();
-        self.replies.resize(count.into(), None);
-        self.missing = count.into();
+        self.replies.resize(count, None);
+        self.missing = count;
     }
 
     /// Takes the reply to one part. Returns whether all are there.
@@ -179,14 +231,15 @@ impl Gather {
     }
 }
 
-fn write_array(parts: &[u16], replies: &[&[u8]], out: &mut Vec<u8>) {
-    let mut elements: Vec<Elements<'_>> = (0u16..)
-        .zip(replies)
-        .map(|(part, reply)| {
-            let keys = parts.iter().filter(|&&of| of == part).count();
-            Elements::of(reply).filter(|elements| elements.count == keys as u64).unwrap_or_default()
-        })
-        .collect();
+fn write_array<'a>(parts: &[u16], replies: &[&'a [u8]], out: &mut Vec<u8>) {
+    let mut keys = vec![0; replies.len()];
+    for &part in parts {
+        keys[usize::from(part)] += 1;
+    }
+    let fitting = |(reply, keys): (&&'a [u8], u64)| {
+        Elements::of(reply).filter(|elements| elements.count == keys).unwrap_or_default()
+    };
+    let mut elements: Vec<Elements<'_>> = replies.iter().zip(keys).map(fitting).collect();
     push_header(out, b'*', parts.len() as u64);
     for &part in parts {
         match elements[usize::from(part)].next() {
