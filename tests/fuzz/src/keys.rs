@@ -4,7 +4,7 @@
 use data_encoding::BASE64URL_NOPAD;
 use router_proto::{
     extract::{BodySearch, Extract, MAX_KEY, Search},
-    http::{Refusal, RequestHead},
+    http::{Notation, Refusal, RequestHead},
     sticky::Session,
     trace::{Draw, Ids, Parent},
 };
@@ -286,4 +286,15 @@ pub(crate) fn ids(data: &[u8]) {
     let left_parsed = RequestHead::parse(&left).expect("what goes on is a head");
     let gone = |name: &[u8]| left_parsed.fields().values(&left, name).next().is_none();
     assert!(gone(b"traceparent") && gone(b"x-request-id") && (said.is_some() || gone(b"tracestate")));
+}
+
+/// How long a client waits, as it says: what is told to the server means the same, to a millisecond.
+pub(crate) fn deadline(data: &[u8]) {
+    for field in [&b"grpc-timeout"[..], b"x-request-timeout-ms"] {
+        let notation = Notation::of(field);
+        let Some(time) = notation.read(data) else { continue };
+        let written = notation.write(time);
+        let again = notation.read(written.trim_ascii_start()).expect("what is told can be read");
+        assert_eq!(again.as_millis(), time.as_millis().min(99_999_999), "{}", data.escape_ascii());
+    }
 }

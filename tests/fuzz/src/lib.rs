@@ -46,7 +46,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 44] = [
+pub const TARGETS: [Target; 46] = [
     Target { name: "multicast_frame", run: multicast_frame, tries: 50_000 },
     Target { name: "bulk_units", run: membership::fuzz::bulk_units, tries: 20_000 },
     Target { name: "wire_frame", run: membership::fuzz::wire_frame, tries: 50_000 },
@@ -67,6 +67,7 @@ pub const TARGETS: [Target; 44] = [
     Target { name: "admin", run: admin, tries: 2_000 },
     Target { name: "http_requests", run: traffic::requests, tries: 20_000 },
     Target { name: "http_responses", run: traffic::responses, tries: 20_000 },
+    Target { name: "shared_answers", run: traffic::shared_answers, tries: 20_000 },
     Target { name: "chunked_body", run: traffic::chunked_body, tries: 20_000 },
     Target { name: "resp_commands", run: traffic::commands, tries: 20_000 },
     Target { name: "resp_replies", run: traffic::replies, tries: 20_000 },
@@ -82,6 +83,7 @@ pub const TARGETS: [Target; 44] = [
     Target { name: "content_type", run: keys::content_type, tries: 20_000 },
     Target { name: "session_cookie", run: keys::session, tries: 20_000 },
     Target { name: "request_ids", run: keys::ids, tries: 20_000 },
+    Target { name: "deadline_field", run: keys::deadline, tries: 20_000 },
     Target { name: "memcached_commands", run: memcached::commands, tries: 20_000 },
     Target { name: "memcached_replies", run: memcached::replies, tries: 20_000 },
     Target { name: "frame_requests", run: traffic::frame_requests, tries: 20_000 },

@@ -41,6 +41,7 @@ pub fn samples(target: &str) -> Vec<Vec<u8>> {
         "admin" => text(&ADMIN),
         "http_requests" => cut(&REQUESTS, &[0, 6]),
         "http_responses" => cut(&RESPONSES, &[0, 6, 64]),
+        "shared_answers" => cut(&SHARED, &[0, 6, 64, 128]),
         "chunked_body" => cut(&CHUNKED, &[0, 6]),
         "resp_transactions" => cut(&TRANSACTIONS, &[0, 1, 128, 129]),
         "proxy_header" => proxied(),
@@ -56,6 +57,7 @@ pub fn samples(target: &str) -> Vec<Vec<u8>> {
         "multipart_key" => cut(&PARTS, &[0, 6]),
         "session_cookie" => text(&SESSIONS),
         "request_ids" => text(&IDS),
+        "deadline_field" => text(&DEADLINES),
         "memcached_commands" => cut(&TEXT_COMMANDS, &[0, 6]),
         "memcached_replies" => text(&TEXT_REPLIES),
         "frame_requests" => cut_bytes(&FRAMES, &[0, 6]),
@@ -201,6 +203,16 @@ const RESPONSES: [&str; 4] = [
     "HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\nKeep-Alive: timeout=9, max=3\r\n\r\n",
     "HTTP/1.1 200 OK\r\n\r\nuntil it closes",
 ];
+
+/// Answers of a server, one behind the other.
+const SHARED: [&str; 3] = [
+    "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhelloHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n\
+     HTTP/1.1 404 No\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nwiki\r\n0\r\nX: y\r\n\r\nHTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n",
+    "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\n\r\nHTTP/1.1 200 OK\r\n\r\n",
+    "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\nHTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\nxHTTP/1.1 408 Late\r\n\r\n",
+];
+
+const DEADLINES: [&str; 5] = ["1500", "99999999S", "0m", "20u", "12345678901"];
 
 const DOCUMENTS: [&str; 4] = [
     r#"{"user":{"name":"\u00e9\ud83d\ude00","id":42,"x":null},"id":"a\"b","a":[1,{"b":true},[-0.5e+3]],"0":{"~/":"k"}}"#,

@@ -9,13 +9,13 @@ use router_proto::{
     frames::{
         KeyPaths, Refusal as Refused, RequestScanner, ResponseScanner, Stamp, push_request, push_response,
     },
-    http::{Body, ChunkedScanner, HeadScan, Method, Refusal, RequestHead, ResponseHead},
+    http::{Answers, Body, ChunkedScanner, HeadScan, Listener, Method, Refusal, RequestHead, ResponseHead},
     key::tagged,
-    pmap::PartitionId,
+    pmap::{PartitionId, RacsId},
     racs::Access,
     resp::{
         Args, Connection, Cursor, Facts, Family, Finished, Gather, Heard, Keys, Limits, Proto, ReplyScanner,
-        Scan, Scanner, Spread, SubCommand, Transaction, answer, heard, lookup, pattern_tag,
+        Scan, Scanner, Split, Spread, Transaction, answer, heard, lookup, pattern_tag,
     },
 };
 
@@ -205,6 +205,69 @@ pub(crate) fn responses(data: &[u8]) {
     however_it_is_cut(cut & 63, stream, |pieces| http(pieces, read));
 }
 
+/// Statuses and bodies of answers.
+#[derive(Default)]
+struct Answered(Vec<(u16, Vec<u8>)>);
+
+impl Listener for Answered {
+    fn head(&mut self, _: &[u8], parsed: &mut ResponseHead) {
+        self.0.push((parsed.status(), Vec::new()));
+    }
+
+    fn body(&mut self, bytes: &[u8]) {
+        self.0.last_mut().expect("a body follows a head").1.extend_from_slice(bytes);
+    }
+}
+
+/// Answers on a connection that requests share: each is what stands in its place in the stream, however that is cut, and
+/// behind one that leaves doubt nothing is heard.
+pub(crate) fn shared_answers(data: &[u8]) {
+    let Some((first, stream)) = data.split_first() else { return };
+    let to = |at: usize| if first >> (6 + at % 2) & 1 == 1 { Method::Head } else { Method::Get };
+    let read = |pieces: &[&[u8]]| {
+        let (mut answers, mut answered, mut done) = (Answers::default(), Answered::default(), 0);
+        let (mut buffer, mut doubt) = (Vec::new(), false);
+        'pieces: for piece in pieces {
+            buffer.extend_from_slice(piece);
+            while !buffer.is_empty() {
+                let Ok(read) = answers.read(&buffer, to(done), &mut answered) else {
+                    doubt = true;
+                    break 'pieces;
+                };
+                buffer.drain(..read.len);
+                let Some(goes_on) = read.whole else { break };
+                assert!(!answers.is_within());
+                done += 1;
+                if !goes_on {
+                    break 'pieces;
+                }
+            }
+        }
+        answered.0.truncate(done);
+        (answered.0, doubt)
+    };
+    however_it_is_cut(first & 63, stream, read);
+    let mut rest = stream;
+    for (at, (status, body)) in read(&[stream]).0.into_iter().enumerate() {
+        let parsed = loop {
+            let end = HeadScan::default().response(rest).ok().flatten().expect("a head");
+            let parsed = ResponseHead::parse(&rest[..end], to(at)).expect("a head");
+            rest = &rest[end..];
+            if !parsed.is_interim() {
+                break parsed;
+            }
+        };
+        let len = match parsed.body() {
+            Body::None => 0,
+            Body::Length(len) => usize::try_from(len).expect("it is in memory"),
+            Body::Chunked => rest.len() - unchunked(rest).expect("it is well-formed").1,
+            Body::UntilClose => panic!("nobody knows where that ends"),
+        };
+        assert_eq!((status, &body[..]), (parsed.status(), &rest[..len]), "{}", stream.escape_ascii());
+        rest = &rest[len..];
+    }
+}
+
 /// A chunked body: its data are what a reader of the whole finds, and nothing behind it is touched.
 pub(crate) fn chunked_body(data: &[u8]) {
     let Some((cut, stream)) = data.split_first() else { return };
@@ -321,21 +384,26 @@ fn routed(command: &[u8], args: &Args) {
             assert_eq!(scan, Ok(Scan::Command(out.len())), "{}", out.escape_ascii());
         }
         Keys::Many(family) => {
-            let whole = SubCommand::of(command, args, family);
-            let Some(keys) = whole.keys() else { return };
-            let parts: Vec<u16> =
-                (0..keys).map(|at| whole.key(at).iter().map(|b| u16::from(*b)).sum::<u16>() % 3).collect();
-            let mut together = 0;
-            for part in 0..3 {
-                let (mut out, mut args) = (Vec::new(), Args::default());
-                whole.write(&parts, part, &mut out);
-                let scan = Scanner::default().scan(&out, &mut args, &Limits::default());
+            let Some(keys) = family.keys(args) else { return };
+            let key = |args: &Args, of: &[u8], at: usize| args.get(of, 1 + at * family.step()).to_vec();
+            let place = |key: &[u8]| RacsId::new(key.iter().map(|b| u32::from(*b)).sum::<u32>() % 3);
+            let of = |racs: RacsId| {
+                (0..keys).map(|at| key(args, command, at)).filter(move |key| place(key) == racs)
+            };
+            let mut split = Split::default();
+            if let Some(only) = split.split(command, args, family, 3, place) {
+                assert_eq!(of(only).count(), keys);
+                return;
+            }
+            let (mut together, mut places) = (0, BTreeSet::new());
+            for (racs, out) in split.parts() {
+                let mut args = Args::default();
+                let scan = Scanner::default().scan(out, &mut args, &Limits::default());
                 assert_eq!(scan, Ok(Scan::Command(out.len())), "{}", out.escape_ascii());
                 together += args.len() - 1;
-                let expected = (0..keys).filter(|at| parts[*at] == part).map(|at| whole.key(at));
-                let sub = SubCommand::of(&out, &args, family);
-                let found = (0..sub.keys().unwrap_or(0)).map(|at| sub.key(at));
-                assert!(expected.eq(found), "{}", out.escape_ascii());
+                let found = (0..family.keys(&args).unwrap_or(0)).map(|at| key(&args, out, at));
+                assert!(of(racs).eq(found), "{}", out.escape_ascii());
+                assert!(places.insert(racs), "two parts go to one place");
             }
             assert_eq!(together, args.len() - 1, "an argument is lost");
         }
@@ -412,9 +480,16 @@ pub(crate) fn replies(data: &[u8]) {
         if count == 0 {
             break;
         }
-        let parts: Vec<u16> = (0..2 * count).map(|key| key % count).collect();
-        let mut gather = Gather::default();
-        gather.keys(family, &parts, count);
+        // Two keys for each.
+        let words = 1 + 2 * usize::from(count) * family.step();
+        let command = format!("*{words}\r\n") + &"$1\r\nk\r\n".repeat(words);
+        let (mut args, mut split, mut gather) = (Args::default(), Split::default(), Gather::default());
+        let scan = Scanner::default().scan(command.as_bytes(), &mut args, &Limits::default());
+        assert_eq!(scan, Ok(Scan::Command(command.len())));
+        let mut places = (0..u32::from(count)).cycle().map(RacsId::new);
+        let mut place = |_: &[u8]| places.next().expect("it goes round");
+        split.split(command.as_bytes(), &args, family, count.into(), &mut place);
+        gather.keys(family, &split);
         for (part, reply) in (0..count).zip(&replies) {
             assert_eq!(gather.put(part, reply), part + 1 == count);
         }
