@@ -1,8 +1,8 @@
 //! Framed MessagePack-RPC: requests of all clients of a worker share one connection to each server, under ids of that
 //! connection's own, and are answered in any order.
 //!
-//! As on the Redis side, a client's task reads requests and hands each to the connection of its server; that one's task writes
-//! what has gathered, reads answers, and puts each into its client's buffer.
+//! As on the Redis side, a client's task reads requests and hands each to the connection of its server; that one's task
+//! writes what has gathered, reads answers, and puts each into its client's buffer.
 
 mod client;
 mod local;
@@ -11,7 +11,6 @@ mod waiting;
 
 use std::{
     cell::{Cell, RefCell},
-    collections::VecDeque,
     fmt,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     rc::Rc,
@@ -25,16 +24,14 @@ use router_proto::{
     PartitionId, PhysicalId, RacsId,
     extract::NoKey,
     frames::{self, Complaint, Digits, KeyPaths, Refusal, Request, Stamp, Verdict},
-    racs::{Access, Circumstances, Pick, Policy, Tried},
-    sticky::CloneTag,
+    racs::{Access, Policy, Tried},
 };
 
-pub(crate) use client::too_many_clients;
-use client::{Client, Task};
+use client::Client;
+pub(crate) use client::{Frames, too_many_clients};
 use local::Local;
 pub(crate) use local::{LocalAnswer, LocalCall, serve_locals};
 pub(crate) use upstream::Upstream;
-use waiting::Entry;
 
 use crate::{
     access::{AccessLog, Line, Tally, What, Word},
@@ -42,13 +39,10 @@ use crate::{
     stats::Counters,
     table::Table,
     worker::{
-        Admission, ClientStream, Copies, Hedges, Placements, Rival, SERVERS_FULL, Server, Stopwatch,
-        Succession, TOO_MANY, Unanswered, Worker,
+        Admission, ClientStream, ClientTask, Clients, Copies, Hedges, Placements, Rival, SERVERS_FULL,
+        Server, Stopwatch, Succession, TOO_MANY, Target, Unanswered, Waiting, Waits, Worker,
     },
 };
-
-/// Room for one read, from a client or a server: a batch of requests or answers.
-const READ: usize = 64 * 1024;
 
 /// How many connections may fail under one request.
 const MAX_FAILURES: u8 = 3;
@@ -71,16 +65,11 @@ pub(crate) struct FramesService {
     reads: Box<[Box<[u8]>]>,
     stamp: bool,
     table: RefCell<Reader<Table>>,
-    /// Requests that nobody may take yet, for each RACS.
-    waiting: Vec<RefCell<VecDeque<Entry>>>,
+    /// Requests that nobody may take yet.
+    waiting: Waiting<Tag>,
     /// The names of the RACS, for the log.
     names: Box<[Box<str>]>,
-    /// Whether somebody looks after them.
-    attended: Cell<bool>,
-    /// What every read of a client goes into, so that idle connections hold no buffer.
-    scratch: RefCell<Box<[u8]>>,
-    /// Bytes of answers that clients have not read.
-    unread: Cell<usize>,
+    clients: Clients,
     /// Bytes of large requests that are under way, and clients that wait with theirs.
     held: Cell<usize>,
     crowd: RefCell<Vec<Waker>>,
@@ -90,7 +79,7 @@ pub(crate) struct FramesService {
 }
 
 /// Whom an answer is for, and what is needed to send the request again.
-struct Tag {
+pub(crate) struct Tag {
     service: Rc<FramesService>,
     caller: Caller,
     partition: PartitionId,
@@ -130,17 +119,6 @@ enum Caller {
     Shared(Rc<Copies<Caller>>),
 }
 
-/// Where a request goes.
-enum Target {
-    Server(Rc<Server>),
-    /// Nowhere before the RACS' next view.
-    Wait,
-    /// Nowhere now: the servers have enough.
-    Full,
-    /// Nowhere any more.
-    Exhausted,
-}
-
 /// Room that a large request takes, until it is answered.
 struct Held {
     service: Rc<FramesService>,
@@ -158,18 +136,15 @@ impl Drop for Held {
 
 /// Serves one client until it or the router has had enough.
 pub(crate) async fn serve(service: Rc<FramesService>, stream: ClientStream) {
-    Task::new(service, stream).serve().await;
+    ClientTask::<Frames>::new(service, stream).serve().await;
 }
 
 /// As [`serve`], for a client that another process had; its next request begins so.
 pub(crate) async fn resume(service: Rc<FramesService>, stream: ClientStream, input: Vec<u8>) {
-    Task::new(service, stream).after(input).serve().await;
+    ClientTask::<Frames>::new(service, stream).after(&[], input).serve().await;
 }
 
 impl FramesService {
-    /// As the configuration calls it.
-    pub const PROTOCOL: &'static str = "frames";
-
     pub fn start(
         worker: &Rc<Worker>,
         service: &Service,
@@ -183,33 +158,27 @@ impl FramesService {
         let partitions = table.load().pmap.len().get() as usize;
         counters.partitions(partitions);
         counters.hot.watch(service.hot_keys, partitions);
+        let admission = worker.admission(service);
         Rc::new(Self {
             worker: Rc::clone(worker),
             name: service.name.clone(),
             policy: worker.policy(service),
-            admission: worker.admission(service),
+            waiting: Waiting::new(worker, service.racs.len(), admission.waiting, &counters),
+            admission,
             hedges: Hedges::new(service.hedge),
             paths: paths.clone(),
             no_key: *no_key,
             reads: reads.clone(),
             stamp: *stamp,
             table: RefCell::new(table),
-            waiting: service.racs.iter().map(|_| RefCell::default()).collect(),
             names: service.racs.iter().map(|racs| racs.name.clone()).collect(),
-            attended: Cell::new(false),
-            scratch: RefCell::new(vec![0; READ].into()),
-            unread: Cell::new(0),
+            clients: Clients::default(),
             held: Cell::new(0),
             crowd: RefCell::default(),
             counters,
             log,
             succession: Succession::default(),
         })
-    }
-
-    /// How many requests wait for a view.
-    pub fn waiting(&self) -> u64 {
-        self.waiting.iter().map(|waiting| waiting.borrow().len() as u64).sum()
     }
 
     /// Whether the newest table has this server.
@@ -307,8 +276,7 @@ impl FramesService {
         if tag.access == Access::Read {
             self.hedges.earn();
         }
-        let queue = &self.waiting[tag.racs.get() as usize];
-        if self.policy.leader_only(tag.access) && !queue.borrow().is_empty() {
+        if self.policy.leader_only(tag.access) && !self.waiting.is_empty(tag.racs) {
             self.wait(tag, body.into());
             return;
         }
@@ -320,40 +288,26 @@ impl FramesService {
         }
     }
 
+    /// Sends a request again of which a server said that it had done nothing.
+    fn send_again(self: &Rc<Self>, tag: Tag, body: Vec<u8>) {
+        match self.pick(&tag) {
+            Target::Server(server) => self.push(&server, &body, tag),
+            Target::Full => tag.overloaded(SERVERS_FULL),
+            Target::Wait | Target::Exhausted => self.wait(tag, body.into()),
+        }
+    }
+
     fn pick(&self, tag: &Tag) -> Target {
         let mut table = self.table.borrow_mut();
         let table = table.load();
-        let worker = &*self.worker;
-        let now = worker.clock.now();
-        let racs = table.racs(tag.racs);
+        let mut clones = table.racs(tag.racs).clones().iter().map(|clone| table.l2p.get(*clone));
         if let Some(hinted) = tag.hint
-            && let Some(clone) = racs.clones().iter().find(|clone| table.l2p.get(**clone).physical == hinted)
+            && let Some(logical) = clones.find(|logical| logical.physical == hinted)
         {
-            let logical = table.l2p.get(*clone);
-            return Target::Server(worker.servers.get(logical.physical, logical.addr));
+            return Target::Server(self.worker.servers.get(logical.physical, logical.addr));
         }
-        let at = Circumstances { policy: self.policy, l2p: &table.l2p, loads: &worker.servers, now };
-        let placements = tag.caller.placements();
-        let before = placements.and_then(|placements| placements.of(tag.racs));
-        match racs.pick_again(before, tag.access, at, worker.random(), &tag.tried) {
-            Pick::Clone(clone) => {
-                let logical = table.l2p.get(clone);
-                if self.policy.sticks(tag.access)
-                    && let Some(placements) = placements
-                {
-                    placements.note(tag.racs, CloneTag::of(logical));
-                }
-                let server = worker.servers.get(logical.physical, logical.addr);
-                if self.policy.leader_only(tag.access) && server.refused_until() > now {
-                    return Target::Wait;
-                }
-                server.chosen(now);
-                Target::Server(server)
-            }
-            Pick::Wait => Target::Wait,
-            Pick::Full => Target::Full,
-            Pick::Exhausted => Target::Exhausted,
-        }
+        let (asked, placements) = ((tag.racs, tag.access), tag.caller.placements());
+        self.worker.pick(table, self.policy, asked, &tag.tried, placements)
     }
 
     /// A sound clone to ask, too, about a read that `silent` says nothing about; `hung` says that it has for long.
@@ -470,7 +424,7 @@ impl Caller {
     /// Notes that the request is under way.
     fn begin(&self) {
         if let Self::Client { client, len, .. } = self {
-            client.owe(*len);
+            client.asked(*len);
         }
     }
 
@@ -530,7 +484,7 @@ impl Caller {
             Self::Client { client, msgid, len } => {
                 let mut answer = Vec::new();
                 frames::push_complaint(&mut answer, msgid, complaint);
-                client.put(len, &answer);
+                client.put_bytes(len, &answer);
             }
             Self::Local(local) => local.complain(complaint),
             Self::Shared(copies) => copies.take().into_iter().for_each(|caller| caller.complain(complaint)),

@@ -36,7 +36,9 @@ use crate::{
     config::{Protocol, Service},
     stats::Counters,
     table::Table,
-    worker::{Admission, Buf, ClientStream, Deadline, DeadlineId, Hedges, Server, Succession, Worker},
+    worker::{
+        Admission, Buf, ClientStream, Deadline, DeadlineId, Hedges, Server, Succession, Target, Worker,
+    },
 };
 
 pub(crate) use answer::TOO_MANY_CLIENTS;
@@ -171,17 +173,6 @@ enum NotRouted {
         /// Whether the request was HEAD.
         head_only: bool,
     },
-}
-
-/// Where an attempt goes.
-enum Target {
-    Server(Rc<Server>),
-    /// Nowhere before the RACS' next view.
-    Wait,
-    /// Nowhere now: the servers have enough.
-    Full,
-    /// Nowhere any more.
-    Exhausted,
 }
 
 /// Serves one client until it or the router has had enough.

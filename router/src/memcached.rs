@@ -7,14 +7,14 @@ use router_proto::{
         Gather, Hush, Keys, Kind, Limits, Local, MAX_KEY, Note, One, ReplyScanner, Request, Scan, Scanner,
         Split, decode, push_error,
     },
-    pipelined::Seq,
+    pipelined::{Reorder, Seq},
     racs::Access,
 };
 
 use crate::{
     config, limits,
-    pipelined::{self, Dialect, Failure, Lanes, Service, Spare, Tag, Taken},
-    worker::Server,
+    pipelined::{Dialect, Failure, Lanes, Service, Spare, Tag},
+    worker::{self, Dialogue, Server, Taken},
 };
 
 /// The memcached protocol.
@@ -28,28 +28,21 @@ pub(crate) struct Memcached {
 
 /// One memcached service on one worker.
 pub(crate) type MemcachedService = Service<Memcached>;
-type Client = pipelined::Client<Memcached>;
+type Client = worker::Client<Memcached>;
 
-impl Dialect for Memcached {
+impl Dialogue for Memcached {
     const PROTOCOL: &'static str = "memcached";
-    const NAME: &'static str = "memcached's";
-    /// memcached's own words.
-    const TOO_MANY_CLIENTS: &'static [u8] = b"ERROR Too many open connections\r\n";
 
-    type Commands = Scanner;
-    type Replies = ReplyScanner;
-    type Note = Note;
-    type Gather = Gather;
-
+    type Service = MemcachedService;
     type Session = ();
+    type Input = Scanner;
+    type UnderWay = Reorder;
 
-    fn new(_service: &config::Service, limits: &limits::Limits) -> Self {
-        Self {
-            limits: Limits { value: limits.value, ..Limits::default() },
-            command: RefCell::default(),
-            split: RefCell::default(),
-            gathers: Spare::default(),
-        }
+    fn session(_service: &Service<Self>) {}
+
+    /// Of data that are thrown away nothing is kept but how much is still to come.
+    fn is_between(scanner: &Scanner) -> bool {
+        !scanner.is_skipping()
     }
 
     fn take(
@@ -91,14 +84,28 @@ impl Dialect for Memcached {
         }
         Taken::Bytes(len)
     }
+}
+
+impl Dialect for Memcached {
+    const NAME: &'static str = "memcached's";
+    /// memcached's own words.
+    const TOO_MANY_CLIENTS: &'static [u8] = b"ERROR Too many open connections\r\n";
+
+    type Replies = ReplyScanner;
+    type Note = Note;
+    type Gather = Gather;
+
+    fn new(_service: &config::Service, limits: &limits::Limits) -> Self {
+        Self {
+            limits: Limits { value: limits.value, ..Limits::default() },
+            command: RefCell::default(),
+            split: RefCell::default(),
+            gathers: Spare::default(),
+        }
+    }
 
     fn name(command: &[u8]) -> &[u8] {
         command.split(|byte| b" \r\n".contains(byte)).next().unwrap_or_default()
-    }
-
-    /// Of data that are thrown away nothing is kept but how much is still to come.
-    fn is_between(scanner: &Scanner) -> bool {
-        !scanner.is_skipping()
     }
 
     fn scan_reply(
@@ -129,8 +136,6 @@ impl Dialect for Memcached {
             Failure::Unknown(why) => push_error(out, format_args!("outcome unknown: {why}")),
         }
     }
-
-    fn session(_service: &Service<Self>) {}
 
     fn lanes(server: &Server) -> &Lanes<Self> {
         &server.memcached

@@ -7,35 +7,31 @@
 //! and one read per server, and one of each per client.
 //!
 //! What commands and replies look like is a [`Dialect`]'s business.
+//!
+//! | file | one idea |
+//! | --- | --- |
+//! | `client.rs` | a client's replies are in the order of its commands |
+//! | `upstream.rs` | the connection to one server that all clients share |
+//! | `waiting.rs` | commands that wait for a leader |
+//! | `spare.rs` | room that commands use one after another |
 
 mod client;
 mod spare;
 mod upstream;
 mod waiting;
 
-use std::{
-    cell::{Cell, RefCell},
-    io,
-    net::SocketAddr,
-    ops::Range,
-    rc::Rc,
-    time::Duration,
-};
+use std::{cell::RefCell, io, net::SocketAddr, ops::Range, rc::Rc, time::Duration};
 
 use membership_sync::Reader;
 use membership_types::Instant;
 use router_proto::{
     PhysicalId, RacsId,
-    pipelined::Seq,
-    racs::{Access, Circumstances, Pick, Policy, Tried},
-    sticky::CloneTag,
+    pipelined::{Reorder, Seq},
+    racs::{Access, Policy, Tried},
 };
 
-pub(crate) use client::Client;
-use client::Task;
 pub(crate) use spare::Spare;
 pub(crate) use upstream::{Upstream, connect};
-use waiting::Waiting;
 
 use crate::{
     access::{AccessLog, Line, Tally, What},
@@ -44,33 +40,24 @@ use crate::{
     stats::Counters,
     table::Table,
     worker::{
-        Admission, ClientStream, Copies, Hedges, Rival, SERVERS_FULL, Server, Succession, TOO_MANY,
-        Unanswered, Worker,
+        Admission, Client, ClientStream, ClientTask, Clients, Copies, Dialogue, Hedges, READ, Rival,
+        SERVERS_FULL, Server, Succession, TOO_MANY, Target, Unanswered, Waiting, Waits, Worker,
     },
 };
 
-/// Room for one read, from a client or a server: a batch of commands or replies.
-pub(crate) const READ: usize = 64 * 1024;
-
 /// One protocol: where its commands and replies end, where commands go, how replies combine.
-pub(crate) trait Dialect: Sized + 'static {
-    /// As the configuration calls it.
-    const PROTOCOL: &'static str;
+pub(crate) trait Dialect: Dialogue<Service = Service<Self>, UnderWay = Reorder> {
     /// How its replies are called where one is none.
     const NAME: &'static str;
     /// What a client hears that is not served at all.
     const TOO_MANY_CLIENTS: &'static [u8];
 
-    /// What is kept of a client's input between two reads.
-    type Commands: Default;
     /// What is kept of a server's output between two reads.
     type Replies: Default;
     /// What must be known of a command when its reply comes.
     type Note: Copy;
     /// The replies to the parts of one command, until all are there.
     type Gather;
-    /// What is kept of a client between two commands.
-    type Session;
 
     /// The name of a command, for the access log: nothing that could be a key.
     fn name(command: &[u8]) -> &[u8];
@@ -82,42 +69,8 @@ pub(crate) trait Dialect: Sized + 'static {
     /// For one service on one worker.
     fn new(service: &config::Service, limits: &Limits) -> Self;
 
-    /// What is known of a client that has said nothing yet.
-    fn session(service: &Service<Self>) -> Self::Session;
-
-    /// What another process has to know of a client that goes over to it between two commands.
-    fn told(_client: &Client<Self>) -> Vec<u8> {
-        Vec::new()
-    }
-
-    /// Whether nothing but the input that is kept says what comes next: only then another process can go on from
-    /// there.
-    fn is_between(_commands: &Self::Commands) -> bool {
-        true
-    }
-
-    /// Takes over what was told.
-    fn heard(_client: &Client<Self>, _told: &[u8]) {}
-
-    /// Whether the client's last command may take as long as it likes, so that the client may be gone before it is
-    /// answered; then it is given up.
-    fn is_blocked(_client: &Client<Self>) -> bool {
-        false
-    }
-
-    /// The client has gone.
-    fn left(_client: &Client<Self>) {}
-
     /// Some service has a new table; or so it may be.
     fn tables_changed(_service: &Service<Self>) {}
-
-    /// Takes the next command off the start of `input`, which is not empty, and sends or answers it.
-    fn take(
-        service: &Rc<Service<Self>>,
-        client: &Rc<Client<Self>>,
-        commands: &mut Self::Commands,
-        input: &[u8],
-    ) -> Taken;
 
     /// The length of the reply to this command at the start of `input`; `None` while bytes are missing.
     fn scan_reply(
@@ -126,11 +79,6 @@ pub(crate) trait Dialect: Sized + 'static {
         command: &[u8],
         input: &[u8],
     ) -> Result<Option<usize>, ()>;
-
-    /// Whether the client may go over to another configuration: nothing that it said before hangs on the old one.
-    fn may_move(_client: &Client<Self>) -> bool {
-        true
-    }
 
     /// Whether a reply to a command with this note may begin before the command was sent whole.
     fn begins_early(_note: Self::Note) -> bool {
@@ -199,20 +147,6 @@ impl<D: Dialect> Lanes<D> {
     }
 }
 
-/// What became of a client's input.
-pub(crate) enum Taken {
-    /// Nothing yet: bytes are missing.
-    Incomplete,
-    /// So many bytes of it are dealt with.
-    Bytes(usize),
-    /// So many bytes of it are dealt with, and nothing that follows is: the client has said goodbye.
-    Last(usize),
-    /// Nothing yet: the command may only be taken when every earlier one has its reply.
-    Later,
-    /// The client is sent away for what it said.
-    Refused,
-}
-
 /// Why a command has no reply of a server.
 #[derive(Clone, Copy)]
 pub(crate) enum Failure {
@@ -233,17 +167,11 @@ pub(crate) struct Service<D: Dialect> {
     lane: usize,
     _lanes: Rc<()>,
     pub table: RefCell<Reader<Table>>,
-    /// Commands that nobody may take yet, for each RACS.
-    waiting: Vec<RefCell<Waiting<D>>>,
-    /// Whether somebody looks after them.
-    attended: Cell<bool>,
-    /// What every read goes into. It is looked at before anybody else reads, and only the rest of an
-    /// incomplete command or reply is kept; so idle connections hold no buffer.
-    pub scratch: RefCell<Box<[u8]>>,
+    /// Commands that nobody may take yet.
+    waiting: Waiting<Tag<D>>,
+    pub clients: Clients,
     /// Where replies to parts are put together.
     whole: RefCell<Vec<u8>>,
-    /// Bytes of replies that clients have not read.
-    unread: Cell<usize>,
     pub counters: Rc<Counters>,
     pub log: Option<AccessLog>,
     /// The names of the RACS, for the log.
@@ -282,20 +210,9 @@ const MAX_FAILURES: u8 = 3;
 const TOO_MANY_RETRIES: &str =
     "connections to the partition's servers fail, and too many commands are being sent again";
 
-/// Where a command goes.
-enum Target {
-    Server(Rc<Server>),
-    /// Nowhere before the RACS' next view.
-    Wait,
-    /// Nowhere now: the servers have enough.
-    Full,
-    /// Nowhere any more.
-    Exhausted,
-}
-
 /// Serves one client until it or the router has had enough.
 pub(crate) async fn serve<D: Dialect>(service: Rc<Service<D>>, stream: ClientStream) {
-    Task::new(service, stream).serve().await;
+    ClientTask::<D>::new(service, stream).serve().await;
 }
 
 /// As [`serve`], for a client that another process had: what that told of it, and how its next command begins.
@@ -305,7 +222,7 @@ pub(crate) async fn resume<D: Dialect>(
     session: Vec<u8>,
     input: Vec<u8>,
 ) {
-    Task::new(service, stream).after(&session, input).serve().await;
+    ClientTask::<D>::new(service, stream).after(&session, input).serve().await;
 }
 
 impl<D: Dialect> Service<D> {
@@ -320,20 +237,19 @@ impl<D: Dialect> Service<D> {
         counters.partitions(partitions);
         counters.hot.watch(service.hot_keys, partitions);
         let (lane, lanes) = worker.take_lanes(service, D::LANES);
+        let admission = worker.admission(service);
         Rc::new(Self {
             worker: Rc::clone(worker),
             name: service.name.clone(),
             policy: worker.policy(service),
-            admission: worker.admission(service),
+            waiting: Waiting::new(worker, service.racs.len(), admission.waiting, &counters),
+            admission,
             hedges: Hedges::new(service.hedge),
             lane,
             _lanes: lanes,
             table: RefCell::new(table),
-            waiting: service.racs.iter().map(|_| RefCell::default()).collect(),
-            attended: Cell::new(false),
-            scratch: RefCell::new(vec![0; READ].into()),
+            clients: Clients::default(),
             whole: RefCell::default(),
-            unread: Cell::new(0),
             counters,
             log,
             names: service.racs.iter().map(|racs| racs.name.clone()).collect(),
@@ -344,7 +260,7 @@ impl<D: Dialect> Service<D> {
 
     /// How many RACS the service has.
     pub fn racs(&self) -> usize {
-        self.waiting.len()
+        self.waiting.racs()
     }
 
     /// All of them.
@@ -377,11 +293,6 @@ impl<D: Dialect> Service<D> {
         pmap.racs(partition)
     }
 
-    /// How many commands wait for a view.
-    pub fn waiting(&self) -> u64 {
-        self.waiting.iter().map(|waiting| waiting.borrow().len() as u64).sum()
-    }
-
     /// How much the router waits and keeps.
     pub fn limits(&self) -> &Limits {
         &self.worker.limits
@@ -404,14 +315,13 @@ impl<D: Dialect> Service<D> {
         if tag.access == Access::Read {
             self.hedges.earn();
         }
-        let queue = &self.waiting[tag.racs.get() as usize];
-        if self.policy.leader_only(tag.access) && !queue.borrow().is_empty() {
-            self.wait(tag, command);
+        if self.policy.leader_only(tag.access) && !self.waiting.is_empty(tag.racs) {
+            self.wait(tag, command.into());
             return;
         }
         match self.pick(&tag) {
             Target::Server(server) => self.push(&server, command, tag),
-            Target::Wait => self.wait(tag, command),
+            Target::Wait => self.wait(tag, command.into()),
             Target::Full => self.overloaded(tag, command, SERVERS_FULL),
             Target::Exhausted => self.unavailable(tag, command, "no clone of the partition's RACS answers"),
         }
@@ -437,29 +347,8 @@ impl<D: Dialect> Service<D> {
     }
 
     fn pick(&self, tag: &Tag<D>) -> Target {
-        let mut table = self.table.borrow_mut();
-        let table = table.load();
-        let worker = &*self.worker;
-        let now = worker.clock.now();
-        let at = Circumstances { policy: self.policy, l2p: &table.l2p, loads: &worker.servers, now };
-        let before = tag.client.placements.of(tag.racs);
-        match table.racs(tag.racs).pick_again(before, tag.access, at, worker.random(), &tag.tried) {
-            Pick::Clone(clone) => {
-                let logical = table.l2p.get(clone);
-                if self.policy.sticks(tag.access) {
-                    tag.client.placements.note(tag.racs, CloneTag::of(logical));
-                }
-                let server = worker.servers.get(logical.physical, logical.addr);
-                if self.policy.leader_only(tag.access) && server.refused_until() > now {
-                    return Target::Wait;
-                }
-                server.chosen(now);
-                Target::Server(server)
-            }
-            Pick::Wait => Target::Wait,
-            Pick::Full => Target::Full,
-            Pick::Exhausted => Target::Exhausted,
-        }
+        let (asked, placements) = ((tag.racs, tag.access), Some(&tag.client.placements));
+        self.worker.pick(self.table.borrow_mut().load(), self.policy, asked, &tag.tried, placements)
     }
 
     /// A sound clone to ask, too, about a read that `silent` says nothing about; `hung` says that it has for long.
@@ -650,9 +539,9 @@ impl<D: Dialect> Tag<D> {
         let service = self.client.service();
         service.admission.leave();
         let limits = &service.worker.limits;
-        // Who asks for much and reads nothing is held back once that is seen. Where so many do it at once that it is seen too
-        // late, they have to go before memory does.
-        let overrun = service.unread.get() > 4 * limits.unread_in_all;
+        // Who asks for much and reads nothing is held back once that is seen. Where so many do it at once that it is
+        // seen too late, they have to go before memory does.
+        let overrun = service.clients.unread() > 4 * limits.unread_in_all;
         let most_unread = if overrun { limits.backlog / 16 } else { limits.unread };
         self.client.pay(command_len);
         match self.part {

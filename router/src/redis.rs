@@ -21,15 +21,15 @@ use std::{
 };
 
 use router_proto::{
-    pipelined::Seq,
+    pipelined::{Reorder, Seq},
     resp::{self, Args, Gather, Proto, ProtocolError, ReplyScanner, Scan, Scanner, Split},
 };
 
 use crate::{
     config::{self, Auth},
     limits::Limits,
-    pipelined::{self, Dialect, Failure, Lanes, Service, Spare, Taken},
-    worker::Server,
+    pipelined::{Dialect, Failure, Lanes, Service, Spare},
+    worker::{self, Dialogue, Server, Taken},
 };
 use private::Private;
 use session::Session;
@@ -47,7 +47,7 @@ pub(crate) struct Redis {
 
 /// One Redis service on one worker.
 pub(crate) type RedisService = Service<Redis>;
-type Client = pipelined::Client<Redis>;
+type Client = worker::Client<Redis>;
 
 /// What is kept of a client's input between two reads.
 #[derive(Default)]
@@ -75,40 +75,16 @@ enum Next {
     Later,
 }
 
-impl Dialect for Redis {
+impl Dialogue for Redis {
     const PROTOCOL: &'static str = "redis";
-    const NAME: &'static str = "RESP";
-    /// Redis' own words.
-    const TOO_MANY_CLIENTS: &'static [u8] = b"-ERR max number of clients reached\r\n";
 
-    type Commands = Commands;
-    type Replies = ReplyScanner;
-    type Note = Note;
-    type Gather = Gather;
+    type Service = RedisService;
     type Session = Session;
-
-    /// One for each version of the protocol: so replies pass as they are.
-    const LANES: usize = 2;
-
-    fn new(service: &config::Service, _limits: &Limits) -> Self {
-        Self {
-            limits: resp::Limits::default(),
-            auth: service.auth.clone(),
-            privates: RefCell::default(),
-            gathers: Spare::default(),
-            split: RefCell::default(),
-        }
-    }
+    type Input = Commands;
+    type UnderWay = Reorder;
 
     fn session(service: &RedisService) -> Session {
         Session::new(service)
-    }
-
-    /// The first argument, whose length stands before it.
-    fn name(command: &[u8]) -> &[u8] {
-        let mut lines = command.split(|byte| *byte == b'\n').map(|line| line.trim_ascii_end());
-        let first = lines.next().unwrap_or_default();
-        if first.starts_with(b"*") { lines.nth(1).unwrap_or_default() } else { &[] }
     }
 
     fn told(client: &Client) -> Vec<u8> {
@@ -131,11 +107,6 @@ impl Dialect for Redis {
         client.session.left();
     }
 
-    fn tables_changed(service: &RedisService) {
-        let all: Vec<_> = service.dialect.privates.borrow().iter().filter_map(Weak::upgrade).collect();
-        all.iter().for_each(|private| private.table_changed());
-    }
-
     fn take(service: &Rc<RedisService>, client: &Rc<Client>, commands: &mut Commands, input: &[u8]) -> Taken {
         let Commands { scanner, args } = commands;
         let limits = if client.session.is_admitted(service) { &service.dialect.limits } else { &STRANGERS };
@@ -154,6 +125,41 @@ impl Dialect for Redis {
             Next::Close => Taken::Last(len),
             Next::Later => Taken::Later,
         }
+    }
+}
+
+impl Dialect for Redis {
+    const NAME: &'static str = "RESP";
+    /// Redis' own words.
+    const TOO_MANY_CLIENTS: &'static [u8] = b"-ERR max number of clients reached\r\n";
+
+    type Replies = ReplyScanner;
+    type Note = Note;
+    type Gather = Gather;
+
+    /// One for each version of the protocol: so replies pass as they are.
+    const LANES: usize = 2;
+
+    fn new(service: &config::Service, _limits: &Limits) -> Self {
+        Self {
+            limits: resp::Limits::default(),
+            auth: service.auth.clone(),
+            privates: RefCell::default(),
+            gathers: Spare::default(),
+            split: RefCell::default(),
+        }
+    }
+
+    /// The first argument, whose length stands before it.
+    fn name(command: &[u8]) -> &[u8] {
+        let mut lines = command.split(|byte| *byte == b'\n').map(|line| line.trim_ascii_end());
+        let first = lines.next().unwrap_or_default();
+        if first.starts_with(b"*") { lines.nth(1).unwrap_or_default() } else { &[] }
+    }
+
+    fn tables_changed(service: &RedisService) {
+        let all: Vec<_> = service.dialect.privates.borrow().iter().filter_map(Weak::upgrade).collect();
+        all.iter().for_each(|private| private.table_changed());
     }
 
     fn scan_reply(

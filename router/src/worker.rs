@@ -3,20 +3,40 @@
 //! Nothing on the path of a request is shared with another thread but the table's snapshot. The runtime is
 //! tokio's `LocalRuntime` and not a `LocalSet`: waking a task of a `LocalSet` from the I/O driver wakes the
 //! set through the runtime's eventfd, one system call per turn of the loop.
+//!
+//! | file | one idea |
+//! | --- | --- |
+//! | `services.rs`, `front.rs` | which services there are, and where clients come in; what all of them are asked |
+//! | `entrance.rs`, `stream.rs` | what lies between a client's socket and its protocol |
+//! | `client.rs` | clients that send requests ahead of their answers |
+//! | `bequest.rs`, `linger.rs` | clients that pass to another process; those that are sent away |
+//! | `admission.rs`, `waiting.rs` | how many requests may be under way; those that wait for a leader |
+//! | `target.rs`, `placements.rs` | where a request goes; with which clone a client stays |
+//! | `hedges.rs` | second attempts at reads whose server is silent |
+//! | `server.rs` | what is known of a server |
+//! | `pace.rs`, `inbox.rs` | requests gather before they go to a server; what it says is read in batches |
+//! | `tunnel.rs` | bytes that pass both ways |
+//! | `clock.rs`, `waker.rs`, `buffer.rs` | time and deadlines; who is woken; memory that is used again |
 
 mod admission;
 mod bequest;
 mod buffer;
+mod client;
 mod clock;
 mod entrance;
+mod front;
 mod hedges;
+mod inbox;
 mod linger;
 mod pace;
 mod placements;
 mod server;
 mod services;
 mod stream;
+mod target;
 mod tunnel;
+mod waiting;
+mod waker;
 
 use std::{
     cell::{Cell, RefCell},
@@ -29,7 +49,6 @@ use std::{
     time::Duration,
 };
 
-use membership_sync::Reader;
 use membership_types::Rng;
 use router_proto::{PhysicalId, racs::Policy};
 use tokio::{net::TcpStream, sync::mpsc, sync::oneshot};
@@ -37,31 +56,29 @@ use tokio::{net::TcpStream, sync::mpsc, sync::oneshot};
 pub(crate) use admission::{Admission, SERVERS_FULL, TOO_MANY};
 pub(crate) use bequest::{Guest, Heir, MOST_INPUT};
 pub(crate) use buffer::{Buf, Buffers};
+pub(crate) use client::{Client, ClientService, ClientTask, Clients, Dialogue, READ, Taken, UnderWay};
 pub(crate) use clock::{Clock, Deadline, DeadlineId};
 pub(crate) use entrance::Entrance;
 pub(crate) use hedges::{Copies, HUNG, Hedges, Rival, Unanswered};
+pub(crate) use inbox::Inbox;
 pub(crate) use linger::linger;
 pub(crate) use pace::{Hold, Pace};
 pub(crate) use placements::Placements;
-pub(crate) use server::{InFlight, Server, Stopwatch};
+pub(crate) use server::{End, InFlight, Server, Stopwatch};
 pub(crate) use services::{DoorEntry, DoorId, Entry, Lineup, Opening, ServiceSetup, Succession};
 pub(crate) use stream::{ClientStream, Origin};
+pub(crate) use target::Target;
 pub(crate) use tunnel::{Ended as TunnelEnded, Tunnel};
+pub(crate) use waiting::{Entry as WaitingEntry, Waiting, Waits};
+pub(crate) use waker::LocalWaker;
 
+use front::Front;
 use services::{Door, Ledger, Services};
 
 use crate::{
-    access::{AccessLog, Line, What},
-    config::{Auth, Protocol, Service},
-    frames::FramesService,
-    http::HttpService,
+    config::{Auth, Service},
     limits::Limits,
-    memcached::{Memcached, MemcachedService},
-    pipelined::{self, Dialect},
-    redis::{Redis, RedisService},
     stats::{Counters, Measured},
-    table::Table,
-    tcp::TcpService,
 };
 
 /// The lanes to servers that a service has, with one set of passwords.
@@ -104,8 +121,8 @@ impl Worker {
         self.draining.get()
     }
 
-    /// Takes so many lanes for a service, for as long as it holds what is returned with the first. Another configuration of
-    /// it has the same ones, unless passwords have changed: what goes over a lane is let in by them.
+    /// Takes so many lanes for a service, for as long as it holds what is returned with the first. Another
+    /// configuration of it has the same ones, unless passwords have changed: what goes over a lane is let in by them.
     pub fn take_lanes(&self, service: &Service, count: usize) -> (usize, Rc<()>) {
         let mut all = self.lanes.borrow_mut();
         let protocol = service.protocol.name();
@@ -195,202 +212,6 @@ pub(crate) enum Control {
     Shutdown(Duration),
     /// The same, but clients pass to somebody else.
     GiveWay(Heir, Duration),
-}
-
-/// The protocol's side of a service on one worker.
-#[derive(Clone)]
-enum Front {
-    Http(Rc<HttpService>),
-    Redis(Rc<RedisService>),
-    Frames(Rc<FramesService>),
-    Memcached(Rc<MemcachedService>),
-    Tcp(Rc<TcpService>),
-}
-
-impl Front {
-    /// Requests are logged to `log`.
-    fn new(worker: &Rc<Worker>, service: &Service, table: Reader<Table>, log: Option<AccessLog>) -> Self {
-        match &service.protocol {
-            Protocol::Http { .. } => Self::Http(Rc::new(HttpService::new(worker, service, table, log))),
-            Protocol::Redis => Self::Redis(RedisService::start(worker, service, table, log)),
-            Protocol::Frames { .. } => Self::Frames(FramesService::start(worker, service, table, log)),
-            Protocol::Memcached => Self::Memcached(MemcachedService::start(worker, service, table, log)),
-            Protocol::Tcp { .. } => Self::Tcp(Rc::new(TcpService::new(worker, service, table, log))),
-        }
-    }
-
-    /// Another configuration of the service takes this one's place, or none does. Where the protocol is
-    /// another one, who is connected cannot stay.
-    fn give_way(&self, next: Option<&Self>) {
-        match (self, next) {
-            (Self::Http(service), Some(Self::Http(next))) => service.succession.pass_to(next),
-            (Self::Redis(service), Some(Self::Redis(next))) => service.succession.pass_to(next),
-            (Self::Frames(service), Some(Self::Frames(next))) => service.succession.pass_to(next),
-            (Self::Memcached(service), Some(Self::Memcached(next))) => service.succession.pass_to(next),
-            (Self::Tcp(service), Some(Self::Tcp(next))) => service.succession.pass_to(next),
-            // What passes bytes goes on until its ends do.
-            (Self::Tcp(_), _) => {}
-            (Self::Http(service), _) => service.succession.end(),
-            (Self::Memcached(service), _) => service.succession.end(),
-            (Self::Redis(service), _) => service.succession.end(),
-            (Self::Frames(service), _) => service.succession.end(),
-        }
-    }
-
-    /// What has taken this one's place in the end, itself if nothing has.
-    fn newest(&self) -> Self {
-        fn last<S>(first: &Rc<S>, succession: impl Fn(&S) -> &Succession<S>) -> Rc<S> {
-            let mut at = first;
-            while let Some(next) = succession(at).next() {
-                at = next;
-            }
-            Rc::clone(at)
-        }
-        match self {
-            Self::Http(service) => Self::Http(last(service, |service| &service.succession)),
-            Self::Redis(service) => Self::Redis(last(service, |service| &service.succession)),
-            Self::Frames(service) => Self::Frames(last(service, |service| &service.succession)),
-            Self::Memcached(service) => Self::Memcached(last(service, |service| &service.succession)),
-            Self::Tcp(service) => Self::Tcp(last(service, |service| &service.succession)),
-        }
-    }
-
-    /// Whether anybody but the list of services holds it.
-    fn is_held(&self) -> bool {
-        match self {
-            Self::Http(service) => Rc::strong_count(service) > 1,
-            Self::Redis(service) => Rc::strong_count(service) > 1,
-            Self::Frames(service) => Rc::strong_count(service) > 1,
-            Self::Memcached(service) => Rc::strong_count(service) > 1,
-            Self::Tcp(service) => Rc::strong_count(service) > 1,
-        }
-    }
-
-    fn counters(&self) -> &Rc<Counters> {
-        match self {
-            Self::Http(service) => &service.counters,
-            Self::Redis(service) => &service.counters,
-            Self::Frames(service) => &service.counters,
-            Self::Memcached(service) => &service.counters,
-            Self::Tcp(service) => &service.counters,
-        }
-    }
-
-    fn log(&self) -> Option<&AccessLog> {
-        match self {
-            Self::Http(service) => service.log.as_ref(),
-            Self::Redis(service) => service.log.as_ref(),
-            Self::Frames(service) => service.log.as_ref(),
-            Self::Memcached(service) => service.log.as_ref(),
-            Self::Tcp(service) => service.log.as_ref(),
-        }
-    }
-
-    /// Hands over what was logged.
-    fn flush_log(&self) {
-        self.log().into_iter().for_each(AccessLog::tick);
-    }
-
-    /// Logs a client that was not served.
-    fn log_unserved(&self, client: SocketAddr, error: &str) {
-        let Some(log) = self.log() else { return };
-        let end = "refused";
-        let what = What::Connection { commands: 0, refused: 0, failed: 0, received: 0, sent: 0, end };
-        let (took, error) = (Duration::ZERO, Some(error));
-        log.note_some(&Line { client, what, partition: None, server: None, attempts: 0, error, took });
-    }
-
-    /// How many requests wait for a view.
-    fn waiting(&self) -> u64 {
-        match self {
-            Self::Http(service) => service.waiting(),
-            Self::Redis(service) => service.waiting(),
-            Self::Memcached(service) => service.waiting(),
-            Self::Tcp(service) => service.waiting(),
-            Self::Frames(service) => service.waiting(),
-        }
-    }
-
-    /// How many requests are under way.
-    fn under_way(&self) -> u64 {
-        match self {
-            Self::Http(service) => service.admission.under_way(),
-            Self::Redis(service) => service.admission.under_way(),
-            Self::Memcached(service) => service.admission.under_way(),
-            Self::Tcp(service) => service.admission.under_way(),
-            Self::Frames(service) => service.admission.under_way(),
-        }
-    }
-
-    fn tables_changed(&self) {
-        match self {
-            Self::Http(service) => service.tables_changed(),
-            Self::Redis(service) => service.tables_changed(),
-            Self::Frames(service) => service.tables_changed(),
-            Self::Memcached(service) => service.tables_changed(),
-            Self::Tcp(service) => service.tables_changed(),
-        }
-    }
-
-    fn names(&self, id: PhysicalId) -> bool {
-        match self {
-            Self::Http(service) => service.names(id),
-            Self::Redis(service) => service.names(id),
-            Self::Frames(service) => service.names(id),
-            Self::Memcached(service) => service.names(id),
-            Self::Tcp(service) => service.names(id),
-        }
-    }
-
-    /// Begins to serve a client. Each protocol has tasks of its own kind: one that could hold any of them would
-    /// be as large as the largest, for every client.
-    fn start(self, stream: ClientStream, guard: Present) {
-        match self {
-            Self::Http(service) => start(guard, move || crate::http::serve(service, stream)),
-            Self::Redis(service) => start(guard, move || pipelined::serve(service, stream)),
-            Self::Frames(service) => start(guard, move || crate::frames::serve(service, stream)),
-            Self::Memcached(service) => start(guard, move || pipelined::serve(service, stream)),
-            Self::Tcp(service) => start(guard, move || crate::tcp::serve(service, stream)),
-        }
-    }
-
-    /// As [`Front::start`], for a client of whom something is known already.
-    fn resume(self, stream: ClientStream, guard: Present, session: Vec<u8>, input: Vec<u8>) {
-        match self {
-            Self::Http(service) => start(guard, move || crate::http::resume(service, stream, input)),
-            Self::Redis(service) => start(guard, move || pipelined::resume(service, stream, session, input)),
-            Self::Frames(service) => start(guard, move || crate::frames::resume(service, stream, input)),
-            Self::Memcached(service) => {
-                start(guard, move || pipelined::resume(service, stream, session, input));
-            }
-            // Connections of plain TCP have no place between two requests: nobody hands them over.
-            Self::Tcp(_) => {}
-        }
-    }
-
-    /// As the configuration calls it.
-    fn protocol(&self) -> &'static str {
-        match self {
-            Self::Http(_) => HttpService::PROTOCOL,
-            Self::Redis(_) => Redis::PROTOCOL,
-            Self::Frames(_) => FramesService::PROTOCOL,
-            Self::Memcached(_) => Memcached::PROTOCOL,
-            Self::Tcp(_) => "tcp",
-        }
-    }
-
-    /// Tells a client that there are too many, if that can be said at once.
-    fn shed(&self, stream: &TcpStream) {
-        let text: &[u8] = match self {
-            Self::Http(_) => crate::http::TOO_MANY_CLIENTS,
-            Self::Redis(_) => Redis::TOO_MANY_CLIENTS,
-            Self::Frames(_) => &crate::frames::too_many_clients(),
-            Self::Memcached(_) => Memcached::TOO_MANY_CLIENTS,
-            // Whatever was said could be taken for the server's.
-            Self::Tcp(_) => return,
-        };
-        let _ = stream.try_write(text);
-    }
 }
 
 /// Runs a worker on this thread until it is told to shut down.
@@ -635,15 +456,6 @@ fn adopt(worker: &Rc<Worker>, services: &Services, guest: Guest) {
     };
     let guard = Present::enter(worker, front.counters());
     front.resume(stream, guard, session, input);
-}
-
-/// Serves a client in a task.
-fn start<F: Future<Output = ()> + 'static>(guard: Present, begin: impl FnOnce() -> F + 'static) {
-    tokio::task::spawn_local(async move {
-        // Begun in here: a future that is moved into another one takes its room twice.
-        begin().await;
-        drop(guard);
-    });
 }
 
 /// A client that is being served.

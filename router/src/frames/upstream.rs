@@ -4,7 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     pin::{Pin, pin},
     rc::Rc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, ready},
 };
 
 use membership_types::Instant;
@@ -12,13 +12,12 @@ use router_proto::{
     frames::{Answered, Calls, Left, MAX_FRAME, Refusal, ResponseScanner, Stamp},
     racs::Access,
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::{io::AsyncWrite, net::TcpStream};
 
-use super::{MAX_FAILURES, READ, TOO_MANY_RETRIES, Tag, Target, waiting};
-use crate::worker::{Deadline, HUNG, Rival, SERVERS_FULL, Server, Worker};
+use super::{FramesService, MAX_FAILURES, TOO_MANY_RETRIES, Tag};
+use crate::worker::{
+    Deadline, End, HUNG, Inbox, LocalWaker, Rival, SERVERS_FULL, Server, Target, Waits, Worker,
+};
 
 /// Requests on their way to one server, and whom their answers are for.
 pub(crate) struct Upstream {
@@ -26,12 +25,13 @@ pub(crate) struct Upstream {
     calls: RefCell<Calls<Tag>>,
     /// When the next request is due.
     due: Cell<Instant>,
-    /// When the server was last heard, while it is to say something; and when it will be looked at whether it is silent.
+    /// When the server was last heard, while it is to say something; and when it will be looked at whether it is
+    /// silent.
     since: Cell<Instant>,
     look: Cell<Instant>,
     /// Whether something was sent since it was last looked at.
     fresh: Cell<bool>,
-    waker: RefCell<Option<Waker>>,
+    waker: LocalWaker,
     /// Whether the task knows already that there is something to write.
     told: Cell<bool>,
     /// Nobody will send anything here any more.
@@ -48,7 +48,7 @@ impl Upstream {
             since: Cell::default(),
             look: Cell::new(Instant::MAX),
             fresh: Cell::default(),
-            waker: RefCell::default(),
+            waker: LocalWaker::default(),
             told: Cell::new(false),
             retired: Cell::new(false),
         });
@@ -56,8 +56,7 @@ impl Upstream {
             worker: Rc::clone(worker),
             upstream: Rc::clone(&upstream),
             deadline: Deadline::new(&worker.clock),
-            scratch: vec![0; READ].into(),
-            rest: Vec::new(),
+            inbox: Inbox::new(),
             scanner: ResponseScanner::default(),
             request: Vec::new(),
             heard: worker.clock.now(),
@@ -85,7 +84,7 @@ impl Upstream {
         drop(calls);
         self.due.set(self.due.get().min(due));
         if !self.told.replace(true) {
-            self.wake();
+            self.waker.wake();
         }
     }
 
@@ -98,20 +97,7 @@ impl Upstream {
     /// No table has the server any more: ends the connection once nothing is under way, at once if it is not made yet.
     pub(crate) fn retire(&self) {
         self.retired.set(true);
-        self.wake();
-    }
-
-    fn woken_by(&self, cx: &Context<'_>) {
-        let mut waker = self.waker.borrow_mut();
-        if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-            *waker = Some(cx.waker().clone());
-        }
-    }
-
-    fn wake(&self) {
-        if let Some(waker) = &*self.waker.borrow() {
-            waker.wake_by_ref();
-        }
+        self.waker.wake();
     }
 }
 
@@ -119,9 +105,7 @@ struct Task {
     worker: Rc<Worker>,
     upstream: Rc<Upstream>,
     deadline: Deadline,
-    scratch: Box<[u8]>,
-    /// An incomplete answer.
-    rest: Vec<u8>,
+    inbox: Inbox,
     scanner: ResponseScanner,
     /// What the last request that was answered had said.
     request: Vec<u8>,
@@ -131,31 +115,15 @@ struct Task {
     left: bool,
 }
 
-/// How a connection ended.
-enum End {
-    /// None could be made.
-    Refused,
-    /// It failed, or the server was silent for too long, or spoke nonsense.
-    Failed,
-    /// Nothing was under way.
-    Idle,
-}
-
 impl Task {
     async fn run(mut self) {
         let end = match self.connect().await {
             None => End::Refused,
             Some(mut stream) => std::future::poll_fn(|cx| self.poll(&mut stream, cx)).await,
         };
-        let server = Rc::clone(&self.upstream.server);
         self.detach();
-        let (now, avoid) = (self.worker.clock.now(), self.worker.limits.avoid);
-        match end {
-            End::Refused => server.refused(now, avoid),
-            End::Failed => server.failed(now, avoid),
-            End::Idle => {}
-        }
-        self.hand_back(matches!(end, End::Refused));
+        self.upstream.server.ended(end, self.worker.clock.now(), self.worker.limits.avoid);
+        self.hand_back(end == End::Refused);
     }
 
     /// Whoever sends something to this server from now on starts a new connection.
@@ -170,7 +138,7 @@ impl Task {
             if let Poll::Ready(result) = connecting.as_mut().poll(cx) {
                 return Poll::Ready(result.ok());
             }
-            self.upstream.woken_by(cx);
+            self.upstream.waker.register(cx);
             self.upstream.told.set(false);
             self.expire();
             self.look();
@@ -186,7 +154,7 @@ impl Task {
 
     fn poll(&mut self, stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<End> {
         let upstream = Rc::clone(&self.upstream);
-        upstream.woken_by(cx);
+        upstream.waker.register(cx);
         upstream.told.set(false);
         loop {
             let mut calls = upstream.calls.borrow_mut();
@@ -271,7 +239,8 @@ impl Task {
         });
     }
 
-    /// Gives up what is due. Returns whether the server has been silent for so long that nothing is to be expected of it.
+    /// Gives up what is due. Returns whether the server has been silent for so long that nothing is to be expected of
+    /// it.
     fn expire(&mut self) -> bool {
         let now = self.worker.clock.now();
         if self.upstream.due.get() > now {
@@ -296,12 +265,12 @@ impl Task {
                 to_wait.extend(self.elsewhere(tag, body, false));
             }
         }
-        waiting::wait_again(to_wait);
+        FramesService::wait_again(to_wait);
         too_long && self.heard.after(self.worker.limits.response) <= now
     }
 
     /// Sends a request of which nothing was done, or whose repetition harms nobody, to another server.
-    fn elsewhere(&self, mut tag: Tag, body: Vec<u8>, refused: bool) -> Option<(Tag, Vec<u8>)> {
+    fn elsewhere(&self, mut tag: Tag, body: Vec<u8>, refused: bool) -> Option<(Tag, Box<[u8]>)> {
         let service = Rc::clone(&tag.service);
         // A leader that cannot be reached is waited for; any other server is one of a few that are tried.
         let leader_only = service.policy.leader_only(tag.access);
@@ -325,7 +294,7 @@ impl Task {
             Target::Server(server) => service.push(&server, &body, tag),
             Target::Exhausted => tag.unavailable("no clone of the partition's RACS answers"),
             Target::Full => tag.overloaded(SERVERS_FULL),
-            Target::Wait => return Some((tag, body)),
+            Target::Wait => return Some((tag, body.into())),
         }
         None
     }
@@ -333,34 +302,14 @@ impl Task {
     /// Reads and delivers until nothing more is there.
     fn poll_answers(&mut self, stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<End> {
         loop {
-            let mut buffer = ReadBuf::new(&mut self.scratch);
-            match Pin::new(&mut *stream).poll_read(cx, &mut buffer) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
-                Poll::Ready(_) => {
-                    let idle = self.upstream.calls.borrow().is_empty();
-                    return Poll::Ready(if idle { End::Idle } else { End::Failed });
-                }
+            if !ready!(self.inbox.poll_read(stream, cx)) {
+                let idle = self.upstream.calls.borrow().is_empty();
+                return Poll::Ready(if idle { End::Idle } else { End::Failed });
             }
-            let len = buffer.filled().len();
             self.heard();
-            let delivered = if self.rest.is_empty() {
-                let scratch = std::mem::take(&mut self.scratch);
-                let done = self.deliver(&scratch[..len]);
-                self.scratch = scratch;
-                done.map(|done| self.rest.extend_from_slice(&self.scratch[done..len]))
-            } else {
-                self.rest.extend_from_slice(&self.scratch[..len]);
-                let mut rest = std::mem::take(&mut self.rest);
-                let done = self.deliver(&rest);
-                done.map(|done| {
-                    rest.drain(..done);
-                    if done > 0 {
-                        rest.shrink_to(READ);
-                    }
-                    self.rest = rest;
-                })
-            };
+            let mut inbox = std::mem::take(&mut self.inbox);
+            let delivered = inbox.deliver(|bytes| self.deliver(bytes));
+            self.inbox = inbox;
             if let Err(error) = delivered {
                 let server = self.upstream.server.addr;
                 tracing::warn!(%server, error, "a server's answer cannot be believed");
@@ -400,8 +349,8 @@ impl Task {
         Ok(done)
     }
 
-    /// Decides about every request without answer: reads go to another clone, updates that the server cannot have executed to
-    /// whoever leads, and of the rest nobody knows.
+    /// Decides about every request without answer: reads go to another clone, updates that the server cannot have
+    /// executed to whoever leads, and of the rest nobody knows.
     fn hand_back(&mut self, refused: bool) {
         let mut left = Vec::new();
         self.upstream.calls.borrow_mut().fail(|one| left.push(one));
@@ -419,13 +368,13 @@ impl Task {
                 to_wait.extend(self.elsewhere(tag, body, refused));
             }
         }
-        waiting::wait_again(to_wait);
+        FramesService::wait_again(to_wait);
     }
 }
 
 impl Drop for Task {
-    /// Only a panic, or the end of the router, leaves requests behind: nobody would ever answer them, and nothing is known of
-    /// them.
+    /// Only a panic, or the end of the router, leaves requests behind: nobody would ever answer them, and nothing is
+    /// known of them.
     fn drop(&mut self) {
         self.detach();
         let Ok(mut calls) = self.upstream.calls.try_borrow_mut() else { return };

@@ -15,7 +15,6 @@ mod task;
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
-    task::{Context, Waker},
     time::Duration,
 };
 
@@ -27,7 +26,7 @@ use router_proto::{
 
 use crate::{
     config::Service,
-    worker::{Buf, Buffers, Hold, Server, Worker},
+    worker::{Buf, Buffers, Hold, LocalWaker, Server, Worker},
 };
 
 /// How many waiters a service keeps for later requests.
@@ -69,7 +68,7 @@ impl LaneSlot {
     pub fn retire(&self) {
         if let Some(lane) = self.lane.take() {
             lane.retired.set(true);
-            lane.hold.wake();
+            lane.hold.waker.wake();
         }
     }
 
@@ -101,7 +100,7 @@ impl Lane {
         let mut pipeline = self.pipeline.borrow_mut();
         pipeline.push(head, tag);
         match pipeline.gathering() {
-            Gathering::Done if !self.told.replace(true) => self.hold.wake(),
+            Gathering::Done if !self.told.replace(true) => self.hold.waker.wake(),
             Gathering::Company => self.worker.pace.hold(&self.hold),
             _ => {}
         }
@@ -169,7 +168,7 @@ struct Waiter {
     held: Rc<Cell<usize>>,
     /// The client has gone.
     gone: Cell<bool>,
-    waker: RefCell<Option<Waker>>,
+    waker: LocalWaker,
 }
 
 impl Waiter {
@@ -184,7 +183,7 @@ impl Waiter {
             known: Cell::default(),
             out: RefCell::default(),
             gone: Cell::new(false),
-            waker: RefCell::default(),
+            waker: LocalWaker::default(),
         }
     }
 
@@ -199,18 +198,9 @@ impl Waiter {
         self.held.set(self.held.get() - len);
     }
 
-    fn woken_by(&self, cx: &Context<'_>) {
-        let mut waker = self.waker.borrow_mut();
-        if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-            *waker = Some(cx.waker().clone());
-        }
-    }
-
     fn turn(&self, state: State) {
         self.state.set(state);
-        if let Some(waker) = &*self.waker.borrow() {
-            waker.wake_by_ref();
-        }
+        self.waker.wake();
     }
 
     /// There is no answer here. If a part of it was shown, the rest cannot come from elsewhere.

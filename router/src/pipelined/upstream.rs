@@ -4,9 +4,9 @@ use std::{
     cell::{Cell, RefCell},
     io,
     net::SocketAddr,
-    pin::{Pin, pin},
+    pin::pin,
     rc::Rc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -16,12 +16,15 @@ use router_proto::{
     racs::Access,
 };
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf},
+    io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
 
-use super::{Dialect, Failure, MAX_FAILURES, TOO_MANY_RETRIES, Tag, Target, waiting};
-use crate::worker::{Clock, Deadline, HUNG, Hold, Rival, SERVERS_FULL, Server, Stopwatch, Worker};
+use super::{Dialect, Failure, MAX_FAILURES, Service, TOO_MANY_RETRIES, Tag};
+use crate::worker::{
+    Clock, Deadline, End, HUNG, Hold, Inbox, READ, Rival, SERVERS_FULL, Server, Stopwatch, Target, Waits,
+    Worker,
+};
 
 /// Commands on their way to one server, and whom their replies are for.
 pub(crate) struct Upstream<D: Dialect> {
@@ -54,8 +57,7 @@ impl<D: Dialect> Upstream<D> {
             worker: Rc::clone(worker),
             upstream: Rc::clone(&upstream),
             deadline: Deadline::new(&worker.clock),
-            scratch: vec![0; super::READ].into(),
-            rest: Vec::new(),
+            inbox: Inbox::new(),
             replies: D::Replies::default(),
             greeting,
             since: worker.clock.now(),
@@ -78,7 +80,7 @@ impl<D: Dialect> Upstream<D> {
             self.timed.replace(Some((stopwatch, pipeline.len())));
         }
         match pipeline.gathering() {
-            Gathering::Done if !self.told.replace(true) => self.hold.wake(),
+            Gathering::Done if !self.told.replace(true) => self.hold.waker.wake(),
             Gathering::Company => self.worker.pace.hold(&self.hold),
             _ => {}
         }
@@ -102,7 +104,7 @@ impl<D: Dialect> Upstream<D> {
     /// made yet.
     pub(crate) fn retire(&self) {
         self.retired.set(true);
-        self.hold.wake();
+        self.hold.waker.wake();
     }
 }
 
@@ -110,9 +112,7 @@ struct Task<D: Dialect> {
     worker: Rc<Worker>,
     upstream: Rc<Upstream<D>>,
     deadline: Deadline,
-    scratch: Box<[u8]>,
-    /// An incomplete reply.
-    rest: Vec<u8>,
+    inbox: Inbox,
     replies: D::Replies,
     greeting: Vec<u8>,
     /// When it was last heard, while it is to say something.
@@ -122,31 +122,15 @@ struct Task<D: Dialect> {
     blamed: usize,
 }
 
-/// How a connection ended.
-enum End {
-    /// None could be made.
-    Refused,
-    /// It failed, or the server was silent for too long, or spoke nonsense.
-    Failed,
-    /// Nothing was under way.
-    Idle,
-}
-
 impl<D: Dialect> Task<D> {
     async fn run(mut self) {
         let end = match self.connect().await {
             None => End::Refused,
             Some(mut stream) => std::future::poll_fn(|cx| self.poll(&mut stream, cx)).await,
         };
-        let server = Rc::clone(&self.upstream.server);
         self.detach();
-        let (now, avoid) = (self.worker.clock.now(), self.worker.limits.avoid);
-        match end {
-            End::Refused => server.refused(now, avoid),
-            End::Failed => server.failed(now, avoid),
-            End::Idle => {}
-        }
-        self.hand_back(matches!(end, End::Refused));
+        self.upstream.server.ended(end, self.worker.clock.now(), self.worker.limits.avoid);
+        self.hand_back(end == End::Refused);
     }
 
     /// Whoever sends something to this server from now on starts a new connection.
@@ -168,7 +152,7 @@ impl<D: Dialect> Task<D> {
                 }
                 return Poll::Ready(result.ok());
             }
-            upstream.hold.woken_by(cx);
+            upstream.hold.waker.register(cx);
             let given_up = self.is_given_up(self.worker.limits.connect, cx);
             if given_up || upstream.retired.get() { Poll::Ready(None) } else { Poll::Pending }
         });
@@ -179,7 +163,7 @@ impl<D: Dialect> Task<D> {
 
     fn poll(&mut self, stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<End> {
         let upstream = Rc::clone(&self.upstream);
-        upstream.hold.woken_by(cx);
+        upstream.hold.waker.register(cx);
         upstream.told.set(false);
         loop {
             let Ok(full) = upstream.hold.write(&mut upstream.pipeline.borrow_mut(), stream, cx) else {
@@ -267,32 +251,14 @@ impl<D: Dialect> Task<D> {
     /// Reads and delivers until nothing more is there.
     fn poll_replies(&mut self, stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<End> {
         loop {
-            let mut buffer = ReadBuf::new(&mut self.scratch);
-            match Pin::new(&mut *stream).poll_read(cx, &mut buffer) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
-                Poll::Ready(_) => {
-                    let idle = self.upstream.pipeline.borrow().is_empty();
-                    return Poll::Ready(if idle { End::Idle } else { End::Failed });
-                }
+            if !ready!(self.inbox.poll_read(stream, cx)) {
+                let idle = self.upstream.pipeline.borrow().is_empty();
+                return Poll::Ready(if idle { End::Idle } else { End::Failed });
             }
-            let len = buffer.filled().len();
             // Any byte is progress; the next look re-arms if replies are missing.
             self.heard();
-            let delivered = if self.rest.is_empty() {
-                let done =
-                    deliver(&self.upstream, &mut self.replies, &self.scratch[..len], &self.worker.clock);
-                done.map(|done| self.rest.extend_from_slice(&self.scratch[done..len]))
-            } else {
-                self.rest.extend_from_slice(&self.scratch[..len]);
-                let done = deliver(&self.upstream, &mut self.replies, &self.rest, &self.worker.clock);
-                done.map(|done| {
-                    self.rest.drain(..done);
-                    if self.rest.is_empty() {
-                        self.rest.shrink_to(super::READ);
-                    }
-                })
-            };
+            let Self { upstream, replies, worker, .. } = self;
+            let delivered = self.inbox.deliver(|bytes| deliver(upstream, replies, bytes, &worker.clock));
             if delivered.is_err() {
                 let server = self.upstream.server.addr;
                 tracing::warn!(%server, "a server's reply is not {}, or was not asked for", D::NAME);
@@ -351,7 +317,7 @@ impl<D: Dialect> Task<D> {
                 Target::Wait => to_wait.push((tag, command)),
             }
         }
-        waiting::wait_again(to_wait);
+        Service::wait_again(to_wait);
     }
 }
 
@@ -380,7 +346,7 @@ pub(crate) async fn connect<D: Dialect>(addr: SocketAddr, greeting: &[u8]) -> io
     stream.write_all(greeting).await?;
     let mut reply = Vec::new();
     while !D::welcome(&reply)? {
-        if reply.len() > super::READ || stream.read_buf(&mut reply).await? == 0 {
+        if reply.len() > READ || stream.read_buf(&mut reply).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
     }

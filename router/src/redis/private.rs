@@ -9,7 +9,7 @@ use std::{
     collections::VecDeque,
     pin::{Pin, pin},
     rc::{Rc, Weak},
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -26,8 +26,8 @@ use tokio::{
 
 use super::{Client, Note, Redis, RedisService};
 use crate::{
-    pipelined::{Dialect, Failure, READ, connect},
-    worker::{Deadline, Server},
+    pipelined::{Dialect, Failure, connect},
+    worker::{Deadline, End, LocalWaker, READ, Server},
 };
 
 /// A connection to one server that one client has for itself.
@@ -40,7 +40,7 @@ pub(super) struct Private {
     listening: bool,
     server: Cell<Option<PhysicalId>>,
     state: RefCell<State>,
-    waker: RefCell<Option<Waker>>,
+    waker: LocalWaker,
 }
 
 #[derive(Default)]
@@ -88,17 +88,6 @@ pub(super) struct Confirmation {
     pub missing: Cell<usize>,
 }
 
-/// How a connection ended.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum End {
-    /// None could be made in time.
-    Refused,
-    /// It failed, or the server was silent for too long, or spoke nonsense; or leads no more.
-    Failed,
-    /// Nobody needs it any more.
-    Idle,
-}
-
 impl Private {
     /// Starts to connect to the leader of this RACS, whoever that is. Commands may be pushed at once. `None` if there
     /// are too many such connections.
@@ -116,7 +105,7 @@ impl Private {
             listening,
             server: Cell::new(None),
             state: RefCell::default(),
-            waker: RefCell::default(),
+            waker: LocalWaker::default(),
         });
         all.push(Rc::downgrade(&private));
         drop(all);
@@ -135,7 +124,7 @@ impl Private {
         let end = state.before + state.out.len();
         state.expected.push_back(Expected { whom, access, replies, len, end, patience });
         drop(state);
-        self.wake();
+        self.waker.wake();
     }
 
     /// Whether nothing can be sent there any more.
@@ -147,13 +136,13 @@ impl Private {
     /// Says whether keys are watched there.
     pub fn watch(&self, watching: bool) {
         self.state.borrow_mut().watching = watching;
-        self.wake();
+        self.waker.wake();
     }
 
     /// Nobody needs it any more once everything has its reply.
     pub fn finish(&self) {
         self.state.borrow_mut().finishing = true;
-        self.wake();
+        self.waker.wake();
     }
 
     /// The client has gone: what it sent is done, but nothing is waited for.
@@ -173,15 +162,9 @@ impl Private {
         let waits = self.state.borrow().expected.iter().any(|one| one.patience.is_some());
         if waits || self.listening {
             self.state.borrow_mut().aborted = Some(end);
-            self.wake();
+            self.waker.wake();
         } else {
             self.finish();
-        }
-    }
-
-    fn wake(&self) {
-        if let Some(waker) = &*self.waker.borrow() {
-            waker.wake_by_ref();
         }
     }
 
@@ -201,7 +184,7 @@ impl Private {
         deadline.arm(worker.limits.wait);
         let mut seek = pin!(self.seek());
         std::future::poll_fn(|cx| {
-            self.woken_by(cx);
+            self.waker.register(cx);
             let needless = {
                 let state = self.state.borrow();
                 state.aborted.is_some() || state.finishing && state.expected.is_empty()
@@ -258,7 +241,7 @@ impl Private {
         rest: &mut Vec<u8>,
         cx: &mut Context<'_>,
     ) -> Poll<End> {
-        self.woken_by(cx);
+        self.waker.register(cx);
         if let Some(end) = self.state.borrow().aborted {
             return Poll::Ready(end);
         }
@@ -318,7 +301,7 @@ impl Private {
         cx: &mut Context<'_>,
     ) -> Poll<End> {
         loop {
-            let mut scratch = self.service.scratch.borrow_mut();
+            let mut scratch = self.service.clients.scratch.borrow_mut();
             let mut buffer = ReadBuf::new(&mut scratch);
             match Pin::new(&mut *stream).poll_read(cx, &mut buffer) {
                 Poll::Pending => return Poll::Pending,
@@ -429,13 +412,6 @@ impl Private {
         // Messages may be lost from now on, and there is no other way to say so.
         if missed && let Some(client) = self.client.upgrade() {
             client.cut();
-        }
-    }
-
-    fn woken_by(&self, cx: &Context<'_>) {
-        let mut waker = self.waker.borrow_mut();
-        if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-            *waker = Some(cx.waker().clone());
         }
     }
 }

@@ -7,7 +7,7 @@ use std::{
     os::fd::OwnedFd,
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -19,6 +19,8 @@ use tokio::{
     io::{AsyncWrite, Interest, unix::AsyncFd},
     net::TcpStream,
 };
+
+use super::LocalWaker;
 
 /// Between two looks at those who wait: who is seen by two of them has waited long enough.
 const LOOK: Duration = Duration::from_micros(100);
@@ -40,7 +42,8 @@ pub(crate) struct Hold {
     overdue: Cell<bool>,
     /// Whether it is in the list.
     listed: Cell<bool>,
-    waker: RefCell<Option<Waker>>,
+    /// The task that writes.
+    pub waker: LocalWaker,
 }
 
 impl Hold {
@@ -73,21 +76,6 @@ impl Hold {
                 Poll::Ready(_) => return Err(()),
                 Poll::Pending => return Ok(true),
             }
-        }
-    }
-
-    /// Wakes the task that writes.
-    pub fn wake(&self) {
-        if let Some(waker) = &*self.waker.borrow() {
-            waker.wake_by_ref();
-        }
-    }
-
-    /// The task that writes is the one that is asked now.
-    pub fn woken_by(&self, cx: &Context<'_>) {
-        let mut waker = self.waker.borrow_mut();
-        if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-            *waker = Some(cx.waker().clone());
         }
     }
 }
@@ -135,7 +123,7 @@ impl Pace {
     fn due(hold: &Hold) {
         hold.listed.set(false);
         hold.overdue.set(hold.waits.get());
-        hold.wake();
+        hold.waker.wake();
     }
 
     /// Looks at those who wait, for ever.

@@ -211,6 +211,15 @@ impl Server {
         self.refused_until.set(now.after(avoid));
     }
 
+    /// Notes how a connection there ended.
+    pub fn ended(&self, end: End, now: Instant, avoid: Duration) {
+        match end {
+            End::Refused => self.refused(now, avoid),
+            End::Failed => self.failed(now, avoid),
+            End::Idle => {}
+        }
+    }
+
     /// Whether a request that failed there may be sent again; if so, that is one less to come.
     pub fn may_retry(&self, now: Instant) -> bool {
         self.retries.borrow_mut().spend(now)
@@ -262,6 +271,17 @@ fn is_quiet(stream: &TcpStream) -> bool {
         }
         Poll::Ready(Err(_)) => false,
     }
+}
+
+/// How a connection to a server ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// None could be made, or not in time.
+    Refused,
+    /// It failed, or the server was silent for too long, or spoke nonsense; or is not the right one any more.
+    Failed,
+    /// Nothing was under way.
+    Idle,
 }
 
 /// Runs since a request went to its server.

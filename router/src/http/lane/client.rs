@@ -72,7 +72,7 @@ impl Connection {
         self.deadline.disarm();
         let mut noted = false;
         let ended = std::future::poll_fn(|cx| {
-            waiter.woken_by(cx);
+            waiter.waker.register(cx);
             let state = waiter.state.get();
             match state {
                 State::Waiting => return Poll::Pending,
@@ -104,7 +104,7 @@ impl Connection {
                             self.deadline.arm(limits.stall);
                         }
                         if moved {
-                            lane.hold.wake();
+                            lane.hold.waker.wake();
                         }
                         let stuck = self.deadline.passed(cx);
                         return if stuck { Poll::Ready(Ok(Err(Cut::Client))) } else { Poll::Pending };
@@ -115,7 +115,7 @@ impl Connection {
                 return Poll::Ready(Ok(Ok(())));
             }
             self.deadline.disarm();
-            lane.hold.wake();
+            lane.hold.waker.wake();
             Poll::Pending
         })
         .await;
@@ -129,7 +129,7 @@ impl Connection {
             }
             Ok(Err(cut)) => {
                 if let Cut::Client = cut {
-                    lane.hold.wake();
+                    lane.hold.waker.wake();
                 }
                 Ok(Next::Cut)
             }

@@ -1,7 +1,7 @@
 //! The server's side of a lane: requests out, answers in, and what becomes of requests when the lane ends.
 
 use std::{
-    pin::{Pin, pin},
+    pin::pin,
     rc::Rc,
     task::{Context, Poll, ready},
     time::Duration,
@@ -11,16 +11,11 @@ use router_proto::{
     http::{Answers, Doubt},
     pipelined::{Flight, Gathering},
 };
-use tokio::{
-    io::{AsyncRead, ReadBuf},
-    net::TcpStream,
-};
+use tokio::net::TcpStream;
 
 use super::{Lane, Left, Size, State, Tag, Turn, Waiter};
-use crate::worker::{Deadline, Worker};
+use crate::worker::{Deadline, Inbox, READ, Worker};
 
-/// Room for one read: a batch of answers.
-const READ: usize = 64 * 1024;
 /// A lane that ends sooner, because its server ends it, is not worth its costs.
 const WORTHWHILE: u64 = 100;
 
@@ -29,8 +24,7 @@ pub(super) fn start(lane: &Rc<Lane>) {
     let task = Task {
         deadline: Deadline::new(&lane.worker.clock),
         lane: Rc::clone(lane),
-        scratch: vec![0; READ].into(),
-        rest: Vec::new(),
+        inbox: Inbox::new(),
         answers: Answers::default(),
         size: Size::default(),
         mode: Mode::Shared,
@@ -47,9 +41,7 @@ pub(super) fn start(lane: &Rc<Lane>) {
 struct Task {
     lane: Rc<Lane>,
     deadline: Deadline,
-    scratch: Box<[u8]>,
-    /// The beginning of a head.
-    rest: Vec<u8>,
+    inbox: Inbox,
     answers: Answers,
     size: Size,
     mode: Mode,
@@ -164,7 +156,7 @@ impl Task {
             if let Poll::Ready(result) = connecting.as_mut().poll(cx) {
                 return Poll::Ready(result.ok());
             }
-            lane.hold.woken_by(cx);
+            lane.hold.waker.register(cx);
             if deadline.passed(cx) || lane.retired.get() { Poll::Ready(None) } else { Poll::Pending }
         });
         let stream = stream.await?;
@@ -174,7 +166,7 @@ impl Task {
 
     fn poll(&mut self, stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<End> {
         let lane = Rc::clone(&self.lane);
-        lane.hold.woken_by(cx);
+        lane.hold.waker.register(cx);
         // Clients first: what they send meanwhile leaves with this batch, and what the server sends comes with one read.
         self.comes_last = !self.comes_last;
         if self.comes_last {
@@ -328,28 +320,12 @@ impl Task {
 
     /// Reads once and delivers what came.
     fn poll_read(&mut self, stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<Option<End>> {
-        let mut buffer = ReadBuf::new(&mut self.scratch);
-        let len = match ready!(Pin::new(&mut *stream).poll_read(cx, &mut buffer)) {
-            Ok(()) => buffer.filled().len(),
-            Err(_) => 0,
-        };
-        if len == 0 {
+        if !ready!(self.inbox.poll_read(stream, cx)) {
             return Poll::Ready(Some(self.broken()));
         }
-        let scratch = std::mem::take(&mut self.scratch);
-        let delivered = if self.rest.is_empty() {
-            let done = self.deliver(&scratch[..len]);
-            done.map(|done| self.rest.extend_from_slice(&scratch[done..len]))
-        } else {
-            let mut rest = std::mem::take(&mut self.rest);
-            rest.extend_from_slice(&scratch[..len]);
-            let done = self.deliver(&rest);
-            done.map(|done| {
-                rest.drain(..done);
-                self.rest = rest;
-            })
-        };
-        self.scratch = scratch;
+        let mut inbox = std::mem::take(&mut self.inbox);
+        let delivered = inbox.deliver(|bytes| self.deliver(bytes));
+        self.inbox = inbox;
         Poll::Ready(delivered.err())
     }
 
@@ -441,7 +417,7 @@ impl Task {
     fn broken(&self) -> End {
         if self.lane.pipeline.borrow().is_empty() {
             End::Idle
-        } else if self.afresh && self.rest.is_empty() && !self.answers.is_within() {
+        } else if self.afresh && self.inbox.is_empty() && !self.answers.is_within() {
             End::Closed
         } else {
             self.spare();
