@@ -413,8 +413,7 @@ fn updates_wait_in_order_for_the_next_leader() {
     router.handle.update_group("g", &view(7, Some(0), &[old.addr, new.addr])).unwrap();
     let mut client = router.client();
     assert_eq!(client.call("put", "0"), Ok("old:0".into()));
-    old.kill();
-    thread::sleep(Duration::from_millis(20));
+    router.sees_the_end_of(&mut old);
     client.send((0..50).flat_map(|n| call(n, "put", &[n.to_string().into()])).collect::<Vec<u8>>());
     eventually("all wait", || router.stats().waited == 50);
     router.handle.update_group("g", &view(9, Some(0), &[new.addr])).unwrap();

@@ -111,20 +111,24 @@ fn whoever_loses_is_heard_by_nobody() {
             }
         }),
     );
-    let router =
-        Router::start(&service("http", "key = \"header:x-key\"\nhedge = \"50%\"", &[&[a.addr, b.addr]]));
-    thread::scope(|scope| {
-        for client in 0..8 {
-            let router = &router;
-            scope.spawn(move || {
-                let mut connection = router.client();
-                for n in 0..30 {
-                    let path = format!("/{client}-{n}");
-                    let body = get(&mut connection, &path).body;
-                    assert!(body.ends_with(&format!(" {path}")), "{body} for {path}");
-                }
-            });
-        }
-    });
-    assert!(router.stats().hedged > 0);
+    let config = service("http", "key = \"header:x-key\"\nhedge = \"50%\"", &[&[a.addr, b.addr]]);
+    let hedged = || {
+        let router = Router::start(&config);
+        thread::scope(|scope| {
+            for client in 0..8 {
+                let router = &router;
+                scope.spawn(move || {
+                    let mut connection = router.client();
+                    for n in 0..30 {
+                        let path = format!("/{client}-{n}");
+                        let body = get(&mut connection, &path).body;
+                        assert!(body.ends_with(&format!(" {path}")), "{body} for {path}");
+                    }
+                });
+            }
+        });
+        router.stats().hedged
+    };
+    // What is slow at first is soon usual, and on a busy machine before anybody was asked twice.
+    assert!((0..20).any(|_| hedged() > 0));
 }

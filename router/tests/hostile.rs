@@ -1,4 +1,5 @@
-//! Servers that break every rule, around honest clients that share their connections: nobody ever gets what belongs to another.
+//! Servers that break every rule, around honest clients that share their connections: nobody ever gets what belongs to
+//! another.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
@@ -18,8 +19,8 @@ use membership_types::Rng;
 
 #[test]
 fn a_server_that_answers_a_request_it_did_not_take_gets_no_other_on_that_connection() {
-    // Small windows, so that what is sent stays partly with the router: head and body ride together, the server answers the
-    // first bytes, and what it never got must not become the beginning of somebody else's request.
+    // Small windows, so that what is sent stays partly with the router: head and body ride together, the server answers
+    // the first bytes, and what it never got must not become the beginning of somebody else's request.
     let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     listener.set_recv_buffer_size(128).unwrap();
     listener.set_tcp_mss(200).unwrap();
@@ -66,13 +67,15 @@ fn a_server_that_answers_a_request_it_did_not_take_gets_no_other_on_that_connect
 
 #[test]
 fn what_a_server_says_after_its_response_ends_its_connection() {
-    // Long after the response, long before the next request: each of these must be seen before the connection is used again.
+    // Long after the response, long before the next request: each of these must be seen before the connection is used
+    // again.
     let server = FakeServer::start(|peer| {
         while let Some(request) = peer.request() {
             let body = String::from_utf8(request.body).unwrap();
             peer.respond(&body);
             thread::sleep(Duration::from_millis(5));
             peer.respond(&format!("again {body}"));
+            peer.note("said".into());
         }
     });
     let router = Router::start(&http(&[&[server.addr]]));
@@ -81,13 +84,13 @@ fn what_a_server_says_after_its_response_ends_its_connection() {
         let read = n % 2 == 0;
         let response = if read { client.get("k") } else { client.post("k", &n.to_string()) };
         assert_eq!(response.body, if read { String::new() } else { n.to_string() });
-        thread::sleep(Duration::from_millis(30));
+        eventually("it has said more", || server.seen().len() == 2 * (n + 1));
     }
     assert_eq!(server.connections(), 20);
 }
 
-/// What a hostile server says to a request, in one write. What is left over holds the nonce of a request that was answered: if
-/// anybody else ever reads it, the router has mixed them up.
+/// What a hostile server says to a request, in one write. What is left over holds the nonce of a request that was
+/// answered: if anybody else ever reads it, the router has mixed them up.
 fn lies(nonce: &str) -> Vec<String> {
     let size = nonce.len();
     let ok = format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n{nonce}");
@@ -193,26 +196,25 @@ fn whatever_servers_answer_nobody_gets_what_was_meant_for_another() {
         limits.avoid = Duration::from_millis(1);
     });
     let stop = Arc::new(AtomicBool::new(false));
+    let counts = Arc::new(Counts::default());
     let clients: Vec<_> = (0..16)
         .map(|id| {
-            let (stop, addr) = (stop.clone(), router.addr());
-            thread::spawn(move || honest(id, addr, &stop))
+            let (stop, counts, addr) = (stop.clone(), counts.clone(), router.addr());
+            thread::spawn(move || honest(id, addr, &stop, &counts))
         })
         .collect();
-    thread::sleep(Duration::from_secs(4));
+    let enough = || counts.get().iter().all(|count| *count > 500);
+    for_at_least(Duration::from_secs(4), enough);
     stop.store(true, Ordering::SeqCst);
-    let (mut good, mut bad) = (0, 0);
-    for client in clients {
-        let (answered, failed) = client.join().unwrap();
-        (good, bad) = (good + answered, bad + failed);
-    }
+    clients.into_iter().for_each(|client| client.join().unwrap());
+    let [good, bad] = counts.get();
     println!("{good} whole responses, {bad} that were refused or broke off");
-    assert!(good > 500 && bad > 500, "the test must have tested something: {good} {bad}");
+    assert!(enough(), "the test must have tested something: {good} {bad}");
 }
 
 /// Asks for one nonce after the other. Counts whole responses, and those that were not.
-fn honest(id: u64, addr: std::net::SocketAddr, stop: &AtomicBool) -> (u64, u64) {
-    let (mut rng, mut number, mut counts) = (Rng::seeded(id), 0, (0, 0));
+fn honest(id: u64, addr: std::net::SocketAddr, stop: &AtomicBool, counts: &Counts<2>) {
+    let (mut rng, mut number) = (Rng::seeded(id), 0);
     while !stop.load(Ordering::SeqCst) {
         let mut client = Client::connect(addr);
         loop {
@@ -227,7 +229,7 @@ fn honest(id: u64, addr: std::net::SocketAddr, stop: &AtomicBool) -> (u64, u64) 
                 response = client.try_response_to(method);
             }
             let Some(response) = response else {
-                counts.1 += 1;
+                counts.add(1);
                 break;
             };
             match response.status {
@@ -235,9 +237,9 @@ fn honest(id: u64, addr: std::net::SocketAddr, stop: &AtomicBool) -> (u64, u64) 
                     // Parts of it, or it more than once, but nothing else.
                     let text = response.body.replace(&nonce, "");
                     assert!(nonce.starts_with(&text), "{:?} for {nonce}", response);
-                    counts.0 += 1;
+                    counts.add(0);
                 }
-                502 | 503 | 408 => counts.1 += 1,
+                502 | 503 | 408 => counts.add(1),
                 other => panic!("status {other}"),
             }
             if response.field("connection") == Some("close") {
@@ -245,7 +247,6 @@ fn honest(id: u64, addr: std::net::SocketAddr, stop: &AtomicBool) -> (u64, u64) 
             }
         }
     }
-    counts
 }
 
 #[test]

@@ -102,8 +102,7 @@ fn updates_wait_in_order_for_the_next_leader() {
     router.handle.update_group("g", &view(7, Some(0), &[old.addr, new.addr])).unwrap();
     let mut client = router.client();
     assert_eq!(client.ask(&set("k", "0")), "STORED\r\n");
-    old.kill();
-    thread::sleep(Duration::from_millis(20));
+    router.sees_the_end_of(&mut old);
     let mut clients: Vec<Client> = (0..5).map(|_| router.client()).collect();
     for (id, client) in clients.iter_mut().enumerate() {
         let quiet = |n| if n % 2 == 0 { " noreply" } else { "" };

@@ -79,12 +79,16 @@ fn a_clone_that_is_well_again_gets_its_share_of_reads_again() {
         limits.avoid = Duration::from_millis(10);
     });
     let mut client = router.client();
-    let mut ask = |times| (0..times).filter(|_| client.command(&["GET", "k"]) == "+a\r\n").count();
-    assert!(ask(200) > 0);
+    let mut ask = |times| {
+        client.send(command(&["GET", "k"]).repeat(times));
+        (0..times).filter(|_| client.reply() == "+a\r\n").count()
+    };
+    assert!((0..200).any(|_| ask(1) > 0));
     a.kill();
-    assert_eq!(ask(200), 0);
+    assert!((0..200).all(|_| ask(1) == 0));
     let _a = FakeServer::start_at(addr, answers("a"));
-    // Many in a row: if each had to prove anew that it lives, there would be one a second.
+    // Many in a row: if each had to prove anew that it lives, there would be one a second. And at once, since then what
+    // is in flight counts, and not who happens to be slow on a busy machine.
     eventually("it gets reads again", || ask(200) > 20);
 }
 
@@ -115,9 +119,8 @@ fn updates_wait_in_order_for_the_next_leader() {
     router.handle.update_group("g", &view(7, Some(0), &[old.addr, new.addr])).unwrap();
     let mut client = router.client();
     assert_eq!(client.command(&["SET", "k", "0"]), bulk("old:0"));
-    old.kill();
-    // The router hears of the end of the shared connection, so that these find nobody who listens, and wait.
-    thread::sleep(Duration::from_millis(20));
+    // So these find nobody who listens, and wait.
+    router.sees_the_end_of(&mut old);
     let mut clients: Vec<Client> = (0..5).map(|_| router.client()).collect();
     for (id, client) in clients.iter_mut().enumerate() {
         client.send((0..20).map(|n| command(&["SET", "k", &format!("{id}.{n}")])).collect::<String>());
@@ -125,15 +128,13 @@ fn updates_wait_in_order_for_the_next_leader() {
     eventually("all wait", || router.stats().waited == 100);
     // A further one must not overtake them.
     clients[0].send(command(&["SET", "k", "0.20"]));
-    thread::sleep(Duration::from_millis(100));
-    let release = Instant::now();
+    eventually("it waits, too", || router.stats().waited == 101);
     router.handle.update_group("g", &view(9, Some(0), &[new.addr])).unwrap();
     for (id, client) in clients.iter_mut().enumerate() {
         for n in 0..20 + usize::from(id == 0) {
             assert_eq!(client.reply(), bulk(&format!("new:{id}.{n}")));
         }
     }
-    assert!(release.elapsed() < Duration::from_millis(500));
     // What the server saw of each client is in that client's order.
     for id in 0..5 {
         let of_client: Vec<String> =

@@ -17,17 +17,16 @@ use membership_types::Rng;
 
 const FOR: Duration = Duration::from_secs(3);
 
-/// Cuts connections and kills and restarts servers at random until told to stop. Returns how often, and the
-/// servers, which live on.
+/// Cuts connections and kills and restarts servers at random until told to stop; counts how often.
 fn trouble(
     seed: u64,
     stop: Arc<AtomicBool>,
+    kills: Arc<Counts<1>>,
     mut servers: Vec<FakeServer>,
     start: impl Fn(std::net::SocketAddr) -> FakeServer + Send + 'static,
-) -> thread::JoinHandle<(u64, Vec<FakeServer>)> {
+) -> thread::JoinHandle<Vec<FakeServer>> {
     thread::spawn(move || {
         let mut rng = Rng::seeded(seed);
-        let mut kills = 0;
         while !stop.load(Ordering::SeqCst) {
             thread::sleep(Duration::from_millis(rng.between(1, 30)));
             let at = rng.below(servers.len() as u64) as usize;
@@ -38,42 +37,42 @@ fn trouble(
                 thread::sleep(Duration::from_millis(rng.between(0, 20)));
                 servers[at] = start(servers[at].addr);
             }
-            kills += 1;
+            kills.add(0);
         }
-        (kills, servers)
+        servers
     })
 }
 
-/// Runs `client` on several threads until the time is up, with trouble all the while. Returns the sums of
-/// what they counted, and how often there was trouble.
+/// Runs `client` on several threads with trouble all the while, until the time is up and what they have counted is
+/// `enough`. Returns that, and how often there was trouble.
 fn under_trouble<const N: usize>(
     seed: u64,
     config: impl Fn(&[&[std::net::SocketAddr]]) -> String,
     start: impl Fn(std::net::SocketAddr) -> FakeServer + Send + 'static,
-    client: impl Fn(&mut Rng, u64, std::net::SocketAddr, &AtomicBool) -> [u64; N] + Send + Sync + 'static,
-) -> ([u64; N], u64) {
+    client: impl Fn(&mut Rng, u64, std::net::SocketAddr, &AtomicBool, &Counts<N>) + Send + Sync + 'static,
+    enough: impl Fn(&[u64; N]) -> bool,
+) -> [u64; N] {
     let servers: Vec<FakeServer> = (0..4).map(|_| start("127.0.0.1:0".parse().unwrap())).collect();
     let addrs: Vec<_> = servers.iter().map(|server| server.addr).collect();
     let config = config(&[&addrs[..2], &addrs[2..]]);
     let router = Router::with(&config, 2, |limits| limits.wait = Duration::from_secs(2));
     let stop = Arc::new(AtomicBool::new(false));
-    let trouble = trouble(seed, stop.clone(), servers, start);
+    let (kills, counts) = (Arc::new(Counts::default()), Arc::new(Counts::default()));
+    let trouble = trouble(seed, stop.clone(), kills.clone(), servers, start);
     let client = Arc::new(client);
     let clients: Vec<_> = (0..6u64)
         .map(|id| {
-            let (stop, client, addr) = (stop.clone(), client.clone(), router.addr());
-            thread::spawn(move || client(&mut Rng::seeded(seed + id), id, addr, &stop))
+            let (stop, client, counts, addr) = (stop.clone(), client.clone(), counts.clone(), router.addr());
+            thread::spawn(move || client(&mut Rng::seeded(seed + id), id, addr, &stop, &counts))
         })
         .collect();
-    thread::sleep(FOR);
+    for_at_least(FOR, || kills.get()[0] > 50 && enough(&counts.get()));
     stop.store(true, Ordering::SeqCst);
-    let (kills, _servers) = trouble.join().unwrap();
-    let mut sums = [0; N];
-    for client in clients {
-        let counts = client.join().unwrap();
-        sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
-    }
-    (sums, kills)
+    let _servers = trouble.join().unwrap();
+    clients.into_iter().for_each(|client| client.join().unwrap());
+    let (counts, [kills]) = (counts.get(), kills.get());
+    assert!(kills > 50 && enough(&counts), "the test must have tested something: {kills} kills, {counts:?}");
+    counts
 }
 
 fn http_server(addr: std::net::SocketAddr) -> FakeServer {
@@ -118,8 +117,7 @@ fn http_request(rng: &mut Rng, tag: &str) -> (String, bool, String) {
 }
 
 /// Sends pipelines of requests and judges each response. Counts reads, updates, unknown updates, failures.
-fn http_client(rng: &mut Rng, id: u64, addr: std::net::SocketAddr, stop: &AtomicBool) -> [u64; 4] {
-    let mut counts = [0; 4];
+fn http_client(rng: &mut Rng, id: u64, addr: std::net::SocketAddr, stop: &AtomicBool, counts: &Counts<4>) {
     let mut nonce = 0u64;
     while !stop.load(Ordering::SeqCst) {
         let mut client = Client::connect(addr);
@@ -137,23 +135,22 @@ fn http_client(rng: &mut Rng, id: u64, addr: std::net::SocketAddr, stop: &Atomic
                 match response.status {
                     200 => {
                         assert_eq!(response.body, *body, "a response of another request");
-                        counts[usize::from(!read)] += 1;
+                        counts.add(usize::from(!read));
                     }
-                    502 if !read => counts[2] += 1,
-                    502 | 503 => counts[3] += 1,
+                    502 if !read => counts.add(2),
+                    502 | 503 => counts.add(3),
                     other => panic!("status {other}"),
                 }
             }
         }
     }
-    counts
 }
 
 #[test]
 fn http_responses_stay_with_their_requests_while_servers_die() {
-    let ([reads, updates, unknown, failed], kills) = under_trouble(0x5EED, http, http_server, http_client);
-    println!("{kills} kills, {reads} reads, {updates} updates, {unknown} unknown, {failed} failed");
-    assert!(kills > 50 && reads > 500 && updates > 500 && unknown > 0, "the test must have tested something");
+    let enough = |&[reads, updates, unknown, _]: &[u64; 4]| reads > 500 && updates > 500 && unknown > 0;
+    let [reads, updates, unknown, failed] = under_trouble(0x5EED, http, http_server, http_client, enough);
+    println!("{reads} reads, {updates} updates, {unknown} unknown, {failed} failed");
     assert!(failed < (reads + updates) / 5, "most requests must get through");
 }
 
@@ -212,8 +209,7 @@ fn is_reply(reply: &str, texts: &[String]) -> bool {
 }
 
 /// Sends pipelines of commands and judges each reply. Counts replies and errors.
-fn redis_client(rng: &mut Rng, id: u64, addr: std::net::SocketAddr, stop: &AtomicBool) -> [u64; 2] {
-    let mut counts = [0; 2];
+fn redis_client(rng: &mut Rng, id: u64, addr: std::net::SocketAddr, stop: &AtomicBool, counts: &Counts<2>) {
     let mut nonce = 0u64;
     while !stop.load(Ordering::SeqCst) {
         let mut client = Client::connect(addr);
@@ -233,20 +229,19 @@ fn redis_client(rng: &mut Rng, id: u64, addr: std::net::SocketAddr, stop: &Atomi
                 if reply.starts_with("-TRYAGAIN phalanx: ")
                     || reply.starts_with("-ERR phalanx: outcome unknown")
                 {
-                    counts[1] += 1;
+                    counts.add(1);
                 } else {
                     assert!(is_reply(&reply, texts), "{reply:?} is another command's, not {texts:?}'s");
-                    counts[0] += 1;
+                    counts.add(0);
                 }
             }
         }
     }
-    counts
 }
 
 #[test]
 fn redis_replies_stay_with_their_commands_while_servers_die() {
-    let ([good, failed], kills) = under_trouble(0xCAFE, redis, redis_server, redis_client);
-    println!("{kills} kills, {good} replies, {failed} errors");
-    assert!(kills > 50 && good > 5_000 && failed > 0, "the test must have tested something");
+    let enough = |&[good, failed]: &[u64; 2]| good > 5_000 && failed > 0;
+    let [good, failed] = under_trouble(0xCAFE, redis, redis_server, redis_client, enough);
+    println!("{good} replies, {failed} errors");
 }

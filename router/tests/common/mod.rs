@@ -10,7 +10,7 @@ use std::{
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -468,6 +468,15 @@ impl Router {
     pub fn stats(&self) -> router::ServiceStats {
         tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(self.handle.stats()).remove(0)
     }
+
+    /// Kills a server to which clients share a connection, and waits until the router has heard of that one's end.
+    pub fn sees_the_end_of(&self, server: &mut FakeServer) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let tasks = || runtime.block_on(self.handle.measured()).tasks;
+        let before = tasks();
+        server.kill();
+        eventually("the task of the shared connection ends", || tasks() < before);
+    }
 }
 
 /// A service with `key` in `X-Key`, 16 slots, and these RACS of static servers.
@@ -522,12 +531,40 @@ pub fn nobody() -> SocketAddr {
     }
 }
 
+/// What several threads count.
+pub struct Counts<const N: usize>([AtomicU64; N]);
+
+impl<const N: usize> Default for Counts<N> {
+    fn default() -> Self {
+        Self([const { AtomicU64::new(0) }; N])
+    }
+}
+
+impl<const N: usize> Counts<N> {
+    pub fn add(&self, which: usize) {
+        self.0[which].fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub fn get(&self) -> [u64; N] {
+        self.0.each_ref().map(|count| count.load(Ordering::SeqCst))
+    }
+}
+
 /// Waits until a condition holds.
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
         assert!(start.elapsed() < PATIENCE, "not in time: {what}");
         thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Lets what was begun go on for so long, and on a busy machine until it has come to something.
+pub fn for_at_least(time: Duration, come_to_something: impl Fn() -> bool) {
+    thread::sleep(time);
+    let start = Instant::now();
+    while !come_to_something() && start.elapsed() < 6 * PATIENCE {
+        thread::sleep(Duration::from_millis(50));
     }
 }
 
