@@ -3,16 +3,25 @@
 //!
 //! As on the Redis side, a client's task reads requests and hands each to the connection of its server; that one's task
 //! writes what has gathered, reads answers, and puts each into its client's buffer.
+//!
+//! | file | one idea |
+//! | --- | --- |
+//! | `client.rs`, `local.rs` | requests of clients, and of tasks of this process |
+//! | `caller.rs`, `tag.rs` | who asked; what is known of a request that is under way |
+//! | `upstream.rs` | the connection to one server that all clients share |
+//! | `waiting.rs` | requests that wait for a leader |
 
+mod caller;
 mod client;
 mod local;
+mod tag;
 mod upstream;
 mod waiting;
 
 use std::{
     cell::{Cell, RefCell},
     fmt,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::SocketAddr,
     rc::Rc,
     task::Waker,
     time::Duration,
@@ -23,14 +32,15 @@ use membership_types::Instant;
 use router_proto::{
     PartitionId, PhysicalId, RacsId,
     extract::NoKey,
-    frames::{self, Complaint, Digits, KeyPaths, Refusal, Request, Stamp, Verdict},
+    frames::{Complaint, Digits, KeyPaths, Request, Stamp, Verdict},
     racs::{Access, Policy, Tried},
 };
 
+use caller::Caller;
 use client::Client;
 pub(crate) use client::{Frames, too_many_clients};
-use local::Local;
 pub(crate) use local::{LocalAnswer, LocalCall, serve_locals};
+use tag::Tag;
 pub(crate) use upstream::Upstream;
 
 use crate::{
@@ -39,8 +49,8 @@ use crate::{
     stats::Counters,
     table::Table,
     worker::{
-        Admission, ClientStream, ClientTask, Clients, Copies, Hedges, Placements, Rival, SERVERS_FULL,
-        Server, Stopwatch, Succession, TOO_MANY, Target, Unanswered, Waiting, Waits, Worker,
+        Admission, ClientStream, ClientTask, Clients, Hedges, Rival, SERVERS_FULL, Server, Succession,
+        TOO_MANY, Target, Unanswered, Waiting, Waits, Worker,
     },
 };
 
@@ -49,9 +59,6 @@ const MAX_FAILURES: u8 = 3;
 
 const TOO_MANY_RETRIES: &str =
     "connections to the partition's servers fail, and too many requests are being sent again";
-
-/// How often a request follows what servers say of who leads, before it waits for a view.
-const MAX_HINTS: u8 = 2;
 
 /// One service on one worker.
 pub(crate) struct FramesService {
@@ -76,47 +83,6 @@ pub(crate) struct FramesService {
     pub counters: Rc<Counters>,
     pub log: Option<AccessLog>,
     pub succession: Succession<Self>,
-}
-
-/// Whom an answer is for, and what is needed to send the request again.
-pub(crate) struct Tag {
-    service: Rc<FramesService>,
-    caller: Caller,
-    partition: PartitionId,
-    racs: RacsId,
-    access: Access,
-    /// Connections that have failed under it.
-    failures: u8,
-    /// How often it followed a hint, and the latest.
-    hints: u8,
-    hint: Option<PhysicalId>,
-    tried: Tried,
-    /// Whether a second clone was asked because the server that this copy is with is silent.
-    hedged: bool,
-    /// Until when the client waits.
-    until: Instant,
-    /// Until when it may wait for a leader; set when it first has to.
-    wait_until: Instant,
-    /// Its method, and its last server, for the access log.
-    method: Word,
-    server: Option<SocketAddr>,
-    /// How long its server takes, if that is measured.
-    timed: Option<Stopwatch>,
-    /// When it came in, and when it was last sent.
-    began: Instant,
-    sent: Instant,
-    /// Its share of the room for large requests.
-    _held: Option<Held>,
-}
-
-/// Who asked.
-enum Caller {
-    /// A client's connection: the client's own id, and bytes of the request.
-    Client { client: Rc<Client>, msgid: u32, len: usize },
-    /// A task of this process.
-    Local(Local),
-    /// Either, of a read that several servers were asked for.
-    Shared(Rc<Copies<Caller>>),
 }
 
 /// Room that a large request takes, until it is answered.
@@ -418,219 +384,4 @@ fn print<'a>(room: &'a mut [u8], text: fmt::Arguments<'_>) -> Option<&'a str> {
     let left = rest.len();
     let len = room.len() - left;
     str::from_utf8(&room[..len]).ok()
-}
-
-impl Caller {
-    /// Notes that the request is under way.
-    fn begin(&self) {
-        if let Self::Client { client, len, .. } = self {
-            client.asked(*len);
-        }
-    }
-
-    /// Which client it is, unless it is a task of this process, or was answered by another copy.
-    fn client(&self) -> Option<Rc<Client>> {
-        match self {
-            Self::Client { client, .. } => Some(Rc::clone(client)),
-            Self::Local(_) => None,
-            Self::Shared(copies) => copies.owner(Self::client).flatten(),
-        }
-    }
-
-    /// Where it comes from; what is of this process has one source, however many tasks ask.
-    fn source(&self) -> IpAddr {
-        match self {
-            Self::Client { client, .. } => client.source(),
-            // Nobody asks about those.
-            Self::Local(_) | Self::Shared(_) => Ipv4Addr::LOCALHOST.into(),
-        }
-    }
-
-    /// The clones that it stays with, where clients do; all tasks of this process stay with the same. Who does asks one
-    /// server alone.
-    fn placements(&self) -> Option<&Placements> {
-        match self {
-            Self::Client { client, .. } => Some(&client.placements),
-            Self::Local(local) => Some(&local.placements),
-            Self::Shared(_) => None,
-        }
-    }
-
-    /// Whether another copy is answered.
-    fn is_over(&self) -> bool {
-        matches!(self, Self::Shared(copies) if copies.is_over())
-    }
-
-    /// Whether nobody waits for the answer any more.
-    fn is_gone(&self) -> bool {
-        match self {
-            Self::Client { client, .. } => client.is_gone(),
-            Self::Local(local) => local.is_gone(),
-            Self::Shared(copies) => copies.owner(Self::is_gone).unwrap_or(true),
-        }
-    }
-
-    /// A server's answer: error and result.
-    fn answer(self, body: &[u8]) {
-        match self {
-            Self::Client { client, msgid, len } => client.put_answer(len, msgid, body),
-            Self::Local(local) => local.answer(body),
-            Self::Shared(copies) => copies.take().into_iter().for_each(|caller| caller.answer(body)),
-        }
-    }
-
-    fn complain(self, complaint: &Complaint<'_>) {
-        match self {
-            Self::Client { client, msgid, len } => {
-                let mut answer = Vec::new();
-                frames::push_complaint(&mut answer, msgid, complaint);
-                client.put_bytes(len, &answer);
-            }
-            Self::Local(local) => local.complain(complaint),
-            Self::Shared(copies) => copies.take().into_iter().for_each(|caller| caller.complain(complaint)),
-        }
-    }
-}
-
-impl Tag {
-    /// Another copy of a read, for another server than the one that is silent about it.
-    fn copy(&mut self, silent: PhysicalId) -> Self {
-        let copies = match &self.caller {
-            Caller::Shared(copies) => Rc::clone(copies),
-            _ => {
-                let copies = Copies::begin();
-                copies.own(std::mem::replace(&mut self.caller, Caller::Shared(Rc::clone(&copies))));
-                copies
-            }
-        };
-        copies.add();
-        self.hedged = true;
-        let mut tried = self.tried;
-        tried.add(silent);
-        Self {
-            service: Rc::clone(&self.service),
-            caller: Caller::Shared(copies),
-            hedged: false,
-            tried,
-            timed: None,
-            _held: None,
-            ..*self
-        }
-    }
-
-    /// Its connection failed, or its answer says nothing: whether that matters to nobody, because of a copy.
-    fn lost(&self) -> bool {
-        matches!(&self.caller, Caller::Shared(copies) if copies.lost())
-    }
-
-    /// Logs it if it failed or was slow, or if it is its turn. Tasks of this process know themselves what they ask.
-    fn note(&self, error: Option<&dyn fmt::Display>) {
-        if error.is_none() && self.service.log.is_none() {
-            return;
-        }
-        let Some(client) = self.caller.client() else { return };
-        if error.is_some() {
-            Tally::add(&client.tally.failed);
-        }
-        let Some(log) = &self.service.log else { return };
-        let now = self.service.worker.clock.fine().as_nanos();
-        let took = Duration::from_nanos(now.saturating_sub(self.began.as_nanos()));
-        if log.wants(error.is_some(), took) {
-            let attempts =
-                u32::from(self.failures) + u32::from(self.hints) + u32::from(self.server.is_some());
-            let (at, error) = (Some((self.partition, self.racs)), error.map(ToString::to_string));
-            let (method, error) = (self.method.bytes(), error.as_deref());
-            self.service.note(&client, method, at, self.server, attempts, error, took);
-        }
-    }
-
-    /// The server's answer: error and result.
-    fn deliver(self, body: &[u8]) {
-        if self.caller.is_over() {
-            return;
-        }
-        self.note(None);
-        self.service.admission.leave();
-        self.service.counters.end(self.began, &self.service.worker.clock);
-        self.caller.answer(body);
-    }
-
-    fn complain(self, verdict: Verdict, error: &dyn fmt::Display) {
-        self.note(Some(error));
-        let Self { service, caller, partition, began, .. } = self;
-        service.admission.leave();
-        service.counters.end(began, &service.worker.clock);
-        service.complain(caller, Some(partition), verdict, error);
-    }
-
-    /// Nobody can take the request, and nothing was done.
-    fn unavailable(self, why: &str) {
-        self.service.counters.unavailable.add(1);
-        self.complain(Verdict::Unavailable, &format_args!("{why}; nothing was done"));
-    }
-
-    /// Too many requests are under way, and nothing was done.
-    fn overloaded(self, why: &str) {
-        self.service.counters.overloaded.add(1);
-        self.complain(Verdict::Busy, &format_args!("{why}; nothing was done"));
-    }
-
-    /// Nobody knows whether the update was carried out.
-    fn unknown(self, why: &str) {
-        self.service.counters.unknown.add(1);
-        self.complain(Verdict::Unknown, &format_args!("outcome unknown: {why}"));
-    }
-
-    /// The client's time is over, and nothing was changed.
-    fn late(self) {
-        self.service.counters.unavailable.add(1);
-        self.complain(Verdict::Late, &"the time for the request is over, and nothing was changed");
-    }
-
-    /// A server's answer that says that nothing was done, and why.
-    fn refused(mut self, server: &Server, request: Vec<u8>, answer: &[u8], refusal: Refusal<'_>) {
-        if self.lost() {
-            return;
-        }
-        let service = Rc::clone(&self.service);
-        let leader_only = service.policy.leader_only(self.access);
-        match refusal.verdict {
-            Verdict::NotLeader if leader_only => {
-                self.hint = None;
-                if let Some(leader) = refusal.leader.and_then(|leader| leader.parse().ok())
-                    && self.hints < MAX_HINTS
-                {
-                    self.hints += 1;
-                    // Only servers of the RACS are asked: health and hints change the clone, never the partition.
-                    let mut table = service.table.borrow_mut();
-                    let table = table.load();
-                    let mut clones = table.racs(self.racs).clones().iter().map(|clone| table.l2p.get(*clone));
-                    self.hint = clones.find(|clone| clone.addr == leader).map(|clone| clone.physical);
-                    self.hint.take_if(|hint| *hint == server.id);
-                }
-                service.counters.retried.add(1);
-                match self.hint {
-                    Some(_) => service.send_again(self, request),
-                    None => service.wait(self, request.into()),
-                }
-            }
-            Verdict::Stopping if leader_only => {
-                service.counters.retried.add(1);
-                self.hint = None;
-                service.wait(self, request.into());
-            }
-            Verdict::Stopping | Verdict::Busy if !leader_only && self.tried.add(server.id) => {
-                match service.pick(&self) {
-                    Target::Server(next) if server.may_retry(service.now()) => {
-                        service.counters.retried.add(1);
-                        service.push(&next, &request, self);
-                    }
-                    Target::Server(_) | Target::Wait | Target::Full | Target::Exhausted => {
-                        self.deliver(answer)
-                    }
-                }
-            }
-            _ => self.deliver(answer),
-        }
-    }
 }

@@ -12,11 +12,13 @@
 //! | --- | --- |
 //! | `client.rs` | a client's replies are in the order of its commands |
 //! | `upstream.rs` | the connection to one server that all clients share |
+//! | `tag.rs` | what is known of a command that is under way |
 //! | `waiting.rs` | commands that wait for a leader |
 //! | `spare.rs` | room that commands use one after another |
 
 mod client;
 mod spare;
+mod tag;
 mod upstream;
 mod waiting;
 
@@ -27,10 +29,11 @@ use membership_types::Instant;
 use router_proto::{
     PhysicalId, RacsId,
     pipelined::{Reorder, Seq},
-    racs::{Access, Policy, Tried},
+    racs::{Access, Policy},
 };
 
 pub(crate) use spare::Spare;
+pub(crate) use tag::Tag;
 pub(crate) use upstream::{Upstream, connect};
 
 use crate::{
@@ -40,8 +43,8 @@ use crate::{
     stats::Counters,
     table::Table,
     worker::{
-        Admission, Client, ClientStream, ClientTask, Clients, Copies, Dialogue, Hedges, READ, Rival,
-        SERVERS_FULL, Server, Succession, TOO_MANY, Target, Unanswered, Waiting, Waits, Worker,
+        Admission, Client, ClientStream, ClientTask, Clients, Dialogue, Hedges, Rival, SERVERS_FULL, Server,
+        Succession, TOO_MANY, Target, Unanswered, Waiting, Waits, Worker,
     },
 };
 
@@ -179,29 +182,6 @@ pub(crate) struct Service<D: Dialect> {
     pub succession: Succession<Self>,
     /// What the protocol itself keeps.
     pub dialect: D,
-}
-
-/// Whom a reply is for, and what is needed to send its command again.
-pub(crate) struct Tag<D: Dialect> {
-    client: Rc<Client<D>>,
-    seq: Seq,
-    note: D::Note,
-    /// For a part of a split command: where its reply goes.
-    part: Option<(Rc<RefCell<D::Gather>>, u16)>,
-    racs: RacsId,
-    access: Access,
-    /// Connections that have failed under this command.
-    failures: u8,
-    tried: Tried,
-    /// What it has in common with its copies, if a second clone was asked.
-    copies: Option<Rc<Copies<()>>>,
-    /// Whether that was because the server that this copy is with is silent.
-    hedged: bool,
-    /// Until when it may wait for a leader; set when it first has to.
-    wait_until: Instant,
-    /// When it came in, and when it was last sent.
-    began: Instant,
-    sent: Instant,
 }
 
 /// How many connections may fail under one command.
@@ -436,134 +416,5 @@ impl<D: Dialect> Service<D> {
 
     fn now(&self) -> Instant {
         self.worker.clock.now()
-    }
-}
-
-impl<D: Dialect> Tag<D> {
-    /// For a command that goes as a whole to one RACS.
-    pub fn new(client: &Rc<Client<D>>, seq: Seq, note: D::Note, racs: RacsId, access: Access) -> Self {
-        Self {
-            client: Rc::clone(client),
-            seq,
-            note,
-            part: None,
-            racs,
-            access,
-            failures: 0,
-            tried: Tried::default(),
-            copies: None,
-            hedged: false,
-            wait_until: Instant::MAX,
-            began: Instant::ZERO,
-            sent: Instant::ZERO,
-        }
-    }
-
-    /// For one part of a command, whose replies are gathered here.
-    pub fn part(self, gather: &Rc<RefCell<D::Gather>>, part: u16) -> Self {
-        Self { part: Some((Rc::clone(gather), part)), ..self }
-    }
-
-    /// Another copy of a read, for another server than the one that is silent about it.
-    fn copy(&mut self, silent: PhysicalId) -> Self {
-        match &self.copies {
-            Some(copies) => copies.add(),
-            None => {
-                let copies = Copies::begin();
-                copies.own(());
-                copies.add();
-                self.copies = Some(copies);
-            }
-        }
-        self.hedged = true;
-        let mut tried = self.tried;
-        tried.add(silent);
-        Self {
-            client: Rc::clone(&self.client),
-            part: self.part.as_ref().map(|(gather, part)| (Rc::clone(gather), *part)),
-            copies: self.copies.clone(),
-            hedged: false,
-            tried,
-            ..*self
-        }
-    }
-
-    /// Whether another copy of it is answered, or a second clone is asked already.
-    fn is_hedged(&self) -> bool {
-        self.hedged || self.copies.as_ref().is_some_and(|copies| copies.is_over())
-    }
-
-    /// Its connection failed: whether that matters to nobody, because of a copy.
-    fn lost(&self) -> bool {
-        self.copies.as_ref().is_some_and(|copies| copies.lost())
-    }
-
-    /// Logs a command, or a part of one, that this server has just answered, if it was slow, or it is its turn.
-    fn answered(&self, command: &[u8], server: SocketAddr) {
-        let Some(service) = self.client.logged() else { return };
-        let Some(log) = &service.log else { return };
-        // Another copy of it was answered before.
-        if self.copies.as_ref().is_some_and(|copies| copies.is_over()) {
-            return;
-        }
-        let took = self.took(&service);
-        if log.wants(false, took) {
-            let (name, attempts) = (D::name(command), u32::from(self.failures) + 1);
-            service.note(log, &self.client, name, Some(self.racs), Some(server), attempts, None, took);
-        }
-    }
-
-    /// Counts and logs a command, or a part of one, that the router has to answer.
-    fn failed(&self, command: &[u8], server: Option<SocketAddr>, why: &str) {
-        Tally::add(&self.client.tally.failed);
-        let Some(service) = self.client.logged() else { return };
-        let Some(log) = &service.log else { return };
-        let (name, attempts) = (D::name(command), u32::from(self.failures) + u32::from(server.is_some()));
-        let took = self.took(&service);
-        service.note(log, &self.client, name, Some(self.racs), server, attempts, Some(why), took);
-    }
-
-    /// How long it has been under way.
-    fn took(&self, service: &Service<D>) -> Duration {
-        let now = service.worker.clock.fine().as_nanos();
-        Duration::from_nanos(now.saturating_sub(self.began.as_nanos()))
-    }
-
-    /// Puts a reply into its place; the command had so many bytes.
-    fn deliver(self, command_len: usize, reply: &[u8]) {
-        if let Some(copies) = &self.copies
-            && copies.take().is_none()
-        {
-            return;
-        }
-        let service = self.client.service();
-        service.admission.leave();
-        let limits = &service.worker.limits;
-        // Who asks for much and reads nothing is held back once that is seen. Where so many do it at once that it is
-        // seen too late, they have to go before memory does.
-        let overrun = service.clients.unread() > 4 * limits.unread_in_all;
-        let most_unread = if overrun { limits.backlog / 16 } else { limits.unread };
-        self.client.pay(command_len);
-        match self.part {
-            None => {
-                service.counters.end(self.began, &service.worker.clock);
-                self.client.fill(self.seq, D::shown(self.note, reply), most_unread);
-            }
-            Some((gather, part)) => {
-                let mut whole = service.whole.borrow_mut();
-                if D::gather(&mut gather.borrow_mut(), part, reply, &mut whole) {
-                    service.counters.end(self.began, &service.worker.clock);
-                    self.client.fill(self.seq, D::shown(self.note, &whole), most_unread);
-                    whole.clear();
-                    whole.shrink_to(READ);
-                }
-            }
-        }
-    }
-
-    fn deliver_failure(self, command_len: usize, failure: Failure) {
-        let mut reply = Vec::new();
-        D::push_failure(&mut reply, failure);
-        self.deliver(command_len, &reply);
     }
 }

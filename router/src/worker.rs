@@ -8,7 +8,7 @@
 //! | --- | --- |
 //! | `services.rs`, `front.rs` | which services there are, and where clients come in; what all of them are asked |
 //! | `entrance.rs`, `stream.rs` | what lies between a client's socket and its protocol |
-//! | `client.rs` | clients that send requests ahead of their answers |
+//! | `client.rs`, `client/` | clients that send requests ahead of their answers |
 //! | `bequest.rs`, `linger.rs` | clients that pass to another process; those that are sent away |
 //! | `admission.rs`, `waiting.rs` | how many requests may be under way; those that wait for a leader |
 //! | `target.rs`, `placements.rs` | where a request goes; with which clone a client stays |
