@@ -5,7 +5,7 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 
 use super::{Failure, Outcome, events, exit};
@@ -13,6 +13,7 @@ use super::{Failure, Outcome, events, exit};
 mod groups;
 mod join;
 mod multicast;
+mod route;
 mod takeover;
 mod transfer;
 
@@ -37,14 +38,21 @@ enum Which {
     Multicast(multicast::Multicast),
     #[command(hide = true)]
     MulticastMember(multicast::MulticastMember),
+    /// What a router costs between clients and servers, beside others.
+    Route(route::Route),
     /// How fast a new member gets the group's state.
     Transfer(transfer::Transfer),
     #[command(hide = true)]
     TransferMember(transfer::TransferMember),
 }
 
+/// What a flag's value is called.
+fn name_of(value: &impl ValueEnum) -> String {
+    value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+}
+
 /// The middle one of what each of some runs measured.
-fn median<T>(runs: &[T], of: fn(&T) -> f64) -> f64 {
+fn median<T>(runs: &[T], of: impl Fn(&T) -> f64) -> f64 {
     let mut all: Vec<f64> = runs.iter().map(of).collect();
     all.sort_by(f64::total_cmp);
     all[all.len() / 2]
@@ -59,6 +67,7 @@ impl Bench {
             Which::GroupsMember(member) => member.run().await,
             Which::Multicast(multicast) => multicast.run(json).await,
             Which::MulticastMember(member) => member.run().await,
+            Which::Route(route) => route.run(json).await,
             Which::Transfer(transfer) => transfer.run(json).await,
             Which::TransferMember(member) => member.run().await,
         }

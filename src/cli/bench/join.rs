@@ -73,7 +73,7 @@ impl Join {
         }
         let mut failed = 0;
         for how in &self.by {
-            let name = how.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned());
+            let name = super::name_of(how);
             let (mut times, mut floors, mut views) = (Vec::new(), Vec::new(), Vec::new());
             let (mut newcomers, mut newcomers_floors) = (Vec::new(), Vec::new());
             for n in 0..self.times {
