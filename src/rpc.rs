@@ -97,8 +97,8 @@ pub async fn follow<G: AsRef<str>>(
     Ok(())
 }
 
-/// A view as a router sees it: members that have an endpoint of the form `IP:PORT`, in rank order, each in the zone of its node;
-/// while the node has no valid lease nobody leads.
+/// A view as a router sees it: members that have an endpoint of the form `IP:PORT`, in rank order, each in the zone and
+/// with the weight of its node; while the node has no valid lease nobody leads.
 pub fn clones(node: &Node, view: &View, is_ready: bool) -> GroupClones {
     let mut clones = Vec::new();
     let mut leader = None;
@@ -108,8 +108,9 @@ pub fn clones(node: &Node, view: &View, is_ready: bool) -> GroupClones {
         if rank == 0 && is_ready {
             leader = Some(clones.len());
         }
-        let zone = node.zone_of(member.node).map(|zone| (*zone).into());
-        clones.push(CloneAt { zone, ..CloneAt::new(&member.name, addr) });
+        let (zone, weight) = (node.zone_of(member.node), node.weight_of(member.node));
+        let zone = zone.map(|zone| (*zone).into());
+        clones.push(CloneAt { name: member.name.to_string(), addr, weight, zone });
     }
     GroupClones { epoch: view.id.get(), leader, clones }
 }

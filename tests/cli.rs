@@ -38,6 +38,8 @@ fn wrong_flags_and_what_is_not_built_yet_exit_with_2() {
     refused(&["join", "g", "--tls-ca", "x"], 2, &["--tls-ca"]);
     refused(&["join", "g", "--lease", "5"], 2, &["--lease", "300ms"]);
     refused(&["join", "g", "--lease", "1ms"], 2, &["lease", "20ms"]);
+    refused(&["join", "g", "--label", "weight=0"], 2, &["label", "weight", "1 to 1000"]);
+    refused(&["agent", "--label", "weight=1001"], 2, &["label", "weight", "1 to 1000"]);
     refused(&["join", "g", "--bootstrap", "maybe"], 2, &["--bootstrap", "expect=N"]);
     refused(&["join", "g", "--rendezvous", "https://x:1/"], 2, &["--rendezvous", "static:", "file:"]);
     refused(&["join", "g", "--listen", "0.0.0.0:0"], 2, &["--secret-file", "--insecure"]);

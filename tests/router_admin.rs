@@ -6,11 +6,14 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
     process::{Child, ChildStdout, Command, Stdio},
+    sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
 
+use phalanx::{Membership, Node};
 use serde_json::{Value, json};
+use tokio::runtime::Runtime;
 
 use common::{Dir, phalanx};
 
@@ -221,40 +224,53 @@ fn an_admin_api_for_all_the_world_is_refused() {
     assert!(common::stderr(&output).contains("ssh -L"), "{}", common::stderr(&output));
 }
 
-#[test]
-fn members_in_the_zone_of_the_router_are_asked_first() {
-    let dir = Dir::new();
-    let runtime = tokio::runtime::Runtime::new().expect("threads");
-    let members: Vec<_> = [("eu1", "e1"), ("eu2", "e2")]
-        .into_iter()
-        .map(|(zone, said)| {
-            let at = server_that_says(said);
-            let node = membership::Node::builder().rendezvous(dir.rendezvous().parse().expect("a place"));
-            let node = node.label("zone", zone).lease(Duration::from_secs(5));
-            runtime.block_on(async {
-                let node = node.start().await.expect("it starts");
-                (node.join("g", Some(at)).await.expect("it joins"), node)
-            })
+/// Two members of the group `g` on nodes with such a label, each with what its server says.
+fn members(
+    dir: &Dir,
+    runtime: &Runtime,
+    key: &str,
+    members: [(&str, &'static str); 2],
+) -> Vec<(Membership, Node)> {
+    let member = |(value, said)| {
+        let at = server_that_says(said);
+        let node = Node::builder().rendezvous(dir.rendezvous().parse().expect("a place"));
+        let node = node.label(key, value).lease(Duration::from_secs(5));
+        runtime.block_on(async {
+            let node = node.start().await.expect("it starts");
+            (node.join("g", Some(at)).await.expect("it joins"), node)
         })
-        .collect();
+    };
+    members.into_iter().map(member).collect()
+}
+
+/// A router of that group once it has heard of both members and of who leads; where it serves, and what it knows
+/// of them.
+fn router_of_members(dir: &Dir, more: &[&str]) -> (Router, String, Vec<Value>) {
     let text = "[[service]]\nname = \"web\"\nlisten = \"127.0.0.1:0\"\nprotocol = \"http\"\nkey = \"header:x-key\"\n\
          [service.pmap]\nstyle = \"slots\"\npartitions = 4\n[[service.racs]]\nname = \"a\"\ngroup = \"g\"\n";
     let config = dir.write("router.toml", text);
     let rendezvous = dir.rendezvous();
-    let more = ["--label", "zone=eu2", "--rendezvous", &rendezvous, "--lease", "5s"];
-    let mut router = Router::start_with(&config, &more);
+    let mut router =
+        Router::start_with(&config, &[more, &["--rendezvous", &rendezvous, "--lease", "5s"]].concat());
     let mut at = |name: &str| router.event(name)["listen"].as_str().expect("an address").to_owned();
     let (service, admin) = (at("serving"), at("admin"));
     let deadline = Instant::now() + common::PATIENCE;
-    let clones = loop {
+    loop {
         let services = json_of(&admin, "/v1/services");
         let clones = services["services"][0]["racs"][0]["clones"].as_array().cloned().unwrap_or_default();
         if clones.len() == 2 && clones[0]["leader"] == true {
-            break clones;
+            return (router, service, clones);
         }
         assert!(Instant::now() < deadline, "it hears of the group: {services}");
         thread::sleep(Duration::from_millis(50));
-    };
+    }
+}
+
+#[test]
+fn members_in_the_zone_of_the_router_are_asked_first() {
+    let (dir, runtime) = (Dir::new(), Runtime::new().expect("threads"));
+    let members = members(&dir, &runtime, "zone", [("eu1", "e1"), ("eu2", "e2")]);
+    let (_router, service, clones) = router_of_members(&dir, &["--label", "zone=eu2"]);
     let mut zones: Vec<&str> = clones.iter().filter_map(|clone| clone["zone"].as_str()).collect();
     let leader = if zones[0] == "eu1" { "e1" } else { "e2" };
     zones.sort_unstable();
@@ -265,4 +281,32 @@ fn members_in_the_zone_of_the_router_are_asked_first() {
     // Who leads is not a matter of place.
     assert_eq!(http(&service, "POST /x", "x-key: k\r\ncontent-length: 0\r\n"), (200, leader.into()));
     drop(members);
+}
+
+#[test]
+fn members_get_reads_by_the_weight_of_their_nodes() {
+    let (dir, runtime) = (Dir::new(), Runtime::new().expect("threads"));
+    let members = members(&dir, &runtime, "weight", [("1", "w1"), ("1000", "w2")]);
+    let (_router, service, clones) = router_of_members(&dir, &[]);
+    let mut weights: Vec<_> = clones.iter().filter_map(|clone| clone["weight"].as_u64()).collect();
+    let leader = if weights[0] == 1 { "w1" } else { "w2" };
+    weights.sort_unstable();
+    assert_eq!(weights, [1, 1000]);
+    let light = (0..100).filter(|_| http(&service, "GET /x", "x-key: k\r\n").1 == "w1").count();
+    assert!(light < 10, "1 in 1001 is for the light one, not {light} in 100");
+    // Nor is who leads one of weight.
+    assert_eq!(http(&service, "POST /x", "x-key: k\r\ncontent-length: 0\r\n"), (200, leader.into()));
+
+    // Who routes by itself is told the same.
+    let (tell, told) = mpsc::channel();
+    let node = members[0].1.clone();
+    let _fed = runtime.spawn(async move {
+        let fed = phalanx::follow(&node, ["g"], |_, clones| {
+            let weights: Vec<_> = clones.clones.iter().map(|clone| u64::from(clone.weight.get())).collect();
+            let _heard_enough = tell.send(weights);
+        });
+        fed.await
+    });
+    let of_router: Vec<_> = clones.iter().filter_map(|clone| clone["weight"].as_u64()).collect();
+    while told.recv_timeout(common::PATIENCE).expect("a view with both") != of_router {}
 }

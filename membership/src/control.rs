@@ -24,12 +24,12 @@ use std::{
 };
 
 use membership_proto::{
-    Cluster, ClusterView, Config, End, Input, Msg, Output, WhyNot,
+    Cluster, ClusterView, Config, End, Input, Msg, NodeInfo, Output, WhyNot,
     msg::{ClusterMsg, Grant},
 };
 use membership_sync::{NodeLease, Snapshot};
 use membership_types::{
-    GroupName, Instant, Lineage, Machine, NodeId, Rng,
+    GroupName, Instant, Lineage, Machine, NodeId, Rng, Weight,
     trace::{Event as TraceEvent, Group},
 };
 use tokio::{
@@ -443,8 +443,10 @@ impl Driver {
         self.counts.views.inc();
         self.counts.members.set(i64::try_from(view.members.len()).unwrap_or(i64::MAX));
         self.set_names(shown_names(&view));
-        let zone = |node: &membership_proto::NodeInfo| Some((node.id, node.domains.zone.as_deref()?.into()));
-        self.shared.zones.set(view.members.iter().filter_map(zone).collect());
+        for NodeInfo { name, load_weight: weight, .. } in self.shared.labels_of_nodes.set(&view) {
+            let most = Weight::MAX;
+            tracing::warn!(node = %name, weight, "the label is no weight from 1 to {most}: the node counts as one of weight 1");
+        }
         self.bulk.set_addresses(view.members.iter().map(|node| (node.id, node.addr)).collect());
         // A death that was proved before the dead was in our view counts now.
         let last = |node| self.view.as_ref().is_some_and(|last| last.contains(node));
@@ -589,7 +591,7 @@ pub(crate) fn shown_names(view: &ClusterView) -> BTreeMap<NodeId, Arc<str>> {
     let mut seen = BTreeSet::new();
     let twice: BTreeSet<&str> =
         view.members.iter().map(|n| &*n.name).filter(|name| !seen.insert(*name)).collect();
-    let shown = |node: &membership_proto::NodeInfo| {
+    let shown = |node: &NodeInfo| {
         if twice.contains(&*node.name) {
             format!("{}#{}", node.name, node.id).into()
         } else {

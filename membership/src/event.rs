@@ -327,21 +327,6 @@ impl Names {
     }
 }
 
-/// Where nodes of the present cluster view are, as far as they say.
-#[derive(Default)]
-pub(crate) struct Zones(Mutex<BTreeMap<NodeId, Arc<str>>>);
-
-impl Zones {
-    /// There is another cluster view.
-    pub(crate) fn set(&self, zones: BTreeMap<NodeId, Arc<str>>) {
-        *lock(&self.0) = zones;
-    }
-
-    pub(crate) fn of(&self, node: NodeId) -> Option<Arc<str>> {
-        lock(&self.0).get(&node).cloned()
-    }
-}
-
 /// A reign of this node. Clones are the same one.
 #[derive(Clone)]
 pub(crate) struct Lead(Arc<Reign>);

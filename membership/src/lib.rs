@@ -30,6 +30,7 @@
 //! | `node.rs`, `group.rs` | the handles that applications use; `node/builder.rs`: how a node is configured |
 //! | `event.rs`, `status.rs` | what a node tells: streams of events, and how things stand |
 //! | `start.rs` | from a configuration to running threads |
+//! | `labels.rs` | what nodes say of themselves: what may fail together with them, and which of them routers prefer |
 //! | `control.rs` | the control thread: inputs to the machine, outputs of it; in `control/` how it begins and ends, and groups |
 //! | `channel.rs` | messages of a group, as applications see them |
 //! | `replica.rs` | a service as a replicated state machine |
@@ -69,6 +70,7 @@ mod event;
 pub mod fuzz;
 mod group;
 mod handshake;
+mod labels;
 mod metrics;
 mod node;
 mod panic;
@@ -95,7 +97,7 @@ pub use group::{Leadership, Lost, Membership, Observer};
 pub use membership_multicast::Class;
 pub use membership_proto::{Bootstrap, ClusterView, ConfigError, NodeInfo, WhyNot, witness::Epoch};
 pub use membership_sync::Deadline;
-pub use membership_types::{GroupName, InvalidGroupName, Lineage, NodeId, Rank, Token, ViewId};
+pub use membership_types::{GroupName, InvalidGroupName, Lineage, NodeId, Rank, Token, ViewId, Weight};
 pub use node::{Node, NodeBuilder};
 pub use prometheus_client::registry::Registry;
 pub use rendezvous::{DnsName, HttpRegistry, LocalNetwork, ParseRendezvousError, Rendezvous};

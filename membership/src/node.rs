@@ -15,7 +15,7 @@ use std::{
 
 use membership_proto::SharedView;
 use membership_sync::Reader;
-use membership_types::{GroupName, Lineage, LogIndex, NodeId};
+use membership_types::{GroupName, Lineage, LogIndex, NodeId, Weight};
 use pubsub::Topics;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 
@@ -25,8 +25,9 @@ use crate::{
     bulk::Bulk,
     channel::{Deliveries, Mailbox, Posted},
     error::{GroupError, JoinError},
-    event::{Events, Names, NodeBus, NodeSubscription, Said, Standing, Topic, View, What, Zones},
+    event::{Events, Names, NodeBus, NodeSubscription, Said, Standing, Topic, View, What},
     group::{DRAIN, Membership, MembershipInner, Observer, ObserverInner},
+    labels::Labels,
     metrics::Metrics,
     rendezvous::Registrar,
     replica,
@@ -103,7 +104,7 @@ pub(crate) struct Shared {
     pub(crate) bus: Mutex<Option<NodeBus>>,
     pub(crate) status: Reader<Status>,
     pub(crate) names: Names,
-    pub(crate) zones: Zones,
+    pub(crate) labels_of_nodes: Labels,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) bulk: Bulk,
     /// What proves that this node belongs to the cluster.
@@ -288,7 +289,13 @@ impl Node {
 
     /// The zone of a node of the present cluster view, if it has a label `zone` or `dc`; of both, it is `DC/ZONE`.
     pub fn zone_of(&self, node: NodeId) -> Option<Arc<str>> {
-        self.inner.shared.zones.of(node)
+        self.inner.shared.labels_of_nodes.of(node).zone
+    }
+
+    /// How much of the load of its groups a node of the present cluster view takes beside others, by its label
+    /// `weight`; 1 if it does not say. Those who send members requests heed it, leaders and views do not.
+    pub fn weight_of(&self, node: NodeId) -> Weight {
+        self.inner.shared.labels_of_nodes.of(node).weight
     }
 
     /// Where the admin API listens, if there is one.

@@ -1,14 +1,13 @@
 //! From a configuration to running threads: every rule is checked here, before anything runs.
 
 use std::{
-    collections::BTreeMap,
     io,
     net::{SocketAddr, TcpListener},
     sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
-use membership_proto::{Bootstrap, Config, Domains, NodeInfo};
+use membership_proto::{Bootstrap, Config, NodeInfo};
 use membership_sync::Snapshot;
 use membership_types::NodeId;
 use socket2::SockRef;
@@ -25,7 +24,8 @@ use crate::{
     death::{Acts, Door},
     disk::{self, DataDir},
     error::StartError,
-    event::{Names, NodeBus, Zones},
+    event::{Names, NodeBus},
+    labels::{self, Labels},
     metrics::Metrics,
     node::{Node, NodeBuilder, Shared},
     rendezvous::{Finder, Registrar, Registry, Rendezvous},
@@ -131,7 +131,8 @@ pub(crate) async fn start(builder: NodeBuilder) -> Result<Node, StartError> {
             eligible: builder.core,
             slot,
             keeps_floor: builder.data_dir.is_some(),
-            domains: domains(&builder.labels),
+            domains: labels::domains(&builder.labels),
+            load_weight: labels::weight(&builder.labels).map(|weight| weight.get().into()),
         };
         let config = configuration(&builder, me)?;
         run(&builder, config, listener, &shared, bus, status, (registries.clone(), data_dir))
@@ -209,7 +210,7 @@ fn share(
         bus: Mutex::new(Some(bus.clone())),
         status: status.reader(),
         names: Names::default(),
-        zones: Zones::default(),
+        labels_of_nodes: Labels::default(),
         pats: builder.watchdog.map(Pats::new),
         extensions: Extensions::new(Arc::clone(&metrics)),
         registrar: Arc::new(Mutex::new(registrar)),
@@ -369,15 +370,7 @@ fn check_names(builder: &NodeBuilder) -> Result<(), StartError> {
         let rule = "give 1 to 128 bytes without control characters";
         return Err(StartError::setting("name", format!("{name:?} is no name for a node: {rule}")));
     }
-    // All nodes are told them.
-    let is_told = |key: &str| ["dc", "zone", "rack", "power"].contains(&key);
-    if let Some((key, _)) = builder.labels.iter().find(|(key, value)| is_told(key) && value.len() > 128) {
-        return Err(StartError::setting(
-            "label",
-            format!("{key}: its value is too long, give at most 128 bytes"),
-        ));
-    }
-    Ok(())
+    labels::check(&builder.labels)
 }
 
 fn listen(flag: &'static str, addr: SocketAddr) -> Result<TcpListener, StartError> {
@@ -522,17 +515,6 @@ pub(crate) fn name_hash(name: &str) -> u32 {
 /// From the operating system.
 pub(crate) fn random() -> io::Result<u64> {
     getrandom::u64().map_err(io::Error::other)
-}
-
-/// What a node's labels say about what may fail together with it.
-pub(crate) fn domains(labels: &BTreeMap<String, String>) -> Domains {
-    let label = |key: &str| labels.get(key).map(|value| value.as_str().into());
-    // Zones of two data centres are different ones, whatever their names.
-    let zone = match (labels.get("dc"), labels.get("zone")) {
-        (Some(dc), Some(zone)) => Some(format!("{dc}/{zone}").into()),
-        _ => label("zone").or_else(|| label("dc")),
-    };
-    Domains { zone, rack: label("rack"), power: label("power") }
 }
 
 #[cfg(test)]

@@ -3,10 +3,10 @@
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use membership_sync::{Reader, Snapshot};
-use membership_types::Rank;
+use membership_types::{Rank, Weight};
 use router_proto::{
     Epoch, L2p, PhysicalId, Pmap, Racs, RacsId,
-    l2p::{Logical, Physicals, Weight},
+    l2p::{Logical, Physicals},
 };
 
 use crate::{

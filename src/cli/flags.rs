@@ -188,7 +188,8 @@ pub(crate) struct NodeFlags {
     #[serde(deserialize_with = "from_text")]
     heartbeat: Option<Time>,
     /// A label of this node, KEY=VALUE; may be repeated (in PHALANX_LABEL with `;` between them). The core is spread over different
-    /// zone= (of a dc=), rack= and power=.
+    /// zone= (of a dc=), rack= and power=. Routers prefer members of their zone=, and give each reads by its weight=,
+    /// 1 to 1000.
     #[arg(long, env = "PHALANX_LABEL", value_name = "K=V", value_delimiter = ';')]
     #[serde(deserialize_with = "many_from_text")]
     label: Vec<Label>,

@@ -45,6 +45,7 @@ fn info(n: u32) -> NodeInfo {
         slot: None,
         keeps_floor: false,
         domains: Domains::default(),
+        load_weight: None,
     }
 }
 

@@ -127,6 +127,7 @@ mod tests {
                 slot: None,
                 keeps_floor: false,
                 domains: Domains { zone, rack, power: None },
+                load_weight: None,
             }
         };
         places.iter().enumerate().map(node).collect()

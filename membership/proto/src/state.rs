@@ -405,6 +405,7 @@ mod tests {
             slot: None,
             keeps_floor: false,
             domains: Domains::default(),
+            load_weight: None,
         }
     }
 
@@ -514,6 +515,15 @@ mod tests {
     }
 
     #[test]
+    fn builds_that_drop_the_weight_of_a_node_have_the_same_digests() {
+        let digest = |load_weight| {
+            let commands = vec![Command::Admit(NodeInfo { load_weight, ..info(9) })];
+            Entry { commands, ..Entry::default() }.digest(LogIndex::new(1))
+        };
+        assert_eq!(digest(Some(3)), digest(None));
+    }
+
+    #[test]
     fn a_node_that_joined_and_died_in_one_batch_was_never_there() {
         let mut state = founded(1);
         let commands = vec![Command::Admit(info(9)), Command::Remove(id(9), Why::Dead)];
@@ -538,6 +548,7 @@ mod tests {
             slot: Some(u16::MAX),
             keeps_floor: true,
             domains: Domains { zone: text(), rack: text(), power: text() },
+            load_weight: Some(u32::MAX),
         }
     }
 

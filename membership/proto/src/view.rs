@@ -30,6 +30,10 @@ pub struct NodeInfo {
     /// In which failure domains it is.
     #[serde(default)]
     pub domains: Domains,
+    /// How much of the load of its groups it asks for beside others, where it says so. Nothing is decided by it
+    /// here, and it need not be in the range of a [`Weight`](membership_types::Weight).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load_weight: Option<u32>,
 }
 
 impl NodeInfo {
@@ -42,9 +46,10 @@ impl NodeInfo {
 }
 
 /// What was added later counts only where it says something: digests of entries stay what they were in older builds.
+/// A weight never does: older builds pass it on to nobody, and nothing hangs on it.
 impl Hash for NodeInfo {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let Self { id, name, addr, eligible, slot, keeps_floor, domains } = self;
+        let Self { id, name, addr, eligible, slot, keeps_floor, domains, load_weight: _ } = self;
         (id, name, addr, eligible, slot, domains).hash(state);
         if *keeps_floor {
             keeps_floor.hash(state);

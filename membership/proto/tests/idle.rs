@@ -23,6 +23,7 @@ fn cluster(now: Instant) -> Vec<Cluster> {
             slot: Some(n as u16),
             keeps_floor: false,
             domains: Domains::default(),
+            load_weight: None,
         };
         let config = Config::new(info, Bootstrap::Expect(NODES as u16), Duration::from_secs(1));
         Cluster::new(config.expect("within the ranges"), now, Rng::seeded(n as u64), ViewId::NONE)

@@ -58,6 +58,7 @@ mod tests {
             slot: None,
             keeps_floor: false,
             domains: Default::default(),
+            load_weight: None,
         };
         ClusterView { id: ViewId::new(9), prev: ViewId::NONE, members: (0..).zip(places).map(node).collect() }
     }

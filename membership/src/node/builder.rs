@@ -14,6 +14,7 @@ use super::Node;
 use crate::{
     death::{Acts, Tree},
     error::StartError,
+    labels,
     rendezvous::Rendezvous,
     secret::{Secret, Source},
     start,
@@ -211,7 +212,7 @@ impl NodeBuilder {
 
     /// The zone that its labels say it is in, as others are told it: see [`Node::zone_of`].
     pub fn zone(&self) -> Option<String> {
-        start::domains(&self.labels).zone.map(Into::into)
+        labels::domains(&self.labels).zone.map(Into::into)
     }
 
     /// Where to serve the admin API (HTTP); default nowhere. Beyond loopback only with [`insecure`](Self::insecure): a secret
@@ -251,7 +252,8 @@ impl NodeBuilder {
     }
 
     /// A label of the node; shown in its status. The core is spread over nodes of different `zone`, `rack` (in a zone) and
-    /// `power` unit, as far as there are such.
+    /// `power` unit, as far as there are such. `zone` and `weight` (1 to 1000) tell routers which of a group's members to
+    /// prefer: see [`Node::zone_of`] and [`Node::weight_of`].
     pub fn label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.labels.insert(key.into(), value.into());
         self

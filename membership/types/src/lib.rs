@@ -18,6 +18,7 @@ pub mod machine;
 pub mod rng;
 pub mod time;
 pub mod trace;
+pub mod weight;
 
 pub use id::{
     Ballot, GroupName, InvalidGroupName, Lineage, LogIndex, NodeId, ParseLineageError, ParseNodeIdError,
@@ -26,3 +27,4 @@ pub use id::{
 pub use machine::Machine;
 pub use rng::Rng;
 pub use time::{Drift, Instant};
+pub use weight::Weight;

@@ -198,10 +198,10 @@ mod tests {
     use alloc::{format, vec::Vec};
 
     use crate::{
-        l2p::{L2p, Logical, Physicals, Weight},
+        l2p::{L2p, Logical, Physicals},
         racs::Policy,
     };
-    use membership_types::Rng;
+    use membership_types::{Rng, Weight};
 
     const NOW: Instant = Instant::from_nanos(60_000_000_000);
     const MS: u64 = 1_000_000;

@@ -7,7 +7,7 @@
 use alloc::{boxed::Box, collections::BTreeMap, vec::Vec};
 use core::{net::SocketAddr, num::NonZeroU32};
 
-use membership_types::Instant;
+use membership_types::{Instant, Weight};
 
 /// One logical server of a service: its position in that service's [`L2p`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -56,31 +56,6 @@ impl Logical {
     /// One of weight 1, as near as all others.
     pub fn new(name: &str, physical: PhysicalId, addr: SocketAddr) -> Self {
         Self { name: name.into(), physical, addr, weight: Weight::default(), near: true }
-    }
-}
-
-/// A clone's part of the load, in proportion to the weights of the others: 1 to 1000.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Weight(u16);
-
-impl Weight {
-    /// The largest.
-    pub const MAX: u16 = 1000;
-
-    /// `None` if it is 0 or too large.
-    pub fn new(weight: u16) -> Option<Self> {
-        (1..=Self::MAX).contains(&weight).then_some(Self(weight))
-    }
-
-    /// The number.
-    pub const fn get(self) -> u16 {
-        self.0
-    }
-}
-
-impl Default for Weight {
-    fn default() -> Self {
-        Self(1)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use router_proto::l2p::Weight;
+use membership_types::Weight;
 use serde::{Deserialize, Deserializer, de};
 use toml::Spanned;
 
@@ -79,7 +79,7 @@ pub(super) fn servers(
 }
 
 fn weight(written: &Spanned<i64>) -> Checked<Weight> {
-    match u16::try_from(*written.get_ref()).ok().and_then(Weight::new) {
+    match Weight::new(*written.get_ref()) {
         Some(weight) => Ok(weight),
         None => wrong(written, format!("{} is no weight: give 1 to {}", written.get_ref(), Weight::MAX)),
     }

@@ -91,6 +91,7 @@ fn service(service: &ServiceView) -> Value {
                     "rank": rank,
                     "name": clone.name,
                     "addr": clone.addr.to_string(),
+                    "weight": clone.weight.get(),
                     "zone": clone.zone,
                     "leader": racs.leader == Some(rank),
                 })

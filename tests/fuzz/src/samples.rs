@@ -457,6 +457,7 @@ fn messages() -> Vec<Msg> {
                 slot: Some(n.into()),
                 keeps_floor: false,
                 domains: Domains { zone: Some("z".into()), ..Domains::default() },
+                load_weight: None,
             };
             let config = Config::new(info, Bootstrap::Expect(NODES.into()), Duration::from_secs(1));
             Cluster::new(config.expect("within the ranges"), now, Rng::seeded(n.into()), ViewId::NONE)

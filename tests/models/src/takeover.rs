@@ -203,6 +203,7 @@ fn info(place: usize, incarnation: u64) -> NodeInfo {
         slot: None,
         keeps_floor: false,
         domains: Domains::default(),
+        load_weight: None,
     }
 }
 

@@ -81,6 +81,7 @@ mod tests {
             slot: None,
             keeps_floor: false,
             domains: Domains::default(),
+            load_weight: None,
         };
         let config = Config::new(me, Bootstrap::Join, Duration::from_secs(1)).expect("valid");
         Ctx::new(config, Instant::from_nanos(1), Rng::seeded(1), membership_types::ViewId::NONE)

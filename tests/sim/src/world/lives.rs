@@ -90,6 +90,7 @@ impl World {
             slot,
             keeps_floor: params.durable && slot.is_some(),
             domains,
+            load_weight: None,
         };
         let bootstrap = match (slot, founder) {
             (Some(_), _) => Bootstrap::Expect(params.slots),
