@@ -184,7 +184,8 @@ fn a_killed_server_costs_no_read_and_a_failing_one_is_avoided() {
     let router = unhurried(&pipelined(32, "", &[&[dying.addr, well.addr]]));
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
-        for id in 0..8 {
+        // Half of them have connections of their own.
+        for id in 0..64 {
             let (router, stop) = (&router, &stop);
             scope.spawn(move || {
                 let mut client = router.client();
