@@ -29,7 +29,7 @@ use membership_types::Instant;
 use router_proto::{
     PhysicalId, RacsId,
     pipelined::{Reorder, Seq},
-    racs::{Access, Policy},
+    racs::{Access, Circumstances, Pick, Policy, Tried, Updates},
 };
 
 pub(crate) use spare::Spare;
@@ -312,18 +312,50 @@ impl<D: Dialect> Service<D> {
     /// client hears so.
     #[must_use]
     pub fn admits(&self, client: &Client<D>, seq: Seq, note: D::Note, command: &[u8]) -> bool {
-        if self.admission.has_room() {
-            return true;
+        let has_room = self.admission.has_room();
+        if !has_room {
+            self.turn_away(client, seq, note, command, TOO_MANY);
         }
+        has_room
+    }
+
+    /// As [`Service::admits`], for a command that goes to the leader of this RACS by a way of its own, where there must
+    /// be room, too.
+    #[must_use]
+    pub fn leader_admits(
+        &self,
+        racs: RacsId,
+        client: &Client<D>,
+        seq: Seq,
+        note: D::Note,
+        command: &[u8],
+    ) -> bool {
+        if !self.admits(client, seq, note, command) {
+            return false;
+        }
+        let is_full = {
+            let mut table = self.table.borrow_mut();
+            let table = table.load();
+            let policy = Policy { updates: Updates::Leader, ..self.policy };
+            let at = Circumstances { policy, l2p: &table.l2p, loads: &self.worker.servers, now: self.now() };
+            table.racs(racs).pick(Access::Update, at, 0, &Tried::default()) == Pick::Full
+        };
+        if is_full {
+            self.turn_away(client, seq, note, command, SERVERS_FULL);
+        }
+        !is_full
+    }
+
+    /// Tells a client that its command is one too many.
+    fn turn_away(&self, client: &Client<D>, seq: Seq, note: D::Note, command: &[u8], why: &'static str) {
         self.counters.overloaded.add(1);
         Tally::add(&client.tally.failed);
         if let Some(log) = &self.log {
-            self.note(log, client, D::name(command), None, None, 0, Some(TOO_MANY), Duration::ZERO);
+            self.note(log, client, D::name(command), None, None, 0, Some(why), Duration::ZERO);
         }
         let mut reply = Vec::new();
-        D::push_failure(&mut reply, Failure::Unavailable(TOO_MANY));
+        D::push_failure(&mut reply, Failure::Unavailable(why));
         client.fill(seq, D::shown(note, &reply), usize::MAX);
-        false
     }
 
     fn pick(&self, tag: &Tag<D>) -> Target {

@@ -28,7 +28,7 @@ fn clients_share_one_connection_and_each_gets_its_own_answers() {
     assert_eq!((stats.requests, stats.retried, stats.unavailable), (3200, 0, 0));
     assert_eq!(stats.latency.count(), 3200);
     for server in [&a, &b] {
-        let stats = server_stats(&router, server.addr);
+        let stats = router.server_stats(server.addr);
         assert_eq!((stats.requests as usize, stats.in_flight, stats.failures), (server.seen().len(), 0, 0));
         assert_eq!(stats.latency.count() as usize, server.seen().len());
     }
@@ -96,7 +96,7 @@ fn what_comes_where_no_body_may_be_is_nobodys_answer() {
         assert_eq!(ask(&mut curious, "next").status, 200);
         let stats = router.stats();
         assert!(stats.retried <= 1 && stats.unavailable == 0, "{stats:?} after {head}");
-        assert_eq!(server_stats(&router, server.addr).failures, 0);
+        assert_eq!(router.server_stats(server.addr).failures, 0);
     }
 }
 

@@ -111,11 +111,7 @@ fn one_odd_answer_costs_those_behind_it_nothing() {
             assert_eq!(one.try_response().expect("an answer").status, status, "{text}");
         }
         if status == Some(200) {
-            assert_eq!(
-                server_stats(&router, server.addr).failures,
-                0,
-                "an answer may end with its connection"
-            );
+            assert_eq!(router.server_stats(server.addr).failures, 0, "an answer may end with its connection");
         }
     }
 }
@@ -133,7 +129,7 @@ fn one_that_never_ends_costs_those_behind_it_no_answer() {
     });
     let router = crowded(&server, Duration::from_millis(1500), router::Limits::default().hedge_after);
     let _one = crowd_behind(&router, 200, "endless");
-    let failures = server_stats(&router, server.addr).failures;
+    let failures = router.server_stats(server.addr).failures;
     // Once for its silence, once at the end of the wait; a crowded machine may be silent by itself.
     assert!(failures <= 6, "{failures}");
 }
@@ -173,7 +169,7 @@ fn a_server_that_says_that_it_closes_does_so_without_harm() {
     });
     let router = unhurried(&pipelined(32, "", &[&[server.addr]]));
     assert!(ask_all(&router, 8, 300).is_empty());
-    let stats = server_stats(&router, server.addr);
+    let stats = router.server_stats(server.addr);
     assert_eq!((stats.failures, stats.avoided_by), (0, 0), "to close is no failure");
     assert!(server.connections() >= 16, "{}", server.connections());
 }

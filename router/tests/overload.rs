@@ -167,7 +167,8 @@ fn reads_go_to_the_clone_that_has_room() {
     }
 }
 
-/// A server that takes every update of Redis' and memcached's here, and keeps whoever asks it for `held` waiting.
+/// A server that takes every update of Redis' and memcached's here, and keeps whoever asks it for `held` waiting,
+/// and who wants to wait for ever.
 fn taker(redis: bool, held: &Arc<Mutex<()>>) -> FakeServer {
     let held = Arc::clone(held);
     FakeServer::start(move |peer| {
@@ -185,6 +186,7 @@ fn taker(redis: bool, held: &Arc<Mutex<()>>) -> FakeServer {
                     drop(held.lock().unwrap());
                     peer.send(":1\r\n");
                 }
+                "BLPOP" => {}
                 _ => peer.send("+OK\r\n"),
             }
         }
@@ -271,4 +273,39 @@ fn an_update_of_which_a_part_was_done_is_not_called_undone() {
     assert!(servers.iter().any(|server| server.seen() == ["FLUSHALL"]));
     drop(guard);
     assert_eq!(other.reply(), ":1\r\n");
+}
+
+#[test]
+fn commands_behind_a_watch_count_and_those_that_may_wait_do_not() {
+    for limit in ["max_in_flight_per_server = 1", "max_in_flight = 1"] {
+        let held = Arc::new(Mutex::new(()));
+        let server = taker(true, &held);
+        let router = Router::start(&service("redis", limit, &[&[server.addr]]));
+        let mut waiter = router.client();
+        waiter.send(command(&["BLPOP", "list", "0"]));
+        eventually("it waits", || server.seen().contains(&"BLPOP list 0".into()));
+        let [mut busy, mut late, mut leaver, mut other] = [(); 4].map(|()| router.client());
+        for client in [&mut busy, &mut late, &mut leaver] {
+            assert_eq!(client.command(&["WATCH", "n"]), "+OK\r\n");
+        }
+        assert_eq!(late.command(&["MULTI"]), "+OK\r\n");
+        assert_eq!(late.command(&["INCR", "n"]), "+QUEUED\r\n");
+
+        let guard = held.lock().unwrap();
+        busy.send(command(&["INCR", "n"]));
+        eventually("it is under way", || router.stats().in_flight == 1);
+        eventually("its server has it", || server.seen().contains(&"INCR n".into()));
+        for reply in [other.command(&["INCR", "n"]), other.command(&["WATCH", "n"]), late.command(&["EXEC"])]
+        {
+            assert!(is_refusal(Speech::Redis, &reply), "{limit}: {reply}");
+        }
+        assert_eq!(leaver.command(&["UNWATCH"]), "+OK\r\n", "that makes room");
+        drop(guard);
+        assert_eq!(busy.reply(), ":1\r\n");
+        eventually("all is over", || router.stats().in_flight == 0);
+        assert_eq!(other.command(&["INCR", "n"]), ":1\r\n");
+        assert_eq!(late.command(&["EXEC"]), "-ERR EXEC without MULTI\r\n");
+        assert!(!server.seen().contains(&"EXEC".into()), "of what was refused nothing was sent");
+        assert_eq!(router.stats().overloaded, 3);
+    }
 }

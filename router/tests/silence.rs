@@ -253,6 +253,42 @@ fn what_fails_again_and_again_is_sent_again_within_a_budget() {
 }
 
 #[test]
+fn silence_on_a_connection_of_a_clients_own_counts_unless_the_client_may_wait() {
+    let well = mood(false);
+    let flag = Arc::clone(&well);
+    let server = FakeServer::start(move |peer| {
+        while let Some(args) = peer.command() {
+            match args[0].as_str() {
+                "WATCH" => peer.send("+OK\r\n"),
+                "GET" => {
+                    while !flag.load(Ordering::SeqCst) {
+                        thread::sleep(MS(1));
+                    }
+                    peer.send("$-1\r\n");
+                }
+                "BLPOP" => {}
+                _ => return,
+            }
+        }
+    });
+    let router = Router::start(&Redis.config("", &[&[server.addr]]));
+    let (mut waiter, mut watcher) = (router.client(), router.client());
+    waiter.send(command(&["BLPOP", "list", "0"]));
+    eventually("it waits", || server.seen().contains(&"BLPOP list 0".into()));
+    assert_eq!(watcher.command(&["WATCH", "k"]), "+OK\r\n");
+    watcher.send(command(&["GET", "k"]));
+    let stats = || router.server_stats(server.addr);
+    eventually("that counts", || stats().open_by + stats().half_open_by == 1);
+    assert_eq!(stats().failures, 1, "that a client waits is not held against it");
+    well.store(true, Ordering::SeqCst);
+    assert_eq!(watcher.reply(), "$-1\r\n");
+    eventually("all is forgiven", || stats().open_by + stats().half_open_by == 0);
+    // To that it hangs up.
+    assert!(watcher.command(&["SET", "k", "v"]).contains("outcome unknown"));
+    assert_eq!(stats().failures, 2);
+}
+
+#[test]
 fn a_stopped_redis_is_not_waited_for() {
     let Some(servers) = (0..3).map(|_| RealServer::start()).collect::<Option<Vec<_>>>() else { return };
     let addrs: Vec<SocketAddr> = servers.iter().map(|server| server.addr).collect();

@@ -2,7 +2,9 @@
 //!
 //! Its server is the leader of one RACS, from the beginning to the end. When the leader is another one, or the
 //! connection fails, it ends: what was watched counts as changed, who listened is cut off, since messages may be
-//! lost, and nothing is sent again.
+//! lost, and nothing is sent again. What is sent here counts for the limits of what is under way, and its server's
+//! silence counts against the server, as anywhere; but not what may wait as long as it likes: that keeps a server
+//! from nothing.
 
 use std::{
     cell::{Cell, RefCell},
@@ -13,8 +15,9 @@ use std::{
     time::Duration,
 };
 
+use membership_types::Instant;
 use router_proto::{
-    PhysicalId, RacsId,
+    RacsId,
     pipelined::Seq,
     racs::Access,
     resp::{Heard, Proto, ReplyScanner, heard},
@@ -27,7 +30,7 @@ use tokio::{
 use super::{Client, Note, Redis, RedisService};
 use crate::{
     pipelined::{Dialect, Failure, connect},
-    worker::{Deadline, End, LocalWaker, READ, Server},
+    worker::{Deadline, End, InFlight, LocalWaker, READ, Server, Worker},
 };
 
 /// A connection to one server that one client has for itself.
@@ -38,7 +41,7 @@ pub(super) struct Private {
     pub proto: Proto,
     /// Whether what comes are messages and answers to subscriptions.
     listening: bool,
-    server: Cell<Option<PhysicalId>>,
+    server: RefCell<Option<Rc<Server>>>,
     state: RefCell<State>,
     waker: LocalWaker,
 }
@@ -71,6 +74,43 @@ struct Expected {
     end: usize,
     /// How long the server may take by itself; zero is for ever.
     patience: Option<Duration>,
+    /// Unless it may wait as long as it likes, or is about messages.
+    counted: Option<Counted>,
+}
+
+/// A command that is one of those under way of its service, and of its server once it is on its way there.
+struct Counted {
+    service: Rc<RedisService>,
+    in_flight: Option<InFlight>,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.service.admission.leave();
+    }
+}
+
+/// The connection, as its task has it.
+struct Line {
+    server: Rc<Server>,
+    stream: TcpStream,
+    scanner: ReplyScanner,
+    /// The beginning of a reply.
+    rest: Vec<u8>,
+    deadline: Deadline,
+    /// Since when the server has been asked something that it has to answer at once, and said nothing; and when that
+    /// counts against it.
+    silent_since: Option<Instant>,
+    silence: Deadline,
+}
+
+impl Line {
+    /// The server has said something.
+    fn heard(&mut self) {
+        self.deadline.disarm();
+        self.silent_since = None;
+        self.silence.disarm();
+    }
 }
 
 /// Whom a reply is for.
@@ -103,7 +143,7 @@ impl Private {
             racs,
             proto: client.session.proto(),
             listening,
-            server: Cell::new(None),
+            server: RefCell::default(),
             state: RefCell::default(),
             waker: LocalWaker::default(),
         });
@@ -122,9 +162,23 @@ impl Private {
         let len = command.len();
         state.out.extend_from_slice(command);
         let end = state.before + state.out.len();
-        state.expected.push_back(Expected { whom, access, replies, len, end, patience });
+        let counted = (patience.is_none() && !self.listening).then(|| self.counted());
+        state.expected.push_back(Expected { whom, access, replies, len, end, patience, counted });
         drop(state);
         self.waker.wake();
+    }
+
+    fn counted(&self) -> Counted {
+        // Whether there is room was asked before; what ends a watch is let in without.
+        let _room = self.service.admission.enter();
+        let in_flight = self.server.borrow().as_ref().map(|server| self.goes_to(server));
+        Counted { service: Rc::clone(&self.service), in_flight }
+    }
+
+    fn goes_to(&self, server: &Rc<Server>) -> InFlight {
+        let now = self.service.worker.clock.now();
+        server.chosen(now);
+        InFlight::to(server, now)
     }
 
     /// Whether nothing can be sent there any more.
@@ -152,7 +206,7 @@ impl Private {
 
     /// Ends it if its server leads no more. What is under way, and does not wait, is waited for.
     pub fn table_changed(&self) {
-        let Some(server) = self.server.get() else { return };
+        let Some(server) = self.server.borrow().as_ref().map(|server| server.id) else { return };
         if leader(&self.service, self.racs).is_none_or(|leader| leader.id != server) {
             self.give_up(End::Failed);
         }
@@ -171,14 +225,14 @@ impl Private {
     async fn run(self: Rc<Self>) {
         let guard = Ends(&self);
         let end = match self.connect().await {
-            Some(stream) => self.serve(stream).await,
+            Some((server, stream)) => self.serve(server, stream).await,
             None => self.state.borrow().aborted.unwrap_or(End::Refused),
         };
         guard.0.end(end);
     }
 
     /// A connection to the leader, as soon as there is one and takes it.
-    async fn connect(&self) -> Option<TcpStream> {
+    async fn connect(&self) -> Option<(Rc<Server>, TcpStream)> {
         let worker = &self.service.worker;
         let deadline = Deadline::new(&worker.clock);
         deadline.arm(worker.limits.wait);
@@ -197,7 +251,7 @@ impl Private {
         .await
     }
 
-    async fn seek(&self) -> TcpStream {
+    async fn seek(&self) -> (Rc<Server>, TcpStream) {
         /// How often a leader is looked for.
         const ROUND: Duration = Duration::from_millis(20);
         let worker = &self.service.worker;
@@ -209,14 +263,13 @@ impl Private {
                 let connecting = connect::<Redis>(server.addr, &greeting);
                 match tokio::time::timeout(worker.limits.connect, connecting).await {
                     Ok(Ok(stream)) => {
-                        self.server.set(Some(server.id));
                         // Whoever waits for ever must hear of a server that vanishes without a word.
                         let alive = socket2::TcpKeepalive::new()
                             .with_time(Duration::from_secs(30))
                             .with_interval(Duration::from_secs(10))
                             .with_retries(3);
                         let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&alive); // without, it only takes longer
-                        return stream;
+                        return (server, stream);
                     }
                     Ok(Err(_)) | Err(_) => server.refused(worker.clock.now(), worker.limits.avoid),
                 }
@@ -225,32 +278,37 @@ impl Private {
         }
     }
 
-    async fn serve(&self, mut stream: TcpStream) -> End {
+    async fn serve(&self, server: Rc<Server>, stream: TcpStream) -> End {
+        for counted in self.state.borrow_mut().expected.iter_mut().filter_map(|one| one.counted.as_mut()) {
+            counted.in_flight = Some(self.goes_to(&server));
+        }
+        self.server.replace(Some(Rc::clone(&server)));
         // It may have been another one while the connection was made.
         self.table_changed();
-        let deadline = Deadline::new(&self.service.worker.clock);
-        let (mut scanner, mut rest) = (ReplyScanner::default(), Vec::new());
-        std::future::poll_fn(|cx| self.poll(&mut stream, &deadline, &mut scanner, &mut rest, cx)).await
+        let clock = &self.service.worker.clock;
+        let mut line = Line {
+            server,
+            stream,
+            scanner: ReplyScanner::default(),
+            rest: Vec::new(),
+            deadline: Deadline::new(clock),
+            silent_since: None,
+            silence: Deadline::new(clock),
+        };
+        std::future::poll_fn(|cx| self.poll(&mut line, cx)).await
     }
 
-    fn poll(
-        &self,
-        stream: &mut TcpStream,
-        deadline: &Deadline,
-        scanner: &mut ReplyScanner,
-        rest: &mut Vec<u8>,
-        cx: &mut Context<'_>,
-    ) -> Poll<End> {
+    fn poll(&self, line: &mut Line, cx: &mut Context<'_>) -> Poll<End> {
         self.waker.register(cx);
         if let Some(end) = self.state.borrow().aborted {
             return Poll::Ready(end);
         }
-        if self.poll_write(stream, cx).is_err() {
+        if self.poll_write(&mut line.stream, cx).is_err() {
             // What has arrived is still worth reading.
-            let _ = self.poll_read(stream, deadline, scanner, rest, cx);
+            let _ = self.poll_read(line, cx);
             return Poll::Ready(End::Failed);
         }
-        if let Poll::Ready(end) = self.poll_read(stream, deadline, scanner, rest, cx) {
+        if let Poll::Ready(end) = self.poll_read(line, cx) {
             return Poll::Ready(end);
         }
         let limits = &self.service.worker.limits;
@@ -264,14 +322,34 @@ impl Private {
             None if state.watching || self.listening => (None, false),
             None => (Some(limits.private_idle), true),
         };
+        let is_urgent = state.expected.front().is_some_and(|oldest| oldest.patience.is_none());
+        drop(state);
+        self.look(line, is_urgent, cx);
         match wait {
-            None => deadline.disarm(),
-            Some(wait) if !deadline.is_armed() => deadline.arm(wait),
+            None => line.deadline.disarm(),
+            Some(wait) if !line.deadline.is_armed() => line.deadline.arm(wait),
             Some(_) => {}
         }
-        match deadline.passed(cx) {
+        match line.deadline.passed(cx) {
             false => Poll::Pending,
             true => Poll::Ready(if idle { End::Idle } else { End::Failed }),
+        }
+    }
+
+    /// A server that is to answer at once, and says nothing for longer than is usual, is taken for hung if it says
+    /// nothing to others either. Nothing else follows: nobody can stand in for it here.
+    fn look(&self, line: &mut Line, is_urgent: bool, cx: &Context<'_>) {
+        if !is_urgent {
+            return;
+        }
+        let Worker { clock, limits, .. } = &*self.service.worker;
+        let since = *line.silent_since.get_or_insert_with(|| {
+            line.silence.arm(line.server.patience(limits.hedge_after));
+            clock.now()
+        });
+        if line.silence.passed(cx) {
+            line.silence.disarm();
+            line.server.silent(since, clock.now(), limits.avoid);
         }
     }
 
@@ -292,28 +370,21 @@ impl Private {
     }
 
     /// Reads and delivers until nothing more is there.
-    fn poll_read(
-        &self,
-        stream: &mut TcpStream,
-        deadline: &Deadline,
-        scanner: &mut ReplyScanner,
-        rest: &mut Vec<u8>,
-        cx: &mut Context<'_>,
-    ) -> Poll<End> {
+    fn poll_read(&self, line: &mut Line, cx: &mut Context<'_>) -> Poll<End> {
         loop {
             let mut scratch = self.service.clients.scratch.borrow_mut();
             let mut buffer = ReadBuf::new(&mut scratch);
-            match Pin::new(&mut *stream).poll_read(cx, &mut buffer) {
+            match Pin::new(&mut line.stream).poll_read(cx, &mut buffer) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
                 Poll::Ready(_) => return Poll::Ready(End::Failed),
             }
-            rest.extend_from_slice(buffer.filled());
+            line.rest.extend_from_slice(buffer.filled());
             drop(scratch);
-            deadline.disarm();
+            line.heard();
             let mut done = 0;
-            while done < rest.len() {
-                match self.deliver(scanner, &rest[done..]) {
+            while done < line.rest.len() {
+                match self.deliver(&mut line.scanner, &line.rest[done..]) {
                     Ok(Some(len)) => done += len,
                     Ok(None) => break,
                     Err(()) => {
@@ -322,8 +393,8 @@ impl Private {
                     }
                 }
             }
-            rest.drain(..done);
-            rest.shrink_to(READ);
+            line.rest.drain(..done);
+            line.rest.shrink_to(READ);
         }
     }
 
@@ -358,6 +429,13 @@ impl Private {
             let sent = state.before + state.written;
             state.expected.pop_front_if(|expected| expected.end <= sent).ok_or(())?
         };
+        let Worker { clock, limits, .. } = &*self.service.worker;
+        if let Some(server) = &*self.server.borrow() {
+            server.answered(clock.now(), false, limits.avoid);
+        }
+        if let Some(Counted { in_flight: Some(in_flight), .. }) = &expected.counted {
+            in_flight.answered(clock.now());
+        }
         self.answer(expected, reply);
         Ok(())
     }
@@ -382,12 +460,18 @@ impl Private {
 
     /// Tells of everything that has no reply.
     fn end(&self, end: End) {
-        let (left, sent, missed) = {
+        let (left, sent, missed, failed) = {
             let mut state = self.state.borrow_mut();
             state.ended = true;
             let missed = self.listening && end != End::Idle && !state.finishing;
-            (std::mem::take(&mut state.expected), state.before + state.written, missed)
+            // Not one that leads no more, nor one that ends what nobody uses.
+            let failed = end == End::Failed && state.aborted.is_none() && !state.expected.is_empty();
+            (std::mem::take(&mut state.expected), state.before + state.written, missed, failed)
         };
+        if failed && let Some(server) = &*self.server.borrow() {
+            let Worker { clock, limits, .. } = &*self.service.worker;
+            server.failed(clock.now(), limits.avoid);
+        }
         self.service.dialect.privates.borrow_mut().retain(|other| !std::ptr::eq(other.as_ptr(), self));
         let counters = &self.service.counters;
         for expected in left {

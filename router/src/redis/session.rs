@@ -16,7 +16,7 @@ use router_proto::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Client, Next, RedisService,
+    Client, Next, Note, RedisService,
     private::{Private, Whom},
     subscribe::Listening,
     transaction::Queued,
@@ -269,7 +269,11 @@ impl RedisService {
         {
             return Some(if client.takes_turn(true, false) {
                 self.counters.requests.add(1);
-                private.push(command, Whom::Place(client.open()), access, 1, None);
+                let seq = client.open();
+                let note = Note { replies: 1, proto: session.proto() };
+                if self.leader_admits(private.racs, client, seq, note, command) {
+                    private.push(command, Whom::Place(seq), access, 1, None);
+                }
                 Next::Continue
             } else {
                 Next::Later

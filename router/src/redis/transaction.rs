@@ -159,7 +159,12 @@ impl RedisService {
             return Next::Continue;
         }
         self.counters.requests.add(1);
-        match client.private(self.racs_of(partition)) {
+        let racs = self.racs_of(partition);
+        let note = Note { replies: 1, proto: client.session.proto() };
+        if !self.leader_admits(racs, client, seq, note, command) {
+            return Next::Continue;
+        }
+        match client.private(racs) {
             Some(private) => {
                 private.push(command, Whom::Place(seq), Access::Read, 1, None);
                 client.session.watch(Some(partition));
@@ -206,13 +211,19 @@ impl RedisService {
             Finished::Empty => client.answer(seq, |out| out.extend_from_slice(b"*0\r\n")),
             Finished::Send { bytes, replies, partition, access } => {
                 self.counters.requests.add(1);
+                let note = Note { replies, proto: session.proto() };
                 match (watched, private) {
                     (None, _) => {
                         let partition = partition.unwrap_or_else(|| self.partition(b""));
-                        let note = Note { replies, proto: session.proto() };
                         self.send(Tag::new(client, seq, note, self.racs_of(partition), access), &bytes);
                     }
-                    (Some(_), Some(private)) => private.push(&bytes, Whom::Place(seq), access, replies, None),
+                    (Some(_), Some(private)) => {
+                        if self.leader_admits(private.racs, client, seq, note, &bytes) {
+                            private.push(&bytes, Whom::Place(seq), access, replies, None);
+                        } else {
+                            private.finish();
+                        }
+                    }
                     // Nobody can say that what was watched is unchanged.
                     (Some(_), None) => client.answer(seq, |out| {
                         out.extend_from_slice(match session.proto() {

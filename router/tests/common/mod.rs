@@ -469,6 +469,12 @@ impl Router {
         tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(self.handle.stats()).remove(0)
     }
 
+    pub fn server_stats(&self, addr: SocketAddr) -> router::ServerStats {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let measured = runtime.block_on(self.handle.measured());
+        measured.servers.into_iter().find(|server| server.addr == addr).unwrap()
+    }
+
     /// Kills a server to which clients share a connection, and waits until the router has heard of that one's end.
     pub fn sees_the_end_of(&self, server: &mut FakeServer) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();

@@ -75,12 +75,6 @@ pub fn ask_all(router: &Router, clients: usize, times: usize) -> Vec<Response> {
     })
 }
 
-pub fn server_stats(router: &Router, addr: SocketAddr) -> router::ServerStats {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-    let measured = runtime.block_on(router.handle.measured());
-    measured.servers.into_iter().find(|server| server.addr == addr).unwrap()
-}
-
 /// A body that names its request from end to end.
 pub fn large(nonce: &str, len: usize) -> String {
     let mut body = format!("{nonce} ").repeat(len / (nonce.len() + 1) + 1);
