@@ -50,9 +50,9 @@ fn a_session_stays_with_its_clone_over_connections_and_routers() {
     let servers = servers();
     let addrs = addrs(&servers);
     let config = service("http", STICKY, &[&addrs]);
-    let mut router = Router::start(&config);
+    let mut router = Router::with(&config, 1, patient);
     let mut seen = BTreeSet::new();
-    for _ in 0..24 {
+    for _ in 0..40 {
         let first = get(&mut router.client(), "k", "");
         let session = cookie(&first).expect("a first placement");
         seen.insert(first.body.clone());
@@ -167,9 +167,10 @@ fn a_redis_client_reads_from_one_clone_for_as_long_as_it_is_connected() {
             })
         })
         .into();
-    let router = Router::start(&service("redis", "reads = \"sticky\"", &[&addrs(&servers)]));
+    let config = service("redis", "reads = \"sticky\"", &[&addrs(&servers)]);
+    let router = Router::with(&config, 1, patient);
     let mut seen = BTreeSet::new();
-    for _ in 0..16 {
+    for _ in 0..40 {
         let mut client = router.client();
         let replies: BTreeSet<String> = (0..12).map(|n| client.command(&["GET", &format!("k{n}")])).collect();
         assert_eq!(replies.len(), 1, "{replies:?}");

@@ -485,6 +485,11 @@ impl Router {
     }
 }
 
+/// Holds it against no server that a busy machine makes it silent for a while: clients stay with it.
+pub fn patient(limits: &mut Limits) {
+    limits.hedge_after = PATIENCE;
+}
+
 /// A service with `key` in `X-Key`, 16 slots, and these RACS of static servers.
 pub fn http(racs: &[&[SocketAddr]]) -> String {
     service("http", "key = \"header:x-key\"\nexpose = true", racs)
