@@ -4,12 +4,13 @@ mod common;
 
 use std::{
     fs,
+    process::Command,
     time::{Duration, Instant},
 };
 
 use serde_json::Value;
 
-use common::{PATIENCE, Proc, has, run, stderr, stdout};
+use common::{Dir, PATIENCE, Proc, has, phalanx, run, stderr, stdout};
 
 /// One short round, in lines.
 fn measure(protocol: &str, more: &[&str]) -> Vec<Value> {
@@ -97,28 +98,55 @@ fn a_router_of_redis_and_memcached_is_measured_beside_it() {
     beside("memcached", &["nutcracker"]);
 }
 
+/// The process that this one has started and of which this is true, once there is one.
+fn child(of: &str, fits: impl Fn(&str) -> bool) -> String {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let children = fs::read_to_string(format!("/proc/{of}/task/{of}/children")).unwrap_or_default();
+        if let Some(pid) = children.split_whitespace().find(|pid| fits(pid)) {
+            return pid.to_owned();
+        }
+        assert!(Instant::now() < deadline, "process {of} has no such child");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 #[test]
 fn a_router_that_dies_under_it_is_an_error_and_no_end() {
     let mut bench = Proc::start(&["bench", "route", "--for", "2s", "--times", "1", "--clients", "20"]);
-    let me = bench.pid();
-    let deadline = Instant::now() + PATIENCE;
-    let router = loop {
-        let children = fs::read_to_string(format!("/proc/{me}/task/{me}/children")).unwrap_or_default();
-        // It has a socket of each client, and one to a server.
-        let asked =
-            |pid: &&str| fs::read_dir(format!("/proc/{pid}/fd")).is_ok_and(|files| files.count() > 20);
-        if let Some(pid) = children.split_whitespace().find(asked) {
-            break pid.to_owned();
-        }
-        assert!(Instant::now() < deadline, "no router is asked");
-        std::thread::sleep(Duration::from_millis(5));
-    };
-    let killed = std::process::Command::new("kill").args(["-KILL", &router]).status();
+    // It has a socket of each client, and one to a server.
+    let asked = |pid: &str| fs::read_dir(format!("/proc/{pid}/fd")).is_ok_and(|files| files.count() > 20);
+    let router = child(&bench.pid().to_string(), asked);
+    let killed = Command::new("kill").args(["-KILL", &router]).status();
     assert!(killed.expect("kill can be run").success());
     let route = bench.until_event("route");
     assert!(route["errors"].as_u64().is_some_and(|errors| errors >= 20), "one of each client: {route}");
     assert_eq!(bench.until_event("summary")["errors"], route["errors"]);
     assert_eq!(bench.end(), Some(1));
+}
+
+#[test]
+fn who_ends_it_ends_all_that_it_has_started() {
+    if !has("nginx") {
+        return;
+    }
+    let dir = Dir::new();
+    let mut command = phalanx();
+    // It would go on for days.
+    command.args(["--json", "bench", "route", "--by", "nginx", "--for", "2s", "--times", "100000"]);
+    command.env("TMPDIR", dir.path());
+    let mut bench = Proc::of(command);
+    let worker = child(&child(&bench.pid().to_string(), |_| true), |_| true);
+    bench.signal("TERM");
+    assert_eq!(bench.end(), Some(1));
+    assert_eq!(fs::read_dir(dir.path()).expect("it is there").count(), 0, "its files are gone");
+    let deadline = Instant::now() + PATIENCE;
+    // An orphan that has ended is there until somebody asks for it.
+    let runs = |stat: &String| !stat.contains(") Z ");
+    while let Some(stat) = fs::read_to_string(format!("/proc/{worker}/stat")).ok().filter(runs) {
+        assert!(Instant::now() < deadline, "a worker goes on: {stat}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 #[test]
