@@ -3,7 +3,7 @@
 //! Leases, events and traces all read it, so a suspended machine finds its lease expired, and times of processes on
 //! one host compare.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use membership_types::Instant;
 use rustix::time::{ClockId, clock_gettime};
@@ -26,12 +26,29 @@ pub fn now() -> Instant {
 
 /// Seconds since the start of 2020, by the wall clock, at the moment at which this machine booted.
 pub(crate) fn booted_s() -> u64 {
-    let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    wall.saturating_sub(START_OF_2020).saturating_sub(now_ns() / 1_000_000_000)
+    booted(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(), Duration::from_nanos(now_ns()))
+}
+
+/// The same, from what both clocks say. What is left of a second is left out of the difference, and not of each: a
+/// process that was started later could be a second before another one, and its lineage begin with the same ids.
+fn booted(wall: Duration, up: Duration) -> u64 {
+    wall.saturating_sub(up).as_secs().saturating_sub(START_OF_2020)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::{Duration, START_OF_2020, booted};
+
+    #[test]
+    fn all_processes_know_the_same_time_of_booting() {
+        let at = Duration::new(START_OF_2020 + 1_000_000, 400_000_000);
+        for ms in 0..3000 {
+            let up = Duration::from_millis(ms);
+            assert_eq!(booted(at + up, up), 1_000_000, "after {ms} ms");
+        }
+        assert_eq!(booted(Duration::ZERO, Duration::from_secs(9)), 0, "a wall clock that was never set");
+    }
+
     #[test]
     fn the_clock_never_goes_back() {
         let mut last = super::now();

@@ -14,7 +14,7 @@ use crate::{error::StartError, node::lock};
 /// Of labels that all nodes are told, the most bytes.
 const LONGEST: usize = 128;
 
-/// Whether all nodes can be told these labels.
+/// Refuses labels that all nodes are to be told and that are too long or mean nothing.
 pub(crate) fn check(labels: &BTreeMap<String, String>) -> Result<(), StartError> {
     let wrong = |problem| Err(StartError::setting("label", problem));
     for key in ["dc", "zone", "rack", "power"] {

@@ -30,7 +30,7 @@
 //! | `node.rs`, `group.rs` | the handles that applications use; `node/builder.rs`: how a node is configured |
 //! | `event.rs`, `status.rs` | what a node tells: streams of events, and how things stand |
 //! | `start.rs` | from a configuration to running threads |
-//! | `labels.rs` | what nodes say of themselves: what may fail together with them, and which of them routers prefer |
+//! | `labels.rs` | what nodes say of themselves: what may fail together with them, and how routers choose among them |
 //! | `control.rs` | the control thread: inputs to the machine, outputs of it; in `control/` how it begins and ends, and groups |
 //! | `channel.rs` | messages of a group, as applications see them |
 //! | `replica.rs` | a service as a replicated state machine |

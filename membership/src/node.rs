@@ -293,7 +293,7 @@ impl Node {
     }
 
     /// How much of the load of its groups a node of the present cluster view takes beside others, by its label
-    /// `weight`; 1 if it does not say. Those who send members requests heed it, leaders and views do not.
+    /// `weight`; 1 if it does not say. Those who send members requests choose by it; who leads does not depend on it.
     pub fn weight_of(&self, node: NodeId) -> Weight {
         self.inner.shared.labels_of_nodes.of(node).weight
     }

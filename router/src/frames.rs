@@ -9,7 +9,7 @@
 //! | `client.rs`, `local.rs` | requests of clients, and of tasks of this process |
 //! | `caller.rs`, `tag.rs` | who asked; what is known of a request that is under way |
 //! | `upstream.rs` | the connection to one server that all clients share |
-//! | `waiting.rs` | requests that wait for a leader |
+//! | `waiting.rs` | what becomes of requests that wait for a leader |
 
 mod caller;
 mod client;
@@ -148,8 +148,8 @@ impl FramesService {
     }
 
     /// Whether the newest table has this server.
-    pub fn names(&self, id: PhysicalId) -> bool {
-        self.table.borrow_mut().load().l2p.iter().any(|logical| logical.physical == id)
+    pub fn has_server(&self, id: PhysicalId) -> bool {
+        self.table.borrow_mut().load().has_server(id)
     }
 
     fn now(&self) -> Instant {

@@ -252,8 +252,8 @@ impl HttpService {
     }
 
     /// Whether the newest table has this server.
-    pub fn names(&self, id: PhysicalId) -> bool {
-        self.table.borrow_mut().load().l2p.iter().any(|logical| logical.physical == id)
+    pub fn has_server(&self, id: PhysicalId) -> bool {
+        self.table.borrow_mut().load().has_server(id)
     }
 
     /// Counts somebody who wants to know of new tables.

@@ -13,7 +13,7 @@
 //! | `client.rs` | a client's replies are in the order of its commands |
 //! | `upstream.rs` | the connection to one server that all clients share |
 //! | `tag.rs` | what is known of a command that is under way |
-//! | `waiting.rs` | commands that wait for a leader |
+//! | `waiting.rs` | what becomes of commands that wait for a leader |
 //! | `spare.rs` | room that commands use one after another |
 
 mod client;
@@ -279,8 +279,8 @@ impl<D: Dialect> Service<D> {
     }
 
     /// Whether the newest table has this server.
-    pub fn names(&self, id: PhysicalId) -> bool {
-        self.table.borrow_mut().load().l2p.iter().any(|logical| logical.physical == id)
+    pub fn has_server(&self, id: PhysicalId) -> bool {
+        self.table.borrow_mut().load().has_server(id)
     }
 
     /// Sends a command that has just come in. Where others wait for the same leader it queues behind them, so

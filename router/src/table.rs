@@ -73,6 +73,11 @@ impl Table {
         &self.racs[id.get() as usize]
     }
 
+    /// Whether any clone of any RACS is there.
+    pub fn has_server(&self, id: PhysicalId) -> bool {
+        self.l2p.iter().any(|logical| logical.physical == id)
+    }
+
     /// Whether another server than this one leads. While nobody does, nobody else can have been told anything.
     pub fn is_led_by_another(&self, id: RacsId, server: PhysicalId) -> bool {
         self.racs(id).leader().is_some_and(|leader| self.l2p.get(leader).physical != server)

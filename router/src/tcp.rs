@@ -127,8 +127,8 @@ impl TcpService {
     }
 
     /// Whether the newest table has this server.
-    pub fn names(&self, id: PhysicalId) -> bool {
-        self.table.borrow_mut().load().l2p.iter().any(|logical| logical.physical == id)
+    pub fn has_server(&self, id: PhysicalId) -> bool {
+        self.table.borrow_mut().load().has_server(id)
     }
 
     /// Chooses where a connection goes; the error says why nowhere.
@@ -390,7 +390,7 @@ impl Connection<'_> {
             }
             // A view that came meanwhile may say that nobody need wait for this server any more.
             let changes = service.changes.get();
-            let given_up = std::mem::replace(&mut seen, changes) != changes && !service.names(server.id);
+            let given_up = std::mem::replace(&mut seen, changes) != changes && !service.has_server(server.id);
             if self.deadline.passed(cx) || given_up { Poll::Ready(None) } else { Poll::Pending }
         });
         let stream = connected.await?;

@@ -373,7 +373,8 @@ async fn accept(worker: Rc<Worker>, listener: Rc<tokio::net::TcpListener>, door:
                 Poll::Ready(accepted) => Poll::Ready(Some(accepted)),
             }
         });
-        match accepted.await {
+        // The turns are counted here: tokio would say that nobody is there once it has had enough.
+        match tokio::task::unconstrained(accepted).await {
             None => return,
             Some(Ok((stream, source))) => {
                 accepted_now += 1;

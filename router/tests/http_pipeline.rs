@@ -89,7 +89,7 @@ fn what_comes_where_no_body_may_be_is_nobodys_answer() {
         let (mut curious, mut other) = (router.client(), router.client());
         ask(&mut curious, "first");
         curious.send(request(method, "stored"));
-        thread::sleep(Duration::from_millis(20));
+        server.await_request("/stored");
         assert_eq!(ask(&mut other, "mine").body, "mine", "behind {head}");
         let status = curious.try_response_to(method).unwrap().status;
         assert!(head.starts_with(&status.to_string()));

@@ -97,7 +97,7 @@ fn a_slow_reader_of_a_large_answer_holds_up_nobody() {
         let mut slow = router.client();
         socket2::SockRef::from(&slow.stream).set_recv_buffer_size(64 << 10).unwrap();
         slow.send(request("GET", "big-slow"));
-        thread::sleep(Duration::from_millis(5));
+        server.await_request("/big-slow");
         let start = Instant::now();
         assert!(ask_all(&router, 8, 50).is_empty());
         assert!(start.elapsed() < PATIENCE / 5, "{:?}", start.elapsed());
@@ -129,7 +129,7 @@ fn no_more_is_kept_for_clients_than_their_service_may() {
     for (n, client) in clients.iter_mut().enumerate() {
         client.send(request("GET", &format!("big-{n}")));
         if n == 0 {
-            thread::sleep(Duration::from_millis(20));
+            server.await_request("/big-0");
         }
     }
     // Whoever is behind what would be too much has a connection of its own, at its client's pace.
@@ -160,7 +160,7 @@ fn an_answer_that_comes_in_drops_is_shown_as_it_comes_and_holds_up_nobody() {
     ask(&mut router.client(), "first");
     let mut listener = router.client();
     listener.send(request("GET", "events"));
-    thread::sleep(Duration::from_millis(5));
+    server.await_request("/events");
     let start = Instant::now();
     assert!(ask_all(&router, 4, 20).is_empty());
     assert!(start.elapsed() < Duration::from_millis(1500), "{:?}", start.elapsed());

@@ -338,6 +338,22 @@ fn connections_of_clients_own_are_few_and_not_for_ever() {
     assert_eq!(say(&mut b, &format!("SUBSCRIBE {name}")), "-ERR phalanx: too many subscriptions\r\n");
 }
 
+/// The time after which an unused connection ends once went on while a command waited there.
+#[test]
+fn who_waits_again_waits_as_long_as_it_said() {
+    let Some(server) = RealServer::start() else { return };
+    let router = Router::with(&redis(&[&[server.addr]]), 1, |limits| {
+        limits.private_idle = Duration::from_millis(300);
+    });
+    let mut client = router.client();
+    assert_eq!(say(&mut client, "BLPOP none 0.01"), "*-1\r\n");
+    thread::sleep(Duration::from_millis(100));
+    let start = Instant::now();
+    assert_eq!(say(&mut client, "BLPOP none 1"), "*-1\r\n");
+    assert!(start.elapsed() >= Duration::from_secs(1));
+    assert_eq!(router.server_stats(server.addr).failures, 0);
+}
+
 #[test]
 fn who_does_not_read_its_messages_is_cut_off() {
     let Some(server) = RealServer::start() else { return };

@@ -231,8 +231,10 @@ pub fn needs(is_there: bool, why: &str) -> bool {
 
 /// Is this program installed? If not, as above.
 pub fn has(program: &str) -> bool {
-    let found = std::env::var_os("PATH")
-        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    // Users who are not root have no directories of servers in their PATH.
+    let mut dirs = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
+    let found = dirs.any(|dir| dir.join(program).is_file());
     needs(found, &format!("{program} is not installed"))
 }
 

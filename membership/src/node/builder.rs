@@ -252,8 +252,8 @@ impl NodeBuilder {
     }
 
     /// A label of the node; shown in its status. The core is spread over nodes of different `zone`, `rack` (in a zone) and
-    /// `power` unit, as far as there are such. `zone` and `weight` (1 to 1000) tell routers which of a group's members to
-    /// prefer: see [`Node::zone_of`] and [`Node::weight_of`].
+    /// `power` unit, as far as there are such. `zone` and `weight` (1 to 1000) tell routers how to choose among a group's
+    /// members: see [`Node::zone_of`] and [`Node::weight_of`].
     pub fn label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.labels.insert(key.into(), value.into());
         self

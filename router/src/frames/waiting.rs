@@ -1,4 +1,4 @@
-//! Requests that nobody may take yet.
+//! What becomes of requests that wait for a leader, once there is another view.
 
 use std::rc::Rc;
 

@@ -513,7 +513,8 @@ impl Connection {
             }
             // A view that came meanwhile may say that nobody need wait for this server any more.
             let changes = self.service.changes.get();
-            let given_up = std::mem::replace(&mut seen, changes) != changes && !self.service.names(server.id);
+            let given_up =
+                std::mem::replace(&mut seen, changes) != changes && !self.service.has_server(server.id);
             if self.deadline.passed(cx) || given_up { Poll::Ready(None) } else { Poll::Pending }
         });
         let stream = connected.await?;

@@ -1,4 +1,4 @@
-//! Commands that nobody may take yet.
+//! What becomes of commands that wait for a leader, once there is another view.
 
 use std::rc::Rc;
 

@@ -2,9 +2,9 @@
 //!
 //! Its server is the leader of one RACS, from the beginning to the end. When the leader is another one, or the
 //! connection fails, it ends: what was watched counts as changed, who listened is cut off, since messages may be
-//! lost, and nothing is sent again. What is sent here counts for the limits of what is under way, and its server's
-//! silence counts against the server, as anywhere; but not what may wait as long as it likes: that keeps a server
-//! from nothing.
+//! lost, and nothing is sent again. What has to be answered at once counts for the limits of what is under way, and
+//! its server's silence counts against the server, as anywhere; not so what may wait, for however long: that keeps a
+//! server from nothing.
 
 use std::{
     cell::{Cell, RefCell},
@@ -72,9 +72,9 @@ struct Expected {
     /// Length of the command, and where it ends in all that is sent.
     len: usize,
     end: usize,
-    /// How long the server may take by itself; zero is for ever.
+    /// How long the server may wait before it answers, zero is for ever; none if it has to answer at once.
     patience: Option<Duration>,
-    /// Unless it may wait as long as it likes, or is about messages.
+    /// Unless it may wait, or is about messages.
     counted: Option<Counted>,
 }
 
@@ -98,6 +98,8 @@ struct Line {
     /// The beginning of a reply.
     rest: Vec<u8>,
     deadline: Deadline,
+    /// Whether the deadline is that of a connection that nobody uses.
+    idle: bool,
     /// Since when the server has been asked something that it has to answer at once, and said nothing; and when that
     /// counts against it.
     silent_since: Option<Instant>,
@@ -153,7 +155,8 @@ impl Private {
         Some(private)
     }
 
-    /// Sends a command. `patience` is how long the server may take by itself, zero for ever.
+    /// Sends a command. `patience` is how long the server may wait before it answers, zero for ever; none if it has to
+    /// answer at once.
     pub fn push(&self, command: &[u8], whom: Whom, access: Access, replies: u32, patience: Option<Duration>) {
         if let Some(client) = self.client.upgrade() {
             client.owe(command.len());
@@ -171,7 +174,10 @@ impl Private {
     fn counted(&self) -> Counted {
         // Whether there is room was asked before; what ends a watch is let in without.
         let _room = self.service.admission.enter();
-        let in_flight = self.server.borrow().as_ref().map(|server| self.goes_to(server));
+        // While the connection is made it counts for the server that leads then.
+        let leads = || leader(&self.service, self.racs);
+        let server = self.server.borrow().as_ref().map(Rc::clone).or_else(leads);
+        let in_flight = server.map(|server| self.goes_to(&server));
         Counted { service: Rc::clone(&self.service), in_flight }
     }
 
@@ -292,6 +298,7 @@ impl Private {
             scanner: ReplyScanner::default(),
             rest: Vec::new(),
             deadline: Deadline::new(clock),
+            idle: false,
             silent_since: None,
             silence: Deadline::new(clock),
         };
@@ -325,6 +332,9 @@ impl Private {
         let is_urgent = state.expected.front().is_some_and(|oldest| oldest.patience.is_none());
         drop(state);
         self.look(line, is_urgent, cx);
+        if std::mem::replace(&mut line.idle, idle) != idle {
+            line.deadline.disarm();
+        }
         match wait {
             None => line.deadline.disarm(),
             Some(wait) if !line.deadline.is_armed() => line.deadline.arm(wait),

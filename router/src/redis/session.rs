@@ -35,7 +35,7 @@ pub(crate) struct Session {
     pub(super) listening: RefCell<Listening>,
     /// Whether its last command went over a connection of its own.
     own: Cell<bool>,
-    /// Whether its last command may take as long as it likes.
+    /// Whether its last command may wait.
     blocking: Cell<bool>,
 }
 
@@ -88,7 +88,7 @@ impl Session {
         self.transaction.borrow().is_some()
     }
 
-    /// Whether its last command may take as long as it likes.
+    /// Whether its last command may wait.
     pub fn is_blocking(&self) -> bool {
         self.blocking.get()
     }

@@ -59,7 +59,7 @@ pub(crate) trait Dialogue: Sized + 'static {
     /// It went over. What is known of a request that has come in part may be wrong now.
     fn moved(_input: &mut Self::Input) {}
 
-    /// Whether the client's last request may take as long as it likes, so that the client may be gone before it is
+    /// Whether the client's last request may wait at the server, so that the client may be gone before it is
     /// answered; then it is given up.
     fn is_blocked(_client: &Client<Self>) -> bool {
         false

@@ -130,8 +130,8 @@ impl Front {
     }
 
     /// Whether its newest table has this server.
-    pub fn names(&self, id: PhysicalId) -> bool {
-        ask!(self, service => service.names(id))
+    pub fn has_server(&self, id: PhysicalId) -> bool {
+        ask!(self, service => service.has_server(id))
     }
 
     /// Begins to serve a client. Each protocol has tasks of its own kind: one that could hold any of them would

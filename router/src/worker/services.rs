@@ -262,7 +262,7 @@ impl Services {
     /// Whether anybody's table has this server.
     pub fn name(&self, id: PhysicalId) -> bool {
         let (current, retired) = (self.current.borrow(), self.retired.borrow());
-        current.iter().chain(&*retired).any(|held| held.front.names(id))
+        current.iter().chain(&*retired).any(|held| held.front.has_server(id))
     }
 
     /// Forgets those on their way out that nobody holds any more.

@@ -1,4 +1,4 @@
-//! Where a request goes, for protocols that need to say no more of it than its server.
+//! Where a request goes. HTTP, which has more to say of it than its server, picks by itself (`http.rs`).
 
 use std::rc::Rc;
 

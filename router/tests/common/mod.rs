@@ -93,6 +93,12 @@ impl FakeServer {
         self.seen.lock().unwrap().clone()
     }
 
+    /// Waits until it has a request for this path.
+    pub fn await_request(&self, path: &str) {
+        let asked = |head: &String| head.split(' ').nth(1) == Some(path);
+        eventually("the request is at its server", || self.seen().iter().any(asked));
+    }
+
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }

@@ -34,7 +34,11 @@ pub fn answer(head: &str) -> String {
 }
 
 pub fn honest() -> FakeServer {
-    FakeServer::start(|peer| {
+    honest_at("127.0.0.1:0".parse().unwrap())
+}
+
+pub fn honest_at(addr: SocketAddr) -> FakeServer {
+    FakeServer::start_at(addr, |peer| {
         while let Some(request) = peer.request() {
             peer.send(&answer(&request.head));
         }

@@ -9,7 +9,10 @@ use std::{
 use anyhow::Context as _;
 use clap::Args;
 use serde_json::{Value, json};
-use tokio::time::sleep_until;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::sleep_until,
+};
 
 use self::{
     contender::{Contender, Router, Task},
@@ -56,7 +59,7 @@ pub(crate) struct Route {
     /// How many servers the keys are spread over; 1 to 100.
     #[arg(long, value_name = "N", default_value_t = 3)]
     servers: usize,
-    /// Worker threads (nginx: processes) of each router; 1 to 256.
+    /// Worker threads (nginx: processes) of each router, but nutcracker has one; 1 to 256.
     #[arg(long, value_name = "N", default_value_t = 1)]
     workers: usize,
     /// Who runs on which cores [default: pinned where there are enough, else free].
@@ -91,8 +94,13 @@ impl Route {
         self.check()?;
         let places = Places::new(self.layout, self.workers)?;
         let stops = Stops::new()?;
-        let stopped = || Failure::new(exit::FAILED, "ended before all rounds were measured");
-        stops.unless(self.measure(&places, json)).await?.ok_or_else(stopped)
+        // Who closes the terminal wants no routers left behind either.
+        let mut hangup = signal(SignalKind::hangup())?;
+        let measured = tokio::select! {
+            measured = stops.unless(self.measure(&places, json)) => measured?,
+            _ = hangup.recv() => None,
+        };
+        measured.ok_or_else(|| Failure::new(exit::FAILED, "ended before all rounds were measured"))
     }
 
     fn check(&self) -> Result<(), Failure> {

@@ -219,8 +219,8 @@ impl Listener for Answered {
     }
 }
 
-/// Answers on a connection that requests share: each is what stands in its place in the stream, however that is cut, and
-/// behind one that leaves doubt nothing is heard.
+/// Answers on a connection that requests share: each is what stands in its place in the stream, however that is cut,
+/// and behind one that leaves doubt nothing is heard.
 pub(crate) fn shared_answers(data: &[u8]) {
     let Some((first, stream)) = data.split_first() else { return };
     let to = |at: usize| if first >> (6 + at % 2) & 1 == 1 { Method::Head } else { Method::Get };

@@ -50,8 +50,7 @@ impl Args {
         &command[start as usize..end as usize]
     }
 
-    /// The bytes of these arguments, of which there is at least one, with their `$len` lines and line ends, ready to go into
-    /// another command.
+    /// The bytes of these arguments, at least one, with their `$len` lines and line ends, to go into another command.
     ///
     /// # Panics
     /// If there are no such arguments.

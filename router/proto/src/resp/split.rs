@@ -95,17 +95,18 @@ impl Split {
         self.parts[..self.used].iter().map(|part| (part.racs, &part.text[..]))
     }
 
-    /// Gives memory back that only a large command needed.
+    /// Gives memory back that only a large command needed, after each command: looks only at what it used.
     pub fn shrink(&mut self) {
         self.part_of.shrink_to(4096);
-        for part in &mut self.parts {
+        let most = KEPT / self.used.max(1);
+        for part in &mut self.parts[..self.used] {
             part.text.clear();
-            part.text.shrink_to(KEPT);
+            part.text.shrink_to(most);
         }
     }
 }
 
-/// Bytes that a part, or a [`Gather`], may hold on to between two commands.
+/// Bytes that all parts together, or a [`Gather`], may hold on to between two commands.
 const KEPT: usize = 64 * 1024;
 
 /// The replies to the parts of one command, until all are there; in room that is used again and again.

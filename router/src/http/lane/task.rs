@@ -16,8 +16,10 @@ use tokio::net::TcpStream;
 use super::{Lane, Left, Size, State, Tag, Turn, Waiter};
 use crate::worker::{Deadline, Inbox, READ, Worker};
 
-/// A lane that ends sooner, because its server ends it, is not worth its costs.
+/// A lane that has given fewer answers when its server ends it is not worth its costs.
 const WORTHWHILE: u64 = 100;
+/// Nor is one that has given fewer for each request that it leaves to be sent again.
+const WORTH_ONE_LEFT: u64 = 10;
 
 /// Starts to connect.
 pub(super) fn start(lane: &Rc<Lane>) {
@@ -133,10 +135,15 @@ impl Task {
         };
         match end {
             End::Failed | End::Unshared => self.rest(worker.limits.lane_rest),
-            End::Closed if self.count < WORTHWHILE => self.rest(worker.limits.lane_rest),
+            End::Closed if self.count < self.worthwhile() => self.rest(worker.limits.lane_rest),
             _ => self.detach(),
         }
         self.give_up(left);
+    }
+
+    fn worthwhile(&self) -> u64 {
+        let left = self.lane.pipeline.try_borrow().map_or(0, |pipeline| pipeline.len() as u64);
+        WORTHWHILE.max(WORTH_ONE_LEFT * left)
     }
 
     fn give_up(&self, left: Left) {
