@@ -4,6 +4,8 @@ mod common;
 
 use std::{
     fs,
+    io::{Read, Write},
+    net::TcpStream,
     path::Path,
     thread::sleep,
     time::{Duration, Instant},
@@ -67,4 +69,35 @@ fn a_second_signal_ends_a_wrapper_at_once_though_its_command_has_not_come_up() {
         assert_eq!(run.end(), Some(130), "{exclusive:?}");
         fs::remove_file(&file).expect("it is there");
     }
+}
+
+/// Once a router that ended left all but the first 128 in its queue, who were reset.
+#[test]
+fn a_router_that_ends_answers_all_who_are_in_its_queue() {
+    const CLIENTS: usize = 600;
+    let (dir, port) = (Dir::new(), free_port());
+    let config = format!(
+        "[[service]]\nname = \"s\"\nlisten = \"127.0.0.1:{port}\"\nprotocol = \"redis\"\n[service.pmap]\nstyle = \"slots\"\n\
+         partitions = 8\n[[service.racs]]\nname = \"a\"\nservers = [\"127.0.0.1:1\"]\n"
+    );
+    let config = dir.write("router.toml", &config);
+    let mut router = Proc::start(&["router", "--workers", "1", "--config", &config]);
+    router.until_event("serving");
+    router.signal("STOP");
+    let mut clients: Vec<TcpStream> = (0..CLIENTS)
+        .map(|_| {
+            let mut client = TcpStream::connect(("127.0.0.1", port)).expect("there is room in the queue");
+            client.set_read_timeout(Some(PATIENCE)).expect("a limit");
+            client.write_all(b"*1\r\n$4\r\nPING\r\n").expect("the kernel takes it");
+            client
+        })
+        .collect();
+    router.signal("TERM");
+    router.signal("CONT");
+    for (n, client) in clients.iter_mut().enumerate() {
+        let mut said = String::new();
+        client.read_to_string(&mut said).unwrap_or_else(|error| panic!("client {n} of {CLIENTS}: {error}"));
+        assert_eq!(said, "+PONG\r\n", "client {n} of {CLIENTS}");
+    }
+    assert_eq!(router.end(), Some(0));
 }

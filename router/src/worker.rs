@@ -81,6 +81,9 @@ use crate::{
     stats::{Counters, Measured},
 };
 
+/// How long a client of whom nothing was heard yet may take while the router drains: it may have said something already.
+pub(crate) const LAST_CHANCE: Duration = Duration::from_millis(300);
+
 /// The lanes to servers that a service has, with one set of passwords.
 struct Lanes {
     service: Box<str>,
@@ -108,6 +111,8 @@ pub(crate) struct Worker {
     gives_way: Cell<bool>,
     heir: RefCell<Option<Heir>>,
     clients: Cell<usize>,
+    /// Tasks that accept clients.
+    accepting: Cell<usize>,
     /// Which lanes to each server are taken, by whom.
     lanes: RefCell<Vec<Lanes>>,
     /// Of the clients, how many are still at the entrance.
@@ -240,6 +245,7 @@ async fn work(setup: Setup) -> io::Result<()> {
         gives_way: Cell::new(false),
         heir: RefCell::default(),
         clients: Cell::new(0),
+        accepting: Cell::new(0),
         lanes: RefCell::default(),
         handshakes: Cell::new(0),
         ledger: Ledger::default(),
@@ -314,7 +320,7 @@ async fn work(setup: Setup) -> io::Result<()> {
                 None => break,
             }
         }
-        if worker.clients.get() == 0 {
+        if worker.clients.get() == 0 && worker.accepting.get() == 0 {
             return Poll::Ready(true);
         }
         if passed { Poll::Ready(false) } else { Poll::Pending }
@@ -344,17 +350,34 @@ async fn race<T>(
     .await
 }
 
+/// A task that accepts clients, from before its first turn to its end. A router that drains ends with its last client:
+/// not while there are some in a queue.
+struct Accepting(Rc<Worker>);
+
+impl Accepting {
+    fn begin(worker: &Rc<Worker>) -> Self {
+        worker.accepting.set(worker.accepting.get() + 1);
+        Self(Rc::clone(worker))
+    }
+}
+
+impl Drop for Accepting {
+    fn drop(&mut self) {
+        self.0.accepting.set(self.0.accepting.get() - 1);
+    }
+}
+
 /// How many clients are accepted in one turn of the loop: those that are being served come between.
 const ACCEPTED_AT_ONCE: u32 = 8;
 
 /// Accepts the clients at one door until it closes or the router drains; then those that are already in the
 /// queue.
-async fn accept(worker: Rc<Worker>, listener: Rc<tokio::net::TcpListener>, door: Rc<Door>) {
+async fn accept(accepting: Accepting, listener: Rc<tokio::net::TcpListener>, door: Rc<Door>) {
+    let worker = &accepting.0;
     let drain = Deadline::new(&worker.clock);
     let mut accepted_now = 0;
     loop {
-        // A router that drains ends with its last client: who is in the queue then must have been accepted.
-        if accepted_now >= ACCEPTED_AT_ONCE && !worker.is_draining() {
+        if accepted_now == ACCEPTED_AT_ONCE {
             accepted_now = 0;
             // Comes back once the runtime has looked for events.
             tokio::task::yield_now().await;
@@ -365,7 +388,9 @@ async fn accept(worker: Rc<Worker>, listener: Rc<tokio::net::TcpListener>, door:
                 return if worker.is_draining() { Poll::Ready(None) } else { Poll::Pending };
             }
             match listener.poll_accept(cx) {
-                Poll::Pending if worker.is_draining() || door.is_closing() => Poll::Ready(None),
+                Poll::Pending if worker.is_draining() || door.is_closing() => {
+                    Poll::Ready(next_in_queue(&listener))
+                }
                 Poll::Pending => {
                     accepted_now = 0;
                     Poll::Pending
@@ -373,12 +398,11 @@ async fn accept(worker: Rc<Worker>, listener: Rc<tokio::net::TcpListener>, door:
                 Poll::Ready(accepted) => Poll::Ready(Some(accepted)),
             }
         });
-        // The turns are counted here: tokio would say that nobody is there once it has had enough.
-        match tokio::task::unconstrained(accepted).await {
+        match accepted.await {
             None => return,
             Some(Ok((stream, source))) => {
                 accepted_now += 1;
-                admit(&worker, &door, stream, source);
+                admit(worker, &door, stream, source);
             }
             Some(Err(error)) => {
                 // Out of descriptors, most likely: pending connections stay in the queue meanwhile.
@@ -387,6 +411,19 @@ async fn accept(worker: Rc<Worker>, listener: Rc<tokio::net::TcpListener>, door:
             }
         }
     }
+}
+
+/// Whoever is in the queue by the kernel's account: tokio only knows what it was told in the last turn of the loop.
+fn next_in_queue(listener: &tokio::net::TcpListener) -> Option<io::Result<(TcpStream, SocketAddr)>> {
+    let accepted = match socket2::SockRef::from(listener).accept() {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+        accepted => accepted,
+    };
+    Some(accepted.and_then(|(socket, source)| {
+        socket.set_nonblocking(true)?;
+        let source = source.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
+        Ok((TcpStream::from_std(socket.into())?, source))
+    }))
 }
 
 fn admit(worker: &Rc<Worker>, door: &Door, stream: TcpStream, source: SocketAddr) {

@@ -26,13 +26,12 @@ use super::{
     lane::Left,
 };
 use crate::worker::{
-    Buf, ClientStream, Deadline, InFlight, MOST_INPUT, SERVERS_FULL, Server, TOO_MANY, Tunnel, linger,
+    Buf, ClientStream, Deadline, InFlight, LAST_CHANCE, MOST_INPUT, SERVERS_FULL, Server, TOO_MANY, Tunnel,
+    linger,
 };
 
 /// Room for a read.
 pub(super) const ROOM: usize = 4 * 1024;
-/// How long a client that is connected but has not asked anything yet may take while the router drains.
-const LAST_CHANCE: Duration = Duration::from_millis(300);
 
 pub(super) struct Connection {
     pub(super) service: Rc<HttpService>,

@@ -7,7 +7,6 @@ use std::{
     pin::{Pin, pin},
     sync::Arc,
     task::Poll,
-    time::Duration,
 };
 
 use router_proto::proxy::{self, Proxied, Scan};
@@ -18,7 +17,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::{
-    ClientStream, Deadline, Worker, linger,
+    ClientStream, Deadline, LAST_CHANCE, Worker, linger,
     stream::{Metered, Origin},
 };
 use crate::tls::Terminator;
@@ -28,8 +27,6 @@ use crate::tls::Terminator;
 const MOST_HANDSHAKE: usize = 16 * 1024;
 /// The most bytes that wait in a session to be encrypted or sent.
 const SESSION_BUFFER: usize = 32 * 1024;
-/// How long a client that is still at the entrance may take while the router drains.
-const LAST_CHANCE: Duration = Duration::from_millis(300);
 
 /// What a service's clients must do before they are heard.
 #[derive(Clone, Default)]

@@ -17,7 +17,7 @@ use membership_sync::Reader;
 use router_proto::PhysicalId;
 use tokio::sync::mpsc;
 
-use super::{Entrance, Front, Worker, accept};
+use super::{Accepting, Entrance, Front, Worker, accept};
 use crate::{
     access::{AccessLog, LogHandle},
     config::Service,
@@ -211,7 +211,11 @@ impl Services {
                             sockets: sockets.iter().map(Rc::downgrade).collect(),
                         });
                         for socket in sockets {
-                            tokio::task::spawn_local(accept(Rc::clone(worker), socket, Rc::clone(&door)));
+                            tokio::task::spawn_local(accept(
+                                Accepting::begin(worker),
+                                socket,
+                                Rc::clone(&door),
+                            ));
                         }
                         doors.push(door);
                     }

@@ -9,7 +9,7 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{Client, ClientService, Dialogue, READ, State, Taken, UnderWay};
-use crate::worker::{ClientStream, Deadline, MOST_INPUT, linger};
+use crate::worker::{ClientStream, Deadline, LAST_CHANCE, MOST_INPUT, linger};
 
 /// How many requests of a client may be under way before its first answer.
 const FIRST: usize = 64;
@@ -27,6 +27,10 @@ pub(crate) struct ClientTask<P: Dialogue> {
     backlog: bool,
     /// The next request waits until every earlier one has its answer.
     draining: bool,
+    /// Whether anything was read of it.
+    heard: bool,
+    /// It was not heard yet, and has to be soon.
+    hurried: bool,
     /// No more input is wanted: what is under way ends, then the connection does.
     closing: bool,
     /// It was sent away for what it said.
@@ -47,6 +51,8 @@ impl<P: Dialogue> ClientTask<P> {
             rest: Vec::new(),
             backlog: false,
             draining: false,
+            heard: false,
+            hurried: false,
             closing: false,
             refused: false,
             end: "router",
@@ -82,7 +88,12 @@ impl<P: Dialogue> ClientTask<P> {
             }
             let worker = self.service.worker();
             let sent_away = worker.is_draining() && !worker.gives_way();
-            self.closing |= sent_away || self.service.succession().has_ended();
+            if sent_away || self.service.succession().has_ended() {
+                self.closing |= self.heard;
+                if !self.heard && !std::mem::replace(&mut self.hurried, true) {
+                    self.deadline.arm(LAST_CHANCE);
+                }
+            }
             self.succeed();
             if self.leaves(self.rest.len()) && self.is_quiet() && !self.closing {
                 self.closing = self.stream.is_tls();
@@ -133,13 +144,15 @@ impl<P: Dialogue> ClientTask<P> {
         // that has to wait for others is not to blame.
         let waits = self.backlog || crowded || P::is_blocked(&self.client);
         let stuck = !self.client.state.borrow().out.is_empty() || !(self.rest.is_empty() || waits);
-        if !stuck {
+        if !stuck && !self.hurried {
             self.deadline.disarm();
         } else if !self.deadline.is_armed() {
             self.deadline.arm(self.service.worker().limits.stall);
         }
         if self.deadline.passed(cx) {
-            self.end = "stalled";
+            if stuck {
+                self.end = "stalled";
+            }
             return Poll::Ready(());
         }
         Poll::Pending
@@ -243,6 +256,7 @@ impl<P: Dialogue> ClientTask<P> {
             return Poll::Ready(false);
         }
         self.deadline.disarm();
+        (self.heard, self.hurried) = (true, false);
         if self.rest.is_empty() {
             let done = self.dispatch(fresh);
             self.rest.extend_from_slice(&fresh[done..]);
