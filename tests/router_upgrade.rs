@@ -14,10 +14,10 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use common::{Dir, Proc, free_port, needs, phalanx, run, stderr};
+use common::{Dir, PATIENCE, Proc, free_port, needs, phalanx, run, stderr};
 use router::handover::Predecessor;
 use siege::{
     honest::{Crowd, Seen, Speaks},
@@ -100,6 +100,14 @@ impl Load {
     }
 }
 
+fn until_it_exists(file: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    while !Path::new(file).exists() {
+        assert!(Instant::now() < deadline, "{file} does not appear");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
 fn pause() {
     thread::sleep(Duration::from_millis(400));
 }
@@ -112,6 +120,7 @@ fn many_upgrades_in_a_row_fail_no_request_and_close_no_connection() {
     let (config, socket) = (dir.write("router.toml", &text), dir.file("upgrade"));
     let mut router = start(&config, &socket, &["--workers", "2"]);
     router.until_event("serving");
+    until_it_exists(&socket);
     assert_eq!(fs::metadata(&socket).expect("it is there").permissions().mode() & 0o777, 0o600);
     let load = Load::begin(&services);
     pause();
@@ -355,9 +364,7 @@ fn a_router_without_descriptors_hands_over_once_it_has_some_and_never_in_part() 
     let mut old = start(&config, &socket, &["--workers", "3"]);
     old.until_event("serving");
     answers(port);
-    while !Path::new(&socket).exists() {
-        pause();
-    }
+    until_it_exists(&socket);
     pause();
     let is_free = |n: &u32| !Path::new(&format!("/proc/{}/fd/{n}", old.pid())).exists();
     let free = (0..).find(is_free).expect("there is no end of numbers");
@@ -545,9 +552,9 @@ fn a_router_that_follows_groups_takes_over_once_it_knows_them() {
         asks.read_to_string(&mut told).expect("text");
         told.matches("\"leader\":true").count() == 1 && told.matches("\"addr\"").count() == 2
     };
-    let deadline = std::time::Instant::now() + common::PATIENCE;
+    let deadline = Instant::now() + common::PATIENCE;
     while !is_ready() {
-        assert!(std::time::Instant::now() < deadline, "it hears of its group");
+        assert!(Instant::now() < deadline, "it hears of its group");
         pause();
     }
     let load = Load::begin(&[(Speaks::Redis, ([127, 0, 0, 1], port).into())]);
