@@ -155,7 +155,7 @@ fn a_client_passes_over_with_what_it_has_said_and_a_tunnel_ends_where_it_is() {
     let connect = |speaks: Speaks| {
         let (_, addr) = services.iter().find(|(one, _)| *one == speaks).expect("all are there");
         let stream = TcpStream::connect(addr).expect("it listens");
-        stream.set_read_timeout(Some(common::PATIENCE)).expect("a socket");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
         BufReader::new(stream)
     };
     let say = |client: &mut BufReader<TcpStream>, text: &str| {
@@ -218,7 +218,7 @@ fn a_value_that_is_thrown_away_ends_where_it_began() {
     let mut old = start(&config, &socket, &[]);
     old.until_event("serving");
     let stream = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
-    stream.set_read_timeout(Some(common::PATIENCE)).expect("a socket");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
     let mut client = BufReader::new(stream);
     let len = 9 << 20;
     let begin = vec![b'x'; 100_000];
@@ -286,7 +286,7 @@ fn a_new_router_that_fails_changes_nothing() {
 /// Lets a Redis client ask something.
 fn answers(port: u16) {
     let mut client = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
-    client.set_read_timeout(Some(common::PATIENCE)).expect("a socket");
+    client.set_read_timeout(Some(PATIENCE)).expect("a socket");
     client.write_all(b"*2\r\n$3\r\nGET\r\n$1\r\na\r\n").expect("it reads");
     let mut answer = [0; 7];
     client.read_exact(&mut answer).expect("an answer");
@@ -552,7 +552,7 @@ fn a_router_that_follows_groups_takes_over_once_it_knows_them() {
         asks.read_to_string(&mut told).expect("text");
         told.matches("\"leader\":true").count() == 1 && told.matches("\"addr\"").count() == 2
     };
-    let deadline = Instant::now() + common::PATIENCE;
+    let deadline = Instant::now() + PATIENCE;
     while !is_ready() {
         assert!(Instant::now() < deadline, "it hears of its group");
         pause();
