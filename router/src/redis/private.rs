@@ -286,7 +286,10 @@ impl Private {
 
     async fn serve(&self, server: Rc<Server>, stream: TcpStream) -> End {
         for counted in self.state.borrow_mut().expected.iter_mut().filter_map(|one| one.counted.as_mut()) {
-            counted.in_flight = Some(self.goes_to(&server));
+            // Most were counted for this server when they came in.
+            if counted.in_flight.as_ref().is_none_or(|to| to.server().id != server.id) {
+                counted.in_flight = Some(self.goes_to(&server));
+            }
         }
         self.server.replace(Some(Rc::clone(&server)));
         // It may have been another one while the connection was made.
