@@ -309,3 +309,19 @@ fn commands_behind_a_watch_count_and_those_that_may_wait_do_not() {
         assert_eq!(router.stats().overloaded, 3);
     }
 }
+
+#[test]
+fn a_command_that_waits_for_its_connection_counts_once() {
+    let router = Router::start(&service("redis", "max_in_flight_per_server = 1", &[&[common::nobody()]]));
+    let (mut first, mut second) = (router.client(), router.client());
+    first.send(command(&["WATCH", "n"]));
+    eventually("it is under way", || router.stats().in_flight == 1);
+    let reply = second.command(&["WATCH", "n"]);
+    assert!(is_refusal(Speech::Redis, &reply) && reply.contains("as many requests"), "{reply}");
+    drop(first);
+
+    let server = taker(true, &Arc::default());
+    let router = Router::start(&service("redis", "", &[&[server.addr]]));
+    assert_eq!(router.client().command(&["WATCH", "n"]), "+OK\r\n");
+    assert_eq!(router.server_stats(server.addr).requests, 1);
+}
