@@ -114,8 +114,12 @@ fn child(of: &str, fits: impl Fn(&str) -> bool) -> String {
 #[test]
 fn a_router_that_dies_under_it_is_an_error_and_no_end() {
     let mut bench = Proc::start(&["bench", "route", "--for", "2s", "--times", "1", "--clients", "20"]);
-    // It has a socket of each client, and one to a server.
-    let asked = |pid: &str| fs::read_dir(format!("/proc/{pid}/fd")).is_ok_and(|files| files.count() > 20);
+    // Until it is a router it has one thread, and all files of the process that starts it. One that is asked has a
+    // socket of each client, and one to a server.
+    let more_than = |count, pid: &str, what| {
+        fs::read_dir(format!("/proc/{pid}/{what}")).is_ok_and(|entries| entries.count() > count)
+    };
+    let asked = |pid: &str| more_than(1, pid, "task") && more_than(20, pid, "fd");
     let router = child(&bench.pid().to_string(), asked);
     let killed = Command::new("kill").args(["-KILL", &router]).status();
     assert!(killed.expect("kill can be run").success());
