@@ -67,6 +67,10 @@ impl Target {
     fn key(&self) -> Key {
         (self.service.clone(), self.server)
     }
+
+    fn is(&self, (service, server): &Key) -> bool {
+        self.service == *service && self.server == *server
+    }
 }
 
 /// Has servers checked. Its thread starts with the first of them, and ends with this.
@@ -144,11 +148,12 @@ impl Checker {
 }
 
 impl Board {
-    /// Forgets all but these, and takes those that are new for well.
+    /// Forgets all but these, and takes those that are new for well. One that is only checked in another way is no new one.
     fn look_at(&self, targets: &[Target]) {
         let mut known = lock(&self.known);
-        let gone = known.values().map(|entry| &entry.target).filter(|target| !targets.contains(target));
-        for target in gone.cloned().collect::<Vec<_>>() {
+        let stays = |key: &Key| targets.iter().any(|target| target.is(key));
+        let gone = known.iter().filter(|(key, _)| !stays(key)).map(|(_, entry)| entry.target.clone());
+        for target in gone.collect::<Vec<_>>() {
             let before = is_up(&known, target.server);
             known.remove(&target.key());
             if !before && is_up(&known, target.server) {
@@ -156,7 +161,7 @@ impl Board {
             }
         }
         for target in targets {
-            known.entry(target.key()).or_insert_with(|| Entry {
+            let entry = known.entry(target.key()).or_insert_with(|| Entry {
                 target: target.clone(),
                 health: ServerHealth {
                     service: target.service.to_string(),
@@ -168,6 +173,7 @@ impl Board {
                 },
                 tally: Tally::default(),
             });
+            entry.target.checks = Arc::clone(&target.checks);
         }
     }
 
@@ -175,7 +181,10 @@ impl Board {
     fn note(&self, target: &Target, outcome: Result<(), String>) {
         let mut known = lock(&self.known);
         let before = is_up(&known, target.server);
-        let Some(Entry { health, tally, .. }) = known.get_mut(&target.key()) else { return };
+        let Some(Entry { target: current, health, tally }) = known.get_mut(&target.key()) else { return };
+        if current != target {
+            return; // it is checked in another way by now
+        }
         health.checks += 1;
         let changed = tally.take(outcome.is_ok(), target.checks.fall, target.checks.rise);
         if let Err(error) = outcome {

@@ -15,7 +15,7 @@ use std::{
 };
 
 use common::*;
-use router::{CloneAt, GroupClones, ServerHealth};
+use router::{CloneAt, Config, GroupClones, ServerHealth, Surroundings};
 
 const FAST: &str = "every = \"100ms\"\ntimeout = \"200ms\"\nfall = 2\nrise = 2\n";
 
@@ -84,6 +84,32 @@ fn a_clone_that_is_down_gets_no_reads_until_it_is_well_again_but_leads_updates()
     a_well.store(true, Ordering::SeqCst);
     let up = becomes(&router, a.addr, true);
     assert!(up.since > down.since);
+    eventually("it answers again", || readers(&router, 20) == ["a", "b"]);
+}
+
+/// Another way to check it once made a server new, and so well, until as many checks as ever had failed.
+#[test]
+fn a_server_that_is_down_stays_so_when_it_is_checked_in_another_way() {
+    let ((a, a_well), (b, _)) = (moody("a"), moody("b"));
+    let text = checked("http", "http:/health", &[a.addr, b.addr]);
+    let router = Router::start(&text);
+    a_well.store(false, Ordering::SeqCst);
+    let down = becomes(&router, a.addr, false);
+    // So rarely that what is known now is all that is known for the rest of the test.
+    let rarely = text.replace("every = \"100ms\"", "every = \"30m\"");
+    let twice = rarely.replace("rise = 2", "rise = 1");
+    for text in [&rarely, &twice] {
+        router.handle.reload(&Config::parse(text, "t".as_ref(), Surroundings::default()).unwrap()).unwrap();
+        let now = health(&router, a.addr);
+        assert_eq!((now.up, now.since, &now.last_error), (false, down.since, &down.last_error));
+        assert!(health(&router, b.addr).up);
+        assert_eq!(readers(&router, 50), ["b"]);
+    }
+    // One good answer is enough by now.
+    a_well.store(true, Ordering::SeqCst);
+    let often = twice.replace("every = \"30m\"", "every = \"200ms\"");
+    router.handle.reload(&Config::parse(&often, "t".as_ref(), Surroundings::default()).unwrap()).unwrap();
+    becomes(&router, a.addr, true);
     eventually("it answers again", || readers(&router, 20) == ["a", "b"]);
 }
 
