@@ -164,6 +164,43 @@ fn a_request_in_pieces_is_the_same_request() {
 }
 
 #[test]
+fn trailers_arrive_both_ways() {
+    let server = FakeServer::start(|peer| {
+        while let Some(request) = peer.request() {
+            let body = String::from_utf8(request.body).unwrap();
+            peer.note(format!("{body} {}", request.trailers));
+            peer.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n");
+            let chunk = format!("{:x}\r\n{body}\r\n", body.len());
+            let chunks = if body.is_empty() { String::new() } else { chunk };
+            peer.send(&format!("{chunks}0\r\nX-Sum: {}\r\nX-More: 2\r\n\r\n", body.len()));
+        }
+    });
+    for more in ["", "pipeline = 32\n"] {
+        let text = http(&[&[server.addr]]).replace("servers = ", &format!("{more}servers = "));
+        let router = Router::start(&text);
+        let mut client = router.client();
+        for n in 0..4 {
+            let body = format!("{n}{}", "x".repeat(n * 10_000));
+            let method = if n % 2 == 0 { "POST" } else { "GET" };
+            let head =
+                format!("{method} /x HTTP/1.1\r\nHost: h\r\nX-Key: k\r\nTransfer-Encoding: chunked\r\n\r\n");
+            client.send(format!("{head}{:x}\r\n{body}\r\n0\r\nX-Sum: 5\r\nX-Empty:\r\n\r\n", body.len()));
+            let response = client.response();
+            assert_eq!((response.status, &response.body), (200, &body));
+            assert_eq!(response.trailers, format!("X-Sum: {}\r\nX-More: 2\r\n", body.len()));
+            let seen = server.seen().pop().unwrap();
+            assert_eq!(seen, format!("{body} X-Sum: 5\r\nX-Empty:\r\n"));
+        }
+        // A read without a body may share its connection.
+        client.send("GET /x HTTP/1.1\r\nHost: h\r\nX-Key: k\r\nContent-Length: 0\r\n\r\n".repeat(2));
+        for _ in 0..2 {
+            let response = client.response();
+            assert_eq!((response.status, response.trailers.as_str()), (200, "X-Sum: 0\r\nX-More: 2\r\n"));
+        }
+    }
+}
+
+#[test]
 fn expect_continue_is_answered_by_the_router() {
     let server = FakeServer::echo("a");
     let router = Router::start(&http(&[&[server.addr]]));

@@ -314,7 +314,7 @@ fn every_client_of_many_gets_its_own_replies_on_real_servers() {
 }
 
 /// As above, while one of two servers is killed and comes back, again and again: a reply is the right one or
-/// says that there is none.
+/// says that there is none, and nothing was counted twice.
 #[test]
 fn nobody_gets_the_reply_of_another_while_servers_die() {
     let (Some(steady), Some(mut mortal)) = (RealServer::start(), RealServer::start()) else { return };
@@ -326,7 +326,7 @@ fn nobody_gets_the_reply_of_another_while_servers_die() {
             let stop = stop.clone();
             thread::spawn(move || {
                 let mut client = Client::connect(addr);
-                let (mut right, mut failed) = (0, 0);
+                let (mut right, mut failed, mut counted) = (0, 0, vec![]);
                 for round in 0.. {
                     if stop.load(Ordering::Relaxed) {
                         break;
@@ -337,6 +337,7 @@ fn nobody_gets_the_reply_of_another_while_servers_die() {
                         batch += &set(key, key);
                         batch += &format!("get {key}\r\n");
                         batch += &format!("mg {key} v O{key}\r\n");
+                        batch += &format!("ma c{key} N0 J1 v\r\n");
                     }
                     batch += &format!("get {}\r\n", keys.join(" "));
                     client.send(&batch);
@@ -355,6 +356,11 @@ fn nobody_gets_the_reply_of_another_while_servers_die() {
                             meta == format!("VA {} O{key}\r\n{key}\r\n", key.len()) || failure,
                             "{key}: {meta}"
                         );
+                        // Each counter is counted once.
+                        let count = client.text();
+                        let failure = count.starts_with("SERVER_ERROR phalanx: ");
+                        assert!(count == "VA 1\r\n1\r\n" || failure, "{key}: {count}");
+                        counted.push((key.clone(), !failure));
                     }
                     let all = client.text();
                     assert!(
@@ -369,7 +375,7 @@ fn nobody_gets_the_reply_of_another_while_servers_die() {
                         "{all}"
                     );
                 }
-                (right, failed)
+                (right, failed, counted)
             })
         })
         .collect();
@@ -386,10 +392,23 @@ fn nobody_gets_the_reply_of_another_while_servers_die() {
     }
     thread::sleep(Duration::from_millis(300));
     stop.store(true, Ordering::Relaxed);
-    let (right, failed) = clients
-        .into_iter()
-        .map(|client| client.join().unwrap())
-        .fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1));
+    let (mut right, mut failed, mut counted) = (0, 0, vec![]);
+    for client in clients {
+        let one = client.join().unwrap();
+        (right, failed) = (right + one.0, failed + one.1);
+        counted.extend(one.2);
+    }
+    eventually("the last one came back", || std::net::TcpStream::connect(mortal.addr).is_ok());
+    let (mut lost, mut direct) = (0, [Client::connect(steady.addr), Client::connect(mortal.addr)]);
+    for (key, told) in &counted {
+        let found = direct.each_mut().map(|server| server.ask(&format!("mg c{key} v\r\n")));
+        let times = found.iter().filter(|found| *found == "VA 1\r\n1\r\n").count();
+        let none = found.iter().filter(|found| *found == "EN\r\n").count();
+        assert!(times + none == 2 && times <= 1, "{key}: {found:?}");
+        lost += usize::from(*told && times == 0);
+    }
+    // Only one of them was killed, with what it had.
+    assert!(lost < counted.len() * 3 / 4, "{lost} of {} are nowhere", counted.len());
     assert!(right > 100 && failed > 0, "{right} right, {failed} failed: nothing was tried");
 }
 

@@ -2,6 +2,7 @@
 //! given.
 #![allow(dead_code, clippy::unwrap_used, reason = "every test uses a part, and may panic")]
 
+pub mod journal;
 pub mod real;
 pub mod speech;
 
@@ -131,14 +132,16 @@ impl Drop for FakeServer {
 pub struct Request {
     pub head: String,
     pub body: Vec<u8>,
+    pub trailers: String,
 }
 
 impl Peer {
     /// The next request, whole; `None` at the end of the connection.
     pub fn request(&mut self) -> Option<Request> {
         let head = self.head()?;
-        let body = read_body(&mut self.reader, &head, false)?;
-        Some(Request { head, body })
+        let mut body = Received::default();
+        body.read(&mut self.reader, &head, false)?;
+        Some(Request { head, body: body.bytes, trailers: body.trailers })
     }
 
     /// The head of the next request.
@@ -234,35 +237,53 @@ fn field<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     })
 }
 
-fn read_body(reader: &mut impl BufRead, head: &str, until_close: bool) -> Option<Vec<u8>> {
-    let mut body = Vec::new();
-    if field(head, "transfer-encoding").is_some() {
-        loop {
-            let mut line = String::new();
-            in_time(reader.read_line(&mut line))?;
-            let size = usize::from_str_radix(line.trim().split(';').next()?, 16).ok()?;
-            let mut chunk = vec![0; size + 2];
-            if size == 0 {
-                loop {
-                    let mut trailer = String::new();
-                    if in_time(reader.read_line(&mut trailer))? == 0 {
-                        return None;
-                    }
-                    if trailer == "\r\n" {
-                        return Some(body);
-                    }
+/// What came of a body: all of it, unless the connection broke.
+#[derive(Default)]
+pub struct Received {
+    pub bytes: Vec<u8>,
+    /// The lines behind the last chunk.
+    pub trailers: String,
+}
+
+impl Received {
+    /// Reads on until the body is whole; `None` if the connection breaks before.
+    pub fn read(&mut self, reader: &mut impl BufRead, head: &str, until_close: bool) -> Option<()> {
+        if field(head, "transfer-encoding").is_some() {
+            while self.chunk(reader)? {}
+            while in_time(reader.read_line(&mut self.trailers))? > 0 {
+                if self.trailers == "\r\n" || self.trailers.ends_with("\r\n\r\n") {
+                    self.trailers.truncate(self.trailers.len() - 2);
+                    return Some(());
                 }
             }
-            in_time(reader.read_exact(&mut chunk))?;
-            body.extend_from_slice(&chunk[..size]);
+            return None;
         }
-    } else if let Some(len) = field(head, "content-length") {
-        body.resize(len.parse().ok()?, 0);
-        in_time(reader.read_exact(&mut body))?;
-    } else if until_close {
-        in_time(reader.read_to_end(&mut body))?;
+        if let Some(len) = field(head, "content-length") {
+            return self.take(reader, len.parse().ok()?);
+        }
+        if until_close {
+            in_time(reader.read_to_end(&mut self.bytes))?;
+        }
+        Some(())
     }
-    Some(body)
+
+    /// Reads a chunk. False if it is the last one.
+    fn chunk(&mut self, reader: &mut impl BufRead) -> Option<bool> {
+        let mut line = String::new();
+        in_time(reader.read_line(&mut line))?;
+        let size = usize::from_str_radix(line.trim().split(';').next()?, 16).ok()?;
+        if size == 0 {
+            return Some(false);
+        }
+        self.take(reader, size)?;
+        in_time(reader.read_exact(&mut [0; 2]))?;
+        Some(true)
+    }
+
+    fn take(&mut self, reader: &mut impl BufRead, len: usize) -> Option<()> {
+        let got = in_time(reader.take(len as u64).read_to_end(&mut self.bytes))?;
+        (got == len).then_some(())
+    }
 }
 
 fn read_command(reader: &mut impl BufRead) -> Option<Vec<String>> {
@@ -287,6 +308,7 @@ pub struct Response {
     pub status: u16,
     pub head: String,
     pub body: String,
+    pub trailers: String,
 }
 
 impl Response {
@@ -304,8 +326,12 @@ pub fn read_response(reader: &mut impl BufRead, method: &str) -> Option<Response
     let head = read_head(reader)?;
     let status = head.split(' ').nth(1)?.parse().ok()?;
     let bodiless = method == "HEAD" || status == 204 || status == 304 || status < 200;
-    let body = if bodiless { vec![] } else { read_body(reader, &head, true)? };
-    Some(Response { status, head, body: String::from_utf8(body).unwrap() })
+    let mut body = Received::default();
+    if !bodiless {
+        body.read(reader, &head, true)?;
+    }
+    let (body, trailers) = (String::from_utf8(body.bytes).unwrap(), body.trailers);
+    Some(Response { status, head, body, trailers })
 }
 
 /// A client that says exactly what it is given.

@@ -27,22 +27,7 @@ impl RealServer {
     pub fn start_with(addr: SocketAddr, options: &[&str]) -> Option<Self> {
         let dir = std::env::temp_dir().join(format!("router-redis-{}-{}", std::process::id(), addr.port()));
         std::fs::create_dir_all(&dir).unwrap();
-        let spawned = Command::new("redis-server")
-            .args([
-                "--port",
-                &addr.port().to_string(),
-                "--bind",
-                "127.0.0.1",
-                "--save",
-                "",
-                "--appendonly",
-                "no",
-            ])
-            .args(options)
-            .arg("--dir")
-            .arg(&dir)
-            .stdout(Stdio::null())
-            .spawn();
+        let spawned = command(addr, &dir, options).spawn();
         let child = match spawned {
             Ok(child) => child,
             Err(error) => {
@@ -56,7 +41,30 @@ impl RealServer {
     }
 }
 
+fn command(addr: SocketAddr, dir: &std::path::Path, options: &[&str]) -> Command {
+    let mut command = Command::new("redis-server");
+    let port = addr.port().to_string();
+    command
+        .args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
+        .args(options)
+        .arg("--dir")
+        .arg(dir)
+        .stdout(Stdio::null());
+    command
+}
+
 impl RealServer {
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Starts it anew where it was, with its files.
+    pub fn come_back(&mut self, options: &[&str]) {
+        self.child = command(self.addr, &self.dir, options).spawn().unwrap();
+        eventually("redis-server listens", || std::net::TcpStream::connect(self.addr).is_ok());
+    }
+
     /// Stops it where it stands: sockets stay open, and the kernel goes on taking bytes for it.
     pub fn stop(&self) {
         self.signal(Signal::STOP);
