@@ -8,6 +8,7 @@ mod auth;
 mod check;
 mod connections;
 mod health;
+mod limits;
 mod pmap;
 mod raw;
 mod servers;
@@ -31,6 +32,7 @@ use router_proto::{
 };
 
 pub(crate) use health::{Check, Checks};
+pub(crate) use limits::OwnLimits;
 
 use crate::table::CloneAt;
 
@@ -76,6 +78,8 @@ pub(crate) struct Service {
     pub max_in_flight: Option<u32>,
     pub max_in_flight_per_server: Option<u32>,
     pub max_waiting: Option<u32>,
+    /// How long it waits and how much it keeps, where that is not as the router does.
+    pub limits: OwnLimits,
     /// How its servers are checked; not at all if `None`.
     pub checks: Option<Arc<Checks>>,
     /// Where the router is: clones there are preferred.

@@ -46,6 +46,7 @@ pub(crate) use upstream::Upstream;
 use crate::{
     access::{AccessLog, Line, Tally, What, Word},
     config::{Protocol, Service},
+    limits::Limits,
     stats::Counters,
     table::Table,
     worker::{
@@ -64,6 +65,7 @@ const TOO_MANY_RETRIES: &str =
 pub(crate) struct FramesService {
     worker: Rc<Worker>,
     name: Box<str>,
+    limits: Limits,
     policy: Policy,
     hedges: Hedges,
     pub admission: Admission,
@@ -125,11 +127,12 @@ impl FramesService {
         counters.partitions(partitions);
         counters.hot.watch(service.hot_keys, partitions);
         let admission = worker.admission(service);
+        let limits = worker.limits(service);
         Rc::new(Self {
             worker: Rc::clone(worker),
             name: service.name.clone(),
             policy: worker.policy(service),
-            waiting: Waiting::new(worker, service.racs.len(), admission.waiting, &counters),
+            waiting: Waiting::new(worker, service.racs.len(), admission.waiting, limits.wait, &counters),
             admission,
             hedges: Hedges::new(service.hedge),
             paths: paths.clone(),
@@ -144,6 +147,7 @@ impl FramesService {
             counters,
             log,
             succession: Succession::default(),
+            limits,
         })
     }
 
@@ -159,7 +163,7 @@ impl FramesService {
     /// Takes room for a large request; `None` while there is none. One always finds room.
     fn hold(self: &Rc<Self>, len: usize) -> Option<Held> {
         let held = self.held.get();
-        if held > 0 && held + len > self.worker.limits.requests_in_all {
+        if held > 0 && held + len > self.limits.requests_in_all {
             return None;
         }
         self.held.set(held + len);
@@ -309,12 +313,12 @@ impl FramesService {
             }
             Some(upstream) => upstream,
             None => {
-                let upstream = Upstream::start(&self.worker, server);
+                let upstream = Upstream::start(&self.worker, server, self.limits.connect);
                 *server.frames.borrow_mut() = Some(Rc::clone(&upstream));
                 upstream
             }
         };
-        let due = tag.until.min(now.after(self.worker.limits.response));
+        let due = tag.until.min(now.after(self.limits.response));
         if !self.stamp {
             return upstream.push(body, None, due, tag);
         }

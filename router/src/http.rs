@@ -34,6 +34,7 @@ use router_proto::{
 use crate::{
     access::{AccessLog, Line, PATH, TEXT, What},
     config::{Protocol, Service},
+    limits::Limits,
     stats::Counters,
     table::Table,
     worker::{
@@ -51,6 +52,7 @@ pub(crate) use lane::LaneSlot;
 /// One HTTP service on one worker.
 pub(crate) struct HttpService {
     worker: Rc<Worker>,
+    limits: Limits,
     name: Box<str>,
     policy: Policy,
     expose: bool,
@@ -204,6 +206,7 @@ impl HttpService {
         counters.hot.watch(service.hot_keys, partitions);
         Self {
             worker: Rc::clone(worker),
+            limits: worker.limits(service),
             name: service.name.clone(),
             policy: worker.policy(service),
             admission: worker.admission(service),
@@ -293,7 +296,9 @@ impl HttpService {
         told.called(self.identify.as_ref().map(|identify| identify.of(&mut parsed, head)));
         let mut due = match &self.deadline {
             None => None,
-            Some(field) => field.read(&mut parsed, head, &self.worker).map_err(NotRouted::Malformed)?,
+            Some(field) => field
+                .read(&mut parsed, head, self.limits.response, &self.worker.clock)
+                .map_err(NotRouted::Malformed)?,
         };
         let upgrade = parsed.upgrade(head);
         // Nobody can tell what the other protocol carries.
@@ -465,8 +470,7 @@ impl HttpService {
             return None;
         }
         self.hedges.earn();
-        (upload.is_over() && !upload.begun)
-            .then(|| self.usual.borrow().patience(self.worker.limits.hedge_after))
+        (upload.is_over() && !upload.begun).then(|| self.usual.borrow().patience(self.limits.hedge_after))
     }
 
     /// A second attempt at a request that `first` is silent about, if there is a sound clone for it and not too
@@ -540,7 +544,7 @@ impl HttpService {
     async fn next_try(&self, deadline: &Deadline, until: Instant) -> bool {
         let seen = self.changes.get();
         let clock = &self.worker.clock;
-        deadline.arm_at(until.min(clock.now().after(self.worker.limits.avoid)));
+        deadline.arm_at(until.min(clock.now().after(self.limits.avoid)));
         std::future::poll_fn(|cx| {
             let passed = deadline.passed(cx);
             if passed || self.changes.get() != seen {

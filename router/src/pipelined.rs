@@ -163,6 +163,7 @@ pub(crate) enum Failure {
 pub(crate) struct Service<D: Dialect> {
     pub worker: Rc<Worker>,
     name: Box<str>,
+    limits: Limits,
     policy: Policy,
     hedges: Hedges,
     pub admission: Admission,
@@ -218,11 +219,12 @@ impl<D: Dialect> Service<D> {
         counters.hot.watch(service.hot_keys, partitions);
         let (lane, lanes) = worker.take_lanes(service, D::LANES);
         let admission = worker.admission(service);
+        let limits = worker.limits(service);
         Rc::new(Self {
             worker: Rc::clone(worker),
             name: service.name.clone(),
             policy: worker.policy(service),
-            waiting: Waiting::new(worker, service.racs.len(), admission.waiting, &counters),
+            waiting: Waiting::new(worker, service.racs.len(), admission.waiting, limits.wait, &counters),
             admission,
             hedges: Hedges::new(service.hedge),
             lane,
@@ -234,7 +236,8 @@ impl<D: Dialect> Service<D> {
             log,
             names: service.racs.iter().map(|racs| racs.name.clone()).collect(),
             succession: Succession::default(),
-            dialect: D::new(service, &worker.limits),
+            dialect: D::new(service, &limits),
+            limits,
         })
     }
 
@@ -273,9 +276,9 @@ impl<D: Dialect> Service<D> {
         pmap.racs(partition)
     }
 
-    /// How much the router waits and keeps.
+    /// How long it waits and how much it keeps.
     pub fn limits(&self) -> &Limits {
-        &self.worker.limits
+        &self.limits
     }
 
     /// Whether the newest table has this server.
@@ -385,13 +388,13 @@ impl<D: Dialect> Service<D> {
         let place = self.lane + lane;
         let mut lanes = D::lanes(server).0.borrow_mut();
         if let Some(Some(upstream)) = lanes.get(place) {
-            return upstream.push(command, tag);
+            return upstream.push(command, tag, self.limits.response);
         }
         if lanes.len() <= place {
             lanes.resize_with(place + 1, || None);
         }
-        let upstream = Upstream::start(&self.worker, server, self.dialect.greeting(lane));
-        upstream.push(command, tag);
+        let upstream = Upstream::start(&self.worker, server, &self.limits, self.dialect.greeting(lane));
+        upstream.push(command, tag, self.limits.response);
         lanes[place] = Some(upstream);
     }
 

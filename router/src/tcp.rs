@@ -27,6 +27,7 @@ use tokio::net::TcpStream;
 use crate::{
     access::{AccessLog, Line, What},
     config::{Protocol, Service, TcpKey},
+    limits::Limits,
     stats::Counters,
     table::Table,
     worker::{
@@ -41,6 +42,7 @@ const ROOM: usize = 4 * 1024;
 /// One TCP service on one worker.
 pub(crate) struct TcpService {
     worker: Rc<Worker>,
+    limits: Limits,
     policy: Policy,
     pub admission: Admission,
     key: TcpKey,
@@ -98,6 +100,7 @@ impl TcpService {
         table.load();
         Self {
             worker: Rc::clone(worker),
+            limits: worker.limits(service),
             policy: worker.policy(service),
             admission: worker.admission(service),
             key: *key,
@@ -247,7 +250,7 @@ impl Connection<'_> {
         let service = self.service;
         let racs = self.racs().await?;
         service.counters.requests.add(1);
-        let limits = &service.worker.limits;
+        let limits = &service.limits;
         let clock = &service.worker.clock;
         let (mut tried, mut more, mut attempts) = (Tried::default(), true, 0);
         let (mut wait_until, mut place): (Option<Instant>, Option<Counted<'_>>) = (None, None);
@@ -338,7 +341,7 @@ impl Connection<'_> {
         mut look: impl FnMut(&[u8], &[u8]) -> Result<Option<T>, Refused>,
     ) -> Result<Option<T>, Refused> {
         let worker = &self.service.worker;
-        self.deadline.arm(worker.limits.head);
+        self.deadline.arm(self.service.limits.head);
         std::future::poll_fn(|cx| {
             loop {
                 match self.input.poll_read(&mut self.client, cx, ROOM, &worker.buffers) {
@@ -369,7 +372,7 @@ impl Connection<'_> {
         let service = self.service;
         let seen = service.changes.get();
         let clock = &service.worker.clock;
-        self.deadline.arm_at(until.min(clock.now().after(service.worker.limits.avoid)));
+        self.deadline.arm_at(until.min(clock.now().after(service.limits.avoid)));
         std::future::poll_fn(|cx| {
             let passed = self.deadline.passed(cx);
             if passed || service.changes.get() != seen { Poll::Ready(()) } else { Poll::Pending }
@@ -381,7 +384,7 @@ impl Connection<'_> {
     /// A connection to a server; `None` if none can be made.
     async fn reach(&self, server: &Server) -> Option<TcpStream> {
         let service = self.service;
-        self.deadline.arm(service.worker.limits.connect);
+        self.deadline.arm(service.limits.connect);
         let mut seen = service.changes.get();
         let mut connecting = pin!(TcpStream::connect(server.addr));
         let connected = std::future::poll_fn(|cx| {
@@ -419,7 +422,7 @@ impl Connection<'_> {
             seen.replace(changes) != changes && service.is_deposed(racs, to.server().id)
         };
         let tunnel = Tunnel::new(worker, &mut self.client, &mut stream, up, Buf::default());
-        tunnel.run(&self.deadline, worker.limits.tunnel, unwanted).await
+        tunnel.run(&self.deadline, service.limits.tunnel, unwanted).await
     }
 }
 

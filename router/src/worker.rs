@@ -97,6 +97,7 @@ struct Lanes {
 
 /// What all services of one worker share.
 pub(crate) struct Worker {
+    /// Where a service does not say otherwise: see [`Worker::limits`].
     pub limits: Limits,
     /// How many workers there are.
     count: usize,
@@ -168,6 +169,11 @@ impl Worker {
     /// How clones are chosen for a service here.
     pub fn policy(&self, service: &Service) -> Policy {
         admission::policy(service, &self.limits, self.count)
+    }
+
+    /// How long a service waits and how much it keeps here.
+    pub fn limits(&self, service: &Service) -> Limits {
+        service.limits.over(&self.limits)
     }
 
     /// A service's counters on this worker.

@@ -122,6 +122,7 @@ fn service(written: &Spanned<raw::Service>, surroundings: Surroundings<'_>) -> C
     let hot_keys = super::access::hot_keys(raw.hot_keys.as_ref(), &protocol)?;
     let checks = raw.health.as_ref().map(super::health::checks).transpose()?;
     let zone = raw.zone.as_ref().map(self::name).transpose()?;
+    let limits = super::limits::limits(raw.limits.as_ref(), &protocol)?;
     Ok(Service {
         name,
         listen,
@@ -136,6 +137,7 @@ fn service(written: &Spanned<raw::Service>, surroundings: Surroundings<'_>) -> C
         max_in_flight: most(raw.max_in_flight.as_ref(), 1)?,
         max_in_flight_per_server: most(raw.max_in_flight_per_server.as_ref(), 1)?,
         max_waiting: most(raw.max_waiting.as_ref(), 0)?,
+        limits,
         checks,
         zone,
         expose: raw.expose,

@@ -31,6 +31,7 @@ pub(super) struct Service {
     pub max_in_flight: Option<Spanned<i64>>,
     pub max_in_flight_per_server: Option<Spanned<i64>>,
     pub max_waiting: Option<Spanned<i64>>,
+    pub limits: Option<Spanned<Limits>>,
     pub zone: Option<Spanned<String>>,
     pub slow_start: Option<Spanned<String>>,
     pub health: Option<Spanned<Health>>,
@@ -102,6 +103,20 @@ pub(super) struct Health {
     pub timeout: Option<Spanned<String>>,
     pub fall: Option<Spanned<i64>>,
     pub rise: Option<Spanned<i64>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Limits {
+    pub head: Option<Spanned<String>>,
+    pub idle: Option<Spanned<String>>,
+    pub connect: Option<Spanned<String>>,
+    pub response: Option<Spanned<String>>,
+    pub stall: Option<Spanned<String>>,
+    pub tunnel: Option<Spanned<String>>,
+    pub wait: Option<Spanned<String>>,
+    pub body_key: Option<Spanned<String>>,
+    pub value: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]

@@ -9,6 +9,7 @@ use router_proto::frames::{
 use super::{Caller, FramesService, Held};
 use crate::{
     access::{AccessLog, Tally},
+    limits::Limits,
     worker::{self, ClientService, Clients, Dialogue, READ, Succession, Taken, UnderWay, Worker},
 };
 
@@ -72,6 +73,10 @@ impl ClientService for FramesService {
 
     fn succession(&self) -> &Succession<Self> {
         &self.succession
+    }
+
+    fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     fn clients(&self) -> &Clients {
@@ -168,7 +173,7 @@ impl Client {
 
     fn append(&self, request_len: usize, write: impl FnOnce(&mut Vec<u8>)) {
         self.pay(request_len);
-        let most_unread = self.service().worker.limits.unread;
+        let most_unread = self.service().limits.unread;
         self.put(most_unread, |under_way, out| {
             under_way.0 -= 1;
             let before = out.len();

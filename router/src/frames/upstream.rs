@@ -5,6 +5,7 @@ use std::{
     pin::{Pin, pin},
     rc::Rc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use membership_types::Instant;
@@ -25,6 +26,9 @@ pub(crate) struct Upstream {
     calls: RefCell<Calls<Tag>>,
     /// When the next request is due.
     due: Cell<Instant>,
+    /// How long the server may be silent before nothing is expected of it: the longest time of the services that have sent something
+    /// since it had nothing to answer.
+    patience: Cell<Duration>,
     /// When the server was last heard, while it is to say something; and when it will be looked at whether it is
     /// silent.
     since: Cell<Instant>,
@@ -40,11 +44,12 @@ pub(crate) struct Upstream {
 
 impl Upstream {
     /// Starts to connect. Requests may be pushed at once.
-    pub(super) fn start(worker: &Rc<Worker>, server: &Rc<Server>) -> Rc<Self> {
+    pub(super) fn start(worker: &Rc<Worker>, server: &Rc<Server>, connecting: Duration) -> Rc<Self> {
         let upstream = Rc::new(Self {
             server: Rc::clone(server),
             calls: RefCell::default(),
             due: Cell::new(Instant::MAX),
+            patience: Cell::default(),
             since: Cell::default(),
             look: Cell::new(Instant::MAX),
             fresh: Cell::default(),
@@ -62,7 +67,7 @@ impl Upstream {
             heard: worker.clock.now(),
             left: false,
         };
-        tokio::task::spawn_local(task.run());
+        tokio::task::spawn_local(task.run(connecting));
         upstream
     }
 
@@ -76,9 +81,12 @@ impl Upstream {
         let worker = Rc::clone(&tag.service.worker);
         tag.timed = self.server.engage(worker.clock.now());
         let mut calls = self.calls.borrow_mut();
+        let response = tag.service.limits.response;
         if calls.is_empty() {
             self.wait(&worker);
+            self.patience.set(response);
         }
+        self.patience.set(self.patience.get().max(response));
         self.fresh.set(true);
         calls.push(body, stamp, due, tag);
         drop(calls);
@@ -116,8 +124,8 @@ struct Task {
 }
 
 impl Task {
-    async fn run(mut self) {
-        let end = match self.connect().await {
+    async fn run(mut self, connecting: Duration) {
+        let end = match self.connect(connecting).await {
             None => End::Refused,
             Some(mut stream) => std::future::poll_fn(|cx| self.poll(&mut stream, cx)).await,
         };
@@ -131,8 +139,9 @@ impl Task {
         self.upstream.server.frames.borrow_mut().take_if(|current| Rc::ptr_eq(current, &self.upstream));
     }
 
-    async fn connect(&mut self) -> Option<TcpStream> {
-        let connecting_until = self.worker.clock.now().after(self.worker.limits.connect);
+    /// Makes the connection, within this time.
+    async fn connect(&mut self, limit: Duration) -> Option<TcpStream> {
+        let connecting_until = self.worker.clock.now().after(limit);
         let mut connecting = pin!(TcpStream::connect(self.upstream.server.addr));
         let connected = std::future::poll_fn(|cx| {
             if let Poll::Ready(result) = connecting.as_mut().poll(cx) {
@@ -266,7 +275,7 @@ impl Task {
             }
         }
         FramesService::wait_again(to_wait);
-        too_long && self.heard.after(self.worker.limits.response) <= now
+        too_long && self.heard.after(self.upstream.patience.get()) <= now
     }
 
     /// Sends a request of which nothing was done, or whose repetition harms nobody, to another server.

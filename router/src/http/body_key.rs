@@ -51,7 +51,7 @@ impl Connection {
         request: &mut Request,
         upload: &mut Transfer,
     ) -> Result<(), Unread> {
-        let limits = &service.worker.limits;
+        let limits = &service.limits;
         let buffers = &service.worker.buffers;
         // The framing of chunks may add to the data, within limits of its own.
         let most = MAX_HEAD + 2 * limits.body_key;

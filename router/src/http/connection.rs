@@ -89,7 +89,7 @@ impl Connection {
     pub fn new(service: Rc<HttpService>, client: ClientStream) -> Self {
         let deadline = Deadline::new(&service.worker.clock);
         let (input, outgoing, incoming, interim) = Default::default();
-        let search = BodySearch::new(service.worker.limits.body_key);
+        let search = BodySearch::new(service.limits.body_key);
         let (labels, placed) = Default::default();
         Self {
             service,
@@ -159,12 +159,17 @@ impl Connection {
         let mut scan = HeadScan::default();
         let mut started = !self.input.is_empty();
         let mut last_chance = false;
-        self.deadline.arm(if started { worker.limits.head } else { worker.limits.idle });
+        let limits = &self.service.limits;
+        self.deadline.arm(if started { limits.head } else { limits.idle });
         std::future::poll_fn(|cx| {
             // The next request is served as the newest configuration says.
             while let Some(next) = self.service.succession.next() {
                 let next = Rc::clone(next);
                 self.service = next;
+                self.search = BodySearch::new(self.service.limits.body_key);
+                if !started && !last_chance {
+                    self.deadline.arm(self.service.limits.idle);
+                }
             }
             loop {
                 match scan.request(self.input.bytes()) {
@@ -176,7 +181,7 @@ impl Connection {
                     Poll::Ready(Ok(len)) if len > 0 => {
                         if !started {
                             started = true;
-                            self.deadline.arm(worker.limits.head);
+                            self.deadline.arm(self.service.limits.head);
                         }
                     }
                     Poll::Ready(_) => return Poll::Ready(Err(End::Gone)),
@@ -265,7 +270,7 @@ impl Connection {
         head_len: usize,
         upload: &mut Transfer,
     ) -> Next {
-        let limits = &service.worker.limits;
+        let limits = &service.limits;
         let clock = &service.worker.clock;
         let mut tried = Tried::default();
         let (mut fresh, mut more) = (false, true);
@@ -363,6 +368,7 @@ impl Connection {
             }
             let mut exchange = Exchange {
                 worker: &service.worker,
+                limits: &service.limits,
                 deadline: &self.deadline,
                 due,
                 client: &mut self.client,
@@ -502,7 +508,7 @@ impl Connection {
             }
         }
         let worker = &self.service.worker;
-        self.deadline.arm_at(worker.clock.after(worker.limits.connect).min(due));
+        self.deadline.arm_at(worker.clock.after(self.service.limits.connect).min(due));
         let _watching = self.service.watch();
         let mut seen = self.service.changes.get();
         let mut connecting = pin!(TcpStream::connect(server.addr));
@@ -542,13 +548,13 @@ impl Connection {
             seen.replace(changes) != changes && service.is_deposed(request.racs, to.server().id)
         };
         let tunnel = Tunnel::new(worker, &mut self.client, &mut stream, up, down);
-        tunnel.run(&self.deadline, worker.limits.tunnel, unwanted).await;
+        tunnel.run(&self.deadline, service.limits.tunnel, unwanted).await;
         Next::Over
     }
 
     fn keep(&self, server: &Server, stream: TcpStream, head: &Head) {
         let worker = &self.service.worker;
-        let limits = &worker.limits;
+        let limits = &self.service.limits;
         // The server says when it will close: stop a second before.
         let announced =
             head.keep_alive_timeout_s.map(|s| Duration::from_secs(u64::from(s).saturating_sub(1)));
@@ -626,7 +632,7 @@ impl Connection {
         // A server that failed may have said something before.
         text.splice(..0, self.interim.take_hints());
         let mut sent = 0;
-        self.deadline.arm(service.worker.limits.stall);
+        self.deadline.arm(service.limits.stall);
         let written = std::future::poll_fn(|cx| {
             match self.interim.poll_end(&mut self.client, cx) {
                 Poll::Ready(true) => {}

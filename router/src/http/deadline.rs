@@ -29,22 +29,23 @@ impl DeadlineField {
         Self { notation: Notation::of(&name), name: name.into() }
     }
 
-    /// Until when the client waits, if it says so. The field stays behind, and is written anew by [`Due::write`].
+    /// Until when the client waits, if it says so: `most` at most. The field stays behind, and is written anew by [`Due::write`].
     pub fn read(
         &self,
         parsed: &mut RequestHead,
         head: &[u8],
-        worker: &Worker,
+        most: Duration,
+        clock: &Clock,
     ) -> Result<Option<Due>, Refusal> {
         let mut values = parsed.fields().values(head, &self.name);
         let Some(value) = values.next() else { return Ok(None) };
         let time = self.notation.read(value).filter(|_| values.next().is_none());
         drop(values);
-        let time = time.ok_or(Refusal::Deadline)?.min(worker.limits.response);
+        let time = time.ok_or(Refusal::Deadline)?.min(most);
         parsed.keep_back(head, &self.name);
         // The coarse clock may be a tick behind: that would be taken off.
-        worker.clock.refresh();
-        Ok(Some(Due { at: worker.clock.now().after(time), notation: self.notation, place: 0 }))
+        clock.refresh();
+        Ok(Some(Due { at: clock.now().after(time), notation: self.notation, place: 0 }))
     }
 
     /// Tells the server, in the same field, how much is left; for now there is only room for it.

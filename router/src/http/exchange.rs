@@ -17,7 +17,10 @@ use super::{
     hedge::{Rival, Sent, Winner},
     upgrade_lines,
 };
-use crate::worker::{Buf, Buffers, ClientStream, Deadline, Worker};
+use crate::{
+    limits::Limits,
+    worker::{Buf, Buffers, ClientStream, Deadline, Worker},
+};
 
 /// Room for a read.
 const ROOM: usize = 4 * 1024;
@@ -232,6 +235,7 @@ pub(super) struct Head {
 /// Both sides of one attempt.
 pub(super) struct Exchange<'a> {
     pub worker: &'a Worker,
+    pub limits: &'a Limits,
     pub deadline: &'a Deadline,
     /// Until when the client waits for the response to begin.
     pub due: Instant,
@@ -266,13 +270,15 @@ impl Exchange<'_> {
     ///
     /// `outgoing` stays as it was, so that the request can be sent again if this fails.
     pub async fn send(&mut self, mut patience: Option<Duration>) -> Result<Sent, Failure> {
-        let response = self.worker.limits.response;
+        let response = self.limits.response;
         self.arm(patience.unwrap_or(response));
         std::future::poll_fn(|cx| {
             let before = self.moved;
             let requested = self.poll_request(cx);
             if self.moved > before {
-                self.arm(patience.unwrap_or(response));
+                // A client that does not go on with its body is not waited for as a server is.
+                let silence = if self.waits_for_client() { self.limits.stall } else { response };
+                self.arm(patience.unwrap_or(silence));
             }
             let server_failed = match requested {
                 Poll::Ready(Err(Upload::Client(failure))) => return Poll::Ready(Err(failure)),
@@ -310,7 +316,7 @@ impl Exchange<'_> {
     /// Waits for whoever answers first: the server that has the request, or a second one. The loser's
     /// connection is left with `rival`; the winner is `server`, its answer in `incoming`.
     pub async fn race(&mut self, rival: &mut Rival) -> Result<(Winner, usize), Failure> {
-        self.arm(self.worker.limits.response);
+        self.arm(self.limits.response);
         let mut first_failed = None;
         std::future::poll_fn(|cx| {
             if first_failed.is_none() {
@@ -489,7 +495,7 @@ impl Exchange<'_> {
     /// Passes the response on: the head in `outgoing`, then the body; meanwhile the rest of the request, if
     /// it goes on.
     pub async fn relay(&mut self, head: &Head) -> Result<(), Failure> {
-        let stall = self.worker.limits.stall;
+        let stall = self.limits.stall;
         let mut download = Transfer::new(head.body);
         self.deadline.arm(stall);
         std::future::poll_fn(|cx| {

@@ -26,6 +26,7 @@ use router_proto::{
 
 use crate::{
     config::Service,
+    limits::Limits,
     worker::{Buf, Buffers, Hold, LocalWaker, Server, Worker},
 };
 
@@ -41,8 +42,15 @@ pub(crate) struct LaneSlot {
 }
 
 impl LaneSlot {
-    /// A lane with room for one request more, if the server may have one.
-    fn take(&self, worker: &Rc<Worker>, server: &Rc<Server>, most: usize) -> Option<Rc<Lane>> {
+    /// A lane with room for one request more, if the server may have one. If it is a new one, its connection is made within
+    /// `connecting`.
+    fn take(
+        &self,
+        worker: &Rc<Worker>,
+        server: &Rc<Server>,
+        most: usize,
+        connecting: Duration,
+    ) -> Option<Rc<Lane>> {
         if let Some(lane) = &*self.lane.borrow() {
             return (lane.pipeline.borrow().len() < most).then(|| Rc::clone(lane));
         }
@@ -56,10 +64,12 @@ impl LaneSlot {
             hold: Rc::default(),
             told: Cell::new(false),
             patience: Cell::new(Duration::ZERO),
+            response: Cell::new(Duration::ZERO),
+            stall: Cell::new(Duration::ZERO),
             silent_since: Cell::new(None),
             retired: Cell::new(false),
         });
-        task::start(&lane);
+        task::start(&lane, connecting);
         *self.lane.borrow_mut() = Some(Rc::clone(&lane));
         Some(lane)
     }
@@ -88,6 +98,9 @@ pub(super) struct Lane {
     told: Cell<bool>,
     /// For how long the server may be silent.
     patience: Cell<Duration>,
+    /// The longest times, of the services that have sent something since it had nothing to answer, for an answer to begin and to go on.
+    response: Cell<Duration>,
+    stall: Cell<Duration>,
     /// Since when the server has been silent, until one of those who left for that has told of it.
     silent_since: Cell<Option<Instant>>,
     /// No request comes any more.
@@ -95,6 +108,14 @@ pub(super) struct Lane {
 }
 
 impl Lane {
+    /// A request of a service with these limits is about to come.
+    fn allow(&self, limits: &Limits) {
+        let empty = self.pipeline.borrow().is_empty();
+        for (longest, time) in [(&self.response, limits.response), (&self.stall, limits.stall)] {
+            longest.set(if empty { time } else { longest.get().max(time) });
+        }
+    }
+
     /// Appends a request.
     fn push(&self, head: &[u8], tag: Tag) {
         let mut pipeline = self.pipeline.borrow_mut();

@@ -7,6 +7,7 @@ use router_proto::pipelined::{Reorder, Seq};
 use super::{Dialect, Service};
 use crate::{
     access::{AccessLog, Tally},
+    limits::Limits,
     worker::{Client, ClientService, Clients, Succession, UnderWay, Worker},
 };
 
@@ -35,6 +36,10 @@ impl<D: Dialect> ClientService for Service<D> {
 
     fn succession(&self) -> &Succession<Self> {
         &self.succession
+    }
+
+    fn limits(&self) -> &Limits {
+        self.limits()
     }
 
     fn clients(&self) -> &Clients {

@@ -137,7 +137,7 @@ impl<D: Dialect> Tag<D> {
         }
         let service = self.client.service();
         service.admission.leave();
-        let limits = &service.worker.limits;
+        let limits = service.limits();
         // Who asks for much and reads nothing is held back once that is seen. Where so many do it at once that it is
         // seen too late, they have to go before memory does.
         let overrun = service.clients.unread() > 4 * limits.unread_in_all;

@@ -21,9 +21,12 @@ use tokio::{
 };
 
 use super::{Dialect, Failure, MAX_FAILURES, Service, TOO_MANY_RETRIES, Tag};
-use crate::worker::{
-    Clock, Deadline, End, HUNG, Hold, Inbox, READ, Rival, SERVERS_FULL, Server, Stopwatch, Target, Waits,
-    Worker,
+use crate::{
+    limits::Limits,
+    worker::{
+        Clock, Deadline, End, HUNG, Hold, Inbox, READ, Rival, SERVERS_FULL, Server, Stopwatch, Target, Waits,
+        Worker,
+    },
 };
 
 /// Commands on their way to one server, and whom their replies are for.
@@ -37,13 +40,20 @@ pub(crate) struct Upstream<D: Dialect> {
     told: Cell<bool>,
     /// The command that is timed, and how many come before its reply, its own included.
     timed: RefCell<Option<(Stopwatch, usize)>>,
+    /// How long the server may be silent about what is under way, as the configuration had it that sent the last command.
+    patience: Cell<Duration>,
     /// Nobody will send anything here any more.
     retired: Cell<bool>,
 }
 
 impl<D: Dialect> Upstream<D> {
     /// Starts to connect. Commands may be pushed at once.
-    pub(super) fn start(worker: &Rc<Worker>, server: &Rc<Server>, greeting: Vec<u8>) -> Rc<Self> {
+    pub(super) fn start(
+        worker: &Rc<Worker>,
+        server: &Rc<Server>,
+        limits: &Limits,
+        greeting: Vec<u8>,
+    ) -> Rc<Self> {
         let upstream = Rc::new(Self {
             server: Rc::clone(server),
             pipeline: RefCell::default(),
@@ -51,6 +61,7 @@ impl<D: Dialect> Upstream<D> {
             hold: Rc::default(),
             told: Cell::new(false),
             timed: RefCell::default(),
+            patience: Cell::new(limits.response),
             retired: Cell::new(false),
         });
         let task = Task {
@@ -64,13 +75,14 @@ impl<D: Dialect> Upstream<D> {
             looked: 0,
             blamed: 0,
         };
-        tokio::task::spawn_local(task.run());
+        tokio::task::spawn_local(task.run(limits.connect));
         upstream
     }
 
     /// Appends a command; it is written at the end of this turn of the loop, or once there is an answer to what
-    /// was written before.
-    pub(super) fn push(&self, command: &[u8], tag: Tag<D>) {
+    /// was written before. The server may be silent about it for as long as `response`.
+    pub(super) fn push(&self, command: &[u8], tag: Tag<D>, response: Duration) {
+        self.patience.set(response);
         let stopwatch = self.server.engage(self.worker.clock.now());
         let mut pipeline = self.pipeline.borrow_mut();
         pipeline.push(command, tag);
@@ -123,8 +135,8 @@ struct Task<D: Dialect> {
 }
 
 impl<D: Dialect> Task<D> {
-    async fn run(mut self) {
-        let end = match self.connect().await {
+    async fn run(mut self, connecting: Duration) {
+        let end = match self.connect(connecting).await {
             None => End::Refused,
             Some(mut stream) => std::future::poll_fn(|cx| self.poll(&mut stream, cx)).await,
         };
@@ -138,7 +150,8 @@ impl<D: Dialect> Task<D> {
         D::lanes(&self.upstream.server).forget(&self.upstream);
     }
 
-    async fn connect(&mut self) -> Option<TcpStream> {
+    /// Makes the connection, within this time.
+    async fn connect(&mut self, limit: Duration) -> Option<TcpStream> {
         self.wait();
         let greeting = std::mem::take(&mut self.greeting);
         let mut connecting = pin!(connect::<D>(self.upstream.server.addr, &greeting));
@@ -153,7 +166,7 @@ impl<D: Dialect> Task<D> {
                 return Poll::Ready(result.ok());
             }
             upstream.hold.waker.register(cx);
-            let given_up = self.is_given_up(self.worker.limits.connect, cx);
+            let given_up = self.is_given_up(limit, cx);
             if given_up || upstream.retired.get() { Poll::Ready(None) } else { Poll::Pending }
         });
         let stream = connected.await?;
@@ -190,7 +203,7 @@ impl<D: Dialect> Task<D> {
         } else if !self.deadline.is_armed() {
             self.wait();
         }
-        let given_up = self.is_given_up(self.worker.limits.response, cx);
+        let given_up = self.is_given_up(self.upstream.patience.get(), cx);
         if given_up { Poll::Ready(End::Failed) } else { Poll::Pending }
     }
 

@@ -241,7 +241,7 @@ impl Private {
     async fn connect(&self) -> Option<(Rc<Server>, TcpStream)> {
         let worker = &self.service.worker;
         let deadline = Deadline::new(&worker.clock);
-        deadline.arm(worker.limits.wait);
+        deadline.arm(self.service.limits().wait);
         let mut seek = pin!(self.seek());
         std::future::poll_fn(|cx| {
             self.waker.register(cx);
@@ -267,7 +267,7 @@ impl Private {
                 && server.refused_until() <= worker.clock.now()
             {
                 let connecting = connect::<Redis>(server.addr, &greeting);
-                match tokio::time::timeout(worker.limits.connect, connecting).await {
+                match tokio::time::timeout(self.service.limits().connect, connecting).await {
                     Ok(Ok(stream)) => {
                         // Whoever waits for ever must hear of a server that vanishes without a word.
                         let alive = socket2::TcpKeepalive::new()
@@ -321,7 +321,7 @@ impl Private {
         if let Poll::Ready(end) = self.poll_read(line, cx) {
             return Poll::Ready(end);
         }
-        let limits = &self.service.worker.limits;
+        let limits = self.service.limits();
         let state = self.state.borrow();
         let (wait, idle) = match state.expected.front() {
             Some(Expected { patience: Some(Duration::ZERO), .. }) => (None, false),

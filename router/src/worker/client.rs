@@ -16,7 +16,10 @@ use std::{
 pub(crate) use task::ClientTask;
 
 use super::{ClientStream, LocalWaker, Placements, Succession, Worker};
-use crate::access::{AccessLog, Tally};
+use crate::{
+    access::{AccessLog, Tally},
+    limits::Limits,
+};
 
 /// Room for one read, from a client or a server: a batch of requests or answers.
 pub(crate) const READ: usize = 64 * 1024;
@@ -108,6 +111,7 @@ pub(crate) trait ClientService: Sized {
     fn name(&self) -> &str;
     fn log(&self) -> Option<&AccessLog>;
     fn succession(&self) -> &Succession<Self>;
+    fn limits(&self) -> &Limits;
     fn clients(&self) -> &Clients;
 }
 

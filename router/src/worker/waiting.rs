@@ -105,12 +105,12 @@ pub(crate) struct Entry<T> {
 }
 
 impl<T> Waiting<T> {
-    /// For so many RACS, and at most so many requests in each one's queue.
-    pub fn new(worker: &Worker, racs: usize, most: usize, counters: &Rc<Counters>) -> Self {
+    /// For so many RACS, and at most so many requests in each one's queue, each for at most `wait`.
+    pub fn new(worker: &Worker, racs: usize, most: usize, wait: Duration, counters: &Rc<Counters>) -> Self {
         Self {
             queues: (0..racs).map(|_| RefCell::default()).collect(),
             most,
-            wait: worker.limits.wait,
+            wait,
             clock: Rc::clone(&worker.clock),
             counters: Rc::clone(counters),
             attended: Cell::new(false),

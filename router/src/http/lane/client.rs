@@ -35,7 +35,7 @@ impl HttpService {
         head_len: usize,
     ) -> Option<Rc<Lane>> {
         let most = self.lanes.most[request.racs.get() as usize];
-        let limits = &self.worker.limits;
+        let limits = &self.limits;
         let fits = most > 0
             && request.plain
             && request.version == Version::Http11
@@ -43,7 +43,7 @@ impl HttpService {
             && request.upgrade.is_none()
             && head_len <= limits.lane_head
             && self.lanes.held.get() <= limits.unread_in_all;
-        if fits { server.lane.take(&self.worker, server, most) } else { None }
+        if fits { server.lane.take(&self.worker, server, most, limits.connect) } else { None }
     }
 }
 
@@ -58,13 +58,14 @@ impl Connection {
         lane: &Lane,
     ) -> Result<Next, Left> {
         let worker = &*service.worker;
-        let (clock, limits) = (&worker.clock, &worker.limits);
+        let (clock, limits) = (&worker.clock, &service.limits);
         let (sent, sent_at) = (clock.now(), clock.fine());
         let waiter = service.lanes.waiter();
         waiter.begin(request.persistent, &self.labels, &self.placed);
         waiter.movable.set(!self.client.is_tls());
         let in_flight = InFlight::to(server, sent);
         lane.patience.set(service.usual.borrow().patience(limits.hedge_after));
+        lane.allow(limits);
         let tag = Tag { waiter: Some(Rc::clone(&waiter)), method: request.method };
         lane.push(self.outgoing.bytes(), tag);
         self.told.server = Some(server.addr);

@@ -21,8 +21,8 @@ const WORTHWHILE: u64 = 100;
 /// Nor is one that has given fewer for each request that it leaves to be sent again.
 const WORTH_ONE_LEFT: u64 = 10;
 
-/// Starts to connect.
-pub(super) fn start(lane: &Rc<Lane>) {
+/// Starts to connect, within this time.
+pub(super) fn start(lane: &Rc<Lane>, connecting: Duration) {
     let task = Task {
         deadline: Deadline::new(&lane.worker.clock),
         lane: Rc::clone(lane),
@@ -37,7 +37,7 @@ pub(super) fn start(lane: &Rc<Lane>) {
         left: 0,
         keep: lane.worker.limits.pool_idle,
     };
-    tokio::task::spawn_local(task.run());
+    tokio::task::spawn_local(task.run(connecting));
 }
 
 struct Task {
@@ -97,8 +97,8 @@ enum End {
 }
 
 impl Task {
-    async fn run(mut self) {
-        let end = match self.connect().await {
+    async fn run(mut self, connecting: Duration) {
+        let end = match self.connect(connecting).await {
             None => End::Refused,
             Some(mut stream) => std::future::poll_fn(|cx| self.poll(&mut stream, cx)).await,
         };
@@ -155,8 +155,8 @@ impl Task {
         });
     }
 
-    async fn connect(&mut self) -> Option<TcpStream> {
-        self.deadline.arm(self.lane.worker.limits.connect);
+    async fn connect(&mut self, limit: Duration) -> Option<TcpStream> {
+        self.deadline.arm(limit);
         let mut connecting = pin!(TcpStream::connect(self.lane.server.addr));
         let (lane, deadline) = (&self.lane, &self.deadline);
         let stream = std::future::poll_fn(|cx| {
@@ -263,7 +263,7 @@ impl Task {
             return Poll::Ready(End::Idle);
         }
         self.mode = Mode::Silent;
-        self.deadline.arm(worker.limits.response);
+        self.deadline.arm(self.lane.response.get());
         self.deadline.passed(cx);
         Poll::Pending
     }
@@ -277,7 +277,7 @@ impl Task {
         if let Some(waiter) = self.lane.pipeline.borrow().front().and_then(|tag| tag.waiter.as_ref()) {
             waiter.turn(State::Begun);
         }
-        self.deadline.arm(self.lane.worker.limits.stall);
+        self.deadline.arm(self.lane.stall.get());
     }
 
     /// Sends everybody elsewhere but the oldest: the server answers in order, so it has not begun with them, and what
@@ -300,7 +300,7 @@ impl Task {
             return Poll::Pending;
         }
         if !self.deadline.is_armed() {
-            self.deadline.arm(lane.worker.limits.stall);
+            self.deadline.arm(lane.stall.get());
         }
         match self.poll_read(stream, cx) {
             Poll::Ready(Some(end)) => Poll::Ready(end),

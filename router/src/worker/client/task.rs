@@ -147,7 +147,7 @@ impl<P: Dialogue> ClientTask<P> {
         if !stuck && !self.hurried {
             self.deadline.disarm();
         } else if !self.deadline.is_armed() {
-            self.deadline.arm(self.service.worker().limits.stall);
+            self.deadline.arm(self.service.limits().stall);
         }
         if self.deadline.passed(cx) {
             if stuck {
@@ -203,7 +203,7 @@ impl<P: Dialogue> ClientTask<P> {
         if moves || self.leaves(ahead) {
             return false;
         }
-        let limits = &self.service.worker().limits;
+        let limits = self.service.limits();
         let state = self.client.state.borrow();
         let (under_way, unread, expected) = (state.under_way.len(), state.unread(), state.expected());
         // Where nothing is known of its answers yet, a client begins with a few requests.
