@@ -213,7 +213,7 @@ fn a_value_that_is_thrown_away_ends_where_it_began() {
     let dir = Dir::new();
     let servers = servers();
     let port = free_port();
-    let text = service("m", Speaks::Memcached, port, &servers);
+    let text = service("m", Speaks::Memcached, port, &servers) + "[service.limits]\nvalue = \"8MiB\"\n";
     let (config, socket) = (dir.write("router.toml", &text), dir.file("upgrade"));
     let mut old = start(&config, &socket, &[]);
     old.until_event("serving");

@@ -78,9 +78,11 @@ pub struct Limits {
     pub requests_in_all: usize,
     /// Bytes of replies that such a client may leave unread before it is cut off. 256 MiB.
     pub unread: usize,
-    /// Longest value that a memcached client may store, in bytes; below 1 GiB. 8 MiB; a longer one is thrown
-    /// away and refused in memcached's words, and what the key had before stays.
+    /// Longest value that a memcached client may store, and longest argument of a Redis command, in bytes; at most 512 MiB, as in Redis.
+    /// 64 MiB; a longer one is thrown away and refused, and what the key had before stays.
     pub value: usize,
+    /// Longest Redis command, in bytes; at most 1 GiB. 128 MiB; a longer one is thrown away and refused.
+    pub command: usize,
     /// Most bytes of a Redis transaction, from `MULTI` to `EXEC`. 8 MiB; the command that would exceed it is refused, and with
     /// it the transaction.
     pub transaction: usize,
@@ -125,7 +127,8 @@ impl Default for Limits {
             unread_in_all: 64 << 20,
             requests_in_all: 256 << 20,
             unread: 256 << 20,
-            value: 8 << 20,
+            value: 64 << 20,
+            command: 128 << 20,
             transaction: 8 << 20,
             private: 1000,
             private_idle: Duration::from_secs(10),

@@ -22,7 +22,7 @@ use std::{
 
 use router_proto::{
     pipelined::{Reorder, Seq},
-    resp::{self, Args, Gather, Proto, ProtocolError, ReplyScanner, Scan, Scanner, Split},
+    resp::{self, Args, Gather, Proto, ReplyScanner, Scan, Scanner, Split, TooLarge},
 };
 
 use crate::{
@@ -99,6 +99,11 @@ impl Dialogue for Redis {
         client.session.is_blocking() && !client.is_answered()
     }
 
+    /// Of a command that was refused nothing is kept but how much is still to come.
+    fn is_between(commands: &Commands) -> bool {
+        !commands.scanner.is_skipping()
+    }
+
     fn may_move(client: &Client) -> bool {
         client.session.may_move()
     }
@@ -109,14 +114,24 @@ impl Dialogue for Redis {
 
     fn take(service: &Rc<RedisService>, client: &Rc<Client>, commands: &mut Commands, input: &[u8]) -> Taken {
         let Commands { scanner, args } = commands;
-        let limits = if client.session.is_admitted(service) { &service.dialect.limits } else { &STRANGERS };
+        let admitted = client.session.is_admitted(service);
+        let limits = if admitted { &service.dialect.limits } else { &STRANGERS };
         let (len, next) = match scanner.scan(input, args, limits) {
             Ok(Scan::Incomplete) => return Taken::Incomplete,
-            Ok(Scan::Empty(len)) => (len, Next::Continue),
+            Ok(Scan::Empty(len) | Scan::Skipped(len)) => (len, Next::Continue),
+            Ok(Scan::TooLarge(len, what)) if admitted => {
+                service.too_large(client, what);
+                (len, Next::Continue)
+            }
+            Ok(Scan::TooLarge(..)) => {
+                let text = format_args!("ERR Protocol error: unauthenticated bulk length");
+                service.refuse_command(client, client.open(), text);
+                return Taken::Refused;
+            }
             Ok(Scan::Command(len)) => (len, service.dispatch(client, &input[..len], args)),
             Ok(Scan::Inline(len)) => (len, service.inline(client, &input[..len], args)),
             Err(error) => {
-                service.refuse(client, error);
+                service.refuse_command(client, client.open(), format_args!("ERR {error}"));
                 return Taken::Refused;
             }
         };
@@ -140,9 +155,9 @@ impl Dialect for Redis {
     /// One for each version of the protocol: so replies pass as they are.
     const LANES: usize = 2;
 
-    fn new(service: &config::Service, _limits: &Limits) -> Self {
+    fn new(service: &config::Service, limits: &Limits) -> Self {
         Self {
-            limits: resp::Limits::default(),
+            limits: resp::Limits { bulk: limits.value, command: limits.command, ..resp::Limits::default() },
             auth: service.auth.clone(),
             privates: RefCell::default(),
             gathers: Spare::default(),
@@ -244,8 +259,20 @@ impl Dialect for Redis {
 }
 
 impl RedisService {
-    fn refuse(&self, client: &Client, error: ProtocolError) {
-        self.refuse_command(client, client.open(), format_args!("ERR {error}"));
+    /// Refuses a command that is larger than commands may be here. Nothing of it goes to a server.
+    fn too_large(&self, client: &Client, what: TooLarge) {
+        client.session.spoil_transaction();
+        let limits = self.limits();
+        let (what, name, most) = match what {
+            TooLarge::Argument(len) => (format!("an argument of {len} bytes"), "value", limits.value),
+            TooLarge::Command(len) => {
+                (format!("a command of {len} bytes or more"), "command", limits.command)
+            }
+        };
+        let text = format_args!(
+            "ERR phalanx: {what} is above the limit of {most}: raise `{name}` in [service.limits]; nothing was done"
+        );
+        self.refuse_command(client, client.open(), text);
     }
 
     /// Answers with an error of the router's own.

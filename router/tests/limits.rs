@@ -43,7 +43,7 @@ fn each_limit_has_a_range_and_a_protocol() {
     let all = "response = \"24h\"\nstall = \"1h\"\n";
     for (protocol, limits) in [
         ("http", "head = \"3s\"\nidle = \"5m\"\ntunnel = \"168h\"\nbody_key = \"1MiB\"\n"),
-        ("redis", ""),
+        ("redis", "value = \"512MiB\"\ncommand = \"1GiB\"\ntransaction = \"64MiB\"\n"),
         ("memcached", "value = \"512MiB\"\n"),
         ("frames", ""),
     ] {
@@ -67,6 +67,13 @@ fn each_limit_has_a_range_and_a_protocol() {
         ("frames", "tunnel = \"1s\"", "`tunnel` is no limit of frames"),
         ("tcp", "response = \"1s\"", "`response` is no limit of tcp"),
         ("tcp", "stall = \"1s\"", "`stall` is no limit of tcp"),
+        ("redis", "value = \"513MiB\"", "\"513MiB\" is out of bounds: give 1KiB to 512MiB"),
+        ("redis", "value = \"2MiB\"\ncommand = \"1MiB\"", "`command` is less than `value`"),
+        (
+            "memcached",
+            "command = \"1MiB\"",
+            "`command` is no limit of memcached: leave it out; it is for redis",
+        ),
         ("tcp", "wait = \"1ms\"", "\"1ms\" is out of bounds: give 20ms to 10m"),
     ] {
         let text = with(&good(protocol), limit);

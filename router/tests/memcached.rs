@@ -425,7 +425,7 @@ fn large_values_pass_in_both_directions_and_larger_ones_are_refused() {
             }
         }
     });
-    let router = Router::start(&memcached(&[&[server.addr]]));
+    let router = Router::with(&memcached(&[&[server.addr]]), 1, |limits| limits.value = 8 << 20);
     let mut client = router.client();
     for size in [0, 1, 60_000, 70_000, 3_000_000, 8 << 20] {
         let text = "v".repeat(size);

@@ -363,7 +363,7 @@ fn a_client_that_is_sent_away_can_read_why() {
     let server = echo("a");
     let router = Router::start(&redis(&[&[server.addr]]));
     let mut client = router.client();
-    client.send(format!("*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$9000000\r\n{}\r\n", "x".repeat(900_000)));
+    client.send(format!("*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$536870913\r\n{}\r\n", "x".repeat(900_000)));
     assert_eq!(client.reply(), "-ERR Protocol error: invalid bulk length\r\n");
 }
 

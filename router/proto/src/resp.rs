@@ -25,7 +25,7 @@ pub use cursor::Cursor;
 pub use find::{Find, Found, Malformed, pattern_tag};
 pub use local::{After, Facts, answer};
 pub use reply::{ReplyError, ReplyScanner};
-pub use request::{Args, Limits, ProtocolError, Scan, Scanner};
+pub use request::{Args, Limits, ProtocolError, Scan, Scanner, TooLarge};
 pub use split::{Gather, Split};
 pub use subscribe::{Heard, Subscriptions, heard, push_subscribe};
 pub use transaction::{Finished, Transaction};

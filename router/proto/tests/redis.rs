@@ -5,7 +5,7 @@ use membership_types::Rng;
 use router_proto::pmap::RacsId;
 use router_proto::resp::{
     After, Args, Connection, Facts, Family, Found, Gather, Keys, Limits, Password, Proto, ProtocolError,
-    ReplyError, ReplyScanner, Scan, Scanner, Split, Spread, answer, greeting, lookup, pattern_tag,
+    ReplyError, ReplyScanner, Scan, Scanner, Split, Spread, TooLarge, answer, greeting, lookup, pattern_tag,
 };
 
 fn scan(bytes: &[u8]) -> (Result<Scan, ProtocolError>, Args) {
@@ -45,7 +45,7 @@ fn what_is_not_resp_is_refused_for_the_right_reason() {
         (b"*1\r\n:1\r\n", ExpectedBulk(':')),
         (b"*2\r\n$1\r\na\r\n*", ExpectedBulk('*')),
         (b"*1\r\n$-1\r\n", BulkLength),
-        (b"*1\r\n$101\r\n", BulkLength),
+        (b"*1\r\n$536870913\r\n", BulkLength),
         (b"*1\r\n$1x\r\n", BulkLength),
         (b"*1\r\n$01\r\na\r\n", BulkLength),
         (b"*1\r\n$1\r\nab\r\n", BulkEnd),
@@ -63,7 +63,7 @@ fn what_is_not_resp_is_refused_for_the_right_reason() {
     let long = format!("*3\r\n$100\r\n{0}\r\n$100\r\n{0}\r\n$100\r\n", "x".repeat(100));
     assert_eq!(
         scan(long.as_bytes()).0,
-        Err(TooLong),
+        Ok(Scan::TooLarge(long.len(), TooLarge::Command(long.len() + 102))),
         "refused before the bytes that make it too long arrive"
     );
     assert_eq!(scan(&[b'a'; 1024]).0, Err(Inline));
@@ -77,6 +77,68 @@ fn arguments_come_out_raw_and_plain() {
     assert_eq!(args.raw(&text, 1..2), b"$3\r\nkey\r\n");
     assert_eq!(args.raw(&text, 2..3), b"$0\r\n\r\n");
     assert_eq!(args.raw(&text, 3..4), b"$10\r\n0123456789\r\n");
+}
+
+#[test]
+fn what_is_too_large_is_passed_over_to_its_end_however_it_is_cut() {
+    let limits = Limits { args: 10, bulk: 100, command: 250 };
+    let (fits, long) = ("x".repeat(100), "GET".repeat(50));
+    let (one, two, three) =
+        (&["SET", "k", &long, "$9", ""][..], &["MSET", &fits, &fits, &fits, "v"], &["SET", &long]);
+    let all = [one, &["SET", "k", &fits], two, three].map(|words| command(words).0);
+    let stream = all.concat();
+    for size in [1, 2, 3, 7, 64, stream.len()] {
+        let (mut scanner, mut args) = (Scanner::default(), Args::default());
+        let (mut input, mut seen, mut passed) = (vec![], vec![], 0);
+        for piece in stream.chunks(size) {
+            input.extend_from_slice(piece);
+            loop {
+                let len = match scanner.scan(&input, &mut args, &limits).unwrap() {
+                    Scan::Incomplete => break,
+                    Scan::TooLarge(len, what) => {
+                        seen.push((passed, Some(what)));
+                        len
+                    }
+                    Scan::Skipped(len) => len,
+                    Scan::Command(len) => {
+                        seen.push((passed, None));
+                        len
+                    }
+                    other => panic!("{other:?}"),
+                };
+                passed += len;
+                input.drain(..len);
+            }
+        }
+        let starts: Vec<usize> = (0..4).map(|at| all[..at].iter().map(Vec::len).sum()).collect();
+        // Where the third argument of a hundred bytes ends.
+        let third = 4 + 10 + 3 * (6 + 100 + 2);
+        let what = [
+            Some(TooLarge::Argument(150)),
+            None,
+            Some(TooLarge::Command(third)),
+            Some(TooLarge::Argument(150)),
+        ];
+        assert_eq!(seen, starts.into_iter().zip(what).collect::<Vec<_>>(), "{size}");
+        assert_eq!((passed, scanner.is_skipping()), (stream.len(), false), "{size}");
+    }
+    // What is passed over is RESP, too, or nobody knows where it ends.
+    for (rest, error) in [
+        ("x", ProtocolError::BulkEnd),
+        ("\r\n:1\r\n", ProtocolError::ExpectedBulk(':')),
+        ("\r\n$-1\r\n", ProtocolError::BulkLength),
+        ("\r\n$536870913\r\n", ProtocolError::BulkLength),
+    ] {
+        let mut scanner = Scanner::default();
+        let mut input = format!("*3\r\n$101\r\n{}{rest}...", "x".repeat(101)).into_bytes();
+        let found = loop {
+            match scanner.scan(&input, &mut Args::default(), &limits) {
+                Ok(Scan::TooLarge(len, _) | Scan::Skipped(len)) => _ = input.drain(..len),
+                other => break other,
+            }
+        };
+        assert_eq!(found, Err(error), "{rest:?}");
+    }
 }
 
 #[test]

@@ -33,7 +33,11 @@ fn commands(pieces: &[&[u8]]) -> Result<Vec<Found>, (usize, String)> {
             let (len, with_args) = match scanner.scan(&buffer, &mut args, &limits) {
                 Ok(Scan::Incomplete) => break,
                 Ok(Scan::Command(len) | Scan::Inline(len)) => (len, true),
-                Ok(Scan::Empty(len)) => (len, false),
+                Ok(Scan::Empty(len) | Scan::TooLarge(len, _)) => (len, false),
+                Ok(Scan::Skipped(len)) => {
+                    buffer.drain(..len);
+                    continue;
+                }
                 Err(error) => return Err((found.len(), error.to_string())),
             };
             let texts = if with_args {

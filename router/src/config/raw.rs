@@ -117,6 +117,8 @@ pub(super) struct Limits {
     pub wait: Option<Spanned<String>>,
     pub body_key: Option<Spanned<String>>,
     pub value: Option<Spanned<String>>,
+    pub command: Option<Spanned<String>>,
+    pub transaction: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]

@@ -318,25 +318,32 @@ fn unchunked(mut rest: &[u8]) -> Option<(Vec<u8>, usize)> {
 /// Limits that short inputs reach.
 const TIGHT: Limits = Limits { args: 64, bulk: 512, command: 2048 };
 
-/// What a client of Redis sends: the same commands however they are cut. Each is split by server and answered as it would be.
+/// What a client of Redis sends: the same commands however they are cut, and of those that are too large, how much there is. Each is split by server and answered as it would be.
 pub(crate) fn commands(data: &[u8]) {
     let Some((cut, stream)) = data.split_first() else { return };
     however_it_is_cut(*cut, stream, |pieces| {
-        let (mut scanner, mut args) = (Scanner::default(), Args::default());
-        messages(pieces, |input| {
+        let (mut scanner, mut args, mut skipped) = (Scanner::default(), Args::default(), 0);
+        let mut read = messages(pieces, |input| {
             Ok::<_, router_proto::resp::ProtocolError>(match scanner.scan(input, &mut args, &TIGHT)? {
                 Scan::Incomplete => {
                     assert!(scanner.wants(input) > input.len(), "nothing is missing");
                     None
                 }
-                Scan::Empty(len) => Some((Vec::new(), len)),
+                Scan::Empty(len) => Some((Some((skipped, None, Vec::new())), len)),
+                Scan::TooLarge(len, what) => Some((Some((skipped, Some(what), Vec::new())), len)),
+                Scan::Skipped(len) => {
+                    skipped += len;
+                    Some((None, len))
+                }
                 Scan::Command(len) => {
                     routed(&input[..len], &args);
-                    Some((texts(&input[..len], &args), len))
+                    Some((Some((skipped, None, texts(&input[..len], &args))), len))
                 }
-                Scan::Inline(len) => Some((texts(&input[..len], &args), len)),
+                Scan::Inline(len) => Some((Some((skipped, None, texts(&input[..len], &args))), len)),
             })
-        })
+        });
+        read.messages.retain(Option::is_some);
+        (read, skipped)
     });
 }
 

@@ -20,9 +20,9 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// 8 MiB a value, 1 MiB a line.
+    /// 64 MiB a value, 1 MiB a line.
     fn default() -> Self {
-        Self { value: 8 << 20, line: 1 << 20 }
+        Self { value: 64 << 20, line: 1 << 20 }
     }
 }
 

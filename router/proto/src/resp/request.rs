@@ -17,11 +17,14 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// 1 Mi arguments as in Redis, 8 MiB an argument, 64 MiB a command.
+    /// 1 Mi arguments as in Redis, 64 MiB an argument, 128 MiB a command.
     fn default() -> Self {
-        Self { args: 1 << 20, bulk: 8 << 20, command: 64 << 20 }
+        Self { args: 1 << 20, bulk: 64 << 20, command: 128 << 20 }
     }
 }
+
+/// The longest argument that Redis takes, in bytes: whoever announces more does not speak its protocol.
+const MAX_BULK: usize = 512 << 20;
 
 /// The longest inline command, in bytes. Only people at a terminal write them.
 const MAX_INLINE: usize = 1024;
@@ -82,6 +85,19 @@ pub enum Scan {
     Inline(usize),
     /// An empty array of this many bytes: Redis answers nothing to it.
     Empty(usize),
+    /// So many bytes are the begin of a command that is refused for its size. The rest of it is not kept.
+    TooLarge(usize, TooLarge),
+    /// So many bytes are more of a command that was refused.
+    Skipped(usize),
+}
+
+/// Which limit a command exceeds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TooLarge {
+    /// An argument of this many bytes is longer than an argument may be.
+    Argument(usize),
+    /// The command has at least this many bytes, and is longer than a command may be.
+    Command(usize),
 }
 
 /// The client does not speak RESP. Its connection ends, for nobody can say where the next command starts.
@@ -94,15 +110,12 @@ pub enum ProtocolError {
     /// An argument does not start with `$`.
     #[error("Protocol error: expected '$', got {0:?}")]
     ExpectedBulk(char),
-    /// An argument's length is not a number without leading zeros, or beyond the limit.
+    /// An argument's length is not a number without leading zeros, or beyond what Redis takes.
     #[error("Protocol error: invalid bulk length")]
     BulkLength,
     /// An argument is not followed by CRLF.
     #[error("Protocol error: an argument does not end in CRLF")]
     BulkEnd,
-    /// The command is longer than the limit.
-    #[error("Protocol error: too big command")]
-    TooLong,
     /// An inline command is too long or has control characters.
     #[error("Protocol error: malformed inline command")]
     Inline,
@@ -116,6 +129,9 @@ pub struct Scanner {
     at: usize,
     /// Arguments still to come.
     left: usize,
+    /// Whether they belong to a command that was refused, and how many bytes of the one in hand are still to come, CRLF included.
+    skipping: bool,
+    skip: usize,
 }
 
 impl Scanner {
@@ -125,6 +141,9 @@ impl Scanner {
     /// # Errors
     /// See [`ProtocolError`]; the scanner is of no further use.
     pub fn scan(&mut self, input: &[u8], args: &mut Args, limits: &Limits) -> Result<Scan, ProtocolError> {
+        if self.skipping {
+            return self.skip(input);
+        }
         if self.at == 0 {
             match input.first() {
                 None => return Ok(Scan::Incomplete),
@@ -152,21 +171,16 @@ impl Scanner {
                 self.left -= 1;
                 continue;
             }
-            match input.get(self.at) {
-                None => return Ok(Scan::Incomplete),
-                Some(b'$') => {}
-                Some(&other) => return Err(ProtocolError::ExpectedBulk(other as char)),
-            }
-            let Some((len, start)) = number(input, self.at + 1, ProtocolError::BulkLength)? else {
-                return Ok(Scan::Incomplete);
-            };
-            let Number::Is(len) = len else { return Err(ProtocolError::BulkLength) };
-            if len > limits.bulk {
-                return Err(ProtocolError::BulkLength);
-            }
+            let Some((len, start)) = argument(input, self.at)? else { return Ok(Scan::Incomplete) };
             let end = start + len;
-            if end + 2 > limits.command {
-                return Err(ProtocolError::TooLong);
+            let too_large = match () {
+                () if len > limits.bulk => Some(TooLarge::Argument(len)),
+                () if end + 2 > limits.command => Some(TooLarge::Command(end + 2)),
+                () => None,
+            };
+            if let Some(too_large) = too_large {
+                *self = Self { at: 0, left: self.left - 1, skipping: true, skip: len + 2 };
+                return Ok(Scan::TooLarge(start, too_large));
             }
             match input.get(end..end + 2) {
                 None => return Ok(Scan::Incomplete),
@@ -182,12 +196,54 @@ impl Scanner {
         Ok(Scan::Command(len))
     }
 
+    /// Whether the rest of a refused command is still to come, whose begin is not in the input any more: another scanner would take it
+    /// for something else.
+    pub const fn is_skipping(&self) -> bool {
+        self.skipping
+    }
+
+    /// Takes the next piece of a refused command off the input: what is there of an argument, its end, or the next one's header.
+    fn skip(&mut self, input: &[u8]) -> Result<Scan, ProtocolError> {
+        let len = match self.skip {
+            0 => {
+                let Some((len, start)) = argument(input, 0)? else { return Ok(Scan::Incomplete) };
+                self.left -= 1;
+                self.skip = len + 2;
+                return Ok(Scan::Skipped(start));
+            }
+            2 => match input.get(..2) {
+                None => return Ok(Scan::Incomplete),
+                Some(b"\r\n") => 2,
+                Some(_) => return Err(ProtocolError::BulkEnd),
+            },
+            _ if input.is_empty() => return Ok(Scan::Incomplete),
+            skip => (skip - 2).min(input.len()),
+        };
+        self.skip -= len;
+        self.skipping = self.skip > 0 || self.left > 0;
+        Ok(Scan::Skipped(len))
+    }
+
     /// How many bytes the command in hand needs at least, as far as is known: room worth having.
     pub fn wants(&self, input: &[u8]) -> usize {
         match number(input, self.at + 1, ProtocolError::BulkLength) {
             Ok(Some((Number::Is(len), start))) if self.at > 0 => start.saturating_add(len).saturating_add(2),
             _ => input.len() + 1,
         }
+    }
+}
+
+/// Reads the header of the argument at `at`: how long it is, and where it begins; `None` while bytes are missing.
+fn argument(input: &[u8], at: usize) -> Result<Option<(usize, usize)>, ProtocolError> {
+    match input.get(at) {
+        None => return Ok(None),
+        Some(b'$') => {}
+        Some(&other) => return Err(ProtocolError::ExpectedBulk(other as char)),
+    }
+    match number(input, at + 1, ProtocolError::BulkLength)? {
+        None => Ok(None),
+        Some((Number::Is(len), start)) if len <= MAX_BULK => Ok(Some((len, start))),
+        Some(_) => Err(ProtocolError::BulkLength),
     }
 }
 

@@ -78,7 +78,7 @@ impl Transaction {
         }
         if self.bytes.len() + command.len() > most {
             self.refuse();
-            return Err("ERR phalanx: the transaction is too large");
+            return Err("ERR phalanx: the transaction is above its limit, `transaction` in [service.limits]");
         }
         self.partition = self.partition.or(partition);
         if access == Access::Update {
