@@ -18,14 +18,7 @@ mod tag;
 mod upstream;
 mod waiting;
 
-use std::{
-    cell::{Cell, RefCell},
-    fmt,
-    net::SocketAddr,
-    rc::Rc,
-    task::Waker,
-    time::Duration,
-};
+use std::{cell::RefCell, fmt, net::SocketAddr, rc::Rc, time::Duration};
 
 use membership_sync::Reader;
 use membership_types::Instant;
@@ -50,8 +43,8 @@ use crate::{
     stats::Counters,
     table::Table,
     worker::{
-        Admission, ClientStream, ClientTask, Clients, Hedges, Rival, SERVERS_FULL, Server, Succession,
-        TOO_MANY, Target, Unanswered, Waiting, Waits, Worker,
+        Admission, ClientStream, ClientTask, Clients, Hedges, Held, Rival, Room, SERVERS_FULL, Server,
+        Succession, TOO_MANY, Target, Unanswered, Waiting, Waits, Worker,
     },
 };
 
@@ -79,27 +72,11 @@ pub(crate) struct FramesService {
     /// The names of the RACS, for the log.
     names: Box<[Box<str>]>,
     clients: Clients,
-    /// Bytes of large requests that are under way, and clients that wait with theirs.
-    held: Cell<usize>,
-    crowd: RefCell<Vec<Waker>>,
+    /// For large requests.
+    room: Rc<Room>,
     pub counters: Rc<Counters>,
     pub log: Option<AccessLog>,
     pub succession: Succession<Self>,
-}
-
-/// Room that a large request takes, until it is answered.
-struct Held {
-    service: Rc<FramesService>,
-    len: usize,
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.service.held.set(self.service.held.get() - self.len);
-        for waker in self.service.crowd.borrow_mut().drain(..) {
-            waker.wake();
-        }
-    }
 }
 
 /// Serves one client until it or the router has had enough.
@@ -142,8 +119,7 @@ impl FramesService {
             table: RefCell::new(table),
             names: service.racs.iter().map(|racs| racs.name.clone()).collect(),
             clients: Clients::default(),
-            held: Cell::new(0),
-            crowd: RefCell::default(),
+            room: Room::new(limits.requests_in_all),
             counters,
             log,
             succession: Succession::default(),
@@ -160,18 +136,8 @@ impl FramesService {
         self.worker.clock.now()
     }
 
-    /// Takes room for a large request; `None` while there is none. One always finds room.
-    fn hold(self: &Rc<Self>, len: usize) -> Option<Held> {
-        let held = self.held.get();
-        if held > 0 && held + len > self.limits.requests_in_all {
-            return None;
-        }
-        self.held.set(held + len);
-        Some(Held { service: Rc::clone(self), len })
-    }
-
     /// Routes one request.
-    fn dispatch(self: &Rc<Self>, caller: Caller, frame: &[u8], request: &Request, held: Option<Held>) {
+    fn dispatch(self: &Rc<Self>, caller: Caller, frame: &[u8], request: &Request, held: Option<Rc<Held>>) {
         caller.begin();
         let method = &frame[request.method.clone()];
         let access =

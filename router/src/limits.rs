@@ -73,8 +73,8 @@ pub struct Limits {
     /// have much unread send nothing more, and before HTTP requests share no connections any more. 64 MiB. At four times as much, those who have more than a sixteenth of
     /// [`Limits::backlog`] unread are cut off.
     pub unread_in_all: usize,
-    /// Bytes of requests of more than 64 KiB that all clients of a frames service on one worker may have under way; then further
-    /// ones are read once there is room. 256 MiB; one request may always be under way.
+    /// Bytes of requests of more than 64 KiB that all clients of a Redis, memcached or frames service on one worker may have under way,
+    /// from their begin to their answer; then further ones are read once there is room. 256 MiB; one may always be under way.
     pub requests_in_all: usize,
     /// Bytes of replies that such a client may leave unread before it is cut off. 256 MiB.
     pub unread: usize,

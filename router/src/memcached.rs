@@ -1,6 +1,6 @@
 //! The memcached side: where a command's keys are decides where it goes.
 
-use std::{cell::RefCell, fmt::Write as _, rc::Rc};
+use std::{cell::RefCell, fmt::Write as _, rc::Rc, task::Context};
 
 use router_proto::{
     memcached::{
@@ -14,7 +14,7 @@ use router_proto::{
 use crate::{
     config, limits,
     pipelined::{Dialect, Failure, Lanes, Service, Spare, Tag},
-    worker::{self, Dialogue, Server, Taken},
+    worker::{self, Dialogue, Server, Share, Taken},
 };
 
 /// The memcached protocol.
@@ -30,28 +30,44 @@ pub(crate) struct Memcached {
 pub(crate) type MemcachedService = Service<Memcached>;
 type Client = worker::Client<Memcached>;
 
+/// What is kept of a client's input between two reads.
+#[derive(Default)]
+pub(crate) struct Commands {
+    scanner: Scanner,
+    share: Share,
+}
+
 impl Dialogue for Memcached {
     const PROTOCOL: &'static str = "memcached";
 
     type Service = MemcachedService;
     type Session = ();
-    type Input = Scanner;
+    type Input = Commands;
     type UnderWay = Reorder;
 
     fn session(_service: &Service<Self>) {}
 
     /// Of data that are thrown away nothing is kept but how much is still to come.
-    fn is_between(scanner: &Scanner) -> bool {
-        !scanner.is_skipping()
+    fn is_between(commands: &Commands) -> bool {
+        !commands.scanner.is_skipping()
+    }
+
+    fn has_room(
+        service: &Rc<MemcachedService>,
+        commands: &mut Commands,
+        begun: &mut Vec<u8>,
+        cx: &Context<'_>,
+    ) -> bool {
+        commands.share.suffices(&service.room, commands.scanner.wants(begun), begun, cx)
     }
 
     fn take(
         service: &Rc<MemcachedService>,
         client: &Rc<Client>,
-        scanner: &mut Scanner,
+        commands: &mut Commands,
         input: &[u8],
     ) -> Taken {
-        let (len, request) = match scanner.scan(input, &service.dialect.limits) {
+        let (len, request) = match commands.scanner.scan(input, &service.dialect.limits) {
             Ok(Scan::Incomplete) => return Taken::Incomplete,
             Ok(Scan::Skipped(len)) => return Taken::Bytes(len),
             Ok(Scan::Request(len, request)) => (len, request),
@@ -61,11 +77,11 @@ impl Dialogue for Memcached {
                 return Taken::Refused;
             }
         };
-        let seq = client.open();
+        let (seq, held) = (client.open(), commands.share.take());
         let command = &input[..len];
         match request {
-            Request::One(one) => service.one(client, seq, command, &one),
-            Request::Many(keys) => service.many(client, seq, command, &keys),
+            Request::One(one) => client.holding(&held, || service.one(client, seq, command, &one)),
+            Request::Many(keys) => client.holding(&held, || service.many(client, seq, command, &keys)),
             Request::Everywhere { note, cut } => service.everywhere(client, seq, command, note, &cut),
             Request::Local(Local::Quit) => {
                 // It has no reply, but its place is behind those that are due.

@@ -43,8 +43,8 @@ use crate::{
     stats::Counters,
     table::Table,
     worker::{
-        Admission, Client, ClientStream, ClientTask, Clients, Dialogue, Hedges, Rival, SERVERS_FULL, Server,
-        Succession, TOO_MANY, Target, Unanswered, Waiting, Waits, Worker,
+        Admission, Client, ClientStream, ClientTask, Clients, Dialogue, Hedges, Rival, Room, SERVERS_FULL,
+        Server, Succession, TOO_MANY, Target, Unanswered, Waiting, Waits, Worker,
     },
 };
 
@@ -174,6 +174,8 @@ pub(crate) struct Service<D: Dialect> {
     /// Commands that nobody may take yet.
     waiting: Waiting<Tag<D>>,
     pub clients: Clients,
+    /// For large commands.
+    pub room: Rc<Room>,
     /// Where replies to parts are put together.
     whole: RefCell<Vec<u8>>,
     pub counters: Rc<Counters>,
@@ -231,6 +233,7 @@ impl<D: Dialect> Service<D> {
             _lanes: lanes,
             table: RefCell::new(table),
             clients: Clients::default(),
+            room: Room::new(limits.requests_in_all),
             whole: RefCell::default(),
             counters,
             log,

@@ -18,6 +18,7 @@ use std::{
     cell::RefCell,
     fmt, io,
     rc::{Rc, Weak},
+    task::Context,
 };
 
 use router_proto::{
@@ -29,7 +30,7 @@ use crate::{
     config::{self, Auth},
     limits::Limits,
     pipelined::{Dialect, Failure, Lanes, Service, Spare},
-    worker::{self, Dialogue, Server, Taken},
+    worker::{self, Dialogue, Server, Share, Taken},
 };
 use private::Private;
 use session::Session;
@@ -54,6 +55,7 @@ type Client = worker::Client<Redis>;
 pub(crate) struct Commands {
     scanner: Scanner,
     args: Args,
+    share: Share,
 }
 
 /// What must be known of a command when its reply comes.
@@ -112,12 +114,26 @@ impl Dialogue for Redis {
         client.session.left();
     }
 
+    fn has_room(
+        service: &Rc<RedisService>,
+        commands: &mut Commands,
+        begun: &mut Vec<u8>,
+        cx: &Context<'_>,
+    ) -> bool {
+        commands.share.suffices(&service.room, commands.scanner.wants(begun), begun, cx)
+    }
+
     fn take(service: &Rc<RedisService>, client: &Rc<Client>, commands: &mut Commands, input: &[u8]) -> Taken {
-        let Commands { scanner, args } = commands;
+        let Commands { scanner, args, share } = commands;
         let admitted = client.session.is_admitted(service);
         let limits = if admitted { &service.dialect.limits } else { &STRANGERS };
-        let (len, next) = match scanner.scan(input, args, limits) {
-            Ok(Scan::Incomplete) => return Taken::Incomplete,
+        let scan = scanner.scan(input, args, limits);
+        if scan == Ok(Scan::Incomplete) {
+            return Taken::Incomplete;
+        }
+        let held = share.take();
+        let (len, next) = match scan {
+            Ok(Scan::Incomplete) => unreachable!("that was asked before"),
             Ok(Scan::Empty(len) | Scan::Skipped(len)) => (len, Next::Continue),
             Ok(Scan::TooLarge(len, what)) if admitted => {
                 service.too_large(client, what);
@@ -128,7 +144,10 @@ impl Dialogue for Redis {
                 service.refuse_command(client, client.open(), text);
                 return Taken::Refused;
             }
-            Ok(Scan::Command(len)) => (len, service.dispatch(client, &input[..len], args)),
+            Ok(Scan::Command(len)) => {
+                let next = client.holding(&held, || service.dispatch(client, &input[..len], args));
+                (len, next)
+            }
             Ok(Scan::Inline(len)) => (len, service.inline(client, &input[..len], args)),
             Err(error) => {
                 service.refuse_command(client, client.open(), format_args!("ERR {error}"));
@@ -138,7 +157,10 @@ impl Dialogue for Redis {
         match next {
             Next::Continue => Taken::Bytes(len),
             Next::Close => Taken::Last(len),
-            Next::Later => Taken::Later,
+            Next::Later => {
+                share.put_back(held);
+                Taken::Later
+            }
         }
     }
 }

@@ -9,6 +9,7 @@
 //! | `services.rs`, `front.rs` | which services there are, and where clients come in; what all of them are asked |
 //! | `entrance.rs`, `stream.rs` | what lies between a client's socket and its protocol |
 //! | `client.rs`, `client/` | clients that send requests ahead of their answers |
+//! | `room.rs` | what large requests of all clients hold |
 //! | `bequest.rs`, `linger.rs` | clients that pass to another process; those that are sent away |
 //! | `admission.rs`, `waiting.rs` | how many requests may be under way; those that wait for a leader |
 //! | `target.rs`, `placements.rs` | where a request goes; with which clone a client stays |
@@ -30,6 +31,7 @@ mod inbox;
 mod linger;
 mod pace;
 mod placements;
+mod room;
 mod server;
 mod services;
 mod stream;
@@ -64,6 +66,7 @@ pub(crate) use inbox::Inbox;
 pub(crate) use linger::linger;
 pub(crate) use pace::{Hold, Pace};
 pub(crate) use placements::Placements;
+pub(crate) use room::{Held, Room, Share};
 pub(crate) use server::{End, InFlight, Server, Stopwatch};
 pub(crate) use services::{DoorEntry, DoorId, Entry, Lineup, Opening, ServiceSetup, Succession};
 pub(crate) use stream::{ClientStream, Origin};

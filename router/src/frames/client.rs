@@ -6,15 +6,12 @@ use router_proto::frames::{
     self, Complaint, FrameError, MAX_FRAME, RequestScanner, Verdict, push_complaint, push_notice,
 };
 
-use super::{Caller, FramesService, Held};
+use super::{Caller, FramesService};
 use crate::{
     access::{AccessLog, Tally},
     limits::Limits,
-    worker::{self, ClientService, Clients, Dialogue, READ, Succession, Taken, UnderWay, Worker},
+    worker::{self, ClientService, Clients, Dialogue, Share, Succession, Taken, UnderWay, Worker},
 };
-
-/// Requests beyond so many bytes need room of the service's before they are read.
-const LARGE: usize = READ;
 
 /// The protocol of frames.
 pub(crate) struct Frames;
@@ -40,8 +37,7 @@ fn complaint<'a>(
 #[derive(Default)]
 pub(crate) struct Input {
     scanner: RequestScanner,
-    /// Room for a large request whose rest is still to come.
-    held: Option<Held>,
+    share: Share,
 }
 
 /// How many requests are under way: each is answered as soon as it can be.
@@ -107,16 +103,7 @@ impl Dialogue for Frames {
     ) -> bool {
         let Some(len) = RequestScanner::expected(begun) else { return true };
         // One that is too long is refused, for which no room is needed.
-        if input.held.is_some() || len <= LARGE || len > MAX_FRAME + 4 {
-            return true;
-        }
-        input.held = service.hold(len);
-        if input.held.is_none() {
-            service.crowd.borrow_mut().push(cx.waker().clone());
-            return false;
-        }
-        begun.reserve_exact(len - begun.len());
-        true
+        len > MAX_FRAME + 4 || input.share.suffices(&service.room, len, begun, cx)
     }
 
     fn take(service: &Rc<FramesService>, client: &Rc<Client>, input: &mut Input, bytes: &[u8]) -> Taken {
@@ -126,7 +113,7 @@ impl Dialogue for Frames {
                 Tally::add(&client.tally.commands);
                 let caller =
                     Caller::Client { client: Rc::clone(client), msgid: request.msgid, len: request.len };
-                service.dispatch(caller, &bytes[..request.len], &request, input.held.take());
+                service.dispatch(caller, &bytes[..request.len], &request, input.share.take());
                 Taken::Bytes(request.len)
             }
             Err(error) => {

@@ -9,10 +9,10 @@ use router_proto::{
     racs::{Access, Tried},
 };
 
-use super::{Caller, FramesService, Held};
+use super::{Caller, FramesService};
 use crate::{
     access::{Tally, Word},
-    worker::{Copies, Server, Stopwatch, Target, Waits},
+    worker::{Copies, Held, Server, Stopwatch, Target, Waits},
 };
 
 /// How often a request follows what servers say of who leads, before it waits for a view.
@@ -46,7 +46,7 @@ pub(crate) struct Tag {
     pub(super) began: Instant,
     pub(super) sent: Instant,
     /// Its share of the room for large requests.
-    pub(super) _held: Option<Held>,
+    pub(super) _held: Option<Rc<Held>>,
 }
 
 impl Tag {
@@ -70,7 +70,7 @@ impl Tag {
             hedged: false,
             tried,
             timed: None,
-            _held: None,
+            _held: self._held.clone(),
             ..*self
         }
     }

@@ -12,7 +12,7 @@ use router_proto::{
 use super::{Dialect, Failure, Service};
 use crate::{
     access::Tally,
-    worker::{Client, Copies, READ},
+    worker::{Client, Copies, Held, READ},
 };
 
 /// Whom a reply is for, and what is needed to send its command again.
@@ -36,6 +36,8 @@ pub(crate) struct Tag<D: Dialect> {
     /// When it came in, and when it was last sent.
     pub(super) began: Instant,
     pub(super) sent: Instant,
+    /// Its command's, if that is a large one.
+    held: Option<Rc<Held>>,
 }
 
 impl<D: Dialect> Tag<D> {
@@ -55,6 +57,7 @@ impl<D: Dialect> Tag<D> {
             wait_until: Instant::MAX,
             began: Instant::ZERO,
             sent: Instant::ZERO,
+            held: client.held(),
         }
     }
 
@@ -81,6 +84,7 @@ impl<D: Dialect> Tag<D> {
             client: Rc::clone(&self.client),
             part: self.part.as_ref().map(|(gather, part)| (Rc::clone(gather), *part)),
             copies: self.copies.clone(),
+            held: self.held.clone(),
             hedged: false,
             tried,
             ..*self

@@ -30,7 +30,7 @@ use tokio::{
 use super::{Client, Note, Redis, RedisService};
 use crate::{
     pipelined::{Dialect, Failure, connect},
-    worker::{Deadline, End, InFlight, LocalWaker, READ, Server, Worker},
+    worker::{Deadline, End, Held, InFlight, LocalWaker, READ, Server, Worker},
 };
 
 /// A connection to one server that one client has for itself.
@@ -76,6 +76,8 @@ struct Expected {
     patience: Option<Duration>,
     /// Unless it may wait, or is about messages.
     counted: Option<Counted>,
+    /// Its room, if it is a large one.
+    _held: Option<Rc<Held>>,
 }
 
 /// A command that is one of those under way of its service, and of its server once it is on its way there.
@@ -158,15 +160,27 @@ impl Private {
     /// Sends a command. `patience` is how long the server may wait before it answers, zero for ever; none if it has to
     /// answer at once.
     pub fn push(&self, command: &[u8], whom: Whom, access: Access, replies: u32, patience: Option<Duration>) {
+        let mut held = None;
         if let Some(client) = self.client.upgrade() {
             client.owe(command.len());
+            // What may wait could keep others from theirs for ever.
+            held = client.held().filter(|_| patience.is_none());
         }
         let mut state = self.state.borrow_mut();
         let len = command.len();
         state.out.extend_from_slice(command);
         let end = state.before + state.out.len();
         let counted = (patience.is_none() && !self.listening).then(|| self.counted());
-        state.expected.push_back(Expected { whom, access, replies, len, end, patience, counted });
+        state.expected.push_back(Expected {
+            whom,
+            access,
+            replies,
+            len,
+            end,
+            patience,
+            counted,
+            _held: held,
+        });
         drop(state);
         self.waker.wake();
     }

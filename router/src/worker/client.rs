@@ -15,7 +15,7 @@ use std::{
 
 pub(crate) use task::ClientTask;
 
-use super::{ClientStream, LocalWaker, Placements, Succession, Worker};
+use super::{ClientStream, Held, LocalWaker, Placements, Succession, Worker};
 use crate::{
     access::{AccessLog, Tally},
     limits::Limits,
@@ -164,6 +164,8 @@ pub(crate) struct Client<P: Dialogue> {
     pub tally: Tally,
     /// The clone of each RACS that it stays with, where clients do.
     pub placements: Placements,
+    /// The room of the request that is being taken, if it is a large one.
+    held: RefCell<Option<Rc<Held>>>,
     state: RefCell<State<P::UnderWay>>,
     waker: LocalWaker,
 }
@@ -212,6 +214,7 @@ impl<P: Dialogue> Client<P> {
             session: P::session(service),
             service: RefCell::new(Rc::clone(service)),
             placements: Placements::default(),
+            held: RefCell::default(),
             state: RefCell::default(),
             waker: LocalWaker::default(),
         }
@@ -246,6 +249,22 @@ impl<P: Dialogue> Client<P> {
     /// A request comes in: notes it among those that are under way.
     pub fn begin<R>(&self, note: impl FnOnce(&mut P::UnderWay) -> R) -> R {
         note(&mut self.state.borrow_mut().under_way)
+    }
+
+    /// Takes a request, which holds this room: whatever of it is under way afterwards holds it until that is answered.
+    pub fn holding<T>(&self, held: &Option<Rc<Held>>, take: impl FnOnce() -> T) -> T {
+        if held.is_none() {
+            return take();
+        }
+        self.held.borrow_mut().clone_from(held);
+        let taken = take();
+        self.held.take();
+        taken
+    }
+
+    /// The room of the request that is being taken, if it is a large one.
+    pub fn held(&self) -> Option<Rc<Held>> {
+        self.held.borrow().clone()
     }
 
     /// Bytes of a request are kept until it is answered.

@@ -250,6 +250,11 @@ impl Scanner {
         }
     }
 
+    /// How many bytes the command in hand needs at least, as far as is known: room worth having.
+    pub fn wants(&self, input: &[u8]) -> usize {
+        self.wants.max(input.len() + 1)
+    }
+
     /// Whether data of a refused command are still to come, whose begin is not in the input any more: another scanner
     /// would take them for commands.
     pub const fn is_skipping(&self) -> bool {
