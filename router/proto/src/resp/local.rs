@@ -28,7 +28,7 @@ pub struct Facts<'a> {
     pub subscribed: bool,
 }
 
-/// What `INFO` calls the version: clients look for what they may use, and servers before it are not tested.
+/// What `INFO` and `HELLO` call the version: clients look there for what they may use, and servers before it are not tested.
 const REDIS_VERSION: &str = "7.0.0";
 
 const WRONG_PASSWORD: &str = "WRONGPASS invalid username-password pair or user is disabled.";
@@ -174,7 +174,7 @@ fn hello(command: &[u8], args: &Args, connection: &mut Connection, facts: &Facts
     }
     connection.proto = proto;
     proto.push_map(7, out);
-    for (name, value) in [("server", "phalanx"), ("version", env!("CARGO_PKG_VERSION"))] {
+    for (name, value) in [("server", "phalanx"), ("version", REDIS_VERSION)] {
         push_bulk(out, name.as_bytes());
         push_bulk(out, value.as_bytes());
     }
