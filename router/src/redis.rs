@@ -107,7 +107,11 @@ impl Dialogue for Redis {
     }
 
     fn may_move(client: &Client) -> bool {
-        client.session.may_move()
+        client.session.may_move(client.is_answered())
+    }
+
+    fn moved(client: &Client, _commands: &mut Commands) {
+        client.session.moved();
     }
 
     fn left(client: &Client) {
@@ -310,6 +314,12 @@ impl RedisService {
             && !client.session.in_transaction()
         {
             return self.dispatch(client, line, args);
+        }
+        // A page that a browser shows may send such requests to anybody, with commands of its choice as their body.
+        if [&b"POST"[..], b"HOST:"].iter().any(|http| name.eq_ignore_ascii_case(http)) {
+            let text = format_args!("ERR phalanx: this is Redis, and HTTP is not spoken here");
+            self.refuse_command(client, client.open(), text);
+            return Next::Close;
         }
         let text = format_args!("ERR phalanx: inline commands are not routed: send arrays of bulk strings");
         self.refuse_command(client, client.open(), text);

@@ -174,6 +174,25 @@ fn the_router_answers_what_concerns_the_connection() {
     assert_eq!(server.connections(), 0);
 }
 
+/// What a page in a browser can have sent.
+#[test]
+fn commands_within_http_are_not_carried_out() {
+    let server = FakeServer::start(|peer| while peer.command().is_some() {});
+    let router = Router::start(&redis(&[&[server.addr]]));
+    let set = command(&["SET", "pwned", "1"]);
+    for (head, refusals) in
+        [("POST / HTTP/1.1\r\nHost: x\r\n\r\n", 1), ("PUT / HTTP/1.1\r\nhost: x\r\n\r\n", 2)]
+    {
+        let mut client = router.client();
+        client.send(head.to_owned() + &set);
+        for _ in 0..refusals {
+            assert!(client.reply().starts_with("-ERR phalanx: "));
+        }
+        assert!(client.is_closed());
+    }
+    assert_eq!(server.connections(), 0);
+}
+
 #[test]
 fn what_is_not_resp_ends_the_connection_after_the_replies_that_are_due() {
     let server = FakeServer::start(|peer| {

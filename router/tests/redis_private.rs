@@ -13,6 +13,7 @@ use std::{
 };
 
 use common::{real::*, *};
+use router::{Config, Surroundings};
 
 fn words(line: &str) -> String {
     command(&line.split(' ').collect::<Vec<_>>())
@@ -109,6 +110,83 @@ fn who_leaves_while_it_waits_takes_nothing_with_it() {
         batch(&mut client, &["RPUSH list a", "LLEN list", "EXISTS smuggled"]),
         [":1\r\n", ":1\r\n", ":0\r\n"]
     );
+}
+
+/// More than is read ahead of what waits must not hide that its client has gone.
+#[test]
+fn who_leaves_with_much_behind_what_waits_is_noticed() {
+    let Some((servers, router)) = cluster() else { return };
+    let behind = words("GET a").repeat(10_000);
+    // All of it is read, or as much as is read ahead.
+    for behind in [behind.clone(), words("GET a").repeat(14_000)] {
+        let mut waiter = router.client();
+        waiter.send(words("BLPOP list 0") + &behind);
+        eventually("it waits", || blocked(&servers) == 1);
+        drop(waiter);
+        eventually("it waits no more", || blocked(&servers) == 0);
+    }
+    let mut waiter = router.client();
+    waiter.send(words("BLPOP list 0") + &behind);
+    eventually("it waits", || blocked(&servers) == 1);
+    thread::sleep(Duration::from_millis(1200)); // it is looked after, and not taken for gone
+    let mut client = router.client();
+    assert_eq!(say(&mut client, "RPUSH list a"), ":1\r\n");
+    assert_eq!(waiter.reply(), array(&["list", "a"]));
+    assert!((0..10_000).all(|_| waiter.reply() == "$-1\r\n"));
+}
+
+/// Commands over the client's own connection and over shared ones keep their order.
+#[test]
+fn transactions_with_and_without_watched_keys_keep_their_order() {
+    let Some((_servers, router)) = cluster() else { return };
+    let mut client = router.client();
+    for n in 0..200 {
+        let set = format!("SET {{t}}z {n}");
+        let lines =
+            ["WATCH {t}q", "MULTI", "GET {t}q", "EXEC", "MULTI", &set, "EXEC", "WATCH {t}q", "GET {t}z"];
+        let replies = batch(&mut client, &lines);
+        assert_eq!(replies[8], bulk(&n.to_string()), "{replies:?}");
+        let lines = ["INCR {t}c", "EXEC", "MULTI", "INCR {t}c", "EXEC"];
+        let replies = batch(&mut client, &[&["UNWATCH", "WATCH {t}w", "MULTI"], &lines[..]].concat());
+        let counted = |n: usize| format!("*1\r\n:{n}\r\n");
+        assert_eq!([&replies[4], &replies[7]], [&counted(2 * n + 1), &counted(2 * n + 2)]);
+    }
+    let mut client = router.client();
+    client.send(words("HELLO 3"));
+    assert!(client.reply().starts_with('%'));
+    for n in 0..100 {
+        let channel = format!("c{n}");
+        client.send(words(&format!("SUBSCRIBE {channel}")) + &words("MULTI"));
+        client.send(words(&format!("PUBLISH {channel} m")) + &words("EXEC"));
+        // The message itself comes before the end of the transaction, or behind it.
+        let replies: Vec<String> = (0..5).map(|_| client.reply()).collect();
+        assert!(replies[0].contains("subscribe") && replies.contains(&"*1\r\n:1\r\n".into()), "{replies:?}");
+    }
+}
+
+/// Between two commands, nothing hangs on a connection that was needed before.
+#[test]
+fn who_had_a_connection_of_its_own_goes_over_to_another_configuration() {
+    let (Some(old), Some(new)) = (RealServer::start(), RealServer::start()) else { return };
+    let router = Router::start(&redis(&[&[old.addr]]));
+    let before: [&[&str]; 3] =
+        [&["BLPOP q 0.01"], &["WATCH x", "MULTI", "GET x", "EXEC"], &["WATCH x", "UNWATCH"]];
+    let mut clients = before.map(|lines| {
+        let mut client = router.client();
+        batch(&mut client, lines);
+        client
+    });
+    let config =
+        Config::parse(&redis(&[&[new.addr]]), "test.toml".as_ref(), Surroundings::default()).unwrap();
+    router.handle.reload(&config).unwrap();
+    for (n, client) in clients.iter_mut().enumerate() {
+        assert_eq!(say(client, &format!("RPUSH l{n} v")), ":1\r\n");
+        assert_eq!(say(client, &format!("BLPOP l{n} 0")), array(&[&format!("l{n}"), "v"]));
+        assert_eq!(batch(client, &["WATCH y", "MULTI", &format!("SET y {n}"), "EXEC"])[3], "*1\r\n+OK\r\n");
+    }
+    let mut direct = Client::connect(new.addr);
+    assert_eq!(say(&mut direct, "GET y"), bulk("2"));
+    assert_eq!(say(&mut Client::connect(old.addr), "DBSIZE"), ":0\r\n");
 }
 
 #[test]

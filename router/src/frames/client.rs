@@ -91,7 +91,7 @@ impl Dialogue for Frames {
     fn session(_service: &FramesService) {}
 
     /// Keys may be elsewhere now: what has come of the next request is looked at again.
-    fn moved(input: &mut Input) {
+    fn moved(_client: &Client, input: &mut Input) {
         input.scanner = RequestScanner::default();
     }
 

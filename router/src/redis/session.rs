@@ -78,10 +78,21 @@ impl Session {
         self.proto.get()
     }
 
-    /// Whether nothing hangs on where keys and channels are: no transaction, and no connection of its own.
-    pub fn may_move(&self) -> bool {
-        let alone = self.private.borrow().is_some() || self.watched.get().is_some() || self.is_subscribed();
-        !(alone || self.in_transaction() || self.blocking.get())
+    /// Whether nothing hangs on where keys and channels are: no transaction, and nothing on a connection of its own.
+    /// `answered` says that all commands have their replies.
+    pub fn may_move(&self, answered: bool) -> bool {
+        let waits = self.blocking.get() && !answered;
+        !(waits || self.watched.get().is_some() || self.is_subscribed() || self.in_transaction())
+    }
+
+    /// It went over to another configuration, in which its own connection would lead elsewhere.
+    pub fn moved(&self) {
+        if let Some(private) = self.private.take() {
+            private.finish();
+        }
+        self.own.set(false);
+        self.blocking.set(false);
+        self.update();
     }
 
     pub fn in_transaction(&self) -> bool {

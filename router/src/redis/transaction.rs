@@ -193,7 +193,8 @@ impl RedisService {
     fn exec(self: &Rc<Self>, client: &Rc<Client>) -> Next {
         let session = &client.session;
         let watched = session.watched.get();
-        if watched.is_some() && !client.takes_turn(true, false) {
+        // What went over the other connection just before, or is to come over it next, keeps its place.
+        if !client.takes_turn(watched.is_some(), false) {
             return Next::Later;
         }
         let transaction = session.transaction.borrow_mut().take().expect("there is a transaction");

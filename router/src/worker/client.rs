@@ -59,8 +59,9 @@ pub(crate) trait Dialogue: Sized + 'static {
         true
     }
 
-    /// It went over. What is known of a request that has come in part may be wrong now.
-    fn moved(_input: &mut Self::Input) {}
+    /// It went over. What is known of a request that has come in part may be wrong now, and so may be where the client's
+    /// own connections lead.
+    fn moved(_client: &Client<Self>, _input: &mut Self::Input) {}
 
     /// Whether the client's last request may wait at the server, so that the client may be gone before it is
     /// answered; then it is given up.

@@ -9,6 +9,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -145,6 +146,13 @@ impl ClientStream {
                 _ => Poll::Ready(Ok(())),
             },
         }
+    }
+
+    /// Whether the client has gone, or says nothing more behind what it has said. Nobody is woken when that comes to be.
+    pub fn has_hung_up(&self) -> bool {
+        let mut asked = [PollFd::new(self.socket(), PollFlags::RDHUP)];
+        // What cannot be asked is seen when it is read.
+        poll(&mut asked, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
     }
 
     /// Sees to it that the client sees a reset, not an end, once this is dropped.

@@ -4,12 +4,16 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{Client, ClientService, Dialogue, READ, State, Taken, UnderWay};
 use crate::worker::{ClientStream, Deadline, LAST_CHANCE, MOST_INPUT, linger};
+
+/// How often it is looked whether a client has gone whose input is not read.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// How many requests of a client may be under way before its first answer.
 const FIRST: usize = 64;
@@ -31,6 +35,8 @@ pub(crate) struct ClientTask<P: Dialogue> {
     heard: bool,
     /// It was not heard yet, and has to be soon.
     hurried: bool,
+    /// The deadline is only there to look whether the client has gone.
+    looks: bool,
     /// No more input is wanted: what is under way ends, then the connection does.
     closing: bool,
     /// It was sent away for what it said.
@@ -53,6 +59,7 @@ impl<P: Dialogue> ClientTask<P> {
             draining: false,
             heard: false,
             hurried: false,
+            looks: false,
             closing: false,
             refused: false,
             end: "router",
@@ -111,8 +118,9 @@ impl<P: Dialogue> ClientTask<P> {
                 break;
             }
             let blocked = P::is_blocked(&self.client);
-            if blocked && self.rest.len() < READ {
-                match self.poll_ahead(cx) {
+            if blocked {
+                let ahead = if self.is_full() { self.poll_hang_up() } else { self.poll_ahead(cx) };
+                match ahead {
                     Poll::Ready(true) => continue,
                     Poll::Ready(false) => {
                         self.end = "client";
@@ -144,7 +152,13 @@ impl<P: Dialogue> ClientTask<P> {
         // that has to wait for others is not to blame.
         let waits = self.backlog || crowded || P::is_blocked(&self.client);
         let stuck = !self.client.state.borrow().out.is_empty() || !(self.rest.is_empty() || waits);
-        if !stuck && !self.hurried {
+        let looks = !stuck && P::is_blocked(&self.client) && self.is_full();
+        if std::mem::replace(&mut self.looks, looks) {
+            self.deadline.disarm();
+        }
+        if looks {
+            self.deadline.arm(LOOK);
+        } else if !stuck && !self.hurried {
             self.deadline.disarm();
         } else if !self.deadline.is_armed() {
             self.deadline.arm(self.service.limits().stall);
@@ -168,7 +182,7 @@ impl<P: Dialogue> ClientTask<P> {
             let next = Rc::clone(next);
             *self.client.service.borrow_mut() = Rc::clone(&next);
             self.service = next;
-            P::moved(&mut self.input);
+            P::moved(&self.client, &mut self.input);
             self.backlog = !self.rest.is_empty();
         }
     }
@@ -266,6 +280,17 @@ impl<P: Dialogue> ClientTask<P> {
             self.dispatch_rest();
         }
         Poll::Ready(true)
+    }
+
+    /// Whether so much has come behind a command that waits that no more is read. From there on the end of the client is
+    /// only seen if what the kernel holds of its words is all.
+    fn is_full(&self) -> bool {
+        self.rest.len() >= READ.max(self.service.worker().limits.backlog / 4)
+    }
+
+    /// Sees whether a client whose input is not read has gone. False means that it has.
+    fn poll_hang_up(&self) -> Poll<bool> {
+        if self.stream.has_hung_up() { Poll::Ready(false) } else { Poll::Pending }
     }
 
     /// Reads once, for later. False means that the client has nothing more to say.
