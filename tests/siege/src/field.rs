@@ -1,6 +1,7 @@
 //! The router, its servers and its attackers, as processes.
 
 use std::{
+    collections::HashMap,
     env,
     io::{BufRead, BufReader, Write},
     net::SocketAddr,
@@ -12,7 +13,12 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{attack::Kind, honest::Speaks, variant};
+use crate::{
+    attack::Kind,
+    honest::Speaks,
+    journal::{self, Told},
+    variant,
+};
 
 /// A process of this binary; it ends with this value, or with the process that started it.
 #[derive(Debug)]
@@ -83,13 +89,15 @@ pub struct Field {
     servers: Vec<Process>,
     /// The addresses of the services, in the order of [`Speaks::ALL`].
     pub services: [SocketAddr; 5],
-    /// Where passwords are.
+    /// Where passwords are, and the servers' journal.
     directory: PathBuf,
 }
 
 /// How many servers may be killed, and how many there are.
 pub const MORTAL: usize = 3;
 const SERVERS: usize = 5;
+/// The name of the servers' journal.
+const JOURNAL: &str = "journal";
 
 /// What a router has now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -110,7 +118,10 @@ impl Field {
         let directory = env::temp_dir().join(format!("siege-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&directory).expect("a place for a file");
         let any = "127.0.0.1:0";
-        let servers = (0..SERVERS).map(|_| Process::start(binary, &["be-server", any, any, any, any]));
+        let journal = directory.join(JOURNAL);
+        let journal = journal.to_str().expect("a path that we made");
+        let start = || Process::start(binary, &["be-server", any, any, any, any, journal]);
+        let servers = (0..SERVERS).map(|_| start());
         let servers: Vec<Process> = servers.collect();
         let text = variant::text(0, &Self::said(&servers), &directory);
         let router = Process::start(binary, &["be-router", &text]);
@@ -145,6 +156,11 @@ impl Field {
         Holds { clients: next(), tasks: next(), files: next() }
     }
 
+    /// What is wrong with the updates of which clients were told this.
+    pub fn judge(&self, told: &HashMap<String, Told>) -> Vec<String> {
+        journal::judge(&self.directory.join(JOURNAL), told)
+    }
+
     /// Starts so many attackers, in a process of their own.
     pub fn attack(&self, kind: Kind, count: usize) -> Process {
         let addr = self.service(if kind.is_redis() { Speaks::Redis } else { Speaks::Http });
@@ -162,7 +178,10 @@ impl Field {
         }
         std::thread::sleep(pause);
         let args: Vec<String> = said.iter().map(SocketAddr::to_string).collect();
-        let args: Vec<&str> = std::iter::once("be-server").chain(args.iter().map(String::as_str)).collect();
+        let journal = self.directory.join(JOURNAL);
+        let mut args: Vec<&str> =
+            std::iter::once("be-server").chain(args.iter().map(String::as_str)).collect();
+        args.push(journal.to_str().expect("a path that we made"));
         self.servers[server] = Process::start(&self.binary, &args);
     }
 }

@@ -2,9 +2,10 @@
 
 use std::{
     cell::RefCell,
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     net::SocketAddr,
     rc::Rc,
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
@@ -14,7 +15,10 @@ use tokio::{
     time::{MissedTickBehavior, interval, timeout},
 };
 
-use crate::message::{self, Frame};
+use crate::{
+    journal::Told,
+    message::{self, Frame},
+};
 
 /// Longer than a request may take before it is taken for lost: updates wait for a leader.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -28,6 +32,8 @@ pub struct Seen {
     pub answered: BTreeMap<&'static str, u64>,
     /// Updates of which nobody knows whether they were carried out.
     pub unknown: u64,
+    /// What was said of each update, by its nonce.
+    pub told: HashMap<String, Told>,
     /// Requests that were refused, broke off or took too long; the first few, in words.
     pub failed: u64,
     /// The first few failures, in words.
@@ -118,6 +124,9 @@ impl Crowd {
 
     /// The same, until it is over.
     pub fn ask_until(&self, over: impl Fn() -> bool + 'static) -> Seen {
+        /// How often clients have come: no two requests have the same nonce.
+        static TIMES: AtomicU64 = AtomicU64::new(0);
+        let times = TIMES.fetch_add(1, Ordering::SeqCst);
         let seen = Rc::new(RefCell::new(Seen::default()));
         let over = Rc::new(over);
         let result = Rc::clone(&seen);
@@ -130,7 +139,7 @@ impl Crowd {
                 let first = self.every.mul_f64(id as f64 / all as f64);
                 tokio::task::spawn_local(async move {
                     tokio::time::sleep(first).await;
-                    one(id, service, ways, &*over, &seen).await;
+                    one((times, id), service, ways, &*over, &seen).await;
                 })
             });
             for client in clients.collect::<Vec<_>>() {
@@ -142,7 +151,7 @@ impl Crowd {
 }
 
 async fn one(
-    id: usize,
+    (times, id): (u64, usize),
     (speaks, addr): (Speaks, SocketAddr),
     (every, updates, stay): (Duration, bool, u64),
     over: &impl Fn() -> bool,
@@ -155,7 +164,7 @@ async fn one(
         ticks.tick().await;
         number += 1;
         let update = updates && number.is_multiple_of(10);
-        let nonce = format!("n{id}.{number}");
+        let nonce = format!("n{times}.{id}.{number}");
         let started = Instant::now();
         if number.is_multiple_of(stay.min(speaks.stay())) {
             stream = None;
@@ -177,6 +186,10 @@ async fn one(
         let answer = asked.await;
         let mut seen = seen.borrow_mut();
         let name = speaks.name();
+        if update {
+            let told = if matches!(answer, Ok(Ok(Answer::Good))) { Told::Done } else { Told::Unknown };
+            seen.told.insert(nonce.clone(), told);
+        }
         match answer {
             Ok(Ok(Answer::Good)) => {
                 seen.took.push(started.elapsed());

@@ -4,7 +4,7 @@
 //!
 //! The router, its servers and its attackers are processes of their own, all of this binary ([`Role`]), so that one's memory is
 //! not the other's and attackers can be told to be nice. [`field`] puts them up; [`honest`] are clients that measure and check;
-//! [`attack`] are the others; [`command`] are the measurements, [`soak`] the long one; [`variant`] are the configurations that the
+//! [`journal`] is what servers have carried out, and what is wrong with it; [`attack`] are the others; [`command`] are the measurements, [`soak`] the long one; [`variant`] are the configurations that the
 //! router goes over to meanwhile.
 #![forbid(unsafe_code)]
 
@@ -12,6 +12,7 @@ pub mod attack;
 pub mod command;
 pub mod field;
 pub mod honest;
+pub mod journal;
 mod message;
 pub mod server;
 pub mod soak;
@@ -20,6 +21,7 @@ pub mod variant;
 use std::{
     io::{BufRead, Read},
     net::SocketAddr,
+    path::PathBuf,
 };
 
 use router::{Config, Limits, Options, RouterHandle, Surroundings};
@@ -29,8 +31,8 @@ use router::{Config, Limits, Options, RouterHandle, Surroundings};
 pub enum Role {
     /// A router with this configuration.
     Router(String),
-    /// Servers at these addresses, for HTTP, Redis, memcached and frames.
-    Server([SocketAddr; 4]),
+    /// Servers at these addresses, for HTTP, Redis, memcached and frames, and the file of their journal.
+    Server([SocketAddr; 4], PathBuf),
     /// So many attackers of this kind against an address.
     Attacker(attack::Kind, SocketAddr, usize),
 }
@@ -41,12 +43,10 @@ impl Role {
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         Some(match args[..] {
             ["be-router", config] => Self::Router(config.into()),
-            ["be-server", http, redis, memcached, frames] => Self::Server([
-                http.parse().ok()?,
-                redis.parse().ok()?,
-                memcached.parse().ok()?,
-                frames.parse().ok()?,
-            ]),
+            ["be-server", http, redis, memcached, frames, journal] => {
+                let [http, redis, memcached, frames] = [http, redis, memcached, frames].map(str::parse);
+                Self::Server([http.ok()?, redis.ok()?, memcached.ok()?, frames.ok()?], journal.into())
+            }
             ["be-attacker", kind, addr, count] => {
                 Self::Attacker(attack::Kind::of(kind)?, addr.parse().ok()?, count.parse().ok()?)
             }
@@ -70,8 +70,8 @@ impl Role {
                     println!("{}", obey(&router, &order));
                 }
             }
-            Self::Server(at) => {
-                println!("{}", server::start(at).map(|addr| addr.to_string()).join(" "));
+            Self::Server(at, journal) => {
+                println!("{}", server::start_with(at, Some(journal)).map(|addr| addr.to_string()).join(" "));
                 until_input_ends();
             }
             Self::Attacker(kind, addr, count) => {

@@ -12,6 +12,8 @@ use tokio::{
 pub struct Frame {
     /// Which it is, or is for.
     pub id: u64,
+    /// Of a request what it asks for.
+    pub method: String,
     /// Of a request its first parameter, of an answer its result; of an error all of it, with what is around it.
     pub text: String,
     /// Whether it is an error.
@@ -33,16 +35,22 @@ impl Frame {
         let mut rest = bytes.get(1..)?;
         let kind = take_number(&mut rest)?;
         let id = take_number(&mut rest)?;
+        let mut method = String::new();
         if kind == 0 {
-            take_text(&mut rest)?; // the method
+            method = String::from_utf8(take_text(&mut rest)?.to_vec()).ok()?;
             rest = rest.strip_prefix(&[0x91])?;
         } else if let Some(result) = rest.strip_prefix(&[0xc0]) {
             rest = result;
         } else {
-            return Some(Self { id, text: String::from_utf8_lossy(bytes).into_owned(), failed: true });
+            return Some(Self {
+                id,
+                method,
+                text: String::from_utf8_lossy(bytes).into_owned(),
+                failed: true,
+            });
         }
         let text = String::from_utf8(take_text(&mut rest)?.to_vec()).ok()?;
-        Some(Self { id, text, failed: false })
+        Some(Self { id, method, text, failed: false })
     }
 }
 

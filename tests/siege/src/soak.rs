@@ -42,6 +42,8 @@ pub struct Soak {
     pub reloads: u64,
     /// Why it did not, where it did not.
     pub refused: Vec<String>,
+    /// Updates that ran twice, or not at all though the client was told so.
+    pub wrong: Vec<String>,
     /// The router's memory, sampled.
     pub resident: Vec<u64>,
     /// What the router held without clients, after a short load and after the long one.
@@ -60,12 +62,13 @@ impl Soak {
         (median(&self.resident[quarter..2 * quarter]), median(&self.resident[3 * quarter..]))
     }
 
-    /// Whether nothing failed, memory is flat, to a fiftieth and a MiB, and nothing was left behind.
+    /// Whether nothing failed, no update ran twice, memory is flat, to a fiftieth and a MiB, and nothing was left behind.
     pub fn is_good(&self) -> bool {
         let (early, late) = self.grown();
         let (before, after) = self.held;
         self.seen.failed == 0
             && self.refused.is_empty()
+            && self.wrong.is_empty()
             && late <= early + early / 50 + (1 << 20)
             && after.clients == 0
             && after.tasks <= before.tasks + SLACK
@@ -89,6 +92,8 @@ impl fmt::Display for Soak {
             self.seen.per_mille(999)
         )?;
         writeln!(f, "{} kills, {} reloads, refused: {:?}", self.kills, self.reloads, self.refused)?;
+        let first = &self.wrong[..self.wrong.len().min(5)];
+        writeln!(f, "of {} updates {} went wrong {first:?}", self.seen.told.len(), self.wrong.len())?;
         let ends =
             [self.resident.first(), self.resident.last()].map(|size| size.copied().unwrap_or(0) / 1024);
         writeln!(
@@ -147,7 +152,9 @@ pub fn soak(binary: &Path, time: Duration, every: Duration, pace: Duration, seed
     let refused = refused.into_iter().chain(field.reload(0).err()).collect();
     seen.failed += early.failed;
     seen.why.extend(early.why);
+    seen.told.extend(early.told);
+    let wrong = field.judge(&seen.told);
     thread::sleep(REST);
     let held = (before, field.holds());
-    Soak { seen, kills, reloads, refused, resident, held }
+    Soak { seen, kills, reloads, refused, wrong, resident, held }
 }

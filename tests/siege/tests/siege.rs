@@ -36,5 +36,5 @@ fn under_steady_load_nothing_fails_and_memory_stays_while_servers_are_killed_and
     println!("{soak}");
     assert!(soak.is_good() && soak.kills >= 5 && soak.reloads >= 10, "{soak}");
     assert!(soak.seen.answered.values().all(|answered| *answered > 1_000), "{soak}");
-    assert!(soak.seen.answered.len() == 5 && soak.seen.unknown < soak.kills * 64, "{soak}");
+    assert!(soak.seen.answered.len() == 5 && (1..soak.kills * 64).contains(&soak.seen.unknown), "{soak}");
 }
