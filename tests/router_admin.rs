@@ -144,6 +144,8 @@ fn what_is_served_and_counted_can_be_asked_and_a_changed_file_taken_over() {
         (&json!(server), &json!(0), &json!(5), &json!("closed"))
     );
     assert_eq!((&told["in_flight"], &told["overloaded"]), (&json!(0), &json!(0)));
+    let classes = json!({ "1xx": 0, "2xx": 5, "3xx": 0, "4xx": 0, "5xx": 0 });
+    assert_eq!(physical["responses"], json!({ "shop/web": classes }));
     let hottest = &told["hot_keys"][0];
     assert_eq!(
         (&hottest["key"], &hottest["requests"], &hottest["share"]),
@@ -162,6 +164,9 @@ fn what_is_served_and_counted_can_be_asked_and_a_changed_file_taken_over() {
         "phalanx_router_request_seconds_count{service=\"shop/web\"} 5".to_owned(),
         "phalanx_router_request_seconds_bucket{service=\"shop/web\",le=\"+Inf\"} 5".to_owned(),
         format!("phalanx_router_server_requests_total{{server=\"{server}\"}} 5"),
+        format!(
+            "phalanx_router_server_responses_total{{service=\"shop/web\",server=\"{server}\",class=\"2xx\"}} 5"
+        ),
         "phalanx_router_workers 2".to_owned(),
         "phalanx_router_handshakes_failed_total{service=\"shop/web\"} 0".to_owned(),
         format!("phalanx_router_server_up{{service=\"shop/web\",server=\"{server}\"}} 1"),

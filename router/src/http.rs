@@ -35,7 +35,7 @@ use crate::{
     access::{AccessLog, Line, PATH, TEXT, What},
     config::{Protocol, Service},
     limits::Limits,
-    stats::Counters,
+    stats::{Class, Counters},
     table::Table,
     worker::{
         Admission, Buf, ClientStream, Deadline, DeadlineId, Hedges, Server, Succession, Target, Worker,
@@ -446,6 +446,13 @@ impl HttpService {
             Pick::Full => Target::Full,
             Pick::Exhausted => Target::Exhausted,
         }
+    }
+
+    /// Notes that a server has answered this request, and what follows from the answer's status.
+    fn answered(&self, request: &Request, server: &Server, status: u16) {
+        server.responded(&self.counters, Class::of_status(status));
+        let error = self.is_failure(status, request.racs, server);
+        server.answered(self.worker.clock.now(), error, self.worker.limits.avoid);
     }
 
     /// Whether an answer of this status counts against its server: it says that the server cannot serve, and enough other

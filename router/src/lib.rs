@@ -45,6 +45,6 @@ pub use membership_types::Weight;
 pub use router::view::{RacsView, ServiceView};
 pub use router::{Options, ReloadError, Reloaded, RouterHandle, Serving, StartError, start};
 pub use router_proto::hot::{HotKey, HotKeys};
-pub use stats::{Measured, ServerStats, ServiceStats};
+pub use stats::{Measured, ResponseStats, ServerStats, ServiceStats};
 pub use table::{CloneAt, GroupClones, UpdateError};
 pub use tls::CertificateError;

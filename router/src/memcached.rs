@@ -5,7 +5,7 @@ use std::{cell::RefCell, fmt::Write as _, rc::Rc, task::Context};
 use router_proto::{
     memcached::{
         Gather, Hush, Keys, Kind, Limits, Local, MAX_KEY, Note, One, ReplyScanner, Request, Scan, Scanner,
-        Split, decode, push_error,
+        Split, decode, is_error, push_error,
     },
     pipelined::{Reorder, Seq},
     racs::Access,
@@ -131,6 +131,10 @@ impl Dialect for Memcached {
         input: &[u8],
     ) -> Result<Option<usize>, ()> {
         replies.scan(note.kind, command, input).map_err(drop)
+    }
+
+    fn is_error(_note: Note, reply: &[u8]) -> bool {
+        is_error(reply)
     }
 
     fn shown(note: Note, reply: &[u8]) -> &[u8] {

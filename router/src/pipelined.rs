@@ -83,6 +83,9 @@ pub(crate) trait Dialect: Dialogue<Service = Service<Self>, UnderWay = Reorder> 
         input: &[u8],
     ) -> Result<Option<usize>, ()>;
 
+    /// Whether this whole reply is an error.
+    fn is_error(note: Self::Note, reply: &[u8]) -> bool;
+
     /// Whether a reply to a command with this note may begin before the command was sent whole.
     fn begins_early(_note: Self::Note) -> bool {
         false

@@ -212,6 +212,10 @@ impl Dialect for Redis {
         replies.scan_many(input, note.replies).map_err(drop)
     }
 
+    fn is_error(note: Note, reply: &[u8]) -> bool {
+        resp::is_error(Self::shown(note, reply))
+    }
+
     fn begins_early(note: Note) -> bool {
         note.replies > 1
     }

@@ -39,9 +39,82 @@ impl Count {
     }
 }
 
+/// What a server's answer says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Class {
+    /// 1xx to 5xx of HTTP, in this order.
+    Informational,
+    Successful,
+    Redirection,
+    ClientError,
+    ServerError,
+    /// Of other protocols: no error, or one.
+    Fine,
+    Error,
+}
+
+impl Class {
+    /// As metrics call them, in their order.
+    const NAMES: [&str; 7] = ["1xx", "2xx", "3xx", "4xx", "5xx", "ok", "error"];
+    /// How many of them, from the first on, are HTTP's.
+    const OF_HTTP: usize = 5;
+
+    /// Of a status of HTTP, which is 100 to 599.
+    pub fn of_status(status: u16) -> Self {
+        match status {
+            0..200 => Self::Informational,
+            200..300 => Self::Successful,
+            300..400 => Self::Redirection,
+            400..500 => Self::ClientError,
+            500.. => Self::ServerError,
+        }
+    }
+
+    /// Of a reply that is an error, or none.
+    pub fn of_reply(is_error: bool) -> Self {
+        if is_error { Self::Error } else { Self::Fine }
+    }
+}
+
+/// How many answers said what.
+type Answers = [u64; Class::NAMES.len()];
+
+/// One server's answers on one worker, by the number of the service that asked.
+#[derive(Default)]
+pub(crate) struct Responses(RefCell<Vec<(u32, Answers)>>);
+
+impl Responses {
+    /// An answer to a request of this service.
+    pub fn add(&self, service: &Counters, class: Class) {
+        let mut all = self.0.borrow_mut();
+        match all.iter_mut().find(|(number, _)| *number == service.number) {
+            Some((_, answers)) => answers[class as usize] += 1,
+            None => {
+                let mut answers = Answers::default();
+                answers[class as usize] = 1;
+                all.push((service.number, answers));
+            }
+        }
+    }
+
+    /// What was counted, by the services' names. Those that `name` does not know are forgotten.
+    pub fn read(&self, name: impl Fn(u32) -> Option<String>) -> Vec<ResponseStats> {
+        let mut read = Vec::new();
+        self.0.borrow_mut().retain(|(number, answers)| {
+            let service = name(*number);
+            let known = service.is_some();
+            read.extend(service.map(|service| ResponseStats { service, answers: *answers }));
+            known
+        });
+        read
+    }
+}
+
 /// One service's counters on one worker.
 #[derive(Default)]
 pub(crate) struct Counters {
+    /// Names the service on this worker: no other has had this number.
+    pub number: u32,
     /// Requests that are under way here.
     pub under_way: Rc<Cell<usize>>,
     pub clients: Count,
@@ -70,6 +143,11 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
+    /// Of a service with this number, which has had nothing yet.
+    pub fn new(number: u32) -> Self {
+        Self { number, ..Self::default() }
+    }
+
     /// A request for a key of this partition comes in: when that was, for [`Counters::end`].
     pub fn begin(&self, partition: PartitionId, clock: &Clock) -> Instant {
         self.requests.add(1);
@@ -230,6 +308,37 @@ pub struct ServerStats {
     pub half_open_by: u64,
     /// From sending a request there to the end of its response.
     pub latency: Latency,
+    /// What its answers said, for each service that has had some.
+    pub responses: Vec<ResponseStats>,
+}
+
+/// What the answers of one server to the requests of one service said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResponseStats {
+    /// The service's name.
+    pub service: String,
+    answers: Answers,
+}
+
+impl ResponseStats {
+    /// How many answers were of each class: `1xx` to `5xx` of HTTP, `ok` and `error` of other protocols. Classes of a
+    /// protocol that the service does not speak are left out.
+    pub fn by_class(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let (http, others) = self.answers.split_at(Class::OF_HTTP);
+        let spoken = |answers: &[u64]| answers.iter().any(|count| *count > 0);
+        let (http, others) = (spoken(http), spoken(others));
+        Class::NAMES
+            .into_iter()
+            .zip(self.answers)
+            .enumerate()
+            .filter(move |(at, _)| if *at < Class::OF_HTTP { http } else { others })
+            .map(|(_, class)| class)
+    }
+
+    /// How many answers were of this class.
+    pub fn of(&self, class: &str) -> u64 {
+        self.by_class().filter(|(name, _)| *name == class).map(|(_, count)| count).sum()
+    }
 }
 
 impl ServerStats {
@@ -242,6 +351,14 @@ impl ServerStats {
         self.open_by += other.open_by;
         self.half_open_by += other.half_open_by;
         self.latency.merge(&other.latency);
+        for more in &other.responses {
+            match self.responses.iter_mut().find(|known| known.service == more.service) {
+                Some(known) => {
+                    known.answers.iter_mut().zip(more.answers).for_each(|(count, more)| *count += more)
+                }
+                None => self.responses.push(more.clone()),
+            }
+        }
     }
 }
 

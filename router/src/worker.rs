@@ -291,7 +291,8 @@ async fn work(setup: Setup) -> io::Result<()> {
                     stats.in_flight = front.under_way();
                     measured.services.push(stats);
                 });
-                measured.servers = worker.servers.read(worker.clock.now());
+                measured.servers =
+                    worker.servers.read(worker.clock.now(), |number| worker.ledger.name(number));
                 measured.tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
                 let _ = reply.send(measured); // whoever asked may have gone
             }

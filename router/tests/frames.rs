@@ -767,3 +767,19 @@ fn keys_that_are_asked_for_most_are_known_however_they_are_encoded() {
     let hot = router.stats().hot;
     assert_eq!((hot.total(), hot.top(1)[0].count, hot.top(1)[0].prefix.unwrap().bytes()), (3, 2, &b"42"[..]));
 }
+
+#[test]
+fn answers_are_counted_by_whether_they_are_errors() {
+    let server = FakeServer::start(|peer| {
+        while let Some(Seen { id, method, .. }) = seen(peer) {
+            let error = if method == "bad" { "no".into() } else { Value::Nil };
+            peer.send_bytes(&answer(id, error, Value::Nil));
+        }
+    });
+    let router = Router::start(&frames(&[&[server.addr]]));
+    let mut client = router.client();
+    assert_eq!(client.call("get", "k"), Ok(Value::Nil));
+    (0..2).for_each(|_| assert_eq!(client.call("bad", "k"), Err("no".into())));
+    let stats = &router.server_stats(server.addr).responses[0];
+    assert!(stats.by_class().eq([("ok", 1), ("error", 2)]), "{stats:?}");
+}

@@ -109,3 +109,98 @@ fn redis_commands_are_measured_whole_and_their_keys_one_by_one() {
     assert_eq!((parts, answered), (6, 6), "a part for each of two RACS");
     assert_eq!(one.received, 3 * command(&mget).len() as u64);
 }
+
+/// What was counted of this server's answers, without what never came.
+fn classes(router: &Router, server: &FakeServer) -> Vec<(&'static str, u64)> {
+    let stats = router.server_stats(server.addr);
+    stats.responses.iter().flat_map(|one| one.by_class().filter(|(_, count)| *count > 0)).collect()
+}
+
+#[test]
+fn answers_are_counted_by_what_they_say() {
+    // The path is the status.
+    let server = FakeServer::start(|peer| {
+        while let Some(request) = peer.request() {
+            let status = request.head.split(['/', ' ']).nth(2).unwrap();
+            peer.send(&format!("HTTP/1.1 {status} X\r\nContent-Length: 0\r\n\r\n"));
+        }
+    });
+    for shared in ["", "\npipeline = 4"] {
+        let text = http(&[&[server.addr]]).replace("\nservers", &format!("{shared}\nservers"));
+        let router = Router::start(&text);
+        let mut client = router.client();
+        for status in [200, 201, 302, 404, 404, 500, 503, 599] {
+            client.send(format!("GET /{status} HTTP/1.1\r\nHost: h\r\nX-Key: k\r\n\r\n"));
+            assert_eq!(client.response().status, status);
+        }
+        assert_eq!(classes(&router, &server), [("2xx", 2), ("3xx", 1), ("4xx", 2), ("5xx", 3)]);
+        let stats = &router.server_stats(server.addr).responses[0];
+        assert_eq!((&*stats.service, stats.of("4xx"), stats.by_class().count()), ("s", 2, 5));
+    }
+
+    let server = FakeServer::start(|peer| {
+        while let Some(args) = peer.command() {
+            match args[0].as_str() {
+                "GET" => peer.send("$1\r\nx\r\n"),
+                "MULTI" => peer.send("+OK\r\n"),
+                "EXEC" => peer.send("-EXECABORT Transaction discarded\r\n"),
+                "WATCH" | "UNWATCH" => peer.send("+OK\r\n"),
+                _ => peer.send("-LOADING Redis is loading the dataset in memory\r\n"),
+            }
+        }
+    });
+    let router = Router::start(&redis(&[&[server.addr]]));
+    let mut client = router.client();
+    for args in
+        [&["GET", "k"][..], &["GET", "k"], &["SET", "k", "x"], &["PING"], &["MULTI"], &["SET", "k", "x"]]
+    {
+        client.command(args);
+    }
+    assert_eq!(
+        classes(&router, &server),
+        [("ok", 2), ("error", 1)],
+        "what the router answers itself is not counted"
+    );
+    assert!(client.command(&["EXEC"]).starts_with("-EXECABORT"));
+    assert_eq!(classes(&router, &server), [("ok", 2), ("error", 2)], "a transaction has one answer");
+    // These have a connection of their own.
+    client.command(&["WATCH", "k"]);
+    client.command(&["SET", "k", "x"]);
+    assert_eq!(classes(&router, &server), [("ok", 3), ("error", 3)]);
+
+    let server = FakeServer::start(|peer| {
+        while let Some(text) = peer.text() {
+            let bad = text.starts_with("set");
+            peer.send(if bad { "SERVER_ERROR out of memory storing object\r\n" } else { "END\r\n" });
+        }
+    });
+    let router = Router::start(&memcached(&[&[server.addr]]));
+    let mut client = router.client();
+    assert_eq!(client.ask("get k\r\n"), "END\r\n");
+    client.send("set k 0 0 1\r\nx\r\nset k 0 0 1 noreply\r\nx\r\nget k\r\n");
+    assert!(client.line().starts_with("SERVER_ERROR") && client.line().starts_with("END"));
+    assert_eq!(classes(&router, &server), [("ok", 2), ("error", 2)]);
+}
+
+#[test]
+fn answers_are_counted_for_each_service_that_asks_and_no_more_once_it_is_gone() {
+    let server = FakeServer::echo("a");
+    let one = http(&[&[server.addr]]);
+    let both = format!("{one}\n{}", one.replace("name = \"s\"", "name = \"t\""));
+    let router = Router::start(&both);
+    let serving = router.handle.serving();
+    for (service, times) in [("s", 2), ("t", 3)] {
+        let listen = serving.iter().find(|serving| serving.service == service).unwrap().listen;
+        let mut client = Client::connect(listen);
+        (0..times).for_each(|_| assert_eq!(client.get("k").status, 200));
+    }
+    let counted = || {
+        let stats = router.server_stats(server.addr).responses;
+        let mut all: Vec<_> = stats.into_iter().map(|one| (one.service.clone(), one.of("2xx"))).collect();
+        all.sort();
+        all
+    };
+    assert_eq!(counted(), [("s".to_owned(), 2), ("t".to_owned(), 3)]);
+    router.handle.reload(&Config::parse(&one, "t".as_ref(), Surroundings::default()).unwrap()).unwrap();
+    assert_eq!(counted(), [("s".to_owned(), 2)]);
+}

@@ -87,7 +87,7 @@ impl Note {
 }
 
 /// Whether a reply is one of memcached's three kinds of errors.
-fn is_error(reply: &[u8]) -> bool {
+pub fn is_error(reply: &[u8]) -> bool {
     reply.starts_with(b"ERROR") || reply.starts_with(b"SERVER_ERROR ") || reply.starts_with(b"CLIENT_ERROR ")
 }
 

@@ -30,6 +30,11 @@ pub use split::{Gather, Split};
 pub use subscribe::{Heard, Subscriptions, heard, push_subscribe};
 pub use transaction::{Finished, Transaction};
 
+/// Whether a reply is an error: of either version of the protocol, or a long one of RESP3.
+pub fn is_error(reply: &[u8]) -> bool {
+    matches!(reply.first(), Some(b'-' | b'!'))
+}
+
 /// Appends an integer in decimal.
 fn push_number(out: &mut alloc::vec::Vec<u8>, number: u64) {
     let mut digits = [0; 20];

@@ -16,8 +16,9 @@ use router_proto::{
 use tokio::{io::AsyncWrite, net::TcpStream};
 
 use super::{FramesService, MAX_FAILURES, TOO_MANY_RETRIES, Tag};
-use crate::worker::{
-    Deadline, End, HUNG, Inbox, LocalWaker, Rival, SERVERS_FULL, Server, Target, Waits, Worker,
+use crate::{
+    stats::Class,
+    worker::{Deadline, End, HUNG, Inbox, LocalWaker, Rival, SERVERS_FULL, Server, Target, Waits, Worker},
 };
 
 /// Requests on their way to one server, and whom their answers are for.
@@ -339,6 +340,8 @@ impl Task {
             if let Answered::To(tag) = answered.map_err(unasked)? {
                 self.upstream.server.settle();
                 let (now, avoid) = (self.worker.clock.now(), self.worker.limits.avoid);
+                let class = Class::of_reply(response.error.is_some());
+                self.upstream.server.responded(&tag.service.counters, class);
                 self.upstream.server.answered(now, false, avoid);
                 if let Some(stopwatch) = &tag.timed {
                     self.upstream.server.took(self.worker.clock.now(), stopwatch);

@@ -422,8 +422,7 @@ impl Connection {
             if let Ok(head) = &turned {
                 in_flight.answered(clock.now());
                 self.told.status = Some(head.status);
-                let error = service.is_failure(head.status, request.racs, &server);
-                server.answered(clock.now(), error, limits.avoid);
+                service.answered(request, &server, head.status);
                 service.usual.borrow_mut().answered(clock.now() - now);
             }
             let failure = match turned {

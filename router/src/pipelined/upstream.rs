@@ -23,6 +23,7 @@ use tokio::{
 use super::{Dialect, Failure, MAX_FAILURES, Service, TOO_MANY_RETRIES, Tag};
 use crate::{
     limits::Limits,
+    stats::Class,
     worker::{
         Clock, Deadline, End, HUNG, Hold, Inbox, READ, Rival, SERVERS_FULL, Server, Stopwatch, Target, Waits,
         Worker,
@@ -391,9 +392,12 @@ fn deliver<D: Dialect>(
         };
         let Some(len) = len else { break };
         let (tag, command_len) = upstream.pipeline.borrow_mut().answered().ok_or(())?;
+        let reply = &input[done..done + len];
+        let class = Class::of_reply(D::is_error(tag.note, reply));
+        upstream.server.responded(&tag.client.service().counters, class);
         upstream.answered();
         upstream.server.measured(tag.sent, clock);
-        tag.deliver(command_len, &input[done..done + len]);
+        tag.deliver(command_len, reply);
         done += len;
     }
     Ok(done)

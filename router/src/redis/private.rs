@@ -20,7 +20,7 @@ use router_proto::{
     RacsId,
     pipelined::Seq,
     racs::Access,
-    resp::{Heard, Proto, ReplyScanner, heard},
+    resp::{Heard, Proto, ReplyScanner, heard, is_error},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -30,6 +30,7 @@ use tokio::{
 use super::{Client, Note, Redis, RedisService};
 use crate::{
     pipelined::{Dialect, Failure, connect},
+    stats::Class,
     worker::{Deadline, End, Held, InFlight, LocalWaker, READ, Server, Worker},
 };
 
@@ -458,6 +459,9 @@ impl Private {
         };
         let Worker { clock, limits, .. } = &*self.service.worker;
         if let Some(server) = &*self.server.borrow() {
+            // What is shown of a subscription that was confirmed is written elsewhere.
+            let class = Class::of_reply(reply.is_some_and(is_error));
+            server.responded(&self.service.counters, class);
             server.answered(clock.now(), false, limits.avoid);
         }
         if let Some(Counted { in_flight: Some(in_flight), .. }) = &expected.counted {

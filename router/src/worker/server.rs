@@ -25,7 +25,7 @@ use crate::{
     memcached::Memcached,
     pipelined::Lanes,
     redis::Redis,
-    stats::{Count, ServerStats},
+    stats::{Class, Count, Counters, Responses, ServerStats},
 };
 
 /// Of the requests to a server, this share may be sent again when it fails; and so many however few there are.
@@ -39,6 +39,7 @@ pub(crate) struct Server {
     in_flight: Cell<u32>,
     requests: Count,
     failures: Count,
+    responses: Responses,
     times: Histogram,
     health: RefCell<Health>,
     retries: RefCell<Budget>,
@@ -77,6 +78,7 @@ impl Server {
             in_flight: Cell::new(0),
             requests: Count::default(),
             failures: Count::default(),
+            responses: Responses::default(),
             times: Histogram::default(),
             health: RefCell::default(),
             retries: RefCell::new(Budget::new(RETRIES_PERCENT, RETRIES_RESERVE)),
@@ -143,6 +145,11 @@ impl Server {
         self.retries.borrow_mut().earn();
     }
 
+    /// Counts an answer to a request of this service.
+    pub fn responded(&self, service: &Counters, class: Class) {
+        self.responses.add(service, class);
+    }
+
     /// Notes that an answer came; `error` says that the server itself cannot serve.
     pub fn answered(&self, now: Instant, error: bool, avoid: Duration) {
         let mut health = self.health.borrow_mut();
@@ -179,8 +186,8 @@ impl Server {
         self.times.record(clock.fine().as_nanos().saturating_sub(sent.as_nanos()));
     }
 
-    /// What this worker has counted.
-    fn read(&self, now: Instant) -> ServerStats {
+    /// What this worker has counted; `service` knows the services' names.
+    fn read(&self, now: Instant, service: impl Fn(u32) -> Option<String>) -> ServerStats {
         ServerStats {
             addr: self.addr,
             requests: self.requests.get(),
@@ -191,6 +198,7 @@ impl Server {
             open_by: (self.down.get() || self.health.borrow().is_open(now)).into(),
             half_open_by: (!self.down.get() && self.health.borrow().is_half_open(now)).into(),
             latency: self.times.read(),
+            responses: self.responses.read(service),
         }
     }
 
@@ -331,9 +339,9 @@ impl Servers {
         Rc::clone(servers[id.index()].get_or_insert_with(|| Rc::new(Server::new(id, addr))))
     }
 
-    /// What this worker has counted of each.
-    pub fn read(&self, now: Instant) -> Vec<ServerStats> {
-        self.0.borrow().iter().flatten().map(|server| server.read(now)).collect()
+    /// What this worker has counted of each; `service` knows the services' names.
+    pub fn read(&self, now: Instant, service: impl Fn(u32) -> Option<String>) -> Vec<ServerStats> {
+        self.0.borrow().iter().flatten().map(|server| server.read(now, &service)).collect()
     }
 
     /// Ends unused connections to servers that no table names any more.

@@ -277,20 +277,32 @@ impl Services {
 
 /// A worker's counters, by service: they go on whatever its configuration becomes.
 #[derive(Default)]
-pub(super) struct Ledger(RefCell<Vec<(Box<str>, Rc<Counters>)>>);
+pub(super) struct Ledger {
+    all: RefCell<Vec<(Box<str>, Rc<Counters>)>>,
+    /// How many there were.
+    numbers: Cell<u32>,
+}
 
 impl Ledger {
     pub fn of(&self, service: &str) -> Rc<Counters> {
-        let mut all = self.0.borrow_mut();
+        let mut all = self.all.borrow_mut();
         if let Some((_, counters)) = all.iter().find(|(name, _)| **name == *service) {
             return Rc::clone(counters);
         }
-        let counters = Rc::new(Counters::default());
+        let number = self.numbers.get();
+        self.numbers.set(number + 1);
+        let counters = Rc::new(Counters::new(number));
         all.push((service.into(), Rc::clone(&counters)));
         counters
     }
 
     pub fn forget(&self, service: &str) {
-        self.0.borrow_mut().retain(|(name, _)| **name != *service);
+        self.all.borrow_mut().retain(|(name, _)| **name != *service);
+    }
+
+    /// The service whose counters have this number.
+    pub fn name(&self, number: u32) -> Option<String> {
+        let all = self.all.borrow();
+        all.iter().find(|(_, counters)| counters.number == number).map(|(name, _)| name.to_string())
     }
 }

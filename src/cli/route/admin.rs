@@ -5,7 +5,9 @@ mod hot;
 use std::{fmt::Write, time::UNIX_EPOCH};
 
 use membership::{AdminResponse, Extensions};
-use router::{Latency, Measured, RouterHandle, ServerHealth, ServerStats, ServiceStats, ServiceView};
+use router::{
+    Latency, Measured, ResponseStats, RouterHandle, ServerHealth, ServerStats, ServiceStats, ServiceView,
+};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
@@ -149,6 +151,7 @@ fn standing(measured: &Measured, views: &[ServiceView], health: &[ServerHealth])
             "avoided_by": server.avoided_by,
             "requests": server.requests,
             "failures": server.failures,
+            "responses": responses(server),
             "latency": latency(&server.latency),
         })
     });
@@ -170,6 +173,15 @@ fn standing(measured: &Measured, views: &[ServiceView], health: &[ServerHealth])
         "servers": servers.collect::<Vec<_>>(),
         "checked": checked.collect::<Vec<_>>(),
     })
+}
+
+/// How many answers of each class there were, by service.
+fn responses(server: &ServerStats) -> Value {
+    let of = |stats: &ResponseStats| {
+        let classes = stats.by_class().map(|(class, count)| (class.to_owned(), count.into()));
+        (stats.service.clone(), Value::Object(classes.collect()))
+    };
+    Value::Object(server.responses.iter().map(of).collect())
 }
 
 fn latency(latency: &Latency) -> Value {
@@ -309,6 +321,16 @@ fn text(measured: &Measured, views: &[ServiceView], health: &[ServerHealth]) -> 
         "From sending a request to the end of its response",
         by_server,
     );
+    let name = "phalanx_router_server_responses";
+    out.begin(name, "counter", "Answers of this server, by what they say");
+    for (one, stats) in
+        measured.servers.iter().flat_map(|one| one.responses.iter().map(move |stats| (one, stats)))
+    {
+        for (class, count) in stats.by_class() {
+            let labels = format!("service=\"{}\",{},class=\"{class}\"", stats.service, server(one));
+            out.sample(&format!("{name}_total"), &labels, count);
+        }
+    }
     hot::metrics(&mut out, measured, views);
     let checked = |one: &ServerHealth| format!("service=\"{}\",server=\"{}\"", one.service, one.addr);
     for (name, kind, help, what) in BY_CHECK {

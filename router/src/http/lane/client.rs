@@ -87,7 +87,7 @@ impl Connection {
                 in_flight.answered(now);
                 let status = waiter.known.get().status;
                 self.told.status = Some(status);
-                server.answered(now, service.is_failure(status, request.racs, server), limits.avoid);
+                service.answered(request, server, status);
                 service.usual.borrow_mut().answered(now - sent);
             }
             let mut out = waiter.out.borrow_mut();
