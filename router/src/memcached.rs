@@ -5,7 +5,7 @@ use std::{cell::RefCell, fmt::Write as _, rc::Rc, task::Context};
 use router_proto::{
     memcached::{
         Gather, Hush, Keys, Kind, Limits, Local, MAX_KEY, Note, One, ReplyScanner, Request, Scan, Scanner,
-        Split, decode, is_error, push_error,
+        Split, cannot_serve, decode, is_error, push_error,
     },
     pipelined::{Reorder, Seq},
     racs::Access,
@@ -13,7 +13,7 @@ use router_proto::{
 
 use crate::{
     config, limits,
-    pipelined::{Dialect, Failure, Lanes, Service, Spare, Tag},
+    pipelined::{Dialect, Failure, Lanes, Says, Service, Spare, Tag},
     worker::{self, Dialogue, Server, Share, Taken},
 };
 
@@ -133,8 +133,12 @@ impl Dialect for Memcached {
         replies.scan(note.kind, command, input).map_err(drop)
     }
 
-    fn is_error(_note: Note, reply: &[u8]) -> bool {
-        is_error(reply)
+    fn says(_note: Note, reply: &[u8]) -> Says {
+        match reply {
+            reply if !is_error(reply) => Says::Well,
+            reply if cannot_serve(reply) => Says::CannotServe,
+            _ => Says::Error,
+        }
     }
 
     fn shown(note: Note, reply: &[u8]) -> &[u8] {

@@ -40,7 +40,7 @@ use crate::{
     access::{AccessLog, Line, Tally, What},
     config,
     limits::Limits,
-    stats::Counters,
+    stats::{Class, Counters},
     table::Table,
     worker::{
         Admission, Client, ClientStream, ClientTask, Clients, Dialogue, Hedges, Rival, Room, SERVERS_FULL,
@@ -83,8 +83,8 @@ pub(crate) trait Dialect: Dialogue<Service = Service<Self>, UnderWay = Reorder> 
         input: &[u8],
     ) -> Result<Option<usize>, ()>;
 
-    /// Whether this whole reply is an error.
-    fn is_error(note: Self::Note, reply: &[u8]) -> bool;
+    /// What this whole reply says of its command, and its server.
+    fn says(note: Self::Note, reply: &[u8]) -> Says;
 
     /// Whether a reply to a command with this note may begin before the command was sent whole.
     fn begins_early(_note: Self::Note) -> bool {
@@ -150,6 +150,24 @@ impl<D: Dialect> Lanes<D> {
         for lane in &mut *self.0.borrow_mut() {
             lane.take_if(|current| Rc::ptr_eq(current, upstream));
         }
+    }
+}
+
+/// What a reply says.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Says {
+    /// It is no error.
+    Well,
+    /// An error that is about the command.
+    Error,
+    /// An error that any command would meet: the server cannot serve.
+    CannotServe,
+}
+
+impl Says {
+    /// What is counted of it.
+    pub fn class(self) -> Class {
+        Class::of_reply(self != Self::Well)
     }
 }
 
@@ -386,6 +404,42 @@ impl<D: Dialect> Service<D> {
             hung,
         };
         self.hedges.rival(&self.worker, self.table.borrow_mut().load(), &read, |_| true)
+    }
+
+    /// Whether an answer that says that its server cannot serve counts against it: enough other clones can.
+    pub fn can_spare(&self, racs: RacsId, server: &Server) -> bool {
+        let mut table = self.table.borrow_mut();
+        let table = table.load();
+        let at = Circumstances {
+            policy: self.policy,
+            l2p: &table.l2p,
+            loads: &self.worker.servers,
+            now: self.now(),
+        };
+        table.racs(racs).can_spare(server.id, at)
+    }
+
+    /// Sends a read to another clone, because `server` has said that it cannot serve; once, and within what may be sent
+    /// again. Gives it back if that is what its client is to hear.
+    fn ask_another(&self, mut tag: Tag<D>, command: &[u8], server: &Server) -> Option<Tag<D>> {
+        // Another clone was asked already, and may know better.
+        if tag.lost() {
+            return None;
+        }
+        let bound = self.policy.leader_only(tag.access);
+        if bound || tag.failures > 0 || tag.client.is_gone() || !tag.tried.add(server.id) {
+            return Some(tag);
+        }
+        match self.pick(&tag) {
+            Target::Server(next) if server.may_retry(self.now()) => {
+                self.counters.retried.add(1);
+                tag.failures += 1;
+                tag.hedged = false;
+                self.push(&next, command, tag);
+                None
+            }
+            Target::Server(_) | Target::Wait | Target::Full | Target::Exhausted => Some(tag),
+        }
     }
 
     fn push(&self, server: &Rc<Server>, command: &[u8], mut tag: Tag<D>) {

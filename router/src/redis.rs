@@ -29,7 +29,7 @@ use router_proto::{
 use crate::{
     config::{self, Auth},
     limits::Limits,
-    pipelined::{Dialect, Failure, Lanes, Service, Spare},
+    pipelined::{Dialect, Failure, Lanes, Says, Service, Spare},
     worker::{self, Dialogue, Server, Share, Taken},
 };
 use private::Private;
@@ -212,8 +212,12 @@ impl Dialect for Redis {
         replies.scan_many(input, note.replies).map_err(drop)
     }
 
-    fn is_error(note: Note, reply: &[u8]) -> bool {
-        resp::is_error(Self::shown(note, reply))
+    fn says(note: Note, reply: &[u8]) -> Says {
+        match Self::shown(note, reply) {
+            reply if !resp::is_error(reply) => Says::Well,
+            reply if resp::cannot_serve(reply) => Says::CannotServe,
+            _ => Says::Error,
+        }
     }
 
     fn begins_early(note: Note) -> bool {

@@ -252,3 +252,39 @@ fn clients_beyond_the_limit_are_told_in_memcacheds_words_and_draining_ends_the_o
     assert!(busy.is_closed());
     down.join().unwrap();
 }
+
+#[test]
+fn a_clone_that_cannot_serve_is_avoided_and_not_for_what_it_says_of_an_object() {
+    let run = |said: &'static str| {
+        let refusing = FakeServer::start(move |peer| {
+            while peer.text().is_some() {
+                peer.send(said);
+            }
+        });
+        let well = FakeServer::start(|peer| {
+            while let Some(text) = peer.text() {
+                thread::sleep(Duration::from_millis(1));
+                peer.send(&answer("b", &text));
+            }
+        });
+        let router = Router::with(&memcached(&[&[refusing.addr, well.addr]]), 1, |limits| {
+            patient(limits);
+            limits.avoid = Duration::from_secs(600);
+        });
+        let mut client = router.client();
+        let heard: Vec<String> = (0..200).map(|n| client.ask(&format!("get {n}\r\n"))).collect();
+        assert_eq!(client.ask(&set("k", "x")), said, "an update is its leader's");
+        assert!(!well.seen().iter().any(|seen| seen.starts_with("set")));
+        let good =
+            heard.iter().zip(0..).filter(|(heard, n)| **heard == value(&n.to_string(), "b") + "END\r\n");
+        (good.count(), router.server_stats(refusing.addr).avoided_by)
+    };
+    assert_eq!(run("SERVER_ERROR backend is away\r\n"), (200, 1));
+    for said in
+        ["SERVER_ERROR object too large for cache\r\n", "SERVER_ERROR out of memory storing object\r\n"]
+    {
+        let (good, avoided_by) = run(said);
+        assert_eq!(avoided_by, 0, "{said}");
+        assert!(good < 200, "{said}");
+    }
+}

@@ -415,3 +415,98 @@ fn many_clients_that_read_nothing_are_cut_off_before_they_take_all_memory() {
     assert_eq!(honest.command(&["GET", "other"]), "+small\r\n");
     drop(greedy);
 }
+
+const LOADING: &str = "-LOADING Redis is loading the dataset in memory\r\n";
+
+/// Answers every command, at once, that it cannot serve.
+fn loading() -> FakeServer {
+    FakeServer::start(|peer| {
+        while peer.command().is_some() {
+            peer.send(LOADING);
+        }
+    })
+}
+
+#[test]
+fn a_clone_that_cannot_serve_is_avoided_and_its_reads_are_sent_to_another() {
+    // Who refuses is quick, and so has the fewest commands in flight.
+    let refusing = loading();
+    let well = FakeServer::start(|peer| {
+        while let Some(args) = peer.command() {
+            thread::sleep(Duration::from_millis(2));
+            peer.send(&bulk(&args[1]));
+        }
+    });
+    let router = Router::with(&redis(&[&[refusing.addr, well.addr]]), 1, |limits| {
+        patient(limits);
+        limits.avoid = Duration::from_secs(600);
+    });
+    thread::scope(|scope| {
+        for id in 0..8 {
+            let mut client = router.client();
+            scope.spawn(move || {
+                for n in 0..50 {
+                    let key = format!("{id}.{n}");
+                    assert_eq!(client.command(&["GET", &key]), bulk(&key));
+                }
+            });
+        }
+    });
+    let asked = refusing.seen().len();
+    assert!((1..40).contains(&asked), "{asked} of 400 were sent there first");
+    let stats = router.server_stats(refusing.addr);
+    assert_eq!((stats.responses[0].of("error"), stats.responses[0].of("ok")), (asked as u64, 0));
+    assert_eq!((stats.avoided_by, router.stats().retried), (1, asked as u64));
+
+    // An update is its leader's, and is sent once, whatever that says.
+    let mut client = router.client();
+    assert_eq!(client.command(&["SET", "k", "x"]), LOADING);
+    assert_eq!(refusing.seen().iter().filter(|seen| *seen == "SET k x").count(), 1);
+    assert!(well.seen().iter().all(|seen| seen != "SET k x"));
+}
+
+#[test]
+fn a_read_that_no_clone_can_serve_is_sent_to_two_and_hears_so() {
+    let clones = [loading(), loading(), loading()];
+    let addrs = clones.each_ref().map(|clone| clone.addr);
+    let router = Router::start(&redis(&[&addrs]));
+    let mut client = router.client();
+    let times = 50;
+    (0..times).for_each(|_| assert_eq!(client.command(&["GET", "k"]), LOADING));
+    let asked: usize = clones.iter().map(|clone| clone.seen().len()).sum();
+    assert_eq!(asked, 2 * times);
+    let avoided: u64 = addrs.iter().map(|addr| router.server_stats(*addr).avoided_by).sum();
+    assert!(avoided <= 1, "more than half are left: {avoided}");
+
+    // Alone it has all commands, and nothing is held against it.
+    let alone = loading();
+    let router = Router::start(&redis(&[&[alone.addr]]));
+    let mut client = router.client();
+    (0..times).for_each(|_| assert_eq!(client.command(&["GET", "k"]), LOADING));
+    assert_eq!((alone.seen().len(), router.server_stats(alone.addr).avoided_by), (times, 0));
+}
+
+#[test]
+fn a_part_of_a_read_that_its_clone_cannot_serve_is_sent_to_another() {
+    let values = |args: &[String]| {
+        let values: String = args[1..].iter().map(|key| bulk(key)).collect();
+        format!("*{}\r\n{values}", args.len() - 1)
+    };
+    let well = || {
+        FakeServer::start(move |peer| {
+            while let Some(args) = peer.command() {
+                peer.send(&values(&args));
+            }
+        })
+    };
+    let (refusing, other, elsewhere) = (loading(), well(), well());
+    let router = Router::start(&redis(&[&[refusing.addr, other.addr], &[elsewhere.addr]]));
+    let keys: Vec<String> = (0..10).map(|at| format!("k{at}")).collect();
+    let mget: Vec<&str> = std::iter::once("MGET").chain(keys.iter().map(String::as_str)).collect();
+    let mut client = router.client();
+    for _ in 0..50 {
+        let whole = values(&mget.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(client.command(&mget), whole);
+    }
+    assert!(!refusing.seen().is_empty() && !elsewhere.seen().is_empty());
+}

@@ -91,6 +91,13 @@ pub fn is_error(reply: &[u8]) -> bool {
     reply.starts_with(b"ERROR") || reply.starts_with(b"SERVER_ERROR ") || reply.starts_with(b"CLIENT_ERROR ")
 }
 
+/// Whether a reply says that its server cannot serve: `SERVER_ERROR`, unless that is about the size of one object, or the
+/// memory for it.
+pub fn cannot_serve(reply: &[u8]) -> bool {
+    let why = reply.strip_prefix(b"SERVER_ERROR ");
+    why.is_some_and(|why| !why.starts_with(b"object too large") && !why.starts_with(b"out of memory"))
+}
+
 /// Appends an error of the router's: `SERVER_ERROR`, the text with line ends made harmless, CRLF.
 pub fn push_error(out: &mut alloc::vec::Vec<u8>, text: core::fmt::Arguments<'_>) {
     struct OneLine<'a>(&'a mut alloc::vec::Vec<u8>);
@@ -104,4 +111,25 @@ pub fn push_error(out: &mut alloc::vec::Vec<u8>, text: core::fmt::Arguments<'_>)
     // Writing to a vector cannot fail, and a value that cannot print itself leaves a shorter line.
     let _ = core::fmt::write(&mut OneLine(out), text);
     out.extend_from_slice(b"\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_cannot_serve_is_told_from_an_object_that_it_cannot_keep() {
+        for reply in [&b"SERVER_ERROR backend is away\r\n"[..], b"SERVER_ERROR \r\n"] {
+            assert!(is_error(reply) && cannot_serve(reply));
+        }
+        for reply in [
+            &b"SERVER_ERROR object too large for cache\r\n"[..],
+            b"SERVER_ERROR out of memory storing object\r\n",
+            b"CLIENT_ERROR bad command line format\r\n",
+            b"ERROR\r\n",
+        ] {
+            assert!(is_error(reply) && !cannot_serve(reply));
+        }
+        assert!(!cannot_serve(b"VALUE k 0 14\r\nSERVER_ERROR x\r\nEND\r\n"));
+    }
 }

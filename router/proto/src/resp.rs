@@ -35,6 +35,13 @@ pub fn is_error(reply: &[u8]) -> bool {
     matches!(reply.first(), Some(b'-' | b'!'))
 }
 
+/// Whether a reply says that its server can serve nobody now: it still reads its data, has lost its master, or its
+/// cluster is not whole. Nothing was done then.
+pub fn cannot_serve(reply: &[u8]) -> bool {
+    let name = reply.split(|byte| matches!(byte, b' ' | b'\r')).next();
+    matches!(name, Some(b"-LOADING" | b"-MASTERDOWN" | b"-CLUSTERDOWN"))
+}
+
 /// Appends an integer in decimal.
 fn push_number(out: &mut alloc::vec::Vec<u8>, number: u64) {
     let mut digits = [0; 20];
@@ -94,4 +101,34 @@ pub fn push_error(out: &mut alloc::vec::Vec<u8>, text: core::fmt::Arguments<'_>)
     // Writing to a vector cannot fail, and a value that cannot print itself leaves a shorter line.
     let _ = core::fmt::write(&mut OneLine(out), text);
     out.extend_from_slice(b"\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_cannot_serve_now_is_told_from_a_command_that_fails() {
+        for reply in [
+            &b"-LOADING Redis is loading the dataset in memory\r\n"[..],
+            b"-MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.\r\n",
+            b"-CLUSTERDOWN The cluster is down\r\n",
+            b"-LOADING\r\n",
+        ] {
+            assert!(is_error(reply) && cannot_serve(reply));
+        }
+        for reply in [
+            &b"-ERR LOADING\r\n"[..],
+            b"-LOADINGS x\r\n",
+            b"-WRONGTYPE x\r\n",
+            b"-\r\n",
+            b"!8\r\nLOADING x\r\n",
+        ] {
+            assert!(is_error(reply) && !cannot_serve(reply));
+        }
+        for reply in [&b"+LOADING x\r\n"[..], b"$8\r\n-LOADING\r\n", b"*1\r\n-LOADING x\r\n", b":-1\r\n", b""]
+        {
+            assert!(!is_error(reply) && !cannot_serve(reply));
+        }
+    }
 }

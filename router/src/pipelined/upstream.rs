@@ -12,6 +12,7 @@ use std::{
 
 use membership_types::Instant;
 use router_proto::{
+    RacsId,
     pipelined::{Flight, Gathering, Pipeline, Sent},
     racs::Access,
 };
@@ -20,10 +21,9 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{Dialect, Failure, MAX_FAILURES, Service, TOO_MANY_RETRIES, Tag};
+use super::{Dialect, Failure, MAX_FAILURES, Says, Service, TOO_MANY_RETRIES, Tag};
 use crate::{
     limits::Limits,
-    stats::Class,
     worker::{
         Clock, Deadline, End, HUNG, Hold, Inbox, READ, Rival, SERVERS_FULL, Server, Stopwatch, Target, Waits,
         Worker,
@@ -99,11 +99,13 @@ impl<D: Dialect> Upstream<D> {
         }
     }
 
-    /// A reply has come.
-    fn answered(&self) {
+    /// A reply to a command of this service and for this RACS has come.
+    fn answered(&self, service: &Service<D>, racs: RacsId, says: Says) {
         self.server.settle();
-        // What the answer says is between the server and its client: that there is one shows that it lives.
-        self.server.answered(self.worker.clock.now(), false, self.worker.limits.avoid);
+        self.server.responded(&service.counters, says.class());
+        // What an answer says of its command is between the server and the client: that there is one shows that it lives.
+        let error = says == Says::CannotServe && service.can_spare(racs, &self.server);
+        self.server.answered(self.worker.clock.now(), error, self.worker.limits.avoid);
         let mut timed = self.timed.borrow_mut();
         if let Some((_, before)) = &mut *timed {
             *before -= 1;
@@ -376,29 +378,35 @@ fn deliver<D: Dialect>(
 ) -> Result<usize, ()> {
     let mut done = 0;
     while done < input.len() {
-        let len = {
+        let (reply, says, again) = {
             let pipeline = upstream.pipeline.borrow();
             match (pipeline.oldest(), pipeline.front()) {
                 (Some((tag, command)), _) => {
-                    let len = D::scan_reply(replies, tag.note, command, &input[done..])?;
-                    if len.is_some() {
+                    let Some(len) = D::scan_reply(replies, tag.note, command, &input[done..])? else { break };
+                    let reply = &input[done..done + len];
+                    let says = D::says(tag.note, reply);
+                    let repeat = says == Says::CannotServe && tag.access == Access::Read;
+                    let again = repeat.then(|| Box::<[u8]>::from(command));
+                    if again.is_none() {
                         tag.answered(command, upstream.server.addr);
                     }
-                    len
+                    (reply, says, again)
                 }
-                (None, Some(tag)) if D::begins_early(tag.note) => None,
+                (None, Some(tag)) if D::begins_early(tag.note) => break,
                 _ => return Err(()),
             }
         };
-        let Some(len) = len else { break };
-        let (tag, command_len) = upstream.pipeline.borrow_mut().answered().ok_or(())?;
-        let reply = &input[done..done + len];
-        let class = Class::of_reply(D::is_error(tag.note, reply));
-        upstream.server.responded(&tag.client.service().counters, class);
-        upstream.answered();
+        let (mut tag, command_len) = upstream.pipeline.borrow_mut().answered().ok_or(())?;
+        done += reply.len();
+        let service = tag.client.service();
+        upstream.answered(&service, tag.racs, says);
         upstream.server.measured(tag.sent, clock);
+        if let Some(command) = again {
+            let Some(told) = service.ask_another(tag, &command, &upstream.server) else { continue };
+            told.answered(&command, upstream.server.addr);
+            tag = told;
+        }
         tag.deliver(command_len, reply);
-        done += len;
     }
     Ok(done)
 }

@@ -20,7 +20,7 @@ use router_proto::{
     RacsId,
     pipelined::Seq,
     racs::Access,
-    resp::{Heard, Proto, ReplyScanner, heard, is_error},
+    resp::{Heard, Proto, ReplyScanner, heard},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -29,8 +29,7 @@ use tokio::{
 
 use super::{Client, Note, Redis, RedisService};
 use crate::{
-    pipelined::{Dialect, Failure, connect},
-    stats::Class,
+    pipelined::{Dialect, Failure, Says, connect},
     worker::{Deadline, End, Held, InFlight, LocalWaker, READ, Server, Worker},
 };
 
@@ -276,7 +275,7 @@ impl Private {
         /// How often a leader is looked for.
         const ROUND: Duration = Duration::from_millis(20);
         let worker = &self.service.worker;
-        let greeting = self.service.dialect.greeting(Redis::lane(Note { replies: 1, proto: self.proto }));
+        let greeting = self.service.dialect.greeting(Redis::lane(self.note(1)));
         loop {
             if let Some(server) = leader(&self.service, self.racs)
                 && server.refused_until() <= worker.clock.now()
@@ -445,9 +444,12 @@ impl Private {
         }
         let replies = self.state.borrow().expected.front().ok_or(())?.replies;
         let Some(len) = scanner.scan_many(input, replies).map_err(drop)? else { return Ok(None) };
-        let note = Note { replies, proto: self.proto };
-        self.settle(Some(Redis::shown(note, &input[..len])))?;
+        self.settle(Some(Redis::shown(self.note(replies), &input[..len])))?;
         Ok(Some(len))
+    }
+
+    fn note(&self, replies: u32) -> Note {
+        Note { replies, proto: self.proto }
     }
 
     /// Answers the oldest command, if the server has seen all of it.
@@ -460,9 +462,10 @@ impl Private {
         let Worker { clock, limits, .. } = &*self.service.worker;
         if let Some(server) = &*self.server.borrow() {
             // What is shown of a subscription that was confirmed is written elsewhere.
-            let class = Class::of_reply(reply.is_some_and(is_error));
-            server.responded(&self.service.counters, class);
-            server.answered(clock.now(), false, limits.avoid);
+            let says = reply.map_or(Says::Well, |reply| Redis::says(self.note(1), reply));
+            server.responded(&self.service.counters, says.class());
+            let error = says == Says::CannotServe && self.service.can_spare(self.racs, server);
+            server.answered(clock.now(), error, limits.avoid);
         }
         if let Some(Counted { in_flight: Some(in_flight), .. }) = &expected.counted {
             in_flight.answered(clock.now());
