@@ -24,7 +24,7 @@ use membership_types::Instant;
 use router_proto::{
     PartitionId, PhysicalId, RacsId,
     extract::{BodySearch, Extract, NoKey, Search},
-    health::Usual,
+    health::{Said, Usual},
     http::{Body, Method, Refusal, RequestHead, Version},
     racs::{Access, Circumstances, Pick, Policy, Tried},
     sticky::{CloneTag, Session},
@@ -451,22 +451,33 @@ impl HttpService {
     /// Notes that a server has answered this request, and what follows from the answer's status.
     fn answered(&self, request: &Request, server: &Server, status: u16) {
         server.responded(&self.counters, Class::of_status(status));
-        let error = self.is_failure(status, request.racs, server);
-        server.answered(self.worker.clock.now(), error, self.worker.limits.avoid);
+        // That something is not implemented is for ever, and no server's fault.
+        let error = matches!(status, 500.. if status != 501 && status != 505);
+        // What belongs to the leader, or comes from clients that stay, is not what the other clones are asked.
+        let spread = !self.policy.leader_only(request.access) && !self.policy.sticks(request.access);
+        let now = self.worker.clock.now();
+        if spread {
+            server.compared(now, error);
+        }
+        let said = if error { self.judge(request.racs, server, status, spread) } else { Said::Well };
+        server.answered(now, said, self.limits.avoid);
     }
 
-    /// Whether an answer of this status counts against its server: it says that the server cannot serve, and enough other
-    /// clones can.
-    fn is_failure(&self, status: u16, racs: RacsId, server: &Server) -> bool {
-        if !matches!(status, 502..=504) {
-            return false;
-        }
+    /// What an error says of its server: that counts against it if enough other clones are left, and it says that the
+    /// server cannot serve; or if it is one of those that `can_compare`, and others have hardly any.
+    fn judge(&self, racs: RacsId, server: &Server, status: u16, can_compare: bool) -> Said {
         let mut table = self.table.borrow_mut();
         let table = table.load();
         let (loads, now) = (&self.worker.servers, self.worker.clock.now());
-        table
-            .racs(racs)
-            .can_spare(server.id, Circumstances { policy: self.policy, l2p: &table.l2p, loads, now })
+        let racs = table.racs(racs);
+        let at = || Circumstances { policy: self.policy, l2p: &table.l2p, loads, now };
+        if can_compare && racs.stands_out(server.id, at()) {
+            Said::Outlier
+        } else if matches!(status, 502..=504) && racs.can_spare(server.id, at()) {
+            Said::Unable
+        } else {
+            Said::Well
+        }
     }
 
     /// How long to wait for a response before a second clone is asked, too; `None` if none may be.

@@ -28,6 +28,7 @@ use membership_sync::Reader;
 use membership_types::Instant;
 use router_proto::{
     PhysicalId, RacsId,
+    health::Said,
     pipelined::{Reorder, Seq},
     racs::{Access, Circumstances, Pick, Policy, Tried, Updates},
 };
@@ -406,8 +407,11 @@ impl<D: Dialect> Service<D> {
         self.hedges.rival(&self.worker, self.table.borrow_mut().load(), &read, |_| true)
     }
 
-    /// Whether an answer that says that its server cannot serve counts against it: enough other clones can.
-    pub fn can_spare(&self, racs: RacsId, server: &Server) -> bool {
+    /// What a reply says of its server: that it cannot serve counts against it if enough other clones can.
+    pub fn judge(&self, says: Says, racs: RacsId, server: &Server) -> Said {
+        if says != Says::CannotServe {
+            return Said::Well;
+        }
         let mut table = self.table.borrow_mut();
         let table = table.load();
         let at = Circumstances {
@@ -416,7 +420,7 @@ impl<D: Dialect> Service<D> {
             loads: &self.worker.servers,
             now: self.now(),
         };
-        table.racs(racs).can_spare(server.id, at)
+        if table.racs(racs).can_spare(server.id, at) { Said::Unable } else { Said::Well }
     }
 
     /// Sends a read to another clone, because `server` has said that it cannot serve; once, and within what may be sent

@@ -18,6 +18,7 @@ use membership_types::Instant;
 use router_proto::{
     PartitionId, PhysicalId, RacsId,
     extract::NoKey,
+    health::Said,
     proxy,
     racs::{Access, Circumstances, Pick, Policy, Tried},
     tls_hello::HelloScan,
@@ -288,7 +289,7 @@ impl Connection<'_> {
             match self.reach(&server).await {
                 Some(stream) => {
                     // Nobody can tell an answer here: that a connection can be made has to do.
-                    server.answered(clock.now(), false, limits.avoid);
+                    server.answered(clock.now(), Said::Well, limits.avoid);
                     return Ok((in_flight, stream, racs));
                 }
                 None => {

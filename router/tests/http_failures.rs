@@ -437,34 +437,140 @@ fn who_says_that_it_cannot_serve_is_avoided_while_half_of_the_clones_are_left() 
             }
         })
     };
-    // Where the circuit is open after some time, and how many of 300 answers are good then.
-    let run = |statuses: &[&'static str]| {
+    // Where the circuit is open after some time, in which one `opens` or not, and how many of 300 answers are good then.
+    let run = |statuses: &[&'static str], opens: bool| {
         let servers: Vec<FakeServer> = statuses.iter().map(|status| with(status)).collect();
         let addrs: Vec<std::net::SocketAddr> = servers.iter().map(|server| server.addr).collect();
         let config = service("http", "key = \"header:x-key\"\nhedge = \"off\"", &[&addrs]);
         let router = Router::with(&config, 1, |limits| limits.avoid = Duration::from_secs(600));
         let mut client = router.client();
-        // One that was slow for once is asked less often for a while: five answers of each take as long as they take.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let open = || {
+            let measured = runtime.block_on(router.handle.measured());
+            let open =
+                |addr| measured.servers.iter().any(|server| server.addr == addr && server.open_by == 1);
+            addrs.iter().map(|addr| open(*addr)).collect::<Vec<bool>>()
+        };
+        // One that was slow for once is asked less often for a while: enough answers of each take as long as they take.
         let start = Instant::now();
-        while servers.iter().zip(statuses).any(|(server, status)| *status != GOOD && server.seen().len() < 5)
+        let few = |(server, status): (&FakeServer, &&str)| *status != GOOD && server.seen().len() < 5;
+        while (servers.iter().zip(statuses).any(few) || (opens && open().iter().all(|open| !open)))
             && start.elapsed() < PATIENCE
         {
             client.get("k");
         }
         let good = (0..300).filter(|_| client.get("k").status == 200).count();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        let measured = runtime.block_on(router.handle.measured());
-        let open = |addr| measured.servers.iter().any(|server| server.addr == addr && server.open_by == 1);
-        (good, addrs.into_iter().map(open).collect::<Vec<bool>>())
+        (good, open())
     };
-    let (good, open) = run(&[BAD, GOOD, GOOD]);
+    let (good, open) = run(&[BAD, GOOD, GOOD], true);
     assert_eq!((good, open), (300, vec![true, false, false]), "five in a row are enough");
-    let (_, open) = run(&[BAD, BAD, GOOD]);
+    let (_, open) = run(&[BAD, BAD, GOOD], true);
     assert_eq!(open.iter().filter(|open| **open).count(), 1, "one of the bad ones stays");
     assert!(!open[2], "{open:?}");
-    let (_, open) = run(&[BAD, BAD]);
+    let (_, open) = run(&[BAD, BAD], true);
     assert_eq!(open.iter().filter(|open| **open).count(), 1, "not all");
-    // What is the request's fault as likely as the server's counts for nothing.
-    let (_, open) = run(&["500 Internal Server Error", GOOD, GOOD]);
-    assert_eq!(open, [false, false, false]);
+    // What is the request's fault as likely as the server's counts once the others have shown that it is not.
+    const ODD: &str = "500 Internal Server Error";
+    let (_, open) = run(&[ODD, GOOD, GOOD], true);
+    assert_eq!(open, [true, false, false]);
+    let (_, open) = run(&[ODD, ODD, ODD], false);
+    assert_eq!(open, [false, false, false], "then it is the requests");
+    let (_, open) = run(&[ODD, ODD, GOOD], true);
+    assert_eq!(open.iter().filter(|open| **open).count(), 1, "one of them stays");
+    assert!(!open[2], "{open:?}");
+    let (_, open) = run(&["501 Not Implemented", GOOD, GOOD], false);
+    assert_eq!(open, [false, false, false], "that is for ever, and says nothing of its health");
+}
+
+/// Fails at once whatever is for it to fail by this rule, and takes its time to answer all else.
+fn failing(fails: impl Fn(&str) -> bool + Send + Sync + 'static) -> FakeServer {
+    FakeServer::start(move |peer| {
+        while let Some(request) = peer.request() {
+            if fails(&request.head) {
+                peer.send("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n");
+            } else {
+                thread::sleep(Duration::from_millis(5));
+                peer.respond("well");
+            }
+        }
+    })
+}
+
+#[test]
+fn a_clone_that_fails_fast_does_not_draw_the_reads() {
+    // It has the fewest requests in flight, and answers soonest.
+    for shared in ["", "\npipeline = 8"] {
+        let clones = [failing(|_| true), failing(|_| false), failing(|_| false)];
+        let text = http(&[&clones.each_ref().map(|clone| clone.addr)]);
+        let router = Router::with(&text.replace("\nservers", &format!("{shared}\nservers")), 1, patient);
+        // How many of the reads of so many clients fail.
+        let ask = |times: usize| {
+            thread::scope(|scope| {
+                let each = || {
+                    let mut client = router.client();
+                    (0..times).filter(|_| client.get("k").status == 500).count()
+                };
+                let clients: Vec<_> = (0..16).map(|_| scope.spawn(each)).collect();
+                clients.into_iter().map(|client| client.join().unwrap()).sum::<usize>()
+            })
+        };
+        eventually("it is found out", || {
+            ask(10);
+            router.server_stats(clones[0].addr).avoided_by == 1
+        });
+        let failed = ask(100);
+        assert!(failed < 16 * 100 / 20, "{failed} of 1600 failed");
+        let avoided = |at: usize| router.server_stats(clones[at].addr).avoided_by;
+        assert_eq!((avoided(1), avoided(2)), (0, 0));
+
+        // Updates are its own, whatever it says to them.
+        let before = clones[0].seen().len();
+        assert_eq!(router.client().post("k", "x").status, 500);
+        assert_eq!(clones[0].seen().len(), before + 1);
+    }
+}
+
+#[test]
+fn no_clone_is_avoided_for_requests_that_fail_everywhere_or_that_others_do_not_get() {
+    let poison = |head: &str| head.starts_with("GET /poison ") || head.starts_with("POST ");
+    let clones = [failing(poison), failing(poison), failing(poison)];
+    let addrs = clones.each_ref().map(|clone| clone.addr);
+    let avoided =
+        |router: &Router| addrs.iter().map(|addr| router.server_stats(*addr).avoided_by).sum::<u64>();
+    let ask = |router: &Router, requests: &str, times: usize| {
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    let mut client = router.client();
+                    for _ in 0..times {
+                        for request in requests.split_inclusive("\r\n\r\n") {
+                            client.send(request);
+                            client.response();
+                        }
+                    }
+                });
+            }
+        });
+    };
+    const POISON: &str = "GET /poison HTTP/1.1\r\nHost: h\r\nX-Key: k\r\n\r\n";
+    const GOOD: &str = "GET /good HTTP/1.1\r\nHost: h\r\nX-Key: k\r\n\r\n";
+    const UPDATE: &str = "POST / HTTP/1.1\r\nHost: h\r\nX-Key: k\r\nContent-Length: 0\r\n\r\n";
+    let router = Router::with(&http(&[&addrs]), 1, patient);
+    ask(&router, POISON, 100);
+    assert_eq!(avoided(&router), 0, "all fail alike");
+    ask(&router, &(POISON.repeat(3) + GOOD), 30);
+    assert_eq!(avoided(&router), 0, "all fail alike, and not always");
+
+    // Updates go to the leader alone: that most of its answers are errors is no wonder.
+    let router = Router::with(&http(&[&addrs]), 1, patient);
+    ask(&router, &(UPDATE.repeat(5) + GOOD), 40);
+    assert_eq!(avoided(&router), 0, "the others get no updates");
+
+    // Clients that stay have all their poison for one clone.
+    let sticky = http(&[&addrs]).replace("[service.pmap]", "reads = \"sticky\"\n[service.pmap]");
+    let router = Router::with(&sticky, 1, patient);
+    let cookie = router.client().get("k").field("set-cookie").unwrap().split(';').next().unwrap().to_owned();
+    let mine = POISON.replace("Host", &format!("Cookie: {cookie}\r\nHost"));
+    ask(&router, &(mine + GOOD), 50);
+    assert_eq!(avoided(&router), 0, "the others get none of it");
 }

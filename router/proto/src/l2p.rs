@@ -98,6 +98,11 @@ pub trait Loads {
         false
     }
 
+    /// Whether far more of its answers are errors than of this other server's, at the same time.
+    fn stands_out(&self, _server: PhysicalId, _other: PhysicalId, _now: Instant) -> bool {
+        false
+    }
+
     /// How soon it answers, in nanoseconds; 0 if that is unknown.
     fn latency(&self, _server: PhysicalId, _now: Instant) -> u64 {
         0

@@ -206,6 +206,17 @@ impl Racs {
         self.clones.iter().filter(sound).count() >= self.clones.len().div_ceil(2).max(1)
     }
 
+    /// Whether far more of this server's answers are errors than those of a sound clone, and it can be spared.
+    pub fn stands_out<L: Loads>(&self, server: PhysicalId, at: Circumstances<'_, L>) -> bool {
+        let worse = |clone: &LogicalId| {
+            let other = at.l2p.get(*clone).physical;
+            other != server
+                && at.loads.avoid_until(other) <= at.now
+                && at.loads.stands_out(server, other, at.now)
+        };
+        self.clones.iter().any(worse) && self.can_spare(server, at)
+    }
+
     /// Chooses among those that fit, if there are any.
     fn pick_of<L: Loads>(
         &self,

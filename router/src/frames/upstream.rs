@@ -11,6 +11,7 @@ use std::{
 use membership_types::Instant;
 use router_proto::{
     frames::{Answered, Calls, Left, MAX_FRAME, Refusal, ResponseScanner, Stamp},
+    health::Said,
     racs::Access,
 };
 use tokio::{io::AsyncWrite, net::TcpStream};
@@ -342,7 +343,7 @@ impl Task {
                 let (now, avoid) = (self.worker.clock.now(), self.worker.limits.avoid);
                 let class = Class::of_reply(response.error.is_some());
                 self.upstream.server.responded(&tag.service.counters, class);
-                self.upstream.server.answered(now, false, avoid);
+                self.upstream.server.answered(now, Said::Well, avoid);
                 if let Some(stopwatch) = &tag.timed {
                     self.upstream.server.took(self.worker.clock.now(), stopwatch);
                 }

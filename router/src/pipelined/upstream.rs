@@ -104,8 +104,8 @@ impl<D: Dialect> Upstream<D> {
         self.server.settle();
         self.server.responded(&service.counters, says.class());
         // What an answer says of its command is between the server and the client: that there is one shows that it lives.
-        let error = says == Says::CannotServe && service.can_spare(racs, &self.server);
-        self.server.answered(self.worker.clock.now(), error, self.worker.limits.avoid);
+        let said = service.judge(says, racs, &self.server);
+        self.server.answered(self.worker.clock.now(), said, self.worker.limits.avoid);
         let mut timed = self.timed.borrow_mut();
         if let Some((_, before)) = &mut *timed {
             *before -= 1;

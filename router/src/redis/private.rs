@@ -464,8 +464,7 @@ impl Private {
             // What is shown of a subscription that was confirmed is written elsewhere.
             let says = reply.map_or(Says::Well, |reply| Redis::says(self.note(1), reply));
             server.responded(&self.service.counters, says.class());
-            let error = says == Says::CannotServe && self.service.can_spare(self.racs, server);
-            server.answered(clock.now(), error, limits.avoid);
+            server.answered(clock.now(), self.service.judge(says, self.racs, server), limits.avoid);
         }
         if let Some(Counted { in_flight: Some(in_flight), .. }) = &expected.counted {
             in_flight.answered(clock.now());

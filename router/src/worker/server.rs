@@ -12,7 +12,7 @@ use std::{
 use membership_types::Instant;
 use router_proto::{
     choice::Latency,
-    health::{Budget, Health, Usual},
+    health::{Budget, Health, Said, Usual},
     l2p::{Loads, PhysicalId},
 };
 use tokio::net::TcpStream;
@@ -150,11 +150,17 @@ impl Server {
         self.responses.add(service, class);
     }
 
-    /// Notes that an answer came; `error` says that the server itself cannot serve.
-    pub fn answered(&self, now: Instant, error: bool, avoid: Duration) {
+    /// Notes that an answer came to a request that could have gone to any clone; `error` says that it was one of the
+    /// server's own.
+    pub fn compared(&self, now: Instant, error: bool) {
+        self.health.borrow_mut().compared(now, error);
+    }
+
+    /// Notes that an answer came.
+    pub fn answered(&self, now: Instant, said: Said, avoid: Duration) {
         let mut health = self.health.borrow_mut();
         let was_avoided = health.avoid_until() > Instant::ZERO;
-        health.answered(now, error, avoid);
+        health.answered(now, said, avoid);
         if was_avoided && health.avoid_until() == Instant::ZERO {
             self.well_since.set(Some(now));
         }
@@ -398,6 +404,13 @@ impl Loads for Servers {
 
     fn is_down(&self, server: PhysicalId) -> bool {
         self.with(server, |server| server.down.get()).unwrap_or(false)
+    }
+
+    fn stands_out(&self, server: PhysicalId, other: PhysicalId, now: Instant) -> bool {
+        let judge = |server: &Server| {
+            self.with(other, |other| server.health.borrow().stands_out(&other.health.borrow(), now))
+        };
+        self.with(server, judge).flatten().unwrap_or(false)
     }
 
     fn latency(&self, server: PhysicalId, now: Instant) -> u64 {
