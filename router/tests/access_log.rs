@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::{fs, io::Read, path::Path, time::Duration};
+use std::{fs, io::Read, os::unix::fs::OpenOptionsExt as _, path::Path, time::Duration};
 
 use common::*;
 use router::{Config, Options, StartError, Surroundings};
@@ -101,6 +101,58 @@ fn a_log_that_cannot_be_opened_is_refused_before_anything_is_served() {
     assert!(error.to_string().contains("/no/such/directory/access.log"), "{error}");
     let router = Router::start(&http(&[&[nobody()]]));
     assert!(router.handle.reload(&config).is_err());
+}
+
+fn pipe(path: &Path) {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    mknodat(CWD, path, FileType::Fifo, Mode::RWXU, 0).unwrap();
+}
+
+#[test]
+fn a_pipe_that_nobody_reads_is_refused_at_once() {
+    let dir = Dir::new("unread");
+    let file = dir.0.join("pipe");
+    pipe(&file);
+    let config = logged(http(&[&[nobody()]]), &file);
+    let config = Config::parse(&config, "t".as_ref(), Surroundings::default()).unwrap();
+    let error = router::start(&config, Options::new().workers(1)).err().unwrap().to_string();
+    assert!(error.contains("a pipe that nobody reads: start its reader first"), "{error}");
+    let router = Router::start(&http(&[&[nobody()]]));
+    let error = router.handle.reload(&config).unwrap_err().to_string();
+    assert!(error.contains("a pipe that nobody reads"), "{error}");
+}
+
+#[test]
+fn a_log_that_nobody_empties_holds_up_neither_a_reload_nor_the_end() {
+    let dir = Dir::new("full");
+    let file = dir.0.join("pipe");
+    pipe(&file);
+    let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    let reader = fs::OpenOptions::new().read(true).custom_flags(flags).open(&file).unwrap();
+    let server = FakeServer::echo("a");
+    let text = logged(http(&[&[server.addr]]), &file);
+    let router = Router::with(&text, 1, |_| {});
+    let mut client = router.client();
+    let path = "x".repeat(1000);
+    for _ in 0..300 {
+        client.send(format!("GET /{path} HTTP/1.1\r\nHost: h\r\nX-Key: k\r\n\r\n"));
+        assert_eq!(client.response().status, 200);
+    }
+    let (done, ended) = std::sync::mpsc::channel();
+    let handle = router.handle.clone();
+    let control = std::thread::spawn(move || {
+        let config = Config::parse(&text, "t".as_ref(), Surroundings::default()).unwrap();
+        for _ in 0..3 {
+            handle.reload(&config).unwrap();
+        }
+        done.send(()).unwrap();
+        handle.shutdown(Duration::from_secs(1));
+        done.send(()).unwrap();
+    });
+    ended.recv_timeout(PATIENCE).expect("the configuration is read again");
+    ended.recv_timeout(PATIENCE).expect("the router ends");
+    control.join().unwrap();
+    drop(reader);
 }
 
 /// Whether the other side has ended the connection, in whatever way.
