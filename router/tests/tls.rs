@@ -358,10 +358,18 @@ fn servers_are_told_where_a_request_came_from_if_they_are_to_know() {
     let both = "X-Forwarded-For: 192.0.2.1, 192.0.2.2, 192.0.2.3, 127.0.0.1";
     assert_eq!(lines(&server.seen()[1]), [both, "X-Forwarded-Proto: http"]);
 
+    // Nor does it pass in a spelling that many servers read as the same.
+    let under = "X_Forwarded_For: 192.0.2.9\r\nX_Forwarded-Proto: https\r\n";
+    client.send(ask.replace(said, under));
+    client.response();
+    let seen = server.seen().remove(2);
+    assert!(!seen.contains("X_Forwarded") && !seen.contains("192.0.2.9"), "{seen}");
+    assert_eq!(lines(&seen), ["X-Forwarded-For: 127.0.0.1", "X-Forwarded-Proto: http"]);
+
     let tls = format!("tls = {}", authority.sign("a", &["a.example"]));
     let router = Router::start(&service("http", &format!("{key}\nforwarded = true\n{tls}"), &[&list]));
     authority.connect(router.addr(), "a.example").get("k");
-    assert_eq!(lines(&server.seen()[2]), ["X-Forwarded-For: 127.0.0.1", "X-Forwarded-Proto: https"]);
+    assert_eq!(lines(&server.seen()[3]), ["X-Forwarded-For: 127.0.0.1", "X-Forwarded-Proto: https"]);
 
     let router =
         Router::start(&service("http", &format!("{key}\nforwarded = true\naccept_proxy = true"), &[&list]));
@@ -370,12 +378,12 @@ fn servers_are_told_where_a_request_came_from_if_they_are_to_know() {
     router_proto::proxy::write("[2001:db8::7]:9".parse().unwrap(), router.addr(), &mut header);
     client.send(&header);
     client.get("k");
-    assert_eq!(lines(&server.seen()[3]), ["X-Forwarded-For: 2001:db8::7", "X-Forwarded-Proto: http"]);
+    assert_eq!(lines(&server.seen()[4]), ["X-Forwarded-For: 2001:db8::7", "X-Forwarded-Proto: http"]);
 
     // Nobody asked for it: what the client says goes on as it is.
     let router = Router::start(&service("http", key, &[&list]));
     let mut client = router.client();
     client.send(&ask);
     client.response();
-    assert_eq!(lines(&server.seen()[4]).len(), 3);
+    assert_eq!(lines(&server.seen()[5]).len(), 3);
 }

@@ -13,9 +13,9 @@
 //! | `multipart:NAME` | a field in a body of `multipart/form-data` |
 //!
 //! The key decides which partition a request goes to, so it must be the one that the server reads. Where
-//! servers read differently (the same name twice, a `+` in a query) the request is refused. Bodies are read
-//! only as far as the key, so there a second one behind it goes unseen: the first counts. `only-json:`,
-//! `only-form:` and `only-multipart:` read the body to its end, and refuse a second one.
+//! servers read differently (the same name twice, be it with `_` for a `-`; a `+` in a query) the request is
+//! refused. Bodies are read only as far as the key, so there a second one behind it goes unseen: the first
+//! counts. `only-json:`, `only-form:` and `only-multipart:` read the body to its end, and refuse a second one.
 //!
 //! Names and keys are compared as they are: a JSON number counts as it is written (`1` is not `1.0`), and a
 //! server that takes `ID` for `id` reads more than the router does.
@@ -299,6 +299,13 @@ mod tests {
         assert_eq!(key_of(&specs, "/items/k2", "X-Key:\r\n"), Ok(Some(b"k2".to_vec())));
         assert_eq!(key_of(&specs, "/other", ""), Ok(None));
         assert_eq!(key_of(&specs, "/", "x-key: a\r\nX-Key: a\r\n"), Err(Refusal::RepeatedKey));
+        // What many servers read as the same name is no key by itself, and makes doubtful which one is read.
+        assert_eq!(key_of(&specs, "/", "X_Key: a\r\n"), Ok(None));
+        assert_eq!(key_of(&specs, "/", "X_Key: a\r\nx_key: b\r\n"), Ok(None));
+        assert_eq!(key_of(&specs, "/", "x-key: a\r\nX_Key: b\r\n"), Err(Refusal::RepeatedKey));
+        assert_eq!(key_of(&specs, "/", "X_Key: b\r\nx-key: a\r\n"), Err(Refusal::RepeatedKey));
+        assert_eq!(key_of(&["header:x_key"], "/", "X_Key: a\r\n"), Ok(Some(b"a".to_vec())));
+        assert_eq!(key_of(&["header:x_key"], "/", "X_Key: a\r\nX-Key: a\r\n"), Err(Refusal::RepeatedKey));
         assert_eq!(key_of(&specs, "/", "x-key: a\r\nConnection: X-Key\r\n"), Err(Refusal::Connection));
     }
 

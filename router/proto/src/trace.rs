@@ -272,6 +272,12 @@ mod tests {
         assert!(kept.parent.caller != good.caller && kept.parent.caller != 0);
         assert_eq!(left, "GET / HTTP/1.1\r\nHost: h\r\ntracestate: a=b\r\n");
 
+        // What servers may take for either is not passed on beside it.
+        let under = format!("traceparent: {GOOD}\r\nX_Request_Id: evil\r\nx-request-id: 7f\r\n");
+        let (kept, left) = ids(&under);
+        assert_eq!((kept.parent.trace, kept.request()), (good.trace, "7f"));
+        assert_eq!(left, "GET / HTTP/1.1\r\nHost: h\r\n");
+
         let twice = format!("traceparent: {GOOD}\r\ntraceparent: {GOOD}\r\n");
         let long = format!("X-Request-Id: {}\r\n", "x".repeat(129));
         for bad in [

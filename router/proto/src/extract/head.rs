@@ -63,18 +63,23 @@ impl Extractor {
     }
 }
 
-/// The value of the only field of this name.
+/// The value of the only field of this name. Beside it there may be none that a server takes for it.
 fn only_field<'a>(request: &RequestHead, head: &'a [u8], name: &[u8]) -> Result<Option<&'a [u8]>, Refusal> {
-    let mut values = request.fields().values(head, name);
-    let first = values.next();
-    if values.next().is_some() {
+    let (mut found, mut count) = (None, 0);
+    for (written, value) in request.fields().taken_for(head, name) {
+        count += 1;
+        if written.eq_ignore_ascii_case(name) {
+            found = Some(value);
+        }
+    }
+    if found.is_some() && count > 1 {
         return Err(Refusal::RepeatedKey);
     }
     // The server would not see what the router went by.
-    if first.is_some() && request.fields().stays_behind(head, name) {
+    if found.is_some() && request.fields().stays_behind(head, name) {
         return Err(Refusal::Connection);
     }
-    Ok(first)
+    Ok(found)
 }
 
 /// The value of the only cookie of this name. Names are case-sensitive; quotation marks and escapes belong to

@@ -89,6 +89,13 @@ impl Fields {
         self.iter().filter(|field| same_name(field.name.of(head), name)).map(|field| field.value.of(head))
     }
 
+    /// The names and values of the fields that a server may take for this one, whose name is given in lower case: many
+    /// (CGI, WSGI) know no difference between a hyphen and an underscore.
+    pub fn taken_for<'h>(&self, head: &'h [u8], name: &[u8]) -> impl Iterator<Item = (&'h [u8], &'h [u8])> {
+        let all = self.iter().map(|field| (field.name.of(head), field.value.of(head)));
+        all.filter(|(written, _)| is_taken_for(written, name))
+    }
+
     /// Whether a field of this name, which is given in lower case, stays behind.
     pub fn stays_behind(&self, head: &[u8], name: &[u8]) -> bool {
         let mut at = 0..self.len;
@@ -167,6 +174,12 @@ impl<'a> Iterator for Kept<'a> {
 /// Whether a name as written is `lower`, which is in lower case.
 pub(super) fn same_name(written: &[u8], lower: &[u8]) -> bool {
     written.eq_ignore_ascii_case(lower)
+}
+
+/// Whether a server may take a name as written for `lower`, which is in lower case.
+pub(super) fn is_taken_for(written: &[u8], lower: &[u8]) -> bool {
+    let plain = |byte: u8| if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
+    written.len() == lower.len() && written.iter().zip(lower).all(|(a, b)| plain(*a) == plain(*b))
 }
 
 /// Whether this byte may stand in a method or a field name (RFC 9110, 5.6.2).

@@ -4,7 +4,7 @@ use core::mem::MaybeUninit;
 
 use super::{
     Body, MAX_HEAD, Refusal,
-    fields::{Fields, Parsed, Span, is_token},
+    fields::{Fields, Parsed, Span, is_taken_for, is_token},
     framing::{self, Offer},
 };
 
@@ -276,10 +276,11 @@ impl RequestHead {
         &self.fields
     }
 
-    /// Keeps back the fields of this name, which is given in lower case: what they say goes on in the router's words.
+    /// Keeps back the fields of this name, which is given in lower case, and those that a server may take for them: what they
+    /// say goes on in the router's words.
     pub fn keep_back(&mut self, head: &[u8], name: &[u8]) {
         for at in 0..self.fields.len() {
-            if self.fields.get(at).name.of(head).eq_ignore_ascii_case(name) {
+            if is_taken_for(self.fields.get(at).name.of(head), name) {
                 self.fields.drop_field(at);
             }
         }
