@@ -49,6 +49,8 @@ fn a_good_configuration_is_taken() {
     {
         parse(&GOOD.replace("header:x-key", key)).expect(key);
     }
+    let hourly = "health = { check = \"tcp\", every = \"1h\" }\nreads ";
+    parse(&GOOD.replace("reads ", hourly)).expect("a check may come once an hour");
     parse(&GOOD.replace("least-loaded", "sticky")).expect("sessions may stick");
     parse(&GOOD.replace("\"redis\"", "\"redis\"\nhedge = \"off\""))
         .expect("reads of redis may be hedged, or not");
@@ -154,6 +156,10 @@ fn mistakes_are_reported_with_their_line_and_the_remedy() {
             5,
             &["for this alone"],
         ),
+        ("protocol = \"http\"", "protocol = \"http\"\ndeadline = \"header:Host\"", 5, &["for this alone"]),
+        ("protocol = \"http\"", "protocol = \"http\"\ndeadline = \"header:X_Key\"", 5, &["for this alone"]),
+        ("\"header:x-key\"", "\"header:x-key\", \"header:X-Key\"", 5, &["\"header:X-Key\" is listed twice"]),
+        ("127.0.0.1:8080", ":8080", 3, &["\":8080\" has no host", "0.0.0.0:8080 to listen everywhere"]),
         ("\"header:x-key\"", "\"query:a b\"", 5, &["\"query:a b\" has no name", "visible ASCII"]),
         ("\"header:x-key\"", "\"cookie:\"", 5, &["\"cookie:\" has no name", "letters"]),
         ("\"header:x-key\"", "\"json:id\"", 5, &["JSON pointer \"id\" must start with /", "/user/id"]),

@@ -100,6 +100,9 @@ pub enum ExtractError {
     /// No extractor at all.
     #[error("no extractor: give at least one, such as \"header:x-key\" or \"path:/items/{{key}}/*\"")]
     Empty,
+    /// The same twice.
+    #[error("{0:?} is listed twice: list each place once")]
+    Repeated(String),
     /// None that is known.
     #[error(
         "unknown extractor {0:?}: use header:NAME, path:/TEMPLATE, query:NAME, cookie:NAME, host, jwt:CLAIM, \
@@ -142,10 +145,17 @@ impl Extract {
     /// Compiles a list of extractors, such as `["header:x-key", "path:/items/{key}/*"]`.
     ///
     /// # Errors
-    /// The first one that is unknown or malformed.
+    /// The first one that is unknown, malformed or there before.
     pub fn compile<'a>(specs: impl IntoIterator<Item = &'a str>) -> Result<Self, ExtractError> {
-        let list = specs.into_iter().map(Extractor::compile).collect::<Result<Box<[_]>, _>>()?;
-        if list.is_empty() { Err(ExtractError::Empty) } else { Ok(Self(list)) }
+        let mut list = Vec::new();
+        for spec in specs {
+            let extractor = Extractor::compile(spec)?;
+            if list.contains(&extractor) {
+                return Err(ExtractError::Repeated(spec.into()));
+            }
+            list.push(extractor);
+        }
+        if list.is_empty() { Err(ExtractError::Empty) } else { Ok(Self(list.into())) }
     }
 
     /// Looks for the key of this request in its head. Empty keys count as none.

@@ -133,7 +133,7 @@ fn service(written: &Spanned<raw::Service>, surroundings: Surroundings<'_>) -> C
         protocol,
         policy,
         hedge,
-        deadline: connections::deadline(raw.deadline.as_ref(), &raw.protocol)?,
+        deadline: connections::deadline(raw)?,
         max_in_flight: most(raw.max_in_flight.as_ref(), 1)?,
         max_in_flight_per_server: most(raw.max_in_flight_per_server.as_ref(), 1)?,
         max_waiting: most(raw.max_waiting.as_ref(), 0)?,
@@ -360,6 +360,12 @@ pub(super) fn address(written: &Spanned<String>, surroundings: Surroundings<'_>)
     let text = written.get_ref();
     if let Ok(addr) = text.parse() {
         return Ok(addr);
+    }
+    if text.starts_with(':') {
+        let message = format!(
+            "{text:?} has no host: write host:port, such as 127.0.0.1{text}, or 0.0.0.0{text} to listen everywhere"
+        );
+        return wrong(written, message);
     }
     if surroundings.numeric_only {
         return wrong(

@@ -171,15 +171,20 @@ pub(super) fn trace(written: Option<&Spanned<String>>, protocol: &Spanned<String
 }
 
 /// The header in which requests say how long their clients wait.
-pub(super) fn deadline(
-    written: Option<&Spanned<String>>,
-    protocol: &Spanned<String>,
-) -> Checked<Option<Box<str>>> {
-    /// What the router writes itself.
-    const OURS: [&str; 4] = ["x-forwarded-for", "x-forwarded-proto", "traceparent", "x-request-id"];
-    let Some(written) = written else { return Ok(None) };
+pub(super) fn deadline(raw: &raw::Service) -> Checked<Option<Box<str>>> {
+    /// What the router writes itself, and what every server or the search for a key reads.
+    const TAKEN: [&str; 7] = [
+        "x-forwarded-for",
+        "x-forwarded-proto",
+        "traceparent",
+        "x-request-id",
+        "host",
+        "authorization",
+        "cookie",
+    ];
+    let Some(written) = &raw.deadline else { return Ok(None) };
     let spec = written.get_ref().as_str();
-    match protocol.get_ref().as_str() {
+    match raw.protocol.get_ref().as_str() {
         "http" => {}
         "frames" => {
             let message =
@@ -190,11 +195,14 @@ pub(super) fn deadline(
             return wrong(written, format!("`deadline` does not apply to {other}: requests cannot say one"));
         }
     }
+    let same = |one: &str, other: &str| one.replace('_', "-").eq_ignore_ascii_case(&other.replace('_', "-"));
+    let is_key = raw.key.iter().any(|keys| keys.get_ref().iter().any(|key| same(key, spec)));
     // What may hold a key concerns the whole way, and so may a deadline.
     match spec.strip_prefix("header:") {
         Some(name)
             if Extract::compile([spec]).is_ok()
-                && !OURS.iter().any(|ours| ours.eq_ignore_ascii_case(name)) =>
+                && !is_key
+                && !TAKEN.iter().any(|taken| same(taken, name)) =>
         {
             Ok(Some(name.into()))
         }
