@@ -140,6 +140,15 @@ impl State {
         self.ids_for(entry).is_some()
     }
 
+    /// May this entry make a view, of the cluster or of a group? Else it gives no id.
+    pub fn may_make_views(&self, entry: &Entry) -> bool {
+        entry.commands.iter().any(|command| match command {
+            Command::Raise(_) => !self.groups.is_empty(),
+            Command::Dissolve(_) | Command::Level(_) => false,
+            Command::Found | Command::Admit(_) | Command::Remove(..) | Command::Group { .. } => true,
+        })
+    }
+
     /// No view that this entry makes has an id above this one.
     pub fn ids_for(&self, entry: &Entry) -> Option<ViewId> {
         let raised = entry.commands.iter().filter_map(|c| match c {

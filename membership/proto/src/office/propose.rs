@@ -77,13 +77,14 @@ impl Office {
         if !proposal.held {
             return true;
         }
-        let entry = proposal.entry.clone();
+        let mut entry = proposal.entry.clone();
         if !self.may_be_proposed(ctx, deaths, &entry) {
             ctx.mark("an adopted removal is waited out again");
             return false;
         }
         if !self.ids_are_set_aside(ctx, acceptor, deaths, &entry) {
-            return false;
+            let Some(raise) = self.raise_alone(ctx, acceptor) else { return false };
+            entry = raise;
         }
         let Some(proposal) = &self.proposal else { return false };
         let index = proposal.index;
@@ -106,7 +107,7 @@ impl Office {
         entry: &Entry,
     ) -> bool {
         let state = &acceptor.state;
-        let needed = state.ids_for(entry).filter(|id| *id != state.last_view);
+        let needed = state.ids_for(entry).filter(|_| state.may_make_views(entry));
         let bound = if state.terms.slots == 0 {
             // Those who are gone, or about to go, are not waited for.
             let stays = |id: &NodeId| !deaths.contains(*id) && !self.removing.contains_key(id);
@@ -145,6 +146,30 @@ impl Office {
             self.ask_to_set_aside(ctx, acceptor);
         }
         lacks.is_none()
+    }
+
+    /// An entry that waits for ids gives way to the command that raises them, if that makes no view and so waits for none. It may be
+    /// what the entry waits for: before ids are above what a directory has for another lineage it sets nothing aside for this one.
+    fn raise_alone(&mut self, ctx: &mut Ctx, acceptor: &Acceptor) -> Option<Arc<Entry>> {
+        let raised = self.commands().filter_map(|command| match command {
+            Command::Raise(above) => Some(*above),
+            _ => None,
+        });
+        let raise = Command::Raise(raised.max()?);
+        let entry = Arc::new(Entry { commands: [raise].into(), ..Entry::default() });
+        if acceptor.state.may_make_views(&entry) {
+            return None;
+        }
+        // Nobody has it yet; one that is adopted is in somebody's log.
+        let waiting = self.proposal.take_if(|proposal| !proposal.adopted)?;
+        ctx.mark("view ids are raised before the entry that waits for them");
+        let asked = |c: &&Command| matches!(c, Command::Admit(_) | Command::Group { .. });
+        // What else was in it follows anew from what is known.
+        waiting.entry.commands.iter().filter(asked).rev().for_each(|c| self.queue.push_front(c.clone()));
+        self.queue.retain(|command| !matches!(command, Command::Raise(_)));
+        self.lacks_ids = None;
+        self.proposal = Some(Proposal { entry: entry.clone(), ..waiting });
+        Some(entry)
     }
 
     /// Asks those who keep floors to raise them, where an entry waits for that.

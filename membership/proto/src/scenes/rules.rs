@@ -107,6 +107,14 @@ impl Scene {
         entries
     }
 
+    /// 3 and 4 have stored what it proposes now.
+    fn are_stored(&mut self) {
+        let (index, now) = (self.commit().next(), self.ctx.now);
+        let office = self.member.office.as_mut().expect("in office");
+        let ballot = office.ballot;
+        [3, 4].iter().for_each(|n| office.on_accepted(&self.ctx, id(*n), ballot, index, now));
+    }
+
     /// The cores that they name.
     fn cores(&mut self) -> Vec<Vec<NodeId>> {
         self.entries().iter().filter_map(|entry| entry.core.clone()).collect()
@@ -669,6 +677,50 @@ fn who_wins_anew_applies_no_wish_before_those_that_came_earlier() {
     say(&mut scene, &[1, 2]);
     scene.decide_all();
     assert!((1..=2).all(|n| scene.state().group(&group(n)).is_some()), "both were applied");
+}
+
+/// Found by the simulator (LV1): two of four founders had turned to another lineage, which came to nothing. The entry that would have
+/// raised ids above what they had for that waited for them to set ids aside, and they for the raise.
+#[test]
+fn ids_are_raised_first_where_members_set_none_aside_before() {
+    for has_group in [false, true] {
+        let mut scene = Scene::in_office();
+        if has_group {
+            scene.joins(3, ballot(1, 1));
+        }
+        scene.decide_all();
+        let state = &mut scene.member.acceptor.as_mut().expect("it keeps the log").state;
+        (state.terms.slots, state.terms.durable) = (4, true);
+        for (slot, node) in (0..).zip(&mut state.view.members) {
+            (node.slot, node.keeps_floor) = (Some(slot), true);
+        }
+        scene.asks_in(info(9), None);
+        assert_eq!(scene.entries(), [], "of four slots two must have set the ids aside");
+        let foreign = ViewId::new(1 << 41);
+        scene.brings(4, foreign);
+        let entries = scene.entries();
+        if has_group {
+            assert_eq!(entries, [], "a raise makes views of groups");
+            continue;
+        }
+        let [raise] = &entries[..] else { panic!("{entries:?}") };
+        assert_eq!(raise.commands, [Command::Raise(foreign)]);
+        scene.are_stored();
+        scene.settles();
+        assert_eq!(scene.state().last_view, foreign);
+        // The others may come together with more.
+        scene.wait(LEASE / 5);
+        scene.settles();
+        let given = scene.said().into_iter().filter_map(|(to, msg)| match (to, msg) {
+            (Dest::Node(to, _), ClusterMsg::SetAside { given, .. }) if to == id(4) => Some(given),
+            _ => None,
+        });
+        assert_eq!(given.last(), Some(foreign), "now it may");
+        [3, 4].iter().for_each(|n| scene.beat(*n, 1 << 42));
+        let entries = scene.entries();
+        let [admission] = &entries[..] else { panic!("{entries:?}") };
+        assert_eq!(admission.commands, [Command::Admit(info(9))], "and once, whatever the entry was before");
+    }
 }
 
 // ---- all leave at once ------------------------------------------------------------------------------------------------
