@@ -62,8 +62,8 @@ impl Fleet {
         let trace = self.dir.file(&format!("{name}.jsonl"));
         let rendezvous = self.dir.rendezvous();
         let args = ["join", "g", "--name", name, "--rendezvous", &rendezvous, "--trace", &trace, "--once"];
-        // Builds that do not know what it means bear it.
-        let args = [&args[..], &["--label", "weight=3"]].concat();
+        // Builds that do not know what the label means bear it. A busy machine may keep a process waiting for a while.
+        let args = [&args[..], &["--label", "weight=3", "--lease", "5s"]].concat();
         let proc = Proc::start_of(binary, &args);
         self.traces.push(trace);
         proc
