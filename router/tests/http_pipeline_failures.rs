@@ -199,11 +199,11 @@ fn a_server_that_closes_and_leaves_many_gets_little_twice() {
 fn a_server_that_is_killed_again_and_again_costs_no_read() {
     let (mut dying, well) = (honest(), honest());
     let router = unhurried(&pipelined(32, "", &[&[dying.addr, well.addr]]));
-    let stop = AtomicBool::new(false);
+    let (stop, answered) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
         // With one server left half of them have connections of their own.
         for id in 0..64 {
-            let (router, stop) = (&router, &stop);
+            let (router, stop, answered) = (&router, &stop, &answered);
             scope.spawn(move || {
                 let mut client = router.client();
                 for n in 0.. {
@@ -211,11 +211,14 @@ fn a_server_that_is_killed_again_and_again_costs_no_read() {
                         return;
                     }
                     assert_eq!(ask(&mut client, &format!("{id}-{n}")).status, 200);
+                    answered.fetch_add(1, Ordering::SeqCst);
                 }
             });
         }
-        thread::sleep(Duration::from_millis(100));
         for _ in 0..5 {
+            // A tenth of what was sent once may be sent again: all that a server can take with it.
+            let enough = answered.load(Ordering::SeqCst) + 1500;
+            eventually("enough is answered", || answered.load(Ordering::SeqCst) >= enough);
             dying.kill();
             assert!(!dying.seen().is_empty());
             thread::sleep(Duration::from_millis(100));
