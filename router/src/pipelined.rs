@@ -434,15 +434,19 @@ impl<D: Dialect> Service<D> {
         if bound || tag.failures > 0 || tag.client.is_gone() || !tag.tried.add(server.id) {
             return Some(tag);
         }
+        // Who is picked counts as chosen, and as tried if it has failed: so nothing may come between.
+        if !server.may_retry(self.now()) {
+            return Some(tag);
+        }
         match self.pick(&tag) {
-            Target::Server(next) if server.may_retry(self.now()) => {
+            Target::Server(next) => {
                 self.counters.retried.add(1);
                 tag.failures += 1;
                 tag.hedged = false;
                 self.push(&next, command, tag);
                 None
             }
-            Target::Server(_) | Target::Wait | Target::Full | Target::Exhausted => Some(tag),
+            Target::Wait | Target::Full | Target::Exhausted => Some(tag),
         }
     }
 

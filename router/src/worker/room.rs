@@ -1,9 +1,9 @@
 //! Room for large requests: what all clients of a service on one worker hold of them is bounded.
 //!
 //! A request of a protocol whose requests are in memory as a whole takes its room before it is read, and keeps it until it is answered.
-//! Where there is none its client waits, and nothing more is read of it. One is always under way, however large it is; and where how
-//! large one is becomes known bit by bit, whoever has held room for longest gets more in any case, so that of many
-//! who want more one goes on.
+//! Where there is none its client waits, and nothing more is read of it. Whoever came first of all that hold room, or wait for it, gets
+//! what it wants in any case: so one is always under way, however large it is and however many smaller ones come, and where how
+//! large one is becomes known bit by bit, of many who want more one goes on.
 
 use std::{
     cell::{Cell, RefCell},
@@ -21,7 +21,7 @@ const LARGE: usize = READ;
 pub(crate) struct Room {
     most: usize,
     taken: Cell<usize>,
-    /// Who holds some, by when they came.
+    /// Who holds some, or waits for it, by when they came.
     holders: RefCell<BTreeSet<u64>>,
     next: Cell<u64>,
     /// Clients that wait for some, and how often all such were woken.
@@ -29,7 +29,7 @@ pub(crate) struct Room {
     woken: Cell<u64>,
 }
 
-/// What a request holds.
+/// What a request holds; nothing as long as it waits.
 pub(crate) struct Held {
     room: Rc<Room>,
     number: u64,
@@ -51,16 +51,12 @@ impl Room {
         Rc::new(Self { most, taken, holders, next, crowd, woken })
     }
 
-    /// Room for so many bytes; `None` while there is none.
-    fn hold(self: &Rc<Self>, len: usize) -> Option<Held> {
-        if !self.has(len) && !self.holders.borrow().is_empty() {
-            return None;
-        }
+    /// A place behind all who came before, with no room yet.
+    fn enlist(self: &Rc<Self>) -> Held {
         let number = self.next.get();
         self.next.set(number + 1);
         self.holders.borrow_mut().insert(number);
-        self.taken.set(self.taken.get() + len);
-        Some(Held { room: Rc::clone(self), number, len: Cell::new(len) })
+        Held { room: Rc::clone(self), number, len: Cell::new(0) }
     }
 
     fn has(&self, len: usize) -> bool {
@@ -98,17 +94,10 @@ impl Share {
         if len <= LARGE {
             return true;
         }
-        let enough = len.next_multiple_of(READ);
-        let suffices = match &self.held {
-            Some(held) => held.len.get() >= len || held.grow(enough),
-            None => {
-                self.held = room.hold(enough).map(Rc::new);
-                self.held.is_some()
-            }
-        };
-        if !suffices {
+        let held = self.held.get_or_insert_with(|| Rc::new(room.enlist()));
+        if held.len.get() < len && !held.grow(len.next_multiple_of(READ)) {
             // After a reload that may be another one.
-            let room = self.held.as_ref().map_or(room, |held| &held.room);
+            let room = &held.room;
             let crowd = Some(room.woken.get());
             if self.waits != crowd {
                 self.waits = crowd;
@@ -116,6 +105,8 @@ impl Share {
             }
             return false;
         }
+        // Where it waits next may be another room, which was woken as often.
+        self.waits = None;
         begun.reserve(len.saturating_sub(begun.len()));
         true
     }
@@ -198,6 +189,39 @@ mod tests {
         drop(a);
         assert_eq!(b.woken(), 1);
         assert!(b.wants(&room, 2048 * K));
+    }
+
+    #[test]
+    fn who_wants_more_than_there_is_gets_it_however_many_come_and_go() {
+        let room = Room::new(512 * K);
+        let mut small = Reader::default();
+        assert!(small.wants(&room, 100 * K));
+        let mut large = Reader::default();
+        assert!(!large.wants(&room, 1024 * K));
+        let mut next = Reader::default();
+        assert!(next.wants(&room, 100 * K), "who comes later and finds room is not held up");
+        drop(small);
+        assert_eq!(large.woken(), 1);
+        assert!(large.wants(&room, 1024 * K), "it came first of those who are there");
+        assert!(!next.wants(&room, 200 * K));
+        drop(large);
+        assert_eq!(next.woken(), 1);
+        assert!(next.wants(&room, 200 * K));
+    }
+
+    #[test]
+    fn who_has_waited_before_is_woken_in_another_room_too() {
+        let [old, new] = [Room::new(512 * K), Room::new(512 * K)];
+        let [mut a, mut b, mut c] = <[Reader; 3]>::default();
+        assert!(a.wants(&old, 512 * K) && !b.wants(&old, 100 * K));
+        drop(a);
+        assert!(b.wants(&old, 100 * K));
+        drop(b.0.take());
+        // The new room is woken as often as the old one was when it waited there.
+        assert!(c.wants(&new, 512 * K) && !b.wants(&new, 100 * K));
+        drop(c);
+        assert_eq!(b.woken(), 2);
+        assert!(b.wants(&new, 100 * K));
     }
 
     #[test]

@@ -285,7 +285,7 @@ impl<P: Dialogue> ClientTask<P> {
     /// Whether so much has come behind a command that waits that no more is read. From there on the end of the client is
     /// only seen if what the kernel holds of its words is all.
     fn is_full(&self) -> bool {
-        self.rest.len() >= READ.max(self.service.worker().limits.backlog / 4)
+        self.rest.len() >= READ.max(self.service.limits().backlog / 4)
     }
 
     /// Sees whether a client whose input is not read has gone. False means that it has.
