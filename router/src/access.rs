@@ -181,7 +181,7 @@ impl Logs {
         let _ended = ended.recv_timeout(PATIENCE);
         let lines = self.common.unwritten.load(Ordering::Relaxed);
         if lines > 0 {
-            tracing::warn!(lines, "the end of an access log could not be written in time: lines are lost");
+            tracing::warn!(lines, "lines of access logs were not written, and are lost");
         }
     }
 }
