@@ -489,8 +489,7 @@ fn a_wrapper_waits_a_moment_for_an_old_server_to_go_away() {
 
 #[test]
 fn a_server_that_goes_to_the_background_is_told_to_stay() {
-    let free =
-        TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").to_string();
+    let free = ports::nobody().to_string();
     let dir = Dir::new();
     let rendezvous = format!("file:{}", dir.file("rdv"));
     let output =
@@ -583,8 +582,8 @@ fn top_shows_members_groups_and_rates_once_or_again_and_again() {
     assert_eq!(tops(&["--admin", &admin, "--interval", "100ms"], 3, "a of cluster").len(), 3);
 
     // A node that goes away is asked again; one that never answered is an error.
-    let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port");
-    refused(&["top", "--admin", &port.to_string()], 1, &[&port.to_string()]);
+    let nobody = ports::nobody().to_string();
+    refused(&["top", "--admin", &nobody], 1, &[&nobody]);
     refused(&["top", "--admin", &admin, "--interval", "99ms"], 2, &["--interval", "100ms to 1h"]);
     let mut top = Proc::start(&["top", "--admin", &admin, "--interval", "100ms"]);
     top.until_event("top");

@@ -4,7 +4,8 @@
 use std::{fs, process::Stdio, time::Duration};
 
 mod common;
-use common::{Dir, Proc, free_port, phalanx, run, stderr};
+use common::{Dir, Proc, phalanx, run, stderr};
+use ports::free_port;
 
 /// Five founders with a directory each, or none.
 struct Cluster {

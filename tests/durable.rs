@@ -19,7 +19,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Dir, PATIENCE, Proc, free_port, has, needs, run, stderr};
+use common::{Dir, PATIENCE, Proc, has, needs, run, stderr};
+use ports::free_port;
 use serde_json::Value;
 
 struct Cluster {

@@ -7,7 +7,8 @@ use std::{
 };
 
 mod common;
-use common::{Dir, Proc, free_port, run, stderr, stdout};
+use common::{Dir, Proc, run, stderr, stdout};
+use ports::free_port;
 use serde_json::Value;
 
 struct Nodes {

@@ -261,7 +261,7 @@ fn twenty_at_once_by_files() {
 
 #[test]
 fn twenty_at_once_by_a_static_list() {
-    let ports: Vec<u16> = (0..20).map(|_| common::free_port()).collect();
+    let ports: Vec<u16> = (0..20).map(|_| ports::free_port()).collect();
     let addrs: Vec<String> = ports.iter().map(|p| format!("127.0.0.1:{p}")).collect();
     let rendezvous = format!("static:{}", addrs.join(","));
     let start = |i: usize| {

@@ -4,7 +4,8 @@ mod common;
 
 use std::process::{Command, Output};
 
-use common::{Dir, Proc, free_port, has};
+use common::{Dir, Proc, has};
+use ports::free_port;
 
 struct Kv {
     router: Proc,

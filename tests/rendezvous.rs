@@ -7,7 +7,8 @@ use std::{
     process::Stdio,
 };
 
-use common::{Proc, free_port, phalanx};
+use common::{Proc, phalanx};
+use ports::free_port;
 use serde_json::Value;
 
 /// An agent, and the registry that it keeps.

@@ -17,7 +17,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Dir, PATIENCE, Proc, free_port, needs, phalanx, run, stderr};
+use common::{Dir, PATIENCE, Proc, needs, phalanx, run, stderr};
+use ports::free_port;
 use router::handover::Predecessor;
 use siege::{
     honest::{Crowd, Seen, Speaks},
@@ -261,12 +262,11 @@ fn a_new_router_that_fails_changes_nothing() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = taken.local_addr().expect("an address").port();
     let more = text.clone() + &service("more", Speaks::Http, port, &servers);
-    let output = run(&["router", "--config", &dir.write("more.toml", &more), "--upgrade-socket", &socket]);
-    assert!(
-        output.status.code() == Some(2) && stderr(&output).contains("\"more\" cannot listen"),
-        "{}",
-        stderr(&output)
-    );
+    let line = 1 + more.lines().position(|line| line.contains(&format!(":{port}\""))).expect("is written");
+    let more = dir.write("more.toml", &more);
+    let output = run(&["router", "--config", &more, "--upgrade-socket", &socket]);
+    let says = format!("{more}:{line}: service \"more\" cannot listen on 127.0.0.1:{port}: ");
+    assert!(output.status.code() == Some(2) && stderr(&output).contains(&says), "{}", stderr(&output));
     // One that dies with the sockets in its hands, twice as soon as it has them.
     for _ in 0..2 {
         let mut found = Predecessor::find(Path::new(&socket)).expect("it hands over").expect("it is there");
@@ -452,7 +452,7 @@ fn old_and_new_may_serve_other_things() {
     let old_text = kept.clone() + &service("gone", Speaks::Redis, goes, &servers);
     let new_text = service("come", Speaks::Redis, comes, &servers) + &kept;
     let (config, socket) = (dir.write("router.toml", &old_text), dir.file("upgrade"));
-    let admin = format!("127.0.0.1:{}", free_port());
+    let admin = ports::nobody().to_string();
     let mut old = start(&config, &socket, &["--admin", &admin]);
     old.until_event("serving");
     let address = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
@@ -540,7 +540,7 @@ fn a_router_that_follows_groups_takes_over_once_it_knows_them() {
     let text = by_group(service("kv", Speaks::Redis, port, &servers), "g")
         + &by_group(service("lonely", Speaks::Redis, free_port(), &servers), "empty");
     let (config, socket) = (dir.write("router.toml", &text), dir.file("upgrade"));
-    let admin = format!("127.0.0.1:{}", free_port());
+    let admin = ports::nobody().to_string();
     let more = ["--rendezvous", &rendezvous, "--admin", &admin, "--name", "router", "--lease", "5s"];
     let mut router = start(&config, &socket, &more);
     router.until_event("serving");

@@ -11,7 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Dir, PATIENCE, Proc, free_port};
+use common::{Dir, PATIENCE, Proc};
+use ports::free_port;
 
 fn until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
@@ -56,7 +57,7 @@ fn a_process_that_is_told_to_end_while_it_starts_ends_in_order() {
 fn a_second_signal_ends_a_wrapper_at_once_though_its_command_has_not_come_up() {
     let dir = Dir::new();
     let (rendezvous, file) = (dir.rendezvous(), dir.file("began"));
-    let endpoint = format!("127.0.0.1:{}", free_port());
+    let endpoint = ports::nobody().to_string();
     let script = format!("trap '' TERM; touch {file}; while :; do sleep 0.1; done");
     for exclusive in [&[][..], &["--exclusive"]] {
         let args = ["run", "--group", "g", "--rendezvous", &rendezvous, "--endpoint", &endpoint];

@@ -15,7 +15,8 @@ use std::{
 };
 
 mod common;
-use common::{Dir, PATIENCE, Proc, assert_no_overlap, free_port, phalanx, run, stderr, stdout};
+use common::{Dir, PATIENCE, Proc, assert_no_overlap, phalanx, run, stderr, stdout};
+use ports::free_port;
 use serde_json::Value;
 
 const LEASE: Duration = Duration::from_millis(500);

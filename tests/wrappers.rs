@@ -12,7 +12,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Dir, PATIENCE, Proc, free_port, run, stderr, stdout};
+use common::{Dir, PATIENCE, Proc, run, stderr, stdout};
+use ports::free_port;
 
 const LEASE: Duration = Duration::from_millis(1000);
 
@@ -300,7 +301,7 @@ fn a_server_whose_place_is_given_by_name_is_told_by_address() {
     let (dir, port) = (Dir::new(), free_port());
     let at = ("localhost", port).to_socket_addrs().expect("it is known").next().expect("an address");
     let (endpoint, listen, rendezvous) = (format!("localhost:{port}"), at.to_string(), dir.rendezvous());
-    let admin = format!("127.0.0.1:{}", free_port());
+    let admin = ports::nobody().to_string();
     let args =
         ["run", "--group", "g", "--endpoint", &endpoint, "--admin", &admin, "--rendezvous", &rendezvous];
     let server = ["--", env!("CARGO_BIN_EXE_phalanx"), "server", "--listen", &listen];

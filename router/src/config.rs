@@ -40,6 +40,33 @@ use crate::table::CloneAt;
 #[derive(Clone, Debug)]
 pub struct Config {
     pub(crate) services: Vec<Arc<Service>>,
+    /// Where the address of each of them is written; nothing where nothing was read.
+    pub(crate) listens: Vec<Place>,
+}
+
+/// Where something is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    file: Arc<Path>,
+    line: usize,
+}
+
+impl Place {
+    /// The file, as it was named.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// The line, from 1.
+    pub fn line(&self) -> usize {
+        self.line
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file.display(), self.line)
+    }
 }
 
 /// What a configuration is checked against, besides itself.
@@ -227,11 +254,15 @@ impl Config {
     /// # Ok::<(), router::ConfigError>(())
     /// ```
     pub fn parse(text: &str, file: &Path, surroundings: Surroundings<'_>) -> Result<Self, ConfigError> {
-        check::config(text, surroundings).map_err(|mistake| ConfigError {
+        let line = |at: usize| 1 + text[..at.min(text.len())].matches('\n').count();
+        let (services, listens) = check::config(text, surroundings).map_err(|mistake| ConfigError {
             file: file.into(),
-            line: mistake.at.map(|at| 1 + text[..at.min(text.len())].matches('\n').count()),
+            line: mistake.at.map(line),
             message: mistake.message,
-        })
+        })?;
+        let file: Arc<Path> = file.into();
+        let place = |at| Place { file: Arc::clone(&file), line: line(at) };
+        Ok(Self { services, listens: listens.into_iter().map(place).collect() })
     }
 
     /// Says where the router is, for services that do not say so themselves: they prefer clones of this zone.

@@ -38,7 +38,7 @@ mod tls;
 mod worker;
 
 pub use checks::ServerHealth;
-pub use config::{Config, ConfigError, Surroundings};
+pub use config::{Config, ConfigError, Place, Surroundings};
 pub use latency::Latency;
 pub use limits::Limits;
 pub use membership_types::Weight;

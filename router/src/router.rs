@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     access::Logs,
     checks::{Checker, ServerHealth, Target},
-    config::{Config, Service},
+    config::{Config, Place, Service},
     limits::Limits,
     stats::{Measured, ServiceStats},
     table::{GroupClones, Publisher, UpdateError},
@@ -83,8 +83,10 @@ pub struct Serving {
 #[non_exhaustive]
 pub enum StartError {
     /// The address cannot be listened on.
-    #[error("service {service:?} cannot listen on {listen}: {error}{hint}", hint = in_use(.error))]
+    #[error("{}service {service:?} cannot listen on {listen}: {error}{}", before(.place), in_use(.error))]
     Listen {
+        /// Where the address is written.
+        place: Option<Place>,
         /// The service.
         service: String,
         /// The address.
@@ -119,10 +121,13 @@ pub enum ReloadError {
     Start(StartError),
     /// The new address overlaps one that this router listens on, and that goes with this reload.
     #[error(
-        "service {service:?} cannot listen on {listen} while this router listens on {holder}: \
-         reload first without the one, then with the other"
+        "{}service {service:?} cannot listen on {listen} while this router listens on {holder}: \
+         reload first without the one, then with the other",
+        before(.place)
     )]
     Overlap {
+        /// Where the address is written.
+        place: Option<Place>,
         /// The service.
         service: String,
         /// The address that it is to have.
@@ -133,6 +138,10 @@ pub enum ReloadError {
     /// The router is going down, or a worker has failed.
     #[error("the router does not take over a configuration any more: {0}")]
     Stopped(String),
+}
+
+fn before(place: &Option<Place>) -> String {
+    place.as_ref().map(|place| format!("{place}: ")).unwrap_or_default()
 }
 
 fn in_use(error: &io::Error) -> &'static str {

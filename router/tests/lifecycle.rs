@@ -23,9 +23,13 @@ fn a_second_router_cannot_take_the_port_of_the_first() {
     let first = router::start(&config_at("127.0.0.1:0"), Options::new().workers(2)).unwrap();
     let addr = first.serving()[0].listen;
     let error = router::start(&config_at(&addr.to_string()), Options::new().workers(2)).err().unwrap();
-    let StartError::Listen { service, listen, error: cause } = &error else { panic!("{error}") };
+    let StartError::Listen { service, listen, error: cause, .. } = &error else { panic!("{error}") };
     assert_eq!((service.as_str(), *listen, cause.kind()), ("s", addr, std::io::ErrorKind::AddrInUse));
-    assert!(error.to_string().contains("choose another port"), "{error}");
+    let said = error.to_string();
+    assert!(
+        said.starts_with("t:3: service \"s\" cannot listen on ") && said.contains("choose another port"),
+        "{said}"
+    );
     first.shutdown(Duration::ZERO);
     router::start(&config_at(&addr.to_string()), Options::new()).unwrap().shutdown(Duration::ZERO);
 }

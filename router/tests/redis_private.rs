@@ -482,8 +482,7 @@ fn nonce_server(addr: std::net::SocketAddr, deaths: Arc<AtomicU64>) -> FakeServe
 #[test]
 fn nobody_gets_what_is_another_s_however_servers_die() {
     let deaths = Arc::new(AtomicU64::new(0));
-    let any = || "127.0.0.1:0".parse().unwrap();
-    let servers: Vec<FakeServer> = (0..3).map(|_| nonce_server(any(), deaths.clone())).collect();
+    let servers: Vec<FakeServer> = (0..3).map(|_| nonce_server(nobody(), deaths.clone())).collect();
     let addrs: Vec<_> = servers.iter().map(|server| [server.addr]).collect();
     let racs: Vec<&[_]> = addrs.iter().map(|addr| &addr[..]).collect();
     let router = Router::with(&redis(&racs), 2, |limits| limits.wait = Duration::from_secs(2));

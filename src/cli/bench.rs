@@ -1,14 +1,9 @@
 //! `bench`: the project's own benchmarks. Each prints its percentiles and the floor that was measured in the same run.
 
-use std::{
-    net::TcpListener,
-    sync::atomic::{AtomicU32, Ordering},
-};
-
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 
-use super::{Failure, Outcome, events, exit};
+use super::{Outcome, events};
 
 mod groups;
 mod join;
@@ -92,17 +87,4 @@ fn print(what: &str, mut times: Vec<f64>, json: bool) {
     let object = json!({"event": "times", "what": what, "n": n, "p50_ms": p50, "p99_ms": p99, "max_ms": max});
     let text = format!("{what}: p50 {p50:.2} ms, p99 {p99:.2} ms, longest {max:.2} ms ({n} times)");
     events::line(&if json { object.to_string() } else { text });
-}
-
-/// A port that nobody listened on a moment ago, from below those that the system gives to outgoing connections.
-fn free_port() -> Result<u16, Failure> {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    for _ in 0..1000 {
-        let n = std::process::id().wrapping_mul(97).wrapping_add(NEXT.fetch_add(13, Ordering::Relaxed));
-        let port = 10_000 + (n % 22_000) as u16;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return Ok(port);
-        }
-    }
-    Err(Failure::new(exit::FAILED, "no free port between 10000 and 32000"))
 }

@@ -237,14 +237,3 @@ pub fn has(program: &str) -> bool {
     let found = dirs.any(|dir| dir.join(program).is_file());
     needs(found, &format!("{program} is not installed"))
 }
-
-/// A port that nobody listened on a moment ago, from below those that the system gives to outgoing connections.
-pub fn free_port() -> u16 {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let mut ports = std::iter::repeat_with(|| {
-        let n = std::process::id().wrapping_mul(97).wrapping_add(NEXT.fetch_add(13, Ordering::Relaxed));
-        10_000 + (n % 22_000) as u16
-    });
-    let free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
-    ports.find(free).expect("there is no end of ports")
-}

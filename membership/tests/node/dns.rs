@@ -2,13 +2,14 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
+    net::{SocketAddr, UdpSocket},
     path::PathBuf,
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
 use membership::{Bootstrap, JoinError, NodeBuilder, Rendezvous};
+use ports::{free_port, nobody};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::harness::{PATIENCE, Scratch, installed, leave, one_view, quiet, together, within};
@@ -28,7 +29,7 @@ impl Server {
         let scratch = Scratch::new();
         let file = scratch.path().join("hosts");
         fs::write(&file, hosts).expect("written");
-        let addr = free(Ipv4Addr::LOCALHOST);
+        let addr = nobody();
         let child = Command::new(program)
             .args([
                 "--keep-in-foreground",
@@ -77,17 +78,6 @@ impl Drop for Server {
     }
 }
 
-/// An address at which nobody listens, neither by UDP nor by TCP.
-fn free(ip: Ipv4Addr) -> SocketAddr {
-    loop {
-        let tcp = TcpListener::bind((ip, 0)).expect("a port");
-        let addr = tcp.local_addr().expect("bound");
-        if UdpSocket::bind(addr).is_ok() {
-            return addr;
-        }
-    }
-}
-
 fn on_loopback(last: usize, port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, last as u8], port))
 }
@@ -99,7 +89,7 @@ async fn nodes_that_start_at_once_find_each_other_by_the_addresses_of_a_name() {
     else {
         return;
     };
-    let port = free(Ipv4Addr::UNSPECIFIED).port();
+    let port = free_port();
     let name = format!("nodes.test:{port}");
     let nodes = together(3, |n| server.builder(&format!("n{n}"), &name, on_loopback(n + 1, port))).await;
     one_view(&nodes).await;
@@ -108,7 +98,7 @@ async fn nodes_that_start_at_once_find_each_other_by_the_addresses_of_a_name() {
 
 #[tokio::test]
 async fn services_have_ports_of_their_own() {
-    let addrs = [free(Ipv4Addr::LOCALHOST), free(Ipv4Addr::LOCALHOST), free(Ipv4Addr::LOCALHOST)];
+    let addrs = [nobody(), nobody(), nobody()];
     let services: Vec<String> =
         addrs.iter().map(|a| format!("--srv-host=_phalanx._tcp.test,host.test,{}", a.port())).collect();
     let Some(server) = Server::start("127.0.0.1 host.test\n", &services).await else { return };
@@ -120,7 +110,7 @@ async fn services_have_ports_of_their_own() {
 #[tokio::test]
 async fn a_name_that_is_not_there_yet_is_asked_for_again() {
     let Some(server) = Server::start("", &[]).await else { return };
-    let founder = free(Ipv4Addr::LOCALHOST);
+    let founder = nobody();
     let name = format!("late.test:{}", founder.port());
     // No such name is an answer: nobody is there, and who may found does.
     let founder = server.builder("a", &name, founder).start().await.expect("starts");

@@ -6,6 +6,7 @@ use std::{
 };
 
 use membership::{Bootstrap, JoinError, Node, NodeBuilder};
+use ports::nobody;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -15,11 +16,6 @@ use tokio::{
 use crate::harness::{PATIENCE, leave, loopback, one_view, quiet, secret, together, view, within};
 
 const ALONE: Bootstrap = Bootstrap::AloneAfter(Duration::from_millis(300));
-
-/// A port at which nobody listens.
-fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port")
-}
 
 /// A node of another cluster that keeps the registry.
 async fn agent(admin: SocketAddr) -> (Node, SocketAddr) {
@@ -89,7 +85,7 @@ async fn founder_slots_are_taken_once_and_one_founder_too_many_is_refused() {
 
 #[tokio::test]
 async fn a_founder_may_keep_the_registry_itself() {
-    let registry = free();
+    let registry = nobody();
     let founder = |n: usize| {
         let founder = builder(&format!("n{n}"), registry).bootstrap(Bootstrap::Expect(3));
         if n == 0 { founder.admin(registry) } else { founder }
@@ -133,12 +129,12 @@ async fn the_slot_of_a_silent_holder_is_taken_only_if_nobody_listens_at_its_addr
     let founder = |name| builder(name, registry).bootstrap(Bootstrap::Expect(1)).start();
     let error = founder("a").await.expect_err("somebody listens there");
     assert!(error.to_string().contains("ghost"), "{error}");
-    let (status, ..) = request(registry, slot, "", &entry(free())).await;
+    let (status, ..) = request(registry, slot, "", &entry(nobody())).await;
     assert_eq!(status, 428, "only by compare-and-set");
     let gone = format!("DELETE{}", slot.trim_start_matches("PUT"));
     let (status, ..) = request(registry, &gone, &format!("if-match: {etag}\r\n"), &Value::Null).await;
     assert_eq!(status, 200);
-    assert_eq!(request(registry, slot, "if-none-match: *\r\n", &entry(free())).await.0, 201);
+    assert_eq!(request(registry, slot, "if-none-match: *\r\n", &entry(nobody())).await.0, 201);
     let heir = within("it waits until the holder is silent for long", founder("b")).await.expect("takes it");
     within("founded", heir.joined()).await.expect("founds");
     assert_eq!(slots(&heir), [Some(0)]);
@@ -147,10 +143,10 @@ async fn the_slot_of_a_silent_holder_is_taken_only_if_nobody_listens_at_its_addr
 
 #[tokio::test]
 async fn nobody_founds_before_the_registry_has_answered_but_another_provider_may_lead_to_a_cluster() {
-    let registry = free();
+    let registry = nobody();
     let waiting = builder("waiting", registry).start().await.expect("starts");
     assert!(matches!(waiting.wait_joined(Duration::from_secs(2)).await, Err(JoinError::Timeout { .. })));
-    let addrs = [free(), free()];
+    let addrs = [nobody(), nobody()];
     let list = || format!("static:{},{}", addrs[0], addrs[1]).parse().expect("valid");
     let founder = quiet("founder").bootstrap(ALONE).listen(addrs[0]).rendezvous(list());
     let founder = founder.start().await.expect("starts");
@@ -191,12 +187,12 @@ async fn a_registry_answers_strangers_in_json_and_keeps_out_what_is_none_of_its_
 async fn a_web_page_writes_nothing_into_a_registry() {
     let (agent, registry) = agent(loopback()).await;
     let (node, slot) = ("/v1/rendezvous/default/nodes/ghost", "/v1/rendezvous/default/slots/0");
-    let ours = entry(free());
+    let ours = entry(nobody());
     assert_eq!(request(registry, &format!("PUT {node}"), "", &ours).await.0, 201);
     assert_eq!(request(registry, &format!("PUT {slot}"), "if-none-match: *\r\n", &ours).await.0, 201);
     let before = request(registry, "GET /v1/rendezvous/default", "", &Value::Null).await;
     for page in ["origin: http://evil.example\r\n", "origin: null\r\n", "sec-fetch-site: same-origin\r\n"] {
-        let others = json!({ "key": "page", "id": "1.1", "name": "page", "addr": free() });
+        let others = json!({ "key": "page", "id": "1.1", "name": "page", "addr": nobody() });
         for (what, headers, body) in [
             (format!("PUT {node}"), "", &ours),
             ("PUT /v1/rendezvous/default/nodes/page".to_owned(), "", &others),

@@ -11,17 +11,12 @@ use std::{
 };
 
 use membership::{Bootstrap, Node, NodeBuilder, Rendezvous, StartError};
+use ports::free_port;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::harness::{PATIENCE, installed, leave, one_view, quiet, skipped, together, within};
 
 const ALONE: Bootstrap = Bootstrap::AloneAfter(Duration::from_millis(300));
-
-/// A port of its own for each test: whoever calls on it is heard by all who listen there.
-fn free_port() -> u16 {
-    let held = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a port");
-    held.local_addr().expect("bound").port()
-}
 
 fn on_loopback(name: &str, rendezvous: &str) -> NodeBuilder {
     quiet(name).rendezvous(rendezvous.parse().expect("valid")).bootstrap(ALONE)

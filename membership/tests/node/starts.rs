@@ -6,17 +6,12 @@ use std::{
 };
 
 use membership::{Bootstrap, JoinError, Rendezvous, StartError, What};
+use ports::nobody;
 
 use crate::harness::{Place, event, one_view, quiet, together, within};
 
 async fn refused(builder: membership::NodeBuilder) -> StartError {
     builder.start().await.expect_err("refused")
-}
-
-fn free_ports(count: usize) -> Vec<SocketAddr> {
-    let held: Vec<TcpListener> =
-        (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
-    held.iter().map(|l| l.local_addr().expect("bound")).collect()
 }
 
 #[tokio::test]
@@ -79,7 +74,7 @@ async fn nodes_that_start_at_once_and_find_each_other_by_files_end_in_one_cluste
 #[tokio::test]
 async fn founders_that_start_at_once_with_a_static_list_end_in_one_cluster() {
     let place = Place::new();
-    let ports = free_ports(5);
+    let ports: Vec<SocketAddr> = (0..5).map(|_| nobody()).collect();
     let list = Rendezvous::Static(ports.iter().map(ToString::to_string).collect());
     let builder = |number: usize| {
         let expected = place.builder(&format!("n{number}")).bootstrap(Bootstrap::Expect(5));

@@ -17,9 +17,7 @@ use router_proto::{
 };
 use toml::{Spanned, de::DeTable};
 
-use super::{
-    Auth, Config, Protocol, RacsConfig, Service, Source, Surroundings, connections, raw, servers::duration,
-};
+use super::{Auth, Protocol, RacsConfig, Service, Source, Surroundings, connections, raw, servers::duration};
 
 /// More requests than this fit nowhere.
 const MOST_REQUESTS: u32 = 10_000_000;
@@ -50,7 +48,8 @@ impl From<toml::de::Error> for Mistake {
     }
 }
 
-pub(super) fn config(text: &str, surroundings: Surroundings<'_>) -> Checked<Config> {
+/// The services, and where in the text the address of each is.
+pub(super) fn config(text: &str, surroundings: Surroundings<'_>) -> Checked<(Vec<Arc<Service>>, Vec<usize>)> {
     for key in DeTable::parse(text)?.get_ref().keys() {
         let name = key.get_ref();
         if name != "service" && !surroundings.others_keys.contains(&&**name) {
@@ -77,7 +76,8 @@ pub(super) fn config(text: &str, surroundings: Surroundings<'_>) -> Checked<Conf
         }
         services.push(Arc::new(service));
     }
-    Ok(Config { services })
+    let listens = file.service.iter().map(|written| written.get_ref().listen.span().start).collect();
+    Ok((services, listens))
 }
 
 fn service(written: &Spanned<raw::Service>, surroundings: Surroundings<'_>) -> Checked<Service> {

@@ -79,7 +79,7 @@ impl Doors {
         next: &mut u64,
     ) -> Result<Self, StartError> {
         let mut doors = Self { all: Vec::new(), sockets: Vec::new() };
-        for service in &config.services {
+        for (number, service) in config.services.iter().enumerate() {
             let name = service.name.clone();
             if let Some(door) = old.iter().find(|door| door.is_for(service)) {
                 doors.all.push(Door { service: name, ..door.clone() });
@@ -87,6 +87,7 @@ impl Doors {
                 continue;
             }
             let failed = |error: io::Error| StartError::Listen {
+                place: config.listens.get(number).cloned(),
                 service: name.to_string(),
                 listen: service.listen,
                 error,
@@ -125,11 +126,12 @@ pub(super) fn changes(old: &[Arc<Service>], new: &[Arc<Service>]) -> Reloaded {
 
 /// An address that only this router holds in another form cannot be bound beside it.
 pub(super) fn why(error: StartError, doors: &[Door]) -> ReloadError {
-    if let StartError::Listen { service, listen, error: cause } = &error
+    if let StartError::Listen { place, service, listen, error: cause } = &error
         && cause.kind() == io::ErrorKind::AddrInUse
         && let Some(door) = doors.iter().find(|door| door.listen.port() == listen.port())
     {
-        return ReloadError::Overlap { service: service.clone(), listen: *listen, holder: door.listen };
+        let (place, service) = (place.clone(), service.clone());
+        return ReloadError::Overlap { place, service, listen: *listen, holder: door.listen };
     }
     ReloadError::Start(error)
 }

@@ -124,7 +124,7 @@ impl Client {
         if !matches!(service.protocol, Protocol::Frames { .. }) {
             return Err(ClientError::NotFrames(service.name.to_string()));
         }
-        let publisher = Publisher::new(&Config { services: vec![Arc::clone(&service)] });
+        let publisher = Publisher::new(&Config { services: vec![Arc::clone(&service)], listens: Vec::new() });
         let (table, held) = (publisher.services()[0].reader(), Arc::clone(&publisher.services()[0].held));
         let most = options.limits.pipeline.clamp(1, Semaphore::MAX_PERMITS);
         // Never full: a request has its place first.

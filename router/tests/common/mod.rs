@@ -17,6 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use ports::nobody;
 use router::{CloneAt, Config, GroupClones, Limits, Options, RouterHandle, Surroundings};
 
 /// Longer than anything in a test takes, shorter than a person's patience.
@@ -42,8 +43,9 @@ pub struct Peer {
 }
 
 impl FakeServer {
+    /// At an address that stays its own, also while it is down.
     pub fn start(behaviour: impl Fn(&mut Peer) + Send + Sync + 'static) -> Self {
-        Self::start_at("127.0.0.1:0".parse().unwrap(), behaviour)
+        Self::start_at(nobody(), behaviour)
     }
 
     pub fn start_at(addr: SocketAddr, behaviour: impl Fn(&mut Peer) + Send + Sync + 'static) -> Self {
@@ -559,19 +561,6 @@ fn header(protocol: &str, more: &str) -> String {
 pub fn view(epoch: u64, leader: Option<usize>, addrs: &[SocketAddr]) -> GroupClones {
     let clone = |(at, addr): (usize, &SocketAddr)| CloneAt::new(&format!("n{at}"), *addr);
     GroupClones { epoch, leader, clones: addrs.iter().enumerate().map(clone).collect() }
-}
-
-/// An address at which nobody listens; another one each time.
-pub fn nobody() -> SocketAddr {
-    static GIVEN: Mutex<Vec<SocketAddr>> = Mutex::new(Vec::new());
-    loop {
-        let addr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let mut given = GIVEN.lock().unwrap();
-        if !given.contains(&addr) {
-            given.push(addr);
-            return addr;
-        }
-    }
 }
 
 /// What several threads count.

@@ -34,7 +34,7 @@ pub fn answer(head: &str) -> String {
 }
 
 pub fn honest() -> FakeServer {
-    honest_at("127.0.0.1:0".parse().unwrap())
+    honest_at(nobody())
 }
 
 pub fn honest_at(addr: SocketAddr) -> FakeServer {

@@ -66,8 +66,7 @@ impl<C: Fn(&[&[SocketAddr]]) -> String, S: Fn(SocketAddr, &Arc<Journal>) -> Fake
     ) -> Outcome<N> {
         let Self { seed, config, start, pace } = self;
         let journal = Arc::new(Journal::default());
-        let any = "127.0.0.1:0".parse().unwrap();
-        let servers: Vec<FakeServer> = (0..4).map(|_| start(any, &journal)).collect();
+        let servers: Vec<FakeServer> = (0..4).map(|_| start(nobody(), &journal)).collect();
         let addrs: Vec<_> = servers.iter().map(|server| server.addr).collect();
         let config = config(&[&addrs[..2], &addrs[2..]]);
         let router = Router::with(&config, 2, |limits| limits.wait = PATIENCE / 2);

@@ -125,15 +125,11 @@ impl Join {
     async fn once(&self, how: How, dir: &Path) -> Result<Came, Failure> {
         let floor_ms = Self::floor(self.nodes).await?;
         let (said, mut heard) = mpsc::channel(4096);
-        let mut ports = Vec::new();
-        for _ in 0..self.nodes {
-            ports.push(format!("127.0.0.1:{}", super::free_port()?));
-        }
+        let ports: Vec<String> = (0..self.nodes).map(|_| ports::nobody().to_string()).collect();
         let rendezvous = match how {
             How::Static => format!("static:{}", ports.join(",")),
             How::File => format!("file:{}", dir.display()),
-            // A port that is free for TCP is likely to be so for datagrams.
-            How::Multicast => format!("multicast:239.255.70.9:{}", super::free_port()?),
+            How::Multicast => format!("multicast:239.255.70.9:{}", ports::free_port()),
         };
         let bootstrap =
             if how == How::Static { format!("expect={}", self.nodes) } else { "alone-after=1s".into() };
@@ -183,7 +179,7 @@ impl Join {
             // What follows from the last change is over.
             sleep(CALM).await;
             newcomers_floor_ms.push(Self::floor(1).await?);
-            let (started, port) = (now_ns(), format!("127.0.0.1:{}", super::free_port()?));
+            let (started, port) = (now_ns(), ports::nobody().to_string());
             // It is not one of those that a static list names as founders.
             let mut newcomer = start(who, &port, "join")?;
             let deadline = Instant::now() + PATIENCE;

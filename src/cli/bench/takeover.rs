@@ -182,7 +182,7 @@ pub(super) async fn floor(times: usize, ballast: Size) -> Result<Vec<f64>, Failu
     let (said, _heard) = mpsc::channel(16);
     let mut measured = Vec::new();
     for _ in 0..times {
-        let at = format!("127.0.0.1:{}", super::free_port()?);
+        let at = ports::nobody().to_string();
         let args = ["server", "--listen", &at, "--hold", &ballast.to_string()].map(Into::into);
         let mut server = Proc::start(&args, 0, said.clone())?;
         let deadline = Instant::now() + PATIENCE;

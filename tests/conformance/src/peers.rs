@@ -3,7 +3,7 @@
 use std::{
     env, fs,
     io::{self, BufRead, BufReader, Read, Write},
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{Shutdown, SocketAddr, TcpStream},
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::mpsc,
@@ -230,8 +230,7 @@ fn script(name: &'static str, program: &str, file: &str, arg: &str) -> Result<Pe
 
 /// A folder for a peer's configuration, and a port that is free.
 fn place(name: &str) -> Result<(PathBuf, SocketAddr), String> {
-    let listener = TcpListener::bind("127.0.0.1:0").map_err(|error| error.to_string())?;
-    let addr = listener.local_addr().map_err(|error| error.to_string())?;
+    let addr = ports::nobody();
     let folder = env::temp_dir().join(format!("conformance-{name}-{}-{}", std::process::id(), addr.port()));
     fs::create_dir_all(&folder).map_err(|error| error.to_string())?;
     Ok((folder, addr))

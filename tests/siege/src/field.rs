@@ -117,10 +117,13 @@ impl Field {
         let number = COUNT.fetch_add(1, Ordering::SeqCst);
         let directory = env::temp_dir().join(format!("siege-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&directory).expect("a place for a file");
-        let any = "127.0.0.1:0";
         let journal = directory.join(JOURNAL);
         let journal = journal.to_str().expect("a path that we made");
-        let start = || Process::start(binary, &["be-server", any, any, any, any, journal]);
+        let start = || {
+            let at = [(); 4].map(|()| ports::nobody().to_string());
+            let [http, redis, memcached, frames] = at.each_ref().map(String::as_str);
+            Process::start(binary, &["be-server", http, redis, memcached, frames, journal])
+        };
         let servers = (0..SERVERS).map(|_| start());
         let servers: Vec<Process> = servers.collect();
         let text = variant::text(0, &Self::said(&servers), &directory);

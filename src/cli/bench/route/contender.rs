@@ -21,11 +21,7 @@ use tokio::{
 };
 
 use super::{layout::Places, speech::Protocol};
-use crate::cli::{
-    Failure,
-    bench::{free_port, name_of},
-    exit,
-};
+use crate::cli::{Failure, bench::name_of, exit};
 
 /// A router.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -110,7 +106,7 @@ impl Contender {
     /// Its arguments, with that configuration in a file.
     fn arguments(self, task: &Task<'_>, file: &str) -> Result<Vec<String>, Failure> {
         let (workers, dir) = (task.workers.to_string(), task.dir.display().to_string());
-        let stats = free_port()?.to_string();
+        let stats = ports::free_port().to_string();
         let args: &[&str] = match self {
             Self::Phalanx => &["--die-with-parent", "router", "--workers", &workers, "--config", file],
             Self::Nginx => &["-e", "stderr", "-p", &dir, "-c", file],
@@ -190,7 +186,7 @@ impl Router {
     /// Starts one, and waits until it serves. A dropped future leaves nothing behind.
     pub(super) async fn start(contender: Contender, task: &Task<'_>) -> Result<Self, Failure> {
         let name = name_of(&contender);
-        let at = SocketAddr::from(([127, 0, 0, 1], free_port()?));
+        let at = ports::nobody();
         let file = task.dir.join(format!("{name}.conf")).display().to_string();
         fs::write(&file, contender.configuration(task, at))?;
         let mut command = Command::new(contender.program()?);
