@@ -12,7 +12,13 @@ use std::{
 use common::{Dir, PATIENCE, Proc, assert_no_overlap, needs};
 
 const LIBRARY: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
-const LEASE: Duration = Duration::from_millis(500);
+/// How long a clock stays as it was set, at least: ten heartbeats.
+const PAUSE: Duration = Duration::from_millis(500);
+const HEARTBEAT: &str = "50ms";
+/// A lease that ends while a clock stays as it was set.
+const SHORT: &str = "500ms";
+/// A lease that a busy machine takes from nobody, and far shorter than what wall clocks jump by.
+const LONG: &str = "3s";
 
 /// A member whose clocks are what the file says, if there is the library for that.
 fn start(dir: &Dir, name: &str, wall_only: bool) -> Option<Proc> {
@@ -26,7 +32,9 @@ fn start(dir: &Dir, name: &str, wall_only: bool) -> Option<Proc> {
     let rendezvous = format!("file:{}", dir.file("rdv"));
     let mut command = Command::new(env!("CARGO_BIN_EXE_phalanx"));
     command.args(["--json", "join", "g", "--no-stdin", "--name", name, "--rendezvous", &rendezvous]);
-    command.args(["--lease", "500ms", "--trace", &dir.file(&format!("{name}.jsonl"))]);
+    let lease = if wall_only { LONG } else { SHORT };
+    command.args(["--lease", lease, "--heartbeat", HEARTBEAT]);
+    command.args(["--trace", &dir.file(&format!("{name}.jsonl"))]);
     command.env("LD_PRELOAD", LIBRARY).env("FAKETIME_TIMESTAMP_FILE", clock);
     // Read again with every look at the clock.
     command
@@ -86,12 +94,12 @@ fn end(mut all: Vec<Proc>, dir: &Dir) {
 fn a_wall_clock_that_jumps_changes_nothing() {
     let dir = Dir::new();
     let Some(mut all) = three(&dir, true) else { return };
-    sleep(LEASE);
+    sleep(PAUSE);
     let before = happened(&mut all);
     for by in ["+3600", "-3600", "+0", "+3600", "-86400", "+86400", "+0"] {
         dir.write(&clock_of("a"), by);
         dir.write(&clock_of("c"), &by.replace('+', "#").replace('-', "+").replace('#', "-"));
-        sleep(LEASE);
+        sleep(PAUSE);
     }
     assert_eq!(happened(&mut all), before, "{:#?}", all[0].drain());
     // And whoever comes while clocks are wrong.
@@ -100,7 +108,7 @@ fn a_wall_clock_that_jumps_changes_nothing() {
     leader.signal("KILL");
     let killed = Instant::now();
     all[0].until_event("leading");
-    assert!(killed.elapsed() < 10 * LEASE);
+    assert!(killed.elapsed() < 10 * PAUSE);
     drop(leader);
     let more = start(&dir, "a", true).expect("as before");
     all.push(more);
@@ -120,12 +128,12 @@ fn a_monotonic_clock_that_jumps_makes_no_two_leaders() {
     let Some(mut all) = three(&dir, false) else { return };
     for by in ["+30", "+0 x1.05", "+30 x2", "+0"] {
         dir.write(&clock_of("a"), by);
-        sleep(4 * LEASE);
+        sleep(4 * PAUSE);
     }
     let deadline = Instant::now() + PATIENCE;
     while !all.iter_mut().all(|proc| sees(proc) == 3) {
         assert!(Instant::now() < deadline, "they do not come together again");
-        sleep(LEASE);
+        sleep(PAUSE);
     }
     end(all, &dir);
 }

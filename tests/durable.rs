@@ -13,7 +13,7 @@ use std::{
     process::Command,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -29,6 +29,7 @@ struct Cluster {
     admins: Vec<u16>,
     clones: BTreeMap<usize, Proc>,
     kept: bool,
+    lease: &'static str,
     /// So many files may each have open, at first and at most.
     files: Option<(u32, u32)>,
     /// Whose disk is small.
@@ -39,7 +40,8 @@ impl Cluster {
     fn new(size: usize, kept: bool) -> Self {
         let ports = || (0..size).map(|_| free_port()).collect();
         let (dir, clones) = (Dir::new(), BTreeMap::new());
-        Self { dir, ports: ports(), admins: ports(), clones, kept, files: None, small: None }
+        let lease = "500ms";
+        Self { dir, ports: ports(), admins: ports(), clones, kept, lease, files: None, small: None }
     }
 
     fn data(&self, n: usize) -> String {
@@ -58,7 +60,7 @@ impl Cluster {
         let (admin, size) = (format!("127.0.0.1:{}", self.admins[n]), self.ports.len().to_string());
         let mut args =
             vec!["inventory", "--group", "stock", "--serve", &serve, "--name", &name, "--admin", &admin];
-        args.extend(["--rendezvous", &rendezvous, "--bootstrap", "alone-after=300ms", "--lease", "500ms"]);
+        args.extend(["--rendezvous", &rendezvous, "--bootstrap", "alone-after=300ms", "--lease", self.lease]);
         if self.kept {
             args.extend(["--data-dir", &data, "--directories", &size]);
         }
@@ -93,11 +95,13 @@ impl Cluster {
         clone.until("the state", |e| e["event"] == "state" && e["here"].as_u64() >= Some(here));
     }
 
-    /// Several clients, each with a key of its own, write numbers that grow; gives what each was told last.
+    /// Several clients, each with a key of its own, write numbers that grow, for so long at least, and until each was told of one;
+    /// gives what each was told last.
     fn load(&self, first: u64, time: Duration) -> BTreeMap<String, u64> {
-        let over = Arc::new(AtomicBool::new(false));
+        const CLIENTS: usize = 4;
+        let (over, told_some) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let client = |key: String| {
-            let (ports, over) = (self.ports.clone(), Arc::clone(&over));
+            let (ports, over, told_some) = (self.ports.clone(), Arc::clone(&over), Arc::clone(&told_some));
             thread::spawn(move || {
                 let (mut told, mut at) = (0, 0);
                 for n in first.. {
@@ -105,15 +109,22 @@ impl Cluster {
                         break;
                     }
                     match ask(ports[at], "PUT", &key, &n.to_string()) {
-                        Some((200, _)) => told = n,
+                        Some((200, _)) => {
+                            told_some.fetch_add(usize::from(told == 0), Ordering::Relaxed);
+                            told = n;
+                        }
                         _ => at = (at + 1) % ports.len(),
                     }
                 }
                 (key, told)
             })
         };
-        let clients: Vec<_> = (0..4).map(|c| client(format!("k{c}"))).collect();
+        let clients: Vec<_> = (0..CLIENTS).map(|c| client(format!("k{c}"))).collect();
         thread::sleep(time);
+        let deadline = Instant::now() + PATIENCE;
+        while told_some.load(Ordering::Relaxed) < CLIENTS && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(20));
+        }
         over.store(true, Ordering::Relaxed);
         clients.into_iter().map(|c| c.join().expect("no panic")).collect()
     }
@@ -316,7 +327,7 @@ fn without_a_directory_it_is_said_that_the_state_is_lost() {
 #[test]
 fn idle_clients_do_not_put_a_clone_out_of_its_group() {
     let mut cluster = Cluster::new(1, true);
-    cluster.files = Some((100, 200));
+    (cluster.files, cluster.lease) = (Some((100, 200)), "5s");
     cluster.start(0, &[]);
     cluster.until_kept(0, 1);
     let proc = format!("/proc/{}", cluster.clones[&0].pid());

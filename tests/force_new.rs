@@ -32,19 +32,13 @@ impl Nodes {
     fn node(&self, i: usize) -> Proc {
         let (listen, how) = (format!("127.0.0.1:{}", self.ports[i]), format!("expect={}", self.ports.len()));
         let trace = self.trace(i);
-        let more = ["--listen", &listen, "--bootstrap", &how, "--lease", "400ms", "--admin", "127.0.0.1:0"];
+        let more = ["--listen", &listen, "--bootstrap", &how, "--lease", "2s", "--admin", "127.0.0.1:0"];
         let more = [&more[..], &["--trace", &trace]].concat();
         Proc::join("g", &format!("n{i}"), &self.list, &more)
     }
 
     fn trace(&self, i: usize) -> String {
         self.dir.file(&format!("n{i}.jsonl"))
-    }
-
-    /// Under what it led first, or will.
-    fn led(&mut self, i: usize) -> Value {
-        let known = self.procs[i].drain().iter().find(|e| e["event"] == "leading").cloned();
-        known.unwrap_or_else(|| self.procs[i].until_event("leading"))
     }
 
     /// The first in its group's view.
@@ -68,7 +62,7 @@ fn force(p: &Proc, more: &[&str]) -> std::process::Output {
 fn survivors_of_a_lost_core_go_on_above_the_old_tokens_and_who_comes_back_joins_them() {
     let mut nodes = Nodes::start(5);
     let leader = nodes.leader();
-    let old = nodes.led(leader);
+    let old = nodes.procs[leader].first_event("leading");
     let calm = force(&nodes.procs[leader], &["--yes"]);
     assert_eq!(calm.status.code(), Some(1), "{}", stderr(&calm));
     assert!(stderr(&calm).contains("not blocked"), "{}", stderr(&calm));

@@ -28,23 +28,36 @@ fn group_of(n: usize, dir: &Dir, more: &[&str]) -> Vec<Proc> {
     procs
 }
 
-/// The process that leads now, by what all have printed.
-fn leader(procs: &mut [Proc]) -> usize {
-    let mut latest = None;
-    for (i, proc) in procs.iter_mut().enumerate() {
-        for event in proc.drain().iter().filter(|e| e["event"] == "leading") {
-            latest = latest.max(event["at_ns"].as_u64().map(|at| (at, i)));
+/// Waits until each of them knows that so many are in the core.
+fn until_core(procs: &[Proc], size: usize) {
+    let deadline = std::time::Instant::now() + common::PATIENCE;
+    for proc in procs {
+        let started = proc.seen.iter().find(|e| e["event"] == "started").expect("it has started");
+        let admin = started["admin"].as_str().expect("an address");
+        loop {
+            let output = common::run(&["status", "--json", "--admin", admin]);
+            let status: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+            if status["core"].as_array().is_some_and(|core| core.len() == size) {
+                break;
+            }
+            assert!(std::time::Instant::now() < deadline, "not in time: {status:#}");
+            std::thread::sleep(std::time::Duration::from_millis(20));
         }
     }
-    latest.expect("somebody leads").1
+}
+
+/// The process that leads now, by what all have printed.
+fn leader(procs: &mut [Proc]) -> usize {
+    let leading = procs.iter_mut().enumerate().filter_map(|(i, proc)| Some((proc.leads_since()?, i)));
+    leading.max().expect("somebody leads").1
 }
 
 #[test]
 fn the_next_rank_leads_when_the_leader_is_killed_ten_times() {
     let dir = Dir::new();
-    let mut procs = group_of(4, &dir, &[]);
-    // A cluster that has just been founded has a core of one; give it a moment to fill.
-    std::thread::sleep(std::time::Duration::from_secs(2));
+    let mut procs = group_of(4, &dir, &["--admin", "127.0.0.1:0"]);
+    // A cluster that has just been founded has a core of one.
+    until_core(&procs, 4);
     for round in 0..10 {
         let dead = leader(&mut procs);
         let mut killed = procs.remove(dead);
@@ -255,7 +268,7 @@ fn strangers_and_garbage_do_not_disturb() {
 #[test]
 fn twenty_at_once_by_files() {
     let dir = Dir::new();
-    let mut procs = group_of(20, &dir, &["--bootstrap", "alone-after=1s"]);
+    let mut procs = group_of(20, &dir, &["--bootstrap", "alone-after=1s", "--lease", "5s"]);
     assert!(procs.iter_mut().all(|p| p.drain().iter().all(|e| e["event"] != "removed")));
 }
 
@@ -265,7 +278,8 @@ fn twenty_at_once_by_a_static_list() {
     let addrs: Vec<String> = ports.iter().map(|p| format!("127.0.0.1:{p}")).collect();
     let rendezvous = format!("static:{}", addrs.join(","));
     let start = |i: usize| {
-        Proc::join("g", &format!("n{i}"), &rendezvous, &["--listen", &addrs[i], "--bootstrap", "expect=20"])
+        let more = ["--listen", &addrs[i], "--bootstrap", "expect=20", "--lease", "5s"];
+        Proc::join("g", &format!("n{i}"), &rendezvous, &more)
     };
     let mut procs: Vec<Proc> = (0..20).map(start).collect();
     let views: Vec<Value> = procs.iter_mut().map(|p| p.until_members(20)).collect();
@@ -275,17 +289,17 @@ fn twenty_at_once_by_a_static_list() {
 /// The last ones were blocked once, with nobody left to let them go: until their leases had run out, and some began anew.
 #[test]
 fn all_that_are_told_to_end_at_once_leave_in_order_and_at_once() {
-    for more in [&["--once", "--lease", "3s"][..], &["--once", "--lease", "3s", "--plain"]] {
+    for kind in [&[][..], &["--plain"]] {
         let dir = Dir::new();
-        let mut procs = group_of(5, &dir, more);
-        // All of them are to be in the core.
-        std::thread::sleep(std::time::Duration::from_secs(2));
+        let more = [&["--once", "--lease", "10s", "--admin", "127.0.0.1:0"], kind].concat();
+        let mut procs = group_of(5, &dir, &more);
+        until_core(&procs, 5);
         let begun = std::time::Instant::now();
         for proc in &mut procs {
             proc.signal("TERM");
         }
         let codes: Vec<Option<i32>> = procs.iter_mut().map(Proc::end).collect();
         assert_eq!(codes, [Some(0); 5], "{more:?}");
-        assert!(begun.elapsed() < std::time::Duration::from_secs(2), "{more:?}: {:?}", begun.elapsed());
+        assert!(begun.elapsed() < std::time::Duration::from_secs(6), "{more:?}: {:?}", begun.elapsed());
     }
 }

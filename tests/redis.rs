@@ -7,6 +7,9 @@ use std::process::{Command, Output};
 use common::{Dir, Proc, has};
 use ports::free_port;
 
+/// Longer than a busy machine keeps a healthy process waiting: who lives serves.
+const LEASE: [&str; 2] = ["--lease", "3s"];
+
 struct Kv {
     router: Proc,
     clones: Vec<Proc>,
@@ -25,6 +28,7 @@ fn start() -> Kv {
             let (name, at) = (format!("{group}{n}"), format!("127.0.0.1:{port}"));
             let args =
                 ["run", "--group", group, "--endpoint", &at, "--name", &name, "--rendezvous", &rendezvous];
+            let args = [&args[..], &LEASE].concat();
             let server = ["--", "redis-server", "--port", &port, "--save", "", "--bind", "127.0.0.1"];
             clones.push(Proc::start(&[&args[..], &server].concat()));
         }
@@ -36,7 +40,8 @@ fn start() -> Kv {
                 [service.pmap]\nstyle = \"slots\"\npartitions = 64\n\
                 [[service.racs]]\nname = \"a\"\ngroup = \"kv-a\"\n[[service.racs]]\nname = \"b\"\ngroup = \"kv-b\"\n";
     let config = dir.write("router.toml", text);
-    let mut router = Proc::start(&["router", "--config", &config, "--rendezvous", &rendezvous]);
+    let mut router =
+        Proc::start(&[&["router", "--config", &config, "--rendezvous", &rendezvous], &LEASE[..]].concat());
     let listen = router.until_event("serving")["listen"].as_str().expect("an address").to_owned();
     let port = listen.rsplit(':').next().expect("a port").to_owned();
     let kv = Kv { router, clones, port, _dir: dir };
@@ -70,11 +75,8 @@ impl Kv {
     /// The clone that leads this array.
     fn leader(&mut self, array: usize) -> usize {
         let clones = self.clones.iter_mut().enumerate().skip(array * 3).take(3);
-        let begun = clones.filter_map(|(i, clone)| {
-            let at = clone.drain().iter().rfind(|e| e["event"] == "leading")?["at_ns"].as_u64()?;
-            Some((at, i))
-        });
-        begun.max().expect("somebody leads").1
+        let leading = clones.filter_map(|(i, clone)| Some((clone.leads_since()?, i)));
+        leading.max().expect("somebody leads").1
     }
 }
 

@@ -27,7 +27,7 @@ fn twenty_at_once_by_the_registry_of_an_agent_or_by_multicast() {
     let (agent, registry) = agent(&[]);
     for rendezvous in [registry, format!("multicast:239.255.70.9:{}", free_port())] {
         let mut procs: Vec<Proc> =
-            (0..20).map(|i| Proc::join("g", &format!("n{i}"), &rendezvous, &[])).collect();
+            (0..20).map(|i| Proc::join("g", &format!("n{i}"), &rendezvous, &["--lease", "5s"])).collect();
         let views: Vec<Value> = procs.iter_mut().map(|p| p.until_members(20)).collect();
         assert!(views.iter().all(|v| names(v) == names(&views[0])), "{rendezvous}");
     }

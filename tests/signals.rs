@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Dir, PATIENCE, Proc};
+use common::{Dir, PATIENCE, Proc, catches_term};
 use ports::free_port;
 
 fn until(what: &str, mut done: impl FnMut() -> bool) {
@@ -20,13 +20,6 @@ fn until(what: &str, mut done: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "{what} never came");
         sleep(Duration::from_millis(10));
     }
-}
-
-/// Does the process handle TERM by now?
-fn catches_term(proc: &Proc) -> bool {
-    let status = fs::read_to_string(format!("/proc/{}/status", proc.pid())).unwrap_or_default();
-    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
-    caught.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).is_some_and(|set| set & 1 << 14 != 0)
 }
 
 #[test]
@@ -47,7 +40,7 @@ fn a_process_that_is_told_to_end_while_it_starts_ends_in_order() {
     for (command, rest, code) in commands {
         // It waits for the directory, some seconds long.
         let mut proc = Proc::start(&[command, &node, rest].concat());
-        until("a process that heeds signals", || catches_term(&proc));
+        until("a process that heeds signals", || catches_term(proc.pid()));
         proc.signal("TERM");
         assert_eq!(proc.end(), Some(code), "{command:?}");
     }
@@ -58,17 +51,21 @@ fn a_second_signal_ends_a_wrapper_at_once_though_its_command_has_not_come_up() {
     let dir = Dir::new();
     let (rendezvous, file) = (dir.rendezvous(), dir.file("began"));
     let endpoint = ports::nobody().to_string();
-    let script = format!("trap '' TERM; touch {file}; while :; do sleep 0.1; done");
+    let told = dir.file("told");
+    // Its command is told of the first one, and does not heed it.
+    let script = format!("trap 'touch {told}' TERM; touch {file}; while :; do sleep 0.1; done");
     for exclusive in [&[][..], &["--exclusive"]] {
         let args = ["run", "--group", "g", "--rendezvous", &rendezvous, "--endpoint", &endpoint];
         let more = ["--grace", "10m", "--start-timeout", "10m", "--", "sh", "-c", &script];
         let mut run = Proc::start(&[&args, exclusive, &more].concat());
         until("the command", || Path::new(&file).exists());
         run.signal("TERM");
-        sleep(Duration::from_millis(500));
+        until("the first one is heeded", || Path::new(&told).exists());
         run.signal("TERM");
         assert_eq!(run.end(), Some(130), "{exclusive:?}");
-        fs::remove_file(&file).expect("it is there");
+        for file in [&file, &told] {
+            fs::remove_file(file).expect("it is there");
+        }
     }
 }
 

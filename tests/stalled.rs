@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Dir, PATIENCE, Proc, phalanx};
+use common::{Dir, PATIENCE, Proc, catches_term, phalanx};
 
 /// A pipe that is full, and stays so while its end for reading is kept.
 fn full() -> (PipeReader, PipeWriter) {
@@ -71,11 +71,12 @@ fn a_reader_that_stalls_takes_no_lead_away_and_signals_are_heeded() {
     let file = dir.file("beats");
     let script = format!("trap 'exit 7' TERM; while :; do echo >> {file}; sleep 0.05; done");
     let mut command = phalanx();
-    command.args(["run", "--exclusive", "--json", "--group", "g", "--rendezvous", &dir.rendezvous()]);
+    command.args(["run", "--exclusive", "--json", "--lease", "3s", "--group", "g"]);
+    command.args(["--rendezvous", &dir.rendezvous()]);
     let mut run = Running::of(command.args(["--", "sh", "-c", &script]).stdout(out));
     let beats = || fs::metadata(&file).map_or(0, |file| file.len());
-    // A beat takes 50 ms, and the lease is a second: so they go on for more than two of them.
-    until("beats", || beats() > 50);
+    // A beat takes 50 ms, and the lease is 3 s: so they go on for more than two of them.
+    until("beats", || beats() > 130);
     run.term();
     assert_eq!(run.ends_within(Duration::from_secs(30)), Some(7));
     let last = beats();
@@ -93,6 +94,7 @@ fn a_member_whose_reader_stalls_leaves_when_it_is_told_and_says_what_is_lost() {
         let mut process = phalanx();
         process.args(command).args(["--rendezvous", &dir.rendezvous()]).stdout(out).stderr(log);
         let mut process = Running::of(&mut process);
+        until("a process that heeds signals", || catches_term(process.0.id()));
         sleep(Duration::from_secs(2));
         process.term();
         assert_eq!(process.ends_within(Duration::from_secs(30)), Some(1), "{command:?}");
@@ -106,13 +108,13 @@ fn a_log_that_nobody_reads_holds_up_no_node() {
     let dir = Dir::new();
     let (_reader, log) = full();
     let mut command = phalanx();
-    command.args(["join", "g", "--json", "--no-stdin", "--name", "a", "--log", "trace"]);
+    command.args(["join", "g", "--json", "--no-stdin", "--name", "a", "--log", "trace", "--lease", "2s"]);
     command.args(["--rendezvous", &dir.rendezvous()]).stderr(log);
     let mut a = Proc::of(command);
     a.until_event("leading");
-    let mut b = Proc::join("g", "b", &dir.rendezvous(), &[]);
+    let mut b = Proc::join("g", "b", &dir.rendezvous(), &["--lease", "2s"]);
     b.until_members(2);
-    sleep(Duration::from_secs(3));
+    sleep(Duration::from_secs(6));
     assert!(!b.drain().iter().any(|e| e["event"] == "leading"), "a stays: {:#?}", b.seen);
     a.signal("TERM");
     assert_eq!(a.end(), Some(0));

@@ -5,6 +5,7 @@ mod common;
 use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::OnceLock,
     time::{Duration, Instant},
 };
 
@@ -15,8 +16,14 @@ use serde_json::Value;
 /// The last commit that speaks version 2 alone and knows no feature levels.
 const PREVIOUS: &str = "c07d1595f094a9349d9c198daba4af8c2207849d";
 
-/// The binary of that commit, built once. `None`, and says why, where that is not possible and need not be.
+/// The binary of that commit, built once, whichever test asks first. `None` where that is not possible and need not be.
 fn previous() -> Option<PathBuf> {
+    static BUILD: OnceLock<Option<PathBuf>> = OnceLock::new();
+    BUILD.get_or_init(build_previous).clone()
+}
+
+/// Builds it, or says why it does not.
+fn build_previous() -> Option<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let home = Path::new(env!("CARGO_BIN_EXE_phalanx")).ancestors().nth(2).expect("target/PROFILE/phalanx");
     let home = home.join("previous").join(&PREVIOUS[..12]);
@@ -58,13 +65,24 @@ struct Fleet {
 }
 
 impl Fleet {
+    fn new() -> Self {
+        Self { dir: Dir::new(), traces: Vec::new() }
+    }
+
+    /// Starts a member. The first one founds the cluster, and leads; the others only join it, for of two that found one each the
+    /// one that gives way ends.
     fn start(&mut self, binary: &Path, name: &str) -> Proc {
         let trace = self.dir.file(&format!("{name}.jsonl"));
         let rendezvous = self.dir.rendezvous();
         let args = ["join", "g", "--name", name, "--rendezvous", &rendezvous, "--trace", &trace, "--once"];
         // Builds that do not know what the label means bear it. A busy machine may keep a process waiting for a while.
         let args = [&args[..], &["--label", "weight=3", "--lease", "5s"]].concat();
-        let proc = Proc::start_of(binary, &args);
+        let founds = self.traces.is_empty();
+        let how: &[&str] = if founds { &[] } else { &["--bootstrap", "join"] };
+        let mut proc = Proc::start_of(binary, &[&args, how].concat());
+        if founds {
+            proc.until_event("leading");
+        }
         self.traces.push(trace);
         proc
     }
@@ -124,7 +142,7 @@ fn order(proc: &Proc, round: &str) -> Vec<(u64, u64, String)> {
 fn five_nodes_are_upgraded_one_after_the_other_under_load() {
     let Some(old) = previous() else { return };
     let new = PathBuf::from(env!("CARGO_BIN_EXE_phalanx"));
-    let mut all = Fleet { dir: Dir::new(), traces: Vec::new() };
+    let mut all = Fleet::new();
     let mut procs: Vec<Proc> = (0..5).map(|n| all.start(&old, &format!("old{n}"))).collect();
     for proc in &mut procs {
         proc.until_members(5);
@@ -177,11 +195,11 @@ fn a_large_group_of_two_builds_goes_on_when_its_first_member_dies() {
     const MEMBERS: usize = 20;
     let Some(old) = previous() else { return };
     let new = PathBuf::from(env!("CARGO_BIN_EXE_phalanx"));
-    let mut all = Fleet { dir: Dir::new(), traces: Vec::new() };
+    let mut all = Fleet::new();
     let mut procs: Vec<Proc> = Vec::new();
     for n in 0..MEMBERS {
         procs.push(all.start(if n % 2 == 0 { &old } else { &new }, &format!("n{n}")));
-        procs[n].until_event(if n == 0 { "leading" } else { "started" });
+        procs[n].first_event("started");
     }
     for round in ["all", "without the first one"] {
         let count = procs.len();
@@ -216,9 +234,8 @@ fn a_large_group_of_two_builds_goes_on_when_its_first_member_dies() {
 fn a_node_of_the_previous_build_joins_one_of_this_build_and_takes_over_from_it() {
     let Some(old) = previous() else { return };
     let new = PathBuf::from(env!("CARGO_BIN_EXE_phalanx"));
-    let mut all = Fleet { dir: Dir::new(), traces: Vec::new() };
+    let mut all = Fleet::new();
     let mut first = all.start(&new, "new");
-    first.until_event("leading");
     let mut second = all.start(&old, "old");
     second.until_members(2);
     first.until_members(2);

@@ -49,6 +49,13 @@ fn processes(file: &str) -> String {
     text.lines().filter(|line| line.contains("phalanx") || line.contains(file)).collect::<Vec<_>>().join("\n")
 }
 
+/// How many processes there are whose command line names this file.
+fn writers(file: &str) -> usize {
+    let all = fs::read_dir("/proc").expect("Linux").flatten();
+    let lines = all.map(|entry| fs::read(entry.path().join("cmdline")).unwrap_or_default());
+    lines.filter(|line| String::from_utf8_lossy(line).contains(file)).count()
+}
+
 /// What was written, in hundredths of a second.
 fn read(file: &str) -> Vec<u64> {
     let text = fs::read_to_string(file).unwrap_or_default();
@@ -100,11 +107,7 @@ fn a_daemon_dies_with_the_wrapper_that_is_killed() {
         until("stamps", || read(&file).len() > 10);
         wrapper.signal("KILL");
         wrapper.end();
-        until("calm", || {
-            let before = read(&file).len();
-            sleep(Duration::from_millis(200));
-            before == read(&file).len()
-        });
+        until("all who write are gone", || writers(&file) == 0);
         let before = read(&file).len();
         sleep(Duration::from_millis(500));
         assert_eq!(before, read(&file).len(), "{kind}: somebody lives on");
@@ -177,8 +180,8 @@ fn a_stopped_wrapper_cannot_prolong_its_command() {
         let mut agent = Proc::start(&["agent", "--rendezvous", &dir.rendezvous()]);
         agent.until_event("unblocked");
         let (mut one, mut two, files) = holder_and_next(&dir, kind);
-        let stopped = uptime();
         one.signal("STOP");
+        let stopped = uptime();
         two.until_event("leading");
         until("stamps", || read(&files[1]).len() > 10);
         let (last, first) = (*read(&files[0]).last().expect("stamps"), read(&files[1])[0]);
@@ -320,8 +323,8 @@ fn a_hook_for_the_lead_is_killed_when_the_wrapper_is_stopped_and_the_server_is_n
     let mut one = Proc::start(&[&args[..], &[&serve]].concat());
     one.until_event("leading");
     until("stamps", || read(&hook).len() > 10);
-    let stopped = uptime();
     one.signal("STOP");
+    let stopped = uptime();
     sleep(LEASE * 2);
     let last = *read(&hook).last().expect("stamps");
     let in_time = last <= stopped + LEASE.as_millis() as u64 / 10 + 1;

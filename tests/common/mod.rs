@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -128,11 +129,18 @@ impl Proc {
         self.child.id()
     }
 
+    /// At once: no other program is started for it, which takes a busy machine a while.
     pub fn signal(&self, name: &str) {
-        let pid = self.pid().to_string();
-        let status =
-            Command::new("kill").args([&format!("-{name}"), &pid]).status().expect("kill can be run");
-        assert!(status.success(), "kill -{name} {pid}");
+        let signal = match name {
+            "CONT" => Signal::CONT,
+            "HUP" => Signal::HUP,
+            "INT" => Signal::INT,
+            "KILL" => Signal::KILL,
+            "STOP" => Signal::STOP,
+            "TERM" => Signal::TERM,
+            other => panic!("no test has sent {other} so far"),
+        };
+        kill_process(Pid::from_child(&self.child), signal).expect("our own child");
     }
 
     pub fn say(&mut self, line: &str) {
@@ -159,6 +167,19 @@ impl Proc {
 
     pub fn until_event(&mut self, name: &str) -> Value {
         self.until(name, |event| event["event"] == name)
+    }
+
+    /// The first event of this name: among what was read already, else the next one.
+    pub fn first_event(&mut self, name: &str) -> Value {
+        let known = self.drain().iter().find(|event| event["event"] == name).cloned();
+        known.unwrap_or_else(|| self.until_event(name))
+    }
+
+    /// Since when it leads, if it leads by what it printed last: who led a lineage that dissolved does not.
+    pub fn leads_since(&mut self) -> Option<u64> {
+        let is_of_reign = |event: &&Value| event["event"] == "leading" || event["event"] == "not_leading";
+        let last = self.drain().iter().rfind(is_of_reign)?;
+        if last["event"] == "leading" { last["at_ns"].as_u64() } else { None }
     }
 
     /// The view with this many members.
@@ -195,6 +216,13 @@ impl Drop for Proc {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Does the process handle TERM by now?
+pub fn catches_term(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    caught.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).is_some_and(|set| set & 1 << 14 != 0)
 }
 
 /// The intervals in which processes led a group, from all that they printed: none may overlap.

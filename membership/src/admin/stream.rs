@@ -262,6 +262,8 @@ mod tests {
     #[tokio::test]
     async fn who_takes_nothing_for_too_long_makes_room_for_others() {
         let node = alone().await;
+        // The limit is counted from the last event that is taken, at one of these moments or between them.
+        let begun = Instant::now();
         let mut stuck = client(&node, 16).await;
         line(&mut stuck).await.expect("a head");
         let free = || node.inner.shared.streams.available_permits();
@@ -273,9 +275,10 @@ mod tests {
             observers[n].views().next().await.expect("runs");
         }
         tokio::time::pause();
-        sleep(LIFE - Duration::from_secs(1)).await;
+        let filled = Instant::now();
+        sleep_until(begun + LIFE - Duration::from_secs(1)).await;
         assert_eq!(free(), STREAMS - 1, "not too early");
-        sleep(Duration::from_secs(2)).await;
+        sleep_until(filled + LIFE + Duration::from_secs(1)).await;
         assert_eq!((free(), node.inner.shared.metrics.count.streams.get()), (STREAMS, 0));
         tokio::time::resume();
         drop(observers);

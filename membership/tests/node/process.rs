@@ -169,6 +169,13 @@ impl Process {
         self.wait(event, |line| line["event"] == event)
     }
 
+    /// Waits until it leads for the first time, perhaps long ago.
+    fn wait_lead(&mut self) {
+        if self.seen.iter().all(|line| line["event"] != "leading") {
+            self.wait_for("leading");
+        }
+    }
+
     fn wait_members(&mut self, names: &[&str]) {
         self.wait("a view", |line| line["event"] == "view" && line["members"] == json!(names));
     }
@@ -272,7 +279,11 @@ pub fn traces(processes: &[Process]) -> Vec<PathBuf> {
 fn when_a_leader_is_killed_the_next_rank_leads_because_the_death_is_proved() {
     let scratch = Scratch::new();
     let mut processes = by_rank(founders(scratch.path(), 3));
-    processes[0].wait_for("leading");
+    processes[0].wait_lead();
+    // Who does not watch it yet would have to wait out its lease.
+    for process in &mut processes[1..] {
+        process.wait_neighbours(2);
+    }
     processes[0].kill();
     let died = crash(1, &processes[0]);
     processes[1].wait_for("leading");
@@ -291,13 +302,10 @@ fn when_a_leader_is_killed_the_next_rank_leads_because_the_death_is_proved() {
 #[test]
 fn when_a_big_leader_is_killed_the_others_agree_on_that_before_the_kernel_says_that_it_is_gone() {
     let mut late = Vec::new();
-    for _ in 0..5 {
+    for _ in 0..12 {
         let scratch = Scratch::new();
         let mut processes = by_rank(founders_with(scratch.path(), 3, Some(("MEMBER_MIB", "512"))));
-        // Perhaps before the others came.
-        if processes[0].seen.iter().all(|line| line["event"] != "leading") {
-            processes[0].wait_for("leading");
-        }
+        processes[0].wait_lead();
         processes[1].wait_neighbours(2);
         let victim = Pid::from_child(&processes[0].child);
         let pidfd = pidfd_open(victim, PidfdFlags::empty()).expect("our own child");
@@ -350,7 +358,7 @@ fn a_leader_that_was_stopped_says_first_that_it_does_not_lead_any_more_and_joins
     let scratch = Scratch::new();
     let mut processes = by_rank(founders(scratch.path(), 3));
     let names: Vec<String> = processes.iter().map(|p| p.name.clone()).collect();
-    processes[0].wait_for("leading");
+    processes[0].wait_lead();
     processes[0].signal(Signal::STOP);
     let leads = processes[1].wait_for("leading");
     let before = processes[0].seen.len();
@@ -395,7 +403,7 @@ fn a_panic_anywhere_in_the_process_ends_leadership_and_the_node_joins_again() {
     let scratch = Scratch::new();
     let mut processes = by_rank(founders(scratch.path(), 2));
     let names: Vec<String> = processes.iter().map(|p| p.name.clone()).collect();
-    processes[0].wait_for("leading");
+    processes[0].wait_lead();
     processes[0].say("panic");
     processes[0].wait_for("not_leading");
     processes[1].wait_for("leading");
