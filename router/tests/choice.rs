@@ -71,7 +71,8 @@ fn clones_of_the_routers_zone_are_preferred_while_they_live() {
         "servers = [{{ addr = \"{}\", zone = \"us\" }}, {{ addr = \"{}\", zone = \"eu\" }}]",
         far.addr, near.addr
     );
-    let router = Router::start(&config("zone = \"eu\"", &racs));
+    // Of one that is silent for a moment the far one would be asked, too.
+    let router = Router::with(&config("zone = \"eu\"", &racs), 1, patient);
     assert_eq!(of(&hits(&router, 100), "near:"), 100);
     near.kill();
     assert_eq!(of(&hits(&router, 20), "far:"), 20);

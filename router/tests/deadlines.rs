@@ -5,11 +5,14 @@ mod common;
 
 use std::{
     net::SocketAddr,
+    sync::atomic::{AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
-use common::{Client, FakeServer, Response, Router, eventually, grouped, service, view};
+use common::{
+    Client, FakeServer, Response, Router, eventually, grouped, once_within, patient, service, view,
+};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 
@@ -25,6 +28,11 @@ fn slow(name: &'static str, pause: Duration) -> FakeServer {
             peer.respond(name);
         }
     })
+}
+
+/// Answers nothing.
+fn silent() -> FakeServer {
+    FakeServer::start(|peer| while peer.request().is_some() {})
 }
 
 fn ask(client: &mut Client, method: &str, fields: &str) -> (Response, Duration) {
@@ -53,25 +61,41 @@ fn is_late(response: &Response) {
 
 #[test]
 fn a_read_ends_with_its_deadline_and_what_became_of_an_update_is_unknown() {
-    let server = slow("a", MS(400));
-    let router = Router::start(&config("X-Request-Timeout", &[&[server.addr]]));
-    let mut client = router.client();
-    let (response, took) = ask(&mut client, "GET", "x-request-timeout: 120\r\n");
-    is_late(&response);
-    assert!((120..380).contains(&took.as_millis()), "{took:?}");
-    let (response, took) = ask(&mut client, "POST", "X-Request-Timeout: 120\r\n");
-    assert_eq!((response.status, &response.json()["retry"]), (502, &false.into()));
-    assert!(response.body.contains("outcome unknown") && took < MS(380), "{took:?}");
-    // The connection goes on, and so do requests whose time suffices, or that say none.
-    assert_eq!(ask(&mut client, "GET", "X-Request-Timeout: 5000\r\n").0.body, "a");
-    assert_eq!(ask(&mut client, "GET", "").0.body, "a");
-    assert_eq!((router.stats().unavailable, router.stats().unknown), (1, 1));
-    let times = told(&server, "x-request-timeout");
-    assert_eq!(times.len(), 3, "nothing is said where the client says nothing: {times:?}");
-    for (time, given) in times.iter().zip([120, 120, 5000]) {
-        let left: u64 = time.parse().unwrap();
-        assert!(left <= given && left + 100 > given, "{left} of {given}");
-    }
+    const GIVEN: u64 = 400;
+    const LATE: Duration = Duration::from_millis(260);
+    once_within(LATE, || {
+        // The first two have no answer.
+        let count = AtomicUsize::new(0);
+        let server = FakeServer::start(move |peer| {
+            while peer.request().is_some() {
+                if count.fetch_add(1, Ordering::SeqCst) >= 2 {
+                    peer.respond("a");
+                }
+            }
+        });
+        let router = Router::start(&config("X-Request-Timeout", &[&[server.addr]]));
+        let mut client = router.client();
+        let (response, read) = ask(&mut client, "GET", &format!("x-request-timeout: {GIVEN}\r\n"));
+        is_late(&response);
+        assert!(read >= MS(GIVEN), "{read:?}");
+        let (response, update) = ask(&mut client, "POST", &format!("X-Request-Timeout: {GIVEN}\r\n"));
+        assert_eq!((response.status, &response.json()["retry"]), (502, &false.into()));
+        assert!(response.body.contains("outcome unknown"), "{}", response.body);
+        // The connection goes on, and so do requests whose time suffices, or that say none.
+        assert_eq!(ask(&mut client, "GET", "X-Request-Timeout: 5000\r\n").0.body, "a");
+        assert_eq!(ask(&mut client, "GET", "").0.body, "a");
+        assert_eq!((router.stats().unavailable, router.stats().unknown), (1, 1));
+        let times = told(&server, "x-request-timeout");
+        assert_eq!(times.len(), 3, "nothing is said where the client says nothing: {times:?}");
+        let mut lost = MS(0);
+        for (time, given) in times.iter().zip([GIVEN, GIVEN, 5000]) {
+            let left: u64 = time.parse().unwrap();
+            assert!(left <= given, "{left} of {given}");
+            lost = lost.max(MS(given - left));
+        }
+        // How late the answers were; and less than a tenth of a second is lost before the server is told.
+        (read.max(update) - MS(GIVEN)).max(lost + LATE - MS(100))
+    });
 }
 
 #[test]
@@ -111,9 +135,12 @@ fn who_waits_for_a_leader_waits_no_longer_than_the_client() {
     let text = grouped("http", "key = \"header:x-key\"\ndeadline = \"header:x-t\"");
     let router = Router::start(&text);
     router.handle.update_group("g", &view(7, None, &[])).unwrap();
-    let (response, took) = ask(&mut router.client(), "POST", "X-T: 200\r\n");
-    is_late(&response);
-    assert!((200..1500).contains(&took.as_millis()), "{took:?}");
+    once_within(MS(1500), || {
+        let (response, took) = ask(&mut router.client(), "POST", "X-T: 200\r\n");
+        is_late(&response);
+        assert!(took >= MS(200), "{took:?}");
+        took
+    });
     // A deadline that is met changes nothing, and tells the server what is left.
     let server = slow("a", Duration::ZERO);
     thread::scope(|scope| {
@@ -129,34 +156,41 @@ fn who_waits_for_a_leader_waits_no_longer_than_the_client() {
 
 #[test]
 fn nothing_is_begun_after_the_deadline() {
+    once_within(MS(880), a_read_of_servers_that_hang_up_ends_with_its_deadline);
+}
+
+/// Returns how long that took.
+fn a_read_of_servers_that_hang_up_ends_with_its_deadline() -> Duration {
     // Each takes a request, and hangs up after a while.
     let dying = || {
         FakeServer::start(|peer| {
             peer.request();
-            thread::sleep(MS(90));
+            thread::sleep(MS(270));
         })
     };
     let servers = [dying(), dying(), dying()];
     let addrs: Vec<SocketAddr> = servers.iter().map(|server| server.addr).collect();
     let text = config("x-t", &[&addrs]).replace("[service.pmap]", "hedge = \"off\"\n[service.pmap]");
     let router = Router::start(&text);
-    let (response, took) = ask(&mut router.client(), "GET", "X-T: 140\r\n");
+    let (response, took) = ask(&mut router.client(), "GET", "X-T: 420\r\n");
     is_late(&response);
-    assert!((140..600).contains(&took.as_millis()), "{took:?}");
-    thread::sleep(MS(150));
+    assert!(took >= MS(420), "{took:?}");
+    thread::sleep(MS(450));
     let seen: usize = servers.iter().map(|server| server.seen().len()).sum();
     assert!((1..=2).contains(&seen), "{seen}");
+    took
 }
 
 #[test]
 fn a_second_clone_is_asked_in_time_and_told_what_is_left() {
-    let (silent, well) = (slow("silent", MS(3000)), slow("well", Duration::ZERO));
+    let (silent, well) = (silent(), slow("well", Duration::ZERO));
     let router = Router::start(&config("x-t", &[&[silent.addr, well.addr]]));
-    eventually("the silent one was asked", || {
+    eventually("both are asked", || {
         let (response, _) = ask(&mut router.client(), "GET", "X-T: 2000\r\n");
         assert_eq!(response.body, "well");
-        router.stats().hedged > 0 && !told(&silent, "x-t").is_empty()
+        router.stats().hedged > 0
     });
+    eventually("the silent one has heard it", || !told(&silent, "x-t").is_empty());
     let left = |server| told(server, "x-t").last().unwrap().parse::<u64>().unwrap();
     // On a busy machine it may have been the other way round.
     assert!(left(&well).abs_diff(left(&silent)) >= 15, "{} and {}", left(&well), left(&silent));
@@ -164,12 +198,12 @@ fn a_second_clone_is_asked_in_time_and_told_what_is_left() {
 
 #[test]
 fn a_server_about_which_nothing_but_deadlines_is_known_is_avoided() {
-    // Too short to tell silence from slowness, each on its own.
-    let (silent, well) = (slow("silent", MS(3000)), slow("well", Duration::ZERO));
-    let router = Router::start(&config("x-t", &[&[silent.addr, well.addr]]));
+    // Too short to tell silence from slowness, each on its own; long enough for a busy machine.
+    let (silent, well) = (silent(), slow("well", Duration::ZERO));
+    let router = Router::with(&config("x-t", &[&[silent.addr, well.addr]]), 1, patient);
     let mut late = 0;
     for _ in 0..100 {
-        late += usize::from(ask(&mut router.client(), "GET", "X-T: 15\r\n").0.status == 504);
+        late += usize::from(ask(&mut router.client(), "GET", "X-T: 300\r\n").0.status == 504);
     }
     assert!((1..30).contains(&late), "{late} of 100 were sent where nobody answers");
 }

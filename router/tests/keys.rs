@@ -122,10 +122,7 @@ fn who_waits_for_a_hundred_gets_it_when_the_body_must_be_read() {
 #[test]
 fn bodies_without_a_key_are_told_so_and_nobody_reads_on_for_ever() {
     let (a, b) = (FakeServer::echo("A"), FakeServer::echo("B"));
-    let router = by_table("key = \"json:/id\"", &a, &b, |limits| {
-        limits.head = Duration::from_millis(200);
-        limits.body_key = 4096;
-    });
+    let router = by_table("key = \"json:/id\"", &a, &b, |limits| limits.body_key = 4096);
     let mut client = router.client();
     client.send(request("/", JSON, "{\"x\":1}"));
     let response = client.response();
@@ -150,7 +147,8 @@ fn bodies_without_a_key_are_told_so_and_nobody_reads_on_for_ever() {
         assert!(response.body.contains(says), "{}", response.body);
         assert!(client.is_closed());
     }
-    let mut slow = router.client();
+    let hasty = by_table("key = \"json:/id\"", &a, &b, |limits| limits.head = Duration::from_millis(200));
+    let mut slow = hasty.client();
     slow.send(format!("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n{JSON}\r\n{{"));
     let response = slow.response();
     assert_eq!((response.status, response.json()["retry"].as_bool()), (408, Some(true)));

@@ -233,7 +233,8 @@ fn a_command_that_breaks_off_reaches_nobody() {
     assert!(slow.is_closed());
     eventually("they are gone", || router.stats().clients == 0);
     assert_eq!(server.seen(), Vec::<String>::new());
-    // In pieces, but whole.
+    // In pieces, but whole; on a busy machine they take their time.
+    let router = Router::start(&redis(&[&[server.addr]]));
     let mut client = router.client();
     for byte in whole.repeat(3).bytes() {
         client.send([byte]);

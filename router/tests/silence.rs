@@ -271,7 +271,9 @@ fn silence_on_a_connection_of_a_clients_own_counts_unless_the_client_may_wait() 
             }
         }
     });
-    let router = Router::start(&Redis.config("", &[&[server.addr]]));
+    // So long that nothing but the silence that is meant counts.
+    let config = Redis.config("", &[&[server.addr]]);
+    let router = Router::with(&config, 1, |limits| limits.hedge_after = MS(500));
     let (mut waiter, mut watcher) = (router.client(), router.client());
     waiter.send(command(&["BLPOP", "list", "0"]));
     eventually("it waits", || server.seen().contains(&"BLPOP list 0".into()));

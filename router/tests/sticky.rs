@@ -67,7 +67,7 @@ fn a_session_stays_with_its_clone_over_connections_and_routers() {
 
     let first = get(&mut router.client(), "k", "");
     let session = cookie(&first).unwrap();
-    router = Router::with(&config, 2, |_| {});
+    router = Router::with(&config, 2, patient);
     for _ in 0..12 {
         let again = get(&mut router.client(), "k", &session);
         assert_eq!((&again.body, cookie(&again)), (&first.body, None), "another router knows it too");
@@ -85,7 +85,7 @@ fn a_session_stays_with_its_clone_over_connections_and_routers() {
 fn a_session_whose_clone_dies_moves_once_and_stays_there() {
     let mut servers = servers();
     let addrs = addrs(&servers);
-    let router = Router::start(&service("http", STICKY, &[&addrs]));
+    let router = Router::with(&service("http", STICKY, &[&addrs]), 1, patient);
     let first = get(&mut router.client(), "k", "");
     let session = cookie(&first).unwrap();
     servers[first.body.parse::<usize>().unwrap()].kill();
@@ -102,7 +102,7 @@ fn a_session_whose_clone_dies_moves_once_and_stays_there() {
 #[test]
 fn a_cookie_chooses_only_among_the_clones_of_the_keys_own_array() {
     let (a, b) = (servers(), servers());
-    let router = Router::start(&service("http", STICKY, &[&addrs(&a), &addrs(&b)]));
+    let router = Router::with(&service("http", STICKY, &[&addrs(&a), &addrs(&b)]), 1, patient);
     let mut client = router.client();
     let server = |response: &Response| response.field("x-phalanx-server").unwrap().to_owned();
     let of = |servers: &[FakeServer], response: &Response| {
@@ -135,7 +135,7 @@ fn a_cookie_chooses_only_among_the_clones_of_the_keys_own_array() {
 fn updates_that_any_clone_may_take_stay_too_and_what_is_not_exposed_stays_the_servers() {
     let servers = servers();
     let more = "key = \"header:x-key\"\nreads = \"sticky\"\nupdates = \"any\"";
-    let router = Router::start(&service("http", more, &[&addrs(&servers)]));
+    let router = Router::with(&service("http", more, &[&addrs(&servers)]), 1, patient);
     let first = get(&mut router.client(), "k", "");
     assert_eq!(first.field("x-phalanx-mine"), Some("1"));
     let session = cookie(&first).unwrap();

@@ -384,6 +384,15 @@ impl Client {
         matches!(self.reader.read(&mut [0]), Ok(0)) || self.was_reset()
     }
 
+    /// Whether nothing has come that was not read yet, nor an end.
+    pub fn has_nothing(&self) -> bool {
+        self.stream.set_nonblocking(true).unwrap();
+        let peeked = self.stream.peek(&mut [0]);
+        self.stream.set_nonblocking(false).unwrap();
+        let pending = peeked.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock);
+        pending && self.reader.buffer().is_empty()
+    }
+
     fn was_reset(&mut self) -> bool {
         self.stream.read(&mut [0]).is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset)
     }
@@ -598,6 +607,20 @@ pub fn for_at_least(time: Duration, come_to_something: impl Fn() -> bool) {
     while !come_to_something() && start.elapsed() < 6 * PATIENCE {
         thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// Does what has to be quick three times and more, each of which says how long it took: one of them must be within `limit`.
+/// A busy machine is slow now and then; a router that is slow is so each time.
+pub fn once_within(limit: Duration, mut what: impl FnMut() -> Duration) {
+    let (start, mut took) = (Instant::now(), vec![]);
+    while took.len() < 3 || start.elapsed() < PATIENCE {
+        let time = what();
+        if time < limit {
+            return;
+        }
+        took.push(time);
+    }
+    panic!("never within {limit:?}: {took:?}");
 }
 
 /// An address at which connections are neither made nor refused, as if its machine had lost power; for as
