@@ -110,10 +110,10 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(5);
 
+    /// At an address that nobody else takes once it is gone.
     async fn listener() -> (TcpListener, SocketAddr) {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let address = listener.local_addr().unwrap();
-        (listener, address)
+        let address = ports::nobody();
+        (TcpListener::bind(address).await.unwrap(), address)
     }
 
     #[tokio::test]
@@ -144,8 +144,7 @@ mod tests {
 
     #[tokio::test]
     async fn waiting_ends_when_the_port_opens() {
-        let (listener, address) = listener().await;
-        drop(listener);
+        let address = ports::nobody();
         let opens_later = async {
             tokio::time::sleep(Duration::from_millis(50)).await;
             TcpListener::bind(address).await.expect("the port is still free")
@@ -157,8 +156,7 @@ mod tests {
 
     #[tokio::test]
     async fn waiting_ends_at_the_deadline_with_the_reason() {
-        let (listener, address) = listener().await;
-        drop(listener);
+        let address = ports::nobody();
         let deadline = Instant::now() + Duration::from_millis(60);
         let failed = wait_for_port(address, Duration::from_millis(25), deadline).await.unwrap_err();
         assert!(matches!(failed, ProbeError::Refused { .. }), "{failed}");

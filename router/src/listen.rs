@@ -82,8 +82,8 @@ mod tests {
                 assert_eq!(shared(addr, second).unwrap_err().kind(), io::ErrorKind::AddrInUse);
             }
         }
-        let plain = std::net::TcpListener::bind(any()).unwrap();
-        let addr = plain.local_addr().unwrap();
+        let addr = ports::nobody();
+        let plain = std::net::TcpListener::bind(addr).unwrap();
         assert_eq!(shared(addr, 2).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         drop(plain);
         shared(addr, 2).unwrap();
