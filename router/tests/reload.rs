@@ -9,7 +9,7 @@ use std::{
     os::unix::fs::PermissionsExt,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -202,10 +202,10 @@ fn another_protocol_at_the_same_address_sends_away_who_spoke_the_old_one() {
 
 #[test]
 fn connections_that_were_let_in_by_an_old_password_end() {
-    let open = Arc::new(AtomicUsize::new(0));
-    let counted = open.clone();
+    let (open, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (counted, highest) = (open.clone(), most.clone());
     let server = FakeServer::start(move |peer| {
-        counted.fetch_add(1, Ordering::SeqCst);
+        highest.fetch_max(counted.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
         let mut password = String::new();
         while let Some(args) = peer.command() {
             match args[0].as_str() {
@@ -234,7 +234,7 @@ fn connections_that_were_let_in_by_an_old_password_end() {
         assert_eq!(client.command(&["GET", "k"]), format!("+p{n}\r\n"));
         assert_eq!(other.command(&["GET", "k"]), "+\r\n");
     }
-    assert!(open.load(Ordering::SeqCst) > 2, "the test must have tested something");
+    assert!(most.load(Ordering::SeqCst) > 2, "the test must have tested something");
     eventually("one for each service is left", || open.load(Ordering::SeqCst) == 2);
     // The numbers of lanes that were given back are taken again, by whoever comes.
     for n in 12..15 {
@@ -299,7 +299,8 @@ fn variant(
     text
 }
 
-fn http_load(id: usize, addr: SocketAddr, stop: &AtomicBool) -> u64 {
+/// Asks and counts what is answered, until it is stopped.
+fn http_load(id: usize, addr: SocketAddr, stop: &AtomicBool, count: &AtomicU64) {
     let mut answered = 0;
     while !stop.load(Ordering::SeqCst) {
         let mut client = Client::connect(addr);
@@ -309,14 +310,14 @@ fn http_load(id: usize, addr: SocketAddr, stop: &AtomicBool) -> u64 {
             for nonce in &nonces {
                 let response = client.response();
                 assert_eq!((response.status, response.body.as_str()), (200, format!("web:{nonce}").as_str()));
-                answered += 1;
+                answered = count.fetch_add(1, Ordering::SeqCst) + 1;
             }
         }
     }
-    answered
 }
 
-fn redis_load(id: usize, addr: SocketAddr, stop: &AtomicBool) -> u64 {
+/// As [`http_load`].
+fn redis_load(id: usize, addr: SocketAddr, stop: &AtomicBool, count: &AtomicU64) {
     let mut answered = 0;
     while !stop.load(Ordering::SeqCst) {
         let mut client = Client::connect(addr);
@@ -325,11 +326,10 @@ fn redis_load(id: usize, addr: SocketAddr, stop: &AtomicBool) -> u64 {
             client.send(nonces.iter().map(|nonce| command(&["SET", nonce, nonce])).collect::<String>());
             for nonce in &nonces {
                 assert_eq!(client.reply(), format!("${}\r\n{nonce}\r\n", nonce.len()));
-                answered += 1;
+                answered = count.fetch_add(1, Ordering::SeqCst) + 1;
             }
         }
     }
-    answered
 }
 
 #[test]
@@ -349,26 +349,32 @@ fn no_request_fails_while_the_configuration_changes_all_the_time() {
     let (web, kv) = (nobody(), nobody());
     let router = Router::with(&variant(0, web, kv, &servers_at, &stores_at), 2, |_| {});
     let stop = Arc::new(AtomicBool::new(false));
+    let counts: Arc<[AtomicU64; 8]> = Arc::default();
     let clients: Vec<_> = (0..8)
         .map(|id| {
-            let stop = stop.clone();
-            thread::spawn(
-                move || if id % 2 == 0 { http_load(id, web, &stop) } else { redis_load(id, kv, &stop) },
-            )
+            let (stop, counts) = (stop.clone(), counts.clone());
+            thread::spawn(move || match id % 2 {
+                0 => http_load(id, web, &stop, &counts[id]),
+                _ => redis_load(id, kv, &stop, &counts[id]),
+            })
         })
         .collect();
     let start = Instant::now();
     let mut reloads = 0;
-    while start.elapsed() < Duration::from_secs(3) && clients.iter().all(|client| !client.is_finished()) {
+    let answered = || counts.each_ref().map(|count| count.load(Ordering::SeqCst));
+    let is_enough = |reloads| reloads >= 20 && answered().iter().all(|answered| *answered > 100);
+    // On a busy machine until it has come to something.
+    while (start.elapsed() < Duration::from_secs(3) || !is_enough(reloads) && start.elapsed() < 6 * PATIENCE)
+        && clients.iter().all(|client| !client.is_finished())
+    {
         reloads += 1;
         reload(&router, &variant(reloads, web, kv, &servers_at, &stores_at));
         thread::sleep(Duration::from_millis(50));
     }
     stop.store(true, Ordering::SeqCst);
-    let answered: Vec<u64> =
-        clients.into_iter().map(|client| client.join().expect("no request fails")).collect();
-    println!("{reloads} reloads, {answered:?} answers");
-    assert!(reloads >= 20 && answered.iter().all(|answered| *answered > 100), "{reloads} {answered:?}");
+    clients.into_iter().for_each(|client| client.join().expect("no request fails"));
+    println!("{reloads} reloads, {:?} answers", answered());
+    assert!(is_enough(reloads), "{reloads} {:?}", answered());
 }
 
 /// A changed configuration once began to count at nothing: each reload let as many again through.

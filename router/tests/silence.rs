@@ -38,12 +38,22 @@ fn mood(well: bool) -> Arc<AtomicBool> {
     Arc::new(AtomicBool::new(well))
 }
 
-/// Several clients ask one question after the other, no two alike, until they are told to stop. Returns how long
-/// answers took, the longest first.
-fn load(router: &Router, clients: usize, meanwhile: impl FnOnce(), ask: Ask<'_>) -> Vec<Duration> {
+/// How many clients ask a router with a server that falls silent, and how many one beside it whose servers never do.
+const CLIENTS: usize = 16;
+const BESIDE: usize = 4;
+
+/// How long answers took, the longest first.
+struct Times {
+    all: Vec<Duration>,
+    /// Those of the same questions at the same time where no server was silent.
+    beside: Vec<Duration>,
+}
+
+/// Several clients ask one question after the other, no two alike, until they are told to stop.
+fn load(router: &Router, calm: &Router, meanwhile: impl FnOnce(), ask: Ask<'_>) -> Times {
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
-        let one = |id: usize| {
+        let one = |router: &Router, id: usize| {
             let (stop, mut client) = (&stop, router.client());
             scope.spawn(move || {
                 let mut times = vec![];
@@ -58,28 +68,40 @@ fn load(router: &Router, clients: usize, meanwhile: impl FnOnce(), ask: Ask<'_>)
                 times
             })
         };
-        let threads: Vec<_> = (0..clients).map(one).collect();
+        let all: Vec<_> = (0..CLIENTS).map(|id| one(router, id)).collect();
+        let beside: Vec<_> = (CLIENTS..CLIENTS + BESIDE).map(|id| one(calm, id)).collect();
         meanwhile();
         stop.store(true, Ordering::SeqCst);
-        let mut times: Vec<Duration> = threads.into_iter().flat_map(|one| one.join().unwrap()).collect();
-        times.sort_unstable_by(|a, b| b.cmp(a));
-        times
+        let [all, beside] = [all, beside].map(|threads| {
+            let mut times: Vec<Duration> = threads.into_iter().flat_map(|one| one.join().unwrap()).collect();
+            times.sort_unstable_by(|a, b| b.cmp(a));
+            times
+        });
+        Times { all, beside }
     })
 }
 
 type Ask<'a> = &'a (dyn Fn(&mut Client, &str) + Sync);
 
 /// What the load says of itself. The machine may be busy, so that little is asserted of times.
-fn judge(what: &str, times: &[Duration], router: &Router) {
+fn judge(what: &str, Times { all: times, beside }: &Times, router: &Router) {
     let stats = router.stats();
-    let p99 = times[times.len() / 100];
-    println!("{what}: {} reads, p99 {p99:?}, worst {:?}, {} hedged", times.len(), times[0], stats.hedged);
+    let slowest = times.len() / 100;
+    let p99 = times[slowest];
+    // Whenever this machine stands still one read of each client is slow: of each client as many are left out.
+    let calm = beside[slowest * BESIDE / CLIENTS];
+    println!(
+        "{what}: {} reads, p99 {p99:?} ({calm:?} where nobody is silent), worst {:?}, {} hedged",
+        times.len(),
+        times[0],
+        stats.hedged
+    );
     assert!(stats.hedged > 0, "{what}");
     // Twenty, and two a second, are possible however few reads there are.
     let most = stats.requests as usize / 20 + 30;
     assert!(stats.hedged as usize <= most, "{what}: {} of {} hedged", stats.hedged, times.len());
     assert!(times[0] < Duration::from_secs(3), "{what}: {:?}", times[0]);
-    assert!(p99 < Duration::from_millis(150), "{what}: {p99:?}");
+    assert!(p99 < MS(150) + calm, "{what}: {p99:?}, {calm:?} where nobody is silent");
     assert_eq!((stats.unavailable, stats.unknown), (0, 0), "{what}");
 }
 
@@ -101,12 +123,19 @@ fn reads_about_which_a_server_is_silent_are_answered_by_another() {
             hung.store(true, Ordering::SeqCst);
             thread::sleep(MS(300));
         };
-        let times = load(&router, 16, meanwhile, &|client, nonce| {
+        let calm = Router::start(&speech.config("", &[&addrs[1..]]));
+        let times = load(&router, &calm, meanwhile, &|client, nonce| {
             speech.read(client, nonce);
         });
         judge(&format!("{speech:?}"), &times, &router);
-        let mut client = router.client();
-        eventually("it is used again", || speech.read(&mut client, "x") == "a");
+        // By many at once: one alone would ask whoever was quick lately until that is forgotten.
+        let ask = || speech.read(&mut router.client(), "x") == "a";
+        eventually("it is used again", || {
+            thread::scope(|scope| {
+                let asked: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(ask)).collect();
+                asked.into_iter().any(|one| one.join().unwrap())
+            })
+        });
     }
 }
 
@@ -311,7 +340,8 @@ fn a_stopped_redis_is_not_waited_for() {
         thread::sleep(MS(400));
     };
     // Eight commands at once, some of them split over partitions; each value says which key it belongs to.
-    let times = load(&router, 16, meanwhile, &|client, nonce| {
+    let calm = Router::start(&Redis.config("", &[&[addrs[0], addrs[2]]]));
+    let times = load(&router, &calm, meanwhile, &|client, nonce| {
         let n: usize = nonce.replace('.', "").parse().unwrap();
         let keys: Vec<String> = (0..8).map(|k| ((n + k * 111) % 1000).to_string()).collect();
         client.send(keys.iter().map(|key| command(&["GET", key])).collect::<String>());

@@ -221,7 +221,7 @@ fn besiege(mut streams: Vec<Vec<u8>>, paused: bool) -> (usize, u64) {
     );
     let config = Config::parse(&config, "r.toml".as_ref(), Surroundings::default()).unwrap();
     let mut limits = Limits::default();
-    limits.response = Duration::from_millis(500);
+    limits.response = Duration::from_millis(1500);
     limits.stall = Duration::from_millis(500);
     let router = router::start(&config, Options::new().workers(1).limits(limits)).unwrap();
     let addr = router.serving()[0].listen;

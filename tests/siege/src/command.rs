@@ -6,7 +6,7 @@ use std::{
     net::{SocketAddr, TcpStream},
     path::Path,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -117,9 +117,15 @@ pub fn idle(binary: &Path, count: usize) -> Idle {
         let mut first = connect(50);
         ask(&mut first);
         thread::sleep(Duration::from_millis(200));
-        let before = field.router.resident();
+        let (before, files) = (field.router.resident(), field.router.files());
         let mut clients = connect(count);
-        thread::sleep(Duration::from_millis(500));
+        // Until all of them are there.
+        let begun = Instant::now();
+        while field.router.files() < files + count {
+            assert!(begun.elapsed() < Duration::from_secs(30), "it accepts them");
+            thread::sleep(Duration::from_millis(10));
+        }
+        thread::sleep(Duration::from_millis(200));
         let silent = field.router.resident();
         ask(&mut clients);
         thread::sleep(Duration::from_millis(200));

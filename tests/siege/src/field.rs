@@ -64,6 +64,14 @@ impl Process {
         statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).expect("a number") * 4096
     }
 
+    /// How many files it has open, sockets above all.
+    ///
+    /// # Panics
+    /// If it has ended.
+    pub fn files(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("it lives").count()
+    }
+
     /// How long it has used a processor, in clock ticks.
     pub fn ticks(&self) -> u64 {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it lives");
