@@ -51,7 +51,11 @@ fn build_previous() -> Option<PathBuf> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(&tree).args(["build", "--locked", "--bin", "phalanx"]);
     cargo.env("CARGO_TARGET_DIR", home.join("target")).env_remove("RUSTFLAGS");
-    cargo.env("CARGO_PROFILE_DEV_DEBUG", "none"); // it is quicker built, and nobody debugs it
+    // It is quicker built: nobody debugs it, and it neither simulates nor judges.
+    cargo.env("CARGO_PROFILE_DEV_DEBUG", "none");
+    for unused in ["sim", "checker"] {
+        cargo.args(["--config", &format!("profile.dev.package.{unused}.opt-level=0")]);
+    }
     assert!(ran(&mut cargo), "the previous build cannot be built");
     // The last step, so that whoever finds it finds all of it.
     std::fs::rename(home.join("target/debug/phalanx"), &binary).expect("it was just built");

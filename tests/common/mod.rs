@@ -169,9 +169,9 @@ impl Proc {
         self.until(name, |event| event["event"] == name)
     }
 
-    /// The first event of this name: among what was read already, else the next one.
+    /// The first event of this name: among what was read already, else the next one. What comes after it is not read yet.
     pub fn first_event(&mut self, name: &str) -> Value {
-        let known = self.drain().iter().find(|event| event["event"] == name).cloned();
+        let known = self.seen.iter().find(|event| event["event"] == name).cloned();
         known.unwrap_or_else(|| self.until_event(name))
     }
 
