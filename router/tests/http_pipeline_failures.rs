@@ -210,7 +210,8 @@ fn a_server_that_is_killed_again_and_again_costs_no_read() {
                     if stop.load(Ordering::SeqCst) {
                         return;
                     }
-                    assert_eq!(ask(&mut client, &format!("{id}-{n}")).status, 200);
+                    let response = ask(&mut client, &format!("{id}-{n}"));
+                    assert_eq!(response.status, 200, "{response:?}");
                     answered.fetch_add(1, Ordering::SeqCst);
                 }
             });
