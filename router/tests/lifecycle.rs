@@ -92,21 +92,19 @@ fn a_shutdown_finishes_redis_commands_and_cuts_what_takes_too_long() {
     assert!(client.is_closed());
     stopper.join().unwrap();
 
-    // The quickest counts: this machine may be busy.
-    let cut = |seen| {
+    once_within(Duration::from_secs(1), || {
         let router = Router::start(&redis(&[&[server.addr]]));
         let mut client = router.client();
+        let before = server.seen().len();
         client.send(command(&["GET", "slow"]));
-        eventually("it arrives", || server.seen().len() == seen);
+        eventually("it arrives", || server.seen().len() > before);
         let start = Instant::now();
         router.handle.shutdown(Duration::from_millis(200));
         let took = start.elapsed();
         assert!(took >= Duration::from_millis(200), "{took:?}");
         assert!(client.is_closed());
         took
-    };
-    let soonest = (3..6).map(cut).min().unwrap();
-    assert!(soonest < Duration::from_secs(1), "{soonest:?}");
+    });
 }
 
 #[test]

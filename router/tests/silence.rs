@@ -101,7 +101,8 @@ fn judge(what: &str, Times { all: times, beside }: &Times, router: &Router) {
     let most = stats.requests as usize / 20 + 30;
     assert!(stats.hedged as usize <= most, "{what}: {} of {} hedged", stats.hedged, times.len());
     assert!(times[0] < Duration::from_secs(3), "{what}: {:?}", times[0]);
-    assert!(p99 < MS(150) + calm, "{what}: {p99:?}, {calm:?} where nobody is silent");
+    // Who is not answered by the first asks a second one, which takes as long again.
+    assert!(p99 < MS(150) + 2 * calm, "{what}: {p99:?}, {calm:?} where nobody is silent");
     assert_eq!((stats.unavailable, stats.unknown), (0, 0), "{what}");
 }
 

@@ -210,8 +210,8 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_that_is_too_long_for_a_datagram_is_asked_for_again_by_tcp() {
-        let tcp = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let addr = tcp.local_addr().expect("bound");
+        let addr = ports::nobody();
+        let tcp = TcpListener::bind(addr).await.expect("a port");
         let udp = UdpSocket::bind(addr).await.expect("the same port");
         let by_udp = tokio::spawn(async move {
             let mut buffer = [0; 2048];
@@ -242,7 +242,7 @@ mod tests {
     #[tokio::test]
     async fn a_round_leaves_no_task_behind() {
         // A resolver has tasks of its own, and there is a fresh one in every round.
-        let nobody = UdpSocket::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("bound");
+        let nobody = ports::nobody();
         for _ in 0..5 {
             ask(&target(nobody)).await.expect_err("nobody answers");
         }

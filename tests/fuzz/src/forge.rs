@@ -472,9 +472,16 @@ async fn added_to(members: &[Member]) -> u64 {
     for member in members {
         member.tap.adds.store(false, Relaxed);
     }
-    // What is on its way yet.
+    let added = || members.iter().map(|m| m.tap.added.load(Relaxed)).sum::<u64>();
+    // What is on its way yet; and then whatever would be one too many.
+    let arrived = async {
+        while of_all(&refused) - before.0 < added() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let _in_time = timeout(Duration::from_secs(30), arrived).await;
     sleep(Duration::from_millis(500)).await;
-    let added = members.iter().map(|m| m.tap.added.load(Relaxed)).sum();
+    let added = added();
     assert!(added >= 8, "only {added} records were added");
     assert_eq!((of_all(&refused) - before.0, ended() - before.1), (added, 0));
     added
