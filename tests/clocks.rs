@@ -19,9 +19,12 @@ const HEARTBEAT: &str = "50ms";
 const SHORT: &str = "500ms";
 /// A lease that a busy machine takes from nobody, and far shorter than what wall clocks jump by.
 const LONG: &str = "3s";
+/// There is one cluster: nobody begins another one where a busy machine keeps it from finding the others, or a majority.
+const FOUNDS: &str = "alone-after=3s";
+const JOINS: &str = "join";
 
 /// A member whose clocks are what the file says, if there is the library for that.
-fn start(dir: &Dir, name: &str, wall_only: bool) -> Option<Proc> {
+fn start(dir: &Dir, name: &str, wall_only: bool, bootstrap: &str) -> Option<Proc> {
     if !needs(Path::new(LIBRARY).is_file(), "libfaketime is not installed") {
         return None;
     }
@@ -33,7 +36,7 @@ fn start(dir: &Dir, name: &str, wall_only: bool) -> Option<Proc> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_phalanx"));
     command.args(["--json", "join", "g", "--no-stdin", "--name", name, "--rendezvous", &rendezvous]);
     let lease = if wall_only { LONG } else { SHORT };
-    command.args(["--lease", lease, "--heartbeat", HEARTBEAT]);
+    command.args(["--lease", lease, "--heartbeat", HEARTBEAT, "--bootstrap", bootstrap, "--give-up", "1h"]);
     command.args(["--trace", &dir.file(&format!("{name}.jsonl"))]);
     command.env("LD_PRELOAD", LIBRARY).env("FAKETIME_TIMESTAMP_FILE", clock);
     // Read again with every look at the clock.
@@ -51,7 +54,7 @@ fn clock_of(name: &str) -> String {
 fn three(dir: &Dir, wall_only: bool) -> Option<Vec<Proc>> {
     let mut all = Vec::new();
     for (n, name) in ["a", "b", "c"].into_iter().enumerate() {
-        all.push(start(dir, name, wall_only)?);
+        all.push(start(dir, name, wall_only, if n == 0 { FOUNDS } else { JOINS })?);
         for proc in &mut all {
             proc.until_members(n + 1);
         }
@@ -110,7 +113,7 @@ fn a_wall_clock_that_jumps_changes_nothing() {
     all[0].until_event("leading");
     assert!(killed.elapsed() < 10 * PAUSE);
     drop(leader);
-    let more = start(&dir, "a", true).expect("as before");
+    let more = start(&dir, "a", true, JOINS).expect("as before");
     all.push(more);
     for proc in &mut all {
         proc.until_members(3);

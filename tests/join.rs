@@ -19,7 +19,22 @@ fn now_ns() -> u64 {
 /// `n` members, all of which see each other.
 fn group_of(n: usize, dir: &Dir, more: &[&str]) -> Vec<Proc> {
     let start = |i: usize| Proc::join("g", &format!("n{i}"), &dir.rendezvous(), more);
-    let mut procs: Vec<Proc> = (0..n).map(start).collect();
+    together((0..n).map(start).collect())
+}
+
+/// The same, founded by the first one: of two that found clusters the one that gives way dissolves, and `--once` ends it.
+fn group_founded_by_one(n: usize, dir: &Dir, more: &[&str]) -> Vec<Proc> {
+    let start = |i: usize, more: &[&str]| Proc::join("g", &format!("n{i}"), &dir.rendezvous(), more);
+    let mut procs = vec![start(0, more)];
+    procs[0].until_event("leading");
+    let joins = [more, &["--bootstrap", "join"]].concat();
+    procs.extend((1..n).map(|i| start(i, &joins)));
+    together(procs)
+}
+
+/// Waits until all of them see each other.
+fn together(mut procs: Vec<Proc>) -> Vec<Proc> {
+    let n = procs.len();
     let views: Vec<Value> = procs.iter_mut().map(|p| p.until_members(n)).collect();
     for view in &views {
         assert_eq!(names(view), names(&views[0]), "everyone sees the same ranks");
@@ -292,7 +307,7 @@ fn all_that_are_told_to_end_at_once_leave_in_order_and_at_once() {
     for kind in [&[][..], &["--plain"]] {
         let dir = Dir::new();
         let more = [&["--once", "--lease", "10s", "--admin", "127.0.0.1:0"], kind].concat();
-        let mut procs = group_of(5, &dir, &more);
+        let mut procs = group_founded_by_one(5, &dir, &more);
         until_core(&procs, 5);
         let begun = std::time::Instant::now();
         for proc in &mut procs {

@@ -196,13 +196,15 @@ fn a_stopped_wrapper_cannot_prolong_its_command() {
 fn what_runs_while_a_node_leads_ends_with_the_codes_that_are_documented() {
     let dir = Dir::new();
     let rendezvous = dir.rendezvous();
-    let locked = |script: &str| run(&["lock", "g", "--rendezvous", &rendezvous, "--", "sh", "-c", script]);
+    // Nobody loses the lead.
+    let lease = ["--lease", "5s", "--rendezvous", &rendezvous, "--"];
+    let locked = |script: &str| run(&[&["lock", "g"], &lease[..], &["sh", "-c", script]].concat());
     let output =
         locked("echo $PHALANX_GROUP; test $PHALANX_TOKEN -gt 0 && test $PHALANX_VIEW -gt 0 && exit 7");
     assert_eq!((output.status.code(), stdout(&output)), (Some(7), "g\n".to_owned()), "{}", stderr(&output));
     assert_eq!(locked("kill -9 $$").status.code(), Some(137));
     assert_eq!(locked("exit 0").status.code(), Some(0));
-    let exclusive = ["run", "--exclusive", "--group", "g", "--rendezvous", &rendezvous, "--"];
+    let exclusive = [&["run", "--exclusive", "--group", "g"], &lease[..]].concat();
     assert_eq!(run(&[&exclusive[..], &["sh", "-c", "exit 8"]].concat()).status.code(), Some(8));
     assert_eq!(run(&[&exclusive[..], &["no-such-program-here"]].concat()).status.code(), Some(2));
     let unfounded = ["lock", "g", "--bootstrap", "join", "--join-timeout", "300ms"];

@@ -143,7 +143,8 @@ impl Wrapper {
 /// lease is over.
 pub(crate) fn end_without_leaving(error: &std::io::Error) -> ! {
     complain(format_args!("{error}: this node ends without leaving, and the others wait for its lease"));
-    output::finish(Duration::from_millis(100));
+    // Nothing that acts waits for this: a thread that is new writes it, which a busy machine may keep waiting.
+    output::finish(Duration::from_secs(1));
     std::process::exit(super::exit::FAILED.into())
 }
 

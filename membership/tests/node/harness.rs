@@ -83,7 +83,10 @@ impl Place {
     pub async fn members(&self, count: usize, group: &str) -> Vec<Membership> {
         let mut members = Vec::new();
         for number in 0..count {
-            let node = self.node(&format!("n{number}")).await;
+            let builder = self.builder(&format!("n{number}"));
+            // One cluster: of two that are founded one dissolves, and with it whoever leads in it.
+            let builder = if number == 0 { builder } else { builder.bootstrap(Bootstrap::Join) };
+            let node = builder.start().await.expect("starts");
             let member = node.join(group, None).await.expect("runs");
             within("a member joins", view(&mut member.views(), |v| v.members.len() == number + 1)).await;
             members.push(member);

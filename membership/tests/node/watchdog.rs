@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use membership::{Watchdog, What};
+use membership::{Bootstrap, Watchdog, What};
 
 use crate::harness::{Place, event, names, quiet, view, within};
 
@@ -45,7 +45,8 @@ async fn a_node_whose_application_stands_still_does_not_lead_and_comes_back_with
     let one = still.join("g", None).await.expect("runs");
     let mut events = one.events();
     let leadership = within("the lead", one.until_leader()).await.expect("runs");
-    let other = place.node("other").await;
+    // Not with a cluster of its own, into which the first one could dissolve.
+    let other = place.builder("other").bootstrap(Bootstrap::Join).start().await.expect("starts");
     let two = other.join("g", None).await.expect("runs");
     within("both", view(&mut two.views(), |view| view.members.len() == 2)).await;
     tokio::time::sleep(LIMIT * 2).await;
