@@ -85,13 +85,14 @@ impl Clock {
 
     /// Reads the real clock. If this thread did not get to that for long, deadlines move by that time: what a stopped process, or one
     /// without a processor, did not see cannot be held against others. One that was armed just now was armed by a clock that
-    /// stood still, and would pass at once.
+    /// stood still, and would pass at once. Each time counts as one tick, though: or nothing would ever be given up by a thread that
+    /// comes late to all of them.
     pub fn refresh(&self) {
         let now = self.real();
         let lost = now - self.now.replace(now);
         if lost > STALL {
             for slot in self.slots.borrow_mut().iter_mut().filter(|slot| slot.due != Instant::MAX) {
-                slot.due = slot.due.after(lost);
+                slot.due = slot.due.after(lost - TICK);
             }
         }
     }
@@ -224,5 +225,24 @@ mod tests {
             clock.refresh();
         }
         assert!(before.passed(&cx) && after.passed(&cx) && !never.passed(&cx));
+    }
+
+    #[test]
+    fn a_thread_that_always_comes_late_gives_up_in_the_end() {
+        let clock = Rc::new(Clock::new());
+        clock.refresh();
+        let deadline = Deadline::new(&clock);
+        deadline.arm(MS(50));
+        let cx = Context::from_waker(Waker::noop());
+        let late = |_: &u32| {
+            sleep(STALL + MS(10));
+            clock.refresh();
+            !deadline.passed(&cx)
+        };
+        assert_eq!(
+            (0..100).take_while(late).count(),
+            3,
+            "two ticks and a half, and the one that it may be behind"
+        );
     }
 }
