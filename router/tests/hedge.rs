@@ -68,6 +68,20 @@ fn a_read_about_which_a_server_is_silent_is_answered_by_another() {
 }
 
 #[test]
+fn a_server_that_is_well_again_is_used_by_a_client_that_is_alone_too() {
+    let mood = Arc::new(AtomicBool::new(false));
+    let (hung, well) = (moody("a", &mood, Duration::ZERO), FakeServer::echo("b"));
+    let router = Router::start(&http(&[&[hung.addr, well.addr]]));
+    let mut client = router.client();
+    eventually("it was silent", || {
+        assert_eq!(get(&mut client, "/x").status, 200);
+        !hung.seen().is_empty()
+    });
+    mood.store(true, Ordering::SeqCst);
+    eventually("it gets requests again", || get(&mut client, "/x").body == "a /x");
+}
+
+#[test]
 fn updates_wait_for_their_server() {
     let (hung, well) = (moody("a", &Arc::new(AtomicBool::new(false)), Duration::ZERO), FakeServer::echo("b"));
     let router = Router::with(&http(&[&[hung.addr, well.addr]]), 1, |limits| {
